@@ -1,0 +1,1 @@
+//! Turns Kubernetes objects and kernel network state into tables.

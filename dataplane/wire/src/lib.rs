@@ -1,0 +1,1 @@
+//! Headers, addresses and checksums.

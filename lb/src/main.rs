@@ -1,0 +1,2 @@
+//! A kernel-bypass L4 load balancer for Kubernetes Services.
+fn main() {}
