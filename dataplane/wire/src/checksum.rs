@@ -1,0 +1,241 @@
+//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
+//!
+//! One's complement sums do not depend on byte order as long as every word is read the same way
+//! (RFC 1071 section 2 B), so all sums here are over words in *memory* order: nothing is swapped.
+//! [`Sum`] is a running sum, [`Delta`] a folded difference, [`Checksum`] the two bytes in a header;
+//! the types differ so that none is taken for another. Never decides which packet deserves one.
+
+use core::net::Ipv4Addr;
+
+use crate::addr::{L4Port, Protocol};
+
+/// A running one's complement sum of 16-bit words in memory order, not yet folded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// The empty sum.
+    pub const ZERO: Self = Self(0);
+
+    /// Adds two bytes that stand at an even offset.
+    #[inline]
+    #[must_use]
+    pub const fn word(self, bytes: [u8; 2]) -> Self {
+        Self(self.0 + u16::from_ne_bytes(bytes) as u64)
+    }
+
+    /// Adds an IPv4 address.
+    #[inline]
+    #[must_use]
+    pub const fn addr(self, addr: Ipv4Addr) -> Self {
+        // Two words at once: folding adds the halves later (RFC 1071 section 2 A, any order).
+        Self(self.0 + u32::from_ne_bytes(addr.octets()) as u64)
+    }
+
+    /// Adds a port.
+    #[inline]
+    #[must_use]
+    pub const fn port(self, port: L4Port) -> Self {
+        self.word(port.wire())
+    }
+
+    /// Adds a run of bytes that starts at an even offset; an odd tail is padded with a zero byte.
+    #[must_use]
+    pub fn bytes(self, bytes: &[u8]) -> Self {
+        let mut sum = self.0;
+        let (words, tail) = bytes.as_chunks::<4>();
+        for word in words {
+            sum += u64::from(u32::from_ne_bytes(*word));
+        }
+        let (pairs, odd) = tail.as_chunks::<2>();
+        for pair in pairs {
+            sum += u64::from(u16::from_ne_bytes(*pair));
+        }
+        if let [last] = odd {
+            sum += u64::from(u16::from_ne_bytes([*last, 0]));
+        }
+        Self(sum)
+    }
+
+    /// The IPv4 pseudo header of TCP (RFC 9293 section 3.1) and UDP (RFC 768).
+    #[inline]
+    #[must_use]
+    pub const fn pseudo_header(src: Ipv4Addr, dst: Ipv4Addr, protocol: Protocol, l4_len: u16) -> Self {
+        Self::ZERO.addr(src).addr(dst).word([0, protocol.number()]).word(l4_len.to_be_bytes())
+    }
+
+    /// The sum folded to 16 bits, in memory order. Zero only if every added word was zero.
+    #[inline]
+    #[must_use]
+    pub const fn fold(self) -> u16 {
+        fold(self.0)
+    }
+
+    /// The checksum of what was added.
+    #[inline]
+    #[must_use]
+    pub const fn checksum(self) -> Checksum {
+        Checksum((!self.fold()).to_ne_bytes())
+    }
+}
+
+/// What a change of some words does to a checksum over them: `~m + m'` of RFC 1624, folded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Delta(u16);
+
+impl Delta {
+    /// No change.
+    pub const NONE: Self = Self(0);
+
+    /// What one TTL decrement does to the IPv4 header checksum.
+    ///
+    /// The TTL is the first byte of its word; in one's complement `~w + (w - k)` is `~k`, whatever `w`.
+    pub const TTL_DECREMENT: Self = Self(!u16::from_ne_bytes([1, 0]));
+
+    /// The change from words that sum to `old` to words that sum to `new`.
+    #[inline]
+    #[must_use]
+    pub const fn between(old: Sum, new: Sum) -> Self {
+        Self(fold((!old.fold()) as u64 + new.fold() as u64))
+    }
+
+    /// Both changes, in any order.
+    #[inline]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(fold(self.0 as u64 + other.0 as u64))
+    }
+
+    /// The form that a conntrack entry stores.
+    #[inline]
+    pub const fn to_bits(self) -> u16 {
+        self.0
+    }
+
+    /// The inverse of [`Delta::to_bits`].
+    #[inline]
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+}
+
+/// A checksum as it stands in a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Checksum(
+    /// The two bytes in wire order.
+    pub [u8; 2],
+);
+
+impl Checksum {
+    /// RFC 768: the sender computed none.
+    pub const NONE: Self = Self([0, 0]);
+
+    /// RFC 1624 equation 3: `HC' = ~(~HC + ~m + m')`.
+    #[inline]
+    #[must_use]
+    pub const fn update(self, delta: Delta) -> Self {
+        let complement = !u16::from_ne_bytes(self.0);
+        Self((!fold(complement as u64 + delta.0 as u64)).to_ne_bytes())
+    }
+
+    /// RFC 768: a computed zero is sent as all ones, since zero means none.
+    #[inline]
+    #[must_use]
+    pub const fn or_all_ones(self) -> Self {
+        if matches!(self.0, [0, 0]) { Self([0xff, 0xff]) } else { self }
+    }
+
+    /// Whether the field holds the bare pseudo-header sum that Linux leaves for a device to complete
+    /// (`CHECKSUM_PARTIAL`; `net/ipv4/tcp_ipv4.c`, `__tcp_v4_send_check`). A complete checksum looks
+    /// like one by chance once in 2^16; completing it again then gives the same value.
+    #[inline]
+    #[must_use]
+    pub const fn is_partial(self, pseudo_header: Sum) -> bool {
+        let field = u16::from_ne_bytes(self.0);
+        field == pseudo_header.fold()
+    }
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "three folds leave 16 bits of any 64-bit sum")]
+const fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// 0x0000 and 0xffff are the same number in one's complement.
+    fn same(a: Checksum, b: Checksum) -> bool {
+        let norm = |c: Checksum| if c.0 == [0xff, 0xff] { [0, 0] } else { c.0 };
+        norm(a) == norm(b)
+    }
+
+    #[test]
+    fn the_example_of_rfc_1071_section_3_sums_to_ddf2() {
+        let sum = Sum::ZERO.bytes(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
+        assert_eq!(sum.fold().to_ne_bytes(), [0xdd, 0xf2]);
+    }
+
+    #[test]
+    fn the_example_of_rfc_1624_section_4_gives_zero_and_not_all_ones() {
+        // HC = 0xDD2F, m = 0x5555, m' = 0x3285: equation 3 gives 0x0000 where RFC 1141 gave 0xFFFF.
+        let delta = Delta::between(Sum::ZERO.word([0x55, 0x55]), Sum::ZERO.word([0x32, 0x85]));
+        assert_eq!(Checksum([0xdd, 0x2f]).update(delta), Checksum([0x00, 0x00]));
+    }
+
+    #[test]
+    fn a_computed_zero_is_sent_as_all_ones() {
+        assert_eq!(Checksum([0, 0]).or_all_ones(), Checksum([0xff, 0xff]));
+        assert_eq!(Checksum([0, 1]).or_all_ones(), Checksum([0, 1]));
+    }
+
+    proptest! {
+        #[test]
+        fn an_incremental_update_equals_a_full_sum(
+            mut bytes in proptest::collection::vec(any::<u8>(), 2..200),
+            at in any::<proptest::sample::Index>(),
+            new in any::<[u8; 2]>(),
+        ) {
+            // A header always has a non-zero word; the all-zero sum is the one case that differs.
+            bytes[0] |= 1;
+            let at = 2 * at.index(bytes.len() / 2);
+            prop_assume!(at != 0 || new[0] & 1 == 1);
+            let before = Sum::ZERO.bytes(&bytes).checksum();
+            let old = [bytes[at], bytes[at + 1]];
+            bytes[at..at + 2].copy_from_slice(&new);
+            let delta = Delta::between(Sum::ZERO.word(old), Sum::ZERO.word(new));
+            prop_assert!(same(before.update(delta), Sum::ZERO.bytes(&bytes).checksum()));
+        }
+
+        #[test]
+        fn a_ttl_decrement_has_the_same_delta_whatever_the_word(ttl in 1_u8.., protocol in any::<u8>(), rest in any::<[u8; 2]>()) {
+            let before = Sum::ZERO.word([ttl, protocol]).word(rest).checksum();
+            let after = Sum::ZERO.word([ttl - 1, protocol]).word(rest).checksum();
+            prop_assert!(same(before.update(Delta::TTL_DECREMENT), after));
+        }
+
+        #[test]
+        fn deltas_add_up_in_any_order(a in any::<u16>(), b in any::<u16>(), check in any::<[u8; 2]>()) {
+            let (a, b) = (Delta::from_bits(a), Delta::from_bits(b));
+            let one_by_one = Checksum(check).update(a).update(b);
+            prop_assert!(same(one_by_one, Checksum(check).update(a.and(b))));
+            prop_assert_eq!(a.and(b), b.and(a));
+        }
+
+        #[test]
+        fn any_split_of_the_bytes_gives_the_same_sum(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in any::<proptest::sample::Index>()) {
+            let cut = 2 * cut.index(bytes.len() / 2 + 1);
+            let (head, tail) = bytes.split_at(cut.min(bytes.len()));
+            prop_assert_eq!(Sum::ZERO.bytes(head).bytes(tail).fold(), Sum::ZERO.bytes(&bytes).fold());
+        }
+    }
+}

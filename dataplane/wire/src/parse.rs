@@ -1,0 +1,333 @@
+//! From the bytes of a frame to a packet whose offsets are proven. Never changes a byte.
+//!
+//! Three outcomes (ours, not ours, malformed) are three answers: see [`parse`].
+
+use core::net::Ipv4Addr;
+
+use crate::addr::{FiveTuple, FiveTuple4, L4Port, Protocol};
+use crate::checksum::{Checksum, Sum};
+
+/// Length of an Ethernet header without tags.
+pub const ETHERNET_LEN: usize = 14;
+
+/// What a well-formed frame holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// TCP or UDP over IPv4, not a fragment.
+    L4(Packet4),
+    /// Not IPv4.
+    NotIpv4,
+    /// IPv4 with a protocol that has no ports we know.
+    NotL4,
+    /// A fragment of an IPv4 packet, the first one included.
+    Fragment,
+}
+
+/// Why the bytes of a frame cannot be what its headers say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// The frame ends within a header.
+    Truncated,
+    /// The IP version is not that of the EtherType.
+    Version,
+    /// The IPv4 header length is below 20 bytes or beyond the packet (RFC 791 section 3.1).
+    HeaderLength,
+    /// The IPv4 total length is below its headers or beyond the frame.
+    TotalLength,
+    /// The TCP data offset or the UDP length contradicts the packet (RFC 9293 3.1, RFC 768).
+    L4Length,
+    /// A port is zero, which no flow can have.
+    PortZero,
+}
+
+/// An IPv4 packet with a TCP or UDP header, all lengths checked against the frame it was parsed from.
+///
+/// The proof is void once the frame is shortened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet4 {
+    /// The five-tuple as the headers have it.
+    pub tuple: FiveTuple4,
+    /// Where the IPv4 header starts in the frame.
+    pub l3_offset: u16,
+    /// Where the TCP or UDP header starts in the frame.
+    pub l4_offset: u16,
+    /// Bytes from the transport header to the end of the packet; Ethernet padding is not counted.
+    pub l4_len: u16,
+    /// Remaining hops.
+    pub ttl: u8,
+    /// The TCP flags; none for UDP.
+    pub tcp_flags: TcpFlags,
+    /// The transport checksum as received.
+    pub l4_checksum: Checksum,
+}
+
+impl Packet4 {
+    /// Length of the IP packet in bytes, headers included.
+    #[inline]
+    pub const fn ip_len(&self) -> u16 {
+        self.l4_offset - self.l3_offset + self.l4_len
+    }
+
+    /// Whether the transport checksum still waits for a device to complete it.
+    #[inline]
+    pub const fn has_partial_checksum(&self) -> bool {
+        let FiveTuple { protocol, src, dst, .. } = self.tuple;
+        self.l4_checksum.is_partial(Sum::pseudo_header(src, dst, protocol, self.l4_len))
+    }
+}
+
+/// The flag byte of a TCP header (RFC 9293 section 3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct TcpFlags(
+    /// The byte as received.
+    pub u8,
+);
+
+impl TcpFlags {
+    /// Finish.
+    pub const FIN: Self = Self(0x01);
+    /// Synchronise.
+    pub const SYN: Self = Self(0x02);
+    /// Reset.
+    pub const RST: Self = Self(0x04);
+    /// Acknowledgement field significant.
+    pub const ACK: Self = Self(0x10);
+
+    /// Whether every flag of `flags` is set.
+    #[inline]
+    pub const fn contains(self, flags: Self) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+
+    /// Whether any flag of `flags` is set.
+    #[inline]
+    pub const fn intersects(self, flags: Self) -> bool {
+        self.0 & flags.0 != 0
+    }
+
+    /// Whether this segment asks for a new connection: SYN without ACK, RST or FIN.
+    #[inline]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0 | Self::FIN.0) == Self::SYN.0
+    }
+
+    /// Both sets.
+    #[inline]
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Parses an Ethernet frame.
+///
+/// # Errors
+/// [`Malformed`] when a length or version contradicts the bytes that are there.
+#[inline]
+pub fn parse(frame: &[u8]) -> Result<Parsed, Malformed> {
+    let Some(head) = frame.first_chunk::<{ ETHERNET_LEN + 20 }>() else {
+        return if frame.len() >= ETHERNET_LEN && frame[12..14] != ETHERTYPE_IPV4 {
+            Ok(Parsed::NotIpv4)
+        } else {
+            Err(Malformed::Truncated)
+        };
+    };
+    if [head[12], head[13]] != ETHERTYPE_IPV4 {
+        return Ok(Parsed::NotIpv4);
+    }
+    let version_and_ihl = head[14];
+    if version_and_ihl >> 4 != 4 {
+        return Err(Malformed::Version);
+    }
+    let header_len = u16::from(version_and_ihl & 0x0f) * 4;
+    let total_len = u16::from_be_bytes([head[16], head[17]]);
+    if header_len < 20 {
+        return Err(Malformed::HeaderLength);
+    }
+    if total_len < header_len || usize::from(total_len) + ETHERNET_LEN > frame.len() {
+        return Err(Malformed::TotalLength);
+    }
+    // RFC 791: any fragment has "more fragments" set or an offset.
+    if u16::from_be_bytes([head[20], head[21]]) & 0x3fff != 0 {
+        return Ok(Parsed::Fragment);
+    }
+    let l4_len = total_len - header_len;
+    let l4_offset = ETHERNET_LEN_U16 + header_len;
+    let l4 = &frame[usize::from(l4_offset)..usize::from(l4_offset) + usize::from(l4_len)];
+    let (protocol, ports, checksum, tcp_flags) = match head[23] {
+        6 => {
+            let tcp = l4.first_chunk::<20>().ok_or(Malformed::Truncated)?;
+            let data_offset = u16::from(tcp[12] >> 4) * 4;
+            if data_offset < 20 || data_offset > l4_len {
+                return Err(Malformed::L4Length);
+            }
+            (Protocol::Tcp, [tcp[0], tcp[1], tcp[2], tcp[3]], [tcp[16], tcp[17]], TcpFlags(tcp[13]))
+        }
+        17 => {
+            let udp = l4.first_chunk::<8>().ok_or(Malformed::Truncated)?;
+            // RFC 768 has the length count the datagram; shorter than the packet would be a second truth.
+            if u16::from_be_bytes([udp[4], udp[5]]) != l4_len {
+                return Err(Malformed::L4Length);
+            }
+            (Protocol::Udp, [udp[0], udp[1], udp[2], udp[3]], [udp[6], udp[7]], TcpFlags::default())
+        }
+        _ => return Ok(Parsed::NotL4),
+    };
+    let src_port = L4Port::from_wire([ports[0], ports[1]]);
+    let dst_port = L4Port::from_wire([ports[2], ports[3]]);
+    if src_port == L4Port::new(0) || dst_port == L4Port::new(0) {
+        return Err(Malformed::PortZero);
+    }
+    Ok(Parsed::L4(Packet4 {
+        tuple: FiveTuple {
+            protocol,
+            src: Ipv4Addr::from_octets([head[26], head[27], head[28], head[29]]),
+            dst: Ipv4Addr::from_octets([head[30], head[31], head[32], head[33]]),
+            src_port,
+            dst_port,
+        },
+        l3_offset: ETHERNET_LEN_U16,
+        l4_offset,
+        l4_len,
+        ttl: head[22],
+        tcp_flags,
+        l4_checksum: Checksum(checksum),
+    }))
+}
+
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERNET_LEN_U16: u16 = 14;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{PacketBuilder, SlicedPacket};
+    use proptest::prelude::*;
+
+    fn udp(payload: &[u8]) -> Vec<u8> {
+        let builder =
+            PacketBuilder::ethernet2([1; 6], [2; 6]).ipv4([192, 0, 2, 1], [10, 0, 0, 1], 64).udp(1234, 80);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, payload).unwrap();
+        frame
+    }
+
+    fn tcp() -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2([1; 6], [2; 6])
+            .ipv4([192, 0, 2, 1], [10, 0, 0, 1], 64)
+            .tcp(1234, 80, 7, 1024)
+            .syn();
+        let mut frame = Vec::new();
+        builder.write(&mut frame, b"hello").unwrap();
+        frame
+    }
+
+    fn l4(frame: &[u8]) -> Packet4 {
+        match parse(frame) {
+            Ok(Parsed::L4(packet)) => packet,
+            other => panic!("not a packet: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_udp_datagram_has_its_tuple_and_lengths() {
+        let packet = l4(&udp(b"payload"));
+        assert_eq!(packet.tuple.to_string(), "UDP 192.0.2.1:1234 -> 10.0.0.1:80");
+        assert_eq!((packet.l3_offset, packet.l4_offset, packet.l4_len), (14, 34, 15));
+        assert_eq!((packet.ip_len(), packet.ttl), (35, 64));
+    }
+
+    #[test]
+    fn ethernet_padding_is_not_part_of_the_packet() {
+        let mut frame = udp(b"");
+        frame.resize(60, 0);
+        assert_eq!(l4(&frame).l4_len, 8);
+    }
+
+    #[test]
+    fn a_tcp_syn_opens_and_a_syn_ack_does_not() {
+        let packet = l4(&tcp());
+        assert!(packet.tcp_flags.opens());
+        assert!(!TcpFlags::SYN.union(TcpFlags::ACK).opens());
+        assert!(!TcpFlags::SYN.union(TcpFlags::RST).opens());
+    }
+
+    #[test]
+    fn ip_options_move_the_transport_header() {
+        let mut frame = udp(b"x");
+        frame.splice(34..34, [1, 1, 1, 1]);
+        frame[14] = 0x46;
+        frame[16..18].copy_from_slice(&33_u16.to_be_bytes());
+        let packet = l4(&frame);
+        assert_eq!((packet.l4_offset, packet.tuple.dst_port), (38, L4Port::new(80)));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_not_malformed() {
+        let mut arp = vec![0; 42];
+        arp[12..14].copy_from_slice(&[0x08, 0x06]);
+        assert_eq!(parse(&arp), Ok(Parsed::NotIpv4));
+        assert_eq!(parse(&arp[..20]), Ok(Parsed::NotIpv4));
+        let mut icmp = udp(b"");
+        icmp[23] = 1;
+        assert_eq!(parse(&icmp), Ok(Parsed::NotL4));
+        let mut first_fragment = udp(b"");
+        first_fragment[20] = 0x20;
+        assert_eq!(parse(&first_fragment), Ok(Parsed::Fragment));
+        let mut dont_fragment = udp(b"");
+        dont_fragment[20] = 0x40;
+        l4(&dont_fragment);
+    }
+
+    #[test]
+    fn each_contradiction_has_its_name() {
+        let frame = udp(b"abc");
+        let with = |at: usize, byte: u8| {
+            let mut frame = frame.clone();
+            frame[at] = byte;
+            parse(&frame)
+        };
+        assert_eq!(parse(&frame[..33]), Err(Malformed::Truncated));
+        assert_eq!(parse(&[]), Err(Malformed::Truncated));
+        assert_eq!(with(14, 0x65), Err(Malformed::Version));
+        assert_eq!(with(14, 0x44), Err(Malformed::HeaderLength));
+        assert_eq!(with(14, 0x4f), Err(Malformed::TotalLength));
+        assert_eq!(with(17, 200), Err(Malformed::TotalLength));
+        assert_eq!(with(39, 99), Err(Malformed::L4Length));
+        assert_eq!(with(37, 0), Err(Malformed::PortZero));
+        let mut short_tcp = tcp();
+        short_tcp[46] = 0x40;
+        assert_eq!(parse(&short_tcp), Err(Malformed::L4Length));
+    }
+
+    #[test]
+    fn a_checksum_left_to_the_device_is_told_from_a_complete_one() {
+        let mut frame = udp(b"some payload");
+        assert!(!l4(&frame).has_partial_checksum());
+        let packet = l4(&frame);
+        let pseudo = Sum::pseudo_header(packet.tuple.src, packet.tuple.dst, Protocol::Udp, packet.l4_len);
+        frame[40..42].copy_from_slice(&pseudo.fold().to_ne_bytes());
+        assert!(l4(&frame).has_partial_checksum());
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic_and_agree_with_etherparse(mut bytes in proptest::collection::vec(any::<u8>(), 0..120), shape in 0..4_u8) {
+            if shape > 0 && bytes.len() > 24 {
+                bytes[12..14].copy_from_slice(&[8, 0]);
+                bytes[14] = 0x40 | (bytes[14] & 0x0f);
+                if shape > 1 { bytes[20] = 0x40; bytes[21] = 0; bytes[23] = if shape == 2 { 6 } else { 17 }; }
+            }
+            if let Ok(Parsed::L4(packet)) = parse(&bytes) {
+                let oracle = SlicedPacket::from_ethernet(&bytes).expect("etherparse takes what we take");
+                let ports = match oracle.transport.expect("has a transport header") {
+                    etherparse::TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
+                    etherparse::TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port()),
+                    other => panic!("{other:?}"),
+                };
+                prop_assert_eq!(ports, (packet.tuple.src_port.number(), packet.tuple.dst_port.number()));
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Translating a packet in place. Never decides where a packet goes.
+
+use core::net::Ipv4Addr;
+
+use crate::addr::{FiveTuple, FiveTuple4, L4Port, MacAddr, Protocol};
+use crate::checksum::{Checksum, Delta, Sum};
+use crate::parse::Packet4;
+
+/// The first twelve bytes of an Ethernet frame: destination, then source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct EtherAddrs(
+    /// The bytes in wire order.
+    pub [u8; 12],
+);
+
+impl EtherAddrs {
+    /// A header towards `dst` from `src`.
+    pub fn new(dst: MacAddr, src: MacAddr) -> Self {
+        let mut bytes = [0; 12];
+        bytes[..6].copy_from_slice(&dst.0);
+        bytes[6..].copy_from_slice(&src.0);
+        Self(bytes)
+    }
+}
+
+/// New addresses and ports for every packet of one direction of a flow, and what they do to the
+/// checksums: decided once per flow, applied to each packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation4 {
+    /// New source address.
+    pub src: Ipv4Addr,
+    /// New destination address.
+    pub dst: Ipv4Addr,
+    /// New source port.
+    pub src_port: L4Port,
+    /// New destination port.
+    pub dst_port: L4Port,
+    /// Change of the IPv4 header checksum: the addresses and one hop less.
+    pub l3_delta: Delta,
+    /// Change of the transport checksum: addresses (by the pseudo header) and ports.
+    pub l4_delta: Delta,
+}
+
+impl Translation4 {
+    /// The translation that turns packets of `from` into packets of `to`. Both have one protocol.
+    pub fn between(from: &FiveTuple4, to: &FiveTuple4) -> Self {
+        let addrs = |t: &FiveTuple4| Sum::ZERO.addr(t.src).addr(t.dst);
+        let all = |t: &FiveTuple4| addrs(t).port(t.src_port).port(t.dst_port);
+        Self {
+            src: to.src,
+            dst: to.dst,
+            src_port: to.src_port,
+            dst_port: to.dst_port,
+            l3_delta: Delta::between(addrs(from), addrs(to)).and(Delta::TTL_DECREMENT),
+            l4_delta: Delta::between(all(from), all(to)),
+        }
+    }
+
+    /// Rewrites `packet` in `frame`: Ethernet addresses, TTL less one, addresses, ports, checksums.
+    ///
+    /// `frame` must be the one that `packet` was parsed from, and its TTL above 1: the caller decides
+    /// what happens to a packet whose hops are used up. A UDP checksum of zero stays zero (RFC 768).
+    #[inline]
+    pub fn apply(&self, frame: &mut [u8], packet: &Packet4, ether: &EtherAddrs) {
+        let l4_offset = usize::from(packet.l4_offset);
+        let (head, l4) = frame.split_at_mut(l4_offset);
+        let Some(head) = head.first_chunk_mut::<34>() else { return };
+        head[..12].copy_from_slice(&ether.0);
+        head[22] = packet.ttl - 1;
+        let l3_checksum = Checksum([head[24], head[25]]).update(self.l3_delta);
+        head[24..26].copy_from_slice(&l3_checksum.0);
+        head[26..30].copy_from_slice(&self.src.octets());
+        head[30..34].copy_from_slice(&self.dst.octets());
+        let [src0, src1] = self.src_port.wire();
+        let [dst0, dst1] = self.dst_port.wire();
+        let ports = [src0, src1, dst0, dst1];
+        if packet.tuple.protocol == Protocol::Udp {
+            let Some(udp) = l4.first_chunk_mut::<8>() else { return };
+            udp[..4].copy_from_slice(&ports);
+            if packet.l4_checksum != Checksum::NONE {
+                udp[6..8].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).or_all_ones().0);
+            }
+        } else {
+            let Some(tcp) = l4.first_chunk_mut::<18>() else { return };
+            tcp[..4].copy_from_slice(&ports);
+            tcp[16..18].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).0);
+        }
+    }
+}
+
+/// Computes the transport checksum of `packet` in full and writes it: for a packet whose checksum was
+/// left to a device. Works before or after a translation, from the addresses that `frame` has now.
+pub fn complete_checksum(frame: &mut [u8], packet: &Packet4) {
+    let l4_offset = usize::from(packet.l4_offset);
+    let (head, l4) = frame.split_at_mut(l4_offset);
+    let (Some(head), Some(l4)) = (head.first_chunk::<34>(), l4.get_mut(..usize::from(packet.l4_len))) else {
+        return;
+    };
+    let src = Ipv4Addr::from_octets([head[26], head[27], head[28], head[29]]);
+    let dst = Ipv4Addr::from_octets([head[30], head[31], head[32], head[33]]);
+    let FiveTuple { protocol, .. } = packet.tuple;
+    let at = if protocol == Protocol::Udp { 6 } else { 16 };
+    let Some(field) = l4.get_mut(at..at + 2) else { return };
+    field.copy_from_slice(&[0, 0]);
+    let checksum = Sum::pseudo_header(src, dst, protocol, packet.l4_len).bytes(l4).checksum();
+    let checksum = if protocol == Protocol::Udp { checksum.or_all_ones() } else { checksum };
+    l4[at..at + 2].copy_from_slice(&checksum.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::{Parsed, parse};
+    use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    fn build(tuple: &FiveTuple4, payload: &[u8]) -> Vec<u8> {
+        let builder =
+            PacketBuilder::ethernet2([1; 6], [2; 6]).ipv4(tuple.src.octets(), tuple.dst.octets(), 64);
+        let (src, dst) = (tuple.src_port.number(), tuple.dst_port.number());
+        let mut frame = Vec::new();
+        match tuple.protocol {
+            Protocol::Tcp => builder.tcp(src, dst, 1, 1024).ack(9).write(&mut frame, payload).unwrap(),
+            _ => builder.udp(src, dst).write(&mut frame, payload).unwrap(),
+        }
+        frame
+    }
+
+    fn packet(frame: &[u8]) -> Packet4 {
+        match parse(frame) {
+            Ok(Parsed::L4(packet)) => packet,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Asks etherparse, which sums everything anew.
+    fn checksums_are_right(frame: &[u8]) -> bool {
+        let sliced = SlicedPacket::from_ethernet(frame).unwrap();
+        let Some(etherparse::NetSlice::Ipv4(ip)) = sliced.net else { return false };
+        let header = ip.header().to_header();
+        let l4_right = match sliced.transport.unwrap() {
+            TransportSlice::Udp(udp) => {
+                udp.checksum() == udp.to_header().calc_checksum_ipv4(&header, udp.payload()).unwrap()
+            }
+            TransportSlice::Tcp(tcp) => {
+                tcp.checksum() == tcp.to_header().calc_checksum_ipv4(&header, tcp.payload()).unwrap()
+            }
+            other => panic!("{other:?}"),
+        };
+        header.header_checksum == header.calc_header_checksum() && l4_right
+    }
+
+    fn tuples() -> impl Strategy<Value = (FiveTuple4, FiveTuple4)> {
+        let one = || (any::<u32>(), any::<u32>(), 1_u16.., 1_u16..);
+        (any::<bool>(), one(), one()).prop_map(|(tcp, a, b)| {
+            let protocol = if tcp { Protocol::Tcp } else { Protocol::Udp };
+            let tuple = |(src, dst, sp, dp): (u32, u32, u16, u16)| FiveTuple {
+                protocol,
+                src: Ipv4Addr::from_bits(src),
+                dst: Ipv4Addr::from_bits(dst),
+                src_port: L4Port::new(sp),
+                dst_port: L4Port::new(dp),
+            };
+            (tuple(a), tuple(b))
+        })
+    }
+
+    const ETHER: EtherAddrs = EtherAddrs([7; 12]);
+
+    proptest! {
+        #[test]
+        fn a_translated_packet_has_the_new_tuple_and_right_checksums(
+            (from, to) in tuples(), payload in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let mut frame = build(&from, &payload);
+            let before = packet(&frame);
+            Translation4::between(&from, &to).apply(&mut frame, &before, &ETHER);
+            let after = packet(&frame);
+            prop_assert_eq!(after.tuple, to);
+            prop_assert_eq!(after.ttl, 63);
+            prop_assert_eq!(&frame[..12], &ETHER.0);
+            prop_assert!(frame.ends_with(&payload));
+            prop_assert!(checksums_are_right(&frame));
+        }
+
+        #[test]
+        fn there_and_back_is_identity((from, to) in tuples(), payload in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let original = build(&from, &payload);
+            let mut frame = original.clone();
+            Translation4::between(&from, &to).apply(&mut frame, &packet(&original), &ETHER);
+            frame[22] += 2; // the way back is one hop as well; start it one higher to compare
+            let lift = Delta::between(Sum::ZERO.word([63, frame[23]]), Sum::ZERO.word([65, frame[23]]));
+            let lifted = Checksum([frame[24], frame[25]]).update(lift);
+            frame[24..26].copy_from_slice(&lifted.0);
+            let there = packet(&frame);
+            Translation4::between(&to, &from).apply(&mut frame, &there, &EtherAddrs(original[..12].try_into().unwrap()));
+            prop_assert_eq!(frame, original);
+        }
+
+        #[test]
+        fn a_checksum_left_to_the_device_is_completed((from, to) in tuples(), payload in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let mut frame = build(&from, &payload);
+            let before = packet(&frame);
+            let at = usize::from(before.l4_offset) + if from.protocol == Protocol::Udp { 6 } else { 16 };
+            let partial = Sum::pseudo_header(from.src, from.dst, from.protocol, before.l4_len).fold();
+            frame[at..at + 2].copy_from_slice(&partial.to_ne_bytes());
+            let before = packet(&frame);
+            prop_assert!(before.has_partial_checksum());
+            Translation4::between(&from, &to).apply(&mut frame, &before, &ETHER);
+            complete_checksum(&mut frame, &before);
+            prop_assert!(checksums_are_right(&frame));
+        }
+    }
+
+    #[test]
+    fn a_udp_datagram_without_checksum_stays_without() {
+        let from = FiveTuple {
+            protocol: Protocol::Udp,
+            src: Ipv4Addr::new(192, 0, 2, 1),
+            dst: Ipv4Addr::new(192, 0, 2, 2),
+            src_port: L4Port::new(1000),
+            dst_port: L4Port::new(53),
+        };
+        let mut frame = build(&from, b"x");
+        frame[40..42].copy_from_slice(&[0, 0]);
+        let before = packet(&frame);
+        Translation4::between(&from, &from.reversed()).apply(&mut frame, &before, &ETHER);
+        assert_eq!(frame[40..42], [0, 0]);
+    }
+}
