@@ -1,0 +1,200 @@
+//! Backends and their slots, which outlive generations. Never picks one.
+
+use std::net::IpAddr;
+
+use flowgate_wire::L4Port;
+use hashbrown::HashMap;
+
+use crate::service::ServiceId;
+
+/// A backend: its slot and how often the slot had been given away before.
+///
+/// A conntrack entry keeps one. When the backend is removed and the slot goes to another, the epoch
+/// differs and the entry is seen to be stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct BackendId(u32);
+
+impl BackendId {
+    /// Slots that exist at most.
+    pub const SLOTS_MAX: u32 = 1 << SLOT_BITS;
+
+    const fn new(slot: u32, epoch: u8) -> Self {
+        Self(slot | (epoch as u32) << SLOT_BITS)
+    }
+
+    /// The slot in the backend table.
+    #[inline]
+    pub const fn slot(self) -> usize {
+        (self.0 & (Self::SLOTS_MAX - 1)) as usize
+    }
+
+    /// How often the slot had been given away before, modulo 256.
+    #[inline]
+    pub const fn epoch(self) -> u8 {
+        (self.0 >> SLOT_BITS) as u8
+    }
+
+    /// The form that a conntrack entry stores.
+    #[inline]
+    pub const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// The inverse of [`BackendId::to_bits`].
+    #[inline]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+}
+
+/// One endpoint of one Service port as the data plane sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its identity across generations.
+    pub id: BackendId,
+    /// The Service port that it serves.
+    pub service: ServiceId,
+    /// Its address.
+    pub addr: IpAddr,
+    /// Its port.
+    pub port: L4Port,
+}
+
+/// Who owns which slot: the key of a backend across generations.
+pub(crate) type BackendKey = (ServiceId, IpAddr, L4Port);
+
+/// All backends by slot. Slots keep their owner from generation to generation.
+#[derive(Clone, Debug, Default)]
+pub struct BackendTable {
+    slots: Vec<Option<Backend>>,
+    epochs: Vec<u8>,
+    by_key: HashMap<BackendKey, BackendId>,
+}
+
+impl BackendTable {
+    /// The backend, unless it was removed.
+    #[inline]
+    pub fn get(&self, id: BackendId) -> Option<&Backend> {
+        self.slots.get(id.slot())?.as_ref().filter(|backend| backend.id == id)
+    }
+
+    /// Whether the backend has not been removed. One byte is read.
+    #[inline]
+    pub fn is_current(&self, id: BackendId) -> bool {
+        self.epochs.get(id.slot()) == Some(&id.epoch())
+    }
+
+    /// All backends, by slot.
+    pub fn iter(&self) -> impl Iterator<Item = &Backend> {
+        self.slots.iter().flatten()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    /// The table that has exactly `keys`, those of `self` in their old slots.
+    ///
+    /// A freed slot's epoch is raised at once, so that stale entries are told from current ones.
+    pub(crate) fn rebuilt(&self, keys: impl Iterator<Item = BackendKey>) -> Result<Self, TooManyBackends> {
+        let mut next = Self {
+            slots: vec![None; self.slots.len()],
+            epochs: self.epochs.clone(),
+            by_key: HashMap::with_capacity(self.by_key.len()),
+        };
+        let mut added = Vec::new();
+        for key in keys {
+            match self.by_key.get(&key) {
+                Some(&id) => next.place(key, id),
+                None => added.push(key),
+            }
+        }
+        let kept = |slot: usize| next.slots[slot].is_some();
+        let free: Vec<usize> = (0..self.slots.len()).rev().filter(|&slot| !kept(slot)).collect();
+        for &slot in &free {
+            if self.slots[slot].is_some() {
+                next.epochs[slot] = next.epochs[slot].wrapping_add(1);
+            }
+        }
+        let mut free = free;
+        for key in added {
+            if next.by_key.contains_key(&key) {
+                continue;
+            }
+            let slot = free.pop().unwrap_or_else(|| {
+                next.slots.push(None);
+                next.epochs.push(0);
+                next.slots.len() - 1
+            });
+            let slot_number =
+                u32::try_from(slot).ok().filter(|&n| n < BackendId::SLOTS_MAX).ok_or(TooManyBackends)?;
+            next.place(key, BackendId::new(slot_number, next.epochs[slot]));
+        }
+        Ok(next)
+    }
+
+    pub(crate) fn id_of(&self, key: &BackendKey) -> Option<BackendId> {
+        self.by_key.get(key).copied()
+    }
+
+    fn place(&mut self, key: BackendKey, id: BackendId) {
+        let (service, addr, port) = key;
+        self.slots[id.slot()] = Some(Backend { id, service, addr, port });
+        self.by_key.insert(key, id);
+    }
+}
+
+/// More backends than slots can be numbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than {} backends", BackendId::SLOTS_MAX)]
+pub struct TooManyBackends;
+
+const SLOT_BITS: u32 = 24;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn key(host: u8) -> BackendKey {
+        (ServiceId(1), IpAddr::V4(Ipv4Addr::new(10, 0, 0, host)), L4Port::new(80))
+    }
+
+    #[test]
+    fn a_backend_keeps_its_slot_while_others_come_and_go() {
+        let first = BackendTable::default().rebuilt([1, 2, 3].map(key).into_iter()).unwrap();
+        let kept = first.id_of(&key(2)).unwrap();
+        let second = first.rebuilt([2, 4, 5].map(key).into_iter()).unwrap();
+        assert_eq!(second.id_of(&key(2)), Some(kept));
+        assert!(second.is_current(kept));
+        assert_eq!(second.len(), 3);
+    }
+
+    #[test]
+    fn a_removed_backend_is_stale_at_once_and_after_its_slot_is_reused() {
+        let first = BackendTable::default().rebuilt([1].map(key).into_iter()).unwrap();
+        let removed = first.id_of(&key(1)).unwrap();
+        let second = first.rebuilt(std::iter::empty()).unwrap();
+        assert!(!second.is_current(removed));
+        assert_eq!(second.get(removed), None);
+        let third = second.rebuilt([9].map(key).into_iter()).unwrap();
+        let newcomer = third.id_of(&key(9)).unwrap();
+        assert_eq!(newcomer.slot(), removed.slot());
+        assert!(!third.is_current(removed));
+        assert!(third.is_current(newcomer));
+        assert_eq!(third.get(removed), None);
+    }
+
+    #[test]
+    fn a_key_given_twice_is_one_backend() {
+        let table = BackendTable::default().rebuilt([1, 1, 1].map(key).into_iter()).unwrap();
+        assert_eq!(table.iter().count(), 1);
+    }
+}

@@ -1,0 +1,121 @@
+//! What control asks for: plain values with names in place of indices. Never holds a table.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use flowgate_wire::{L4Port, MacAddr, Protocol};
+use ipnet::IpNet;
+
+use crate::service::{EmptyAction, FrontendKind, SourceNat};
+
+/// Names one port of one Service for people: `namespace/name:port`, without the colon for an unnamed port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceName {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+    /// Name of the port; empty for an unnamed one.
+    pub port: String,
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)?;
+        if !self.port.is_empty() {
+            write!(f, ":{}", self.port)?;
+        }
+        Ok(())
+    }
+}
+
+/// One port of one Service with everything that leads to it and everything that serves it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceSpec {
+    /// Its name; with the protocol unique among all.
+    pub name: ServiceName,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The addresses and ports that clients aim at.
+    pub frontends: Vec<FrontendSpec>,
+    /// The sets of endpoints that frontends choose from; a frontend names one by position.
+    pub endpoint_sets: Vec<Vec<EndpointSpec>>,
+}
+
+/// One address and port that clients aim at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendSpec {
+    /// The VIP, or an address of the node for a NodePort.
+    pub addr: IpAddr,
+    /// The port clients aim at.
+    pub port: L4Port,
+    /// Where it comes from.
+    pub kind: FrontendKind,
+    /// Position in [`ServiceSpec::endpoint_sets`].
+    pub endpoint_set: usize,
+    /// Whether the client's address is replaced.
+    pub source_nat: SourceNat,
+    /// What happens to a new flow when the set is empty.
+    pub when_empty: EmptyAction,
+}
+
+/// One endpoint that may be chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointSpec {
+    /// Its address.
+    pub addr: IpAddr,
+    /// Its port.
+    pub port: L4Port,
+    /// Its share of the new flows, relative to the others of its set; at least 1.
+    pub weight: u16,
+}
+
+/// One network interface that workers serve. The order of interfaces is that of the devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceSpec {
+    /// Kernel name.
+    pub name: String,
+    /// Kernel index; 0 while the interface does not exist.
+    pub ifindex: u32,
+    /// Ethernet address.
+    pub mac: MacAddr,
+    /// Largest IP packet that it carries, in bytes.
+    pub mtu: u16,
+    /// Whether it is up and has a carrier.
+    pub up: bool,
+    /// Its own addresses, the primary one of each family first.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// One unicast route through one of the interfaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteSpec {
+    /// Destinations it covers.
+    pub prefix: IpNet,
+    /// Position of the interface.
+    pub interface: usize,
+    /// The router, or none for destinations on the link.
+    pub via: Option<IpAddr>,
+    /// Lower wins among routes with the same prefix.
+    pub metric: u32,
+}
+
+/// One neighbour that the kernel knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeighbourSpec {
+    /// Position of the interface.
+    pub interface: usize,
+    /// Its address on the link.
+    pub addr: IpAddr,
+    /// Its Ethernet address, if resolved.
+    pub mac: Option<MacAddr>,
+}
+
+/// Where translated flows get their source from.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct SnatSpec {
+    /// Addresses for every interface; when empty each interface's own primary address is used.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Ports that may be used as source.
+    pub ports: crate::snat::PortSet,
+}
