@@ -1,0 +1,195 @@
+//! The gateway of the lab: the `flowgate` binary, started by its command line in the gateway's namespace and asked by
+//! its command line, as a user would.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    thread,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use super::{manifests::ManifestDir, topology};
+use crate::{
+    clock,
+    error::{Error, Result},
+    netns::{Namespace, Process, guarded},
+};
+
+const READY_LIMIT: Duration = Duration::from_secs(15);
+
+/// How to start the gateway.
+#[derive(Debug, Clone)]
+pub struct GatewayOptions {
+    /// The `flowgate` binary.
+    pub binary: PathBuf,
+    /// The interfaces to take.
+    pub interfaces: Vec<String>,
+    /// The cores that the process may use, as `taskset -c` reads them; all if not given.
+    pub cpus: Option<String>,
+    /// More configuration, appended to the generated file.
+    pub extra_config: String,
+}
+
+impl GatewayOptions {
+    /// The gateway of a [`topology::Topology`].
+    pub fn new(binary: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: binary.into(),
+            interfaces: vec![topology::UPLINK.into(), topology::FABRIC.into()],
+            cpus: None,
+            extra_config: String::new(),
+        }
+    }
+}
+
+/// A running gateway; killed when dropped.
+pub struct Gateway {
+    namespace: Namespace,
+    options: GatewayOptions,
+    folder: TempDir,
+    manifests: ManifestDir,
+    process: Option<Process>,
+}
+
+impl Gateway {
+    /// Starts the gateway and waits until it answers.
+    pub fn start(namespace: &Namespace, options: GatewayOptions) -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("flowgate-lab-")
+            .tempdir()
+            .map_err(Error::io("make a temporary folder for the gateway"))?;
+        let manifests = ManifestDir::create(folder.path().join("manifests"))?;
+        let mut gateway = Self { namespace: namespace.clone(), options, folder, manifests, process: None };
+        let config = gateway.config();
+        fs::write(gateway.config_path(), config)
+            .map_err(Error::io(format!("write {}", gateway.config_path().display())))?;
+        gateway.launch()?;
+        Ok(gateway)
+    }
+
+    /// Where its manifests are.
+    pub fn manifests(&self) -> &ManifestDir {
+        &self.manifests
+    }
+
+    /// Its admin socket.
+    pub fn socket_path(&self) -> PathBuf {
+        self.folder.path().join("admin.sock")
+    }
+
+    /// Its configuration file.
+    pub fn config_path(&self) -> PathBuf {
+        self.folder.path().join("flowgate.toml")
+    }
+
+    /// The file that takes its output.
+    pub fn log_path(&self) -> PathBuf {
+        self.folder.path().join("flowgate.log")
+    }
+
+    /// What it has printed so far, over all its starts.
+    pub fn log(&self) -> String {
+        fs::read(self.log_path()).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()
+    }
+
+    /// The process id, while it runs.
+    pub fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// Runs `flowgate show WHAT`, for example `["workers", "-o", "json"]`.
+    pub fn show(&self, what: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.options.binary);
+        command.arg("show").args(what).arg("--socket").arg(self.socket_path());
+        self.namespace.check(command)
+    }
+
+    /// Kills the process (SIGKILL): nothing in it gets to clean up.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), |mut process| process.kill().map(drop))
+    }
+
+    /// Asks the process to end (SIGTERM) and waits, at most `grace` before it is killed. `None` if it did not run.
+    pub fn terminate(&mut self, grace: Duration) -> Result<Option<ExitStatus>> {
+        self.process.take().map(|mut process| process.terminate(grace)).transpose()
+    }
+
+    /// Starts it again with the same configuration and manifests, ending it first if it runs.
+    pub fn restart(&mut self) -> Result<()> {
+        self.terminate(Duration::from_secs(5))?;
+        self.launch()
+    }
+
+    fn launch(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log_path());
+        let log = log.map_err(Error::io(format!("open {}", self.log_path().display())))?;
+        let errors = log.try_clone().map_err(Error::io("share the gateway's log"))?;
+        let mut command = on_cpus(self.options.cpus.as_deref(), &self.options.binary);
+        command.arg("run").arg("--config").arg(self.config_path()).stdout(log).stderr(errors);
+        self.process = Some(self.namespace.spawn(command)?);
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let deadline = clock::now() + READY_LIMIT;
+        loop {
+            let answer = match self.show(&["workers", "-o", "json"]) {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            if let Some(status) = self.process.as_mut().and_then(Process::ended) {
+                let log = last_lines(&self.log(), 20);
+                return Err(Error::State(format!(
+                    "the gateway ended while it started ({status}); its log says:\n{log}"
+                )));
+            }
+            if clock::now() >= deadline {
+                return Err(Error::Timeout {
+                    what: "the gateway's answer on its admin socket".into(),
+                    after: READY_LIMIT,
+                    hint: format!("{answer}; its log says:\n{}", last_lines(&self.log(), 20)),
+                });
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The one place that knows the keys of the configuration file.
+    fn config(&self) -> String {
+        let text = |path: &Path| toml_string(&path.to_string_lossy());
+        let interfaces: Vec<_> = self.options.interfaces.iter().map(|name| toml_string(name)).collect();
+        format!(
+            "[source]\nmanifests = {}\n\n[gateway]\ninterfaces = [{}]\n\n[admin]\nsocket = {}\n\n[xdp]\npin_dir = \
+             \"/sys/fs/bpf/flowgate\"\n\n{}\n",
+            text(self.manifests.path()),
+            interfaces.join(", "),
+            text(&self.socket_path()),
+            self.options.extra_config,
+        )
+    }
+}
+
+/// A guarded command, confined to some cores if asked.
+pub(crate) fn on_cpus(cpus: Option<&str>, program: &Path) -> Command {
+    match cpus {
+        None => guarded(program),
+        Some(cpus) => {
+            let mut command = guarded("taskset");
+            command.args(["-c", cpus]).arg(program);
+            command
+        }
+    }
+}
+
+/// The end of a log.
+pub(crate) fn last_lines(log: &str, count: usize) -> String {
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+fn toml_string(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}

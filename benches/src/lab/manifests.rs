@@ -1,0 +1,201 @@
+//! Writes Services and EndpointSlices where the gateway's manifests source reads them. Each write is a rename: the
+//! gateway never sees half a file.
+
+use std::{
+    fmt::Write as _,
+    fs, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use crate::error::{Error, Result};
+
+/// A directory of manifests.
+#[derive(Debug, Clone)]
+pub struct ManifestDir {
+    path: PathBuf,
+}
+
+impl ManifestDir {
+    /// Makes the directory, if needed.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        fs::create_dir_all(&path).map_err(Error::io(format!("make folder {}", path.display())))?;
+        Ok(Self { path })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes or replaces the file `name` at once.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        let (target, draft) = (self.path.join(name), self.path.join(format!(".{name}.draft")));
+        fs::write(&draft, text)
+            .and_then(|()| fs::rename(&draft, &target))
+            .map_err(Error::io(format!("write {}", target.display())))
+    }
+
+    /// Removes the file `name`; no error if there is none.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let target = self.path.join(name);
+        match fs::remove_file(&target) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome.map_err(Error::io(format!("remove {}", target.display()))),
+        }
+    }
+
+    /// Writes a Service and the EndpointSlice of its backends.
+    pub fn apply(&self, service: &ServiceSpec, backends: &[Ipv4Addr]) -> Result<()> {
+        self.write(&format!("{}-service.yaml", service.name), &service.yaml())?;
+        self.set_endpoints(service, backends)
+    }
+
+    /// Replaces the EndpointSlice of a Service.
+    pub fn set_endpoints(&self, service: &ServiceSpec, backends: &[Ipv4Addr]) -> Result<()> {
+        self.write(&format!("{}-endpoints.yaml", service.name), &service.endpoint_slice_yaml(backends))
+    }
+}
+
+/// A Service, as far as the lab varies it.
+#[derive(Debug, Clone)]
+pub struct ServiceSpec {
+    /// Its name; the namespace is `default`.
+    pub name: String,
+    /// Its ClusterIP.
+    pub cluster_ip: Ipv4Addr,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// One port of a Service.
+#[derive(Debug, Clone)]
+pub struct ServicePort {
+    /// Its name.
+    pub name: String,
+    /// TCP or UDP.
+    pub protocol: L4Protocol,
+    /// The port at the ClusterIP.
+    pub port: u16,
+    /// The port of the backends.
+    pub target_port: u16,
+    /// The NodePort; any makes the Service one of type NodePort.
+    pub node_port: Option<u16>,
+}
+
+/// The transport of a Service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum L4Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl L4Protocol {
+    /// The name that Kubernetes uses.
+    pub fn kubernetes_name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+}
+
+impl ServiceSpec {
+    /// A Service with one port.
+    pub fn single(
+        name: &str,
+        cluster_ip: Ipv4Addr,
+        protocol: L4Protocol,
+        port: u16,
+        target_port: u16,
+    ) -> Self {
+        let port = ServicePort { name: "main".into(), protocol, port, target_port, node_port: None };
+        Self { name: name.into(), cluster_ip, ports: vec![port] }
+    }
+
+    /// The same Service, its first port also a NodePort.
+    pub fn with_node_port(mut self, node_port: u16) -> Self {
+        if let Some(port) = self.ports.first_mut() {
+            port.node_port = Some(node_port);
+        }
+        self
+    }
+
+    fn yaml(&self) -> String {
+        let Self { name, cluster_ip, .. } = self;
+        let kind =
+            if self.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" };
+        let mut yaml = format!(
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: default\nspec:\n  type: {kind}\n  \
+             clusterIP: {cluster_ip}\n  clusterIPs: [{cluster_ip}]\n  selector:\n    app: {name}\n  ports:\n"
+        );
+        for port in &self.ports {
+            let ServicePort { name, protocol, port, target_port, node_port } = port;
+            let protocol = protocol.kubernetes_name();
+            let node_port = node_port.map(|port| format!(", nodePort: {port}")).unwrap_or_default();
+            writeln!(
+                yaml,
+                "  - {{name: {name}, protocol: {protocol}, port: {port}, targetPort: {target_port}{node_port}}}"
+            )
+            .expect("a String takes everything");
+        }
+        yaml
+    }
+
+    fn endpoint_slice_yaml(&self, backends: &[Ipv4Addr]) -> String {
+        let Self { name, .. } = self;
+        let mut yaml = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-lab\n  namespace: \
+             default\n  labels:\n    kubernetes.io/service-name: {name}\naddressType: IPv4\nports:\n"
+        );
+        for ServicePort { name, protocol, target_port, .. } in &self.ports {
+            let protocol = protocol.kubernetes_name();
+            writeln!(yaml, "- {{name: {name}, protocol: {protocol}, port: {target_port}}}")
+                .expect("a String takes everything");
+        }
+        yaml.push_str(if backends.is_empty() { "endpoints: []\n" } else { "endpoints:\n" });
+        for backend in backends {
+            writeln!(yaml, "- {{addresses: [{backend}], conditions: {{ready: true}}}}")
+                .expect("a String takes everything");
+        }
+        yaml
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_slice_leaves_no_draft_and_lists_the_new_backends() {
+        let folder = tempfile::tempdir().unwrap();
+        let manifests = ManifestDir::create(folder.path().join("manifests")).unwrap();
+        let service = ServiceSpec::single("web", Ipv4Addr::new(10, 96, 0, 9), L4Protocol::Tcp, 80, 8080)
+            .with_node_port(30_080);
+        let first = [Ipv4Addr::new(10, 244, 0, 11), Ipv4Addr::new(10, 244, 0, 12)];
+        manifests.apply(&service, &first).unwrap();
+        manifests.set_endpoints(&service, &first[..1]).unwrap();
+
+        let mut names: Vec<_> =
+            fs::read_dir(manifests.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["web-endpoints.yaml", "web-service.yaml"]);
+        let slice = fs::read_to_string(manifests.path().join("web-endpoints.yaml")).unwrap();
+        assert!(slice.contains("10.244.0.11") && !slice.contains("10.244.0.12"), "{slice}");
+        let service = fs::read_to_string(manifests.path().join("web-service.yaml")).unwrap();
+        assert!(service.contains("type: NodePort") && service.contains("nodePort: 30080"), "{service}");
+    }
+
+    #[test]
+    fn removing_a_file_that_is_not_there_is_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let manifests = ManifestDir::create(folder.path()).unwrap();
+        manifests.write("a.yaml", "kind: List\n").unwrap();
+        manifests.remove("a.yaml").unwrap();
+        manifests.remove("a.yaml").unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

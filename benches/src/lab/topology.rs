@@ -1,0 +1,255 @@
+//! The shape of the lab: who is wired to whom, with which addresses.
+//!
+//! ```text
+//! client 192.0.2.10 --- up0 192.0.2.1 gateway 10.244.0.1 fab0 --- bridge --- backend-1 10.244.0.11
+//!                                                                        \-- backend-2 10.244.0.12 ...
+//! ```
+//! Offloads stay as the kernel sets them: frames of local stacks arrive at the gateway with partial checksums, as they do
+//! on a real node, and completing them is the gateway's work.
+
+use std::net::Ipv4Addr;
+
+use crate::{
+    error::{Error, Result},
+    netns::Namespace,
+};
+
+/// The gateway's address towards the clients; NodePorts answer here.
+pub const GATEWAY_UPLINK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The gateway's address towards the backends.
+pub const GATEWAY_FABRIC: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+/// The gateway's interface towards the clients.
+pub const UPLINK: &str = "up0";
+/// The gateway's interface towards the backends.
+pub const FABRIC: &str = "fab0";
+/// The range of ClusterIPs, which clients reach through the gateway.
+pub const SERVICE_RANGE: &str = "10.96.0.0/12";
+
+const FIRST_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+const FIRST_BACKEND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
+const BRIDGE: &str = "br0";
+/// The one interface of a client or backend.
+pub const HOST_INTERFACE: &str = "eth0";
+
+/// How large the lab is.
+#[derive(Debug, Clone)]
+pub struct TopologyOptions {
+    /// Client namespaces, at least one. More than one share a bridge before the gateway.
+    pub clients: u8,
+    /// Backend namespaces to begin with.
+    pub backends: u8,
+    /// Receive and transmit queues of each end of the gateway's links.
+    pub queues: u32,
+    /// The MTU of all links; 1500 if not given.
+    pub mtu: Option<u32>,
+}
+
+impl Default for TopologyOptions {
+    fn default() -> Self {
+        Self { clients: 1, backends: 3, queues: 1, mtu: None }
+    }
+}
+
+/// A client or a backend: a namespace with one interface, [`HOST_INTERFACE`].
+#[derive(Clone)]
+pub struct Host {
+    /// Its name, such as `backend-1`.
+    pub name: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Where its processes and sockets live.
+    pub namespace: Namespace,
+}
+
+/// The namespaces of the lab and the links between them; all gone when dropped.
+pub struct Topology {
+    clients: Vec<Host>,
+    gateway: Namespace,
+    fabric: Namespace,
+    /// Joins the clients, if there are several.
+    uplink: Option<Namespace>,
+    backends: Vec<Host>,
+    options: TopologyOptions,
+}
+
+impl Topology {
+    /// Builds namespaces and links.
+    pub fn build(options: TopologyOptions) -> Result<Self> {
+        if options.clients == 0 || options.queues == 0 {
+            return Err(Error::Option("a lab needs at least one client and one queue".into()));
+        }
+        let gateway = Namespace::new("gateway")?;
+        let fabric = switch("fabric")?;
+        let link = Link { queues: options.queues, mtu: options.mtu };
+        link.connect(&fabric, "gateway", &gateway, FABRIC)?;
+        join_bridge(&fabric, "gateway")?;
+
+        let mut topology =
+            Self { clients: Vec::new(), gateway, fabric, uplink: None, backends: Vec::new(), options };
+        topology.add_clients(link)?;
+        topology.configure_gateway()?;
+        for _ in 0..topology.options.backends {
+            topology.add_backend()?;
+        }
+        Ok(topology)
+    }
+
+    /// The first client.
+    pub fn client(&self) -> &Host {
+        &self.clients[0]
+    }
+
+    /// All clients.
+    pub fn clients(&self) -> &[Host] {
+        &self.clients
+    }
+
+    /// The gateway's namespace, with [`UPLINK`] and [`FABRIC`].
+    pub fn gateway(&self) -> &Namespace {
+        &self.gateway
+    }
+
+    /// The backends of the moment.
+    pub fn backends(&self) -> &[Host] {
+        &self.backends
+    }
+
+    /// Adds a backend with the next free number and address.
+    pub fn add_backend(&mut self) -> Result<Host> {
+        let taken = |address| self.backends.iter().any(|backend| backend.address == address);
+        let number = (0..200u8).find(|number| !taken(nth(FIRST_BACKEND, *number)));
+        let number =
+            number.ok_or_else(|| Error::Option("the lab is full: no free backend address".to_owned()))?;
+        self.add_host(&format!("backend-{}", number + 1), nth(FIRST_BACKEND, number))
+    }
+
+    /// Adds a host with a name and an address of its own on the fabric.
+    pub fn add_host(&mut self, name: &str, address: Ipv4Addr) -> Result<Host> {
+        let namespace = Namespace::new(name)?;
+        let port = format!("h{}", u32::from(address));
+        let link = Link { queues: 1, mtu: self.options.mtu };
+        link.connect(&self.fabric, &port, &namespace, HOST_INTERFACE)?;
+        join_bridge(&self.fabric, &port)?;
+        configure_host(&namespace, address)?;
+        namespace.ip(&format!("route add default via {GATEWAY_FABRIC}"))?;
+        let host = Host { name: name.to_owned(), address, namespace };
+        self.backends.push(host.clone());
+        Ok(host)
+    }
+
+    /// Unplugs a backend: its link is gone at once, whoever still holds its namespace.
+    pub fn remove_backend(&mut self, name: &str) -> Result<()> {
+        let place = self.backends.iter().position(|backend| backend.name == name);
+        let place = place.ok_or_else(|| Error::Option(format!("the lab has no backend named {name}")))?;
+        let host = self.backends.swap_remove(place);
+        self.fabric.ip(&format!("link del h{}", u32::from(host.address)))?;
+        Ok(())
+    }
+
+    /// Gives each namespace a name under `/run/netns`: `PREFIX` plus `client`, `gateway` or the name of the backend.
+    /// Returns the names.
+    pub fn publish(&self, prefix: &str) -> Result<Vec<String>> {
+        let hosts =
+            self.clients.iter().chain(&self.backends).map(|host| (host.name.as_str(), &host.namespace));
+        let mut names = Vec::new();
+        for (name, namespace) in hosts.chain([("gateway", &self.gateway)]) {
+            let name = format!("{prefix}{name}");
+            namespace.publish(&name)?;
+            names.push(name);
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn add_clients(&mut self, link: Link) -> Result<()> {
+        if self.options.clients > 1 {
+            let uplink = switch("uplink")?;
+            link.connect(&uplink, "gateway", &self.gateway, UPLINK)?;
+            join_bridge(&uplink, "gateway")?;
+            self.uplink = Some(uplink);
+        }
+        for number in 0..self.options.clients {
+            let name = if number == 0 { "client".to_owned() } else { format!("client-{}", number + 1) };
+            let namespace = Namespace::new(&name)?;
+            match &self.uplink {
+                Some(uplink) => {
+                    let port = format!("c{number}");
+                    link.connect(uplink, &port, &namespace, HOST_INTERFACE)?;
+                    join_bridge(uplink, &port)?;
+                }
+                None => link.connect(&namespace, HOST_INTERFACE, &self.gateway, UPLINK)?,
+            }
+            let address = nth(FIRST_CLIENT, number);
+            configure_host(&namespace, address)?;
+            namespace.ip(&format!("route add {SERVICE_RANGE} via {GATEWAY_UPLINK}"))?;
+            // Backends of Services that keep the client's address, and the gateway's far side.
+            namespace.ip(&format!("route add 10.244.0.0/16 via {GATEWAY_UPLINK}"))?;
+            self.clients.push(Host { name, address, namespace });
+        }
+        Ok(())
+    }
+
+    fn configure_gateway(&self) -> Result<()> {
+        for (interface, address) in [(UPLINK, GATEWAY_UPLINK), (FABRIC, GATEWAY_FABRIC)] {
+            self.gateway.ip(&format!("addr add {address}/24 dev {interface}"))?;
+        }
+        self.gateway.sysctl("net/ipv4/ip_forward", "1")
+    }
+}
+
+/// What the two ends of a veth pair have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Link {
+    pub(crate) queues: u32,
+    pub(crate) mtu: Option<u32>,
+}
+
+impl Link {
+    /// Makes a veth pair between two namespaces and brings both ends up.
+    pub(crate) fn connect(
+        self,
+        left: &Namespace,
+        left_end: &str,
+        right: &Namespace,
+        right_end: &str,
+    ) -> Result<()> {
+        let Self { queues, .. } = self;
+        let queues = format!("numtxqueues {queues} numrxqueues {queues}");
+        left.ip(&format!(
+            "link add name {left_end} {queues} type veth peer name {right_end} {queues} netns {}",
+            right.path().display()
+        ))?;
+        for (namespace, end) in [(left, left_end), (right, right_end)] {
+            // Neighbour discovery would add packets that no test sent.
+            namespace.sysctl(&format!("net/ipv6/conf/{end}/disable_ipv6"), "1")?;
+            let mtu = self.mtu.map(|mtu| format!(" mtu {mtu}")).unwrap_or_default();
+            namespace.ip(&format!("link set {end}{mtu} up"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A namespace with a bridge.
+fn switch(label: &str) -> Result<Namespace> {
+    let namespace = Namespace::new(label)?;
+    namespace.ip(&format!("link add name {BRIDGE} type bridge"))?;
+    namespace.sysctl(&format!("net/ipv6/conf/{BRIDGE}/disable_ipv6"), "1")?;
+    namespace.ip(&format!("link set {BRIDGE} up"))?;
+    Ok(namespace)
+}
+
+fn join_bridge(switch: &Namespace, port: &str) -> Result<()> {
+    switch.ip(&format!("link set {port} master {BRIDGE}")).map(drop)
+}
+
+/// Sets the address of a host, and a MAC address that follows from it: a host that comes back with the same address is
+/// reachable at once, whatever neighbour entries remember.
+pub(crate) fn configure_host(namespace: &Namespace, address: Ipv4Addr) -> Result<()> {
+    let [a, b, c, d] = address.octets();
+    namespace.ip(&format!("link set {HOST_INTERFACE} address 02:f0:{a:02x}:{b:02x}:{c:02x}:{d:02x}"))?;
+    namespace.ip(&format!("addr add {address}/24 dev {HOST_INTERFACE}")).map(drop)
+}
+
+fn nth(first: Ipv4Addr, number: u8) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(first) + u32::from(number))
+}

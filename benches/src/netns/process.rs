@@ -1,0 +1,157 @@
+//! Children of a namespace: they die with it, and they are never waited for without a limit.
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    clock,
+    error::{Error, Result},
+};
+
+const GUARD: &str = "setpriv";
+const GUARD_ARGUMENTS: [&str; 3] = ["--pdeathsig", "KILL", "--"];
+
+/// A command whose process the kernel kills when the thread that started it ends, and that the terminal's Ctrl-C does
+/// not reach: the lab ends its children in its own order.
+pub fn guarded(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(GUARD);
+    command.args(GUARD_ARGUMENTS).arg(program).process_group(0);
+    command
+}
+
+/// Finds a program in `PATH` or in the system folders that a user's `PATH` may lack.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(system)
+        .map(|folder| folder.join(name))
+        .find(|candidate| candidate.is_file())
+}
+
+/// A running child; killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    line: String,
+    child: Child,
+}
+
+impl Process {
+    pub(super) fn new(line: String, child: Child) -> Self {
+        Self { line, child }
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The command line, for messages.
+    pub fn line(&self) -> &str {
+        &self.line
+    }
+
+    /// The exit status, if the process has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Sends a signal; nothing happens if the process has ended.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        if self.ended().is_some() {
+            return Ok(());
+        }
+        let id = i32::try_from(self.child.id()).expect("process ids fit in pid_t");
+        kill(Pid::from_raw(id), signal).map_err(Error::errno(format!("send {signal} to `{}`", self.line)))
+    }
+
+    /// Waits for the end, at most `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = clock::now() + limit;
+        loop {
+            if let Some(status) = self.ended() {
+                return Ok(status);
+            }
+            if clock::now() >= deadline {
+                return Err(Error::Timeout {
+                    what: format!("the end of `{}`", self.line),
+                    after: limit,
+                    hint: format!("see what process {} is doing", self.child.id()),
+                });
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks the process to end (SIGTERM) and waits, at most `grace`; then kills it.
+    pub fn terminate(&mut self, grace: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        if let Ok(status) = self.wait(grace) {
+            return Ok(status);
+        }
+        self.kill()
+    }
+
+    /// Kills the process (SIGKILL) and reaps it.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGKILL)?;
+        self.wait(Duration::from_secs(10))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Already dead is what we want; a zombie that cannot be reaped ends with us.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until the guard of a [`guarded`] command has made way for its program: a parent that ended before that would
+/// leave the child behind.
+pub(super) fn wait_for_guard(command: &Command, process: &Process) {
+    // Not `comm`: exec sets it only after the parent may run on.
+    let exe = format!("/proc/{}/exe", process.id());
+    let is_guard = || std::fs::read_link(&exe).is_ok_and(|program| program.ends_with(GUARD));
+    while command.get_program() == GUARD && is_guard() {
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// The command line as a person would type it, without the guard.
+pub(super) fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(OsStr::to_string_lossy);
+    let words: Vec<_> = words.collect();
+    let is_guarded = words.first().is_some_and(|program| program == GUARD);
+    words[if is_guarded { 1 + GUARD_ARGUMENTS.len() } else { 0 }..].join(" ")
+}
+
+/// Says which package is missing when that is why a command did not start.
+pub(super) fn start_failure(command: &Command, error: io::Error) -> Error {
+    let program = command.get_program().to_string_lossy().into_owned();
+    if error.kind() != io::ErrorKind::NotFound {
+        return Error::io(format!("start `{}`", line(command)))(error);
+    }
+    let base = Path::new(&program).file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let package = match base {
+        "ip" => "iproute2",
+        "setpriv" | "taskset" | "setsid" => "util-linux",
+        "nginx" => "nginx-light",
+        "curl" => "curl",
+        "ethtool" => "ethtool",
+        _ => return Error::io(format!("start `{}`", line(command)))(error),
+    };
+    Error::MissingProgram { program, package }
+}
