@@ -1,1 +1,28 @@
-//! The flow table.
+//! The flow table: one fixed-capacity table for all workers, one conntrack entry per direction.
+//!
+//! Finding a flow takes no lock; only inserting and removing synchronise, and only in here. Memory is
+//! taken at start and never grows. The layout is plain C ([`entry`], [`tags`]), so that an XDP program
+//! can read the same table. Never reads a clock, never knows a Service, never touches packet bytes.
+//!
+//! # Required reading
+//! - Readers: [`table::FlowTable::find`] and the sequence word in [`entry`].
+//! - Writers: [`table::FlowTable::insert`] for the order in which the two directions become visible.
+//! - What happens when the table is full: [`table::Inserted::Full`] and [`table`].
+#![deny(unsafe_code)]
+
+mod arch;
+pub mod entry;
+pub mod expiry;
+pub mod hash;
+mod memory;
+pub mod state;
+pub mod table;
+pub mod tags;
+
+pub use arch::prefetch;
+pub use entry::{Direction, EntryIndex, NextHopRef, Side, Tick};
+pub use expiry::{Sweep, Timeouts};
+pub use hash::{FlowHash, HashKey};
+pub use memory::OutOfMemory;
+pub use state::TcpPhase;
+pub use table::{FlowTable, FlowView, Found, Inserted, NewFlow, Probe};

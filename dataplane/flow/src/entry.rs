@@ -1,0 +1,363 @@
+//! The conntrack entry: one direction of one flow, one cache line.
+//!
+//! # Who writes what
+//! - The identity (key, translation, peer, backend) is written by whoever owns the slot, between two
+//!   odd-to-even steps of the sequence word. A reader takes the word, the fields, and the word again:
+//!   equal and even means that nothing was torn. Every field is an atomic, so a torn read is a stale
+//!   value and never undefined behaviour.
+//! - `next_hop` may be replaced in place by any worker: one word, always valid by itself.
+//! - `last_seen`, `tcp_seen`, `packets` and `bytes` are written by the one worker that receives this
+//!   direction, with plain loads and stores. Should the NIC move a direction to another queue, a count
+//!   or two may be lost, nothing else.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+
+use flowgate_wire::checksum::Delta;
+use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, Protocol, Translation4};
+
+/// A coarse clock in milliseconds since some start; wraps after 49 days. Differences below 24 days are
+/// meaningful, and expiry visits every entry far more often.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Tick(
+    /// Milliseconds, wrapping.
+    pub u32,
+);
+
+impl Tick {
+    /// Milliseconds from `earlier` to this one; zero if `earlier` is later.
+    #[inline]
+    pub const fn since(self, earlier: Self) -> u32 {
+        let elapsed = self.0.wrapping_sub(earlier.0);
+        // Two workers read the clock on their own: one may be a little ahead.
+        if elapsed > u32::MAX / 2 { 0 } else { elapsed }
+    }
+}
+
+/// Which direction of its flow an entry stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Side {
+    /// As the client sends.
+    Original = 0,
+    /// As the backend answers.
+    Reply = 1,
+}
+
+/// Position of an entry in the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct EntryIndex(
+    /// Bucket number times the slots of a bucket, plus slot.
+    pub u32,
+);
+
+impl EntryIndex {
+    /// No entry.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
+/// A next hop and the routing epoch that it was looked up in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct NextHopRef(u32);
+
+impl NextHopRef {
+    /// Not looked up yet.
+    pub const NONE: Self = Self(ID_MASK);
+
+    /// The next hop `id` (24 bits) as looked up in `epoch`.
+    #[inline]
+    pub const fn new(id: u32, epoch: u8) -> Self {
+        Self((id & ID_MASK) | (epoch as u32) << 24)
+    }
+
+    /// The next hop, if it was looked up in this epoch.
+    #[inline]
+    pub const fn id(self, epoch: u8) -> Option<u32> {
+        let id = self.0 & ID_MASK;
+        if id == ID_MASK || (self.0 >> 24) as u8 != epoch { None } else { Some(id) }
+    }
+}
+
+/// Everything about one direction that is decided when the flow begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Direction {
+    /// What its packets look like when they arrive.
+    pub tuple: FiveTuple4,
+    /// How they leave.
+    pub translation: Translation4,
+    /// Where they go next.
+    pub next_hop: NextHopRef,
+}
+
+/// One direction of one flow; 64 bytes, plain C.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct Entry4 {
+    sequence: AtomicU32,
+    protocol: AtomicU8,
+    side: AtomicU8,
+    pub(crate) tcp_seen: AtomicU16,
+    addrs: AtomicU64,
+    ports: AtomicU32,
+    new_ports: AtomicU32,
+    new_addrs: AtomicU64,
+    deltas: AtomicU32,
+    next_hop: AtomicU32,
+    backend: AtomicU32,
+    peer: AtomicU32,
+    last_seen: AtomicU32,
+    packets: AtomicU32,
+    bytes: AtomicU64,
+}
+
+const _: () = assert!(size_of::<Entry4>() == 64, "an entry is one cache line");
+
+/// A consistent copy of the identity of an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// What its packets look like when they arrive.
+    pub tuple: FiveTuple4,
+    /// How they leave.
+    pub translation: Translation4,
+    /// Original or reply.
+    pub side: Side,
+    /// The other direction.
+    pub peer: EntryIndex,
+    /// The backend, in the form that the tables give.
+    pub backend: u32,
+}
+
+/// What a packet needs from an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Forwarding {
+    /// How the packet leaves.
+    pub translation: Translation4,
+    /// Where it goes next.
+    pub next_hop: NextHopRef,
+    /// The backend, in the form that the tables give.
+    pub backend: u32,
+    /// Original or reply.
+    pub side: Side,
+}
+
+impl Entry4 {
+    /// What a packet with this tuple needs, if this is its entry and nobody is writing it.
+    #[inline]
+    pub(crate) fn forwarding(&self, tuple: &FiveTuple4) -> Option<Forwarding> {
+        let sequence = self.sequence.load(Ordering::Acquire);
+        let mine = self.addrs.load(Ordering::Relaxed) == pack_addrs(tuple.src, tuple.dst)
+            && self.ports.load(Ordering::Relaxed) == pack_ports(tuple.src_port, tuple.dst_port)
+            && self.protocol.load(Ordering::Relaxed) == tuple.protocol.number();
+        if !mine || sequence & 1 == 1 {
+            return None;
+        }
+        let forwarding = Forwarding {
+            translation: self.translation(),
+            next_hop: NextHopRef(self.next_hop.load(Ordering::Relaxed)),
+            backend: self.backend.load(Ordering::Relaxed),
+            side: self.side(),
+        };
+        // The loads above must be done before the word is read again (Boehm, MSPC 2012, section 4).
+        fence(Ordering::Acquire);
+        (self.sequence.load(Ordering::Relaxed) == sequence).then_some(forwarding)
+    }
+
+    /// A consistent copy of the identity; none while free or being written.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        let sequence = self.sequence.load(Ordering::Acquire);
+        let protocol = Protocol::from_number(self.protocol.load(Ordering::Relaxed))?;
+        let (src, dst) = unpack_addrs(self.addrs.load(Ordering::Relaxed));
+        let (src_port, dst_port) = unpack_ports(self.ports.load(Ordering::Relaxed));
+        let identity = Identity {
+            tuple: FiveTuple { protocol, src, dst, src_port, dst_port },
+            translation: self.translation(),
+            side: self.side(),
+            peer: EntryIndex(self.peer.load(Ordering::Relaxed)),
+            backend: self.backend.load(Ordering::Relaxed),
+        };
+        fence(Ordering::Acquire);
+        (sequence & 1 == 0 && self.sequence.load(Ordering::Relaxed) == sequence).then_some(identity)
+    }
+
+    /// Writes the entry of a slot that the caller has claimed.
+    pub(crate) fn write(&self, side: Side, direction: &Direction, backend: u32, peer: EntryIndex, now: Tick) {
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        self.sequence.store(sequence.wrapping_add(1) | 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        let Direction { tuple, translation, next_hop } = direction;
+        self.protocol.store(tuple.protocol.number(), Ordering::Relaxed);
+        self.side.store(side as u8, Ordering::Relaxed);
+        self.tcp_seen.store(0, Ordering::Relaxed);
+        self.addrs.store(pack_addrs(tuple.src, tuple.dst), Ordering::Relaxed);
+        self.ports.store(pack_ports(tuple.src_port, tuple.dst_port), Ordering::Relaxed);
+        self.new_addrs.store(pack_addrs(translation.src, translation.dst), Ordering::Relaxed);
+        self.new_ports.store(pack_ports(translation.src_port, translation.dst_port), Ordering::Relaxed);
+        let deltas =
+            u32::from(translation.l3_delta.to_bits()) | u32::from(translation.l4_delta.to_bits()) << 16;
+        self.deltas.store(deltas, Ordering::Relaxed);
+        self.next_hop.store(next_hop.0, Ordering::Relaxed);
+        self.backend.store(backend, Ordering::Relaxed);
+        self.peer.store(peer.0, Ordering::Relaxed);
+        self.last_seen.store(now.0, Ordering::Relaxed);
+        self.packets.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        self.sequence.store((sequence | 1).wrapping_add(1), Ordering::Release);
+    }
+
+    /// Makes the sequence word odd if the entry still has this tuple; then only the caller may
+    /// [`clear`](Self::clear) it. False when another writer was faster.
+    pub(crate) fn lock(&self, tuple: &FiveTuple4) -> bool {
+        let sequence = self.sequence.load(Ordering::Acquire);
+        if sequence & 1 == 1 || self.identity().is_none_or(|identity| identity.tuple != *tuple) {
+            return false;
+        }
+        let locked = self
+            .sequence
+            .compare_exchange(sequence, sequence | 1, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok();
+        fence(Ordering::Release);
+        locked
+    }
+
+    /// Empties a locked entry. Its slot may be released afterwards.
+    pub(crate) fn clear(&self) {
+        self.protocol.store(0, Ordering::Relaxed);
+        self.addrs.store(0, Ordering::Relaxed);
+        self.ports.store(0, Ordering::Relaxed);
+        self.peer.store(EntryIndex::NONE.0, Ordering::Relaxed);
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        self.sequence.store(sequence.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Counts a packet of `ip_len` bytes at `now`.
+    #[inline]
+    pub(crate) fn touch(&self, now: Tick, ip_len: u16) {
+        self.last_seen.store(now.0, Ordering::Relaxed);
+        self.packets.store(self.packets.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.bytes
+            .store(self.bytes.load(Ordering::Relaxed).wrapping_add(u64::from(ip_len)), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn last_seen(&self) -> Tick {
+        Tick(self.last_seen.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn peer(&self) -> EntryIndex {
+        EntryIndex(self.peer.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_peer(&self, peer: EntryIndex) {
+        self.peer.store(peer.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_next_hop(&self, next_hop: NextHopRef) {
+        self.next_hop.store(next_hop.0, Ordering::Relaxed);
+    }
+
+    /// Packets (modulo 2^32) and bytes of IP counted so far.
+    pub(crate) fn counts(&self) -> (u32, u64) {
+        (self.packets.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn side(&self) -> Side {
+        if self.side.load(Ordering::Relaxed) == 0 { Side::Original } else { Side::Reply }
+    }
+
+    #[inline]
+    fn translation(&self) -> Translation4 {
+        let (src, dst) = unpack_addrs(self.new_addrs.load(Ordering::Relaxed));
+        let (src_port, dst_port) = unpack_ports(self.new_ports.load(Ordering::Relaxed));
+        let deltas = self.deltas.load(Ordering::Relaxed);
+        let (l3_delta, l4_delta) = (Delta::from_bits(deltas as u16), Delta::from_bits((deltas >> 16) as u16));
+        Translation4 { src, dst, src_port, dst_port, l3_delta, l4_delta }
+    }
+}
+
+const ID_MASK: u32 = 0x00ff_ffff;
+
+// Fields keep the order of the wire in memory: a C reader sees source, then destination.
+
+#[inline]
+fn pack_addrs(src: Ipv4Addr, dst: Ipv4Addr) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (src.octets(), dst.octets());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+#[inline]
+fn unpack_addrs(packed: u64) -> (Ipv4Addr, Ipv4Addr) {
+    let [a, b, c, d, e, f, g, h] = packed.to_ne_bytes();
+    (Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h))
+}
+
+#[inline]
+fn pack_ports(src: L4Port, dst: L4Port) -> u32 {
+    let ([a, b], [c, d]) = (src.wire(), dst.wire());
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+#[inline]
+fn unpack_ports(packed: u32) -> (L4Port, L4Port) {
+    let [a, b, c, d] = packed.to_ne_bytes();
+    (L4Port::from_wire([a, b]), L4Port::from_wire([c, d]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn direction(port: u16) -> Direction {
+        let tuple = FiveTuple {
+            protocol: Protocol::Udp,
+            src: Ipv4Addr::new(192, 0, 2, 1),
+            dst: Ipv4Addr::new(10, 96, 0, 1),
+            src_port: L4Port::new(port),
+            dst_port: L4Port::new(53),
+        };
+        Direction {
+            tuple,
+            translation: Translation4::between(&tuple, &tuple.reversed()),
+            next_hop: NextHopRef::new(5, 9),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_a_cleared_entry_is_free() {
+        let entry = Entry4::default();
+        let direction = direction(1000);
+        assert!(entry.identity().is_none());
+        entry.write(Side::Reply, &direction, 77, EntryIndex(3), Tick(5));
+        let forwarding = entry.forwarding(&direction.tuple).unwrap();
+        assert_eq!(
+            (forwarding.translation, forwarding.next_hop),
+            (direction.translation, direction.next_hop)
+        );
+        assert_eq!((forwarding.backend, forwarding.side), (77, Side::Reply));
+        assert_eq!(entry.identity().unwrap().tuple, direction.tuple);
+        assert!(entry.forwarding(&direction.tuple.reversed()).is_none());
+        assert!(entry.lock(&direction.tuple));
+        assert!(!entry.lock(&direction.tuple), "already locked");
+        assert!(entry.forwarding(&direction.tuple).is_none(), "being written");
+        entry.clear();
+        assert!(entry.identity().is_none());
+    }
+
+    #[test]
+    fn a_next_hop_of_another_epoch_must_be_looked_up_again() {
+        let stored = NextHopRef::new(7, 255);
+        assert_eq!(stored.id(255), Some(7));
+        assert_eq!(stored.id(0), None);
+        assert_eq!(NextHopRef::NONE.id(0), None);
+    }
+
+    #[test]
+    fn time_differences_survive_the_wrap_and_a_clock_that_is_a_little_ahead() {
+        assert_eq!(Tick(5).since(Tick(u32::MAX - 4)), 10);
+        assert_eq!(Tick(5).since(Tick(6)), 0);
+    }
+}

@@ -1,0 +1,81 @@
+//! The memory of the flow table: one anonymous mapping, zeroed by the kernel, never moved or grown.
+//!
+//! The only place that turns bytes into entries. Never hands out a unique reference.
+#![allow(unsafe_code, reason = "entries and tags are views of one mapping that other programs may share")]
+
+use memmap2::MmapRaw;
+
+use crate::entry::Entry4;
+use crate::tags::{BUCKET_SLOTS, Tags};
+
+/// The memory asked for is not to be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{bytes} bytes for a flow table of {flows} flows: {source}")]
+pub struct OutOfMemory {
+    /// Bytes asked for.
+    pub bytes: usize,
+    /// Flows that they were for.
+    pub flows: u32,
+    /// What the kernel said.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// Tags first, entries after them, both aligned to a page.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    mapping: MmapRaw,
+    bucket_count: u32,
+}
+
+impl Memory {
+    pub(crate) fn new(bucket_count: u32, flows: u32) -> Result<Self, OutOfMemory> {
+        let bytes = entries_offset(bucket_count) + entry_count(bucket_count) * size_of::<Entry4>();
+        let refused = |source| OutOfMemory { bytes, flows, source };
+        let mapping = MmapRaw::from(memmap2::MmapOptions::new().len(bytes).map_anon().map_err(refused)?);
+        // Fewer TLB misses where the kernel has huge pages to give; without them it works all the same.
+        let _ = mapping.advise(memmap2::Advice::HugePage);
+        // The first packets of new flows must not wait for page faults. Kernels before 5.14 do not know
+        // this advice: there the faults come one by one as before.
+        match mapping.advise(memmap2::Advice::PopulateWrite) {
+            Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => Err(refused(error)),
+            _ => Ok(Self { mapping, bucket_count }),
+        }
+    }
+
+    pub(crate) const fn bucket_count(&self) -> u32 {
+        self.bucket_count
+    }
+
+    pub(crate) fn len_bytes(&self) -> usize {
+        self.mapping.len()
+    }
+
+    #[inline]
+    pub(crate) fn tags(&self) -> &[Tags] {
+        let first = self.mapping.as_ptr().cast::<Tags>();
+        // SAFETY: the mapping begins with bucket_count tag words, is page aligned, zeroed (a valid value),
+        // lives as long as self, and is only ever reached through atomics.
+        unsafe { std::slice::from_raw_parts(first, self.bucket_count as usize) }
+    }
+
+    #[inline]
+    pub(crate) fn entries(&self) -> &[Entry4] {
+        let offset = entries_offset(self.bucket_count);
+        // SAFETY: `new` made the mapping longer than the offset.
+        let first = unsafe { self.mapping.as_ptr().add(offset) }.cast::<Entry4>();
+        // SAFETY: entry_count entries follow the offset, which is a multiple of the page size and so of 64;
+        // zeroed bytes are a free entry; every field is an atomic; the mapping lives as long as self.
+        unsafe { std::slice::from_raw_parts(first, entry_count(self.bucket_count)) }
+    }
+}
+
+const fn entry_count(bucket_count: u32) -> usize {
+    bucket_count as usize * BUCKET_SLOTS as usize
+}
+
+const fn entries_offset(bucket_count: u32) -> usize {
+    (bucket_count as usize * size_of::<Tags>()).next_multiple_of(PAGE_BYTES)
+}
+
+const PAGE_BYTES: usize = 4096;

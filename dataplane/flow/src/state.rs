@@ -1,0 +1,137 @@
+//! How far a flow has come. Never decides how long that may last: see [`crate::expiry`].
+//!
+//! Each direction notes what it has seen in its own entry, so that two cores never write one line; the
+//! phase of a TCP connection follows from both notes (RFC 9293 section 3.3.2, seen from the middle).
+
+use flowgate_wire::TcpFlags;
+
+/// What one direction of a TCP connection has sent so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct TcpSeen(u16);
+
+impl TcpSeen {
+    const SYN: u16 = 1;
+    const ACK: u16 = 2;
+    const FIN: u16 = 4;
+    const RST: u16 = 8;
+
+    /// From the form that an entry stores.
+    #[inline]
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    /// The form that an entry stores.
+    #[inline]
+    pub const fn to_bits(self) -> u16 {
+        self.0
+    }
+
+    /// The notes after a segment with these flags.
+    #[inline]
+    #[must_use]
+    pub const fn after(self, flags: TcpFlags) -> Self {
+        let mut bits = self.0;
+        if flags.intersects(TcpFlags::SYN) {
+            bits |= Self::SYN;
+        }
+        if flags.intersects(TcpFlags::ACK) {
+            bits |= Self::ACK;
+        }
+        if flags.intersects(TcpFlags::FIN) {
+            bits |= Self::FIN;
+        }
+        if flags.intersects(TcpFlags::RST) {
+            bits |= Self::RST;
+        }
+        Self(bits)
+    }
+
+    const fn has(self, bits: u16) -> bool {
+        self.0 & bits == bits
+    }
+}
+
+/// The phase of a TCP connection as both directions show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpPhase {
+    /// The client asked; nobody has answered.
+    SynSent,
+    /// The backend agreed; the client has not confirmed.
+    SynReceived,
+    /// Both sides have confirmed.
+    Established,
+    /// One side has finished.
+    HalfClosed,
+    /// Both sides have finished.
+    TimeWait,
+    /// One side has reset the connection.
+    Reset,
+}
+
+impl TcpPhase {
+    /// The phase that follows from what the two directions have sent.
+    pub const fn of(original: TcpSeen, reply: TcpSeen) -> Self {
+        if original.has(TcpSeen::RST) || reply.has(TcpSeen::RST) {
+            Self::Reset
+        } else if original.has(TcpSeen::FIN) && reply.has(TcpSeen::FIN) {
+            Self::TimeWait
+        } else if original.has(TcpSeen::FIN) || reply.has(TcpSeen::FIN) {
+            Self::HalfClosed
+        } else if !reply.has(TcpSeen::SYN) {
+            Self::SynSent
+        } else if !original.has(TcpSeen::ACK) {
+            Self::SynReceived
+        } else {
+            Self::Established
+        }
+    }
+
+    /// Whether the flow is over but for stragglers: it may be replaced or evicted.
+    pub const fn is_closing(self) -> bool {
+        matches!(self, Self::TimeWait | Self::Reset)
+    }
+
+    /// The name used in output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SynSent => "syn-sent",
+            Self::SynReceived => "syn-received",
+            Self::Established => "established",
+            Self::HalfClosed => "half-closed",
+            Self::TimeWait => "time-wait",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_goes_through_its_phases() {
+        let (mut client, mut server) = (TcpSeen::default(), TcpSeen::default());
+        let (syn, ack, fin) = (TcpFlags::SYN, TcpFlags::ACK, TcpFlags::FIN);
+        client = client.after(syn);
+        assert_eq!(TcpPhase::of(client, server), TcpPhase::SynSent);
+        server = server.after(syn.union(ack));
+        assert_eq!(TcpPhase::of(client, server), TcpPhase::SynReceived);
+        client = client.after(ack);
+        assert_eq!(TcpPhase::of(client, server), TcpPhase::Established);
+        server = server.after(fin.union(ack));
+        assert_eq!(TcpPhase::of(client, server), TcpPhase::HalfClosed);
+        client = client.after(fin.union(ack));
+        assert_eq!(TcpPhase::of(client, server), TcpPhase::TimeWait);
+        server = server.after(TcpFlags::RST);
+        assert_eq!(TcpPhase::of(client, server), TcpPhase::Reset);
+    }
+
+    #[test]
+    fn a_refused_connection_is_reset() {
+        let client = TcpSeen::default().after(TcpFlags::SYN);
+        let server = TcpSeen::default().after(TcpFlags::RST.union(TcpFlags::ACK));
+        assert!(TcpPhase::of(client, server).is_closing());
+    }
+}

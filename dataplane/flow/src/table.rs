@@ -1,0 +1,459 @@
+//! Finding, inserting and removing flows. Never decides whether a flow should exist.
+//!
+//! # When the table is full
+//! An entry may live in the 64 slots of two buckets. When all are taken, the oldest flow among them
+//! that is closing, or that nobody has answered, makes room; an established flow never does. If there is
+//! none, [`Inserted::Full`] says so and the caller counts it.
+
+use std::hint;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use flowgate_wire::{FiveTuple4, Protocol, TcpFlags};
+
+use crate::arch::prefetch;
+use crate::entry::{Direction, Entry4, EntryIndex, Forwarding, Identity, NextHopRef, Side, Tick};
+use crate::hash::{FlowHash, HashKey};
+use crate::memory::{Memory, OutOfMemory};
+use crate::state::{TcpPhase, TcpSeen};
+use crate::tags::{BUCKET_SLOTS, Slots};
+
+/// One fixed-capacity table of flows, shared by all workers.
+#[derive(Debug)]
+pub struct FlowTable {
+    key: HashKey,
+    memory: Memory,
+    capacity_flows: u32,
+    /// One insertion of the same key at a time: keys are spread over these by hash. They live outside
+    /// the shared memory, so that a process that dies with one held harms no other.
+    insert_locks: Box<[SpinLock]>,
+}
+
+/// Where an entry may be: computed ahead so that its cache lines can be on their way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Probe {
+    hash: FlowHash,
+    buckets: [u32; 2],
+    matches: [Slots; 2],
+}
+
+/// An entry that was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    /// What the packet needs.
+    pub forwarding: Forwarding,
+    index: EntryIndex,
+    entry: &'a Entry4,
+}
+
+/// A flow to be inserted.
+#[derive(Clone, Copy, Debug)]
+pub struct NewFlow {
+    /// As the client sends.
+    pub original: Direction,
+    /// As the backend answers.
+    pub reply: Direction,
+    /// The backend, in the form that the tables give.
+    pub backend: u32,
+}
+
+/// What became of an insertion.
+#[derive(Clone, Copy, Debug)]
+pub enum Inserted<'a> {
+    /// The flow is in; this is its original direction.
+    New(Found<'a>),
+    /// Another worker inserted a flow with this original tuple first: its original direction.
+    Existing(Found<'a>),
+    /// The reply tuple belongs to another flow: try another source port.
+    ReplyTaken,
+    /// No slot is free and no flow may be evicted.
+    Full,
+}
+
+impl FlowTable {
+    /// A table for `capacity_flows` flows with 22 % more slots, so that both of a flow's entries find
+    /// room until it is full.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: the kernel gives no such mapping.
+    pub fn new(capacity_flows: u32, key: HashKey) -> Result<Self, OutOfMemory> {
+        let capacity_flows = capacity_flows.clamp(64, CAPACITY_MAX);
+        let slots = u64::from(capacity_flows) * 2 * 122 / 100;
+        let bucket_count = u32::try_from(slots.div_ceil(u64::from(BUCKET_SLOTS))).unwrap_or(u32::MAX);
+        let memory = Memory::new(bucket_count, capacity_flows)?;
+        let insert_locks = (0..INSERT_LOCKS).map(|_| SpinLock::default()).collect();
+        Ok(Self { key, memory, capacity_flows, insert_locks })
+    }
+
+    /// Flows that it is made for.
+    pub fn capacity_flows(&self) -> u32 {
+        self.capacity_flows
+    }
+
+    /// Memory taken, in bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.memory.len_bytes()
+    }
+
+    /// Step one of a lookup: hashes the tuple and starts loading the tags of its two buckets.
+    #[inline]
+    pub fn probe(&self, tuple: &FiveTuple4) -> Probe {
+        let hash = self.key.hash(tuple);
+        let buckets = hash.buckets(self.memory.bucket_count());
+        for bucket in buckets {
+            prefetch(&self.memory.tags()[bucket as usize]);
+        }
+        Probe { hash, buckets, matches: [Slots::default(); 2] }
+    }
+
+    /// Step two: compares the tags and starts loading the entry that agrees.
+    #[inline]
+    pub fn prefetch(&self, probe: &mut Probe) {
+        let tags = self.memory.tags();
+        let tag = probe.hash.tag();
+        for (matches, bucket) in probe.matches.iter_mut().zip(probe.buckets) {
+            *matches = tags[bucket as usize].matches(tag);
+            if let Some(slot) = matches.first() {
+                prefetch(&self.memory.entries()[entry_index(bucket, slot).0 as usize]);
+                // Most entries live in their first bucket: a second guess would cost more than it brings.
+                break;
+            }
+        }
+    }
+
+    /// Step three: the entry of a packet with this tuple. Takes no lock.
+    #[inline]
+    pub fn find(&self, probe: &Probe, tuple: &FiveTuple4) -> Option<Found<'_>> {
+        let [first, second] = probe.buckets;
+        self.find_in(first, probe.matches[0], tuple).or_else(|| {
+            let matches = self.memory.tags()[second as usize].matches(probe.hash.tag());
+            self.find_in(second, matches, tuple)
+        })
+    }
+
+    #[inline]
+    fn find_in(&self, bucket: u32, matches: Slots, tuple: &FiveTuple4) -> Option<Found<'_>> {
+        for slot in matches {
+            let index = entry_index(bucket, slot);
+            let entry = &self.memory.entries()[index.0 as usize];
+            if let Some(forwarding) = entry.forwarding(tuple) {
+                return Some(Found { forwarding, index, entry });
+            }
+        }
+        None
+    }
+
+    /// All three steps at once, for whoever has no burst.
+    pub fn lookup(&self, tuple: &FiveTuple4) -> Option<Found<'_>> {
+        let mut probe = self.probe(tuple);
+        self.prefetch(&mut probe);
+        self.find(&probe, tuple)
+    }
+
+    /// Inserts both directions of a flow, or says who was faster.
+    ///
+    /// The reply direction becomes visible first: nobody can answer a packet that was not sent yet.
+    pub fn insert(&self, flow: &NewFlow, now: Tick) -> Inserted<'_> {
+        let NewFlow { original, reply, backend } = flow;
+        let reply_index = match self.insert_one(Side::Reply, reply, *backend, EntryIndex::NONE, now) {
+            OneInserted::New(index) => index,
+            OneInserted::Existing(_) => return Inserted::ReplyTaken,
+            OneInserted::Full => return Inserted::Full,
+        };
+        let outcome = self.insert_one(Side::Original, original, *backend, reply_index, now);
+        match outcome {
+            OneInserted::New(index) => {
+                self.entry(reply_index).set_peer(index);
+                let entry = self.entry(index);
+                match entry.forwarding(&original.tuple) {
+                    Some(forwarding) => Inserted::New(Found { forwarding, index, entry }),
+                    // Evicted by another worker within these few instructions.
+                    None => Inserted::Full,
+                }
+            }
+            OneInserted::Existing(found) => {
+                self.remove_one(reply_index, &reply.tuple);
+                Inserted::Existing(found)
+            }
+            OneInserted::Full => {
+                self.remove_one(reply_index, &reply.tuple);
+                Inserted::Full
+            }
+        }
+    }
+
+    /// Removes both directions of the flow that `found` belongs to. False when another worker is at it.
+    pub fn remove(&self, found: &Found<'_>) -> bool {
+        found.entry.identity().is_some_and(|identity| self.remove_flow(found.index, &identity))
+    }
+
+    /// The phase of the TCP connection that `found` belongs to.
+    pub fn tcp_phase(&self, found: &Found<'_>) -> TcpPhase {
+        self.phase(found.forwarding.side, found.entry)
+    }
+
+    /// Every flow whose original direction is in bucket `bucket`, as a view for people.
+    pub fn flows(&self) -> impl Iterator<Item = FlowView> {
+        (0..self.memory.bucket_count()).flat_map(move |bucket| {
+            self.memory.tags()[bucket as usize].used().filter_map(move |slot| {
+                let entry = self.entry(entry_index(bucket, slot));
+                let identity = entry.identity().filter(|identity| identity.side == Side::Original)?;
+                let reply = self.peer_of(entry)?;
+                let reply_identity = reply.identity()?;
+                let (packets, bytes) = entry.counts();
+                let (reply_packets, reply_bytes) = reply.counts();
+                let is_tcp = identity.tuple.protocol == Protocol::Tcp;
+                Some(FlowView {
+                    original: identity.tuple,
+                    reply: reply_identity.tuple,
+                    backend: identity.backend,
+                    tcp_phase: is_tcp.then(|| self.phase(Side::Original, entry)),
+                    answered: reply_packets > 0,
+                    last_seen: later(entry.last_seen(), reply.last_seen()),
+                    packets: [packets, reply_packets],
+                    bytes: [bytes, reply_bytes],
+                })
+            })
+        })
+    }
+
+    /// Entries in use, both directions counted.
+    pub fn used_entries(&self) -> usize {
+        self.memory.tags().iter().map(|tags| tags.used().count() as usize).sum()
+    }
+
+    /// Flow table memory read by index: for expiry.
+    pub(crate) fn bucket_count(&self) -> u32 {
+        self.memory.bucket_count()
+    }
+
+    pub(crate) fn used_slots(&self, bucket: u32) -> Slots {
+        self.memory.tags()[bucket as usize].used()
+    }
+
+    #[inline]
+    pub(crate) fn entry(&self, index: EntryIndex) -> &Entry4 {
+        &self.memory.entries()[index.0 as usize]
+    }
+
+    pub(crate) fn peer_of(&self, entry: &Entry4) -> Option<&Entry4> {
+        self.memory.entries().get(entry.peer().0 as usize)
+    }
+
+    pub(crate) fn phase(&self, side: Side, entry: &Entry4) -> TcpPhase {
+        let seen = |entry: &Entry4| TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
+        let own = seen(entry);
+        let other = self.peer_of(entry).map_or_else(TcpSeen::default, seen);
+        match side {
+            Side::Original => TcpPhase::of(own, other),
+            Side::Reply => TcpPhase::of(other, own),
+        }
+    }
+
+    /// Removes both directions: the original one first, whoever asks, so that two removals of one flow
+    /// meet at the same entry.
+    pub(crate) fn remove_flow(&self, index: EntryIndex, identity: &Identity) -> bool {
+        let (original, reply) = match identity.side {
+            Side::Original => (index, identity.peer),
+            Side::Reply => (identity.peer, index),
+        };
+        let peers_with = |at: EntryIndex, peer: EntryIndex| {
+            let entry = self.memory.entries().get(at.0 as usize)?;
+            entry.identity().filter(|found| found.peer == peer).map(|found| found.tuple)
+        };
+        let Some(tuple) = peers_with(original, reply) else {
+            // The other direction is gone or was never linked: only this one is left to remove.
+            return self.remove_one(index, &identity.tuple);
+        };
+        if !self.entry(original).lock(&tuple) {
+            return false;
+        }
+        if let Some(reply_tuple) = peers_with(reply, original) {
+            self.remove_one(reply, &reply_tuple);
+        }
+        self.free(original);
+        true
+    }
+
+    fn insert_one(
+        &self,
+        side: Side,
+        direction: &Direction,
+        backend: u32,
+        peer: EntryIndex,
+        now: Tick,
+    ) -> OneInserted<'_> {
+        let tuple = &direction.tuple;
+        let hash = self.key.hash(tuple);
+        let _guard = self.insert_locks[hash.0 as usize % INSERT_LOCKS].lock();
+        if let Some(found) = self.lookup(tuple) {
+            return OneInserted::Existing(found);
+        }
+        let buckets = hash.buckets(self.memory.bucket_count());
+        let claimed = self.claim(buckets, hash.tag()).or_else(|| {
+            self.evict_from(buckets, now);
+            self.claim(buckets, hash.tag())
+        });
+        let Some(index) = claimed else { return OneInserted::Full };
+        self.entry(index).write(side, direction, backend, peer, now);
+        OneInserted::New(index)
+    }
+
+    /// A free slot: in the first bucket while it has room to spare, since lookups begin there; else in
+    /// the emptier of the two, which keeps all buckets nearly equally full (Mitzenmacher 2001).
+    fn claim(&self, buckets: [u32; 2], tag: u8) -> Option<EntryIndex> {
+        let used = buckets.map(|bucket| self.used_slots(bucket).count());
+        let spill = used[0] >= FIRST_BUCKET_SLOTS && used[1] < used[0];
+        let [first, second] = if spill { [buckets[1], buckets[0]] } else { buckets };
+        let claim_in =
+            |bucket: u32| Some(entry_index(bucket, self.memory.tags()[bucket as usize].claim(tag)?));
+        claim_in(first).or_else(|| claim_in(second))
+    }
+
+    /// Removes the flow that was idle longest among those in these buckets that may be evicted.
+    fn evict_from(&self, buckets: [u32; 2], now: Tick) {
+        let slots = buckets
+            .into_iter()
+            .flat_map(|bucket| self.used_slots(bucket).map(move |slot| entry_index(bucket, slot)));
+        let victim = slots
+            .filter_map(|index| {
+                let entry = self.entry(index);
+                let identity = entry.identity()?;
+                self.may_evict(entry, &identity).then(|| (now.since(entry.last_seen()), index, identity))
+            })
+            .max_by_key(|(idle, ..)| *idle);
+        if let Some((_, index, identity)) = victim {
+            self.remove_flow(index, &identity);
+        }
+    }
+
+    fn may_evict(&self, entry: &Entry4, identity: &Identity) -> bool {
+        let Some(peer) = self.peer_of(entry) else {
+            // Not linked yet: it is being inserted right now.
+            return false;
+        };
+        let reply = if identity.side == Side::Reply { entry } else { peer };
+        if identity.tuple.protocol == Protocol::Tcp {
+            let phase = self.phase(identity.side, entry);
+            phase.is_closing() || phase == TcpPhase::SynSent
+        } else {
+            reply.counts().0 == 0
+        }
+    }
+
+    fn remove_one(&self, index: EntryIndex, tuple: &FiveTuple4) -> bool {
+        let locked = self.entry(index).lock(tuple);
+        if locked {
+            self.free(index);
+        }
+        locked
+    }
+
+    fn free(&self, index: EntryIndex) {
+        self.entry(index).clear();
+        // The tag goes last: until then nobody else can claim the slot.
+        self.memory.tags()[(index.0 / BUCKET_SLOTS) as usize].release(index.0 % BUCKET_SLOTS);
+    }
+}
+
+impl Found<'_> {
+    /// Counts a packet of `ip_len` bytes at `now`.
+    #[inline]
+    pub fn touch(&self, now: Tick, ip_len: u16) {
+        self.entry.touch(now, ip_len);
+    }
+
+    /// When this direction last carried a packet.
+    #[inline]
+    pub fn last_seen(&self) -> Tick {
+        self.entry.last_seen()
+    }
+
+    /// Notes the flags of a TCP segment of this direction.
+    #[inline]
+    pub fn saw_tcp(&self, flags: TcpFlags) {
+        let seen = self.entry.tcp_seen.load(Ordering::Relaxed);
+        let after = TcpSeen::from_bits(seen).after(flags).to_bits();
+        if after != seen {
+            self.entry.tcp_seen.store(after, Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps a next hop that was looked up anew.
+    pub fn set_next_hop(&self, next_hop: NextHopRef) {
+        self.entry.set_next_hop(next_hop);
+    }
+}
+
+/// A flow as people want to see it.
+#[derive(Clone, Debug)]
+pub struct FlowView {
+    /// As the client sends.
+    pub original: FiveTuple4,
+    /// As the backend answers.
+    pub reply: FiveTuple4,
+    /// The backend, in the form that the tables give.
+    pub backend: u32,
+    /// For TCP, how far it has come.
+    pub tcp_phase: Option<TcpPhase>,
+    /// Whether the backend has answered.
+    pub answered: bool,
+    /// When either direction last carried a packet.
+    pub last_seen: Tick,
+    /// Packets of the original and the reply direction, modulo 2^32.
+    pub packets: [u32; 2],
+    /// Bytes of IP of the original and the reply direction.
+    pub bytes: [u64; 2],
+}
+
+enum OneInserted<'a> {
+    New(EntryIndex),
+    Existing(Found<'a>),
+    Full,
+}
+
+/// Guards the insertion of one key. Held for less than a microsecond.
+#[derive(Debug, Default)]
+struct SpinLock(AtomicBool);
+
+impl SpinLock {
+    fn lock(&self) -> SpinGuard<'_> {
+        let mut spins = 0_u32;
+        while self.0.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            spins += 1;
+            if spins.is_multiple_of(1024) {
+                // The holder may share this core and be waiting for it.
+                std::thread::yield_now();
+            }
+            hint::spin_loop();
+        }
+        SpinGuard(self)
+    }
+}
+
+struct SpinGuard<'a>(&'a SpinLock);
+
+impl Drop for SpinGuard<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(false, Ordering::Release);
+    }
+}
+
+fn later(a: Tick, b: Tick) -> Tick {
+    if a.since(b) > 0 { a } else { b }
+}
+
+#[inline]
+const fn entry_index(bucket: u32, slot: u32) -> EntryIndex {
+    EntryIndex(bucket * BUCKET_SLOTS + slot)
+}
+
+const INSERT_LOCKS: usize = 1024;
+
+/// Slots of a first bucket that are taken before the second is considered.
+const FIRST_BUCKET_SLOTS: u32 = 28;
+
+/// Entry indices have 32 bits, and the highest is kept for "none".
+const CAPACITY_MAX: u32 = 1_500_000_000;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,341 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::thread;
+
+use flowgate_wire::{FiveTuple, L4Port, Translation4};
+use proptest::prelude::*;
+
+use super::*;
+use crate::expiry::{Sweep, Timeouts};
+
+const KEY: HashKey =
+    HashKey([3, 0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9, 0x27d4_eb2f_1656_67c5]);
+
+fn tuple(protocol: Protocol, client: u32, port: u16) -> FiveTuple4 {
+    FiveTuple {
+        protocol,
+        src: (0xc000_0200 + client).into(),
+        dst: 0x0a60_0001.into(),
+        src_port: L4Port::new(port),
+        dst_port: L4Port::new(80),
+    }
+}
+
+fn reply_tuple(protocol: Protocol, snat_port: u16) -> FiveTuple4 {
+    FiveTuple {
+        protocol,
+        src: 0x0af4_000b.into(),
+        dst: 0x0af4_0001.into(),
+        src_port: L4Port::new(8080),
+        dst_port: L4Port::new(snat_port),
+    }
+}
+
+fn flow(original: FiveTuple4, reply: FiveTuple4, backend: u32) -> NewFlow {
+    let direction = |from: FiveTuple4, to: FiveTuple4| Direction {
+        tuple: from,
+        translation: Translation4::between(&from, &to.reversed()),
+        next_hop: NextHopRef::new(backend, 0),
+    };
+    NewFlow { original: direction(original, reply), reply: direction(reply, original), backend }
+}
+
+fn udp(client: u32, port: u16, snat_port: u16) -> NewFlow {
+    flow(tuple(Protocol::Udp, client, port), reply_tuple(Protocol::Udp, snat_port), snat_port.into())
+}
+
+#[test]
+fn both_directions_are_found_with_their_translations() {
+    let table = FlowTable::new(100, KEY).unwrap();
+    let flow = udp(1, 1000, 40_000);
+    assert!(matches!(table.insert(&flow, Tick(1)), Inserted::New(_)));
+    for (direction, side) in [(flow.original, Side::Original), (flow.reply, Side::Reply)] {
+        let found = table.lookup(&direction.tuple).unwrap();
+        assert_eq!(found.forwarding.translation, direction.translation);
+        assert_eq!((found.forwarding.side, found.forwarding.backend), (side, 40_000));
+    }
+    assert!(table.lookup(&flow.original.tuple.reversed()).is_none());
+    assert_eq!(table.used_entries(), 2);
+}
+
+#[test]
+fn the_second_insertion_of_a_tuple_gets_the_first_flow_and_leaves_nothing() {
+    let table = FlowTable::new(100, KEY).unwrap();
+    table.insert(&udp(1, 1000, 40_000), Tick(1));
+    match table.insert(&udp(1, 1000, 40_001), Tick(2)) {
+        Inserted::Existing(found) => assert_eq!(found.forwarding.backend, 40_000),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(table.insert(&udp(2, 1000, 40_000), Tick(2)), Inserted::ReplyTaken));
+    assert_eq!(table.used_entries(), 2);
+}
+
+#[test]
+fn removing_a_flow_by_either_direction_frees_both() {
+    let table = FlowTable::new(100, KEY).unwrap();
+    for by_reply in [false, true] {
+        let flow = udp(1, 1000, 40_000);
+        table.insert(&flow, Tick(1));
+        let direction = if by_reply { flow.reply } else { flow.original };
+        assert!(table.remove(&table.lookup(&direction.tuple).unwrap()));
+        assert_eq!(table.used_entries(), 0);
+        assert!(table.lookup(&flow.original.tuple).is_none() && table.lookup(&flow.reply.tuple).is_none());
+    }
+}
+
+#[test]
+fn the_table_holds_the_flows_it_was_made_for_within_a_quarter_more_memory() {
+    let capacity = 200_000;
+    let table = FlowTable::new(capacity, KEY).unwrap();
+    for n in 0..capacity {
+        let flow = flow(tuple(Protocol::Udp, n / 1000, 1000 + (n % 1000) as u16), reply_tuple_of(n), n);
+        assert!(matches!(table.insert(&flow, Tick(1)), Inserted::New(_)), "flow {n}");
+        let found = table.lookup(&flow.reply.tuple).unwrap();
+        found.touch(Tick(2), 60);
+    }
+    assert_eq!(table.used_entries(), 2 * capacity as usize, "nobody was evicted");
+    let per_flow = table.len_bytes() as f64 / f64::from(capacity);
+    assert!(per_flow <= 128.0 * 1.25, "{per_flow} bytes per flow");
+}
+
+fn reply_tuple_of(n: u32) -> FiveTuple4 {
+    FiveTuple {
+        src: (0x0af4_0000 + n / 20_000).into(),
+        ..reply_tuple(Protocol::Udp, 40_000 + (n % 20_000) as u16)
+    }
+}
+
+#[test]
+fn a_full_table_evicts_the_unanswered_and_never_the_answered() {
+    let table = FlowTable::new(64, KEY).unwrap();
+    let answered: Vec<NewFlow> = (0..40).map(|n| udp(n, 1000, 40_000 + n as u16)).collect();
+    for flow in &answered {
+        table.insert(flow, Tick(1));
+        table.lookup(&flow.reply.tuple).unwrap().touch(Tick(1), 60);
+    }
+    let mut full = 0;
+    for n in 0..5_000_u32 {
+        full +=
+            u32::from(matches!(table.insert(&udp(100 + n, 7, 41_000 + n as u16), Tick(n)), Inserted::Full));
+    }
+    for flow in &answered {
+        assert!(table.lookup(&flow.original.tuple).is_some() && table.lookup(&flow.reply.tuple).is_some());
+    }
+    assert!(full < 5_000, "newcomers replace newcomers");
+    let used = table.used_entries();
+    let whole = table.flows().count();
+    assert_eq!(used, 2 * whole, "no half flow is left behind");
+}
+
+#[test]
+fn silent_flows_expire_and_busy_ones_stay() {
+    let table = FlowTable::new(100, KEY).unwrap();
+    let (silent, busy) = (udp(1, 1, 40_000), udp(2, 2, 40_001));
+    table.insert(&silent, Tick(0));
+    table.insert(&busy, Tick(0));
+    let mut sweep = Sweep::new(&table, 0, 1);
+    let timeouts = Timeouts::default();
+    let step = |sweep: &mut Sweep, now| sweep.step(&table, u32::MAX, Tick(now), &timeouts, |_, _| false);
+    table.lookup(&busy.reply.tuple).unwrap().touch(Tick(29_000), 60);
+    assert_eq!(step(&mut sweep, 30_000), 0);
+    assert_eq!(step(&mut sweep, 30_001), 1);
+    assert!(table.lookup(&silent.original.tuple).is_none());
+    // Answered: 120 seconds from the last packet of either direction.
+    assert_eq!(step(&mut sweep, 149_000), 0);
+    assert_eq!(step(&mut sweep, 149_001), 1);
+    assert_eq!(table.used_entries(), 0);
+}
+
+#[test]
+fn a_tcp_flow_expires_by_its_phase() {
+    let timeouts = Timeouts::default();
+    let run = |original: &[TcpFlags], reply: &[TcpFlags]| {
+        let table = FlowTable::new(100, KEY).unwrap();
+        let flow = flow(tuple(Protocol::Tcp, 1, 1), reply_tuple(Protocol::Tcp, 40_000), 1);
+        table.insert(&flow, Tick(0));
+        original.iter().for_each(|flags| table.lookup(&flow.original.tuple).unwrap().saw_tcp(*flags));
+        reply.iter().for_each(|flags| table.lookup(&flow.reply.tuple).unwrap().saw_tcp(*flags));
+        let mut sweep = Sweep::new(&table, 0, 1);
+        [9, 11, 31, 61, 3_601, 432_001]
+            .into_iter()
+            .find(|&seconds| sweep.step(&table, u32::MAX, Tick(seconds * 1000), &timeouts, |_, _| false) == 1)
+    };
+    let (syn, ack, fin, rst) = (TcpFlags::SYN, TcpFlags::ACK, TcpFlags::FIN, TcpFlags::RST);
+    let syn_ack = syn.union(ack);
+    assert_eq!(run(&[syn], &[]), Some(61));
+    assert_eq!(run(&[syn, ack], &[syn_ack]), Some(432_001));
+    assert_eq!(run(&[syn, ack, fin], &[syn_ack]), Some(3_601));
+    assert_eq!(run(&[syn, ack, fin], &[syn_ack, fin]), Some(31));
+    assert_eq!(run(&[syn, rst], &[syn_ack]), Some(11));
+}
+
+#[test]
+fn flows_of_a_condemned_backend_are_swept_at_once() {
+    let table = FlowTable::new(100, KEY).unwrap();
+    table.insert(&udp(1, 1, 40_000), Tick(0));
+    table.insert(&udp(2, 1, 40_001), Tick(0));
+    let mut sweep = Sweep::new(&table, 0, 1);
+    let removed = sweep.step(&table, u32::MAX, Tick(1), &Timeouts::default(), |_, backend| backend == 40_000);
+    assert_eq!(removed, 1);
+    assert!(table.lookup(&udp(2, 1, 40_001).reply.tuple).is_some());
+}
+
+#[test]
+fn shares_of_the_sweep_cover_the_table_once() {
+    let table = FlowTable::new(1000, KEY).unwrap();
+    let total: u32 = (0..7).map(|worker| Sweep::new(&table, worker, 7).len()).sum();
+    assert_eq!(total, table.bucket_count());
+}
+
+#[test]
+fn workers_that_race_for_one_flow_agree_on_the_winner() {
+    let table = Arc::new(FlowTable::new(10_000, KEY).unwrap());
+    let workers: Vec<_> = (0..4_u16)
+        .map(|worker| {
+            let table = Arc::clone(&table);
+            thread::spawn(move || {
+                (0..2_000_u32)
+                    .map(|n| match table.insert(&udp(n, 1, 40_000 + worker * 2_000 + n as u16), Tick(1)) {
+                        Inserted::New(found) | Inserted::Existing(found) => found.forwarding.backend,
+                        other => panic!("{other:?}"),
+                    })
+                    .collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let winners: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+    assert!(winners.windows(2).all(|pair| pair[0] == pair[1]));
+    assert_eq!(table.used_entries(), 4_000, "losers leave nothing behind");
+}
+
+/// Readers run while one writer inserts and removes: whatever is found must be whole. Every field of a
+/// flow follows from its number, so a mixture of two flows would show.
+#[test]
+fn no_torn_entry_is_ever_found() {
+    let table = Arc::new(FlowTable::new(64, KEY).unwrap());
+    let stop = Arc::new(AtomicBool::new(false));
+    let hits = Arc::new(AtomicU32::new(0));
+    let numbered =
+        |n: u16| flow(tuple(Protocol::Udp, n.into(), n + 1), reply_tuple(Protocol::Udp, n + 1), n.into());
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (table, stop, hits) = (Arc::clone(&table), Arc::clone(&stop), Arc::clone(&hits));
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    for n in 0..200 {
+                        let flow = numbered(n);
+                        for direction in [flow.original, flow.reply] {
+                            if let Some(found) = table.lookup(&direction.tuple) {
+                                assert_eq!(found.forwarding.translation, direction.translation);
+                                assert_eq!(found.forwarding.next_hop, direction.next_hop);
+                                hits.fetch_add(1, Ordering::Relaxed);
+                            }
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    let writers: Vec<_> = (0..2_u16)
+        .map(|half| {
+            let table = Arc::clone(&table);
+            thread::spawn(move || {
+                for round in 0..20_000_u32 {
+                    let n = half * 100 + (round.wrapping_mul(2_654_435_761) >> 16) as u16 % 100;
+                    match table.lookup(&numbered(n).original.tuple) {
+                        Some(found) => drop(table.remove(&found)),
+                        None => drop(table.insert(&numbered(n), Tick(round))),
+                    }
+                }
+            })
+        })
+        .collect();
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    while hits.load(Ordering::Relaxed) == 0 {
+        thread::yield_now();
+    }
+    stop.store(true, Ordering::Relaxed);
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    for view in table.flows().collect::<Vec<_>>() {
+        assert!(table.remove(&table.lookup(&view.original).unwrap()));
+    }
+    let mut sweep = Sweep::new(&table, 0, 1);
+    sweep.step(&table, u32::MAX, Tick(30_000_000), &Timeouts::default(), |_, _| true);
+    assert_eq!(table.used_entries(), 0, "every slot is free again");
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Insert { client: u32, snat_port: u16 },
+    Remove { client: u32 },
+    Find { client: u32 },
+    Expire { seconds: u32 },
+}
+
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    let client = 0_u32..60;
+    let one = prop_oneof![
+        4 => (client.clone(), 40_000_u16..40_060).prop_map(|(client, snat_port)| Operation::Insert { client, snat_port }),
+        2 => client.clone().prop_map(|client| Operation::Remove { client }),
+        3 => client.prop_map(|client| Operation::Find { client }),
+        1 => (0_u32..40).prop_map(|seconds| Operation::Expire { seconds }),
+    ];
+    proptest::collection::vec(one, 0..300)
+}
+
+proptest! {
+    #[test]
+    fn agrees_with_a_hash_map_under_random_operations(operations in operations()) {
+        let table = FlowTable::new(200, KEY).unwrap();
+        // By client: SNAT port and time of the last packet.
+        let mut model: HashMap<u32, (u16, u32)> = HashMap::new();
+        let mut now = 0;
+        let mut sweep = Sweep::new(&table, 0, 1);
+        for operation in operations {
+            match operation {
+                Operation::Insert { client, snat_port } => {
+                    let taken = model.values().any(|(port, _)| *port == snat_port);
+                    match table.insert(&udp(client, 9, snat_port), Tick(now)) {
+                        Inserted::New(_) => {
+                            prop_assert!(!taken && !model.contains_key(&client));
+                            model.insert(client, (snat_port, now));
+                        }
+                        Inserted::Existing(found) => {
+                            prop_assert!(!taken);
+                            prop_assert_eq!(found.forwarding.backend, u32::from(model[&client].0));
+                        }
+                        Inserted::ReplyTaken => prop_assert!(taken),
+                        Inserted::Full => prop_assert!(false, "200 flows fit"),
+                    }
+                }
+                Operation::Remove { client } => {
+                    let found = table.lookup(&tuple(Protocol::Udp, client, 9));
+                    prop_assert_eq!(found.is_some(), model.remove(&client).is_some());
+                    if let Some(found) = found {
+                        prop_assert!(table.remove(&found));
+                    }
+                }
+                Operation::Find { client } => {
+                    let found = table.lookup(&tuple(Protocol::Udp, client, 9));
+                    prop_assert_eq!(found.map(|f| f.forwarding.backend), model.get(&client).map(|m| u32::from(m.0)));
+                    if let Some(found) = found {
+                        found.touch(Tick(now), 60);
+                        model.entry(client).and_modify(|m| m.1 = now);
+                    }
+                }
+                Operation::Expire { seconds } => {
+                    now += seconds * 1000;
+                    sweep.step(&table, u32::MAX, Tick(now), &Timeouts::default(), |_, _| false);
+                    model.retain(|_, (_, last_seen)| now - *last_seen <= 30_000);
+                }
+            }
+            prop_assert_eq!(table.used_entries(), 2 * model.len());
+        }
+        let mut seen: Vec<u32> = table.flows().map(|view| view.original.src.to_bits() - 0xc000_0200).collect();
+        seen.sort_unstable();
+        let mut clients: Vec<u32> = model.into_keys().collect();
+        clients.sort_unstable();
+        prop_assert_eq!(seen, clients);
+    }
+}
