@@ -104,7 +104,8 @@ pub struct Entry4 {
     ports: AtomicU32,
     new_ports: AtomicU32,
     new_addrs: AtomicU64,
-    deltas: AtomicU32,
+    l3_delta: AtomicU16,
+    l4_delta: AtomicU16,
     next_hop: AtomicU32,
     backend: AtomicU32,
     peer: AtomicU32,
@@ -195,9 +196,8 @@ impl Entry4 {
         self.ports.store(pack_ports(tuple.src_port, tuple.dst_port), Ordering::Relaxed);
         self.new_addrs.store(pack_addrs(translation.src, translation.dst), Ordering::Relaxed);
         self.new_ports.store(pack_ports(translation.src_port, translation.dst_port), Ordering::Relaxed);
-        let deltas =
-            u32::from(translation.l3_delta.to_bits()) | u32::from(translation.l4_delta.to_bits()) << 16;
-        self.deltas.store(deltas, Ordering::Relaxed);
+        self.l3_delta.store(translation.l3_delta.to_bits(), Ordering::Relaxed);
+        self.l4_delta.store(translation.l4_delta.to_bits(), Ordering::Relaxed);
         self.next_hop.store(next_hop.0, Ordering::Relaxed);
         self.backend.store(backend, Ordering::Relaxed);
         self.peer.store(peer.0, Ordering::Relaxed);
@@ -273,8 +273,8 @@ impl Entry4 {
     fn translation(&self) -> Translation4 {
         let (src, dst) = unpack_addrs(self.new_addrs.load(Ordering::Relaxed));
         let (src_port, dst_port) = unpack_ports(self.new_ports.load(Ordering::Relaxed));
-        let deltas = self.deltas.load(Ordering::Relaxed);
-        let (l3_delta, l4_delta) = (Delta::from_bits(deltas as u16), Delta::from_bits((deltas >> 16) as u16));
+        let l3_delta = Delta::from_bits(self.l3_delta.load(Ordering::Relaxed));
+        let l4_delta = Delta::from_bits(self.l4_delta.load(Ordering::Relaxed));
         Translation4 { src, dst, src_port, dst_port, l3_delta, l4_delta }
     }
 }

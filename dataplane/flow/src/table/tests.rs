@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
