@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT
+ *
+ * The little of BPF's C side that the steering program needs, on the kernel's own uapi headers, so that building
+ * it takes clang and the C library's headers and nothing else.
+ */
+#ifndef FLOWGATE_BPF_H
+#define FLOWGATE_BPF_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/tcp.h>
+#include <linux/types.h>
+#include <linux/udp.h>
+
+#define SEC(name) __attribute__((section(name), used))
+#define INLINE static inline __attribute__((always_inline))
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* Fields of a map definition that is described by BTF. */
+#define UINT(name, value) int(*name)[value]
+#define TYPE(name, type) typeof(type) *name
+
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
+static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)BPF_FUNC_redirect_map;
+
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define HTONS(x) __builtin_bswap16((__u16)(x))
+#define HTONL(x) __builtin_bswap32((__u32)(x))
+#else
+#define HTONS(x) ((__u16)(x))
+#define HTONL(x) ((__u32)(x))
+#endif
+#define NTOHS(x) HTONS(x)
+
+#endif

@@ -1,0 +1,151 @@
+//! One chunk of packet memory as a value that moves. Must never be copied, nor exist twice for one chunk.
+#![allow(unsafe_code, reason = "turns a chunk that it owns into a slice")]
+
+use std::{fmt, mem, ptr::NonNull, slice};
+
+use xsk_rs::FrameDesc;
+
+use crate::region::{Holder, Region, give_up};
+
+/// An Ethernet frame in a pool's memory, owned by whoever has this value.
+///
+/// Give it on with [`Port::tx_push`](crate::Port::tx_push) or back with
+/// [`FramePool::recycle`](crate::FramePool::recycle). A frame that is merely dropped finds its way back to its pool
+/// too, through a lock: right for an error path, wrong for the packet path.
+#[must_use = "a frame that is not sent or recycled goes back to its pool the slow way"]
+pub struct Frame {
+    desc: FrameDesc,
+    region: NonNull<Region>,
+}
+
+// SAFETY: a frame is the only way to its chunk and the chunk's token keeps the region alive; the region itself may
+// be used from any thread (it is Sync).
+unsafe impl Send for Frame {}
+// SAFETY: a shared frame gives only shared access to bytes that nobody else can write.
+unsafe impl Sync for Frame {}
+
+/// A frame was asked to become longer than its chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{wanted} bytes do not fit into a chunk that has room for {capacity}")]
+pub struct FrameTooLong {
+    /// The length asked for.
+    pub wanted: usize,
+    /// The longest that fits.
+    pub capacity: usize,
+}
+
+impl Frame {
+    /// # Safety
+    ///
+    /// The caller owned the token of this chunk, hands it to the frame, and the descriptor passed
+    /// [`Region::contains`] on this region.
+    #[inline]
+    pub(crate) unsafe fn new(desc: FrameDesc, region: NonNull<Region>) -> Self {
+        Self { desc, region }
+    }
+
+    /// The frame's descriptor and with it the chunk's token.
+    #[inline]
+    pub(crate) fn into_desc(self) -> FrameDesc {
+        let desc = self.desc;
+        mem::forget(self);
+        desc
+    }
+
+    #[inline]
+    pub(crate) fn is_of(&self, region: NonNull<Region>) -> bool {
+        self.region == region
+    }
+
+    #[inline]
+    fn region(&self) -> &Region {
+        // SAFETY: this frame's token keeps the region alive.
+        unsafe { self.region.as_ref() }
+    }
+
+    /// Bytes in the frame, from the Ethernet header on.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.desc.lengths().data()
+    }
+
+    /// True for a frame with no bytes, as [`FramePool::take`](crate::FramePool::take) hands it out.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The longest this frame can become.
+    #[inline]
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.region().capacity(&self.desc)
+    }
+
+    /// Shortens or lengthens the frame at its end. Bytes that come to light are whatever the chunk held before.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameTooLong`] beyond [`capacity`](Self::capacity); the frame stays as it was.
+    #[inline]
+    pub fn set_len(&mut self, len: usize) -> Result<(), FrameTooLong> {
+        let capacity = self.capacity();
+        if len > capacity {
+            return Err(FrameTooLong { wanted: len, capacity });
+        }
+        // SAFETY: as in `region`; taken apart from `self` so that the descriptor can be borrowed as well.
+        let region = unsafe { self.region.as_ref() };
+        // SAFETY: the descriptor is of this UMEM and the frame is the chunk's only owner.
+        let mut data = unsafe { region.umem().data_mut(&mut self.desc) };
+        data.cursor().set_pos(len);
+        Ok(())
+    }
+}
+
+impl AsRef<[u8]> for Frame {
+    #[inline]
+    fn as_ref(&self) -> &[u8] {
+        let data = self.region().data(&self.desc);
+        // SAFETY: `len` bytes from there are in one chunk (checked when the frame was made and by set_len), mapped
+        // and initialised since mmap, and this frame is the chunk's only owner.
+        unsafe { slice::from_raw_parts(data.as_ptr(), self.len()) }
+    }
+}
+
+impl AsMut<[u8]> for Frame {
+    #[inline]
+    fn as_mut(&mut self) -> &mut [u8] {
+        let data = self.region().data(&self.desc);
+        // SAFETY: as in as_ref, and `&mut self` excludes every other slice of this frame.
+        unsafe { slice::from_raw_parts_mut(data.as_ptr(), self.len()) }
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        self.region().hand_over(&self.desc, Holder::User, Holder::User);
+        if !self.region().take_back(self.desc) {
+            // SAFETY: the pool refused it, so this frame still owns its token; the value ends here.
+            unsafe { give_up(self.region, 1) };
+        }
+    }
+}
+
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame").field("addr", &self.desc.addr()).field("len", &self.len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_stays_small() {
+        assert!(size_of::<Frame>() <= 40);
+        assert_eq!(size_of::<Option<Frame>>(), size_of::<Frame>());
+    }
+}

@@ -1,0 +1,102 @@
+//! Why the steering program is not in place, in words for the operator.
+
+use std::{io, path::PathBuf};
+
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
+
+/// Why steering could not be set up or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SteeringError {
+    /// No interface, or more than the socket map has room for.
+    #[error("{count} interfaces configured: at least 1 and at most {most}")]
+    Interfaces {
+        /// Interfaces configured.
+        count: usize,
+        /// Interfaces possible.
+        most: u32,
+    },
+    /// An interface appears twice.
+    #[error("interface {interface} is configured twice")]
+    Twice {
+        /// The interface.
+        interface: String,
+    },
+    /// There is no such device in this network namespace.
+    #[error("there is no interface {interface} here")]
+    NoInterface {
+        /// The interface.
+        interface: String,
+    },
+    /// The pin directory cannot be used.
+    #[error("cannot use {} for pins: {source}", path.display())]
+    PinDir {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No bpffs could be mounted.
+    #[error("cannot mount a bpffs at {}: {source} (needs CAP_SYS_ADMIN; or mount -t bpf bpf {})", path.display(), path.display())]
+    Mount {
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another process runs on the pin directory.
+    #[error("another flowgate runs on {}: stop it first, or give this one its own pin directory", path.display())]
+    InUse {
+        /// The pin directory.
+        path: PathBuf,
+    },
+    /// Somebody else's XDP program is on the interface.
+    #[error(
+        "interface {interface} already runs XDP program {program_id} ({program_name}), which is not ours: remove it \
+         (see bpftool net and ip link set dev {interface} xdp off) or choose another interface"
+    )]
+    ForeignProgram {
+        /// The interface.
+        interface: String,
+        /// The program's id.
+        program_id: u32,
+        /// The program's name, empty when it has none.
+        program_name: String,
+    },
+    /// The kernel refused something about an interface's attachment.
+    #[error("cannot {action} the XDP program of {interface}: {source}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A map has no room for another entry.
+    #[error("map {map} is full")]
+    MapFull {
+        /// The map.
+        map: &'static str,
+    },
+    /// There is no slot for this interface and queue.
+    #[error("no socket slot for device {ifindex} queue {queue}: not attached, or a queue beyond the map")]
+    NoSlot {
+        /// The device.
+        ifindex: u32,
+        /// The queue.
+        queue: u32,
+    },
+    /// The embedded object lacks the program: it was built wrong.
+    #[error("the embedded object has no program flowgate_steer")]
+    NoProgram,
+    /// The object could not be loaded.
+    #[error("cannot load the XDP program: {0}")]
+    Load(#[from] EbpfError),
+    /// The verifier or the kernel refused the program.
+    #[error("the kernel refused the XDP program: {0}")]
+    Program(#[from] ProgramError),
+    /// A map operation failed.
+    #[error("cannot change a map of the XDP program: {0}")]
+    Map(#[from] MapError),
+}

@@ -1,0 +1,186 @@
+//! The attachment of one interface: a pinned bpf_link, so that the program stays when this process ends, is replaced
+//! without a gap when it starts again, and cannot be cleared by netlink.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use aya::programs::loaded_programs;
+
+use super::{SteeringError, XdpMode, XdpModeWanted, bpffs::PinDir};
+use crate::sys::{
+    bpf::{self, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE},
+    netlink::{self, DeviceXdp},
+};
+
+const PIN_PREFIX: &str = "link-";
+
+/// Where an attachment came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkOrigin {
+    /// Attached by this process.
+    Fresh,
+    /// Left by an earlier process; its program was replaced without detaching.
+    Reused,
+}
+
+/// One interface's link, pinned.
+pub(super) struct PinnedLink {
+    /// Keeps the link while its pin is made; afterwards the pin does.
+    _fd: OwnedFd,
+    pub(super) pin: String,
+    pub(super) mode: XdpMode,
+    pub(super) origin: LinkOrigin,
+    pub(super) messages: Vec<String>,
+}
+
+/// The pin of an interface's link.
+pub(super) fn pin_name(interface: &str) -> String {
+    // bpffs keeps names with dots for itself; no interface name has a slash.
+    format!("{PIN_PREFIX}{}", interface.replace('.', "%2e"))
+}
+
+pub(super) fn is_pin_name(name: &str) -> bool {
+    name.starts_with(PIN_PREFIX)
+}
+
+/// Brings the program onto the interface: through the pinned link if there is a live one, else by a new link.
+pub(super) fn attach(
+    pins: &PinDir,
+    interface: &str,
+    ifindex: u32,
+    wanted: XdpModeWanted,
+    program: BorrowedFd<'_>,
+) -> Result<PinnedLink, SteeringError> {
+    let pin = pin_name(interface);
+    let mut messages = Vec::new();
+    let failed = |action, source| SteeringError::Attach { interface: interface.to_owned(), action, source };
+
+    if pins.names()?.contains(&pin) {
+        match reuse(pins, &pin, ifindex, wanted, program).map_err(|source| failed("update", source))? {
+            Reuse::Done(fd, mode) => {
+                return Ok(PinnedLink { _fd: fd, pin, mode, origin: LinkOrigin::Reused, messages });
+            }
+            Reuse::Not(why) => {
+                pins.remove(&pin)?;
+                messages.push(format!("replaced the pinned link: {why}"));
+            }
+        }
+    }
+
+    let before = netlink::device_xdp(ifindex).map_err(|source| failed("query", source))?;
+    if let Some(program_id) = before.any {
+        return Err(SteeringError::ForeignProgram {
+            interface: interface.to_owned(),
+            program_id,
+            program_name: program_name(program_id),
+        });
+    }
+
+    let fd = create(interface, ifindex, wanted, program, &mut messages)?;
+    let mode = mode_of(&fd, ifindex)
+        .map_err(|source| failed("read back", source))?
+        .ok_or_else(|| failed("read back", io::Error::other("the device does not run the program")))?;
+    bpf::pin(fd.as_fd(), &pins.file(&pin)).map_err(|source| failed("pin", source))?;
+    Ok(PinnedLink { _fd: fd, pin, mode, origin: LinkOrigin::Fresh, messages })
+}
+
+/// Detaches and unpins a link, whatever state it is in.
+pub(super) fn remove(pins: &PinDir, pin: &str) -> Result<(), SteeringError> {
+    if let Ok(Some(link)) = bpf::open_pinned_link(&pins.file(pin)) {
+        // A dead link has nothing to detach; removing the pin is what counts.
+        let _ = bpf::link_detach(link.as_fd());
+    }
+    pins.remove(pin)
+}
+
+enum Reuse {
+    Done(OwnedFd, XdpMode),
+    Not(String),
+}
+
+fn reuse(
+    pins: &PinDir,
+    pin: &str,
+    ifindex: u32,
+    wanted: XdpModeWanted,
+    program: BorrowedFd<'_>,
+) -> io::Result<Reuse> {
+    let not = |why: &str| Ok(Reuse::Not(why.to_owned()));
+    let Some(link) = bpf::open_pinned_link(&pins.file(pin))? else { return not("it was not a link") };
+    let Some(info) = bpf::link_info(link.as_fd())? else { return not("it was not an XDP link") };
+    if info.ifindex == 0 {
+        return not("its device is gone");
+    }
+    if info.ifindex != ifindex {
+        let _ = bpf::link_detach(link.as_fd());
+        return Ok(Reuse::Not(format!("it was attached to device {}", info.ifindex)));
+    }
+    let Some(mode) = mode_of(&link, ifindex)? else { return not("its device runs another program") };
+    if matches!(
+        (wanted, mode),
+        (XdpModeWanted::Native, XdpMode::Generic) | (XdpModeWanted::Generic, XdpMode::Native)
+    ) {
+        bpf::link_detach(link.as_fd())?;
+        return Ok(Reuse::Not(format!("it was in {} mode", mode.name())));
+    }
+    match bpf::link_update(link.as_fd(), program) {
+        Ok(()) => Ok(Reuse::Done(link, mode)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => not("its device is gone"),
+        Err(error) => Err(error),
+    }
+}
+
+fn create(
+    interface: &str,
+    ifindex: u32,
+    wanted: XdpModeWanted,
+    program: BorrowedFd<'_>,
+    messages: &mut Vec<String>,
+) -> Result<OwnedFd, SteeringError> {
+    let failed = |action, source| SteeringError::Attach { interface: interface.to_owned(), action, source };
+    let native = match wanted {
+        XdpModeWanted::Generic => None,
+        XdpModeWanted::Auto | XdpModeWanted::Native => {
+            match bpf::link_create(program, ifindex, XDP_FLAGS_DRV_MODE) {
+                Ok(link) => return Ok(link),
+                Err(error) => Some(error),
+            }
+        }
+    };
+    if let Some(error) = native {
+        let hopeless =
+            matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::ENODEV));
+        if wanted == XdpModeWanted::Native || hopeless {
+            return Err(failed("attach in native mode", error));
+        }
+        messages.push(format!(
+            "native XDP was refused ({error}): generic mode, which is slower and drops packets that the sender left \
+             unsegmented; check MTU, LRO and queue counts"
+        ));
+    }
+    bpf::link_create(program, ifindex, XDP_FLAGS_SKB_MODE)
+        .map_err(|source| failed("attach in generic mode", source))
+}
+
+/// In which mode the device runs this link's program now; `None` when it runs another.
+fn mode_of(link: &OwnedFd, ifindex: u32) -> io::Result<Option<XdpMode>> {
+    let Some(info) = bpf::link_info(link.as_fd())? else { return Ok(None) };
+    let DeviceXdp { native, generic, .. } = netlink::device_xdp(ifindex)?;
+    Ok(if native == Some(info.program_id) {
+        Some(XdpMode::Native)
+    } else if generic == Some(info.program_id) {
+        Some(XdpMode::Generic)
+    } else {
+        None
+    })
+}
+
+fn program_name(id: u32) -> String {
+    loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| program.id() == id)
+        .and_then(|program| program.name_as_str().map(str::to_owned))
+        .unwrap_or_default()
+}

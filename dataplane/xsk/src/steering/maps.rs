@@ -1,0 +1,233 @@
+//! The program's maps: their shape, their pins, and keeping them equal to a [`SteeringSet`].
+//!
+//! What is in the maps is read once, when they are opened; from then on this process is their only writer (the pin
+//! directory is locked), so `applied` is the truth and updates touch only what differs.
+
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, XskMap};
+
+use super::{
+    Reason, SteeringError,
+    bpffs::PinDir,
+    set::{PortSet, SteeringSet, VipKey, address_from_key, address_key},
+};
+
+const BPF_F_NO_PREALLOC: u32 = 1;
+const PORT_SETS: u32 = 3;
+const PORT_SET_LEN: usize = 8192; // 65536 bits
+
+/// Interfaces that one set of maps serves.
+pub(super) const MAX_INTERFACES: u32 = 16;
+/// Queues of an interface that can have a socket.
+pub(super) const QUEUES_PER_INTERFACE: u32 = 256;
+
+struct Shape {
+    name: &'static str,
+    kind: MapType,
+    key_len: u32,
+    value_len: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+/// The maps of `bpf/steer.bpf.c`. A test holds this list against the object.
+const SHAPES: [Shape; 6] = [
+    Shape::new("vips", MapType::Hash, 20, 4, 262_144, BPF_F_NO_PREALLOC),
+    Shape::new("node_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
+    Shape::new("snat_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
+    Shape::new("port_sets", MapType::Array, 4, 8192, PORT_SETS, 0),
+    Shape::new("xsks", MapType::XskMap, 4, 4, MAX_INTERFACES * QUEUES_PER_INTERFACE, 0),
+    Shape::new("counters", MapType::PerCpuArray, 4, 8, 64, 0),
+];
+
+impl Shape {
+    const fn new(
+        name: &'static str,
+        kind: MapType,
+        key_len: u32,
+        value_len: u32,
+        max_entries: u32,
+        flags: u32,
+    ) -> Self {
+        Self { name, kind, key_len, value_len, max_entries, flags }
+    }
+
+    fn fits(&self, info: &MapInfo) -> bool {
+        info.map_type().is_ok_and(|kind| kind == self.kind)
+            && info.key_size() == self.key_len
+            && info.value_size() == self.value_len
+            && info.max_entries() == self.max_entries
+            && info.map_flags() == self.flags
+    }
+}
+
+/// The names of the map pins.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    SHAPES.iter().map(|shape| shape.name)
+}
+
+/// Removes every map pin that is not a map of the right shape, and says so.
+pub(super) fn remove_misfits(pins: &PinDir) -> Result<Vec<String>, SteeringError> {
+    let present = pins.names()?;
+    let mut notices = Vec::new();
+    for shape in SHAPES.iter().filter(|shape| present.iter().any(|name| name == shape.name)) {
+        let path = pins.file(shape.name);
+        let is_map = MapData::from_pin(&path).is_ok();
+        if is_map && MapInfo::from_pin(&path).is_ok_and(|info| shape.fits(&info)) {
+            continue;
+        }
+        pins.remove(shape.name)?;
+        notices.push(format!("replaced {}: it is not the map this version uses", path.display()));
+    }
+    Ok(notices)
+}
+
+/// All maps, opened from their pins.
+pub(super) struct Maps {
+    vips: HashMap<MapData, [u8; 20], u32>,
+    node_addrs: HashMap<MapData, [u8; 16], u32>,
+    snat_addrs: HashMap<MapData, [u8; 16], u32>,
+    port_sets: Array<MapData, [u8; PORT_SET_LEN]>,
+    counters: PerCpuArray<MapData, u64>,
+    applied: SteeringSet,
+}
+
+impl Maps {
+    /// Opens the pinned maps and reads what they hold.
+    pub(super) fn open(pins: &PinDir) -> Result<(Self, XskMap<MapData>), SteeringError> {
+        let mut maps = Self {
+            vips: open(&pins.file("vips"))?,
+            node_addrs: open(&pins.file("node_addrs"))?,
+            snat_addrs: open(&pins.file("snat_addrs"))?,
+            port_sets: open(&pins.file("port_sets"))?,
+            counters: open(&pins.file("counters"))?,
+            applied: SteeringSet::default(),
+        };
+        maps.applied = maps.read()?;
+        Ok((maps, open(&pins.file("xsks"))?))
+    }
+
+    fn read(&self) -> Result<SteeringSet, MapError> {
+        let ports = |index| self.port_sets.get(&index, 0).map(|bytes| PortSet::from_bytes(&bytes));
+        Ok(SteeringSet {
+            vips: self.vips.keys().map(|key| key.map(VipKey::from_key)).collect::<Result<_, _>>()?,
+            node_addresses: self
+                .node_addrs
+                .keys()
+                .map(|key| key.map(address_from_key))
+                .collect::<Result<_, _>>()?,
+            snat_addresses: self
+                .snat_addrs
+                .keys()
+                .map(|key| key.map(address_from_key))
+                .collect::<Result<_, _>>()?,
+            nodeports_tcp: ports(0)?,
+            nodeports_udp: ports(1)?,
+            snat_ports: ports(2)?,
+        })
+    }
+
+    pub(super) fn applied(&self) -> &SteeringSet {
+        &self.applied
+    }
+
+    /// Removes what `next` lacks.
+    pub(super) fn narrow(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
+        let stale: Vec<_> = self.applied.vips.difference(&next.vips).copied().collect();
+        for vip in stale {
+            self.vips.remove(&vip.to_key())?;
+            self.applied.vips.remove(&vip);
+        }
+        let stale: Vec<_> = self.applied.node_addresses.difference(&next.node_addresses).copied().collect();
+        for address in stale {
+            self.node_addrs.remove(&address_key(address))?;
+            self.applied.node_addresses.remove(&address);
+        }
+        let stale: Vec<_> = self.applied.snat_addresses.difference(&next.snat_addresses).copied().collect();
+        for address in stale {
+            self.snat_addrs.remove(&address_key(address))?;
+            self.applied.snat_addresses.remove(&address);
+        }
+        self.set_ports(next, PortSet::intersection)
+    }
+
+    /// Adds what is missing of `next`.
+    pub(super) fn widen(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
+        self.set_ports(next, PortSet::union)?;
+        let missing: Vec<_> = next.node_addresses.difference(&self.applied.node_addresses).copied().collect();
+        for address in missing {
+            insert(&mut self.node_addrs, "node_addrs", address_key(address))?;
+            self.applied.node_addresses.insert(address);
+        }
+        let missing: Vec<_> = next.snat_addresses.difference(&self.applied.snat_addresses).copied().collect();
+        for address in missing {
+            insert(&mut self.snat_addrs, "snat_addrs", address_key(address))?;
+            self.applied.snat_addresses.insert(address);
+        }
+        let missing: Vec<_> = next.vips.difference(&self.applied.vips).copied().collect();
+        for vip in missing {
+            insert(&mut self.vips, "vips", vip.to_key())?;
+            self.applied.vips.insert(vip);
+        }
+        Ok(())
+    }
+
+    fn set_ports(
+        &mut self,
+        next: &SteeringSet,
+        combine: impl Fn(&PortSet, &PortSet) -> PortSet,
+    ) -> Result<(), SteeringError> {
+        let applied = &mut self.applied;
+        for (index, now, next) in [
+            (0, &mut applied.nodeports_tcp, &next.nodeports_tcp),
+            (1, &mut applied.nodeports_udp, &next.nodeports_udp),
+            (2, &mut applied.snat_ports, &next.snat_ports),
+        ] {
+            let wanted = combine(now, next);
+            if wanted != *now {
+                // The kernel copies the whole value; a packet in between sees each byte old or new.
+                self.port_sets.set(index, wanted.to_bytes(), 0)?;
+                *now = wanted;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every counter, summed over the CPUs.
+    pub(super) fn counters(&self) -> Result<Vec<(Reason, u64)>, SteeringError> {
+        let mut counters = Vec::with_capacity(Reason::ALL.len());
+        for (index, reason) in (0_u32..).zip(Reason::ALL) {
+            counters.push((reason, self.counters.get(&index, 0)?.iter().sum()));
+        }
+        Ok(counters)
+    }
+}
+
+fn open<T: TryFrom<Map, Error = MapError>>(path: &Path) -> Result<T, MapError> {
+    Map::from_map_data(MapData::from_pin(path)?)?.try_into()
+}
+
+fn insert<K: aya::Pod>(
+    map: &mut HashMap<MapData, K, u32>,
+    name: &'static str,
+    key: K,
+) -> Result<(), SteeringError> {
+    map.insert(key, 0, 0).map_err(|error| match &error {
+        MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => {
+            SteeringError::MapFull { map: name }
+        }
+        _ => error.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_of_the_socket_map_are_what_the_program_has() {
+        let program = include_str!("../../bpf/steer.bpf.c");
+        assert!(program.contains(&format!("#define QUEUE_SLOTS {}", MAX_INTERFACES * QUEUES_PER_INTERFACE)));
+    }
+}

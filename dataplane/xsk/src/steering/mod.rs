@@ -1,0 +1,411 @@
+//! Loads the steering program, attaches it, and keeps its maps equal to what Flowgate serves.
+//!
+//! The program and its maps outlive this process on purpose: when it dies, its sockets vanish from the socket map
+//! and all traffic passes to the kernel; when it starts again, it takes the pinned link over without detaching. Must
+//! never leave a device without knowing it: only [`Steering::detach`] and [`uninstall`] detach.
+
+mod bpffs;
+mod error;
+mod link;
+mod maps;
+mod reason;
+mod set;
+mod sockets;
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, TestRunOptions,
+    programs::{TestRun, Xdp},
+};
+use nix::net::if_::if_nametoindex;
+
+pub use error::SteeringError;
+pub use link::LinkOrigin;
+pub use reason::Reason;
+pub use set::{PortSet, SteeringSet, VipKey};
+pub use sockets::SocketMap;
+
+use bpffs::PinDir;
+use link::PinnedLink;
+use maps::{MAX_INTERFACES, Maps, QUEUES_PER_INTERFACE};
+
+use crate::sys::{ethtool, netlink};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
+const PROGRAM: &str = "flowgate_steer";
+
+/// What to attach and where to keep it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SteeringConfig {
+    /// A directory inside a bpffs, `/sys/fs/bpf/flowgate` say. One process at a time may use it.
+    pub pin_dir: PathBuf,
+    /// The interfaces that receive traffic for Flowgate.
+    pub interfaces: Vec<InterfaceConfig>,
+}
+
+/// One interface to attach to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InterfaceConfig {
+    /// The device's name.
+    pub name: String,
+    /// In which mode.
+    pub mode: XdpModeWanted,
+}
+
+/// Which XDP mode is asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum XdpModeWanted {
+    /// Native, else generic with a message.
+    #[default]
+    Auto,
+    /// Native or an error.
+    Native,
+    /// Generic.
+    Generic,
+}
+
+/// The XDP mode that the kernel says an interface is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the network stack, after the driver made an sk_buff.
+    Generic,
+}
+
+impl XdpMode {
+    /// `native` or `generic`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// How one interface was attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachReport {
+    /// The device's name.
+    pub interface: String,
+    /// The device's index.
+    pub ifindex: u32,
+    /// Its receive queues, counted after attaching (some drivers change them then).
+    pub queues: u32,
+    /// Read back from the kernel.
+    pub mode: XdpMode,
+    /// New or taken over.
+    pub link: LinkOrigin,
+    /// What an operator should know.
+    pub messages: Vec<String>,
+}
+
+/// What [`uninstall`] and [`Steering::detach`] removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Uninstalled {
+    /// Interfaces detached.
+    pub links: usize,
+    /// Maps unpinned.
+    pub maps: usize,
+}
+
+/// What the program does with one packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// To the kernel.
+    Pass,
+    /// To a worker's socket.
+    Redirect,
+    /// Another XDP action: never, unless the program is broken.
+    Other(u32),
+}
+
+/// The attached program of all interfaces, and its maps.
+///
+/// Dropping it changes nothing in the kernel: the program stays attached. [`detach`](Self::detach) takes it away.
+pub struct Steering {
+    programs: Vec<Ebpf>,
+    links: Vec<PinnedLink>,
+    reports: Vec<AttachReport>,
+    notices: Vec<String>,
+    maps: Maps,
+    sockets: SocketMap,
+    pins: PinDir,
+}
+
+impl Steering {
+    /// Attaches the program to every interface, over whatever an earlier process left in the pin directory.
+    ///
+    /// All socket slots are empty afterwards, the other maps are as they were found: call
+    /// [`narrow`](Self::narrow) before anything else.
+    ///
+    /// # Errors
+    ///
+    /// [`SteeringError`], naming what is in the way. Links that this call made are taken away again; those it took
+    /// over stay.
+    pub fn attach(config: &SteeringConfig) -> Result<Self, SteeringError> {
+        let devices = check(config)?;
+        let (pins, mounted) = PinDir::create(&config.pin_dir)?;
+        let mut notices: Vec<String> = mounted.into_iter().collect();
+        notices.extend(maps::remove_misfits(&pins)?);
+
+        let (mut programs, mut links) = (Vec::new(), Vec::new());
+        for (interface, (ifindex, base)) in config.interfaces.iter().zip(&devices) {
+            let attached = load(&pins, *base).and_then(|program| {
+                let fd = xdp(&program)?.fd()?.as_fd();
+                let link = link::attach(&pins, &interface.name, *ifindex, interface.mode, fd)?;
+                Ok((program, link))
+            });
+            match attached {
+                Ok((program, link)) => {
+                    programs.push(program);
+                    links.push(link);
+                }
+                Err(error) => {
+                    undo(&pins, &links);
+                    return Err(error);
+                }
+            }
+        }
+
+        for name in pins.names()? {
+            if link::is_pin_name(&name) && !links.iter().any(|link| link.pin == name) {
+                link::remove(&pins, &name)?;
+                notices.push(format!("removed {name}: that interface is not configured any more"));
+            }
+        }
+
+        let (maps, socket_map) = Maps::open(&pins)?;
+        let sockets = SocketMap::new(socket_map, devices.clone());
+        sockets.clear_all()?;
+
+        let reports = config
+            .interfaces
+            .iter()
+            .zip(&devices)
+            .zip(&mut links)
+            .map(|((interface, (ifindex, _)), link)| report(&interface.name, *ifindex, link))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { programs, links, reports, notices, maps, sockets, pins })
+    }
+
+    /// How each interface was attached, in the order of the configuration.
+    #[must_use]
+    pub fn report(&self) -> &[AttachReport] {
+        &self.reports
+    }
+
+    /// What was done besides attaching: a bpffs mounted, a stale pin replaced.
+    #[must_use]
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// What the maps hold now.
+    #[must_use]
+    pub fn applied(&self) -> &SteeringSet {
+        self.maps.applied()
+    }
+
+    /// Removes from the maps all that `next` lacks: before the workers stop knowing it.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; what was removed so far stays removed.
+    pub fn narrow(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
+        self.maps.narrow(next)
+    }
+
+    /// Adds all of `next` that is missing: after the workers know it.
+    ///
+    /// # Errors
+    ///
+    /// [`SteeringError::MapFull`] or what the kernel says; what was added so far stays.
+    pub fn widen(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
+        self.maps.widen(next)
+    }
+
+    /// A handle on the socket slots, for start-up and for the watchdog's thread.
+    #[must_use]
+    pub fn sockets(&self) -> SocketMap {
+        self.sockets.clone()
+    }
+
+    /// See [`SocketMap::set`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn set_socket(&self, ifindex: u32, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteeringError> {
+        self.sockets.set(ifindex, queue, socket)
+    }
+
+    /// See [`SocketMap::clear`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn clear_socket(&self, ifindex: u32, queue: u32) -> Result<(), SteeringError> {
+        self.sockets.clear(ifindex, queue)
+    }
+
+    /// See [`SocketMap::clear_all`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn clear_all_sockets(&self) -> Result<(), SteeringError> {
+        self.sockets.clear_all()
+    }
+
+    /// The program's counters since the maps were made, summed over the CPUs and interfaces.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn counters(&self) -> Result<Vec<(Reason, u64)>, SteeringError> {
+        self.maps.counters()
+    }
+
+    /// Runs an interface's program on one packet, as received on queue 0, without sending it anywhere. It counts.
+    ///
+    /// # Errors
+    ///
+    /// An interface that is not attached, or what the kernel says: it wants 14 bytes at least.
+    pub fn probe(&self, ifindex: u32, packet: &[u8]) -> Result<Verdict, SteeringError> {
+        const XDP_PASS: u32 = 2;
+        const XDP_REDIRECT: u32 = 4;
+        let known = self.reports.iter().position(|report| report.ifindex == ifindex);
+        let program = &self.programs[known.ok_or(SteeringError::NoSlot { ifindex, queue: 0 })?];
+        let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::new() };
+        Ok(match xdp(program)?.test_run(options)?.return_value {
+            XDP_PASS => Verdict::Pass,
+            XDP_REDIRECT => Verdict::Redirect,
+            other => Verdict::Other(other),
+        })
+    }
+
+    /// Detaches from every interface and leaves no pin behind.
+    ///
+    /// # Errors
+    ///
+    /// What could not be removed.
+    pub fn detach(self) -> Result<Uninstalled, SteeringError> {
+        let Self { links, pins, .. } = self;
+        drop(links);
+        remove_all(pins)
+    }
+}
+
+impl fmt::Debug for Steering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Steering").field("reports", &self.reports).finish_non_exhaustive()
+    }
+}
+
+/// Detaches and unpins whatever a dead process left in a pin directory. One that does not exist is fine.
+///
+/// # Errors
+///
+/// [`SteeringError::InUse`] while a process runs on it, or what could not be removed.
+pub fn uninstall(pin_dir: &Path) -> Result<Uninstalled, SteeringError> {
+    PinDir::open(pin_dir)?.map_or_else(|| Ok(Uninstalled::default()), remove_all)
+}
+
+fn remove_all(pins: PinDir) -> Result<Uninstalled, SteeringError> {
+    let mut removed = Uninstalled::default();
+    for name in pins.names()? {
+        if link::is_pin_name(&name) {
+            link::remove(&pins, &name)?;
+            removed.links += 1;
+        } else if maps::names().any(|map| map == name) {
+            pins.remove(&name)?;
+            removed.maps += 1;
+        }
+    }
+    pins.remove_dir()?;
+    Ok(removed)
+}
+
+/// The interfaces' indexes and first socket slots.
+fn check(config: &SteeringConfig) -> Result<Vec<(u32, u32)>, SteeringError> {
+    let interfaces = &config.interfaces;
+    if interfaces.is_empty() || interfaces.len() > MAX_INTERFACES as usize {
+        return Err(SteeringError::Interfaces { count: interfaces.len(), most: MAX_INTERFACES });
+    }
+    let mut seen = BTreeSet::new();
+    let mut devices = Vec::new();
+    for (interface, base) in interfaces.iter().zip((0..).step_by(QUEUES_PER_INTERFACE as usize)) {
+        if !seen.insert(&interface.name) {
+            return Err(SteeringError::Twice { interface: interface.name.clone() });
+        }
+        let ifindex = if_nametoindex(interface.name.as_str())
+            .map_err(|_errno| SteeringError::NoInterface { interface: interface.name.clone() })?;
+        devices.push((ifindex, base));
+    }
+    Ok(devices)
+}
+
+/// Loads the program for one interface: its own constants, everybody's maps.
+fn load(pins: &PinDir, base: u32) -> Result<Ebpf, SteeringError> {
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(None) // nothing is relocated against the kernel's types
+        .override_global("xsk_base", &base, true)
+        .override_global("xsk_queues", &QUEUES_PER_INTERFACE, true);
+    for map in maps::names() {
+        loader.map_pin_path(map, pins.file(map));
+    }
+    let mut object = loader.load(OBJECT)?;
+    let program: &mut Xdp = object.program_mut(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
+    program.load()?;
+    Ok(object)
+}
+
+fn xdp(object: &Ebpf) -> Result<&Xdp, SteeringError> {
+    Ok(object.program(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?)
+}
+
+fn undo(pins: &PinDir, links: &[PinnedLink]) {
+    for link in links.iter().filter(|link| link.origin == LinkOrigin::Fresh) {
+        // The error that brought us here says more than one about cleaning up.
+        let _ = link::remove(pins, &link.pin);
+    }
+}
+
+fn report(interface: &str, ifindex: u32, link: &mut PinnedLink) -> Result<AttachReport, SteeringError> {
+    let mut messages = std::mem::take(&mut link.messages);
+    let queues = match ethtool::rx_queue_count(interface) {
+        Ok(queues) => queues,
+        // Drivers without channels have one queue or as many as were allocated.
+        Err(_) => {
+            netlink::device_xdp(ifindex)
+                .map_err(|source| SteeringError::Attach {
+                    interface: interface.to_owned(),
+                    action: "count the queues",
+                    source,
+                })?
+                .rx_queues_allocated
+        }
+    };
+    if queues > QUEUES_PER_INTERFACE {
+        messages.push(format!(
+            "{queues} queues, of which {QUEUES_PER_INTERFACE} can have a socket: the others pass to the kernel"
+        ));
+    }
+    Ok(AttachReport {
+        interface: interface.to_owned(),
+        ifindex,
+        queues,
+        mode: link.mode,
+        link: link.origin,
+        messages,
+    })
+}

@@ -1,0 +1,79 @@
+//! The names of the steering program's counters. The C side is `bpf/reasons.h`: same names, same order.
+
+/// How a packet left the steering program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Reason {
+    /// To a worker: the destination is a VIP.
+    RedirectVip,
+    /// To a worker: a NodePort on one of the node's own addresses.
+    RedirectNodeport,
+    /// To a worker: the answer to a flow that Flowgate masqueraded.
+    RedirectSnatReply,
+    /// To the kernel: neither IPv4 nor, later, IPv6.
+    PassNotIp,
+    /// To the kernel: IP, but neither TCP nor UDP.
+    PassNotL4,
+    /// To the kernel: an IPv4 fragment.
+    PassFragment,
+    /// To the kernel: a header that ends early or contradicts itself.
+    PassMalformed,
+    /// To the kernel: TCP or UDP to nothing that Flowgate serves.
+    PassNotOurs,
+    /// To the kernel: ours, but no socket stands in the slot of this queue.
+    PassNoWorker,
+}
+
+impl Reason {
+    /// Every reason, in the order of the counter map.
+    pub const ALL: [Self; 9] = [
+        Self::RedirectVip,
+        Self::RedirectNodeport,
+        Self::RedirectSnatReply,
+        Self::PassNotIp,
+        Self::PassNotL4,
+        Self::PassFragment,
+        Self::PassMalformed,
+        Self::PassNotOurs,
+        Self::PassNoWorker,
+    ];
+
+    /// The name that metrics, `flowgate show` and the documentation share.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RedirectVip => "redirect_vip",
+            Self::RedirectNodeport => "redirect_nodeport",
+            Self::RedirectSnatReply => "redirect_snat_reply",
+            Self::PassNotIp => "pass_not_ip",
+            Self::PassNotL4 => "pass_not_l4",
+            Self::PassFragment => "pass_fragment",
+            Self::PassMalformed => "pass_malformed",
+            Self::PassNotOurs => "pass_not_ours",
+            Self::PassNoWorker => "pass_no_worker",
+        }
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_order_are_those_of_the_program() {
+        let header = include_str!("../../bpf/reasons.h");
+        let in_c: Vec<&str> = header
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("X("))
+            .filter_map(|rest| rest.split_once(')'))
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(in_c, Reason::ALL.map(Reason::name));
+    }
+}

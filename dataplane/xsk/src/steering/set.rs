@@ -1,0 +1,240 @@
+//! What is to be steered, as values: no system call here.
+
+use std::{collections::BTreeSet, fmt, net::IpAddr, ops::RangeInclusive};
+
+const WORDS: usize = 65536 / 64;
+
+/// Everything that Flowgate serves and that its workers must therefore receive.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SteeringSet {
+    /// ClusterIPs, external and LoadBalancer addresses with their ports.
+    pub vips: BTreeSet<VipKey>,
+    /// The node's own addresses on which NodePorts are served.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// TCP NodePorts.
+    pub nodeports_tcp: PortSet,
+    /// UDP NodePorts.
+    pub nodeports_udp: PortSet,
+    /// Addresses that Flowgate masquerades with.
+    pub snat_addresses: BTreeSet<IpAddr>,
+    /// Ports that Flowgate masquerades with, on any of these addresses.
+    pub snat_ports: PortSet,
+}
+
+/// One address, port and protocol that clients aim at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VipKey {
+    /// The address.
+    pub addr: IpAddr,
+    /// The L4 port.
+    pub port: u16,
+    /// The IP protocol number: 6 or 17.
+    pub protocol: u8,
+}
+
+impl VipKey {
+    pub(super) fn to_key(self) -> [u8; 20] {
+        let mut key = [0; 20];
+        key[..16].copy_from_slice(&address_key(self.addr));
+        key[16..18].copy_from_slice(&self.port.to_be_bytes());
+        key[18] = self.protocol;
+        key
+    }
+
+    pub(super) fn from_key(key: [u8; 20]) -> Self {
+        let mut address = [0; 16];
+        address.copy_from_slice(&key[..16]);
+        Self {
+            addr: address_from_key(address),
+            port: u16::from_be_bytes([key[16], key[17]]),
+            protocol: key[18],
+        }
+    }
+}
+
+/// The 16 bytes of an address in the program's maps: IPv4 as v4-mapped IPv6 (RFC 4291, 2.5.5.2).
+pub(super) fn address_key(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+pub(super) fn address_from_key(key: [u8; 16]) -> IpAddr {
+    std::net::Ipv6Addr::from(key).to_canonical()
+}
+
+/// A set of L4 ports: one bit for each of the 65536.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PortSet {
+    words: Box<[u64; WORDS]>,
+}
+
+impl PortSet {
+    /// An empty set.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { words: Box::new([0; WORDS]) }
+    }
+
+    /// Adds a port; false when it was there.
+    pub fn insert(&mut self, port: u16) -> bool {
+        let was = self.contains(port);
+        self.words[usize::from(port / 64)] |= 1 << (port % 64);
+        !was
+    }
+
+    /// Adds every port of a range.
+    pub fn insert_range(&mut self, ports: RangeInclusive<u16>) {
+        for port in ports {
+            self.insert(port);
+        }
+    }
+
+    /// Removes a port; false when it was not there.
+    pub fn remove(&mut self, port: u16) -> bool {
+        let was = self.contains(port);
+        self.words[usize::from(port / 64)] &= !(1 << (port % 64));
+        was
+    }
+
+    /// True when the port is in the set.
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        self.words[usize::from(port / 64)] & (1 << (port % 64)) != 0
+    }
+
+    /// How many ports are in the set.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// True without any port.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
+    /// The ports, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
+        (0..=u16::MAX).filter(|port| self.contains(*port))
+    }
+
+    /// The ports that both sets have.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        self.zip(other, |a, b| a & b)
+    }
+
+    /// The ports that either set has.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        self.zip(other, |a, b| a | b)
+    }
+
+    fn zip(&self, other: &Self, combine: impl Fn(u64, u64) -> u64) -> Self {
+        Self { words: Box::new(std::array::from_fn(|i| combine(self.words[i], other.words[i]))) }
+    }
+
+    /// Bit `port % 8` of byte `port / 8`, as the program reads it.
+    pub(super) fn to_bytes(&self) -> [u8; WORDS * 8] {
+        let mut bytes = [0; WORDS * 8];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(self.words.iter()) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8; WORDS * 8]) -> Self {
+        let (words, _) = bytes.as_chunks::<8>();
+        Self { words: Box::new(std::array::from_fn(|i| u64::from_le_bytes(words[i]))) }
+    }
+}
+
+impl Default for PortSet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Extend<u16> for PortSet {
+    fn extend<I: IntoIterator<Item = u16>>(&mut self, ports: I) {
+        for port in ports {
+            self.insert(port);
+        }
+    }
+}
+
+impl FromIterator<u16> for PortSet {
+    fn from_iter<I: IntoIterator<Item = u16>>(ports: I) -> Self {
+        let mut set = Self::new();
+        set.extend(ports);
+        set
+    }
+}
+
+impl fmt::Debug for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As ranges: a SNAT pool has tens of thousands of ports.
+        let mut list = f.debug_list();
+        let mut ports = self.iter().peekable();
+        while let Some(first) = ports.next() {
+            let mut last = first;
+            while ports.next_if(|next| u32::from(*next) == u32::from(last) + 1).is_some() {
+                last += 1;
+            }
+            list.entry(&format_args!("{first}-{last}"));
+        }
+        list.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_port_set_agrees_with_a_btree_set(
+            operations in prop::collection::vec((any::<bool>(), any::<u16>()), 0..200),
+            other in prop::collection::btree_set(any::<u16>(), 0..200),
+        ) {
+            let (mut set, mut oracle) = (PortSet::new(), BTreeSet::new());
+            for (insert, port) in operations {
+                if insert {
+                    prop_assert_eq!(set.insert(port), oracle.insert(port));
+                } else {
+                    prop_assert_eq!(set.remove(port), oracle.remove(&port));
+                }
+            }
+            prop_assert_eq!(set.len(), oracle.len());
+            prop_assert_eq!(set.is_empty(), oracle.is_empty());
+            prop_assert!(set.iter().eq(oracle.iter().copied()));
+            prop_assert_eq!(PortSet::from_bytes(&set.to_bytes()), set.clone());
+            let others: PortSet = other.iter().copied().collect();
+            prop_assert!(set.intersection(&others).iter().eq(oracle.intersection(&other).copied()));
+            prop_assert!(set.union(&others).iter().eq(oracle.union(&other).copied()));
+        }
+
+        #[test]
+        fn a_vip_survives_its_map_key(v4 in any::<Option<u32>>(), bits in any::<u128>(), port in any::<u16>(), protocol in any::<u8>()) {
+            let addr = v4.map_or(IpAddr::V6(bits.into()), |v4| IpAddr::V4(v4.into()));
+            let key = VipKey { addr: addr.to_canonical(), port, protocol };
+            prop_assert_eq!(VipKey::from_key(key.to_key()), key);
+        }
+    }
+
+    #[test]
+    fn ranges_reach_both_ends() {
+        let mut set = PortSet::new();
+        set.insert_range(0..=0);
+        set.insert_range(65535..=65535);
+        assert_eq!(set.iter().collect::<Vec<_>>(), [0, 65535]);
+        assert_eq!(format!("{set:?}"), "[0-0, 65535-65535]");
+    }
+}

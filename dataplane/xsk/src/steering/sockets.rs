@@ -1,0 +1,84 @@
+//! The socket map: which AF_XDP socket receives the packets of which queue. An empty slot means XDP_PASS.
+
+use std::{
+    fmt,
+    os::fd::{AsRawFd, BorrowedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use aya::maps::{MapData, MapError, XskMap};
+
+use super::{SteeringError, maps::QUEUES_PER_INTERFACE};
+
+/// A handle on the socket map that may go to another thread: the watchdog's way to let traffic pass to the kernel.
+///
+/// The kernel empties a slot by itself when its socket closes. A duplicate of the descriptor keeps a socket open.
+#[derive(Clone)]
+pub struct SocketMap {
+    map: Arc<Mutex<XskMap<MapData>>>,
+    /// Interface index and its first slot.
+    bases: Arc<[(u32, u32)]>,
+}
+
+impl SocketMap {
+    pub(super) fn new(map: XskMap<MapData>, bases: Vec<(u32, u32)>) -> Self {
+        Self { map: Arc::new(Mutex::new(map)), bases: bases.into() }
+    }
+
+    /// Sends what a queue receives for Flowgate to this socket, which must be bound to that very queue: the kernel
+    /// drops packets for a socket of another one.
+    ///
+    /// # Errors
+    ///
+    /// An interface that is not attached, a queue beyond the map, or what the kernel says.
+    pub fn set(&self, ifindex: u32, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteeringError> {
+        let slot = self.slot(ifindex, queue)?;
+        Ok(self.lock().set(slot, socket.as_raw_fd(), 0)?)
+    }
+
+    /// Empties one slot; an empty one is fine.
+    ///
+    /// # Errors
+    ///
+    /// As [`set`](Self::set).
+    pub fn clear(&self, ifindex: u32, queue: u32) -> Result<(), SteeringError> {
+        let slot = self.slot(ifindex, queue)?;
+        unset(&mut self.lock(), slot)
+    }
+
+    /// Empties every slot: from here on the kernel has all traffic.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; the other slots are emptied all the same.
+    pub fn clear_all(&self) -> Result<(), SteeringError> {
+        let mut map = self.lock();
+        (0..map.len()).map(|slot| unset(&mut map, slot)).fold(Ok(()), Result::and)
+    }
+
+    fn slot(&self, ifindex: u32, queue: u32) -> Result<u32, SteeringError> {
+        match self.bases.iter().find(|(known, _)| *known == ifindex) {
+            Some((_, base)) if queue < QUEUES_PER_INTERFACE => Ok(base + queue),
+            _ => Err(SteeringError::NoSlot { ifindex, queue }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, XskMap<MapData>> {
+        // A panic under this lock cannot leave the kernel's map half written.
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unset(map: &mut XskMap<MapData>, slot: u32) -> Result<(), SteeringError> {
+    match map.unset(slot) {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(call)) if call.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl fmt::Debug for SocketMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SocketMap").field("bases", &self.bases).finish_non_exhaustive()
+    }
+}

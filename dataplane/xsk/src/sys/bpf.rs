@@ -1,0 +1,147 @@
+//! The bpf(2) commands for an XDP link.
+//!
+//! aya has them too, but falls back to a netlink attachment when the kernel answers EINVAL, and such an attachment
+//! can be cleared by anybody and cannot be pinned. These never fall back: a link or an error.
+#![allow(unsafe_code, reason = "bpf(2) has no wrapper in libc or nix")]
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
+
+const BPF_XDP: u32 = 37; // enum bpf_attach_type
+const BPF_LINK_TYPE_XDP: u32 = 6; // enum bpf_link_type
+
+/// What the kernel knows of an XDP link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct XdpLinkInfo {
+    pub(crate) program_id: u32,
+    /// 0 once the device is gone.
+    pub(crate) ifindex: u32,
+}
+
+/// Attaches a program to a device and hands back the link that holds it there.
+pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        prog_fd: u32,
+        target_ifindex: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let attr = Attr { prog_fd: fd(program), target_ifindex: ifindex, attach_type: BPF_XDP, flags };
+    call_for_fd(BPF_LINK_CREATE, &attr)
+}
+
+/// Replaces the program of a link without a moment in between. ENOLINK: the device is gone.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let attr = Attr { link_fd: fd(link), new_prog_fd: fd(program), flags: 0, old_prog_fd: 0 };
+    call(BPF_LINK_UPDATE, &attr).map(|_| ())
+}
+
+/// Detaches a link from its device now, whoever else still holds it.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+    }
+    call(BPF_LINK_DETACH, &Attr { link_fd: fd(link) }).map(|_| ())
+}
+
+/// Describes an XDP link; `None` when the descriptor is another kind of link.
+pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<Option<XdpLinkInfo>> {
+    #[repr(C, align(8))]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        prog_id: u32,
+        pad: u32,
+        ifindex: u32,
+        rest: [u32; 27],
+    }
+    #[repr(C)]
+    struct Attr {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut info = Info::default();
+    let len = u32::try_from(size_of::<Info>()).expect("a small struct");
+    let attr = Attr { bpf_fd: fd(link), info_len: len, info: (&raw mut info).expose_provenance() as u64 };
+    call(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    // The kernel wrote through the address in `attr`, which the compiler cannot see.
+    // SAFETY: `info` is a live local of exactly this type, plain integers that any bytes are valid for.
+    let info = unsafe { (&raw const info).read_volatile() };
+    Ok((info.kind == BPF_LINK_TYPE_XDP)
+        .then_some(XdpLinkInfo { program_id: info.prog_id, ifindex: info.ifindex }))
+}
+
+/// Pins an object to a path on a bpffs.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    call(BPF_OBJ_PIN, &path_attr(&path, fd(object))).map(|_| ())
+}
+
+/// Opens a pinned link. `None` when the path holds a map or a program.
+pub(crate) fn open_pinned_link(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let path = c_path(path)?;
+    let object = call_for_fd(BPF_OBJ_GET, &path_attr(&path, 0))?;
+    // GET_INFO_BY_FD answers for every kind of object and the answers look alike; only the name of the anonymous
+    // inode tells them apart.
+    let kind = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()))?;
+    Ok(kind.as_os_str().as_bytes().ends_with(b"bpf_link").then_some(object))
+}
+
+#[repr(C)]
+struct PathAttr {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+fn path_attr(path: &CString, bpf_fd: u32) -> PathAttr {
+    PathAttr { pathname: path.as_ptr().expose_provenance() as u64, bpf_fd, file_flags: 0 }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
+}
+
+fn fd(fd: BorrowedFd<'_>) -> u32 {
+    u32::try_from(fd.as_raw_fd()).expect("an open descriptor is not negative")
+}
+
+fn call_for_fd<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(call(command, attr)?).expect("the kernel hands out int descriptors");
+    // SAFETY: the kernel has just created this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `attr` is the leading part of `union bpf_attr` that `command` reads; the kernel takes the rest as zero.
+fn call<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is readable for its size. The kernel writes only through addresses inside it, and the callers
+    // above put there either a path that it reads or a local buffer with its length.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

@@ -1,0 +1,320 @@
+//! What to ask of the kernel for packet memory and sockets, and asking for it. Must never be used after start-up.
+#![allow(unsafe_code, reason = "xsk-rs marks binding a socket as unsafe")]
+
+use std::{error::Error as _, io, num::NonZeroU32, thread, time::Duration};
+
+use xsk_rs::{
+    CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem,
+    config::{BindFlags, LibxdpFlags, SocketConfig, UmemConfigBuilder},
+};
+
+const HUGE_PAGE_LEN: u64 = 2 << 20;
+const BIND_ATTEMPTS: u32 = 12;
+const FIRST_BIND_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_BIND_PAUSE: Duration = Duration::from_millis(500);
+
+/// The packet memory of one worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UmemConfig {
+    /// Chunks in the memory: at least what [`UmemConfig::frames_for`] says.
+    pub frame_count: u32,
+    /// Bytes of a chunk: 2048 (packets to 1792 bytes) or 4096 (to 3840).
+    pub chunk_len: u32,
+    /// Bytes kept free at the start of each chunk, ahead of the 256 that the kernel keeps.
+    pub headroom: u32,
+    /// Take the memory from huge pages, which the host must have reserved.
+    pub huge_pages: bool,
+}
+
+impl UmemConfig {
+    /// Chunks with which none of these ports ever waits for memory.
+    #[must_use]
+    pub fn frames_for(ports: &[PortConfig]) -> u32 {
+        const IN_HAND: u32 = 256; // bursts between two rings
+        ports.iter().fold(IN_HAND, |sum, port| {
+            sum.saturating_add(port.fill_ring_len).saturating_add(port.tx_ring_len)
+        })
+    }
+}
+
+impl Default for UmemConfig {
+    fn default() -> Self {
+        Self { frame_count: 8192, chunk_len: 2048, headroom: 0, huge_pages: false }
+    }
+}
+
+/// Whether a port's memory is shared with the NIC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ZeroCopy {
+    /// Zero copy where every port of the pool can, else copy.
+    #[default]
+    Auto,
+    /// Zero copy or an error.
+    Force,
+    /// Copy.
+    Off,
+}
+
+/// What the kernel bound a socket as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BindMode {
+    /// The NIC reads and writes the packet memory itself.
+    ZeroCopy,
+    /// The kernel copies every packet.
+    Copy,
+}
+
+impl BindMode {
+    /// `zero-copy` or `copy`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ZeroCopy => "zero-copy",
+            Self::Copy => "copy",
+        }
+    }
+}
+
+/// Preferred busy polling: the worker drives the queue instead of interrupts. It also needs the device's
+/// `napi_defer_hard_irqs` and `gro_flush_timeout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BusyPoll {
+    /// How long one call may spin.
+    pub microseconds: u32,
+    /// Packets that one call may process.
+    pub budget: u16,
+}
+
+/// One socket: an interface's queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortConfig {
+    /// The device's name.
+    pub interface: String,
+    /// Its receive and transmit queue.
+    pub queue: u32,
+    /// Received packets that may wait for the worker.
+    pub rx_ring_len: u32,
+    /// Packets that may wait for the device.
+    pub tx_ring_len: u32,
+    /// Chunks that this port keeps with the kernel for receiving: at least the rx ring plus the NIC's own ring.
+    pub fill_ring_len: u32,
+    /// Sent chunks that may wait to be reaped: at least the tx ring.
+    pub completion_ring_len: u32,
+    /// Shared with the NIC or not. One memory has one mode: `Off` on any port of a pool means copy for all.
+    pub zero_copy: ZeroCopy,
+    /// Preferred busy polling, where wanted.
+    pub busy_poll: Option<BusyPoll>,
+}
+
+impl PortConfig {
+    /// A port with rings of 2048 (fill ring 4096) and the mode left to the kernel.
+    pub fn new(interface: impl Into<String>, queue: u32) -> Self {
+        Self {
+            interface: interface.into(),
+            queue,
+            rx_ring_len: 2048,
+            tx_ring_len: 2048,
+            fill_ring_len: 4096,
+            completion_ring_len: 2048,
+            zero_copy: ZeroCopy::Auto,
+            busy_poll: None,
+        }
+    }
+}
+
+/// Why packet memory or a socket could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum XskError {
+    /// The configuration contradicts itself or the kernel's limits.
+    #[error("{0}")]
+    Config(String),
+    /// The memory could not be mapped or registered.
+    #[error("cannot set up {bytes} bytes of packet memory: {source}{hint}")]
+    Umem {
+        /// Size asked for.
+        bytes: u64,
+        /// The kernel's answer.
+        source: io::Error,
+        /// What usually helps.
+        hint: &'static str,
+    },
+    /// A socket could not be bound to its queue.
+    #[error("cannot bind an AF_XDP socket to {interface} queue {queue} ({mode}): {source}{hint}")]
+    Bind {
+        /// The device.
+        interface: String,
+        /// The queue.
+        queue: u32,
+        /// `zero-copy` or `copy`.
+        mode: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+        /// What usually helps.
+        hint: &'static str,
+    },
+    /// A bound socket refused an option.
+    #[error("cannot set up the socket on {interface} queue {queue}: {source}")]
+    Socket {
+        /// The device.
+        interface: String,
+        /// The queue.
+        queue: u32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// The four rings of one bound socket.
+pub(crate) struct Rings {
+    pub(crate) tx: TxQueue,
+    pub(crate) rx: RxQueue,
+    pub(crate) fill: FillQueue,
+    pub(crate) completion: CompQueue,
+}
+
+/// Refuses what the kernel would refuse later with nothing but EINVAL.
+pub(crate) fn check(umem: &UmemConfig, ports: &[PortConfig]) -> Result<(), XskError> {
+    let fail = |text: String| Err(XskError::Config(text));
+    if ports.is_empty() {
+        return fail("a frame pool needs at least one port".to_owned());
+    }
+    if !matches!(umem.chunk_len, 2048 | 4096) {
+        return fail(format!("chunk_len {}: only 2048 and 4096 exist", umem.chunk_len));
+    }
+    if umem.headroom + 256 >= umem.chunk_len {
+        return fail(format!("headroom {} leaves no room in chunks of {}", umem.headroom, umem.chunk_len));
+    }
+    for port in ports {
+        for (name, len) in [
+            ("rx_ring_len", port.rx_ring_len),
+            ("tx_ring_len", port.tx_ring_len),
+            ("fill_ring_len", port.fill_ring_len),
+            ("completion_ring_len", port.completion_ring_len),
+        ] {
+            if !len.is_power_of_two() || len < 64 {
+                return fail(format!("{}: {name} {len} is not a power of two from 64 on", port.interface));
+            }
+        }
+    }
+    let force = ports.iter().find(|port| port.zero_copy == ZeroCopy::Force);
+    let off = ports.iter().find(|port| port.zero_copy == ZeroCopy::Off);
+    if let (Some(force), Some(off)) = (force, off) {
+        return fail(format!(
+            "one packet memory has one mode: {} asks for zero copy and {} for none",
+            force.interface, off.interface
+        ));
+    }
+    let least = ports.iter().fold(64_u64, |sum, port| sum + u64::from(port.fill_ring_len));
+    if u64::from(umem.frame_count) < least {
+        return fail(format!(
+            "frame_count {}: the fill rings alone take {least}; {} serve every ring",
+            umem.frame_count,
+            UmemConfig::frames_for(ports)
+        ));
+    }
+    Ok(())
+}
+
+/// Maps and registers the memory.
+pub(crate) fn create_umem(
+    config: &UmemConfig,
+    ports: &[PortConfig],
+) -> Result<(Umem, Vec<FrameDesc>), XskError> {
+    // libxdp sizes these two rings for the whole memory; a port uses as much of its fill ring as it asked for.
+    let fill = ports.iter().map(|port| port.fill_ring_len).max().unwrap_or_default();
+    let completion = ports.iter().map(|port| port.completion_ring_len).max().unwrap_or_default();
+    let mut count = u64::from(config.frame_count);
+    if config.huge_pages {
+        // munmap refuses a length that ends inside a huge page.
+        count = count.next_multiple_of(HUGE_PAGE_LEN / u64::from(config.chunk_len));
+    }
+    let bytes = count * u64::from(config.chunk_len);
+    let invalid = |error: &dyn std::fmt::Display| XskError::Config(error.to_string());
+
+    let umem_config = UmemConfigBuilder::new()
+        .frame_size(config.chunk_len.try_into().map_err(|error| invalid(&error))?)
+        .frame_headroom(config.headroom)
+        .fill_queue_size(fill.try_into().map_err(|error| invalid(&error))?)
+        .comp_queue_size(completion.try_into().map_err(|error| invalid(&error))?)
+        .build()
+        .map_err(|error| invalid(&error))?;
+    let count = u32::try_from(count)
+        .ok()
+        .and_then(NonZeroU32::new)
+        .ok_or_else(|| XskError::Config(format!("frame_count {} is too large", config.frame_count)))?;
+
+    Umem::new(umem_config, count, config.huge_pages).map_err(|error| {
+        let source = os_error(error.source());
+        let hint = match source.raw_os_error() {
+            Some(libc::ENOMEM) if config.huge_pages => " (reserve huge pages: sysctl vm.nr_hugepages)",
+            Some(libc::ENOBUFS) => " (raise the memlock limit or grant CAP_IPC_LOCK)",
+            Some(libc::EPERM) => " (needs CAP_NET_RAW)",
+            _ => "",
+        };
+        XskError::Umem { bytes, source, hint }
+    })
+}
+
+/// Binds one socket. A queue whose last owner has just died stays busy for a moment: tries again for about 3 s.
+pub(crate) fn bind(umem: &Umem, port: &PortConfig, mode: BindMode) -> Result<Rings, XskError> {
+    let copy = match mode {
+        BindMode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
+        BindMode::Copy => BindFlags::XDP_COPY,
+    };
+    let invalid = |error: &dyn std::fmt::Display| XskError::Config(error.to_string());
+    let config = SocketConfig::builder()
+        .rx_queue_size(port.rx_ring_len.try_into().map_err(|error| invalid(&error))?)
+        .tx_queue_size(port.tx_ring_len.try_into().map_err(|error| invalid(&error))?)
+        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+        .bind_flags(copy | BindFlags::XDP_USE_NEED_WAKEUP)
+        .build();
+    let interface = port.interface.parse().map_err(|error| invalid(&error))?;
+
+    let failed = |source: io::Error| {
+        let hint = match source.raw_os_error() {
+            Some(libc::EBUSY) => " (another process has a socket on this queue)",
+            Some(libc::EINVAL) => " (does the queue exist?)",
+            Some(libc::EPERM) => " (needs CAP_NET_RAW and CAP_NET_ADMIN)",
+            Some(libc::ENODEV) => " (no such interface here)",
+            _ => "",
+        };
+        XskError::Bind {
+            interface: port.interface.clone(),
+            queue: port.queue,
+            mode: mode.name(),
+            source,
+            hint,
+        }
+    };
+
+    let mut pause = FIRST_BIND_PAUSE;
+    for attempt in 1.. {
+        // SAFETY: loading libxdp's own program is inhibited, which is what the contract asks for.
+        match unsafe { Socket::new(config, umem, &interface, port.queue) } {
+            Ok((tx, rx, Some((fill, completion)))) => return Ok(Rings { tx, rx, fill, completion }),
+            Ok((_, _, None)) => {
+                return Err(XskError::Config(format!(
+                    "{} queue {} appears twice in one pool",
+                    port.interface, port.queue
+                )));
+            }
+            Err(error) => {
+                let source = os_error(error.source());
+                if source.raw_os_error() != Some(libc::EBUSY) || attempt == BIND_ATTEMPTS {
+                    return Err(failed(source));
+                }
+            }
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(LONGEST_BIND_PAUSE);
+    }
+    unreachable!("the loop above returns on its last attempt")
+}
+
+/// xsk-rs hides the errno behind `source()`.
+fn os_error(source: Option<&(dyn std::error::Error + 'static)>) -> io::Error {
+    source
+        .and_then(|error| error.downcast_ref::<io::Error>())
+        .and_then(io::Error::raw_os_error)
+        .map_or_else(|| io::Error::other("xsk-rs gave no reason"), io::Error::from_raw_os_error)
+}

@@ -1,0 +1,188 @@
+//! The steering program packet by packet, run by the kernel's BPF_PROG_TEST_RUN: one packet in, verdict and exactly
+//! one counter out.
+
+mod common;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use common::{Namespace, counted, tcp, udp};
+use flowgate_xsk::{
+    FramePool, Port,
+    steering::{Steering, SteeringSet, Verdict, VipKey},
+};
+
+const VIP: [u8; 4] = [10, 96, 0, 10];
+const NODE: [u8; 4] = [192, 0, 2, 1];
+const SNAT: [u8; 4] = [192, 0, 2, 1];
+const OTHER: [u8; 4] = [198, 51, 100, 7];
+
+struct Rig {
+    steering: Steering,
+    ifindex: u32,
+    sockets: Option<(FramePool, Vec<Port>)>,
+    namespace: Namespace,
+}
+
+/// An interface whose queue 0 has a socket, serving one VIP, two NodePorts and a SNAT range.
+fn rig() -> Rig {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let mut steering = namespace.attach(&["lb0"]).expect("attach");
+    let (pool, ports) = namespace.pool(&["lb0"]);
+    let ifindex = namespace.ifindex("lb0");
+    steering.set_socket(ifindex, 0, ports[0].fd()).expect("a slot");
+
+    let mut set = SteeringSet::default();
+    for (port, protocol) in [(80, 6), (53, 17)] {
+        set.vips.insert(VipKey { addr: IpAddr::from(VIP), port, protocol });
+    }
+    set.node_addresses.insert(IpAddr::from(NODE));
+    set.nodeports_tcp.insert(30380);
+    set.nodeports_udp.insert(30053);
+    set.snat_addresses.insert(IpAddr::from(SNAT));
+    set.snat_ports.insert_range(20000..=20063);
+    set.snat_ports.remove(20010);
+    steering.widen(&set).expect("widen");
+    Rig { steering, ifindex, sockets: Some((pool, ports)), namespace }
+}
+
+impl Rig {
+    /// Expects a verdict and that exactly this counter went up by one.
+    fn expect(&self, what: &str, packet: &[u8], verdict: Verdict, reason: &'static str) {
+        let before = counted(&self.steering);
+        let got = self.steering.probe(self.ifindex, packet).expect("test run");
+        let mut expected = before;
+        match expected.iter_mut().find(|(name, _)| *name == reason) {
+            Some((_, count)) => *count += 1,
+            None => expected.push((reason, 1)),
+        }
+        let mut after = counted(&self.steering);
+        (expected.sort_unstable(), after.sort_unstable());
+        assert_eq!((got, after), (verdict, expected), "{what}");
+    }
+}
+
+/// Changes bytes of a frame.
+fn with(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
+    frame[at..at + bytes.len()].copy_from_slice(bytes);
+    frame
+}
+
+/// Puts `words` words of NOP options into the IPv4 header.
+fn with_options(frame: &[u8], words: usize) -> Vec<u8> {
+    let mut out = frame[..34].to_vec();
+    out.extend(vec![1; words * 4]);
+    out.extend(&frame[34..]);
+    out[14] = 0x45 + u8::try_from(words).unwrap();
+    let total = u16::try_from(out.len() - 14).unwrap();
+    with(out, 16, &total.to_be_bytes())
+}
+
+#[test]
+fn what_flowgate_serves_goes_to_the_worker() {
+    let rig = rig();
+    let redirect = |what, packet: &[u8], reason| rig.expect(what, packet, Verdict::Redirect, reason);
+    redirect("VIP by TCP", &tcp((VIP, 80)), "redirect_vip");
+    redirect("VIP by UDP", &udp((VIP, 53), b"?"), "redirect_vip");
+    redirect("NodePort by TCP", &tcp((NODE, 30380)), "redirect_nodeport");
+    redirect("NodePort by UDP", &udp((NODE, 30053), b"?"), "redirect_nodeport");
+    redirect("first SNAT port", &tcp((SNAT, 20000)), "redirect_snat_reply");
+    redirect("last SNAT port", &udp((SNAT, 20063), b"!"), "redirect_snat_reply");
+    for words in 1..=10 {
+        redirect("IPv4 options", &with_options(&tcp((VIP, 80)), words), "redirect_vip");
+    }
+    redirect("Ethernet padding", &[udp((VIP, 53), b""), vec![0; 18]].concat(), "redirect_vip");
+    redirect("don't fragment", &with(tcp((VIP, 80)), 20, &[0x40, 0]), "redirect_vip");
+}
+
+#[test]
+fn everything_else_goes_to_the_kernel() {
+    let rig = rig();
+    let pass = |what, packet: &[u8], reason| rig.expect(what, packet, Verdict::Pass, reason);
+    pass("another port of the VIP", &tcp((VIP, 81)), "pass_not_ours");
+    pass("the VIP's TCP port by UDP", &udp((VIP, 80), b"?"), "pass_not_ours");
+    pass("ssh to the node", &tcp((NODE, 22)), "pass_not_ours");
+    pass("a TCP NodePort by UDP", &udp((NODE, 30380), b"?"), "pass_not_ours");
+    pass("a NodePort on a foreign address", &tcp((OTHER, 30380)), "pass_not_ours");
+    pass("a SNAT port on a foreign address", &tcp((OTHER, 20000)), "pass_not_ours");
+    pass("a port that the node uses itself", &tcp((SNAT, 20010)), "pass_not_ours");
+    pass("below the SNAT range", &tcp((SNAT, 19999)), "pass_not_ours");
+    pass("above the SNAT range", &tcp((SNAT, 20064)), "pass_not_ours");
+
+    let arp = with(vec![0; 60], 12, &[0x08, 0x06]);
+    pass("ARP", &arp, "pass_not_ip");
+    pass("IPv6", &with(arp.clone(), 12, &[0x86, 0xdd]), "pass_not_ip");
+    pass("a VLAN tag", &with(arp, 12, &[0x81, 0x00]), "pass_not_ip");
+    for protocol in [1, 2, 47, 132] {
+        pass("ICMP, IGMP, GRE, SCTP", &with(tcp((VIP, 80)), 23, &[protocol]), "pass_not_l4");
+    }
+    pass("first fragment", &with(udp((VIP, 53), b"x"), 20, &[0x20, 0]), "pass_fragment");
+    pass("later fragment", &with(udp((VIP, 53), b"x"), 20, &[0x00, 1]), "pass_fragment");
+    pass("last fragment", &with(udp((VIP, 53), b"x"), 20, &[0x1f, 0xff]), "pass_fragment");
+}
+
+#[test]
+fn a_header_that_contradicts_itself_goes_to_the_kernel() {
+    let rig = rig();
+    let malformed = |what, packet: &[u8]| rig.expect(what, packet, Verdict::Pass, "pass_malformed");
+    let whole = tcp((VIP, 80));
+    for len in 14..whole.len() {
+        malformed("truncated TCP", &whole[..len]);
+    }
+    let datagram = udp((VIP, 53), b"");
+    for len in 14..datagram.len() {
+        malformed("truncated UDP", &datagram[..len]);
+    }
+    malformed("version 6 in an IPv4 frame", &with(whole.clone(), 14, &[0x65]));
+    for ihl in 0..5 {
+        malformed("header shorter than a header", &with(whole.clone(), 14, &[0x40 + ihl]));
+    }
+    malformed("options beyond the packet", &with(whole.clone(), 14, &[0x4f]));
+    malformed("total length below the header", &with(whole.clone(), 16, &[0, 19]));
+    malformed("total length cuts the TCP header", &with(whole.clone(), 16, &[0, 39]));
+    malformed("total length beyond the packet", &with(whole, 16, &[0xff, 0xff]));
+}
+
+#[test]
+fn a_queue_without_a_socket_passes_to_the_kernel() {
+    let mut rig = rig();
+    rig.expect("with a socket", &tcp((VIP, 80)), Verdict::Redirect, "redirect_vip");
+
+    rig.steering.sockets().clear_all().expect("clear");
+    rig.expect("slot emptied", &tcp((VIP, 80)), Verdict::Pass, "pass_no_worker");
+    rig.expect("slot emptied, SNAT", &tcp((SNAT, 20000)), Verdict::Pass, "pass_no_worker");
+
+    let ports = &rig.sockets.as_ref().expect("open").1;
+    rig.steering.set_socket(rig.ifindex, 0, ports[0].fd()).expect("a slot");
+    rig.expect("socket back", &tcp((VIP, 80)), Verdict::Redirect, "redirect_vip");
+
+    // The kernel takes a closed socket out of the map by itself, as it does when a process is killed.
+    rig.namespace.run(|| drop(rig.sockets.take()));
+    rig.expect("socket closed", &tcp((VIP, 80)), Verdict::Pass, "pass_no_worker");
+}
+
+#[test]
+fn narrow_takes_away_and_widen_adds_exactly_the_difference() {
+    let mut rig = rig();
+    let mut next = rig.steering.applied().clone();
+    next.vips.retain(|vip| vip.protocol == 6);
+    next.vips.insert(VipKey { addr: Ipv4Addr::from(OTHER).into(), port: 443, protocol: 6 });
+    next.nodeports_tcp.insert(30999);
+    next.nodeports_udp = [30054].into_iter().collect();
+    next.snat_addresses = [IpAddr::from(OTHER)].into();
+
+    rig.steering.narrow(&next).expect("narrow");
+    rig.expect("kept", &tcp((VIP, 80)), Verdict::Redirect, "redirect_vip");
+    rig.expect("gone", &udp((VIP, 53), b"?"), Verdict::Pass, "pass_not_ours");
+    rig.expect("gone", &udp((NODE, 30053), b"?"), Verdict::Pass, "pass_not_ours");
+    rig.expect("gone", &tcp((SNAT, 20000)), Verdict::Pass, "pass_not_ours");
+    rig.expect("not yet", &tcp((OTHER, 443)), Verdict::Pass, "pass_not_ours");
+    rig.expect("not yet", &tcp((NODE, 30999)), Verdict::Pass, "pass_not_ours");
+
+    rig.steering.widen(&next).expect("widen");
+    rig.expect("new", &tcp((OTHER, 443)), Verdict::Redirect, "redirect_vip");
+    rig.expect("new", &tcp((NODE, 30999)), Verdict::Redirect, "redirect_nodeport");
+    rig.expect("new", &udp((NODE, 30054), b"?"), Verdict::Redirect, "redirect_nodeport");
+    rig.expect("new", &tcp((OTHER, 20000)), Verdict::Redirect, "redirect_snat_reply");
+    assert_eq!(rig.steering.applied(), &next);
+}
