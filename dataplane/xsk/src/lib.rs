@@ -42,5 +42,5 @@ mod umem;
 pub use frame::{Frame, FrameTooLong};
 pub use poll::{Poller, Readiness};
 pub use pool::{AuditError, FrameAudit, FramePool};
-pub use port::{BURST, Port, PortStatistics, RefusedReason, TxRefused, WakeCounters};
+pub use port::{BURST, LinkState, Port, PortStatistics, RefusedReason, TxRefused, WakeCounters};
 pub use umem::{BindMode, BusyPoll, PortConfig, UmemConfig, XskError, ZeroCopy};

@@ -1,4 +1,7 @@
 //! Waiting for packets when there are none. Must never be on the path of a busy worker.
+//!
+//! The kernel reports no event for a port whose device went down or away (`net/xdp/xsk.c:xsk_poll` ends before it
+//! asks for errors): see [`Port::link_state`].
 #![allow(unsafe_code, reason = "ppoll over ports and one more descriptor, without allocating")]
 
 use std::{
@@ -15,8 +18,6 @@ use crate::Port;
 pub struct Readiness {
     /// Ports that have received something.
     pub readable: usize,
-    /// Ports whose device is gone or down.
-    pub failed: usize,
     /// The extra descriptor became readable.
     pub woken: bool,
 }
@@ -67,7 +68,6 @@ impl Poller {
         let (of_ports, of_wake) = self.fds.split_at(ports.len());
         Ok(Readiness {
             readable: of_ports.iter().filter(|fd| fd.revents & libc::POLLIN != 0).count(),
-            failed: of_ports.iter().filter(|fd| fd.revents & (libc::POLLERR | libc::POLLNVAL) != 0).count(),
             woken: of_wake.iter().any(|fd| fd.revents & libc::POLLIN != 0),
         })
     }

@@ -66,6 +66,17 @@ pub enum RefusedReason {
     Empty,
 }
 
+/// What has become of a port's device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// Administratively up.
+    Up,
+    /// Down: the port works again once it is up.
+    Down,
+    /// Deleted or moved away: the port is of no use any more.
+    Gone,
+}
+
 /// How often the kernel had to be woken and what it said.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WakeCounters {
@@ -309,6 +320,17 @@ impl Port {
     #[must_use]
     pub fn queue(&self) -> u32 {
         self.queue
+    }
+
+    /// Asks the kernel whether the device is there. One system call: for housekeeping, not for every burst.
+    #[must_use]
+    pub fn link_state(&self) -> LinkState {
+        match xdp_socket::kick_rx(self.as_fd()).map_err(|error| error.raw_os_error()) {
+            Err(Some(libc::ENETDOWN)) => LinkState::Down,
+            // The kernel unbinds a socket when its device is deleted or moves to another namespace.
+            Err(Some(libc::ENXIO | libc::ENODEV)) => LinkState::Gone,
+            _ => LinkState::Up,
+        }
     }
 
     /// Frames with the kernel for receiving, received ones that were not taken yet among them.

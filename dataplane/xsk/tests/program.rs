@@ -57,7 +57,8 @@ impl Rig {
             None => expected.push((reason, 1)),
         }
         let mut after = counted(&self.steering);
-        (expected.sort_unstable(), after.sort_unstable());
+        expected.sort_unstable();
+        after.sort_unstable();
         assert_eq!((got, after), (verdict, expected), "{what}");
     }
 }
@@ -73,8 +74,8 @@ fn with_options(frame: &[u8], words: usize) -> Vec<u8> {
     let mut out = frame[..34].to_vec();
     out.extend(vec![1; words * 4]);
     out.extend(&frame[34..]);
-    out[14] = 0x45 + u8::try_from(words).unwrap();
-    let total = u16::try_from(out.len() - 14).unwrap();
+    out[14] = 0x45 + u8::try_from(words).expect("at most 10");
+    let total = u16::try_from(out.len() - 14).expect("a small packet");
     with(out, 16, &total.to_be_bytes())
 }
 

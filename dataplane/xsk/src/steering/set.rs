@@ -223,7 +223,7 @@ mod tests {
 
         #[test]
         fn a_vip_survives_its_map_key(v4 in any::<Option<u32>>(), bits in any::<u128>(), port in any::<u16>(), protocol in any::<u8>()) {
-            let addr = v4.map_or(IpAddr::V6(bits.into()), |v4| IpAddr::V4(v4.into()));
+            let addr = v4.map_or_else(|| IpAddr::V6(bits.into()), |v4| IpAddr::V4(v4.into()));
             let key = VipKey { addr: addr.to_canonical(), port, protocol };
             prop_assert_eq!(VipKey::from_key(key.to_key()), key);
         }

@@ -108,9 +108,10 @@ pub(crate) fn open_pinned_link(path: &Path) -> io::Result<Option<OwnedFd>> {
     let path = c_path(path)?;
     let object = call_for_fd(BPF_OBJ_GET, &path_attr(&path, 0))?;
     // GET_INFO_BY_FD answers for every kind of object and the answers look alike; only the name of the anonymous
-    // inode tells them apart.
+    // inode tells them apart (bpf_link when it was created, bpf-link when it was opened again).
     let kind = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()))?;
-    Ok(kind.as_os_str().as_bytes().ends_with(b"bpf_link").then_some(object))
+    let kind = kind.as_os_str().as_bytes();
+    Ok((kind.ends_with(b"bpf_link") || kind.ends_with(b"bpf-link")).then_some(object))
 }
 
 #[repr(C)]

@@ -1,0 +1,288 @@
+//! The loader through a process's life: start, restart, stale and foreign things in the way, uninstall.
+
+mod common;
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    net::IpAddr,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use common::{Namespace, PIN_DIR, counter, eventually, small_port, small_umem, tcp};
+use flowgate_xsk::{
+    FramePool,
+    steering::{
+        InterfaceConfig, LinkOrigin, Reason, Steering, SteeringConfig, SteeringError, SteeringSet, Verdict,
+        VipKey, XdpMode, XdpModeWanted, uninstall,
+    },
+};
+
+const VIP: [u8; 4] = [10, 96, 0, 10];
+/// Names the interface to the child of the kill test.
+const CHILD_OF: &str = "FLOWGATE_XSK_TEST_INTERFACE";
+
+fn vips(ports: &[u16]) -> SteeringSet {
+    let key = |port: &u16| VipKey { addr: IpAddr::from(VIP), port: *port, protocol: 6 };
+    SteeringSet { vips: ports.iter().map(key).collect(), ..SteeringSet::default() }
+}
+
+/// The id of the XDP program that `ip` reports, and in which mode.
+fn program_on(namespace: &Namespace, interface: &str) -> Option<(String, String)> {
+    let show = format!("link show {interface}");
+    let output = namespace
+        .run(|| Command::new("ip").arg("-d").args(show.split(' ')).output().expect("iproute2").stdout);
+    let text = String::from_utf8_lossy(&output).into_owned();
+    let mode = ["xdpgeneric", "xdp"]
+        .into_iter()
+        .find(|mode| text.contains(&format!("prog/{mode}")) || text.contains(&format!(" {mode} ")))?;
+    let id = text.split("prog/xdp id ").nth(1)?.split_whitespace().next()?.to_owned();
+    Some((mode.to_owned(), id))
+}
+
+#[test]
+fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    namespace.veth("lb1", "peer1");
+    let steering = namespace.attach(&["lb0", "lb1"]).expect("attach");
+
+    assert_eq!(steering.notices(), ["mounted a bpffs at /mnt/bpf"]);
+    for (report, interface) in steering.report().iter().zip(["lb0", "lb1"]) {
+        assert_eq!((report.interface.as_str(), report.ifindex), (interface, namespace.ifindex(interface)));
+        assert_eq!((report.mode, report.link, report.queues), (XdpMode::Native, LinkOrigin::Fresh, 1));
+        assert!(report.messages.is_empty(), "{report:?}");
+        assert_eq!(program_on(&namespace, interface).expect("a program").0, "xdp");
+    }
+    let mut pins: Vec<_> =
+        namespace.pins().expect("a pin directory").iter().map(|path| path.display().to_string()).collect();
+    pins.sort();
+    let expected =
+        ["counters", "link-lb0", "link-lb1", "node_addrs", "port_sets", "snat_addrs", "vips", "xsks"];
+    assert_eq!(pins, expected.map(|name| format!("{PIN_DIR}/{name}")));
+}
+
+#[test]
+fn a_restart_takes_the_link_over_and_forgets_nothing_and_keeps_nothing_stale() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let mut first = namespace.attach(&["lb0"]).expect("attach");
+    first.widen(&vips(&[80, 81])).expect("widen");
+    let ifindex = namespace.ifindex("lb0");
+    let before = program_on(&namespace, "lb0").expect("a program");
+    drop(first);
+    assert_eq!(program_on(&namespace, "lb0"), Some(before.clone()), "dropping it leaves it attached");
+
+    let mut second = namespace.attach(&["lb0"]).expect("attach again");
+    assert_eq!(second.report()[0].link, LinkOrigin::Reused);
+    assert!(second.notices().is_empty(), "{:?}", second.notices());
+    let after = program_on(&namespace, "lb0").expect("a program");
+    assert_ne!(before.1, after.1, "the program behind the link is the new one");
+    assert_eq!(second.applied(), &vips(&[80, 81]), "what the dead process left is known");
+
+    let next = vips(&[81, 82]);
+    second.narrow(&next).expect("narrow");
+    second.widen(&next).expect("widen");
+    let reason = |port| {
+        let ours = |steering: &Steering| counter(steering, Reason::PassNoWorker);
+        let before = ours(&second);
+        assert_eq!(second.probe(ifindex, &tcp((VIP, port))).expect("test run"), Verdict::Pass);
+        ours(&second) > before
+    };
+    assert_eq!([80, 81, 82].map(reason), [false, true, true]);
+}
+
+#[test]
+fn an_interface_that_is_not_configured_any_more_is_detached() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    namespace.veth("lb1", "peer1");
+    drop(namespace.attach(&["lb0", "lb1"]).expect("attach"));
+    let steering = namespace.attach(&["lb1"]).expect("attach one");
+    assert_eq!(steering.notices(), ["removed link-lb0: that interface is not configured any more"]);
+    assert_eq!(program_on(&namespace, "lb0"), None);
+    assert!(program_on(&namespace, "lb1").is_some());
+}
+
+#[test]
+fn a_second_live_process_is_refused() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let first = namespace.attach(&["lb0"]).expect("attach");
+    let error = namespace.attach(&["lb0"]).expect_err("the first one runs");
+    assert!(matches!(error, SteeringError::InUse { .. }), "{error:?}");
+    assert!(error.to_string().starts_with("another flowgate runs on /mnt/bpf/flowgate"), "{error}");
+    let error = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect_err("the first one runs");
+    assert!(matches!(error, SteeringError::InUse { .. }), "{error:?}");
+    drop(first);
+    namespace.attach(&["lb0"]).expect("the first one is gone");
+}
+
+#[test]
+fn a_pin_of_the_wrong_shape_is_replaced_with_a_message() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    drop(namespace.attach(&["lb0"]).expect("attach"));
+    namespace.run(|| {
+        // A map of another shape, a link in a map's place, and a map in the link's place.
+        fs::remove_file(format!("{PIN_DIR}/vips")).expect("unpin");
+        fs::remove_file(format!("{PIN_DIR}/counters")).expect("unpin");
+        fs::rename(format!("{PIN_DIR}/node_addrs"), format!("{PIN_DIR}/vips")).expect("move");
+        fs::rename(format!("{PIN_DIR}/link-lb0"), format!("{PIN_DIR}/counters")).expect("move");
+        fs::rename(format!("{PIN_DIR}/snat_addrs"), format!("{PIN_DIR}/link-lb0")).expect("move");
+    });
+    let mut steering = namespace.attach(&["lb0"]).expect("attach over the mess");
+    let notices = steering.notices().to_vec();
+    assert_eq!(notices.len(), 2, "{notices:?}");
+    assert!(notices.iter().all(|text| text.contains("is not the map this version uses")), "{notices:?}");
+    assert_eq!(steering.report()[0].messages, ["replaced the pinned link: it was not a link"]);
+    steering.widen(&vips(&[80])).expect("the maps work");
+}
+
+#[test]
+fn a_foreign_program_is_named_and_left_alone() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    namespace.veth("lb1", "peer1");
+    let theirs = SteeringConfig {
+        pin_dir: "/mnt/bpf/theirs".into(),
+        interfaces: vec![InterfaceConfig { name: "lb1".into(), mode: XdpModeWanted::Generic }],
+    };
+    let foreign = namespace.run(|| Steering::attach(&theirs)).expect("somebody else's program");
+    assert_eq!(foreign.report()[0].mode, XdpMode::Generic);
+    let before = program_on(&namespace, "lb1").expect("a program");
+
+    let error = namespace.attach(&["lb0", "lb1"]).expect_err("lb1 is taken");
+    let text = error.to_string();
+    assert!(
+        text.starts_with(&format!("interface lb1 already runs XDP program {} (flowgate_steer)", before.1)),
+        "{text}"
+    );
+    assert_eq!(program_on(&namespace, "lb1"), Some(before));
+    assert_eq!(program_on(&namespace, "lb0"), None, "what the failed call attached is gone again");
+}
+
+#[test]
+fn a_link_whose_device_is_gone_is_replaced() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    drop(namespace.attach(&["lb0"]).expect("attach"));
+    namespace.ip("link del lb0");
+    namespace.veth("lb0", "peer0");
+    let steering = namespace.attach(&["lb0"]).expect("attach to the new device");
+    assert_eq!(steering.report()[0].link, LinkOrigin::Fresh);
+    assert_eq!(steering.report()[0].messages, ["replaced the pinned link: its device is gone"]);
+    assert!(program_on(&namespace, "lb0").is_some());
+}
+
+#[test]
+fn a_driver_without_native_xdp_falls_back_with_a_message() {
+    let namespace = Namespace::new();
+    // A veth refuses native XDP while its peer's packets would not fit a page.
+    namespace.veth("lb0", "peer0");
+    namespace.ip("link set peer0 mtu 9000");
+    namespace.ip("link set lb0 mtu 9000");
+    let steering = namespace.attach(&["lb0"]).expect("attach");
+    let report = &steering.report()[0];
+    assert_eq!((report.mode, report.link), (XdpMode::Generic, LinkOrigin::Fresh));
+    assert!(report.messages[0].starts_with("native XDP was refused"), "{report:?}");
+    drop(steering);
+
+    let steering = namespace.attach(&["lb0"]).expect("attach again");
+    assert_eq!(
+        (steering.report()[0].mode, steering.report()[0].link),
+        (XdpMode::Generic, LinkOrigin::Reused)
+    );
+    drop(steering);
+
+    let error = namespace.attach_as(&["lb0"], XdpModeWanted::Native).expect_err("native or nothing");
+    assert!(error.to_string().starts_with("cannot attach in native mode the XDP program of lb0"), "{error}");
+}
+
+#[test]
+fn detaching_and_uninstalling_leave_nothing() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let steering = namespace.attach(&["lb0"]).expect("attach");
+    let removed = namespace.run(|| steering.detach()).expect("detach");
+    assert_eq!((removed.links, removed.maps), (1, 6));
+    assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
+
+    drop(namespace.attach(&["lb0"]).expect("attach"));
+    let removed = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("uninstall");
+    assert_eq!((removed.links, removed.maps), (1, 6));
+    assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
+    let again = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("nothing to do is fine");
+    assert_eq!((again.links, again.maps), (0, 0));
+}
+
+#[test]
+fn mistakes_in_the_configuration_are_named() {
+    let namespace = Namespace::new();
+    let error = |interfaces: &[&str]| namespace.attach(interfaces).expect_err("a mistake").to_string();
+    assert_eq!(error(&[]), "0 interfaces configured: at least 1 and at most 16");
+    assert_eq!(error(&["lo", "lo"]), "interface lo is configured twice");
+    assert_eq!(error(&["nope0"]), "there is no interface nope0 here");
+}
+
+/// What a killed flowgate was: attached, serving, a socket in its slot. Started by the test below.
+#[test]
+#[ignore = "the child of the test below"]
+fn child_that_serves_until_killed() {
+    // Run by hand, with every other ignored test, it has nothing to do.
+    let Ok(interface) = env::var(CHILD_OF) else { return };
+    let config = SteeringConfig {
+        pin_dir: PIN_DIR.into(),
+        interfaces: vec![InterfaceConfig { name: interface.clone(), mode: XdpModeWanted::Auto }],
+    };
+    let mut steering = Steering::attach(&config).expect("attach");
+    steering.widen(&vips(&[80])).expect("widen");
+    let (_pool, ports) = FramePool::new(&small_umem(), &[small_port(&interface)]).expect("a pool");
+    steering.set_socket(steering.report()[0].ifindex, 0, ports[0].fd()).expect("a slot");
+    eprintln!("\nserving");
+    thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+fn a_killed_process_leaves_traffic_to_the_kernel_and_is_replaced_without_cleaning_up() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let mut child = namespace.run(|| {
+        Command::new(env::current_exe().expect("this test"))
+            .args(["--ignored", "--exact", "child_that_serves_until_killed", "--nocapture"])
+            .env(CHILD_OF, "lb0")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the child")
+    });
+    let stderr = child.stderr.take().expect("piped");
+    assert!(
+        BufReader::new(stderr).lines().any(|line| line.is_ok_and(|line| line == "serving")),
+        "the child died"
+    );
+    let serving = program_on(&namespace, "lb0").expect("a program");
+    child.kill().expect("SIGKILL");
+    child.wait().expect("reaped");
+    assert_eq!(program_on(&namespace, "lb0"), Some(serving), "still attached");
+
+    let ifindex = namespace.ifindex("lb0");
+    let steering = namespace.attach(&["lb0"]).expect("no cleaning up needed");
+    assert_eq!(steering.report()[0].link, LinkOrigin::Reused);
+    assert_eq!(steering.applied(), &vips(&[80]));
+    assert_eq!(
+        steering.probe(ifindex, &tcp((VIP, 80))).expect("test run"),
+        Verdict::Pass,
+        "nobody in the slot"
+    );
+    assert_eq!(counter(&steering, Reason::PassNoWorker), 1);
+
+    // The kernel frees the dead socket's queue a moment later; binding waits for it.
+    let (_pool, ports) = namespace.pool(&["lb0"]);
+    steering.set_socket(ifindex, 0, ports[0].fd()).expect("a slot");
+    assert!(eventually(|| {
+        steering.probe(ifindex, &tcp((VIP, 80))).expect("test run") == Verdict::Redirect
+    }));
+}
