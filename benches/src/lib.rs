@@ -6,3 +6,4 @@ pub mod error;
 pub mod lab;
 pub mod loadgen;
 pub mod netns;
+pub mod pattern;

@@ -5,5 +5,5 @@
 
 pub mod gateway;
 pub mod manifests;
-//pub mod servers;
+pub mod servers;
 pub mod topology;

@@ -1,0 +1,313 @@
+//! Runs the generator program on chosen cores for a time.
+
+use std::{
+    fs,
+    net::SocketAddrV4,
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
+    maps::{MapData, PerCpuArray},
+    programs::{ProgramError, Xdp},
+};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use serde::Serialize;
+
+use super::{
+    frame::{FlowRange, MacAddr, PacketKind, Route, Template},
+    interface_index,
+};
+use crate::{
+    clock,
+    error::{Error, Result},
+    loadgen::{
+        progress::{Progress, Show},
+        report::{Report, grouped, human_rate, per_second},
+        stop::Stop,
+    },
+};
+
+/// Frames that the kernel handles between two looks at the link.
+const BATCH_LEN: u32 = 64;
+/// Enough for a first idea of the rate.
+const CALIBRATION_REPEATS: u32 = 1 << 15;
+
+/// What to send, where and for how long.
+#[derive(Debug, Clone)]
+pub struct PacketOptions {
+    /// The interface to send from.
+    pub interface: String,
+    /// The Ethernet address of the next hop.
+    pub next_hop: MacAddr,
+    /// The destination of every packet.
+    pub destination: SocketAddrV4,
+    /// What the packets are.
+    pub kind: PacketKind,
+    /// Their sources, used in turn.
+    pub flows: FlowRange,
+    /// Bytes of each frame, at least 60.
+    pub frame_len: u16,
+    /// For how long.
+    pub duration: Duration,
+    /// At most this many packets per second; as fast as it goes if not given.
+    pub rate: Option<u32>,
+    /// The cores that send, each through all flows.
+    pub cpus: Vec<usize>,
+    /// How long a call into the kernel lasts: its end costs some 16 ms without packets, and only then can a run stop.
+    pub call: Duration,
+}
+
+impl PacketOptions {
+    /// 60-byte UDP packets at full rate from core 0.
+    pub fn new(
+        interface: &str,
+        next_hop: MacAddr,
+        destination: SocketAddrV4,
+        flows: u32,
+        duration: Duration,
+    ) -> Self {
+        Self {
+            interface: interface.to_owned(),
+            next_hop,
+            destination,
+            kind: PacketKind::Udp,
+            flows: FlowRange::benchmark(flows),
+            frame_len: 60,
+            duration,
+            rate: None,
+            cpus: vec![0],
+            call: Duration::from_secs(1),
+        }
+    }
+}
+
+/// The loaded program of one run.
+pub struct Generator {
+    ebpf: Ebpf,
+    template: Template,
+    options: PacketOptions,
+}
+
+/// Runs to the end in the calling thread's namespace.
+pub fn run(options: PacketOptions, show: Show, stop: &Stop) -> Result<PacketReport> {
+    Generator::load(options)?.run(show, stop)
+}
+
+impl Generator {
+    /// Loads the program for an interface of the calling thread's namespace.
+    pub fn load(options: PacketOptions) -> Result<Self> {
+        if options.flows.count == 0 || options.cpus.is_empty() || options.rate == Some(0) {
+            return Err(Error::Option(
+                "a packet run needs at least one flow, one core and a rate above 0".into(),
+            ));
+        }
+        let ifindex = interface_index(&options.interface)?;
+        let source_mac = fs::read_to_string(format!("/sys/class/net/{}/address", options.interface))
+            .map_err(Error::io(format!("read the MAC address of {}", options.interface)))?
+            .parse()?;
+        let route = Route { source_mac, next_hop_mac: options.next_hop, destination: options.destination };
+        let template = Template::new(route, options.kind, options.frame_len)?;
+        let cpus = u64::try_from(options.cpus.len()).expect("a count fits 64 bits");
+        let period_1024 = options.rate.map_or(0, |rate| (1_000_000_000u64 << 10) * cpus / u64::from(rate));
+        let mut ebpf = EbpfLoader::new()
+            .override_global("template", &template.words(), true)
+            .override_global("ip_sum", &template.ip_sum, true)
+            .override_global("l4_sum", &template.l4_sum, true)
+            .override_global("ifindex", &ifindex, true)
+            .override_global("flows", &options.flows.count, true)
+            .override_global("first_address", &u32::from(options.flows.first), true)
+            .override_global("first_port", &u32::from(FlowRange::FIRST_PORT), true)
+            .override_global("ports_log2", &FlowRange::PORTS_LOG2, true)
+            .override_global("is_tcp", &u32::from(options.kind != PacketKind::Udp), true)
+            .override_global("period_1024", &period_1024, true)
+            .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generator.o")))
+            .map_err(Error::bpf("load the packet generator (needs root and a kernel with BPF)"))?;
+        let program: &mut Xdp = ebpf
+            .program_mut("generate")
+            .expect("the object holds this program")
+            .try_into()
+            .expect("the program is of type XDP");
+        program
+            .load()
+            .map_err(Error::bpf("load the packet generator (needs root, or CAP_BPF and CAP_NET_ADMIN)"))?;
+        Ok(Self { ebpf, template, options })
+    }
+
+    /// Makes the next packet of the sequence and returns it instead of sending it.
+    pub fn make_one(&self) -> Result<Vec<u8>> {
+        let mut frame = vec![0; self.template.frame.len()];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&self.template.frame);
+        options.data_out = Some(&mut frame);
+        self.program().test_run(options).map_err(Error::bpf("run the packet generator once"))?;
+        Ok(frame)
+    }
+
+    /// Packets made so far, sent or not.
+    pub fn made(&self) -> Result<u64> {
+        let map = self.ebpf.map("states").expect("the object holds this map");
+        let states: PerCpuArray<&MapData, [u64; 3]> =
+            PerCpuArray::try_from(map).map_err(Error::bpf("open the generator's counters"))?;
+        let states = states.get(&0, 0).map_err(Error::bpf("read the generator's counters"))?;
+        Ok(states.iter().map(|[sent, ..]| sent).sum())
+    }
+
+    /// Sends for the set time.
+    pub fn run(&self, show: Show, stop: &Stop) -> Result<PacketReport> {
+        let options = &self.options;
+        let label = format!("packets to {}", options.destination);
+        let rate = Mutex::new(0.0);
+        let rate = std::sync::Arc::new(rate);
+        let progress = Progress::start(show, &label, options.duration, {
+            let rate = std::sync::Arc::clone(&rate);
+            move || rate.lock().map(|rate| human_rate(*rate)).unwrap_or_default()
+        });
+        let (before, refused_before) = (self.made()?, self.refused());
+        let begin = clock::now();
+        let deadline = begin + options.duration;
+        thread::scope(|scope| {
+            let note = |_| {
+                if let (Ok(made), Ok(mut rate)) = (self.made(), rate.lock()) {
+                    *rate = per_second(made - before, begin.elapsed().as_secs_f64());
+                }
+            };
+            let senders: Vec<_> = options
+                .cpus
+                .iter()
+                .map(|cpu| scope.spawn(move || self.send_on(*cpu, deadline, stop, note)))
+                .collect();
+            senders
+                .into_iter()
+                .try_for_each(|sender| sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        let seconds = begin.elapsed().as_secs_f64();
+        drop(progress);
+        let made = self.made()? - before;
+        let refused = self.refused().saturating_sub(refused_before);
+        Ok(PacketReport {
+            interface: options.interface.clone(),
+            destination: options.destination.to_string(),
+            flows: options.flows.count,
+            frame_len: options.frame_len,
+            cpus: options.cpus.clone(),
+            seconds,
+            offered: made,
+            offered_per_second: per_second(made, seconds),
+            refused_by_link: refused,
+        })
+    }
+
+    fn send_on(&self, cpu: usize, deadline: Instant, stop: &Stop, mut note: impl FnMut(u32)) -> Result<()> {
+        pin_to(cpu)?;
+        let mut repeats = CALIBRATION_REPEATS;
+        loop {
+            let begin = clock::now();
+            self.send(repeats)?;
+            let took = begin.elapsed();
+            note(repeats);
+            let left = deadline.saturating_duration_since(clock::now());
+            if left.is_zero() || stop.is_stopped() {
+                return Ok(());
+            }
+            repeats = repeats_for(left.min(self.options.call), repeats, took);
+        }
+    }
+
+    /// Runs the program on `repeats` live frames.
+    fn send(&self, repeats: u32) -> Result<()> {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&self.template.frame);
+        options.repeat = repeats;
+        options.attrs = TestRunAttrs::new().xdp_live_frames(BATCH_LEN);
+        match self.program().test_run(options) {
+            Ok(_) => Ok(()),
+            // A signal ended the call early; the counters know how far it came.
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::Interrupted =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(Error::bpf(format!(
+                "send live frames from {} (needs Linux 5.18 or later)",
+                self.options.interface
+            ))(error)),
+        }
+    }
+
+    fn program(&self) -> &Xdp {
+        let program = self.ebpf.program("generate").expect("the object holds this program");
+        program.try_into().expect("the program is of type XDP")
+    }
+
+    /// Frames that the link did not take since it exists.
+    fn refused(&self) -> u64 {
+        let path = format!("/sys/class/net/{}/statistics/tx_dropped", self.options.interface);
+        fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
+    }
+}
+
+/// How many packets fill `wanted`, if the last `repeats` took `took`.
+fn repeats_for(wanted: Duration, repeats: u32, took: Duration) -> u32 {
+    let per_frame_ns = (took.as_nanos() / u128::from(repeats)).max(1);
+    let repeats = (wanted.as_nanos() / per_frame_ns).clamp(u128::from(BATCH_LEN), 1 << 30);
+    u32::try_from(repeats).expect("it is clamped to 30 bits")
+}
+
+fn pin_to(cpu: usize) -> Result<()> {
+    let pin = || {
+        let mut set = CpuSet::new();
+        set.set(cpu)?;
+        sched_setaffinity(Pid::from_raw(0), &set)
+    };
+    pin().map_err(Error::errno(format!("pin the generator to core {cpu} (is there such a core?)")))
+}
+
+/// The outcome of a packet run at its sending end.
+#[derive(Debug, Clone, Serialize)]
+pub struct PacketReport {
+    /// The interface that sent.
+    pub interface: String,
+    /// The destination of every packet.
+    pub destination: String,
+    /// How many flows.
+    pub flows: u32,
+    /// Bytes of each frame.
+    pub frame_len: u16,
+    /// The cores that sent.
+    pub cpus: Vec<usize>,
+    /// How long it took.
+    pub seconds: f64,
+    /// Packets made and handed to the link.
+    pub offered: u64,
+    /// The same per second.
+    pub offered_per_second: f64,
+    /// Those of them that the link did not take, its receiver being too slow.
+    pub refused_by_link: u64,
+}
+
+impl Report for PacketReport {
+    fn rows(&self) -> Vec<(String, String)> {
+        vec![
+            ("destination".into(), format!("{} from {}", self.destination, self.interface)),
+            (
+                "packets".into(),
+                format!("{} flows, {}-byte frames", grouped(self.flows.into()), self.frame_len),
+            ),
+            (
+                "offered".into(),
+                format!("{} ({})", grouped(self.offered), human_rate(self.offered_per_second)),
+            ),
+            ("not taken by the link".into(), grouped(self.refused_by_link)),
+        ]
+    }
+
+    fn is_clean(&self) -> bool {
+        self.offered > 0
+    }
+}

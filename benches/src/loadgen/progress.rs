@@ -1,0 +1,63 @@
+//! The progress bar of a run that takes a known time. Nothing is drawn where standard error is no terminal.
+
+use std::{sync::mpsc, thread, time::Duration};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::clock;
+
+const STEP: Duration = Duration::from_millis(100);
+
+/// Whether to draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Show {
+    /// A bar, if there is a terminal.
+    Bar,
+    /// Nothing.
+    Nothing,
+}
+
+/// A bar that fills as time passes; cleared when dropped.
+#[derive(Debug)]
+pub struct Progress {
+    end: Option<mpsc::Sender<()>>,
+    painter: Option<thread::JoinHandle<()>>,
+}
+
+impl Progress {
+    /// Starts a bar for `duration`; `message` supplies the text beside it.
+    pub fn start(
+        show: Show,
+        label: &str,
+        duration: Duration,
+        message: impl Fn() -> String + Send + 'static,
+    ) -> Self {
+        if show == Show::Nothing {
+            return Self { end: None, painter: None };
+        }
+        let bar = ProgressBar::new(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {elapsed_precise} {msg}");
+        bar.set_style(style.expect("the template is a valid constant").progress_chars("=> "));
+        bar.set_prefix(label.to_owned());
+        let (end, ended) = mpsc::channel::<()>();
+        let painter = thread::spawn(move || {
+            let start = clock::now();
+            while ended.recv_timeout(STEP) == Err(mpsc::RecvTimeoutError::Timeout) {
+                bar.set_position(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX));
+                bar.set_message(message());
+            }
+            bar.finish_and_clear();
+        });
+        Self { end: Some(end), painter: Some(painter) }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.end = None;
+        if let Some(painter) = self.painter.take() {
+            // Nothing depends on a painter that failed.
+            let _ = painter.join();
+        }
+    }
+}

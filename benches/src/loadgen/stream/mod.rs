@@ -1,0 +1,304 @@
+//! TCP connections that check every byte they get back: an echo protocol or HTTP, kept alive or new for each exchange.
+//!
+//! The loop is closed: a connection sends its next request when the last is answered. Latencies are those of exchanges;
+//! for latencies under a fixed load use the UDP probe.
+
+mod connection;
+mod tally;
+
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use tokio::{task::LocalSet, time::sleep};
+
+use super::{
+    progress::{Progress, Show},
+    raise_open_files,
+    report::{grouped, human_rate, per_second},
+    stop::Stop,
+};
+use crate::{
+    clock,
+    error::{Error, Result},
+    netns::Namespace,
+};
+use connection::{Connection, Next};
+pub use tally::{BackendTally, StreamReport};
+use tally::{Breakage, Tally};
+
+/// What the connections do.
+#[derive(Debug, Clone)]
+pub struct StreamOptions {
+    /// Where to connect.
+    pub target: SocketAddr,
+    /// How many connections at a time.
+    pub connections: usize,
+    /// For how long.
+    pub duration: Duration,
+    /// What one exchange is.
+    pub exchange: Exchange,
+    /// Whether a connection serves one exchange or many.
+    pub reuse: Reuse,
+    /// The pause of a connection between two exchanges.
+    pub pause: Duration,
+    /// How long a connection attempt may take.
+    pub connect_timeout: Duration,
+    /// How long an exchange may take.
+    pub exchange_timeout: Duration,
+    /// What the bytes of the echo protocol follow from.
+    pub seed: u64,
+}
+
+impl StreamOptions {
+    /// Kept connections without pauses and with patient time limits.
+    pub fn new(target: SocketAddr, connections: usize, duration: Duration, exchange: Exchange) -> Self {
+        Self {
+            target,
+            connections,
+            duration,
+            exchange,
+            reuse: Reuse::KeepAlive,
+            pause: Duration::ZERO,
+            connect_timeout: Duration::from_secs(5),
+            exchange_timeout: Duration::from_secs(10),
+            seed: 1,
+        }
+    }
+}
+
+/// One request and its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exchange {
+    /// Bytes of the pattern, which the server sends back.
+    Echo {
+        /// How many.
+        len: usize,
+        /// Whether the server speaks first, a line with its name.
+        greeting: Greeting,
+    },
+    /// `GET path`; the answer to `/bytes/N` is checked byte by byte.
+    Http {
+        /// The path.
+        path: String,
+    },
+}
+
+/// Whether an echo server begins with a line that holds its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Greeting {
+    /// It does.
+    Name,
+    /// It waits for the client.
+    None,
+}
+
+/// How many exchanges a connection serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reuse {
+    /// As many as it lives for.
+    KeepAlive,
+    /// One.
+    PerExchange,
+}
+
+/// Runs to the end in the calling thread's namespace.
+pub fn run(options: StreamOptions, show: Show, stop: &Stop) -> Result<StreamReport> {
+    let tally = Arc::new(Mutex::new(Tally::default()));
+    let label = options.target.to_string();
+    let progress = Progress::start(show, &label, options.duration, {
+        let (tally, start) = (Arc::clone(&tally), clock::now());
+        move || {
+            let tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+            let rate = human_rate(per_second(tally.exchanges, start.elapsed().as_secs_f64()));
+            format!("{} exchanges, {rate}, {} failures", grouped(tally.exchanges), tally.failures())
+        }
+    });
+    let report = drive(Arc::new(options), &tally, stop);
+    drop(progress);
+    report
+}
+
+/// Starts in the background in a namespace.
+pub fn start(namespace: &Namespace, options: StreamOptions) -> Result<StreamRun> {
+    let (options, tally) = (Arc::new(options), Arc::new(Mutex::new(Tally::default())));
+    let (stop, begin) = (Stop::default(), clock::now());
+    let thread = namespace.spawn_thread("stream-load", {
+        let (options, tally, stop) = (Arc::clone(&options), Arc::clone(&tally), stop.clone());
+        move || drive(options, &tally, &stop)
+    })?;
+    Ok(StreamRun { options, tally, stop, begin, thread: Some(thread) })
+}
+
+/// Connections at work in the background; stopped when dropped.
+#[derive(Debug)]
+pub struct StreamRun {
+    options: Arc<StreamOptions>,
+    tally: Arc<Mutex<Tally>>,
+    stop: Stop,
+    begin: Instant,
+    thread: Option<JoinHandle<Result<StreamReport>>>,
+}
+
+impl StreamRun {
+    /// What happened so far.
+    pub fn snapshot(&self) -> StreamReport {
+        let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.report(&self.options, self.begin.elapsed())
+    }
+
+    /// Waits until every exchange under way is over and returns the report.
+    pub fn finish(mut self) -> Result<StreamReport> {
+        self.stop.stop();
+        self.join()
+    }
+
+    /// Waits for the end of the set duration and returns the report.
+    pub fn wait(mut self) -> Result<StreamReport> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<StreamReport> {
+        let thread = self.thread.take().expect("the thread is joined once, by value or by drop");
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for StreamRun {
+    fn drop(&mut self) {
+        self.stop.stop();
+        if let Some(thread) = self.thread.take() {
+            // Nobody waits for this report any more.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn drive(options: Arc<StreamOptions>, tally: &Arc<Mutex<Tally>>, stop: &Stop) -> Result<StreamReport> {
+    if options.connections == 0 {
+        return Err(Error::Option("the number of connections must be at least 1".into()));
+    }
+    raise_open_files()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::io("make the runtime of the stream generator"))?;
+    let begin = clock::now();
+    let ended = Stop::default();
+    let tasks = LocalSet::new();
+    for number in 0..options.connections {
+        let worker = Worker {
+            number,
+            options: Rc::new((*options).clone()),
+            tally: Arc::clone(tally),
+            ended: ended.clone(),
+        };
+        tasks.spawn_local(worker.run());
+    }
+    let timer = {
+        let (duration, stop) = (options.duration, stop.clone());
+        async move {
+            tokio::select! {
+                () = sleep(duration) => {}
+                () = stop.stopped() => {}
+            }
+            ended.stop();
+        }
+    };
+    tasks.spawn_local(timer);
+    runtime.block_on(tasks);
+    Ok(tally.lock().unwrap_or_else(PoisonError::into_inner).report(&options, begin.elapsed()))
+}
+
+/// Keeps one connection going.
+struct Worker {
+    number: usize,
+    options: Rc<StreamOptions>,
+    tally: Arc<Mutex<Tally>>,
+    ended: Stop,
+}
+
+impl Worker {
+    const RETRY: Duration = Duration::from_millis(50);
+
+    async fn run(self) {
+        let mut generation = 0;
+        while !self.ended.is_stopped() {
+            let begin = clock::now();
+            // Every connection has bytes of its own: a mix-up of two streams is seen.
+            let seed =
+                self.options.seed ^ (u64::try_from(self.number).unwrap_or_default() << 32) ^ generation;
+            generation += 1;
+            match Connection::open(&self.options, seed).await {
+                Ok(connection) => {
+                    self.note(|tally| tally.connected(begin.elapsed()));
+                    self.serve(connection).await;
+                }
+                Err(breakage) => {
+                    self.note(|tally| tally.connect_failed(&breakage));
+                    self.pause(Self::RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Exchanges until the end, the server's goodbye, or a failure.
+    async fn serve(&self, mut connection: Connection) {
+        let mut backend = connection.greeted_by().map(str::to_owned);
+        if let Some(name) = &backend {
+            self.note(|tally| tally.opened_at(name));
+        }
+        loop {
+            let begin = clock::now();
+            let outcome = tokio::time::timeout(self.options.exchange_timeout, connection.exchange()).await;
+            let answer = match outcome.unwrap_or(Err(Breakage::TimedOut)) {
+                Ok(answer) => answer,
+                Err(breakage) => return self.note(|tally| tally.broken(backend.as_deref(), &breakage)),
+            };
+            let first_answer = backend.is_none();
+            let name = backend.get_or_insert_with(|| answer.backend.clone().unwrap_or_else(|| "-".into()));
+            self.note(|tally| {
+                if first_answer {
+                    tally.opened_at(name);
+                }
+                tally.exchanged(name, answer.verified_len, begin.elapsed());
+                // One TCP connection cannot change its server: if it does, packets went astray.
+                if answer.backend.as_ref().is_some_and(|now| now != name) {
+                    tally.broken(
+                        Some(name),
+                        &Breakage::BadAnswer(format!("{name} turned into {:?}", answer.backend)),
+                    );
+                }
+            });
+            let last = self.options.reuse == Reuse::PerExchange || answer.next == Next::Closes;
+            if last || self.ended.is_stopped() {
+                self.note(|tally| tally.closed_at(name));
+                return connection.close().await;
+            }
+            self.pause(self.options.pause).await;
+            match connection.still_open().await {
+                Ok(true) => {}
+                Ok(false) => return self.note(|tally| tally.closed_idle(name)),
+                Err(breakage) => return self.note(|tally| tally.broken(Some(name), &breakage)),
+            }
+        }
+    }
+
+    async fn pause(&self, pause: Duration) {
+        if pause.is_zero() {
+            return;
+        }
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = self.ended.stopped() => {}
+        }
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Tally)) {
+        change(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
