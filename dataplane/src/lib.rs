@@ -1,1 +1,19 @@
-//! The worker engine.
+//! The worker engine: what happens to a packet between its arrival and its departure.
+//!
+//! [`pipeline`] decides and rewrites, a function of packet, time, tables and flows; [`device`] brings and
+//! takes frames; [`worker`] joins the two in a loop on its own core; [`watchdog`] sees when a worker
+//! hangs. Never knows Kubernetes, never resolves a name, never logs on the packet path.
+#![forbid(unsafe_code)]
+
+pub mod counters;
+pub mod device;
+pub mod pipeline;
+pub mod verdict;
+pub mod watchdog;
+pub mod worker;
+
+pub use counters::{Counters, Event, SharedCounters};
+pub use device::Device;
+pub use pipeline::{Context, Pipeline, Process, RxChecksums};
+pub use verdict::{DropReason, PassReason, Verdict};
+pub use worker::{Worker, WorkerConfig, WorkerHandle, WorkerNumber};

@@ -125,19 +125,28 @@ fn expire(
 ) -> bool {
     let entry = flows.entry(index);
     let Some(identity) = entry.identity() else { return false };
-    let protocol = identity.tuple.protocol;
+    let whole = flows.peer_of(entry).is_some_and(|peer| peer.peer() == index);
+    if whole && identity.side == Side::Reply {
+        // Its original direction decides.
+        return false;
+    }
+    let condemned = whole && is_stale(identity.tuple.protocol, identity.backend);
+    (condemned || is_expired(flows, index, now, timeouts)) && flows.remove_flow(index, &identity)
+}
+
+/// Whether both directions of the flow have been silent for longer than its phase allows.
+pub(crate) fn is_expired(flows: &FlowTable, index: EntryIndex, now: Tick, timeouts: &Timeouts) -> bool {
+    let entry = flows.entry(index);
+    let Some(identity) = entry.identity() else { return false };
     let idle = now.since(entry.last_seen());
     let Some(peer) = flows.peer_of(entry).filter(|peer| peer.peer() == index) else {
         // Half a flow: it is being inserted, or its worker died in between.
-        return idle > HALF_FLOW_MS && flows.remove_flow(index, &identity);
+        return idle > HALF_FLOW_MS;
     };
-    if identity.side == Side::Reply {
-        return false;
-    }
     let idle = idle.min(now.since(peer.last_seen()));
-    let answered = peer.counts().0 > 0;
-    let allowed = timeouts.allowed_ms(protocol, flows.phase(Side::Original, entry), answered);
-    (idle > allowed || is_stale(protocol, identity.backend)) && flows.remove_flow(index, &identity)
+    let reply = if identity.side == Side::Original { peer } else { entry };
+    let answered = reply.counts().0 > 0;
+    idle > timeouts.allowed_ms(identity.tuple.protocol, flows.phase(identity.side, entry), answered)
 }
 
 const HALF_FLOW_MS: u32 = 1_000;

@@ -12,6 +12,7 @@ use flowgate_wire::{FiveTuple4, Protocol, TcpFlags};
 
 use crate::arch::prefetch;
 use crate::entry::{Direction, Entry4, EntryIndex, Forwarding, Identity, NextHopRef, Side, Tick};
+use crate::expiry::{self, Timeouts};
 use crate::hash::{FlowHash, HashKey};
 use crate::memory::{Memory, OutOfMemory};
 use crate::state::{TcpPhase, TcpSeen};
@@ -34,6 +35,13 @@ pub struct Probe {
     hash: FlowHash,
     buckets: [u32; 2],
     matches: [Slots; 2],
+}
+
+impl Probe {
+    /// The keyed hash of the tuple.
+    pub const fn hash(&self) -> FlowHash {
+        self.hash
+    }
 }
 
 /// An entry that was found.
@@ -184,6 +192,14 @@ impl FlowTable {
     /// Removes both directions of the flow that `found` belongs to. False when another worker is at it.
     pub fn remove(&self, found: &Found<'_>) -> bool {
         found.entry.identity().is_some_and(|identity| self.remove_flow(found.index, &identity))
+    }
+
+    /// Whether the flow was silent for longer than its timeout and only waits for the sweep. Cheap for
+    /// a flow that has just been used.
+    #[inline]
+    pub fn is_expired(&self, found: &Found<'_>, now: Tick, timeouts: &Timeouts) -> bool {
+        now.since(found.entry.last_seen()) > LAZY_EXPIRY_MS
+            && expiry::is_expired(self, found.index, now, timeouts)
     }
 
     /// The phase of the TCP connection that `found` belongs to.
@@ -446,6 +462,9 @@ fn later(a: Tick, b: Tick) -> Tick {
 const fn entry_index(bucket: u32, slot: u32) -> EntryIndex {
     EntryIndex(bucket * BUCKET_SLOTS + slot)
 }
+
+/// A lookup asks about expiry only after a silence as long as the shortest sensible timeout.
+const LAZY_EXPIRY_MS: u32 = 1_000;
 
 const INSERT_LOCKS: usize = 1024;
 

@@ -1,0 +1,150 @@
+//! What a worker counts. Counting is plain addition; publishing is plain stores, once per burst.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::verdict::{DropReason, PassReason, Verdict, reasons};
+
+reasons! {
+    /// What a worker counts beside the fate of packets.
+    Event {
+        /// Packets received.
+        RxPackets = "rx_packets",
+        /// Bytes of frames received.
+        RxBytes = "rx_bytes",
+        /// Packets handed to a transmit ring.
+        TxPackets = "tx_packets",
+        /// Packets that found their flow.
+        FlowHits = "flow_hits",
+        /// Flows begun.
+        FlowsOpened = "flows_opened",
+        /// Flows ended by silence.
+        FlowsExpired = "flows_expired",
+        /// Flows replaced since their connection had ended or their backend is gone.
+        FlowsReplaced = "flows_replaced",
+        /// Checksums completed that a virtual device had left open.
+        ChecksumsCompleted = "checksums_completed",
+        /// Next hops looked up again after a route change.
+        Rerouted = "rerouted",
+        /// Source ports tried that were taken.
+        SnatCollisions = "snat_collisions",
+        /// Requests to resolve a neighbour that found no room in the queue.
+        ResolveOverflows = "resolve_overflows",
+        /// Loops that brought at least one packet.
+        BusyLoops = "busy_loops",
+        /// Times the worker went to sleep.
+        Sleeps = "sleeps",
+    }
+}
+
+const COUNT: usize = Event::ALL.len() + DropReason::ALL.len() + PassReason::ALL.len();
+
+/// One worker's counts, its own to add to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters([u64; COUNT]);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self([0; COUNT])
+    }
+}
+
+impl Counters {
+    /// Adds `n` to an event.
+    #[inline]
+    pub fn add(&mut self, event: Event, n: u64) {
+        self.0[event.index()] += n;
+    }
+
+    /// Counts a verdict under its reason; one that transmits is counted when it is sent.
+    #[inline]
+    pub fn count(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Transmit(_) => {}
+            Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
+            Verdict::Drop(reason) => self.0[drop_index(reason)] += 1,
+        }
+    }
+
+    /// How often the event was counted.
+    pub fn event(&self, event: Event) -> u64 {
+        self.0[event.index()]
+    }
+
+    /// Packets dropped for this reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.0[drop_index(reason)]
+    }
+
+    /// Packets that were the kernel's business, by reason.
+    pub fn passed(&self, reason: PassReason) -> u64 {
+        self.0[pass_index(reason)]
+    }
+
+    /// Packets dropped for any reason.
+    pub fn dropped_total(&self) -> u64 {
+        DropReason::ALL.iter().map(|reason| self.dropped(*reason)).sum()
+    }
+
+    /// The sum of both.
+    #[must_use]
+    pub fn plus(mut self, other: &Self) -> Self {
+        self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine += theirs);
+        self
+    }
+}
+
+/// One worker's counts as others see them, a burst behind at most. Cache lines of its own.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct SharedCounters([AtomicU64; COUNT]);
+
+impl Default for SharedCounters {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl SharedCounters {
+    /// Shows `now`; only the worker that owns the counts calls this.
+    #[inline]
+    pub fn publish(&self, now: &Counters) {
+        for (shared, value) in self.0.iter().zip(now.0) {
+            if shared.load(Ordering::Relaxed) != value {
+                shared.store(value, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The counts as last shown.
+    pub fn read(&self) -> Counters {
+        Counters(std::array::from_fn(|i| self.0[i].load(Ordering::Relaxed)))
+    }
+}
+
+const fn drop_index(reason: DropReason) -> usize {
+    Event::ALL.len() + reason.index()
+}
+
+const fn pass_index(reason: PassReason) -> usize {
+    Event::ALL.len() + DropReason::ALL.len() + reason.index()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flowgate_tables::InterfaceId;
+
+    #[test]
+    fn every_reason_has_a_counter_of_its_own() {
+        let mut counters = Counters::default();
+        DropReason::ALL.iter().for_each(|reason| counters.count(Verdict::Drop(*reason)));
+        PassReason::ALL.iter().for_each(|reason| counters.count(Verdict::Pass(*reason)));
+        Event::ALL.iter().for_each(|event| counters.add(*event, 1));
+        counters.count(Verdict::Transmit(InterfaceId(0)));
+        assert_eq!(counters, Counters([1; COUNT]));
+        let shared = SharedCounters::default();
+        shared.publish(&counters);
+        assert_eq!(shared.read().plus(&counters), Counters([2; COUNT]));
+        assert_eq!(counters.dropped_total(), DropReason::ALL.len() as u64);
+    }
+}

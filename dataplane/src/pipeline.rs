@@ -1,0 +1,265 @@
+//! The way of a packet through a worker, for a burst at a time.
+//!
+//! Four passes over the burst, so that no packet waits for memory that could have been on its way:
+//! headers are prefetched; parsed, hashed and the tags of their buckets prefetched; tags compared and
+//! the entries prefetched; then each packet is decided and rewritten. Everything comes in as an
+//! argument. Never reads a clock, takes a lock, allocates, logs or makes a system call.
+
+mod open;
+
+use flowgate_flow::{FlowTable, Found, NextHopRef, Probe, Tick, Timeouts, prefetch};
+use flowgate_tables::routing::Unresolved;
+use flowgate_tables::{BackendId, NextHop, NextHopId, Tables};
+use flowgate_wire::rewrite::complete_checksum;
+use flowgate_wire::{Packet4, Parsed, Protocol, TcpFlags, parse};
+
+use crate::counters::{Counters, Event};
+use crate::verdict::{DropReason, PassReason, Verdict};
+use crate::worker::WorkerNumber;
+
+/// Frames in a burst at most.
+pub const BURST: usize = 64;
+
+/// What a burst is decided by, besides the packets themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The time, one for the whole burst.
+    pub now: Tick,
+    /// The current generation, one for the whole burst.
+    pub tables: &'a Tables,
+    /// All flows.
+    pub flows: &'a FlowTable,
+    /// How long flows may be silent.
+    pub timeouts: &'a Timeouts,
+}
+
+/// What the transport checksums of a device's frames are worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RxChecksums {
+    /// As they were on a wire: complete.
+    Complete,
+    /// A virtual device may leave them for another device to complete (`CHECKSUM_PARTIAL`).
+    MayBePartial,
+}
+
+/// Decides a burst of frames and rewrites those that are to be sent.
+pub trait Process {
+    /// Puts the fate of `frames[i]` into `verdicts[i]`. Both have the same length, [`BURST`] at most.
+    fn process<F: AsMut<[u8]>>(
+        &mut self,
+        frames: &mut [F],
+        checksums: RxChecksums,
+        context: &Context<'_>,
+        counters: &mut Counters,
+        verdicts: &mut [Verdict],
+    );
+
+    /// Neighbours that are to be resolved since the last call, each handed to `ask`.
+    fn drain_requests(&mut self, ask: impl FnMut(Unresolved));
+}
+
+/// One worker's pipeline: which source ports are its own, and room to work in.
+#[derive(Debug)]
+pub struct Pipeline {
+    worker: WorkerNumber,
+    staged: Box<[Staged; BURST]>,
+    requests: Requests,
+}
+
+/// A packet between the passes; none for a frame whose verdict is out already.
+type Staged = Option<(Packet4, Probe)>;
+
+impl Pipeline {
+    /// The pipeline of one worker.
+    pub fn new(worker: WorkerNumber) -> Self {
+        Self { worker, staged: Box::new([None; BURST]), requests: Requests::default() }
+    }
+
+    #[inline]
+    fn decide(
+        &mut self,
+        frame: &mut [u8],
+        packet: &Packet4,
+        probe: &Probe,
+        checksums: RxChecksums,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Verdict {
+        let found = match context.flows.find(probe, &packet.tuple) {
+            Some(found) if !is_over(&found, packet, context) => {
+                counters.add(Event::FlowHits, 1);
+                found
+            }
+            Some(over) => {
+                counters.add(Event::FlowsReplaced, u64::from(context.flows.remove(&over)));
+                match self.open(packet, probe, context, counters) {
+                    Ok(found) => found,
+                    Err(verdict) => return verdict,
+                }
+            }
+            None => match self.open(packet, probe, context, counters) {
+                Ok(found) => found,
+                Err(verdict) => return verdict,
+            },
+        };
+        self.forward(frame, packet, &found, checksums, context, counters)
+    }
+
+    #[inline]
+    fn forward(
+        &mut self,
+        frame: &mut [u8],
+        packet: &Packet4,
+        found: &Found<'_>,
+        checksums: RxChecksums,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Verdict {
+        found.touch(context.now, packet.ip_len());
+        if packet.tuple.protocol == Protocol::Tcp {
+            found.saw_tcp(packet.tcp_flags);
+        }
+        // RFC 1812 section 5.3.1: a packet whose TTL would become zero is not forwarded.
+        if packet.ttl <= 1 {
+            return Verdict::Drop(DropReason::TtlExpired);
+        }
+        let routing = &context.tables.routing;
+        let stored = found.forwarding.next_hop.id(routing.epoch()).map(NextHopId::from_bits);
+        let next_hop = match stored.and_then(|id| routing.next_hop(id)) {
+            Some(next_hop) => *next_hop,
+            None => match self.reroute(found, context, counters) {
+                Ok(next_hop) => next_hop,
+                Err(verdict) => return verdict,
+            },
+        };
+        let Some(ether) = &next_hop.ether else {
+            self.requests.push(Unresolved { egress: next_hop.egress, addr: next_hop.addr }, counters);
+            return Verdict::Drop(DropReason::NoNeighbour);
+        };
+        if packet.ip_len() > next_hop.mtu {
+            return Verdict::Drop(DropReason::TooBig);
+        }
+        found.forwarding.translation.apply(frame, packet, ether);
+        if checksums == RxChecksums::MayBePartial && packet.has_partial_checksum() {
+            complete_checksum(frame, packet);
+            counters.add(Event::ChecksumsCompleted, 1);
+        }
+        Verdict::Transmit(next_hop.egress)
+    }
+
+    /// Looks the next hop up again after a route change, and keeps it.
+    #[cold]
+    fn reroute(
+        &mut self,
+        found: &Found<'_>,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Result<NextHop, Verdict> {
+        let routing = &context.tables.routing;
+        let (id, next_hop) = self.next_hop(found.forwarding.translation.dst, context, counters)?;
+        found.set_next_hop(NextHopRef::new(id.to_bits(), routing.epoch()));
+        counters.add(Event::Rerouted, 1);
+        Ok(next_hop)
+    }
+}
+
+impl Process for Pipeline {
+    fn process<F: AsMut<[u8]>>(
+        &mut self,
+        frames: &mut [F],
+        checksums: RxChecksums,
+        context: &Context<'_>,
+        counters: &mut Counters,
+        verdicts: &mut [Verdict],
+    ) {
+        assert!(
+            frames.len() <= BURST && frames.len() == verdicts.len(),
+            "a verdict for each frame of a burst"
+        );
+        for frame in frames.iter_mut() {
+            prefetch(frame.as_mut());
+        }
+        let mut bytes = 0;
+        for ((frame, verdict), staged) in
+            frames.iter_mut().zip(verdicts.iter_mut()).zip(self.staged.iter_mut())
+        {
+            let frame = frame.as_mut();
+            bytes += frame.len() as u64;
+            *staged = match parse(frame) {
+                Ok(Parsed::L4(packet)) => Some((packet, context.flows.probe(&packet.tuple))),
+                other => {
+                    *verdict = not_a_segment(other);
+                    None
+                }
+            };
+        }
+        let count = frames.len();
+        for (_, probe) in self.staged[..count].iter_mut().flatten() {
+            context.flows.prefetch(probe);
+        }
+        for (i, (frame, verdict)) in frames.iter_mut().zip(verdicts.iter_mut()).enumerate() {
+            if let Some((packet, probe)) = self.staged[i].take() {
+                *verdict = self.decide(frame.as_mut(), &packet, &probe, checksums, context, counters);
+            }
+            counters.count(*verdict);
+        }
+        counters.add(Event::RxPackets, count as u64);
+        counters.add(Event::RxBytes, bytes);
+    }
+
+    fn drain_requests(&mut self, ask: impl FnMut(Unresolved)) {
+        self.requests.drain(ask);
+    }
+}
+
+/// Whether the flow that was found must give way to a new one for this packet.
+#[inline]
+fn is_over(found: &Found<'_>, packet: &Packet4, context: &Context<'_>) -> bool {
+    if packet.tuple.protocol == Protocol::Tcp {
+        // RFC 9293 section 3.6.1: a SYN may start a connection anew once the old one has ended.
+        return packet.tcp_flags.intersects(TcpFlags::SYN)
+            && packet.tcp_flags.opens()
+            && context.flows.tcp_phase(found).is_closing();
+    }
+    // P801: a datagram flow leaves a removed endpoint at once; nobody would tell its client otherwise.
+    !context.tables.services.backends().is_current(BackendId::from_bits(found.forwarding.backend))
+        || context.flows.is_expired(found, context.now, context.timeouts)
+}
+
+#[cold]
+fn not_a_segment(parsed: Result<Parsed, flowgate_wire::Malformed>) -> Verdict {
+    match parsed {
+        Err(_) => Verdict::Drop(DropReason::Malformed),
+        Ok(Parsed::NotIpv4) => Verdict::Pass(PassReason::NotIpv4),
+        Ok(Parsed::Fragment) => Verdict::Pass(PassReason::Fragment),
+        Ok(Parsed::NotL4 | Parsed::L4(_)) => Verdict::Pass(PassReason::NotL4),
+    }
+}
+
+/// Neighbours to be resolved, at most a handful between two drains, none twice.
+#[derive(Debug, Default)]
+struct Requests {
+    asked: [Option<Unresolved>; 16],
+    len: usize,
+}
+
+impl Requests {
+    #[cold]
+    fn push(&mut self, neighbour: Unresolved, counters: &mut Counters) {
+        if self.asked[..self.len].contains(&Some(neighbour)) {
+            return;
+        }
+        match self.asked.get_mut(self.len) {
+            Some(free) => {
+                *free = Some(neighbour);
+                self.len += 1;
+            }
+            None => counters.add(Event::ResolveOverflows, 1),
+        }
+    }
+
+    fn drain(&mut self, ask: impl FnMut(Unresolved)) {
+        self.asked[..self.len].iter_mut().filter_map(Option::take).for_each(ask);
+        self.len = 0;
+    }
+}

@@ -1,0 +1,112 @@
+//! The fate of a packet. Each reason has one name and one counter, which output and metrics share.
+
+use flowgate_tables::InterfaceId;
+
+/// What happens to a packet. The pipeline has rewritten a packet that is to be sent.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Send it by this interface.
+    Transmit(InterfaceId),
+    /// The kernel's business. The XDP program passes such packets before they come here; a frame that
+    /// came all the same cannot be given back and ends, counted under its reason.
+    Pass(PassReason),
+    /// It ends here.
+    Drop(DropReason),
+}
+
+/// Declares an enum of reasons with a stable name and an explanation for each.
+macro_rules! reasons {
+    ($(#[$meta:meta])* $type:ident { $($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $type { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl $type {
+            /// All of them, in the order of their counters.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The name in output and metrics. It is API: it never changes.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it means, in a sentence.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+
+            /// Position of its counter.
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+pub(crate) use reasons;
+
+reasons! {
+    /// Why a packet is the kernel's business.
+    PassReason {
+        /// Not an IPv4 packet.
+        NotIpv4 = "not_ipv4",
+        /// Neither TCP nor UDP.
+        NotL4 = "not_l4",
+        /// A fragment of an IPv4 packet.
+        Fragment = "fragment",
+        /// Its destination is no Service, as right after a Service is removed.
+        NotOurs = "not_ours",
+    }
+}
+
+reasons! {
+    /// Why a packet ends here.
+    DropReason {
+        /// A header contradicts the bytes that are there.
+        Malformed = "malformed",
+        /// Its hops are used up.
+        TtlExpired = "ttl_expired",
+        /// Belongs to no flow and does not open one: a late TCP segment or a stray reply.
+        NoFlow = "no_flow",
+        /// The Service has no endpoint that may be chosen.
+        NoBackend = "no_backend",
+        /// No route covers the next destination.
+        NoRoute = "no_route",
+        /// The next hop's Ethernet address is not known (yet): the kernel was asked to resolve it.
+        NoNeighbour = "no_neighbour",
+        /// The egress interface has no address that could be the source.
+        NoSnatAddress = "no_snat_address",
+        /// Every port tried for this backend and source address is in use.
+        SnatPortsExhausted = "snat_ports_exhausted",
+        /// The client's own address and port already stand for another flow to the same backend.
+        ReplyTupleTaken = "reply_tuple_taken",
+        /// No room in the flow table and no flow that may be evicted.
+        FlowTableFull = "flow_table_full",
+        /// Larger than the MTU of its way out.
+        TooBig = "too_big",
+        /// The transmit ring of its way out is full.
+        TxRingFull = "tx_ring_full",
+        /// The way out has no socket on this worker.
+        NoEgress = "no_egress",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_meanings_are_sentences() {
+        let names: Vec<_> = DropReason::ALL.iter().map(|r| (r.name(), r.meaning())).collect();
+        let passes = PassReason::ALL.iter().map(|r| (r.name(), r.meaning()));
+        let all: Vec<_> = names.into_iter().chain(passes).collect();
+        assert_eq!(all.iter().map(|(name, _)| name).collect::<HashSet<_>>().len(), all.len());
+        assert!(all.iter().all(|(_, meaning)| meaning.ends_with('.')));
+    }
+
+    #[test]
+    fn indices_follow_the_order() {
+        assert!(DropReason::ALL.iter().enumerate().all(|(i, reason)| reason.index() == i));
+    }
+}

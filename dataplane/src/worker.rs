@@ -1,0 +1,295 @@
+//! The loop of one worker: frames in, verdicts, frames out, and housekeeping in between.
+//!
+//! The only place that reads a clock. Busy while frames come; after a short silence it sleeps in the
+//! kernel until the next one. Never resolves, logs or publishes anything.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam::queue::ArrayQueue;
+use flowgate_flow::{FlowTable, Sweep, Tick, Timeouts};
+use flowgate_tables::routing::Unresolved;
+use flowgate_tables::{BackendId, Tables, TablesReader};
+use flowgate_wire::Protocol;
+
+use crate::counters::{Counters, Event, SharedCounters};
+use crate::device::{Device, NotSent};
+use crate::pipeline::{BURST, Context, Process};
+use crate::verdict::{DropReason, PassReason, Verdict};
+
+/// Which worker, of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerNumber {
+    /// From 0.
+    pub index: usize,
+    /// All of them.
+    pub count: usize,
+}
+
+/// How a worker works.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Which one it is.
+    pub number: WorkerNumber,
+    /// The core it is bound to; none to let the kernel choose.
+    pub core: Option<usize>,
+    /// How long it polls without a frame before it sleeps.
+    pub idle_before_sleep: Duration,
+    /// How long flows may be silent.
+    pub timeouts: Timeouts,
+}
+
+/// What workers share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// All flows.
+    pub flows: Arc<FlowTable>,
+    /// Neighbours that workers want resolved. Bounded: a request that finds no room is made again by the
+    /// next packet.
+    pub resolve: Arc<ArrayQueue<Unresolved>>,
+    /// Where ticks count from.
+    pub started: Instant,
+}
+
+/// What others see of a running worker.
+#[derive(Debug, Default)]
+pub struct WorkerState {
+    /// Its counts.
+    pub counters: SharedCounters,
+    heartbeat: AtomicU64,
+    stop: AtomicBool,
+    running_cpu: AtomicU64,
+}
+
+impl WorkerState {
+    /// Grows with every loop; a worker whose heartbeat stands still for long hangs or is dead.
+    pub fn heartbeat(&self) -> u64 {
+        self.heartbeat.load(Ordering::Relaxed)
+    }
+
+    /// The core that it is bound to, once it runs and if it is.
+    pub fn core(&self) -> Option<u64> {
+        self.running_cpu.load(Ordering::Relaxed).checked_sub(1)
+    }
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct WorkerHandle<D> {
+    /// Which one it is.
+    pub number: WorkerNumber,
+    /// What it shows of itself.
+    pub state: Arc<WorkerState>,
+    thread: JoinHandle<D>,
+}
+
+impl<D> WorkerHandle<D> {
+    /// Whether its thread has ended, by request or by a panic.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Asks it to stop and waits; gives the device back, or nothing if the worker panicked.
+    pub fn stop(self) -> Option<D> {
+        self.state.stop.store(true, Ordering::Relaxed);
+        self.thread.join().ok()
+    }
+}
+
+/// One worker: a device, a way to decide, and the loop that joins them.
+#[derive(Debug)]
+pub struct Worker<D: Device, P> {
+    config: WorkerConfig,
+    shared: Shared,
+    device: D,
+    process: P,
+    tables: TablesReader,
+    state: Arc<WorkerState>,
+    counters: Counters,
+    sweep: Sweep,
+    swept_at: Tick,
+    swept_generation: u64,
+    /// Buckets still to be swept at once, since backends may have gone.
+    urgent_buckets: u32,
+    frames: Vec<D::Frame>,
+}
+
+impl<D, P> Worker<D, P>
+where
+    D: Device + Send + 'static,
+    P: Process + Send + 'static,
+    D::Frame: Send,
+{
+    /// Starts the worker on a thread of its own.
+    ///
+    /// # Errors
+    /// What the operating system says when it gives no thread.
+    pub fn spawn(self) -> std::io::Result<WorkerHandle<D>> {
+        let (number, state) = (self.config.number, Arc::clone(&self.state));
+        let thread =
+            thread::Builder::new().name(format!("worker-{}", number.index)).spawn(move || self.run())?;
+        Ok(WorkerHandle { number, state, thread })
+    }
+
+    fn run(mut self) -> D {
+        if let Some(core) = self.config.core
+            && core_affinity::set_for_current(core_affinity::CoreId { id: core })
+        {
+            self.state.running_cpu.store(core as u64 + 1, Ordering::Relaxed);
+        }
+        let mut last_frame = now();
+        while !self.state.stop.load(Ordering::Relaxed) {
+            let time = now();
+            if self.turn(time) {
+                last_frame = time;
+            } else if time.duration_since(last_frame) >= self.config.idle_before_sleep {
+                self.counters.add(Event::Sleeps, 1);
+                self.show();
+                self.device.wait(SLEEP);
+            }
+        }
+        self.show();
+        self.device
+    }
+}
+
+impl<D: Device, P: Process> Worker<D, P> {
+    /// A worker that is not running yet.
+    pub fn new(config: WorkerConfig, shared: Shared, tables: TablesReader, device: D, process: P) -> Self {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let sweep = Sweep::new(&shared.flows, count(config.number.index), count(config.number.count));
+        Self {
+            config,
+            shared,
+            device,
+            process,
+            tables,
+            state: Arc::new(WorkerState::default()),
+            counters: Counters::default(),
+            sweep,
+            swept_at: Tick::default(),
+            swept_generation: 0,
+            urgent_buckets: 0,
+            frames: Vec::with_capacity(BURST),
+        }
+    }
+
+    /// What it shows of itself.
+    pub fn state(&self) -> Arc<WorkerState> {
+        Arc::clone(&self.state)
+    }
+
+    /// Its device.
+    pub fn device(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// One turn of the loop: a burst from each queue and a step of housekeeping. True if a frame came.
+    pub fn turn(&mut self, time: Instant) -> bool {
+        let now = tick(time, self.shared.started);
+        let mut received = false;
+        for queue in 0..self.device.rx_queues() {
+            received |= self.burst(queue, now);
+        }
+        self.device.flush();
+        if received {
+            self.counters.add(Event::BusyLoops, 1);
+        }
+        self.housekeeping(now);
+        self.show();
+        received
+    }
+
+    fn burst(&mut self, queue: usize, now: Tick) -> bool {
+        self.device.rx_burst(queue, &mut self.frames);
+        if self.frames.is_empty() {
+            return false;
+        }
+        let mut verdicts = [Verdict::Pass(PassReason::NotOurs); BURST];
+        let verdicts = &mut verdicts[..self.frames.len()];
+        let context = Context {
+            now,
+            tables: self.tables.current(),
+            flows: &self.shared.flows,
+            timeouts: &self.config.timeouts,
+        };
+        let checksums = self.device.checksums(queue);
+        self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
+        for (frame, verdict) in self.frames.drain(..).zip(verdicts) {
+            match *verdict {
+                Verdict::Transmit(egress) => match self.device.send(egress, frame) {
+                    Ok(()) => self.counters.add(Event::TxPackets, 1),
+                    Err(NotSent::RingFull) => self.counters.count(Verdict::Drop(DropReason::TxRingFull)),
+                    Err(NotSent::NoEgress) => self.counters.count(Verdict::Drop(DropReason::NoEgress)),
+                },
+                Verdict::Pass(_) | Verdict::Drop(_) => self.device.recycle(frame),
+            }
+        }
+        true
+    }
+
+    fn housekeeping(&mut self, now: Tick) {
+        let resolve = &self.shared.resolve;
+        let counters = &mut self.counters;
+        self.process.drain_requests(|neighbour| {
+            if resolve.push(neighbour).is_err() {
+                counters.add(Event::ResolveOverflows, 1);
+            }
+        });
+        let elapsed_ms = now.since(self.swept_at);
+        if elapsed_ms == 0 {
+            return;
+        }
+        if cfg!(debug_assertions) {
+            self.device.assert_no_leak();
+        }
+        self.swept_at = now;
+        let tables = self.tables.current();
+        if tables.generation != self.swept_generation {
+            self.swept_generation = tables.generation;
+            self.urgent_buckets = self.sweep.len();
+        }
+        let regular = u64::from(self.sweep.len()) * u64::from(elapsed_ms) / SWEEP_MS + 1;
+        let regular = u32::try_from(regular).unwrap_or(u32::MAX);
+        let urgent = self.urgent_buckets.min(URGENT_BUCKETS_PER_MS.saturating_mul(elapsed_ms));
+        let buckets = regular.max(urgent);
+        self.urgent_buckets = self.urgent_buckets.saturating_sub(buckets);
+        let removed =
+            self.sweep.step(&self.shared.flows, buckets, now, &self.config.timeouts, |p, backend| {
+                is_stale(tables, p, backend)
+            });
+        self.counters.add(Event::FlowsExpired, u64::from(removed));
+    }
+
+    fn show(&self) {
+        self.state.counters.publish(&self.counters);
+        self.state.heartbeat.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// P801: flows of a removed endpoint end at once if they are datagrams; connections may finish.
+fn is_stale(tables: &Tables, protocol: Protocol, backend: u32) -> bool {
+    protocol != Protocol::Tcp && !tables.services.backends().is_current(BackendId::from_bits(backend))
+}
+
+/// The time in ticks since `started`.
+pub fn tick(time: Instant, started: Instant) -> Tick {
+    let ms = time.duration_since(started).as_millis() & u128::from(u32::MAX);
+    Tick(u32::try_from(ms).expect("masked to 32 bits"))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the worker loop is where time comes in")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// The sweep passes over the whole table in this time.
+const SWEEP_MS: u64 = 16_000;
+
+/// After a new generation the sweep hurries, but never longer than some tens of microseconds a time.
+const URGENT_BUCKETS_PER_MS: u32 = 64;
+
+/// An idle worker wakes at least this often, to expire flows and show that it lives.
+const SLEEP: Duration = Duration::from_millis(100);
