@@ -1,0 +1,153 @@
+//! What the benches share: a gateway's tables, a full flow table, and frames of its flows.
+#![allow(dead_code, reason = "each bench uses its part")]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
+use flowgate_flow::{FlowTable, HashKey, Tick, Timeouts};
+use flowgate_tables::spec::{
+    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteSpec, ServiceName, ServiceSpec,
+};
+use flowgate_tables::{EmptyAction, FrontendKind, Routing, ServiceTable, SnatPool, SourceNat, Tables};
+use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, MacAddr, Protocol};
+
+/// Frames of a burst.
+pub const BURST: usize = 64;
+
+/// The VIP that all flows aim at.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
+
+/// A gateway in memory.
+pub struct Gateway {
+    pub tables: Tables,
+    pub flows: FlowTable,
+    pub timeouts: Timeouts,
+    pub pipeline: Pipeline,
+    pub counters: Counters,
+}
+
+impl Gateway {
+    /// A gateway with one Service of 64 backends and room for `flows` flows.
+    pub fn new(flows: u32) -> Self {
+        Self {
+            tables: tables(),
+            flows: FlowTable::new(flows, HashKey::random()).expect("memory for the flow table"),
+            timeouts: Timeouts::default(),
+            pipeline: Pipeline::new(WorkerNumber { index: 0, count: 1 }),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Runs a burst.
+    #[inline]
+    pub fn process(&mut self, frames: &mut [Frame], now: Tick, verdicts: &mut [Verdict]) {
+        let context = Context { now, tables: &self.tables, flows: &self.flows, timeouts: &self.timeouts };
+        let checksums = RxChecksums::MayBePartial;
+        self.pipeline.process(frames, checksums, &context, &mut self.counters, verdicts);
+    }
+}
+
+/// A 60-byte frame, alone in its cache line as UMEM chunks are.
+#[repr(align(64))]
+#[derive(Clone)]
+pub struct Frame(pub [u8; 60]);
+
+impl AsMut<[u8]> for Frame {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// The client's packet of flow number `flow`.
+pub fn client_tuple(flow: u32) -> FiveTuple4 {
+    FiveTuple {
+        protocol: Protocol::Udp,
+        src: Ipv4Addr::from_bits(0xc612_0000 + flow / 50_000),
+        dst: VIP,
+        src_port: L4Port::new(u16::try_from(1024 + flow % 50_000).expect("below 65536")),
+        dst_port: L4Port::new(80),
+    }
+}
+
+/// A UDP frame with this tuple and valid checksums.
+pub fn udp_frame(tuple: &FiveTuple4) -> Frame {
+    let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4(tuple.src.octets(), tuple.dst.octets(), 64)
+        .udp(tuple.src_port.number(), tuple.dst_port.number());
+    let mut bytes = Vec::with_capacity(60);
+    builder.write(&mut bytes, &[0x5a; 18]).expect("writing to a vector");
+    Frame(bytes.try_into().expect("14 + 20 + 8 + 18 bytes"))
+}
+
+/// A small generator of random numbers, seeded: the same flows in every run.
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u32) -> u32 {
+        // xorshift64* (Marsaglia 2003, Vigna 2016).
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let high = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+        u32::try_from((high * u64::from(bound)) >> 32).expect("below the bound")
+    }
+}
+
+/// Tables of a gateway with two interfaces, routes both ways, and one Service with 64 backends.
+pub fn tables() -> Tables {
+    let backends: Vec<Ipv4Addr> = (1..=64).map(|n| Ipv4Addr::new(10, 244, 0, n + 10)).collect();
+    let endpoint =
+        |addr: &Ipv4Addr| EndpointSpec { addr: IpAddr::V4(*addr), port: L4Port::new(8080), weight: 1 };
+    let service = ServiceSpec {
+        name: ServiceName { namespace: "default".into(), name: "bench".into(), port: "http".into() },
+        protocol: Protocol::Udp,
+        frontends: vec![FrontendSpec {
+            addr: IpAddr::V4(VIP),
+            port: L4Port::new(80),
+            kind: FrontendKind::ClusterIp,
+            endpoint_set: 0,
+            source_nat: SourceNat::Always,
+            when_empty: EmptyAction::Reject,
+        }],
+        endpoint_sets: vec![backends.iter().map(endpoint).collect()],
+    };
+    let (services, errors) = ServiceTable::build(&ServiceTable::default(), vec![service]);
+    assert!(errors.is_empty(), "{errors:?}");
+    let interface = |name: &str, host: u8, addr: Ipv4Addr| InterfaceSpec {
+        name: name.into(),
+        ifindex: u32::from(host),
+        mac: MacAddr([2, 0, 0, 0, 0, host]),
+        mtu: 1500,
+        up: true,
+        addresses: vec![IpAddr::V4(addr)],
+    };
+    let fabric = Ipv4Addr::new(10, 244, 0, 1);
+    let interfaces = vec![interface("up0", 1, Ipv4Addr::new(192, 0, 2, 1)), interface("fab0", 2, fabric)];
+    let router = Ipv4Addr::new(192, 0, 2, 254);
+    let route = |prefix: &str, interface, via: Option<Ipv4Addr>| RouteSpec {
+        prefix: prefix.parse().expect("a prefix"),
+        interface,
+        via: via.map(IpAddr::V4),
+        metric: 0,
+    };
+    let routes = [route("10.244.0.0/16", 1, None), route("0.0.0.0/0", 0, Some(router))];
+    let mut neighbours: Vec<NeighbourSpec> = backends
+        .iter()
+        .zip(0..)
+        .map(|(addr, n)| NeighbourSpec {
+            interface: 1,
+            addr: IpAddr::V4(*addr),
+            mac: Some(MacAddr([4, 0, 0, 0, 1, n])),
+        })
+        .collect();
+    neighbours.push(NeighbourSpec {
+        interface: 0,
+        addr: IpAddr::V4(router),
+        mac: Some(MacAddr([4, 0, 0, 0, 0, 1])),
+    });
+    let routing = Routing::build(&Routing::default(), interfaces, &routes, &neighbours).expect("routes fit");
+    let snat = SnatPool::new(vec![vec![], vec![fabric]], &(20_000..=59_999).collect());
+    Tables { generation: 1, services: Arc::new(services), routing: Arc::new(routing), snat: Arc::new(snat) }
+}
