@@ -149,7 +149,7 @@ impl UdpEchoServer {
             let socket = UdpSocket::bind(listen)?;
             socket.set_nonblocking(true)?;
             // A burst waits in the socket rather than being lost.
-            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBuf, &(4 << 20))?;
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(4 << 20))?;
             Ok(socket)
         });
         let socket =
