@@ -1,0 +1,93 @@
+//! Network state to routing tables and the SNAT pool. Never invents an address.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use flowgate_tables::routing::{Route, Unresolved};
+use flowgate_tables::spec::InterfaceSpec;
+use flowgate_tables::{Routing, SnatPool, Tables};
+
+use super::Settings;
+use crate::model::NetState;
+use crate::report::{Entry, ObjectRef, Severity};
+
+/// Builds the routing tables; they are `previous` themselves if nothing changed or nothing can be built.
+pub(super) fn compile_routing(net: &NetState, previous: &Arc<Routing>) -> (Arc<Routing>, Vec<Entry>) {
+    let built = Routing::build(previous, net.interfaces.to_vec(), &net.routes, &net.neighbours);
+    let mut entries = Vec::new();
+    for interface in net.interfaces.iter().filter(|interface| interface.ifindex == 0) {
+        entries.push(finding(
+            Severity::Error,
+            interface,
+            "does not exist: nothing is received or sent by it",
+        ));
+    }
+    match built {
+        Ok(routing) => {
+            let unchanged = routing.epoch() == previous.epoch()
+                && routing.interfaces() == previous.interfaces()
+                && routing.next_hops().eq(previous.next_hops());
+            (if unchanged { Arc::clone(previous) } else { Arc::new(routing) }, entries)
+        }
+        Err(error) => {
+            let reason = format!("{error}: the last routes stay in force");
+            entries.push(Entry { severity: Severity::Error, place: None, object: None, reason });
+            (Arc::clone(previous), entries)
+        }
+    }
+}
+
+/// Builds the SNAT pool: the configured addresses, else each interface's own primary one.
+pub(super) fn compile_snat(
+    net: &NetState,
+    settings: &Settings,
+    previous: &Arc<SnatPool>,
+) -> (Arc<SnatPool>, Vec<Entry>) {
+    let mut entries = Vec::new();
+    let mut by_interface = Vec::with_capacity(net.interfaces.len());
+    for interface in net.interfaces.iter() {
+        let addresses: Vec<Ipv4Addr> = if settings.snat.addresses.is_empty() {
+            primary_ipv4(interface).into_iter().collect()
+        } else {
+            settings.snat.addresses.clone()
+        };
+        if addresses.is_empty() && interface.ifindex != 0 {
+            let reason = "has no IPv4 address: flows that leave by it cannot be translated";
+            entries.push(finding(Severity::Warning, interface, reason));
+        }
+        by_interface.push(addresses);
+    }
+    let pool = SnatPool::new(by_interface, &settings.snat.ports);
+    (if pool == **previous { Arc::clone(previous) } else { Arc::new(pool) }, entries)
+}
+
+/// The next hops of all backends that the kernel should be asked to resolve, without repetition.
+pub fn unresolved_next_hops(tables: &Tables) -> Vec<Unresolved> {
+    let mut unresolved: Vec<Unresolved> = Vec::new();
+    for backend in tables.services.backends().iter() {
+        let IpAddr::V4(addr) = backend.addr else { continue };
+        match tables.routing.route(addr) {
+            Route::Unknown(neighbour) => unresolved.push(neighbour),
+            Route::Via(id) => {
+                let hop = tables.routing.next_hop(id).filter(|hop| hop.ether.is_none());
+                unresolved.extend(hop.map(|hop| Unresolved { egress: hop.egress, addr: hop.addr }));
+            }
+            Route::None => {}
+        }
+    }
+    unresolved.sort_unstable();
+    unresolved.dedup();
+    unresolved
+}
+
+fn primary_ipv4(interface: &InterfaceSpec) -> Option<Ipv4Addr> {
+    interface.addresses.iter().find_map(|ip| match ip {
+        IpAddr::V4(v4) => Some(*v4),
+        IpAddr::V6(_) => None,
+    })
+}
+
+fn finding(severity: Severity, interface: &InterfaceSpec, reason: &str) -> Entry {
+    let object = ObjectRef::new("Interface", "", &interface.name);
+    Entry { severity, place: None, object: Some(object), reason: reason.to_owned() }
+}

@@ -1,0 +1,153 @@
+//! EndpointSlices, and Endpoints as their mirror. Never picks an endpoint.
+
+use std::net::IpAddr;
+
+use flowgate_wire::Protocol;
+
+use super::HiddenBy;
+
+/// `addressType` of an EndpointSlice (P112).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SliceFamily {
+    /// `IPv4`.
+    V4,
+    /// `IPv6`.
+    V6,
+    /// `FQDN`: names, which nobody serves.
+    Fqdn,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its first address: the others mean nothing (P113).
+    pub addr: IpAddr,
+    /// Whether it takes new connections; unset means yes (P201).
+    pub ready: bool,
+    /// Whether it answers, even while it ends; unset means yes (P201).
+    pub serving: bool,
+    /// Whether it is about to end; unset means no (P201).
+    pub terminating: bool,
+    /// The node it runs on, if known (P202).
+    pub node_name: Option<String>,
+}
+
+/// One port of a slice or of a subset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointPort {
+    /// The name of the Service port that it serves.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number; never 0.
+    pub port: u16,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// The Service of the same namespace that it belongs to (P111).
+    pub service: Option<String>,
+    /// Whether the mirroring controller wrote it (P118).
+    pub is_mirror: bool,
+    /// The kind of its addresses.
+    pub family: SliceFamily,
+    /// Its endpoints; none for `FQDN`.
+    pub endpoints: Vec<Endpoint>,
+    /// Its ports, without those that have no number (P114).
+    pub ports: Vec<EndpointPort>,
+    /// What keeps it from counting, if anything does.
+    pub hidden_by: Option<HiddenBy>,
+}
+
+/// One address of a subset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointAddress {
+    /// The address.
+    pub addr: IpAddr,
+    /// The node it is on, if known.
+    pub node_name: Option<String>,
+    /// Whether it takes new connections.
+    pub ready: bool,
+}
+
+/// Addresses that have the same ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subset {
+    /// The addresses, the ready ones first.
+    pub addresses: Vec<EndpointAddress>,
+    /// The ports.
+    pub ports: Vec<EndpointPort>,
+}
+
+/// An Endpoints object, which belongs to the Service of its own name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Its subsets.
+    pub subsets: Vec<Subset>,
+    /// Whether label or annotation keep it from being mirrored (P118).
+    pub skip_mirror: bool,
+    /// What would hide its mirror, if anything does: labels are copied.
+    pub hidden_by: Option<HiddenBy>,
+}
+
+impl Endpoints {
+    /// The slices that the mirroring controller would write for the Service `name` (P118).
+    pub fn mirrored(&self, name: &str) -> Vec<EndpointSlice> {
+        let mut slices = Vec::new();
+        for subset in &self.subsets {
+            let addresses = &subset.addresses[..subset.addresses.len().min(MIRRORED_ADDRESSES_MAX)];
+            for family in [SliceFamily::V4, SliceFamily::V6] {
+                let of_family = |a: &&EndpointAddress| a.addr.is_ipv4() == (family == SliceFamily::V4);
+                let endpoints: Vec<Endpoint> = addresses.iter().filter(of_family).map(mirror).collect();
+                if !endpoints.is_empty() {
+                    slices.push(EndpointSlice {
+                        service: Some(name.to_owned()),
+                        is_mirror: true,
+                        family,
+                        endpoints,
+                        ports: subset.ports.clone(),
+                        hidden_by: self.hidden_by,
+                    });
+                }
+            }
+        }
+        slices
+    }
+}
+
+fn mirror(address: &EndpointAddress) -> Endpoint {
+    Endpoint {
+        addr: address.addr,
+        ready: address.ready,
+        serving: true,
+        terminating: false,
+        node_name: address.node_name.clone(),
+    }
+}
+
+/// The mirroring controller copies so many addresses of a subset and no more (P118).
+const MIRRORED_ADDRESSES_MAX: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subset_gives_one_slice_per_family_and_at_most_a_thousand_addresses() {
+        let address = |n: u16| EndpointAddress {
+            addr: if n.is_multiple_of(2) {
+                IpAddr::V4((0x0a00_0000 + u32::from(n)).into())
+            } else {
+                IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, n])
+            },
+            node_name: None,
+            ready: n < 1100,
+        };
+        let subset = Subset { addresses: (0..1200).map(address).collect(), ports: vec![] };
+        let endpoints = Endpoints { subsets: vec![subset], skip_mirror: false, hidden_by: None };
+        let slices = endpoints.mirrored("db");
+        assert_eq!(slices.iter().map(|s| s.endpoints.len()).collect::<Vec<_>>(), [500, 500]);
+        assert_eq!(slices[1].family, SliceFamily::V6);
+    }
+}

@@ -1,0 +1,16 @@
+//! What the kernel says about the network. Never asks it.
+
+use std::sync::Arc;
+
+use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteSpec};
+
+/// Links, routes and neighbours of the served interfaces. Parts that did not change keep their `Arc`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetState {
+    /// The served interfaces, in the order of the configuration; also those that do not exist.
+    pub interfaces: Arc<Vec<InterfaceSpec>>,
+    /// Unicast routes of the main table through them.
+    pub routes: Arc<Vec<RouteSpec>>,
+    /// Neighbours on them.
+    pub neighbours: Arc<Vec<NeighbourSpec>>,
+}

@@ -1,0 +1,29 @@
+//! Nodes, Namespaces and ServiceCIDRs. Never says which of them is this one.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// A Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// `status.addresses` of type `InternalIP`, then those of type `ExternalIP`.
+    pub addresses: Vec<IpAddr>,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A Namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A ServiceCIDR: ranges that cluster IPs are taken from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// `spec.cidrs`.
+    pub cidrs: Vec<IpNet>,
+}

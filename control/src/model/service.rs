@@ -1,0 +1,133 @@
+//! Services. Never says which endpoints they have.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use flowgate_wire::Protocol;
+use ipnet::IpNet;
+
+/// `spec.type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServiceType {
+    /// Reached by its cluster IP.
+    #[default]
+    ClusterIp,
+    /// Also by a port of every node.
+    NodePort,
+    /// Also by an address that a load balancer controller wrote into its status.
+    LoadBalancer,
+    /// A DNS alias; never served (P106).
+    ExternalName,
+}
+
+/// `spec.clusterIPs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClusterAddress {
+    /// `None`: DNS answers with the endpoints; never served (P105).
+    Headless,
+    /// Nobody assigned one; never served (P105).
+    Unassigned,
+    /// At most one per address family.
+    Assigned(Vec<IpAddr>),
+}
+
+/// `status.loadBalancer.ingress[].ipMode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IngressMode {
+    /// Traffic arrives with the address as destination (P313).
+    #[default]
+    Vip,
+    /// A proxy in front ends the connections; the address is not ours to take (P314).
+    Proxy,
+}
+
+/// One address in `status.loadBalancer.ingress`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ingress {
+    /// The address.
+    pub ip: IpAddr,
+    /// How traffic to it arrives.
+    pub mode: IngressMode,
+}
+
+/// `spec.ports[].targetPort`. Kept for people: endpoints are matched by port name (P114).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// A port number.
+    Number(u16),
+    /// The name of a container port.
+    Name(String),
+}
+
+/// One of `spec.ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name; empty for the only port of a Service.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The port that clients aim at; never 0.
+    pub port: u16,
+    /// Where the pods listen.
+    pub target_port: TargetPort,
+    /// The port on every node, if there is one.
+    pub node_port: Option<u16>,
+}
+
+/// `spec.internalTrafficPolicy` or `spec.externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// All endpoints.
+    #[default]
+    Cluster,
+    /// Those of this node only.
+    Local,
+}
+
+/// `spec.sessionAffinity`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Affinity {
+    /// Each connection is placed by itself.
+    #[default]
+    None,
+    /// A client stays with its backend until idle for this long.
+    ClientIp(Duration),
+}
+
+/// The label that keeps an object from being served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HiddenBy {
+    /// `service.kubernetes.io/service-proxy-name`: another proxy serves it (P102).
+    ServiceProxyName,
+    /// `service.kubernetes.io/headless` (P103).
+    Headless,
+}
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// `spec.type`.
+    pub service_type: ServiceType,
+    /// `spec.clusterIPs`.
+    pub cluster: ClusterAddress,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress` with an address; host names alone mean nothing (P313).
+    pub ingress: Vec<Ingress>,
+    /// `spec.ports`.
+    pub ports: Vec<ServicePort>,
+    /// Whether a controller finds its endpoints; manual Endpoints count only without (P118).
+    pub has_selector: bool,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+    /// `spec.sessionAffinity`.
+    pub affinity: Affinity,
+    /// `spec.loadBalancerSourceRanges`.
+    pub source_ranges: Vec<IpNet>,
+    /// `spec.healthCheckNodePort`.
+    pub health_check_node_port: Option<u16>,
+    /// What keeps it from being served, if anything does.
+    pub hidden_by: Option<HiddenBy>,
+}

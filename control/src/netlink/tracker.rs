@@ -1,0 +1,301 @@
+//! The loop that follows the kernel. Never blocks on whoever listens.
+//!
+//! Neighbours, which change often, are followed event by event. Links, addresses and routes are listed
+//! anew after any event about them: the kernel removes routes silently when an interface goes down or an
+//! address is deleted, so that its events do not add up to its state. After lost events all is listed anew.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use flowgate_tables::routing::Unresolved;
+use futures::StreamExt;
+use futures::TryStreamExt;
+use futures::channel::mpsc::UnboundedReceiver;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+
+use super::ask::{Limiter, Target};
+use super::message;
+use super::world::World;
+use super::{NetlinkError, Resolve};
+use crate::model::NetState;
+
+type Events = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// Follows the kernel while [`Tracker::run`] runs.
+#[derive(Debug)]
+pub struct Tracker {
+    names: Vec<String>,
+    handle: Handle,
+    events: Events,
+    world: World,
+    state: watch::Sender<NetState>,
+    wishes: mpsc::Receiver<Resolve>,
+    standing: Vec<Unresolved>,
+    limiter: Limiter,
+}
+
+impl Tracker {
+    pub(super) async fn open(
+        names: Vec<String>,
+        wishes: mpsc::Receiver<Resolve>,
+    ) -> Result<(Self, watch::Receiver<NetState>), NetlinkError> {
+        let (handle, events) = connect()?;
+        let (state, receiver) = watch::channel(NetState::default());
+        let mut tracker = Self {
+            names,
+            handle,
+            events,
+            world: World::default(),
+            state,
+            wishes,
+            standing: Vec::new(),
+            limiter: Limiter::default(),
+        };
+        tracker.list(Dirty::ALL).await?;
+        tracker.publish();
+        Ok((tracker, receiver))
+    }
+
+    /// Follows the kernel until nobody listens any more.
+    pub async fn run(mut self) {
+        let mut seconds = interval(Duration::from_secs(1));
+        seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = 0u64;
+        let mut dirty = Dirty::default();
+        let mut due: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                () = self.state.closed() => return,
+                event = self.events.next() => {
+                    match event {
+                        Some((message, _)) => dirty.merge(self.event(message.payload)),
+                        None => {
+                            tracing::warn!("the netlink connection ended: reconnecting");
+                            sleep(RETRY_AFTER).await;
+                            dirty = Dirty::ALL;
+                            match connect() {
+                                Ok((handle, events)) => (self.handle, self.events) = (handle, events),
+                                Err(error) => tracing::warn!(%error, "cannot reconnect to netlink"),
+                            }
+                        }
+                    }
+                    due.get_or_insert_with(|| Instant::now() + FOLD);
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    due = None;
+                    match self.list(dirty).await {
+                        Ok(()) => dirty = Dirty::default(),
+                        Err(error) => {
+                            tracing::warn!(%error, "asking again");
+                            due = Some(Instant::now() + RETRY_AFTER);
+                        }
+                    }
+                    self.publish();
+                }
+                Some(wish) = self.wishes.recv() => match wish {
+                    Resolve::Now(wanted) => self.ask_unresolved(&wanted).await,
+                    Resolve::Standing(wanted) => {
+                        self.ask_unresolved(&wanted).await;
+                        self.standing = wanted;
+                    }
+                },
+                _ = seconds.tick() => {
+                    self.refresh().await;
+                    if tick.is_multiple_of(STANDING_EVERY_SECONDS) {
+                        let mut wanted = self.standing.clone();
+                        wanted.extend(self.routers());
+                        self.ask_unresolved(&wanted).await;
+                    }
+                    tick += 1;
+                }
+            }
+        }
+    }
+
+    /// Takes in one event; returns what must be listed anew.
+    fn event(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Dirty {
+        let NetlinkPayload::InnerMessage(inner) = payload else {
+            // The kernel dropped events because they were not read fast enough (ENOBUFS).
+            return if matches!(payload, NetlinkPayload::Overrun(_)) { Dirty::ALL } else { Dirty::default() };
+        };
+        match inner {
+            RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => Dirty::ALL,
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
+                Dirty { addresses: true, routes: true, ..Dirty::default() }
+            }
+            RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
+                Dirty { routes: true, ..Dirty::default() }
+            }
+            RouteNetlinkMessage::NewNeighbour(message) => {
+                if let Some(neighbour) = message::neighbour(&message) {
+                    self.world.put_neighbour(neighbour);
+                }
+                Dirty::default()
+            }
+            RouteNetlinkMessage::DelNeighbour(message) => {
+                if let Some(neighbour) = message::neighbour(&message) {
+                    self.world.remove_neighbour(&neighbour);
+                }
+                Dirty::default()
+            }
+            _ => Dirty::default(),
+        }
+    }
+
+    /// Asks the kernel for all of what is dirty.
+    async fn list(&mut self, dirty: Dirty) -> Result<(), NetlinkError> {
+        let failed = |what| move |error| NetlinkError::Dump { what, error };
+        if dirty.links {
+            let all: Vec<_> =
+                self.handle.link().get().execute().try_collect().await.map_err(failed("links"))?;
+            self.world.links = all.iter().filter_map(message::link).collect();
+        }
+        if dirty.addresses {
+            let all: Vec<_> =
+                self.handle.address().get().execute().try_collect().await.map_err(failed("addresses"))?;
+            self.world.addresses = all.iter().filter_map(message::address).collect();
+        }
+        if dirty.routes {
+            let all: Vec<_> = self
+                .handle
+                .route()
+                .get(RouteMessage::default())
+                .execute()
+                .try_collect()
+                .await
+                .map_err(failed("routes"))?;
+            self.world.routes = all.iter().filter_map(message::route).collect();
+        }
+        if dirty.neighbours {
+            let all: Vec<_> =
+                self.handle.neighbours().get().execute().try_collect().await.map_err(failed("neighbours"))?;
+            self.world.set_neighbours(all.iter().filter_map(message::neighbour).collect());
+        }
+        Ok(())
+    }
+
+    fn publish(&self) {
+        self.state.send_if_modified(|state| {
+            let next = self.world.state(&self.names, state);
+            let changed = next != *state;
+            *state = next;
+            changed
+        });
+    }
+
+    async fn ask_unresolved(&mut self, wanted: &[Unresolved]) {
+        for Unresolved { egress, addr } in wanted {
+            let ifindex = self.names.get(egress.index()).map_or(0, |name| self.world.ifindex(name));
+            let ip = IpAddr::V4(*addr);
+            let resolved = self.world.neighbour(ifindex, ip).is_some_and(|n| n.mac.is_some());
+            if ifindex != 0 && !resolved {
+                self.ask((ifindex, ip)).await;
+            }
+        }
+    }
+
+    /// Has the kernel confirm neighbours that went stale. It does not see the traffic of the workers, and
+    /// would neither notice that an address moved nor keep the entry.
+    async fn refresh(&mut self) {
+        let served = self.names.iter().map(|name| self.world.ifindex(name)).filter(|&ifindex| ifindex != 0);
+        let stale: Vec<Target> = served
+            .collect::<HashSet<u32>>()
+            .into_iter()
+            .flat_map(|ifindex| self.world.neighbours_on(ifindex))
+            .filter(|n| n.state == NeighbourState::Stale && n.ip.is_ipv4())
+            .map(|n| (n.ifindex, n.ip))
+            .take(REFRESHED_PER_SECOND)
+            .collect();
+        for target in stale {
+            self.ask(target).await;
+        }
+    }
+
+    /// The routers of all routes: replies to clients will need them.
+    fn routers(&self) -> Vec<Unresolved> {
+        let state = self.state.borrow();
+        let router = |route: &flowgate_tables::spec::RouteSpec| match route.via {
+            Some(IpAddr::V4(addr)) => {
+                let egress = u8::try_from(route.interface).ok().map(flowgate_tables::InterfaceId)?;
+                Some(Unresolved { egress, addr })
+            }
+            _ => None,
+        };
+        let all: HashSet<Unresolved> = state.routes.iter().filter_map(router).collect();
+        all.into_iter().collect()
+    }
+
+    /// Has the kernel resolve or confirm a neighbour as if it had a packet for it (NTF_USE).
+    async fn ask(&mut self, (ifindex, ip): Target) {
+        if !self.limiter.admit((ifindex, ip), Instant::now()) {
+            return;
+        }
+        let request = self
+            .handle
+            .neighbours()
+            .add(ifindex, ip)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace();
+        if let Err(error) = request.execute().await {
+            tracing::warn!(%ip, ifindex, %error, "the kernel does not resolve a neighbour");
+        }
+    }
+}
+
+/// Opens two sockets, one for events and one for questions, so that a flood of the former cannot lose an
+/// answer to the latter.
+fn connect() -> Result<(Handle, Events), NetlinkError> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ];
+    let (monitor, keep, events) = rtnetlink::new_multicast_connection(&groups)?;
+    tokio::spawn(async move {
+        monitor.await;
+        drop(keep);
+    });
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    tokio::spawn(connection);
+    Ok((handle, events))
+}
+
+/// What must be listed anew.
+#[derive(Clone, Copy, Debug, Default)]
+struct Dirty {
+    links: bool,
+    addresses: bool,
+    routes: bool,
+    neighbours: bool,
+}
+
+impl Dirty {
+    const ALL: Self = Self { links: true, addresses: true, routes: true, neighbours: true };
+
+    const fn merge(&mut self, other: Self) {
+        self.links |= other.links;
+        self.addresses |= other.addresses;
+        self.routes |= other.routes;
+        self.neighbours |= other.neighbours;
+    }
+}
+
+/// Events come in bursts; they are taken in for so long before anybody hears of them.
+const FOLD: Duration = Duration::from_millis(5);
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Backends and routers that do not answer are asked for again so often.
+const STANDING_EVERY_SECONDS: u64 = 5;
+/// Of the stale neighbours so many are refreshed each second.
+const REFRESHED_PER_SECOND: usize = 256;

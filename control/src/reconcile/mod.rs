@@ -1,0 +1,237 @@
+//! The loop that turns changes into published tables. Never drops the last good state.
+//!
+//! Values come in from one source, from netlink and from workers that miss a neighbour. Changes are folded
+//! until it was quiet for 10 ms, but never longer than 100 ms, then compiled and handed to the sink.
+
+mod status;
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use flowgate_tables::Tables;
+use flowgate_tables::routing::Unresolved;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+pub use self::status::Status;
+use crate::compile::{Compiler, Settings, unresolved_next_hops};
+use crate::model::{Desired, NetState};
+use crate::netlink::Resolve;
+use crate::report::{Entry, Report, Severity};
+use crate::source::{SourceEvent, SourceHealth};
+
+/// A generation to publish.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// The tables.
+    pub tables: Tables,
+    /// What was wrong with the objects they were compiled from.
+    pub report: Arc<Report>,
+}
+
+/// Everything that flows into and out of the loop, besides the sink.
+#[derive(Debug)]
+pub struct Channels {
+    /// What the source says.
+    pub source: mpsc::Receiver<SourceEvent>,
+    /// The network.
+    pub net: watch::Receiver<NetState>,
+    /// Neighbours that workers have packets for.
+    pub requests: mpsc::Receiver<Unresolved>,
+    /// Where to send wishes for resolution.
+    pub resolve: mpsc::Sender<Resolve>,
+    /// Where the state of the loop is shown.
+    pub status: watch::Sender<Status>,
+    /// Turns true, or is dropped, when the loop should end.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+/// Runs until shutdown. The sink publishes each update; one that it refuses is offered again until it is
+/// taken or a newer one takes its place. Nothing is published before the source has spoken.
+pub async fn run<E: Display>(
+    settings: Settings,
+    channels: Channels,
+    sink: impl FnMut(Update) -> Result<(), E>,
+) {
+    let Channels { mut source, mut net, mut requests, resolve, status, mut shutdown } = channels;
+    let net_state = net.borrow_and_update().clone();
+    let mut state = Reconciler {
+        compiler: Compiler::new(settings),
+        desired: Arc::default(),
+        findings: Vec::new(),
+        net: net_state,
+        offered: None,
+        sink,
+        resolve,
+        standing: Vec::new(),
+        status,
+    };
+    let mut fold = Fold::default();
+    let (mut source_open, mut net_open, mut requests_open) = (true, true, true);
+    loop {
+        let due = fold.due();
+        tokio::select! {
+            biased;
+            _ = shutdown.wait_for(|end| *end) => return,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                fold = Fold::default();
+                if state.compile() == Sinking::Refused {
+                    fold.retry(Instant::now());
+                }
+            }
+            event = source.recv(), if source_open => match event {
+                Some(event) => {
+                    state.source_event(event);
+                    fold.changed(Instant::now());
+                }
+                None => source_open = false,
+            },
+            changed = net.changed(), if net_open => match changed {
+                Ok(()) => {
+                    state.net = net.borrow_and_update().clone();
+                    if state.source_spoke() {
+                        fold.changed(Instant::now());
+                    }
+                }
+                Err(_) => net_open = false,
+            },
+            request = requests.recv(), if requests_open => match request {
+                Some(first) => {
+                    let mut wanted = vec![first];
+                    while let Ok(more) = requests.try_recv() {
+                        wanted.push(more);
+                    }
+                    wanted.sort_unstable();
+                    wanted.dedup();
+                    // When netlink is behind, the next packet asks again.
+                    let _ = state.resolve.try_send(Resolve::Now(wanted));
+                }
+                None => requests_open = false,
+            },
+        }
+    }
+}
+
+struct Reconciler<S> {
+    compiler: Compiler,
+    desired: Arc<Desired>,
+    findings: Vec<Entry>,
+    net: NetState,
+    /// The last generation that the sink took.
+    offered: Option<u64>,
+    sink: S,
+    resolve: mpsc::Sender<Resolve>,
+    standing: Vec<Unresolved>,
+    status: watch::Sender<Status>,
+}
+
+/// What became of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sinking {
+    Taken,
+    Refused,
+}
+
+impl<S, E: Display> Reconciler<S>
+where
+    S: FnMut(Update) -> Result<(), E>,
+{
+    fn source_event(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::Replace(snapshot) => {
+                if snapshot.desired != *self.desired {
+                    self.desired = Arc::new(snapshot.desired);
+                }
+                self.findings = snapshot.findings;
+                let objects = self.desired.counts();
+                self.status.send_modify(|status| {
+                    (status.objects, status.ignored_objects) = (objects, snapshot.ignored);
+                    if status.source == SourceHealth::Starting {
+                        status.source = SourceHealth::Synced;
+                    }
+                });
+            }
+            SourceEvent::Health(health) => self.status.send_modify(|status| status.source = health),
+        }
+    }
+
+    fn source_spoke(&self) -> bool {
+        self.status.borrow().source != SourceHealth::Starting
+    }
+
+    fn compile(&mut self) -> Sinking {
+        let (tables, compiled) = self.compiler.compile(&self.desired, &self.net);
+        let report = Arc::new(Report { entries: self.entries(compiled) });
+        let outcome = if self.offered == Some(tables.generation) {
+            Ok(())
+        } else {
+            let update = Update { tables: tables.clone(), report: Arc::clone(&report) };
+            (self.sink)(update).map_err(|error| error.to_string())
+        };
+        let published = outcome.is_ok() && self.offered != Some(tables.generation);
+        if published {
+            self.offered = Some(tables.generation);
+        }
+        let refused = outcome.as_ref().err().cloned();
+        self.status.send_if_modified(|status| {
+            let mut next = Status { report, refused, ..status.clone() };
+            if published {
+                next.generation = tables.generation;
+                next.last_change = Some(SystemTime::now());
+            }
+            let changed = next != *status;
+            *status = next;
+            changed
+        });
+        self.wish(&tables);
+        if outcome.is_ok() { Sinking::Taken } else { Sinking::Refused }
+    }
+
+    fn entries(&self, compiled: Report) -> Vec<Entry> {
+        let mut entries = self.findings.clone();
+        entries.extend(compiled.entries);
+        if let SourceHealth::Stale { reason, .. } = &self.status.borrow().source {
+            let reason = format!("{reason}; the last good state stays in force");
+            entries.push(Entry { severity: Severity::Error, place: None, object: None, reason });
+        }
+        entries
+    }
+
+    /// Has the next hops of all backends resolved before the first packet needs them.
+    fn wish(&mut self, tables: &Tables) {
+        let wanted = unresolved_next_hops(tables);
+        if wanted != self.standing && self.resolve.try_send(Resolve::Standing(wanted.clone())).is_ok() {
+            self.standing = wanted;
+        }
+    }
+}
+
+/// When to compile: after a pause, but not too late.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fold {
+    times: Option<(Instant, Instant)>,
+}
+
+impl Fold {
+    fn changed(&mut self, now: Instant) {
+        let first = self.times.map_or(now, |(first, _)| first);
+        self.times = Some((first, now));
+    }
+
+    fn retry(&mut self, now: Instant) {
+        let at = now + RETRY_AFTER;
+        self.times = Some((at, at));
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.times.map(|(first, last)| (last + QUIET).min(first + LATEST))
+    }
+}
+
+/// Changes are folded until there was none for so long.
+const QUIET: Duration = Duration::from_millis(10);
+/// Changes that never pause are compiled after so long all the same.
+const LATEST: Duration = Duration::from_millis(100);
+/// A sink that refused an update is asked again after so long.
+const RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -1,0 +1,64 @@
+//! The control plane, whole: a source, netlink and the reconciler wired together. Decides nothing.
+
+use std::fmt::Display;
+use std::path::PathBuf;
+
+use flowgate_tables::routing::Unresolved;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::compile::Settings;
+use crate::netlink::{self, Netlink, NetlinkError};
+use crate::reconcile::{self, Channels, Status, Update};
+use crate::source::manifests;
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of manifests, watched.
+    Manifests(PathBuf),
+}
+
+/// What the control plane needs from the binary, besides the sink.
+#[derive(Debug)]
+pub struct Config {
+    /// What the operator decided.
+    pub settings: Settings,
+    /// Where objects come from.
+    pub source: Source,
+    /// The served interfaces, in the order of the devices; they need not exist yet.
+    pub interfaces: Vec<String>,
+    /// Neighbours that workers have packets for; threads send with `try_send`.
+    pub requests: mpsc::Receiver<Unresolved>,
+    /// Where the state of the control plane is shown.
+    pub status: watch::Sender<Status>,
+    /// Turns true, or is dropped, when the control plane should end.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+/// Runs the control plane until shutdown, on one thread of any tokio runtime with io and time enabled.
+///
+/// The network namespace is that of the thread that calls it first. `sink` publishes; it is called with
+/// each new generation, in order, and not again before it returns.
+///
+/// # Errors
+/// [`NetlinkError`]: there is no netlink here. Everything later is shown in the status instead.
+pub async fn run<E: Display>(
+    config: Config,
+    sink: impl FnMut(Update) -> Result<(), E>,
+) -> Result<(), NetlinkError> {
+    let Config { settings, source, interfaces, requests, status, shutdown } = config;
+    let (Netlink { state: net, resolve }, tracker) = netlink::open(interfaces).await?;
+    let (events, source_events) = mpsc::channel(EVENTS_WAITING);
+    // Dropping the set ends the tasks.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(tracker.run());
+    match source {
+        Source::Manifests(dir) => tasks.spawn(manifests::watch(dir, events)),
+    };
+    let channels = Channels { source: source_events, net, requests, resolve, status, shutdown };
+    reconcile::run(settings, channels, sink).await;
+    Ok(())
+}
+
+const EVENTS_WAITING: usize = 16;

@@ -1,0 +1,129 @@
+//! EndpointSlices and Endpoints. Never joins two of them.
+
+use k8s_openapi::api::core::v1::{EndpointSubset as RawSubset, Endpoints as RawEndpoints};
+use k8s_openapi::api::discovery::v1::{Endpoint as RawEndpoint, EndpointSlice as RawSlice};
+
+use super::{Findings, hidden_by, values};
+use crate::model::{Endpoint, EndpointAddress, EndpointPort, EndpointSlice, Endpoints, SliceFamily, Subset};
+
+/// Reads an EndpointSlice.
+pub fn endpoint_slice(raw: &RawSlice, findings: &mut Findings) -> EndpointSlice {
+    let label = |name: &str| raw.metadata.labels.as_ref()?.get(name).filter(|value| !value.is_empty());
+    let family = match raw.address_type.as_str() {
+        "IPv4" => SliceFamily::V4,
+        "IPv6" => SliceFamily::V6,
+        "FQDN" => SliceFamily::Fqdn,
+        other => {
+            findings.error(format!("addressType: unknown type {other:?}: use IPv4, IPv6 or FQDN"));
+            SliceFamily::Fqdn
+        }
+    };
+    let mut list = Vec::new();
+    for (endpoint, i) in raw.endpoints.iter().zip(0..).filter(|_| family != SliceFamily::Fqdn) {
+        let place = format!("endpoints[{i}]");
+        list.extend(one_endpoint(&place, endpoint, family, findings));
+    }
+    let mut ports: Vec<EndpointPort> = Vec::new();
+    for (port, i) in raw.ports.iter().flatten().zip(0..) {
+        let place = format!("ports[{i}]");
+        let protocol = findings.ok(&format!("{place}.protocol"), values::protocol(port.protocol.as_deref()));
+        let Some(number) = port.port.filter(|&number| number != 0) else {
+            // P114: all ports of an address is something that no proxy implements.
+            findings.warn(format!("{place} has no port number and is left out"));
+            continue;
+        };
+        let number = findings.ok(&format!("{place}.port"), values::port(number));
+        // The API server stores an unset name as the empty one.
+        push_port(&mut ports, &place, port.name.as_deref(), protocol, number, findings);
+    }
+    EndpointSlice {
+        service: label("kubernetes.io/service-name").cloned(),
+        is_mirror: label("endpointslice.kubernetes.io/managed-by").is_some_and(|by| by == MIRROR_CONTROLLER),
+        family,
+        endpoints: list,
+        ports,
+        hidden_by: hidden_by(&raw.metadata),
+    }
+}
+
+/// Reads an Endpoints object.
+pub fn endpoints(raw: &RawEndpoints, findings: &mut Findings) -> Endpoints {
+    let subsets =
+        raw.subsets.iter().flatten().zip(0..).map(|(subset, i)| one_subset(i, subset, findings)).collect();
+    let skipped = raw
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get("endpointslice.kubernetes.io/skip-mirror"))
+        .is_some_and(|value| value == "true");
+    let leader = raw
+        .metadata
+        .annotations
+        .as_ref()
+        .is_some_and(|annotations| annotations.contains_key("control-plane.alpha.kubernetes.io/leader"));
+    Endpoints { subsets, skip_mirror: skipped || leader, hidden_by: hidden_by(&raw.metadata) }
+}
+
+fn one_endpoint(
+    place: &str,
+    raw: &RawEndpoint,
+    family: SliceFamily,
+    findings: &mut Findings,
+) -> Option<Endpoint> {
+    // P113: the first address is the endpoint's, and one without any is none.
+    let addr = findings.ok(&format!("{place}.addresses[0]"), values::unicast_ip(raw.addresses.first()?))?;
+    if addr.is_ipv4() != (family == SliceFamily::V4) {
+        findings.error(format!("{place}.addresses[0]: {addr} is not of the slice's addressType"));
+        return None;
+    }
+    let conditions = raw.conditions.clone().unwrap_or_default();
+    Some(Endpoint {
+        addr,
+        ready: conditions.ready.unwrap_or(true),
+        serving: conditions.serving.unwrap_or(true),
+        terminating: conditions.terminating.unwrap_or(false),
+        node_name: raw.node_name.clone().filter(|name| !name.is_empty()),
+    })
+}
+
+fn one_subset(i: usize, raw: &RawSubset, findings: &mut Findings) -> Subset {
+    let mut addresses = Vec::new();
+    let lists = [("addresses", &raw.addresses, true), ("notReadyAddresses", &raw.not_ready_addresses, false)];
+    for (name, list, ready) in lists {
+        for (address, at) in list.iter().flatten().zip(0..) {
+            let place = format!("subsets[{i}].{name}[{at}].ip");
+            let addr = findings.ok(&place, values::unicast_ip(&address.ip));
+            let node_name = address.node_name.clone();
+            addresses.extend(addr.map(|addr| EndpointAddress { addr, node_name, ready }));
+        }
+    }
+    let mut ports = Vec::new();
+    for (port, at) in raw.ports.iter().flatten().zip(0..) {
+        let place = format!("subsets[{i}].ports[{at}]");
+        let protocol = findings.ok(&format!("{place}.protocol"), values::protocol(port.protocol.as_deref()));
+        let number = findings.ok(&format!("{place}.port"), values::port(port.port));
+        push_port(&mut ports, &place, port.name.as_deref(), protocol, number, findings);
+    }
+    if ports.is_empty() && !addresses.is_empty() {
+        findings.warn(format!("subsets[{i}] has addresses but no port"));
+    }
+    Subset { addresses, ports }
+}
+
+fn push_port(
+    ports: &mut Vec<EndpointPort>,
+    place: &str,
+    name: Option<&str>,
+    protocol: Option<flowgate_wire::Protocol>,
+    number: Option<u16>,
+    findings: &mut Findings,
+) {
+    let (Some(protocol), Some(port)) = (protocol, number) else { return };
+    let name = name.unwrap_or("").to_owned();
+    if ports.iter().any(|other| other.name == name && other.protocol == protocol) {
+        findings.error(format!("{place}: the name {name:?} is used twice"));
+    }
+    ports.push(EndpointPort { name, protocol, port });
+}
+
+const MIRROR_CONTROLLER: &str = "endpointslicemirroring-controller.k8s.io";

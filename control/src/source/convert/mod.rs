@@ -1,0 +1,75 @@
+//! Kubernetes objects to the model. Refuses what the API server would refuse, all reasons at once.
+//!
+//! Manifests are read as the API server would store them: unset fields get its defaults. A value that is
+//! refused leaves a placeholder behind, so that the rest of the object is still judged; an object with any
+//! error is not used. Never looks at a second object.
+
+mod endpoints;
+mod node;
+mod service;
+mod values;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+pub use endpoints::{endpoint_slice, endpoints};
+pub use node::{namespace, node, service_cidr};
+pub use service::service;
+
+use crate::model::HiddenBy;
+use crate::report::Severity;
+
+/// What was found while one object was read.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    list: Vec<(Severity, String)>,
+}
+
+impl Findings {
+    /// The object must be refused.
+    pub fn error(&mut self, reason: impl Into<String>) {
+        self.list.push((Severity::Error, reason.into()));
+    }
+
+    /// The object is used, but probably not as it was meant.
+    pub fn warn(&mut self, reason: impl Into<String>) {
+        self.list.push((Severity::Warning, reason.into()));
+    }
+
+    /// Whether the object must be refused.
+    pub fn refused(&self) -> bool {
+        self.list.iter().any(|(severity, _)| *severity == Severity::Error)
+    }
+
+    /// Everything found, in the order of finding.
+    pub fn into_list(self) -> Vec<(Severity, String)> {
+        self.list
+    }
+
+    /// The value, or none after taking its error down.
+    fn ok<T>(&mut self, place: &str, value: Result<T, String>) -> Option<T> {
+        value.map_err(|reason| self.error(format!("{place}: {reason}"))).ok()
+    }
+}
+
+/// Checks that an object can be named at all; Kubernetes allows these characters at most.
+pub(super) fn check_name(what: &str, name: &str, findings: &mut Findings) {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | ':');
+    if name.is_empty() {
+        findings.error(format!("{what} is missing"));
+    } else if name.len() > NAME_LEN_MAX || !name.chars().all(allowed) {
+        findings.error(format!("{what} {name:?} is not a valid name: use a-z, 0-9, '-' and '.'"));
+    }
+}
+
+fn hidden_by(metadata: &ObjectMeta) -> Option<HiddenBy> {
+    let has = |label: &str| metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label));
+    if has("service.kubernetes.io/service-proxy-name") {
+        Some(HiddenBy::ServiceProxyName)
+    } else if has("service.kubernetes.io/headless") {
+        Some(HiddenBy::Headless)
+    } else {
+        None
+    }
+}
+
+const NAME_LEN_MAX: usize = 253;

@@ -1,0 +1,35 @@
+//! Nodes, Namespaces and ServiceCIDRs. Never decides which Node is this one.
+
+use k8s_openapi::api::core::v1::{Namespace as RawNamespace, Node as RawNode};
+use k8s_openapi::api::networking::v1::ServiceCIDR as RawServiceCidr;
+
+use super::{Findings, values};
+use crate::model::{Namespace, Node, ServiceCidr};
+
+/// Reads a Node; addresses that are host names are left out.
+pub fn node(raw: &RawNode, findings: &mut Findings) -> Node {
+    let list = raw.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or(&[]);
+    let mut addresses = Vec::new();
+    for wanted in ["InternalIP", "ExternalIP"] {
+        for (address, i) in list.iter().zip(0..).filter(|(address, _)| address.type_ == wanted) {
+            let place = format!("status.addresses[{i}].address");
+            addresses.extend(findings.ok(&place, values::ip(&address.address)));
+        }
+    }
+    Node { addresses, labels: raw.metadata.labels.clone().unwrap_or_default() }
+}
+
+/// Reads a Namespace.
+pub fn namespace(raw: &RawNamespace, _: &mut Findings) -> Namespace {
+    Namespace { labels: raw.metadata.labels.clone().unwrap_or_default() }
+}
+
+/// Reads a ServiceCIDR.
+pub fn service_cidr(raw: &RawServiceCidr, findings: &mut Findings) -> ServiceCidr {
+    let list = raw.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or(&[]);
+    let mut cidrs = Vec::new();
+    for (text, i) in list.iter().zip(0..) {
+        cidrs.extend(findings.ok(&format!("spec.cidrs[{i}]"), values::cidr(text)));
+    }
+    ServiceCidr { cidrs }
+}

@@ -1,0 +1,156 @@
+//! What the files of a directory hold, now and when they were last good. Never waits for anything.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::super::Snapshot;
+use super::News;
+use super::parse::{Parsed, ParsedObject, parse};
+use crate::model::Desired;
+use crate::report::{Entry, ObjectRef, Place, Severity};
+
+/// A directory as it was at the last scan.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    files: BTreeMap<PathBuf, File>,
+}
+
+/// A file as it was at the last scan.
+#[derive(Debug)]
+struct File {
+    text: Result<String, String>,
+    parsed: Parsed,
+}
+
+impl Directory {
+    /// A directory that was not scanned yet.
+    pub(super) const fn new(path: PathBuf) -> Self {
+        Self { path, files: BTreeMap::new() }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads all files; those with the same text as before keep their objects without being parsed.
+    pub(super) fn scan(&mut self) -> io::Result<News> {
+        let mut files = BTreeMap::new();
+        let mut news = News::Same;
+        for name in manifest_names(&self.path)? {
+            let path = self.path.join(&name);
+            let text = match fs::read(&path) {
+                Ok(bytes) => String::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}")),
+                // Gone since the directory was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => Err(format!("cannot be read: {error}")),
+            };
+            let before = self.files.remove(&name);
+            let file = match before {
+                Some(file) if file.text == text => file,
+                before => {
+                    news = News::Changed;
+                    let path = Arc::new(path);
+                    let parsed = match &text {
+                        Ok(text) => parse(&path, text),
+                        Err(reason) => unreadable(&path, reason.clone()),
+                    };
+                    File { parsed: keep_last_good(&path, before, parsed, text.as_deref()), text }
+                }
+            };
+            files.insert(name, file);
+        }
+        if !self.files.is_empty() {
+            news = News::Changed;
+        }
+        self.files = files;
+        Ok(news)
+    }
+
+    /// All objects of all files; of those with one name the first counts.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let mut desired = Desired::default();
+        let mut findings = Vec::new();
+        let mut first: HashMap<&ObjectRef, &Place> = HashMap::new();
+        for file in self.files.values() {
+            findings.extend(file.parsed.findings.iter().cloned());
+            for ParsedObject { name, key, object, place } in &file.parsed.objects {
+                if let Some(other) = first.get(name) {
+                    let reason = format!("{other} has it already and counts; remove one");
+                    findings.push(Entry {
+                        severity: Severity::Error,
+                        place: Some(place.clone()),
+                        object: Some(name.clone()),
+                        reason,
+                    });
+                    continue;
+                }
+                first.insert(name, place);
+                desired.apply(key.clone(), object.clone(), Some(place.clone()));
+            }
+        }
+        let ignored = self.files.values().map(|file| file.parsed.ignored).sum();
+        Snapshot { desired, findings, ignored }
+    }
+}
+
+fn manifest_names(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = PathBuf::from(entry?.file_name());
+        let hidden = name.as_os_str().as_encoded_bytes().starts_with(b".");
+        let extension = name.extension().and_then(|extension| extension.to_str());
+        let wanted = !hidden && matches!(extension, Some("yaml" | "yml" | "json"));
+        // Follows links, and leaves out folders and pipes, which would block.
+        if wanted && fs::metadata(dir.join(&name)).map_or(true, |metadata| metadata.is_file()) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn unreadable(path: &Arc<PathBuf>, reason: String) -> Parsed {
+    let place = Place { file: Arc::clone(path), line: 0 };
+    let entry = Entry { severity: Severity::Error, place: Some(place), object: None, reason };
+    Parsed { findings: vec![entry], incomplete: true, ..Parsed::default() }
+}
+
+/// Adds to a new reading what the one before held and this one should not have lost.
+fn keep_last_good(
+    path: &Arc<PathBuf>,
+    before: Option<File>,
+    mut parsed: Parsed,
+    text: Result<&str, &String>,
+) -> Parsed {
+    let Some(before) = before else { return parsed };
+    if text.is_ok_and(|text| text.trim().is_empty()) && !before.parsed.objects.is_empty() {
+        let reason = "is empty, as if half-written; delete the file to remove its objects";
+        parsed = unreadable(path, reason.to_owned());
+    }
+    let named: std::collections::HashSet<ObjectRef> =
+        parsed.objects.iter().map(|object| object.name.clone()).collect();
+    let mut kept = 0;
+    for object in before.parsed.objects {
+        let refused = parsed.refused.contains(&object.name);
+        if named.contains(&object.name) || !(refused || parsed.incomplete) {
+            continue;
+        }
+        kept += 1;
+        if refused {
+            let about = |entry: &&mut Entry| entry.object.as_ref() == Some(&object.name);
+            if let Some(entry) = parsed.findings.iter_mut().find(about) {
+                entry.reason.push_str(" (its last accepted version stays in force)");
+            }
+        }
+        parsed.objects.push(object);
+    }
+    if parsed.incomplete && kept > 0 {
+        let reason = format!("{kept} object(s) that it held before stay in force");
+        let place = Place { file: Arc::clone(path), line: 0 };
+        parsed.findings.push(Entry { severity: Severity::Warning, place: Some(place), object: None, reason });
+    }
+    parsed
+}
