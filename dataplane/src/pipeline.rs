@@ -58,33 +58,47 @@ pub trait Process {
     fn drain_requests(&mut self, ask: impl FnMut(Unresolved));
 }
 
-/// One worker's pipeline: which source ports are its own, and room to work in.
+/// One worker's pipeline.
 #[derive(Debug)]
 pub struct Pipeline {
-    worker: WorkerNumber,
     staged: Box<[Staged; BURST]>,
-    requests: Requests,
+    router: Router,
 }
 
-/// A packet between the passes; none for a frame whose verdict is out already.
-type Staged = Option<(Packet4, Probe)>;
+/// A packet between the passes.
+#[derive(Clone, Copy, Debug)]
+struct Staged {
+    packet: Packet4,
+    probe: Probe,
+}
 
 impl Pipeline {
     /// The pipeline of one worker.
     pub fn new(worker: WorkerNumber) -> Self {
-        Self { worker, staged: Box::new([None; BURST]), requests: Requests::default() }
+        let empty = Staged { packet: Packet4::EMPTY, probe: Probe::default() };
+        Self { staged: Box::new([empty; BURST]), router: Router { worker, requests: Requests::default() } }
     }
+}
 
+/// Decides one packet after another: which source ports are this worker's own, and which neighbours it
+/// wants resolved.
+#[derive(Debug)]
+struct Router {
+    worker: WorkerNumber,
+    requests: Requests,
+}
+
+impl Router {
     #[inline]
     fn decide(
         &mut self,
         frame: &mut [u8],
-        packet: &Packet4,
-        probe: &Probe,
+        staged: &Staged,
         checksums: RxChecksums,
         context: &Context<'_>,
         counters: &mut Counters,
     ) -> Verdict {
+        let Staged { packet, probe } = staged;
         let found = match context.flows.find(probe, &packet.tuple) {
             Some(found) if !is_over(&found, packet, context) => {
                 counters.add(Event::FlowHits, 1);
@@ -179,36 +193,40 @@ impl Process for Pipeline {
         for frame in frames.iter_mut() {
             prefetch(frame.as_mut());
         }
-        let mut bytes = 0;
-        for ((frame, verdict), staged) in
-            frames.iter_mut().zip(verdicts.iter_mut()).zip(self.staged.iter_mut())
+        let (mut bytes, mut segments) = (0, 0_u64);
+        let staged = &mut self.staged[..frames.len()];
+        for (i, ((frame, verdict), staged)) in
+            frames.iter_mut().zip(verdicts.iter_mut()).zip(staged.iter_mut()).enumerate()
         {
             let frame = frame.as_mut();
             bytes += frame.len() as u64;
-            *staged = match parse(frame) {
-                Ok(Parsed::L4(packet)) => Some((packet, context.flows.probe(&packet.tuple))),
-                other => {
-                    *verdict = not_a_segment(other);
-                    None
+            match parse(frame) {
+                Ok(Parsed::L4(packet)) => {
+                    staged.probe = context.flows.probe(&packet.tuple);
+                    staged.packet = packet;
+                    segments |= 1 << i;
                 }
-            };
+                other => *verdict = not_a_segment(other),
+            }
         }
-        let count = frames.len();
-        for (_, probe) in self.staged[..count].iter_mut().flatten() {
-            context.flows.prefetch(probe);
+        for staged in staged.iter_mut() {
+            // Harmless for a frame that is no segment: an old probe, whose entry is loaded for nothing.
+            context.flows.prefetch(&mut staged.probe);
         }
-        for (i, (frame, verdict)) in frames.iter_mut().zip(verdicts.iter_mut()).enumerate() {
-            if let Some((packet, probe)) = self.staged[i].take() {
-                *verdict = self.decide(frame.as_mut(), &packet, &probe, checksums, context, counters);
+        for (i, ((frame, verdict), staged)) in
+            frames.iter_mut().zip(verdicts.iter_mut()).zip(staged).enumerate()
+        {
+            if segments & (1 << i) != 0 {
+                *verdict = self.router.decide(frame.as_mut(), staged, checksums, context, counters);
             }
             counters.count(*verdict);
         }
-        counters.add(Event::RxPackets, count as u64);
+        counters.add(Event::RxPackets, frames.len() as u64);
         counters.add(Event::RxBytes, bytes);
     }
 
     fn drain_requests(&mut self, ask: impl FnMut(Unresolved)) {
-        self.requests.drain(ask);
+        self.router.requests.drain(ask);
     }
 }
 

@@ -8,7 +8,7 @@ use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{Backend, Frontend, NextHop, NextHopId, SourceNat};
 use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, Packet4, Protocol, Translation4};
 
-use super::{Context, Pipeline};
+use super::{Context, Router};
 use crate::counters::{Counters, Event};
 use crate::verdict::{DropReason, PassReason, Verdict};
 
@@ -16,7 +16,7 @@ use crate::verdict::{DropReason, PassReason, Verdict};
 /// in 700.
 const SNAT_ATTEMPTS: u32 = 128;
 
-impl Pipeline {
+impl Router {
     /// Opens a flow for a packet that has none, or says why not.
     #[cold]
     pub(super) fn open<'a>(

@@ -62,6 +62,23 @@ pub struct Packet4 {
 }
 
 impl Packet4 {
+    /// A value to fill room with that no packet has.
+    pub const EMPTY: Self = Self {
+        tuple: FiveTuple {
+            protocol: Protocol::Udp,
+            src: Ipv4Addr::UNSPECIFIED,
+            dst: Ipv4Addr::UNSPECIFIED,
+            src_port: L4Port::new(0),
+            dst_port: L4Port::new(0),
+        },
+        l3_offset: 0,
+        l4_offset: 0,
+        l4_len: 0,
+        ttl: 0,
+        tcp_flags: TcpFlags(0),
+        l4_checksum: Checksum::NONE,
+    };
+
     /// Length of the IP packet in bytes, headers included.
     #[inline]
     pub const fn ip_len(&self) -> u16 {
