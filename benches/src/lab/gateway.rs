@@ -11,7 +11,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{manifests::ManifestDir, topology};
+use super::{manifests::ManifestDir, scratch, topology};
 use crate::{
     clock,
     error::{Error, Result},
@@ -57,10 +57,7 @@ pub struct Gateway {
 impl Gateway {
     /// Starts the gateway and waits until it answers.
     pub fn start(namespace: &Namespace, options: GatewayOptions) -> Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("flowgate-lab-")
-            .tempdir()
-            .map_err(Error::io("make a temporary folder for the gateway"))?;
+        let folder = scratch::folder("gateway")?;
         let manifests = ManifestDir::create(folder.path().join("manifests"))?;
         let mut gateway = Self { namespace: namespace.clone(), options, folder, manifests, process: None };
         let config = gateway.config();
@@ -105,6 +102,32 @@ impl Gateway {
         let mut command = Command::new(&self.options.binary);
         command.arg("show").args(what).arg("--socket").arg(self.socket_path());
         self.namespace.check(command)
+    }
+
+    /// Waits until the gateway lists a Service.
+    pub fn wait_for_service(&self, name: &str) -> Result<()> {
+        let deadline = clock::now() + READY_LIMIT;
+        let quoted = format!("\"{name}\"");
+        let qualified = format!("/{name}");
+        loop {
+            let services = self.show(&["services", "-o", "json"])?;
+            if services.contains(&quoted) || services.contains(&qualified) {
+                return Ok(());
+            }
+            if clock::now() >= deadline {
+                return Err(Error::Timeout {
+                    what: format!("Service {name} in `flowgate show services`"),
+                    after: READY_LIMIT,
+                    hint: format!("the gateway's log says:\n{}", last_lines(&self.log(), 20)),
+                });
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| process.ended().is_some())
     }
 
     /// Kills the process (SIGKILL): nothing in it gets to clean up.

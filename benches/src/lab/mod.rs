@@ -3,7 +3,13 @@
 //! The lab starts the gateway as a user would, by its command line, and sees it only from outside. It never configures
 //! an interface that it did not make.
 
+pub mod bench;
+pub mod demo;
 pub mod gateway;
+pub mod interrupt;
 pub mod manifests;
+pub mod sample;
+mod scratch;
 pub mod servers;
+pub mod supervisor;
 pub mod topology;

@@ -146,19 +146,20 @@ impl Topology {
         Ok(())
     }
 
-    /// Gives each namespace a name under `/run/netns`: `PREFIX` plus `client`, `gateway` or the name of the backend.
-    /// Returns the names.
-    pub fn publish(&self, prefix: &str) -> Result<Vec<String>> {
+    /// Gives each namespace a name under `/run/netns`: `prefix` plus `client`, `gateway` or the name of the backend.
+    pub fn publish(&self, prefix: &str) -> Result<()> {
+        self.named().try_for_each(|(name, namespace)| namespace.publish(&format!("{prefix}{name}")))
+    }
+
+    /// The names that [`Self::publish`] gives.
+    pub fn names(&self, prefix: &str) -> Vec<String> {
+        self.named().map(|(name, _)| format!("{prefix}{name}")).collect()
+    }
+
+    fn named(&self) -> impl Iterator<Item = (&str, &Namespace)> {
         let hosts =
             self.clients.iter().chain(&self.backends).map(|host| (host.name.as_str(), &host.namespace));
-        let mut names = Vec::new();
-        for (name, namespace) in hosts.chain([("gateway", &self.gateway)]) {
-            let name = format!("{prefix}{name}");
-            namespace.publish(&name)?;
-            names.push(name);
-        }
-        names.sort();
-        Ok(names)
+        hosts.chain([("gateway", &self.gateway)])
     }
 
     fn add_clients(&mut self, link: Link) -> Result<()> {

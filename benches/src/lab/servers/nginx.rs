@@ -14,6 +14,7 @@ use super::http::BACKEND_HEADER;
 use crate::{
     clock,
     error::{Error, Result},
+    lab::scratch,
     netns::{Namespace, Process, find_program, guarded},
     pattern::Pattern,
 };
@@ -32,8 +33,7 @@ impl Nginx {
     pub fn start(namespace: &Namespace, name: &str, port: u16, sizes: &[usize]) -> Result<Self> {
         let program = find_program("nginx")
             .ok_or_else(|| Error::MissingProgram { program: "nginx".into(), package: "nginx-light" })?;
-        let folder = tempfile::Builder::new().prefix("flowgate-nginx-").tempdir();
-        let folder = folder.map_err(Error::io(format!("make a temporary folder for {name}")))?;
+        let folder = scratch::folder(name)?;
         write_files(folder.path(), name, port, sizes)
             .map_err(Error::io(format!("write the files of {name} in {}", folder.path().display())))?;
         let mut command = guarded(program);

@@ -3,7 +3,10 @@
 use std::{
     fs,
     net::SocketAddrV4,
-    sync::Mutex,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -92,6 +95,8 @@ pub struct Generator {
     ebpf: Ebpf,
     template: Template,
     options: PacketOptions,
+    /// What a packet took lately; 0 as long as that is unknown.
+    packet_ns: AtomicU64,
 }
 
 /// Runs to the end in the calling thread's namespace.
@@ -136,7 +141,7 @@ impl Generator {
         program
             .load()
             .map_err(Error::bpf("load the packet generator (needs root, or CAP_BPF and CAP_NET_ADMIN)"))?;
-        Ok(Self { ebpf, template, options })
+        Ok(Self { ebpf, template, options, packet_ns: AtomicU64::new(0) })
     }
 
     /// Makes the next packet of the sequence and returns it instead of sending it.
@@ -160,19 +165,30 @@ impl Generator {
 
     /// Sends for the set time.
     pub fn run(&self, show: Show, stop: &Stop) -> Result<PacketReport> {
+        self.run_for(self.options.duration, self.options.call, show, stop)
+    }
+
+    /// Sends for `duration`, in calls that last `call`. Of several runs all but the first know how fast packets go, so
+    /// that one call can be the whole run.
+    pub fn run_for(
+        &self,
+        duration: Duration,
+        call: Duration,
+        show: Show,
+        stop: &Stop,
+    ) -> Result<PacketReport> {
         let options = &self.options;
         let label = format!("packets to {}", options.destination);
-        let rate = Mutex::new(0.0);
-        let rate = std::sync::Arc::new(rate);
-        let progress = Progress::start(show, &label, options.duration, {
-            let rate = std::sync::Arc::clone(&rate);
+        let rate = Arc::new(Mutex::new(0.0));
+        let progress = Progress::start(show, &label, duration, {
+            let rate = Arc::clone(&rate);
             move || rate.lock().map(|rate| human_rate(*rate)).unwrap_or_default()
         });
         let (before, refused_before) = (self.made()?, self.refused());
         let begin = clock::now();
-        let deadline = begin + options.duration;
+        let deadline = begin + duration;
         thread::scope(|scope| {
-            let note = |_| {
+            let note = || {
                 if let (Ok(made), Ok(mut rate)) = (self.made(), rate.lock()) {
                     *rate = per_second(made - before, begin.elapsed().as_secs_f64());
                 }
@@ -180,7 +196,7 @@ impl Generator {
             let senders: Vec<_> = options
                 .cpus
                 .iter()
-                .map(|cpu| scope.spawn(move || self.send_on(*cpu, deadline, stop, note)))
+                .map(|cpu| scope.spawn(move || self.send_on(*cpu, deadline, call, stop, note)))
                 .collect();
             senders
                 .into_iter()
@@ -203,19 +219,29 @@ impl Generator {
         })
     }
 
-    fn send_on(&self, cpu: usize, deadline: Instant, stop: &Stop, mut note: impl FnMut(u32)) -> Result<()> {
+    fn send_on(
+        &self,
+        cpu: usize,
+        deadline: Instant,
+        call: Duration,
+        stop: &Stop,
+        note: impl Fn(),
+    ) -> Result<()> {
         pin_to(cpu)?;
-        let mut repeats = CALIBRATION_REPEATS;
         loop {
-            let begin = clock::now();
-            self.send(repeats)?;
-            let took = begin.elapsed();
-            note(repeats);
             let left = deadline.saturating_duration_since(clock::now());
             if left.is_zero() || stop.is_stopped() {
                 return Ok(());
             }
-            repeats = repeats_for(left.min(self.options.call), repeats, took);
+            let repeats = match u128::from(self.packet_ns.load(Ordering::Relaxed)) {
+                0 => CALIBRATION_REPEATS,
+                packet_ns => repeats_for(left.min(call), packet_ns),
+            };
+            let begin = clock::now();
+            self.send(repeats)?;
+            let packet_ns = begin.elapsed().as_nanos() / u128::from(repeats);
+            self.packet_ns.store(u64::try_from(packet_ns).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+            note();
         }
     }
 
@@ -252,10 +278,9 @@ impl Generator {
     }
 }
 
-/// How many packets fill `wanted`, if the last `repeats` took `took`.
-fn repeats_for(wanted: Duration, repeats: u32, took: Duration) -> u32 {
-    let per_frame_ns = (took.as_nanos() / u128::from(repeats)).max(1);
-    let repeats = (wanted.as_nanos() / per_frame_ns).clamp(u128::from(BATCH_LEN), 1 << 30);
+/// How many packets fill a call of `wanted`.
+fn repeats_for(wanted: Duration, packet_ns: u128) -> u32 {
+    let repeats = (wanted.as_nanos() / packet_ns).clamp(u128::from(BATCH_LEN), 1 << 30);
     u32::try_from(repeats).expect("it is clamped to 30 bits")
 }
 

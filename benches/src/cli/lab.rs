@@ -1,0 +1,127 @@
+//! `flowgate lab up|down|demo|bench`.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Subcommand};
+
+use crate::{
+    error::Result,
+    lab::{
+        bench::{BenchOptions, bench},
+        demo::{DemoOptions, demo},
+        interrupt,
+        supervisor::{Down, LabPlace, Up, down, supervise, up},
+    },
+};
+
+/// The subcommands of `flowgate lab`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum LabCommand {
+    /// Start the lab in the background: clients, backends with nginx, and a gateway, in network namespaces.
+    Up(PlaceArgs),
+    /// End the lab and remove everything that it made.
+    Down(PlaceArgs),
+    /// Show the whole product at work, step by step, in a lab of its own.
+    Demo(DemoArgs),
+    /// Compare packets per second with those of a bare AF_XDP forwarder; ends with one line of JSON.
+    Bench(BenchArgs),
+    /// Hold the lab: what `up` starts.
+    #[command(hide = true)]
+    Supervise(PlaceArgs),
+}
+
+/// Where the lab keeps its state.
+#[derive(Debug, Clone, Args)]
+pub struct PlaceArgs {
+    /// The folder of the lab's state.
+    #[arg(long, hide = true, default_value = "/run/flowgate-lab")]
+    pub state_dir: PathBuf,
+    /// What the names of the namespaces begin with.
+    #[arg(long, hide = true, default_value = "flowgate-")]
+    pub prefix: String,
+}
+
+/// The options of `flowgate lab demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Connections that transfer while backends come and go.
+    #[arg(long, default_value_t = 200)]
+    pub connections: usize,
+    /// Seconds of the packet load.
+    #[arg(long, default_value_t = 4)]
+    pub seconds: u64,
+    /// Flows of the packet load.
+    #[arg(long, default_value_t = 1000)]
+    pub flows: u32,
+}
+
+/// The options of `flowgate lab bench`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Rounds; each measures everything once.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 3)]
+    pub seconds: u64,
+    /// The core that makes the packets.
+    #[arg(long, default_value_t = 0)]
+    pub generator_cpu: usize,
+    /// The core of the forwarder.
+    #[arg(long, default_value_t = 1)]
+    pub worker_cpu: usize,
+}
+
+/// Runs a `flowgate lab` command. `flowgate` is the binary to start as the gateway: usually the running one.
+pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
+    match command {
+        LabCommand::Up(place) => {
+            let place = place.place();
+            let (first, state) = match up(&place, flowgate)? {
+                Up::Started(state) => (format!("the lab is up (process {})", state.pid), state),
+                Up::AlreadyRunning(state) => {
+                    (format!("the lab is already running (process {})", state.pid), state)
+                }
+            };
+            super::loadgen::print(&format!("{first}\n\n{}", state.guide(&place, flowgate)));
+        }
+        LabCommand::Down(place) => {
+            super::loadgen::print(match down(&place.place())? {
+                Down::Ended => "the lab is down",
+                Down::WasNotRunning => "no lab was running",
+            });
+        }
+        LabCommand::Demo(args) => {
+            let options = DemoOptions {
+                connections: args.connections,
+                measure: Duration::from_secs(args.seconds),
+                flows: args.flows,
+            };
+            let outcome = demo(&options, flowgate, &interrupt::listen()?)?;
+            return Ok(if outcome.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        LabCommand::Bench(args) => {
+            let options = BenchOptions {
+                rounds: args.rounds,
+                measure: Duration::from_secs(args.seconds),
+                generator_cpu: args.generator_cpu,
+                worker_cpu: args.worker_cpu,
+                ..BenchOptions::default()
+            };
+            let report = bench(&options, flowgate, &interrupt::listen()?)?;
+            super::loadgen::print(&report.json());
+        }
+        LabCommand::Supervise(place) => supervise(&place.place(), flowgate, &interrupt::listen()?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl PlaceArgs {
+    fn place(&self) -> LabPlace {
+        LabPlace { folder: self.state_dir.clone(), prefix: self.prefix.clone() }
+    }
+}

@@ -1,0 +1,104 @@
+//! The end-to-end comparison: packets per second through the gateway against a bare AF_XDP forwarder, in one run.
+//!
+//! Rounds are interleaved, and each round's ratio compares neighbours in time: the machine may be slower or faster
+//! from one minute to the next. Figures of virtual Ethernet are not figures of a network card.
+
+mod report;
+mod rig;
+
+use std::{path::Path, time::Duration};
+
+use super::{demo::say, interrupt};
+use crate::{
+    error::{Error, Result},
+    loadgen::stop::Stop,
+};
+pub use report::{BenchReport, PerFlows};
+use report::{Round, round_table};
+use rig::{Rig, Sample};
+
+/// How long and how often to measure.
+#[derive(Debug, Clone)]
+pub struct BenchOptions {
+    /// Rounds; each measures everything once.
+    pub rounds: usize,
+    /// How long traffic flows before a measurement: flows are established, caches are warm.
+    pub warm_up: Duration,
+    /// How long a measurement takes.
+    pub measure: Duration,
+    /// The core that makes the packets.
+    pub generator_cpu: usize,
+    /// The core of the forwarder.
+    pub worker_cpu: usize,
+    /// Backends, as addresses of the receiver: each has only so many source ports for our flows.
+    pub backends: u8,
+}
+
+impl Default for BenchOptions {
+    fn default() -> Self {
+        Self {
+            rounds: 5,
+            warm_up: Duration::from_secs(2),
+            measure: Duration::from_secs(3),
+            generator_cpu: 0,
+            worker_cpu: 1,
+            backends: 32,
+        }
+    }
+}
+
+const FEW_FLOWS: u32 = 1_000;
+const MANY_FLOWS: u32 = 100_000;
+
+/// Runs all rounds, prints a table of each, and returns the figures.
+pub fn bench(options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<BenchReport> {
+    check(options)?;
+    let rig = Rig::build(options)?;
+    let mut rounds = Vec::new();
+    for number in 1..=options.rounds {
+        // The order alternates, so that neither side always follows the other.
+        let (bare, few, many) = if number % 2 == 1 {
+            let bare = bare(&rig, options, flowgate, stop)?;
+            let (few, many) = gateway(&rig, options, flowgate, stop)?;
+            (bare, few, many)
+        } else {
+            let (few, many) = gateway(&rig, options, flowgate, stop)?;
+            (bare(&rig, options, flowgate, stop)?, few, many)
+        };
+        let round = Round { bare, few, many };
+        say(round_table(number, &round));
+        rounds.push(round);
+    }
+    Ok(BenchReport::of(&rounds))
+}
+
+fn check(options: &BenchOptions) -> Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if options.rounds == 0 || options.backends == 0 || options.measure.is_zero() {
+        return Err(Error::Option("the comparison needs a round, a backend and a time to measure".into()));
+    }
+    let highest = options.generator_cpu.max(options.worker_cpu);
+    if options.generator_cpu == options.worker_cpu || highest >= cores {
+        return Err(Error::Option(format!(
+            "generator and worker need a core each of this machine's {cores}, not {} and {}: they would share time, and \
+             the figures would mean nothing",
+            options.generator_cpu, options.worker_cpu
+        )));
+    }
+    Ok(())
+}
+
+fn bare(rig: &Rig, options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<Sample> {
+    interrupt::check(stop)?;
+    let _forwarder = rig.start_bare_forwarder(flowgate, options.worker_cpu)?;
+    rig.measure(FEW_FLOWS, options, stop)
+}
+
+fn gateway(rig: &Rig, options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<(Sample, Sample)> {
+    interrupt::check(stop)?;
+    let gateway = rig.start_gateway(flowgate, options.worker_cpu)?;
+    let few = rig.measure(FEW_FLOWS, options, stop)?;
+    let many = rig.measure(MANY_FLOWS, options, stop)?;
+    drop(gateway);
+    Ok((few, many))
+}

@@ -1,0 +1,169 @@
+//! The wiring of the comparison: as short as it can be, so that the forwarder is what is measured.
+//!
+//! ```text
+//! client 192.0.2.10 --- up0 [gateway] fab0 --- receiver 10.244.0.11, .12 ...
+//! ```
+//! The generator and the receiving half of the gateway's driver share one core, the worker and the sink the other.
+
+use std::{
+    fs::File,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use super::BenchOptions;
+use crate::{
+    clock,
+    error::{Error, Result},
+    lab::{
+        gateway::{Gateway, GatewayOptions, last_lines, on_cpus},
+        interrupt,
+        manifests::{L4Protocol, ServiceSpec},
+        scratch,
+        topology::{FABRIC, GATEWAY_FABRIC, GATEWAY_UPLINK, HOST_INTERFACE, Link, UPLINK, configure_host},
+    },
+    loadgen::{
+        packets::{Generator, PacketOptions, Sink, SinkAction, SinkOptions, resolve},
+        progress::Show,
+        stop::Stop,
+    },
+    netns::{Namespace, Process},
+};
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+const FIRST_BACKEND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
+const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 99), 9000);
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// Calls of the warm-up are short, so that the measured one knows the rate.
+const WARM_UP_CALL: Duration = Duration::from_millis(500);
+/// Traffic before and after the measured time: the call that makes it has a beginning and an end.
+const MARGIN: Duration = Duration::from_millis(300);
+
+/// What a measurement found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Sample {
+    /// Packets per microsecond at the sink.
+    pub(super) mpps: f64,
+    /// The same as offered by the generator.
+    pub(super) offered_mpps: f64,
+}
+
+pub(super) struct Rig {
+    client: Namespace,
+    gateway: Namespace,
+    sink: Sink,
+    backends: Vec<Ipv4Addr>,
+    _receiver: Namespace,
+}
+
+/// A bare forwarder at work; killed when dropped.
+pub(super) struct BareForwarder {
+    _process: Process,
+    _folder: TempDir,
+}
+
+impl Rig {
+    pub(super) fn build(options: &BenchOptions) -> Result<Self> {
+        let (client, gateway) = (Namespace::new("client")?, Namespace::new("gateway")?);
+        let receiver = Namespace::new("receiver")?;
+        let link = Link { queues: 1, mtu: None };
+        link.connect(&client, HOST_INTERFACE, &gateway, UPLINK)?;
+        link.connect(&receiver, HOST_INTERFACE, &gateway, FABRIC)?;
+        configure_host(&client, CLIENT)?;
+        client.ip(&format!("route add {}/32 via {GATEWAY_UPLINK}", SERVICE.ip()))?;
+        configure_host(&receiver, FIRST_BACKEND)?;
+        let backends: Vec<_> =
+            (0..options.backends).map(|n| Ipv4Addr::from(u32::from(FIRST_BACKEND) + u32::from(n))).collect();
+        for backend in &backends[1..] {
+            receiver.ip(&format!("addr add {backend}/24 dev {HOST_INTERFACE}"))?;
+        }
+        receiver.ip(&format!("route add default via {GATEWAY_FABRIC}"))?;
+        for (interface, address) in [(UPLINK, GATEWAY_UPLINK), (FABRIC, GATEWAY_FABRIC)] {
+            gateway.ip(&format!("addr add {address}/24 dev {interface}"))?;
+        }
+        // The sources of the flows: one neighbour, not hundreds.
+        gateway.ip(&format!("route add 198.18.0.0/15 via {CLIENT}"))?;
+        let count = SinkOptions { port: Some(SERVICE.port()), ip_proto: Some(17), action: SinkAction::Drop };
+        let sink = receiver.enter(|| Sink::attach(HOST_INTERFACE, count))??;
+        Ok(Self { client, gateway, sink, backends, _receiver: receiver })
+    }
+
+    pub(super) fn start_gateway(&self, flowgate: &Path, cpu: usize) -> Result<Gateway> {
+        let mut options = GatewayOptions::new(flowgate);
+        options.cpus = Some(cpu.to_string());
+        let gateway = Gateway::start(&self.gateway, options)?;
+        let service =
+            ServiceSpec::single("bench", *SERVICE.ip(), L4Protocol::Udp, SERVICE.port(), SERVICE.port());
+        gateway.manifests().apply(&service, &self.backends)?;
+        gateway.wait_for_service("bench")?;
+        Ok(gateway)
+    }
+
+    /// The one place that knows how the bare forwarder is called. It is ready when both interfaces have its program.
+    pub(super) fn start_bare_forwarder(&self, flowgate: &Path, cpu: usize) -> Result<BareForwarder> {
+        let folder = scratch::folder("bare-forward")?;
+        let log_path = folder.path().join("log");
+        let log = File::create(&log_path).map_err(Error::io(format!("write {}", log_path.display())))?;
+        let errors = log.try_clone().map_err(Error::io("share the bare forwarder's log"))?;
+        let mut command = on_cpus(Some(&cpu.to_string()), flowgate);
+        command
+            .args(["lab", "bare-forward", "--interface", UPLINK, "--interface", FABRIC])
+            .stdout(log)
+            .stderr(errors);
+        let mut process = self.gateway.spawn(command)?;
+        let deadline = clock::now() + START_LIMIT;
+        while !self.has_programs()? {
+            if process.ended().is_some() || clock::now() > deadline {
+                let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+                return Err(Error::Timeout {
+                    what: format!("the start of `{}`", process.line()),
+                    after: START_LIMIT,
+                    hint: format!("its log says:\n{}", last_lines(&log, 20)),
+                });
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(BareForwarder { _process: process, _folder: folder })
+    }
+
+    /// Sends `flows` flows as fast as one core can and counts what arrives, after everything has warmed up.
+    pub(super) fn measure(&self, flows: u32, options: &BenchOptions, stop: &Stop) -> Result<Sample> {
+        self.client.enter(|| {
+            let hop = resolve(*SERVICE.ip())?;
+            let mut load = PacketOptions::new(&hop.interface, hop.mac, SERVICE, flows, options.warm_up);
+            load.cpus = vec![options.generator_cpu];
+            let generator = Generator::load(load)?;
+            let before = self.sink.counters()?.packets;
+            generator.run_for(options.warm_up, WARM_UP_CALL, Show::Nothing, stop)?;
+            interrupt::check(stop)?;
+            if self.sink.counters()?.packets == before {
+                return Err(Error::State(
+                    "nothing arrived at the receiver: the forwarder runs, but forwards none of the load"
+                        .into(),
+                ));
+            }
+            let duration = options.measure + 2 * MARGIN;
+            thread::scope(|scope| {
+                let sender = scope.spawn(|| generator.run_for(duration, duration, Show::Nothing, stop));
+                thread::sleep(MARGIN);
+                let rate = self.sink.measure(options.measure)?;
+                let report = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                interrupt::check(stop)?;
+                Ok(Sample { mpps: rate.per_second / 1e6, offered_mpps: report.offered_per_second / 1e6 })
+            })
+        })?
+    }
+
+    fn has_programs(&self) -> Result<bool> {
+        for interface in [UPLINK, FABRIC] {
+            if !self.gateway.ip(&format!("link show {interface}"))?.contains("prog/xdp") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,102 @@
+//! Progress for people: one line per step, its time, and what it found. Plain text, the same with and without a terminal.
+
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    time::Instant,
+};
+
+use crate::{clock, error::Result, lab::interrupt, loadgen::stop::Stop};
+
+/// Prints steps and remembers what failed.
+pub(super) struct Steps<'a> {
+    stop: &'a Stop,
+    begin: Instant,
+    passed: usize,
+    failures: Vec<String>,
+}
+
+/// What a step may report while it runs.
+#[derive(Default)]
+pub(super) struct Findings {
+    details: Vec<String>,
+    failures: Vec<String>,
+}
+
+impl Findings {
+    /// Shows something below the step.
+    pub(super) fn detail(&mut self, text: impl Display) {
+        self.details.extend(text.to_string().lines().map(str::to_owned));
+    }
+
+    /// Shows `text`; unless `holds`, the step failed by it.
+    pub(super) fn expect(&mut self, holds: bool, text: impl Display) {
+        if holds {
+            self.detail(text);
+        } else {
+            self.failures.push(text.to_string());
+        }
+    }
+}
+
+impl<'a> Steps<'a> {
+    pub(super) fn new(stop: &'a Stop) -> Self {
+        Self { stop, begin: clock::now(), passed: 0, failures: Vec::new() }
+    }
+
+    /// Runs a step. An error ends the demo; a failed expectation is shown and remembered.
+    pub(super) fn step<T>(
+        &mut self,
+        title: &str,
+        work: impl FnOnce(&mut Findings) -> Result<T>,
+    ) -> Result<T> {
+        interrupt::check(self.stop)?;
+        let (begin, mut findings) = (clock::now(), Findings::default());
+        let outcome = work(&mut findings);
+        let took = begin.elapsed();
+        let good = outcome.is_ok() && findings.failures.is_empty();
+        say(format!("{} {title} ({:.2} s)", if good { '✓' } else { '✗' }, took.as_secs_f64()));
+        for detail in &findings.details {
+            say(format!("    {detail}"));
+        }
+        for failure in &findings.failures {
+            say(format!("    FAILED: {failure}"));
+        }
+        self.passed += usize::from(good);
+        self.failures.extend(findings.failures.into_iter().map(|failure| format!("{title}: {failure}")));
+        // A child that an interrupt broke is no failure of its own.
+        outcome.map_err(|error| interrupt::check(self.stop).err().unwrap_or(error))
+    }
+
+    pub(super) fn summary(self) -> DemoOutcome {
+        DemoOutcome {
+            seconds: self.begin.elapsed().as_secs_f64(),
+            passed: self.passed,
+            failures: self.failures,
+        }
+    }
+}
+
+/// How the demo went.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DemoOutcome {
+    /// How long it took.
+    pub seconds: f64,
+    /// Steps in which everything held.
+    pub passed: usize,
+    /// What did not hold.
+    pub failures: Vec<String>,
+}
+
+impl DemoOutcome {
+    /// Whether everything held.
+    pub fn is_success(&self) -> bool {
+        self.failures.is_empty()
+    }
+}
+
+/// Prints a line.
+pub(in crate::lab) fn say(text: impl Display) {
+    // A reader that has gone does not stop the lab from cleaning up.
+    let _ = writeln!(io::stdout().lock(), "{text}");
+}

@@ -1,0 +1,60 @@
+//! Ctrl-C and SIGTERM as a [`Stop`], so that the lab can take itself down in order.
+
+use std::{thread, time::Duration};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    clock,
+    error::{Error, Result},
+    loadgen::stop::Stop,
+};
+
+/// Starts listening for the rest of the process; a second signal ends it at once (the kernel then ends the children).
+pub fn listen() -> Result<Stop> {
+    let stop = Stop::default();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(Error::io("make the runtime of the signal listener"))?;
+    let (mut interrupt, mut terminate) = {
+        let _context = runtime.enter();
+        let interrupt = signal(SignalKind::interrupt()).map_err(Error::io("listen for SIGINT"))?;
+        (interrupt, signal(SignalKind::terminate()).map_err(Error::io("listen for SIGTERM"))?)
+    };
+    let listener = stop.clone();
+    thread::spawn(move || {
+        runtime.block_on(async move {
+            for asked in 1.. {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if asked > 1 {
+                    #[expect(clippy::exit, reason = "who asks twice does not want to wait")]
+                    std::process::exit(130);
+                }
+                listener.stop();
+            }
+        });
+    });
+    Ok(stop)
+}
+
+/// Sleeps, but not through a stop.
+pub(super) fn sleep(stop: &Stop, duration: Duration) -> Result<()> {
+    let deadline = clock::now() + duration;
+    loop {
+        check(stop)?;
+        let left = deadline.saturating_duration_since(clock::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        thread::sleep(left.min(Duration::from_millis(20)));
+    }
+}
+
+/// An error if the end was asked for.
+pub(super) fn check(stop: &Stop) -> Result<()> {
+    if stop.is_stopped() { Err(Error::Interrupted) } else { Ok(()) }
+}

@@ -1,0 +1,301 @@
+//! `lab up` and `lab down`: the sample cluster in a process of its own, until it is told to end.
+//!
+//! The supervisor holds a lock for as long as it lives, so that nobody takes a dead one for a living one. The names of
+//! its namespaces are written down before they are published: whoever comes after a killed supervisor can remove them.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    gateway::last_lines,
+    interrupt,
+    sample::{MYSQL, NGINX, SampleCluster, node_port_address},
+};
+use crate::{
+    clock,
+    error::{Error, Result},
+    loadgen::stop::Stop,
+    netns,
+};
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where a lab keeps its state, and how its namespaces are called.
+#[derive(Debug, Clone)]
+pub struct LabPlace {
+    /// The folder of its state.
+    pub folder: PathBuf,
+    /// What the names of its namespaces begin with.
+    pub prefix: String,
+}
+
+impl Default for LabPlace {
+    fn default() -> Self {
+        Self { folder: PathBuf::from("/run/flowgate-lab"), prefix: "flowgate-".into() }
+    }
+}
+
+/// What a supervisor writes down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabState {
+    /// Its process.
+    pub pid: i32,
+    /// Whether everything runs.
+    pub ready: bool,
+    /// The names of the namespaces.
+    pub names: Vec<String>,
+    /// The gateway's admin socket.
+    pub socket: Option<PathBuf>,
+    /// The gateway's manifests.
+    pub manifests: Option<PathBuf>,
+    /// The gateway's log.
+    pub log: Option<PathBuf>,
+}
+
+/// What `up` found or did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Up {
+    /// It started the lab.
+    Started(LabState),
+    /// The lab runs already.
+    AlreadyRunning(LabState),
+}
+
+/// What `down` found or did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Down {
+    /// It ended a running lab.
+    Ended,
+    /// There was no lab, or only what a killed one had left, which is gone now.
+    WasNotRunning,
+}
+
+/// Starts the lab in the background, by `BINARY lab supervise`, and waits until it is ready.
+pub fn up(place: &LabPlace, binary: &Path) -> Result<Up> {
+    fs::create_dir_all(&place.folder)
+        .map_err(Error::io(format!("make folder {}", place.folder.display())))?;
+    match place.lock()? {
+        None => return place.state().map(Up::AlreadyRunning),
+        Some(lock) => {
+            place.remove_leftovers()?;
+            drop(lock);
+        }
+    }
+    let log = File::create(place.log()).map_err(Error::io(format!("write {}", place.log().display())))?;
+    let errors = log.try_clone().map_err(Error::io("share the supervisor's log"))?;
+    // A session of its own: the terminal may go.
+    let mut command = Command::new("setsid");
+    command
+        .arg(binary)
+        .args(["lab", "supervise", "--state-dir"])
+        .arg(&place.folder)
+        .args(["--prefix", &place.prefix]);
+    command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    let mut supervisor = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Error::MissingProgram { program: "setsid".into(), package: "util-linux" },
+        _ => Error::io(format!("start {}", binary.display()))(error),
+    })?;
+    let deadline = clock::now() + START_LIMIT;
+    loop {
+        if let Some(state) = place.state().ok().filter(|state| state.ready) {
+            return Ok(Up::Started(state));
+        }
+        let log = || last_lines(&fs::read_to_string(place.log()).unwrap_or_default(), 20);
+        if let Ok(Some(status)) = supervisor.try_wait() {
+            place.remove_leftovers()?;
+            return Err(Error::State(format!("the lab did not start ({status}):\n{}", log())));
+        }
+        if clock::now() > deadline {
+            down(place)?;
+            let hint = format!("its log says:\n{}", log());
+            return Err(Error::Timeout { what: "the start of the lab".into(), after: START_LIMIT, hint });
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Ends the lab and removes everything that it or a killed one before it left.
+pub fn down(place: &LabPlace) -> Result<Down> {
+    if !place.folder.exists() {
+        return Ok(Down::WasNotRunning);
+    }
+    let outcome = if place.lock()?.is_some() {
+        Down::WasNotRunning
+    } else {
+        let pid = Pid::from_raw(place.state()?.pid);
+        place.end(pid, Signal::SIGTERM).or_else(|_| place.end(pid, Signal::SIGKILL))?;
+        Down::Ended
+    };
+    // Held to the end: nobody starts a lab between the traces of this one.
+    let _lock = place.lock()?;
+    place.remove_leftovers()?;
+    place.forget();
+    // Somebody else's files there are not ours to remove.
+    let _ = fs::remove_dir(&place.folder);
+    Ok(outcome)
+}
+
+/// Builds the lab and holds it until `stop`: the work of the hidden `lab supervise`.
+pub fn supervise(place: &LabPlace, binary: &Path, stop: &Stop) -> Result<()> {
+    fs::create_dir_all(&place.folder)
+        .map_err(Error::io(format!("make folder {}", place.folder.display())))?;
+    let lock = place.lock()?;
+    let Some(_lock) = lock else {
+        return Err(Error::State(format!(
+            "a lab runs already in {}: `flowgate lab down` ends it",
+            place.folder.display()
+        )));
+    };
+    place.remove_leftovers()?;
+    let pid = i32::try_from(std::process::id()).expect("process ids fit in pid_t");
+    let mut state =
+        LabState { pid, ready: false, names: Vec::new(), socket: None, manifests: None, log: None };
+    place.write(&state)?;
+    let outcome = hold(place, binary, stop, &mut state);
+    place.remove_leftovers()?;
+    outcome
+}
+
+fn hold(place: &LabPlace, binary: &Path, stop: &Stop, state: &mut LabState) -> Result<()> {
+    let mut cluster = SampleCluster::build_network()?;
+    cluster.start_servers()?;
+    interrupt::check(stop)?;
+    cluster.start_gateway(binary)?;
+    cluster.apply_manifests()?;
+    state.names = cluster.topology().names(&place.prefix);
+    place.write(state)?;
+    cluster.topology().publish(&place.prefix)?;
+    let gateway = cluster.gateway()?;
+    state.socket = Some(gateway.socket_path());
+    state.manifests = Some(gateway.manifests().path().to_owned());
+    state.log = Some(gateway.log_path());
+    state.ready = true;
+    place.write(state)?;
+    while interrupt::sleep(stop, Duration::from_millis(500)).is_ok() {
+        // As a service manager would: a gateway that was killed comes back.
+        let gateway = cluster.gateway_mut()?;
+        if gateway.has_ended() {
+            gateway.restart()?;
+        }
+    }
+    Ok(())
+}
+
+impl LabPlace {
+    /// The lock of the supervisor, or `None` if one holds it.
+    fn lock(&self) -> Result<Option<Flock<File>>> {
+        let path = self.folder.join("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(Error::io(format!("open {}", path.display())))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(Error::errno(format!("lock {}", path.display()))(errno)),
+        }
+    }
+
+    /// What the supervisor wrote down last.
+    pub fn state(&self) -> Result<LabState> {
+        let path = self.folder.join("state.json");
+        let text = fs::read_to_string(&path).map_err(Error::io(format!("read {}", path.display())))?;
+        serde_json::from_str(&text).map_err(|error| {
+            Error::State(format!("{} does not hold the state of a lab ({error}): remove it", path.display()))
+        })
+    }
+
+    fn write(&self, state: &LabState) -> Result<()> {
+        let (path, draft) = (self.folder.join("state.json"), self.folder.join("state.draft"));
+        let text = serde_json::to_vec_pretty(state).expect("the state has string keys");
+        fs::write(&draft, text)
+            .and_then(|()| fs::rename(&draft, &path))
+            .map_err(Error::io(format!("write {}", path.display())))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("supervisor.log")
+    }
+
+    /// Signals the supervisor and waits until it has let go of the lock.
+    fn end(&self, pid: Pid, signal: Signal) -> Result<()> {
+        match kill(pid, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => {
+                return Err(Error::errno(format!("send {signal} to the lab's supervisor, {pid}"))(errno));
+            }
+        }
+        let deadline = clock::now() + END_LIMIT;
+        while self.lock()?.is_none() {
+            if clock::now() > deadline {
+                let hint = format!("see what process {pid} is doing");
+                return Err(Error::Timeout {
+                    what: "the end of the lab's supervisor".into(),
+                    after: END_LIMIT,
+                    hint,
+                });
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Removes names and state of a supervisor that is gone.
+    fn remove_leftovers(&self) -> Result<()> {
+        let path = self.folder.join("state.json");
+        if path.exists() {
+            // A state that nobody can read names nothing that could be removed.
+            let names = self.state().map(|state| state.names).unwrap_or_default();
+            names.iter().try_for_each(|name| netns::unpublish(name))?;
+        }
+        for name in ["state.json", "state.draft"] {
+            match fs::remove_file(self.folder.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io(format!("remove {}", path.display()))(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes lock and log, which outlive a supervisor.
+    fn forget(&self) {
+        for name in ["lock", "supervisor.log"] {
+            // Not there is what is wanted.
+            let _ = fs::remove_file(self.folder.join(name));
+        }
+    }
+}
+
+impl LabState {
+    /// Addresses and commands to try.
+    pub fn guide(&self, place: &LabPlace, binary: &Path) -> String {
+        let client = format!("ip netns exec {}client", place.prefix);
+        let (nginx, mysql) = (std::net::SocketAddr::from(NGINX), std::net::SocketAddr::from(MYSQL));
+        let socket = self.socket.as_deref().unwrap_or_else(|| Path::new("(starting)")).display();
+        let manifests = self.manifests.as_deref().unwrap_or_else(|| Path::new("(starting)")).display();
+        let binary = binary.display();
+        format!(
+            "my-nginx           http://{nginx}/ (ClusterIP)\nmy-nginx-nodeport  http://{}/ (NodePort)\nmysql              \
+             {mysql}\nmanifests          {manifests}\nnamespaces         {}\n\nTry:\n  {client} curl \
+             http://{nginx}/\n  {client} {binary} loadgen http --target {nginx} --path /bytes/16384\n  {binary} show backends \
+             --socket {socket}\n  {binary} lab down\n",
+            node_port_address(),
+            self.names.join(" "),
+        )
+    }
+}
