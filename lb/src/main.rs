@@ -1,2 +1,38 @@
-//! A kernel-bypass L4 load balancer for Kubernetes Services.
-fn main() {}
+//! The `flowgate` binary: reads the command line and hands over.
+#![forbid(unsafe_code)]
+
+mod admin;
+mod cli;
+mod config;
+mod run;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use config::Config;
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("flowgate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(args) => run::run(&Config::load(args.config.as_deref(), args.overrides())?),
+        Command::Check(args) => run::check(&Config::load(args.config.as_deref(), args.overrides())?),
+        Command::Detach(args) => run::detach(&Config::load(args.config.as_deref(), args.overrides())?),
+        Command::Show(args) => show::show(&args),
+        #[cfg(feature = "lab")]
+        Command::Lab(args) => Ok(flowgate_benches::cli::lab(args)?),
+        #[cfg(feature = "lab")]
+        Command::Loadgen(args) => Ok(flowgate_benches::cli::loadgen(args)?),
+    }
+}

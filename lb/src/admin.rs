@@ -1,0 +1,42 @@
+//! The admin socket: one question as a line of JSON, one answer as a line of JSON.
+//!
+//! Both sides share the types of [`view`]. Never changes anything: it only shows.
+
+mod client;
+mod server;
+pub(crate) mod view;
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use client::ask;
+pub(crate) use server::{AdminServer, Answerer};
+
+/// Where a running flowgate answers unless the configuration says otherwise.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/flowgate/admin.sock";
+
+/// What can be asked.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "show")]
+pub(crate) enum Question {
+    Services,
+    Backends,
+    Flows { limit: usize },
+    Neighbours,
+    Workers,
+    Drops,
+    Tables,
+}
+
+/// What comes back.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    Services(Vec<view::Service>),
+    Backends(Vec<view::Backend>),
+    Flows(view::Flows),
+    Neighbours(Vec<view::Neighbour>),
+    Workers(Vec<view::Worker>),
+    Drops(Vec<view::Drop>),
+    Tables(Box<view::Tables>),
+    Error(String),
+}

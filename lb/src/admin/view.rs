@@ -1,0 +1,124 @@
+//! What `flowgate show` shows, as plain values. The field names are those of `-o json`: they are API.
+
+use serde::{Deserialize, Serialize};
+
+/// One port of one Service.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Service {
+    pub(crate) service: String,
+    pub(crate) protocol: String,
+    pub(crate) frontends: Vec<Frontend>,
+    pub(crate) backends: usize,
+    pub(crate) flows: usize,
+}
+
+/// One address and port that clients aim at.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Frontend {
+    pub(crate) kind: String,
+    pub(crate) address: String,
+    /// `always`, or `keep-client`.
+    pub(crate) source_nat: String,
+}
+
+/// One endpoint of one Service port.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Backend {
+    pub(crate) service: String,
+    pub(crate) address: String,
+    /// `active`, or `removed` for one that only old flows still use.
+    pub(crate) state: String,
+    pub(crate) flows: usize,
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+}
+
+/// Some flows, and how many there are.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Flows {
+    pub(crate) total: usize,
+    pub(crate) capacity: u32,
+    pub(crate) flows: Vec<Flow>,
+}
+
+/// One flow.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Flow {
+    pub(crate) protocol: String,
+    pub(crate) client: String,
+    pub(crate) vip: String,
+    pub(crate) snat: String,
+    pub(crate) backend: String,
+    pub(crate) state: String,
+    pub(crate) idle_ms: u32,
+    pub(crate) packets: u64,
+    pub(crate) reply_packets: u64,
+    pub(crate) bytes: u64,
+    pub(crate) reply_bytes: u64,
+}
+
+/// One next hop.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Neighbour {
+    pub(crate) address: String,
+    pub(crate) interface: String,
+    /// None while it is not resolved.
+    pub(crate) mac: Option<String>,
+    pub(crate) mtu: u16,
+}
+
+/// One worker.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Worker {
+    pub(crate) worker: usize,
+    pub(crate) core: Option<u64>,
+    /// `running`, `hanging` (its traffic passes to the kernel) or `dead`.
+    pub(crate) state: String,
+    pub(crate) queues: Vec<Queue>,
+    pub(crate) rx_packets: u64,
+    pub(crate) tx_packets: u64,
+    pub(crate) drops: u64,
+    pub(crate) flow_hits: u64,
+    pub(crate) flows_opened: u64,
+    pub(crate) flows_expired: u64,
+    pub(crate) events: Vec<(String, u64)>,
+}
+
+/// One AF_XDP socket of a worker.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Queue {
+    pub(crate) interface: String,
+    pub(crate) queue: u32,
+    /// `native` or `generic`, as the kernel says.
+    pub(crate) xdp: String,
+    /// `zero-copy` or `copy`, as the kernel says.
+    pub(crate) mode: String,
+}
+
+/// Packets that were not forwarded, for one reason.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Drop {
+    /// `xdp`, `socket` or `worker`.
+    pub(crate) at: String,
+    pub(crate) reason: String,
+    pub(crate) packets: u64,
+    pub(crate) meaning: String,
+}
+
+/// The published generation.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Tables {
+    pub(crate) generation: u64,
+    pub(crate) source: String,
+    pub(crate) services: usize,
+    pub(crate) frontends: usize,
+    pub(crate) backends: usize,
+    pub(crate) next_hops: usize,
+    pub(crate) snat_addresses: Vec<String>,
+    pub(crate) snat_ports: usize,
+    pub(crate) flow_entries_used: usize,
+    pub(crate) flow_capacity: u32,
+    pub(crate) flow_table_bytes: usize,
+    pub(crate) retired_generations: usize,
+    pub(crate) report: Vec<String>,
+}

@@ -1,0 +1,103 @@
+//! The command line. Only words and their meaning: what they do is elsewhere.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Overrides;
+
+/// A kernel-bypass L4 load balancer for Kubernetes Services.
+#[derive(Debug, Parser)]
+#[command(name = "flowgate", version, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve: attach to the interfaces and forward until a signal ends it.
+    Run(RunArgs),
+    /// Compile everything and open nothing: every error with its place; exit 1 on any.
+    Check(RunArgs),
+    /// Ask a running flowgate.
+    Show(ShowArgs),
+    /// Detach from all interfaces and remove what a stopped flowgate left for its successor.
+    Detach(RunArgs),
+    /// The network-namespace lab.
+    #[cfg(feature = "lab")]
+    Lab(flowgate_benches::cli::LabArgs),
+    /// The load generator.
+    #[cfg(feature = "lab")]
+    Loadgen(flowgate_benches::cli::LoadgenArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The directory of manifests, instead of the one in the file.
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// gateway or node, instead of the one in the file.
+    #[arg(long)]
+    role: Option<String>,
+    /// The name of this machine's Node object.
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// An interface to serve, instead of those in the file; may be repeated.
+    #[arg(long = "interface", value_name = "IF")]
+    interfaces: Vec<String>,
+}
+
+impl RunArgs {
+    pub(crate) fn overrides(&self) -> Overrides {
+        Overrides {
+            manifests: self.manifests.clone(),
+            role: self.role.clone(),
+            node_name: self.node_name.clone(),
+            interfaces: self.interfaces.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// What to show.
+    #[arg(value_enum)]
+    pub(crate) what: What,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+    /// The admin socket of the flowgate to ask.
+    #[arg(long, value_name = "PATH", default_value = crate::admin::DEFAULT_SOCKET)]
+    pub(crate) socket: PathBuf,
+    /// With flows: how many at most.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) limit: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum What {
+    /// Service ports with the addresses that lead to them.
+    Services,
+    /// Backends with their flows.
+    Backends,
+    /// Flows, the busiest first.
+    Flows,
+    /// Next hops and whether they are resolved.
+    Neighbours,
+    /// Workers with their queues and counts.
+    Workers,
+    /// Packets that were not forwarded, by reason.
+    Drops,
+    /// The published generation and what was wrong with the objects.
+    Tables,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}

@@ -1,0 +1,293 @@
+//! The configuration: as typed ([`raw`]), then as meant ([`Config`]). All of it is checked before
+//! anything is opened; every error names the file and the key.
+
+mod raw;
+
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flowgate_control::Role;
+use flowgate_flow::Timeouts;
+use flowgate_xsk::ZeroCopy;
+use flowgate_xsk::steering::XdpModeWanted;
+use ipnet::IpNet;
+
+pub(crate) use raw::Raw;
+
+/// What the operator decided.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) role: Role,
+    pub(crate) node_name: String,
+    pub(crate) manifests: PathBuf,
+    pub(crate) interfaces: Vec<String>,
+    pub(crate) nodeport_addresses: Vec<IpNet>,
+    pub(crate) snat_addresses: Vec<Ipv4Addr>,
+    pub(crate) snat_ports: RangeInclusive<u16>,
+    pub(crate) workers: Workers,
+    pub(crate) pin_dir: PathBuf,
+    pub(crate) xdp_mode: XdpModeWanted,
+    pub(crate) zero_copy: ZeroCopy,
+    pub(crate) rings: Rings,
+    pub(crate) flow_capacity: u32,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) admin_socket: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Workers {
+    /// 0: as many as queues allow.
+    pub(crate) count: usize,
+    /// Empty: the last cores.
+    pub(crate) cores: Vec<usize>,
+    pub(crate) idle_before_sleep: Duration,
+    pub(crate) hang: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rings {
+    pub(crate) rx: u32,
+    pub(crate) tx: u32,
+    pub(crate) fill: u32,
+    /// 0: what the largest MTU needs.
+    pub(crate) frame_bytes: u32,
+}
+
+/// What a command line says instead of the file.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overrides {
+    pub(crate) manifests: Option<PathBuf>,
+    pub(crate) role: Option<String>,
+    pub(crate) node_name: Option<String>,
+    pub(crate) interfaces: Vec<String>,
+}
+
+/// Why there is no configuration. Names the file, the key and what to write.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{place}: {reason}")]
+    Syntax { place: String, reason: String },
+    #[error("{place}: unknown key `{key}`{}", nearest.as_ref().map(|n| format!(": did you mean `{n}`?")).unwrap_or_default())]
+    UnknownKey { place: String, key: String, nearest: Option<String> },
+    #[error("{place}: {key}: {reason}")]
+    Value { place: String, key: &'static str, reason: String },
+}
+
+impl Config {
+    /// Reads the file, if one is named, and applies the command line.
+    ///
+    /// # Errors
+    /// [`ConfigError`], for the first thing that is wrong.
+    pub(crate) fn load(path: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
+        let (raw, place) = match path {
+            None => (Raw::default(), "command line".to_owned()),
+            Some(path) => {
+                let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+                let text = std::fs::read_to_string(path).map_err(unreadable)?;
+                let place = path.display().to_string();
+                (Raw::parse(&text, &place)?, place)
+            }
+        };
+        Self::from_raw(raw, overrides, &place)
+    }
+
+    fn from_raw(raw: Raw, overrides: Overrides, place: &str) -> Result<Self, ConfigError> {
+        let wrong = |key, reason: String| ConfigError::Value { place: place.to_owned(), key, reason };
+        let role = overrides.role.unwrap_or(raw.role);
+        let role = match role.as_str() {
+            "gateway" => Role::Gateway,
+            "node" => Role::Node,
+            other => return Err(wrong("role", format!("`{other}` is neither gateway nor node"))),
+        };
+        let interfaces =
+            if overrides.interfaces.is_empty() { raw.gateway.interfaces } else { overrides.interfaces };
+        if let Some(twice) = first_repeated(&interfaces) {
+            return Err(wrong("gateway.interfaces", format!("`{twice}` is listed twice")));
+        }
+        let (lower, upper) = parse_ports(&raw.snat.ports).map_err(|reason| wrong("snat.ports", reason))?;
+        let rings = raw.rings;
+        for (key, length) in [("rings.rx", rings.rx), ("rings.tx", rings.tx), ("rings.fill", rings.fill)] {
+            if !length.is_power_of_two() || !(64..=32_768).contains(&length) {
+                return Err(wrong(key, format!("{length} is not a power of two from 64 to 32768")));
+            }
+        }
+        if ![0, 2048, 4096].contains(&rings.frame_bytes) {
+            return Err(wrong("rings.frame_bytes", format!("{} is not 0, 2048 or 4096", rings.frame_bytes)));
+        }
+        if !(64..=500_000_000).contains(&raw.flows.capacity) {
+            return Err(wrong(
+                "flows.capacity",
+                format!("{} is not from 64 to 500000000", raw.flows.capacity),
+            ));
+        }
+        if raw.workers.hang_ms < 200 {
+            return Err(wrong(
+                "workers.hang_ms",
+                format!("{} is below 200: a sleeping worker moves every 100 ms", raw.workers.hang_ms),
+            ));
+        }
+        let count = if raw.workers.count == 0 { raw.workers.cores.len() } else { raw.workers.count };
+        if !raw.workers.cores.is_empty() && raw.workers.cores.len() != count {
+            let reason = format!("{} cores for {count} workers", raw.workers.cores.len());
+            return Err(wrong("workers.cores", reason));
+        }
+        if let Some(twice) = first_repeated(&raw.workers.cores) {
+            return Err(wrong("workers.cores", format!("core {twice} is listed twice")));
+        }
+        let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;
+        Ok(Self {
+            role,
+            node_name: overrides.node_name.or(raw.node_name).unwrap_or_else(host_name).to_lowercase(),
+            manifests: overrides.manifests.unwrap_or(raw.source.manifests),
+            interfaces,
+            nodeport_addresses: raw.gateway.nodeport_addresses,
+            snat_addresses: raw.snat.addresses,
+            snat_ports: lower..=upper,
+            workers: Workers {
+                count,
+                cores: raw.workers.cores,
+                idle_before_sleep: Duration::from_micros(raw.workers.idle_before_sleep_us),
+                hang: Duration::from_millis(raw.workers.hang_ms),
+            },
+            pin_dir: raw.xdp.pin_dir,
+            xdp_mode: match raw.xdp.mode.as_str() {
+                "auto" => XdpModeWanted::Auto,
+                "native" => XdpModeWanted::Native,
+                "generic" => XdpModeWanted::Generic,
+                other => {
+                    return Err(wrong("xdp.mode", format!("`{other}` is none of auto, native, generic")));
+                }
+            },
+            zero_copy: match raw.xdp.zero_copy.as_str() {
+                "auto" => ZeroCopy::Auto,
+                "force" => ZeroCopy::Force,
+                "off" => ZeroCopy::Off,
+                other => {
+                    return Err(wrong("xdp.zero_copy", format!("`{other}` is none of auto, force, off")));
+                }
+            },
+            rings: Rings { rx: rings.rx, tx: rings.tx, fill: rings.fill, frame_bytes: rings.frame_bytes },
+            flow_capacity: raw.flows.capacity,
+            timeouts,
+            admin_socket: raw.admin.socket,
+        })
+    }
+}
+
+fn parse_ports(text: &str) -> Result<(u16, u16), String> {
+    let shape = || format!("`{text}` is not a range of ports such as \"40000-59999\"");
+    let (lower, upper) = text.split_once('-').ok_or_else(shape)?;
+    let number = |part: &str| part.trim().parse::<u16>().ok().filter(|&port| port > 0).ok_or_else(shape);
+    let (lower, upper) = (number(lower)?, number(upper)?);
+    if lower > upper { Err(format!("{lower} is above {upper}")) } else { Ok((lower, upper)) }
+}
+
+fn first_repeated<T: PartialEq + Clone>(items: &[T]) -> Option<T> {
+    items.iter().enumerate().find(|(i, item)| items[..*i].contains(item)).map(|(_, item)| item.clone())
+}
+
+/// P202: the node is called as the operating system is, unless it is said otherwise.
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let raw = Raw::parse(text, "f.toml").map_err(|error| error.to_string())?;
+        Config::from_raw(raw, Overrides::default(), "f.toml").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_all_defaults() {
+        let config = load("").unwrap();
+        assert_eq!(config.snat_ports, 40_000..=59_999);
+        assert_eq!(config.timeouts, Timeouts::default());
+        assert_eq!(config.role, Role::Gateway);
+    }
+
+    #[test]
+    fn the_sample_file_holds_every_key_with_its_default() {
+        let sample = include_str!("../../config/flowgate.toml");
+        let uncomment = |line: &str| match line.strip_prefix("# ") {
+            Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')) => {
+                rest.to_owned()
+            }
+            _ => line.to_owned(),
+        };
+        let text: Vec<String> = sample.lines().map(uncomment).collect();
+        let full: toml::Table = toml::from_str(&text.join("\n")).unwrap();
+        for (section, keys) in raw::KEYS {
+            for key in *keys {
+                let table = if section.is_empty() { Some(&full) } else { full[*section].as_table() };
+                assert!(table.unwrap().contains_key(*key), "{section}.{key} is missing in the sample");
+            }
+        }
+        let shown = Raw::parse(&text.join("\n"), "sample").unwrap();
+        let examples = Raw {
+            node_name: None,
+            gateway: raw::Gateway { nodeport_addresses: vec![], ..shown.gateway.clone() },
+            snat: raw::Snat { addresses: vec![], ..shown.snat.clone() },
+            workers: raw::Workers { cores: vec![], ..shown.workers.clone() },
+            ..shown
+        };
+        let defaults = Raw {
+            gateway: raw::Gateway { interfaces: vec!["eth0".into()], ..Default::default() },
+            ..Raw::default()
+        };
+        assert_eq!(examples, defaults, "what the sample shows as default is the default");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_one() {
+        let error = load("role = \"gateway\"\n[flows]\ncapacty = 5\n").unwrap_err();
+        assert_eq!(error, "f.toml:3: unknown key `flows.capacty`: did you mean `flows.capacity`?");
+        let error = load("[flow]\n").unwrap_err();
+        assert_eq!(error, "f.toml:1: unknown key `flow`: did you mean `flows`?");
+        let error = load("zzzzzzzz = 1\n").unwrap_err();
+        assert_eq!(error, "f.toml:1: unknown key `zzzzzzzz`");
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_what_to_write() {
+        for (text, message) in [
+            ("role = \"router\"", "f.toml: role: `router` is neither gateway nor node"),
+            (
+                "[snat]\nports = \"5\"",
+                "f.toml: snat.ports: `5` is not a range of ports such as \"40000-59999\"",
+            ),
+            ("[snat]\nports = \"9-5\"", "f.toml: snat.ports: 9 is above 5"),
+            ("[rings]\nrx = 100", "f.toml: rings.rx: 100 is not a power of two from 64 to 32768"),
+            ("[gateway]\ninterfaces = [\"a\", \"a\"]", "f.toml: gateway.interfaces: `a` is listed twice"),
+            ("[workers]\ncount = 2\ncores = [1]", "f.toml: workers.cores: 1 cores for 2 workers"),
+            ("[flows]\nudp_answered_s = 0", "f.toml: flows.udp_answered_s: 0 is not from 1 to 2073600"),
+        ] {
+            assert_eq!(load(text).unwrap_err(), message);
+        }
+        let error = load("[flows]\ncapacity = \"many\"").unwrap_err();
+        assert!(error.starts_with("f.toml:2: ") && error.contains("invalid type"), "{error}");
+    }
+
+    #[test]
+    fn the_command_line_wins() {
+        let overrides = Overrides {
+            manifests: Some("/m".into()),
+            role: Some("node".into()),
+            node_name: Some("EDGE".into()),
+            interfaces: vec!["x0".into()],
+        };
+        let config = Config::from_raw(Raw::default(), overrides, "command line").unwrap();
+        assert_eq!((config.role, config.node_name.as_str()), (Role::Node, "edge"));
+        assert_eq!((config.manifests, config.interfaces), ("/m".into(), vec!["x0".to_owned()]));
+    }
+}

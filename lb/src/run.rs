@@ -1,0 +1,71 @@
+//! `flowgate run`, `check` and `detach`: wiring, in the order in which things must come up.
+//!
+//! Until the first generation is published no socket is in the socket map, so all traffic passes to the
+//! kernel; from then on a packet that the XDP program sends up finds tables that know it.
+
+mod answers;
+mod gateway;
+mod host;
+mod steer;
+mod workers;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use flowgate_control::{NodeAddresses, Settings};
+use flowgate_tables::PortSet;
+use flowgate_tables::spec::SnatSpec;
+use flowgate_xsk::steering;
+
+use crate::config::Config;
+
+/// Serves until a signal ends it.
+pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    init_log();
+    anyhow::ensure!(
+        !config.interfaces.is_empty(),
+        "no interface to serve: set gateway.interfaces in the configuration, or pass --interface IF"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, gateway::serve(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Compiles everything and opens nothing.
+#[expect(clippy::print_stdout, reason = "its report is its output")]
+pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
+    let ports = config.snat_ports.clone().collect();
+    let report = flowgate_control::check(&config.manifests, &settings(config, ports));
+    print!("{report}");
+    if report.has_errors() {
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("{}: no errors", config.manifests.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Removes what a stopped flowgate left in place for its successor.
+#[expect(clippy::print_stdout, reason = "says what it did")]
+pub(crate) fn detach(config: &Config) -> anyhow::Result<ExitCode> {
+    let removed = steering::uninstall(&config.pin_dir).context("detaching")?;
+    host::release_ports(&config.snat_ports)?;
+    println!("detached from {} interfaces, removed {} maps", removed.links, removed.maps);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn settings(config: &Config, snat_ports: PortSet) -> Settings {
+    Settings {
+        role: config.role,
+        node_name: config.node_name.clone(),
+        snat: SnatSpec { addresses: config.snat_addresses.clone(), ports: snat_ports },
+        nodeport_addresses: config.nodeport_addresses.clone(),
+        node_addresses: NodeAddresses::Interfaces,
+    }
+}
+
+fn init_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,261 @@
+//! What the admin socket answers, put together from what the parts show of themselves.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Instant;
+
+use flowgate_control::Status;
+use flowgate_control::source::SourceHealth;
+use flowgate_dataplane::worker::tick;
+use flowgate_dataplane::{Counters, DropReason, Event, PassReason};
+use flowgate_flow::FlowView;
+use flowgate_tables::{BackendId, ServiceId, SourceNat, Tables};
+use flowgate_xsk::steering::Reason;
+use tokio::sync::watch;
+
+use super::steer::Publishing;
+use super::workers::{QueueSocket, Workers};
+use crate::admin::{Answer, Answerer, Question, view};
+
+/// Knows all the answers.
+pub(crate) struct Answers {
+    pub(crate) workers: Rc<RefCell<Workers>>,
+    pub(crate) publishing: Rc<RefCell<Publishing>>,
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) started: Instant,
+}
+
+impl Answerer for Answers {
+    fn answer(&self, question: Question) -> Answer {
+        let tables = self.publishing.borrow().publisher.current();
+        match question {
+            Question::Services => Answer::Services(self.services(&tables)),
+            Question::Backends => Answer::Backends(self.backends(&tables)),
+            Question::Flows { limit } => Answer::Flows(self.flows(limit)),
+            Question::Neighbours => Answer::Neighbours(neighbours(&tables)),
+            Question::Workers => Answer::Workers(self.show_workers()),
+            Question::Drops => self.drops().map_or_else(Answer::Error, Answer::Drops),
+            Question::Tables => Answer::Tables(Box::new(self.show_tables(&tables))),
+        }
+    }
+}
+
+impl Answers {
+    fn services(&self, tables: &Tables) -> Vec<view::Service> {
+        let mut flows: HashMap<ServiceId, usize> = HashMap::new();
+        for flow in self.workers.borrow().shared.flows.flows() {
+            if let Some(backend) = tables.services.backends().get(BackendId::from_bits(flow.backend)) {
+                *flows.entry(backend.service).or_default() += 1;
+            }
+        }
+        let mut backends: HashMap<ServiceId, usize> = HashMap::new();
+        for backend in tables.services.backends().iter() {
+            *backends.entry(backend.service).or_default() += 1;
+        }
+        let frontend = |spec: &flowgate_tables::spec::FrontendSpec| view::Frontend {
+            kind: spec.kind.name().into(),
+            address: std::net::SocketAddr::new(spec.addr, spec.port.number()).to_string(),
+            source_nat: match spec.source_nat {
+                SourceNat::Always => "always".into(),
+                SourceNat::KeepClient => "keep-client".into(),
+            },
+        };
+        let service = |service: &flowgate_tables::Service| view::Service {
+            service: service.spec.name.to_string(),
+            protocol: service.spec.protocol.to_string(),
+            frontends: service.spec.frontends.iter().map(frontend).collect(),
+            backends: backends.get(&service.id).copied().unwrap_or(0),
+            flows: flows.get(&service.id).copied().unwrap_or(0),
+        };
+        tables.services.services().iter().map(|s| service(s)).collect()
+    }
+
+    fn backends(&self, tables: &Tables) -> Vec<view::Backend> {
+        // By backend, and by address for those that were removed and only have old flows left.
+        let mut current: HashMap<BackendId, Load> = HashMap::new();
+        let mut removed: HashMap<String, Load> = HashMap::new();
+        for flow in self.workers.borrow().shared.flows.flows() {
+            let id = BackendId::from_bits(flow.backend);
+            let load = match tables.services.backends().get(id) {
+                Some(_) => current.entry(id).or_default(),
+                None => removed.entry(backend_address(&flow)).or_default(),
+            };
+            load.add(&flow);
+        }
+        let names: HashMap<ServiceId, String> =
+            tables.services.services().iter().map(|s| (s.id, s.spec.name.to_string())).collect();
+        let row = |service: String, address: String, state: &str, load: Load| view::Backend {
+            service,
+            address,
+            state: state.into(),
+            flows: load.flows,
+            packets: load.packets,
+            bytes: load.bytes,
+        };
+        let mut rows: Vec<_> = tables
+            .services
+            .backends()
+            .iter()
+            .map(|backend| {
+                let name = names.get(&backend.service).cloned().unwrap_or_default();
+                let address = std::net::SocketAddr::new(backend.addr, backend.port.number()).to_string();
+                row(name, address, "active", current.get(&backend.id).copied().unwrap_or_default())
+            })
+            .collect();
+        rows.extend(removed.into_iter().map(|(address, load)| row(String::new(), address, "removed", load)));
+        rows.sort_by(|a, b| (&a.service, &a.address).cmp(&(&b.service, &b.address)));
+        rows
+    }
+
+    fn flows(&self, limit: usize) -> view::Flows {
+        let flows = &self.workers.borrow().shared.flows;
+        #[expect(clippy::disallowed_methods, reason = "how long ago is for people")]
+        let now = tick(Instant::now(), self.started);
+        let mut all: Vec<FlowView> = flows.flows().collect();
+        let total = all.len();
+        let busiest = |flow: &FlowView| std::cmp::Reverse(flow.bytes[0] + flow.bytes[1]);
+        if total > limit {
+            all.select_nth_unstable_by_key(limit, busiest);
+            all.truncate(limit);
+        }
+        all.sort_by_key(busiest);
+        let row = |flow: FlowView| view::Flow {
+            protocol: flow.original.protocol.to_string(),
+            client: format!("{}:{}", flow.original.src, flow.original.src_port),
+            vip: format!("{}:{}", flow.original.dst, flow.original.dst_port),
+            snat: format!("{}:{}", flow.reply.dst, flow.reply.dst_port),
+            backend: backend_address(&flow),
+            state: match (flow.tcp_phase, flow.answered) {
+                (Some(phase), _) => phase.name().into(),
+                (None, true) => "answered".into(),
+                (None, false) => "unanswered".into(),
+            },
+            idle_ms: now.since(flow.last_seen),
+            packets: flow.packets[0].into(),
+            reply_packets: flow.packets[1].into(),
+            bytes: flow.bytes[0],
+            reply_bytes: flow.bytes[1],
+        };
+        view::Flows { total, capacity: flows.capacity_flows(), flows: all.into_iter().map(row).collect() }
+    }
+
+    fn show_workers(&self) -> Vec<view::Worker> {
+        let workers = self.workers.borrow();
+        let queue = |socket: &QueueSocket| view::Queue {
+            interface: socket.interface.clone(),
+            queue: socket.queue,
+            xdp: socket.xdp.name().into(),
+            mode: socket.mode.name().into(),
+        };
+        let row = |(index, sockets): (usize, &Vec<QueueSocket>)| {
+            let handle = &workers.handles[index];
+            let counters = handle.state.counters.read();
+            view::Worker {
+                worker: index,
+                core: handle.state.core(),
+                state: workers.state(index).into(),
+                queues: sockets.iter().map(queue).collect(),
+                rx_packets: counters.event(Event::RxPackets),
+                tx_packets: counters.event(Event::TxPackets),
+                drops: counters.dropped_total(),
+                flow_hits: counters.event(Event::FlowHits),
+                flows_opened: counters.event(Event::FlowsOpened),
+                flows_expired: counters.event(Event::FlowsExpired),
+                events: Event::ALL.iter().map(|e| (e.name().into(), counters.event(*e))).collect(),
+            }
+        };
+        workers.sockets.iter().enumerate().map(row).collect()
+    }
+
+    fn drops(&self) -> Result<Vec<view::Drop>, String> {
+        let row = |at: &str, reason: &str, packets: u64, meaning: &str| view::Drop {
+            at: at.into(),
+            reason: reason.into(),
+            packets,
+            meaning: meaning.into(),
+        };
+        let steered = self.publishing.borrow().steering.counters().map_err(|error| error.to_string())?;
+        let is_pass = |reason: &Reason| reason.name().starts_with("pass_");
+        let mut rows: Vec<_> = steered
+            .iter()
+            .filter(|(reason, _)| is_pass(reason))
+            .map(|(reason, packets)| {
+                row("xdp", reason.name(), *packets, "Passed to the kernel by the XDP program.")
+            })
+            .collect();
+        let workers = self.workers.borrow();
+        let total = workers
+            .handles
+            .iter()
+            .fold(Counters::default(), |sum, handle| sum.plus(&handle.state.counters.read()));
+        rows.extend(DropReason::ALL.iter().map(|r| row("worker", r.name(), total.dropped(*r), r.meaning())));
+        rows.extend(PassReason::ALL.iter().map(|r| row("worker", r.name(), total.passed(*r), r.meaning())));
+        Ok(rows)
+    }
+
+    fn show_tables(&self, tables: &Tables) -> view::Tables {
+        let workers = self.workers.borrow();
+        let flows = &workers.shared.flows;
+        let status = self.status.borrow();
+        let snat_addresses = tables.snat.all_addresses();
+        view::Tables {
+            generation: tables.generation,
+            source: match &status.source {
+                SourceHealth::Starting => "starting".into(),
+                SourceHealth::Synced => "synced".into(),
+                SourceHealth::Stale { reason, .. } => format!("stale: {reason}"),
+            },
+            services: tables.services.services().len(),
+            frontends: tables.services.frontends().count(),
+            backends: tables.services.backends().len(),
+            next_hops: tables.routing.next_hops().count(),
+            snat_addresses: snat_addresses.iter().map(ToString::to_string).collect(),
+            snat_ports: tables.snat.ports().len(),
+            flow_entries_used: flows.used_entries(),
+            flow_capacity: flows.capacity_flows(),
+            flow_table_bytes: flows.len_bytes(),
+            retired_generations: self.publishing.borrow_mut().publisher.collect(),
+            report: status.report.entries.iter().map(|e| format!("{}: {e}", e.severity.name())).collect(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    flows: usize,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Load {
+    fn add(&mut self, flow: &FlowView) {
+        self.flows += 1;
+        self.packets += u64::from(flow.packets[0]) + u64::from(flow.packets[1]);
+        self.bytes += flow.bytes[0] + flow.bytes[1];
+    }
+}
+
+fn neighbours(tables: &Tables) -> Vec<view::Neighbour> {
+    let interfaces = tables.routing.interfaces();
+    let mut rows: Vec<_> = tables
+        .routing
+        .next_hops()
+        .map(|(_, hop)| view::Neighbour {
+            address: hop.addr.to_string(),
+            interface: interfaces.get(hop.egress.index()).map(|i| i.spec.name.clone()).unwrap_or_default(),
+            mac: hop.ether.map(|ether| {
+                let mut mac = [0; 6];
+                mac.copy_from_slice(&ether.0[..6]);
+                flowgate_wire::MacAddr(mac).to_string()
+            }),
+            mtu: hop.mtu,
+        })
+        .collect();
+    rows.sort_by(|a, b| (&a.interface, &a.address).cmp(&(&b.interface, &b.address)));
+    rows
+}
+
+fn backend_address(flow: &FlowView) -> String {
+    format!("{}:{}", flow.reply.src, flow.reply.src_port)
+}

@@ -1,0 +1,168 @@
+//! The control thread: control plane, publishing, watchdog and admin socket on one thread.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use flowgate_control::{Source, Status, Update};
+use flowgate_tables::Publisher;
+use flowgate_xsk::steering::{InterfaceConfig, SocketMap, Steering, SteeringConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use super::answers::Answers;
+use super::host;
+use super::steer::Publishing;
+use super::workers::Workers;
+use crate::admin::AdminServer;
+use crate::config::Config;
+
+/// Brings everything up, serves until a signal, and brings the workers down. Program, maps and links stay
+/// for the next start; without sockets in the map all traffic passes to the kernel.
+pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
+    let admin = AdminServer::bind(&config.admin_socket)?;
+    host::raise_locked_memory()?;
+    let interfaces = config
+        .interfaces
+        .iter()
+        .map(|name| InterfaceConfig { name: name.clone(), mode: config.xdp_mode })
+        .collect();
+    let steering = Steering::attach(&SteeringConfig { pin_dir: config.pin_dir.clone(), interfaces })?;
+    let snat_ports = host::reserve_ports(&config.snat_ports)?;
+    steering.notices().iter().for_each(|notice| tracing::info!("{notice}"));
+    for report in steering.report() {
+        let (mode, queues) = (report.mode.name(), report.queues);
+        tracing::info!(interface = report.interface, mode, queues, link = ?report.link, "XDP attached");
+        report.messages.iter().for_each(|message| tracing::warn!(interface = report.interface, "{message}"));
+    }
+    let socket_map = steering.sockets();
+    let publisher = Publisher::new();
+    let started = now();
+    let workers = Workers::start(config, steering.report(), &publisher, started)?;
+    for socket in workers.sockets.iter().flatten() {
+        let (mode, queue) = (socket.mode.name(), socket.queue);
+        tracing::info!(interface = socket.interface, queue, mode, "AF_XDP socket");
+    }
+
+    let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
+    let (status, status_receiver) = watch::channel(Status::default());
+    let (shutdown, shutdown_receiver) = watch::channel(false);
+    let resolve = workers.shared.resolve.clone();
+    let workers = Rc::new(RefCell::new(workers));
+    let publishing = Rc::new(RefCell::new(Publishing { publisher, steering }));
+    let answers = Answers {
+        workers: Rc::clone(&workers),
+        publishing: Rc::clone(&publishing),
+        status: status_receiver.clone(),
+        started,
+    };
+    let sink = Sink {
+        publishing: Rc::clone(&publishing),
+        workers: Rc::clone(&workers),
+        socket_map: socket_map.clone(),
+        connected: false,
+    };
+    let control = flowgate_control::run(
+        flowgate_control::Config {
+            settings: super::settings(config, snat_ports),
+            source: Source::Manifests(config.manifests.clone()),
+            interfaces: config.interfaces.clone(),
+            requests: request_receiver,
+            status,
+            shutdown: shutdown_receiver,
+        },
+        sink.into_fn(),
+    );
+    let look_after = async {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            ticks.tick().await;
+            while let Some(neighbour) = resolve.pop() {
+                // When control is behind, the next packet asks again.
+                let _ = requests.try_send(neighbour);
+            }
+            workers.borrow_mut().watch(&socket_map, now());
+            publishing.borrow_mut().publisher.collect();
+        }
+    };
+    let logged = log_reports(status_receiver);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let outcome = tokio::select! {
+        ended = control => ended.context("the control plane"),
+        () = look_after => Ok(()),
+        () = logged => Ok(()),
+        () = admin.serve(Rc::new(answers)) => Ok(()),
+        _ = terminate.recv() => {
+            tracing::info!("terminated: traffic passes to the kernel");
+            Ok(())
+        }
+        _ = interrupt.recv() => {
+            tracing::info!("interrupted: traffic passes to the kernel");
+            Ok(())
+        }
+    };
+    drop(shutdown);
+    // First the traffic, then those who serve it.
+    let cleared = socket_map.clear_all();
+    if let Ok(workers) = Rc::try_unwrap(workers) {
+        workers.into_inner().stop();
+    }
+    cleared.context("taking the traffic away")?;
+    outcome
+}
+
+/// Publishes what control compiled; the first generation brings the traffic.
+struct Sink {
+    publishing: Rc<RefCell<Publishing>>,
+    workers: Rc<RefCell<Workers>>,
+    socket_map: SocketMap,
+    connected: bool,
+}
+
+impl Sink {
+    fn into_fn(mut self) -> impl FnMut(Update) -> anyhow::Result<()> {
+        move |update| {
+            let generation = update.tables.generation;
+            let (services, backends) =
+                (update.tables.services.services().len(), update.tables.services.backends().len());
+            self.publishing.borrow_mut().publish(update)?;
+            if !self.connected {
+                self.workers.borrow().connect(&self.socket_map)?;
+                self.connected = true;
+            }
+            tracing::info!(generation, services, backends, "published");
+            Ok(())
+        }
+    }
+}
+
+/// Each finding is logged once, when it appears.
+async fn log_reports(mut status: watch::Receiver<Status>) {
+    let mut known = Vec::new();
+    loop {
+        let (report, refused) = {
+            let status = status.borrow_and_update();
+            (status.report.clone(), status.refused.clone())
+        };
+        for entry in report.entries.iter().filter(|entry| !known.contains(*entry)) {
+            tracing::warn!("{entry}");
+        }
+        known.clone_from(&report.entries);
+        if let Some(reason) = refused {
+            tracing::error!("the newest tables were not published: {reason}");
+        }
+        if status.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the start of the clock that workers and watchdog share")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const REQUESTS_WAITING: usize = 1024;

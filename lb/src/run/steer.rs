@@ -1,0 +1,45 @@
+//! From tables to what the XDP program must send up, and publishing both in the right order.
+
+use flowgate_control::Update;
+use flowgate_tables::{FrontendKind, Publisher, Tables};
+use flowgate_xsk::steering::{Steering, SteeringError, SteeringSet, VipKey};
+
+/// The tables that workers see, and the maps that the XDP program sees.
+#[derive(Debug)]
+pub(crate) struct Publishing {
+    pub(crate) publisher: Publisher,
+    pub(crate) steering: Steering,
+}
+
+impl Publishing {
+    /// Makes a generation current. What is gone is no longer sent up before the workers forget it; what
+    /// is new is sent up only once they know it.
+    pub(crate) fn publish(&mut self, update: Update) -> Result<(), SteeringError> {
+        let wanted = steering_set(&update.tables);
+        self.steering.narrow(&wanted)?;
+        self.publisher.publish(update.tables);
+        self.steering.widen(&wanted)
+    }
+}
+
+fn steering_set(tables: &Tables) -> SteeringSet {
+    let mut set = SteeringSet::default();
+    for frontend in tables.services.frontends() {
+        let (key, port) = (&frontend.key, frontend.key.port.number());
+        if frontend.kind == FrontendKind::NodePort {
+            set.node_addresses.insert(key.addr);
+            match key.protocol {
+                flowgate_wire::Protocol::Tcp => set.nodeports_tcp.insert(port),
+                flowgate_wire::Protocol::Udp => set.nodeports_udp.insert(port),
+                flowgate_wire::Protocol::Sctp => false,
+            };
+        } else {
+            set.vips.insert(VipKey { addr: key.addr, port, protocol: key.protocol.number() });
+        }
+    }
+    set.snat_addresses = tables.snat.all_addresses().into_iter().map(Into::into).collect();
+    for &port in tables.snat.ports() {
+        set.snat_ports.insert(port);
+    }
+    set
+}
