@@ -23,6 +23,7 @@ use nix::{
 };
 
 use crate::error::{Error, Result};
+pub(crate) use process::is_alive;
 pub use process::{Process, find_program, guarded};
 
 type Job = Box<dyn FnOnce() + Send>;

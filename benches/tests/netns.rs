@@ -91,7 +91,7 @@ fn terminate_kills_what_does_not_listen() {
 #[test]
 fn a_published_name_works_and_goes_with_the_namespace() {
     require_root();
-    let name = format!("flowgate-test-{}", std::process::id());
+    let name = format!("fgtest-{}", std::process::id());
     let path = Path::new("/run/netns").join(&name);
     let namespace = Namespace::new("named").unwrap();
     namespace.ip("link add name mark type bridge").unwrap();

@@ -159,10 +159,7 @@ impl Gateway {
     fn wait_until_ready(&mut self) -> Result<()> {
         let deadline = clock::now() + READY_LIMIT;
         loop {
-            let answer = match self.show(&["workers", "-o", "json"]) {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
+            let Err(answer) = self.show(&["workers", "-o", "json"]) else { return Ok(()) };
             if let Some(status) = self.process.as_mut().and_then(Process::ended) {
                 let log = last_lines(&self.log(), 20);
                 return Err(Error::State(format!(

@@ -1,10 +1,13 @@
 //! Temporary folders that do not outlive the lab for long: those of a killed lab go when the next one needs a folder.
 
-use std::{env, fs, path::Path};
+use std::{env, fs};
 
 use tempfile::TempDir;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    netns::is_alive,
+};
 
 const PREFIX: &str = "flowgate-lab-";
 
@@ -18,13 +21,13 @@ pub(super) fn folder(purpose: &str) -> Result<TempDir> {
 }
 
 /// Removes the folders of processes that are gone.
-fn sweep() {
+pub(super) fn sweep() {
     let Ok(entries) = fs::read_dir(env::temp_dir()) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('-'));
-        let owner = owner.and_then(|(id, _)| id.parse::<u32>().ok());
-        if owner.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+        let owner = owner.and_then(|(id, _)| id.parse().ok());
+        if owner.is_some_and(|id| !is_alive(id)) {
             // Another lab may be doing the same at this moment.
             let _ = fs::remove_dir_all(entry.path());
         }

@@ -24,6 +24,7 @@ use super::{
     gateway::last_lines,
     interrupt,
     sample::{MYSQL, NGINX, SampleCluster, node_port_address},
+    scratch,
 };
 use crate::{
     clock,
@@ -89,13 +90,10 @@ pub enum Down {
 pub fn up(place: &LabPlace, binary: &Path) -> Result<Up> {
     fs::create_dir_all(&place.folder)
         .map_err(Error::io(format!("make folder {}", place.folder.display())))?;
-    match place.lock()? {
-        None => return place.state().map(Up::AlreadyRunning),
-        Some(lock) => {
-            place.remove_leftovers()?;
-            drop(lock);
-        }
+    if place.running()?.is_some() {
+        return place.await_ready(|| Ok(())).map(Up::AlreadyRunning);
     }
+    place.remove_leftovers()?;
     let log = File::create(place.log()).map_err(Error::io(format!("write {}", place.log().display())))?;
     let errors = log.try_clone().map_err(Error::io("share the supervisor's log"))?;
     // A session of its own: the terminal may go.
@@ -110,23 +108,16 @@ pub fn up(place: &LabPlace, binary: &Path) -> Result<Up> {
         io::ErrorKind::NotFound => Error::MissingProgram { program: "setsid".into(), package: "util-linux" },
         _ => Error::io(format!("start {}", binary.display()))(error),
     })?;
-    let deadline = clock::now() + START_LIMIT;
-    loop {
-        if let Some(state) = place.state().ok().filter(|state| state.ready) {
-            return Ok(Up::Started(state));
+    let outcome = place.await_ready(|| match supervisor.try_wait() {
+        Ok(Some(status)) => {
+            Err(Error::State(format!("the lab did not start ({status}):\n{}", place.log_end())))
         }
-        let log = || last_lines(&fs::read_to_string(place.log()).unwrap_or_default(), 20);
-        if let Ok(Some(status)) = supervisor.try_wait() {
-            place.remove_leftovers()?;
-            return Err(Error::State(format!("the lab did not start ({status}):\n{}", log())));
-        }
-        if clock::now() > deadline {
-            down(place)?;
-            let hint = format!("its log says:\n{}", log());
-            return Err(Error::Timeout { what: "the start of the lab".into(), after: START_LIMIT, hint });
-        }
-        thread::sleep(Duration::from_millis(20));
+        _ => Ok(()),
+    });
+    if outcome.is_err() {
+        down(place)?;
     }
+    outcome.map(Up::Started)
 }
 
 /// Ends the lab and removes everything that it or a killed one before it left.
@@ -134,12 +125,13 @@ pub fn down(place: &LabPlace) -> Result<Down> {
     if !place.folder.exists() {
         return Ok(Down::WasNotRunning);
     }
-    let outcome = if place.lock()?.is_some() {
-        Down::WasNotRunning
-    } else {
-        let pid = Pid::from_raw(place.state()?.pid);
-        place.end(pid, Signal::SIGTERM).or_else(|_| place.end(pid, Signal::SIGKILL))?;
-        Down::Ended
+    let outcome = match place.running()? {
+        None => Down::WasNotRunning,
+        Some(state) => {
+            let pid = Pid::from_raw(state.pid);
+            place.end(pid, Signal::SIGTERM).or_else(|_| place.end(pid, Signal::SIGKILL))?;
+            Down::Ended
+        }
     };
     // Held to the end: nobody starts a lab between the traces of this one.
     let _lock = place.lock()?;
@@ -209,6 +201,49 @@ impl LabPlace {
         }
     }
 
+    /// The state of a supervisor that lives. One that dies or has just begun is waited for: it holds the lock, but its
+    /// state is none yet, or none any more.
+    fn running(&self) -> Result<Option<LabState>> {
+        let deadline = clock::now() + START_LIMIT;
+        loop {
+            if self.lock()?.is_some() {
+                return Ok(None);
+            }
+            if let Some(state) = self.state().ok().filter(|state| netns::is_alive(state.pid)) {
+                return Ok(Some(state));
+            }
+            if clock::now() > deadline {
+                let hint = format!("find who holds {}", self.folder.join("lock").display());
+                return Err(Error::Timeout {
+                    what: "a word from the lab's supervisor".into(),
+                    after: START_LIMIT,
+                    hint,
+                });
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until everything runs; `check` may give up earlier.
+    fn await_ready(&self, mut check: impl FnMut() -> Result<()>) -> Result<LabState> {
+        let deadline = clock::now() + START_LIMIT;
+        loop {
+            if let Some(state) = self.state().ok().filter(|state| state.ready) {
+                return Ok(state);
+            }
+            check()?;
+            if clock::now() > deadline {
+                let hint = format!("its log says:\n{}", self.log_end());
+                return Err(Error::Timeout { what: "the start of the lab".into(), after: START_LIMIT, hint });
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn log_end(&self) -> String {
+        last_lines(&fs::read_to_string(self.log()).unwrap_or_default(), 20)
+    }
+
     /// What the supervisor wrote down last.
     pub fn state(&self) -> Result<LabState> {
         let path = self.folder.join("state.json");
@@ -253,8 +288,9 @@ impl LabPlace {
         Ok(())
     }
 
-    /// Removes names and state of a supervisor that is gone.
+    /// Removes names, state and temporary folders of a supervisor that is gone.
     fn remove_leftovers(&self) -> Result<()> {
+        scratch::sweep();
         let path = self.folder.join("state.json");
         if path.exists() {
             // A state that nobody can read names nothing that could be removed.

@@ -119,6 +119,11 @@ impl Drop for Process {
     }
 }
 
+/// Whether a process exists and is more than a zombie.
+pub(crate) fn is_alive(id: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
 /// Waits until the guard of a [`guarded`] command has made way for its program: a parent that ended before that would
 /// leave the child behind.
 pub(super) fn wait_for_guard(command: &Command, process: &Process) {

@@ -83,7 +83,9 @@ impl HttpServer {
     /// Starts a server in a namespace; it accepts connections when this returns.
     pub fn start(namespace: &Namespace, options: HttpServerOptions) -> Result<Self> {
         let name = HeaderValue::from_str(&options.name);
-        let name = name.map_err(|_| Error::Option(format!("{:?} is no name for a backend", options.name)))?;
+        let name = name.map_err(|error| {
+            Error::Option(format!("{:?} is no name for a backend: {error}", options.name))
+        })?;
         let listener = tcp_listener(namespace, options.listen)?;
         let shared = Arc::new(Shared {
             name,

@@ -69,7 +69,10 @@ pub fn resolve(destination: Ipv4Addr) -> Result<NextHop> {
 fn ip_json<T: serde::de::DeserializeOwned>(arguments: &[&str]) -> Result<Vec<T>> {
     let line = format!("ip -j {}", arguments.join(" "));
     let output = Command::new("ip").arg("-j").args(arguments).output();
-    let output = output.map_err(|_| Error::MissingProgram { program: "ip".into(), package: "iproute2" })?;
+    let output = output.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::MissingProgram { program: "ip".into(), package: "iproute2" },
+        _ => Error::io(format!("run `{line}`"))(error),
+    })?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(Error::Command { command: line, namespace: "of this thread".into(), output: text });

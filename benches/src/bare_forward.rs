@@ -1,0 +1,139 @@
+//! A bare AF_XDP forwarder: what the gateway's figures are held against.
+//!
+//! The same worker loop, sockets, rings and steering program as the gateway; only the deciding is left
+//! out. A frame that comes by one interface goes out by the other with new Ethernet addresses. Never
+//! looks at an address, a port or a flow.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use crossbeam::queue::ArrayQueue;
+use flowgate_dataplane::device::{RxQueue, XskDevice};
+use flowgate_dataplane::worker::Shared;
+use flowgate_dataplane::{
+    Context, Counters, Event, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
+};
+use flowgate_flow::{FlowTable, HashKey, Timeouts};
+use flowgate_tables::routing::Unresolved;
+use flowgate_tables::{InterfaceId, Publisher};
+use flowgate_wire::EtherAddrs;
+use flowgate_xsk::steering::{InterfaceConfig, Steering, SteeringConfig, SteeringSet, VipKey, XdpModeWanted};
+use flowgate_xsk::{FramePool, PortConfig, UmemConfig};
+
+use crate::{clock, error::{Error, Result}};
+
+/// What to forward between.
+#[derive(Debug, Clone, Args)]
+pub struct BareForwardArgs {
+    /// The interface that frames come by.
+    #[arg(long, value_name = "IF")]
+    pub from: String,
+    /// The interface that they leave by.
+    #[arg(long, value_name = "IF")]
+    pub to: String,
+    /// UDP to this address and port is forwarded, the rest goes to the kernel.
+    #[arg(long, value_name = "IP:PORT")]
+    pub vip: std::net::SocketAddrV4,
+    /// The core of the worker.
+    #[arg(long)]
+    pub core: Option<usize>,
+    /// Where program and maps are pinned while it runs.
+    #[arg(long, default_value = "/sys/fs/bpf/flowgate-bare")]
+    pub pin_dir: PathBuf,
+}
+
+/// Forwards until SIGTERM or SIGINT, then detaches. Prints `ready` once it does.
+///
+/// # Errors
+/// What is in the way, with the interface.
+#[allow(clippy::print_stdout, reason = "the caller waits for the line")]
+pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
+    let failed = |what: String| move |error: &dyn std::fmt::Display| Error::State(format!("{what}: {error}"));
+    let interface = |name: &str| InterfaceConfig { name: name.to_owned(), mode: XdpModeWanted::Auto };
+    let config = SteeringConfig {
+        pin_dir: args.pin_dir.clone(),
+        interfaces: vec![interface(&args.from), interface(&args.to)],
+    };
+    let mut steering = Steering::attach(&config).map_err(|e| failed("attach".into())(&e))?;
+    let vip = VipKey { addr: (*args.vip.ip()).into(), port: args.vip.port(), protocol: 17 };
+    let set = SteeringSet { vips: [vip].into(), ..SteeringSet::default() };
+    steering.narrow(&set).and_then(|()| steering.widen(&set)).map_err(|e| failed("steer".into())(&e))?;
+
+    let ports = [PortConfig::new(args.from.clone(), 0), PortConfig::new(args.to.clone(), 0)];
+    let frame_count = UmemConfig::frames_for(&ports).next_power_of_two();
+    let umem = UmemConfig { frame_count, ..UmemConfig::default() };
+    let (pool, opened) = FramePool::new(&umem, &ports).map_err(|e| failed("open sockets".into())(&e))?;
+    let mut sockets: Vec<OwnedFd> = Vec::new();
+    let mut queues = Vec::new();
+    for (port, id) in opened.into_iter().zip(0..) {
+        sockets.push(port.fd().try_clone_to_owned().map_err(Error::io("duplicate a socket"))?);
+        queues.push(RxQueue { interface: InterfaceId(id), checksums: RxChecksums::Complete, port });
+    }
+    let publisher = Publisher::new();
+    let flows = FlowTable::new(64, HashKey::random()).map_err(|e| failed("flow table".into())(&e))?;
+    let shared =
+        Shared { flows: Arc::new(flows), resolve: Arc::new(ArrayQueue::new(1)), started: clock::now() };
+    let worker_config = WorkerConfig {
+        number: WorkerNumber { index: 0, count: 1 },
+        core: args.core,
+        idle_before_sleep: Duration::from_micros(200),
+        timeouts: Timeouts::default(),
+    };
+    let device = XskDevice::new(pool, queues);
+    let worker = Worker::new(worker_config, shared, publisher.reader(), device, BareForward);
+    let handle = worker.spawn().map_err(Error::io("start the worker"))?;
+    for (socket, report) in sockets.iter().zip(steering.report()) {
+        let set = steering.set_socket(report.ifindex, 0, socket.as_fd());
+        set.map_err(|e| failed(report.interface.clone())(&e))?;
+    }
+    println!("ready");
+    wait_for_signal()?;
+    steering.clear_all_sockets().map_err(|e| failed("clear".into())(&e))?;
+    drop(handle.stop());
+    steering.detach().map_err(|e| failed("detach".into())(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn wait_for_signal() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(Error::io("wait for a signal"))?;
+    runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("wait for SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::io("wait for SIGINT"))?;
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    })
+}
+
+/// Sends every frame out by the second interface.
+#[derive(Debug)]
+struct BareForward;
+
+impl Process for BareForward {
+    fn process<F: AsMut<[u8]>>(
+        &mut self,
+        frames: &mut [F],
+        _checksums: RxChecksums,
+        _context: &Context<'_>,
+        counters: &mut Counters,
+        verdicts: &mut [Verdict],
+    ) {
+        const ETHER: EtherAddrs = EtherAddrs([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
+        for (frame, verdict) in frames.iter_mut().zip(verdicts) {
+            if let Some(head) = frame.as_mut().first_chunk_mut::<12>() {
+                *head = ETHER.0;
+            }
+            *verdict = Verdict::Transmit(InterfaceId(1));
+        }
+        counters.add(Event::RxPackets, frames.len() as u64);
+    }
+
+    fn drain_requests(&mut self, _ask: impl FnMut(Unresolved)) {}
+}
