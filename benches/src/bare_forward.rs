@@ -24,17 +24,17 @@ use flowgate_wire::EtherAddrs;
 use flowgate_xsk::steering::{InterfaceConfig, Steering, SteeringConfig, SteeringSet, VipKey, XdpModeWanted};
 use flowgate_xsk::{FramePool, PortConfig, UmemConfig};
 
-use crate::{clock, error::{Error, Result}};
+use crate::{
+    clock,
+    error::{Error, Result},
+};
 
 /// What to forward between.
 #[derive(Debug, Clone, Args)]
 pub struct BareForwardArgs {
-    /// The interface that frames come by.
-    #[arg(long, value_name = "IF")]
-    pub from: String,
-    /// The interface that they leave by.
-    #[arg(long, value_name = "IF")]
-    pub to: String,
+    /// The interface that frames come by, then the one that they leave by.
+    #[arg(long = "interface", value_name = "IF", required = true, num_args = 1)]
+    pub interfaces: Vec<String>,
     /// UDP to this address and port is forwarded, the rest goes to the kernel.
     #[arg(long, value_name = "IP:PORT")]
     pub vip: std::net::SocketAddrV4,
@@ -42,7 +42,7 @@ pub struct BareForwardArgs {
     #[arg(long)]
     pub core: Option<usize>,
     /// Where program and maps are pinned while it runs.
-    #[arg(long, default_value = "/sys/fs/bpf/flowgate-bare")]
+    #[arg(long, default_value = "/sys/fs/bpf/flowgate")]
     pub pin_dir: PathBuf,
 }
 
@@ -52,18 +52,21 @@ pub struct BareForwardArgs {
 /// What is in the way, with the interface.
 #[allow(clippy::print_stdout, reason = "the caller waits for the line")]
 pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
+    if args.interfaces.len() != 2 {
+        return Err(Error::Option(format!("--interface: two are needed, not {}", args.interfaces.len())));
+    }
     let failed = |what: String| move |error: &dyn std::fmt::Display| Error::State(format!("{what}: {error}"));
     let interface = |name: &str| InterfaceConfig { name: name.to_owned(), mode: XdpModeWanted::Auto };
     let config = SteeringConfig {
         pin_dir: args.pin_dir.clone(),
-        interfaces: vec![interface(&args.from), interface(&args.to)],
+        interfaces: args.interfaces.iter().map(|name| interface(name)).collect(),
     };
     let mut steering = Steering::attach(&config).map_err(|e| failed("attach".into())(&e))?;
     let vip = VipKey { addr: (*args.vip.ip()).into(), port: args.vip.port(), protocol: 17 };
     let set = SteeringSet { vips: [vip].into(), ..SteeringSet::default() };
     steering.narrow(&set).and_then(|()| steering.widen(&set)).map_err(|e| failed("steer".into())(&e))?;
 
-    let ports = [PortConfig::new(args.from.clone(), 0), PortConfig::new(args.to.clone(), 0)];
+    let ports: Vec<_> = args.interfaces.iter().map(|name| PortConfig::new(name.clone(), 0)).collect();
     let frame_count = UmemConfig::frames_for(&ports).next_power_of_two();
     let umem = UmemConfig { frame_count, ..UmemConfig::default() };
     let (pool, opened) = FramePool::new(&umem, &ports).map_err(|e| failed("open sockets".into())(&e))?;

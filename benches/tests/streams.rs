@@ -1,5 +1,7 @@
 //! Stream and datagram generators against the lab's servers, with the kernel's forwarding in the gateway's place.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands, its helpers too")]
+
 mod common;
 
 use std::{
@@ -152,7 +154,8 @@ fn a_draining_server_says_goodbye_and_breaks_nothing() {
     assert_eq!(server.open_connections(), 10);
     assert_eq!(server.drain(Duration::from_secs(5)), 0, "all requests under way were answered");
     let report = load.finish().unwrap();
-    assert!(report.broken.is_empty(), "{}", report.table());
+    // One that came when the doors were closing may find nobody; one that was served may not break.
+    assert_eq!(report.by_backend["web"].broken, 0, "{}", report.table());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The wiring of the lab, with the kernel's own forwarding in the gateway's place.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands, its helpers too")]
+
 mod common;
 
 use std::{

@@ -9,6 +9,7 @@ use std::{
 use clap::{Args, Subcommand};
 
 use crate::{
+    bare_forward::{self, BareForwardArgs},
     error::Result,
     lab::{
         bench::{BenchOptions, bench},
@@ -32,6 +33,9 @@ pub enum LabCommand {
     /// Hold the lab: what `up` starts.
     #[command(hide = true)]
     Supervise(PlaceArgs),
+    /// Forward frames between two interfaces and decide nothing: what `bench` compares with.
+    #[command(hide = true)]
+    BareForward(BareForwardArgs),
 }
 
 /// Where the lab keeps its state.
@@ -115,6 +119,7 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
             let report = bench(&options, flowgate, &interrupt::listen()?)?;
             super::loadgen::print(&report.json());
         }
+        LabCommand::BareForward(args) => return bare_forward::run(args),
         LabCommand::Supervise(place) => supervise(&place.place(), flowgate, &interrupt::listen()?)?,
     }
     Ok(ExitCode::SUCCESS)

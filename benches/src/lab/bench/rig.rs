@@ -112,6 +112,7 @@ impl Rig {
         let mut command = on_cpus(Some(&cpu.to_string()), flowgate);
         command
             .args(["lab", "bare-forward", "--interface", UPLINK, "--interface", FABRIC])
+            .args(["--vip", &SERVICE.to_string(), "--core", &cpu.to_string()])
             .stdout(log)
             .stderr(errors);
         let mut process = self.gateway.spawn(command)?;

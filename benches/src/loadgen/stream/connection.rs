@@ -148,6 +148,7 @@ pub(super) struct HttpConnection {
     path: String,
     /// The length of `/bytes/N`.
     pattern_len: Option<u64>,
+    has_answered: bool,
 }
 
 impl HttpConnection {
@@ -155,7 +156,14 @@ impl HttpConnection {
         let (requests, connection) = handshake(TokioIo::new(stream)).await.map_err(breakage)?;
         let driver = tokio::task::spawn_local(connection);
         let pattern_len = path.strip_prefix("/bytes/").and_then(|len| len.parse().ok());
-        Ok(Self { requests, driver, host: target.to_string(), path: path.to_owned(), pattern_len })
+        Ok(Self {
+            requests,
+            driver,
+            host: target.to_string(),
+            path: path.to_owned(),
+            pattern_len,
+            has_answered: false,
+        })
     }
 
     async fn exchange(&mut self) -> Result<Answer, Breakage> {
@@ -163,7 +171,12 @@ impl HttpConnection {
             .header(HOST, &self.host)
             .body(Empty::new())
             .map_err(|error| Breakage::BadAnswer(format!("{} is no path: {error}", self.path)))?;
-        let mut response = self.requests.send_request(request).await.map_err(breakage)?;
+        let mut response =
+            self.requests.send_request(request).await.map_err(|error| match breakage(error) {
+                Breakage::ClosedEarly if self.has_answered => Breakage::Goodbye,
+                breakage => breakage,
+            })?;
+        self.has_answered = true;
         if response.status() != StatusCode::OK {
             return Err(Breakage::BadAnswer(format!("GET {} answered {}", self.path, response.status())));
         }

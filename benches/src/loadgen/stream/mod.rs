@@ -257,6 +257,9 @@ impl Worker {
             let outcome = tokio::time::timeout(self.options.exchange_timeout, connection.exchange()).await;
             let answer = match outcome.unwrap_or(Err(Breakage::TimedOut)) {
                 Ok(answer) => answer,
+                Err(Breakage::Goodbye) => {
+                    return self.note(|tally| tally.closed_idle(backend.as_deref().unwrap_or_default()));
+                }
                 Err(breakage) => return self.note(|tally| tally.broken(backend.as_deref(), &breakage)),
             };
             let first_answer = backend.is_none();

@@ -21,6 +21,8 @@ pub(super) enum Breakage {
     TimedOut,
     Reset,
     ClosedEarly,
+    /// An orderly end of a kept connection in place of an answer: RFC 9112 section 9.5 lets a server do that.
+    Goodbye,
     NoLocalPort,
     Mismatch(Mismatch),
     BadAnswer(String),
@@ -49,6 +51,7 @@ impl Breakage {
             Self::TimedOut => "timed_out",
             Self::Reset => "reset",
             Self::ClosedEarly => "closed_early",
+            Self::Goodbye => "goodbye",
             Self::NoLocalPort => "no_local_port",
             Self::Mismatch(_) => "mismatch",
             Self::BadAnswer(_) => "bad_answer",
