@@ -26,7 +26,8 @@ pub(crate) enum Command {
     Detach(RunArgs),
     /// The network-namespace lab.
     #[cfg(feature = "lab")]
-    Lab(flowgate_benches::cli::LabArgs),
+    #[command(subcommand)]
+    Lab(flowgate_benches::cli::LabCommand),
     /// The load generator.
     #[cfg(feature = "lab")]
     Loadgen(flowgate_benches::cli::LoadgenArgs),

@@ -31,8 +31,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Detach(args) => run::detach(&Config::load(args.config.as_deref(), args.overrides())?),
         Command::Show(args) => show::show(&args),
         #[cfg(feature = "lab")]
-        Command::Lab(args) => Ok(flowgate_benches::cli::lab(args)?),
+        Command::Lab(command) => Ok(flowgate_benches::cli::run_lab(&command, &std::env::current_exe()?)?),
         #[cfg(feature = "lab")]
-        Command::Loadgen(args) => Ok(flowgate_benches::cli::loadgen(args)?),
+        Command::Loadgen(args) => Ok(flowgate_benches::cli::run_loadgen(&args)?),
     }
 }

@@ -22,7 +22,7 @@ use crate::config::Config;
 /// for the next start; without sockets in the map all traffic passes to the kernel.
 pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let admin = AdminServer::bind(&config.admin_socket)?;
-    host::raise_locked_memory()?;
+    host::raise_locked_memory();
     let interfaces = config
         .interfaces
         .iter()

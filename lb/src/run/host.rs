@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use anyhow::Context;
 use flowgate_tables::PortSet;
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Keeps the range from the kernel's own choice of source ports, then leaves out the ports on which the
 /// node has sockets already, so that its connections and ours never meet on one tuple.
@@ -38,13 +38,18 @@ pub(crate) fn release_ports(range: &RangeInclusive<u16>) -> anyhow::Result<()> {
     write_reserved(&reserved)
 }
 
-/// Packet memory is locked memory; a limit of some megabytes would not do.
-///
-/// # Errors
-/// The process may not raise its limit.
-pub(crate) fn raise_locked_memory() -> anyhow::Result<()> {
-    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
-        .context("raising the limit of locked memory (RLIMIT_MEMLOCK): run as root, or with CAP_SYS_RESOURCE")
+/// Packet memory counts against the limit of locked memory unless the process has CAP_IPC_LOCK: raises
+/// the limit as far as it may. Should it be too low, opening a socket says so.
+pub(crate) fn raise_locked_memory() {
+    if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_ok() {
+        return;
+    }
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard)
+    {
+        tracing::warn!(%error, "the limit of locked memory stays at {soft} bytes");
+    }
 }
 
 fn read_reserved() -> anyhow::Result<PortSet> {
