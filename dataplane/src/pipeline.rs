@@ -99,6 +99,10 @@ impl Router {
         counters: &mut Counters,
     ) -> Verdict {
         let Staged { packet, probe } = staged;
+        // RFC 1812 section 5.3.1: a packet whose TTL would become zero is not forwarded.
+        if packet.ttl <= 1 {
+            return Verdict::Drop(DropReason::TtlExpired);
+        }
         let found = match context.flows.find(probe, &packet.tuple) {
             Some(found) if !is_over(&found, packet, context) => {
                 counters.add(Event::FlowHits, 1);
@@ -133,10 +137,6 @@ impl Router {
         if packet.tuple.protocol == Protocol::Tcp {
             found.saw_tcp(packet.tcp_flags);
         }
-        // RFC 1812 section 5.3.1: a packet whose TTL would become zero is not forwarded.
-        if packet.ttl <= 1 {
-            return Verdict::Drop(DropReason::TtlExpired);
-        }
         let routing = &context.tables.routing;
         let stored = found.forwarding.next_hop.id(routing.epoch()).map(NextHopId::from_bits);
         let next_hop = match stored.and_then(|id| routing.next_hop(id)) {
@@ -161,7 +161,7 @@ impl Router {
         Verdict::Transmit(next_hop.egress)
     }
 
-    /// Looks the next hop up again after a route change, and keeps it.
+    /// Looks the next hop up, for the first reply or again after a route change, and keeps it.
     #[cold]
     fn reroute(
         &mut self,
@@ -172,7 +172,7 @@ impl Router {
         let routing = &context.tables.routing;
         let (id, next_hop) = self.next_hop(found.forwarding.translation.dst, context, counters)?;
         found.set_next_hop(NextHopRef::new(id.to_bits(), routing.epoch()));
-        counters.add(Event::Rerouted, 1);
+        counters.add(Event::Rerouted, u64::from(found.forwarding.next_hop != NextHopRef::NONE));
         Ok(next_hop)
     }
 }

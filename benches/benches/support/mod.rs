@@ -13,23 +13,23 @@ use flowgate_tables::{EmptyAction, FrontendKind, Routing, ServiceTable, SnatPool
 use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, MacAddr, Protocol};
 
 /// Frames of a burst.
-pub const BURST: usize = 64;
+pub(crate) const BURST: usize = 64;
 
 /// The VIP that all flows aim at.
-pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
+pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 
 /// A gateway in memory.
-pub struct Gateway {
-    pub tables: Tables,
-    pub flows: FlowTable,
-    pub timeouts: Timeouts,
-    pub pipeline: Pipeline,
-    pub counters: Counters,
+pub(crate) struct Gateway {
+    pub(crate) tables: Tables,
+    pub(crate) flows: FlowTable,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) counters: Counters,
 }
 
 impl Gateway {
     /// A gateway with one Service of 64 backends and room for `flows` flows.
-    pub fn new(flows: u32) -> Self {
+    pub(crate) fn new(flows: u32) -> Self {
         Self {
             tables: tables(),
             flows: FlowTable::new(flows, HashKey::random()).expect("memory for the flow table"),
@@ -41,7 +41,7 @@ impl Gateway {
 
     /// Runs a burst.
     #[inline]
-    pub fn process(&mut self, frames: &mut [Frame], now: Tick, verdicts: &mut [Verdict]) {
+    pub(crate) fn process(&mut self, frames: &mut [Frame], now: Tick, verdicts: &mut [Verdict]) {
         let context = Context { now, tables: &self.tables, flows: &self.flows, timeouts: &self.timeouts };
         let checksums = RxChecksums::MayBePartial;
         self.pipeline.process(frames, checksums, &context, &mut self.counters, verdicts);
@@ -51,7 +51,7 @@ impl Gateway {
 /// A 60-byte frame, alone in its cache line as UMEM chunks are.
 #[repr(align(64))]
 #[derive(Clone)]
-pub struct Frame(pub [u8; 60]);
+pub(crate) struct Frame(pub(crate) [u8; 60]);
 
 impl AsMut<[u8]> for Frame {
     fn as_mut(&mut self) -> &mut [u8] {
@@ -60,7 +60,7 @@ impl AsMut<[u8]> for Frame {
 }
 
 /// The client's packet of flow number `flow`.
-pub fn client_tuple(flow: u32) -> FiveTuple4 {
+pub(crate) fn client_tuple(flow: u32) -> FiveTuple4 {
     FiveTuple {
         protocol: Protocol::Udp,
         src: Ipv4Addr::from_bits(0xc612_0000 + flow / 50_000),
@@ -71,7 +71,7 @@ pub fn client_tuple(flow: u32) -> FiveTuple4 {
 }
 
 /// A UDP frame with this tuple and valid checksums.
-pub fn udp_frame(tuple: &FiveTuple4) -> Frame {
+pub(crate) fn udp_frame(tuple: &FiveTuple4) -> Frame {
     let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
         .ipv4(tuple.src.octets(), tuple.dst.octets(), 64)
         .udp(tuple.src_port.number(), tuple.dst_port.number());
@@ -81,11 +81,11 @@ pub fn udp_frame(tuple: &FiveTuple4) -> Frame {
 }
 
 /// A small generator of random numbers, seeded: the same flows in every run.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     /// A number below `bound`.
-    pub fn below(&mut self, bound: u32) -> u32 {
+    pub(crate) fn below(&mut self, bound: u32) -> u32 {
         // xorshift64* (Marsaglia 2003, Vigna 2016).
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -96,7 +96,7 @@ impl Random {
 }
 
 /// Tables of a gateway with two interfaces, routes both ways, and one Service with 64 backends.
-pub fn tables() -> Tables {
+pub(crate) fn tables() -> Tables {
     let backends: Vec<Ipv4Addr> = (1..=64).map(|n| Ipv4Addr::new(10, 244, 0, n + 10)).collect();
     let endpoint =
         |addr: &Ipv4Addr| EndpointSpec { addr: IpAddr::V4(*addr), port: L4Port::new(8080), weight: 1 };

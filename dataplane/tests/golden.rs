@@ -1,0 +1,240 @@
+//! Golden packet cases: packets in, packets out byte for byte, counters exact.
+//!
+//! Each case tells its story in `golden/`; `INSTA_UPDATE=always cargo test -p flowgate-dataplane` writes
+//! them anew. Every sent packet's checksums are judged by etherparse in the story.
+
+mod gateway;
+
+use std::time::Duration;
+
+use flowgate_dataplane::DropReason;
+use flowgate_wire::checksum::Sum;
+use flowgate_wire::{L4Port, Protocol};
+use gateway::{CLIENT, FAB0, Gateway, UP0, World, destination, neighbour, route, service, source, tcp, udp};
+
+fn golden(name: &str, gateway: &Gateway) {
+    assert!(!gateway.story().contains("    up0 < UDP (checksum wrong)"));
+    insta::with_settings!({ snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(name, gateway.story());
+    });
+}
+
+/// Opens a connection and returns what the backend sees: its own address and our source.
+fn connect(gateway: &mut Gateway, from: &str, vip: &str) -> (String, String) {
+    let sent = gateway.receive(UP0, tcp(from, vip, "S"));
+    let (_, syn) = &sent[0];
+    let (backend, snat) = (destination(syn), source(syn));
+    gateway.receive(FAB0, tcp(&backend, &snat, "SA"));
+    gateway.receive(UP0, tcp(from, vip, "A"));
+    (backend, snat)
+}
+
+#[test]
+fn a_tcp_connection_goes_there_and_back_and_ends() {
+    let mut gateway = Gateway::new(&World::new());
+    let vip = "10.96.0.80:80";
+    let (backend, snat) = connect(&mut gateway, CLIENT, vip);
+    gateway.receive(FAB0, tcp(&backend, &snat, "A"));
+    gateway.receive(UP0, tcp(CLIENT, vip, "FA"));
+    gateway.receive(FAB0, tcp(&backend, &snat, "FA"));
+    gateway.receive(UP0, tcp(CLIENT, vip, "A"));
+    assert_eq!(gateway.flows.flows().next().unwrap().tcp_phase.unwrap().name(), "time-wait");
+    gateway.wait(Duration::from_secs(31));
+    gateway.wait(Duration::from_secs(16));
+    assert_eq!(gateway.flows.used_entries(), 0);
+    golden("tcp_connection", &gateway);
+}
+
+#[test]
+fn a_udp_exchange_goes_there_and_back() {
+    let mut gateway = Gateway::new(&World::new());
+    let sent = gateway.receive(UP0, udp(CLIENT, "10.96.0.53:53", b"question"));
+    let (backend, snat) = (destination(&sent[0].1), source(&sent[0].1));
+    let back = gateway.receive(FAB0, udp(&backend, &snat, b"answer"));
+    assert_eq!((source(&back[0].1), destination(&back[0].1)), ("10.96.0.53:53".into(), CLIENT.into()));
+    golden("udp_exchange", &gateway);
+}
+
+#[test]
+fn a_node_port_leads_to_the_same_backends() {
+    let mut gateway = Gateway::new(&World::new());
+    connect(&mut gateway, CLIENT, "192.0.2.1:30380");
+    golden("node_port", &gateway);
+}
+
+#[test]
+fn a_routed_client_is_answered_by_its_router() {
+    let mut gateway = Gateway::new(&World::new());
+    connect(&mut gateway, "198.51.100.7:5000", "10.96.0.80:80");
+    golden("routed_client", &gateway);
+}
+
+#[test]
+fn a_client_that_is_kept_is_seen_by_the_backend() {
+    let mut gateway = Gateway::new(&World::new());
+    let (_, seen) = connect(&mut gateway, CLIENT, "203.0.113.7:80");
+    assert_eq!(seen, CLIENT);
+    golden("client_kept", &gateway);
+}
+
+#[test]
+fn what_belongs_to_no_flow_is_dropped_and_named() {
+    let mut gateway = Gateway::new(&World::new());
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.80:80", "A"));
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.80:80", "R"));
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.80:80", "SA"));
+    gateway.receive(FAB0, udp("10.244.0.11:5353", "10.244.0.1:40001", b"late"));
+    golden("no_flow", &gateway);
+}
+
+#[test]
+fn what_is_not_ours_is_named() {
+    let mut gateway = Gateway::new(&World::new());
+    gateway.receive(UP0, udp(CLIENT, "10.96.0.77:53", b"no such service"));
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.53:53", "S"));
+    gateway.receive(UP0, vec![0; 60]);
+    let mut fragment = udp(CLIENT, "10.96.0.53:53", b"fragment");
+    fragment[20] = 0x20;
+    gateway.receive(UP0, fragment);
+    let mut icmp = udp(CLIENT, "10.96.0.53:53", b"echo");
+    icmp[23] = 1;
+    gateway.receive(UP0, icmp);
+    golden("not_ours", &gateway);
+}
+
+#[test]
+fn what_cannot_be_forwarded_is_dropped_and_named() {
+    let mut world = World::new();
+    world.services.push(service("lost", Protocol::Udp, "10.96.0.54:53", 53, &[]));
+    world.services[4].endpoint_sets[0].push(flowgate_tables::spec::EndpointSpec {
+        addr: "172.16.0.1".parse().unwrap(),
+        port: L4Port::new(53),
+        weight: 1,
+    });
+    world.services.push(service("silent", Protocol::Udp, "10.96.0.55:53", 53, &[99]));
+    let mut gateway = Gateway::new(&world);
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.99:80", "S"));
+    gateway.receive(UP0, udp(CLIENT, "10.96.0.54:53", b"no route"));
+    gateway.receive(UP0, udp(CLIENT, "10.96.0.55:53", b"no neighbour"));
+    let mut last_hop = udp(CLIENT, "10.96.0.53:53", b"ttl");
+    last_hop[22] = 1;
+    gateway.receive(UP0, last_hop);
+    gateway.receive(UP0, udp(CLIENT, "10.96.0.53:53", &[0; 1473]));
+    gateway.receive(UP0, udp(CLIENT, "10.96.0.53:53", &[0; 1472]));
+    let mut lying = udp(CLIENT, "10.96.0.53:53", b"length");
+    lying[17] = 200;
+    gateway.receive(UP0, lying);
+    golden("not_forwardable", &gateway);
+}
+
+#[test]
+fn a_client_that_is_not_resolved_is_asked_for_by_the_first_reply() {
+    let mut gateway = Gateway::new(&World::new());
+    let sent = gateway.receive(UP0, udp("192.0.2.66:9", "10.96.0.53:53", b"question"));
+    let (backend, snat) = (destination(&sent[0].1), source(&sent[0].1));
+    gateway.receive(FAB0, udp(&backend, &snat, b"answer"));
+    let mut world = World::new();
+    world.neighbours.push(neighbour(0, "192.0.2.66", Some(66)));
+    gateway.publish(&world);
+    gateway.receive(FAB0, udp(&backend, &snat, b"answer again"));
+    golden("unresolved_client", &gateway);
+}
+
+#[test]
+fn a_checksum_that_a_virtual_device_left_open_is_completed() {
+    let mut gateway = Gateway::new(&World::new());
+    let mut syn = tcp(CLIENT, "10.96.0.80:80", "S");
+    let l4_len = u16::try_from(syn.len() - 34).unwrap();
+    let pseudo = Sum::pseudo_header([192, 0, 2, 10].into(), [10, 96, 0, 80].into(), Protocol::Tcp, l4_len);
+    syn[50..52].copy_from_slice(&pseudo.fold().to_ne_bytes());
+    gateway.receive(UP0, syn);
+    let mut datagram = udp(CLIENT, "10.96.0.53:53", b"odd");
+    let l4_len = u16::try_from(datagram.len() - 34).unwrap();
+    let pseudo = Sum::pseudo_header([192, 0, 2, 10].into(), [10, 96, 0, 53].into(), Protocol::Udp, l4_len);
+    datagram[40..42].copy_from_slice(&pseudo.fold().to_ne_bytes());
+    gateway.receive(UP0, datagram);
+    let mut none = udp("192.0.2.10:77", "10.96.0.53:53", b"no checksum");
+    none[40..42].copy_from_slice(&[0, 0]);
+    gateway.receive(UP0, none);
+    golden("partial_checksum", &gateway);
+}
+
+#[test]
+fn a_connection_outlives_its_endpoint_and_a_datagram_flow_moves_at_once() {
+    let mut world = World::new();
+    let mut gateway = Gateway::new(&world);
+    let (backend, snat) = connect(&mut gateway, CLIENT, "10.96.0.80:80");
+    let sent = gateway.receive(UP0, udp(CLIENT, "10.96.0.53:53", b"one"));
+    let first = destination(&sent[0].1);
+    let gone = |address: &str| address.rsplit_once(':').unwrap().0.parse::<std::net::IpAddr>().unwrap();
+    world.services[0].endpoint_sets[0].retain(|e| e.addr != gone(&backend));
+    world.services[1].endpoint_sets[0].retain(|e| e.addr != gone(&first));
+    gateway.publish(&world);
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.80:80", "A"));
+    gateway.receive(FAB0, tcp(&backend, &snat, "A"));
+    let sent = gateway.receive(UP0, udp(CLIENT, "10.96.0.53:53", b"two"));
+    assert_ne!(destination(&sent[0].1), first);
+    golden("endpoint_removed", &gateway);
+}
+
+#[test]
+fn flows_follow_routes_and_neighbours() {
+    let mut world = World::new();
+    let mut gateway = Gateway::new(&world);
+    let (backend, snat) = connect(&mut gateway, "198.51.100.7:5000", "10.96.0.80:80");
+    world.neighbours[1] = neighbour(0, "192.0.2.254", Some(253));
+    gateway.publish(&world);
+    gateway.receive(FAB0, tcp(&backend, &snat, "A"));
+    world.routes[2] = route("198.51.100.0/24", 0, Some("192.0.2.10"));
+    gateway.publish(&world);
+    gateway.receive(FAB0, tcp(&backend, &snat, "A"));
+    world.routes.remove(2);
+    gateway.publish(&world);
+    gateway.receive(FAB0, tcp(&backend, &snat, "A"));
+    golden("rerouted", &gateway);
+}
+
+#[test]
+fn a_syn_after_the_end_starts_anew_and_before_it_does_not() {
+    let mut gateway = Gateway::new(&World::new());
+    let vip = "10.96.0.80:80";
+    let (backend, snat) = connect(&mut gateway, CLIENT, vip);
+    gateway.receive(UP0, tcp(CLIENT, vip, "S"));
+    gateway.receive(FAB0, tcp(&backend, &snat, "R"));
+    gateway.receive(UP0, tcp(CLIENT, vip, "S"));
+    golden("syn_reuse", &gateway);
+}
+
+#[test]
+fn source_ports_serve_each_backend_anew_and_then_run_out() {
+    let mut world = World::new();
+    world.snat_ports = [40_000, 40_001].into_iter().collect();
+    let mut gateway = Gateway::new(&world);
+    for port in 1..=8 {
+        gateway.receive(UP0, udp(&format!("192.0.2.10:{port}"), "10.96.0.53:53", b"x"));
+    }
+    let refused = gateway.worker.state().counters.read().dropped(DropReason::SnatPortsExhausted);
+    assert_eq!((gateway.flows.used_entries(), refused), (8, 4), "two ports for each of two backends");
+    golden("snat_ports", &gateway);
+}
+
+#[test]
+fn a_full_transmit_ring_drops_and_counts() {
+    let mut gateway = Gateway::with(&World::new(), 1000, 2);
+    for port in 1..=3 {
+        gateway.worker.device().deliver(FAB0, udp(&format!("192.0.2.10:{port}"), "10.96.0.53:53", b"x"));
+    }
+    gateway.wait(Duration::ZERO);
+    golden("tx_ring_full", &gateway);
+}
+
+#[test]
+fn two_packets_of_a_new_flow_in_one_burst_are_one_flow() {
+    let mut gateway = Gateway::new(&World::new());
+    for _ in 0..3 {
+        gateway.worker.device().deliver(UP0, udp(CLIENT, "10.96.0.53:53", b"x"));
+    }
+    gateway.wait(Duration::ZERO);
+    assert_eq!(gateway.flows.used_entries(), 2);
+    golden("one_burst", &gateway);
+}
