@@ -3,6 +3,8 @@
 //! Each case tells its story in `golden/`; `INSTA_UPDATE=always cargo test -p flowgate-dataplane` writes
 //! them anew. Every sent packet's checksums are judged by etherparse in the story.
 
+#![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
+
 mod gateway;
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! A gateway in memory: the real worker loop over a device without a kernel. Packets go in and come out
 //! by the public door, and what happened is rendered as text.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
