@@ -146,6 +146,14 @@ impl Gateway {
         self.launch()
     }
 
+    /// Ends it and takes its XDP programs off the interfaces, where they stay otherwise for the next start.
+    pub fn detach(mut self) -> Result<()> {
+        self.terminate(Duration::from_secs(5))?;
+        let mut command = Command::new(&self.options.binary);
+        command.arg("detach").arg("--config").arg(self.config_path());
+        self.namespace.check(command).map(drop)
+    }
+
     fn launch(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log_path());
         let log = log.map_err(Error::io(format!("open {}", self.log_path().display())))?;

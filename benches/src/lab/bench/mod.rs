@@ -90,8 +90,10 @@ fn check(options: &BenchOptions) -> Result<()> {
 
 fn bare(rig: &Rig, options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<Sample> {
     interrupt::check(stop)?;
-    let _forwarder = rig.start_bare_forwarder(flowgate, options.worker_cpu)?;
-    rig.measure(FEW_FLOWS, options, stop)
+    let forwarder = rig.start_bare_forwarder(flowgate, options.worker_cpu)?;
+    let sample = rig.measure(FEW_FLOWS, options, stop)?;
+    forwarder.stop()?;
+    Ok(sample)
 }
 
 fn gateway(rig: &Rig, options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<(Sample, Sample)> {
@@ -99,6 +101,6 @@ fn gateway(rig: &Rig, options: &BenchOptions, flowgate: &Path, stop: &Stop) -> R
     let gateway = rig.start_gateway(flowgate, options.worker_cpu)?;
     let few = rig.measure(FEW_FLOWS, options, stop)?;
     let many = rig.measure(MANY_FLOWS, options, stop)?;
-    drop(gateway);
+    gateway.detach()?;
     Ok((few, many))
 }

@@ -62,8 +62,8 @@ pub(super) struct Rig {
 
 /// A bare forwarder at work; killed when dropped.
 pub(super) struct BareForwarder {
-    _process: Process,
-    _folder: TempDir,
+    process: Process,
+    folder: TempDir,
 }
 
 impl Rig {
@@ -87,6 +87,10 @@ impl Rig {
         }
         // The sources of the flows: one neighbour, not hundreds.
         gateway.ip(&format!("route add 198.18.0.0/15 via {CLIENT}"))?;
+        // A bare forwarder takes ARP away too: nobody has to ask.
+        know(&client, HOST_INTERFACE, &[GATEWAY_UPLINK], &gateway, UPLINK)?;
+        know(&gateway, UPLINK, &[CLIENT], &client, HOST_INTERFACE)?;
+        know(&gateway, FABRIC, &backends, &receiver, HOST_INTERFACE)?;
         let count = SinkOptions { port: Some(SERVICE.port()), ip_proto: Some(17), action: SinkAction::Drop };
         let sink = receiver.enter(|| Sink::attach(HOST_INTERFACE, count))??;
         Ok(Self { client, gateway, sink, backends, _receiver: receiver })
@@ -103,7 +107,7 @@ impl Rig {
         Ok(gateway)
     }
 
-    /// The one place that knows how the bare forwarder is called. It is ready when both interfaces have its program.
+    /// The one place that knows how the bare forwarder is called. It says `ready` when it is.
     pub(super) fn start_bare_forwarder(&self, flowgate: &Path, cpu: usize) -> Result<BareForwarder> {
         let folder = scratch::folder("bare-forward")?;
         let log_path = folder.path().join("log");
@@ -117,18 +121,17 @@ impl Rig {
             .stderr(errors);
         let mut process = self.gateway.spawn(command)?;
         let deadline = clock::now() + START_LIMIT;
-        while !self.has_programs()? {
+        while !read_log(&log_path).lines().any(|line| line == "ready") {
             if process.ended().is_some() || clock::now() > deadline {
-                let log = std::fs::read_to_string(&log_path).unwrap_or_default();
                 return Err(Error::Timeout {
                     what: format!("the start of `{}`", process.line()),
                     after: START_LIMIT,
-                    hint: format!("its log says:\n{}", last_lines(&log, 20)),
+                    hint: format!("its log says:\n{}", last_lines(&read_log(&log_path), 20)),
                 });
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Ok(BareForwarder { _process: process, _folder: folder })
+        Ok(BareForwarder { process, folder })
     }
 
     /// Sends `flows` flows as fast as one core can and counts what arrives, after everything has warmed up.
@@ -158,13 +161,42 @@ impl Rig {
             })
         })?
     }
+}
 
-    fn has_programs(&self) -> Result<bool> {
-        for interface in [UPLINK, FABRIC] {
-            if !self.gateway.ip(&format!("link show {interface}"))?.contains("prog/xdp") {
-                return Ok(false);
-            }
+impl BareForwarder {
+    /// Ends it, and waits until it has detached from the interfaces.
+    pub(super) fn stop(mut self) -> Result<()> {
+        let status = self.process.terminate(START_LIMIT)?;
+        if status.success() {
+            return Ok(());
         }
-        Ok(true)
+        let log = read_log(&self.folder.path().join("log"));
+        Err(Error::State(format!(
+            "`{}` ended badly ({status}):\n{}",
+            self.process.line(),
+            last_lines(&log, 20)
+        )))
     }
+}
+
+fn read_log(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Makes `who` know the Ethernet address of `neighbours`, which is that of an interface of `at`.
+fn know(
+    who: &Namespace,
+    interface: &str,
+    neighbours: &[Ipv4Addr],
+    at: &Namespace,
+    their_interface: &str,
+) -> Result<()> {
+    let path = format!("/sys/class/net/{their_interface}/address");
+    let mac = at.enter(|| std::fs::read_to_string(&path))?;
+    let mac =
+        mac.map_err(Error::io(format!("read the MAC address of {their_interface} in {}", at.label())))?;
+    for neighbour in neighbours {
+        who.ip(&format!("neigh replace {neighbour} lladdr {} dev {interface} nud permanent", mac.trim()))?;
+    }
+    Ok(())
 }
