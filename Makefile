@@ -1,0 +1,42 @@
+# README's commands. Each target installs or names what it needs.
+
+CARGO ?= cargo
+FLOWGATE := target/release/flowgate
+FUZZ_SECONDS ?= 60
+
+.PHONY: build demo test lint bench bench-lab fuzz clean deps root
+
+build: deps
+	$(CARGO) build --release -p flowgate
+
+demo: root build
+	$(FLOWGATE) lab demo
+
+# Everything: format, lints, unit, property, golden, fuzz replay, and the network tests, which need root.
+test: root deps lint
+	$(CARGO) test --workspace
+
+lint: deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+# Criterion benches of the pipeline and its parts; ends with one line of JSON.
+bench: deps
+	$(CARGO) bench -p flowgate-benches
+	@$(CARGO) run -q --release -p flowgate-benches --bin bench-report
+
+# Packets per second against a bare AF_XDP forwarder in the lab; ends with one line of JSON.
+bench-lab: root build
+	$(FLOWGATE) lab bench
+
+fuzz: deps
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release -p flowgate-dataplane --test fuzz -- --nocapture
+
+clean:
+	$(CARGO) clean
+
+deps:
+	@.ci/deps
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root, for network namespaces and XDP: run it with sudo" >&2; exit 1; }
