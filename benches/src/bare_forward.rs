@@ -15,7 +15,7 @@ use crossbeam::queue::ArrayQueue;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
 use flowgate_dataplane::worker::Shared;
 use flowgate_dataplane::{
-    Context, Counters, Event, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
+    Context, Counters, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
 };
 use flowgate_flow::{FlowTable, HashKey, Timeouts};
 use flowgate_tables::routing::Unresolved;
@@ -125,7 +125,7 @@ impl Process for BareForward {
         frames: &mut [F],
         _checksums: RxChecksums,
         _context: &Context<'_>,
-        counters: &mut Counters,
+        _counters: &mut Counters,
         verdicts: &mut [Verdict],
     ) {
         const ETHER: EtherAddrs = EtherAddrs([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
@@ -135,7 +135,6 @@ impl Process for BareForward {
             }
             *verdict = Verdict::Transmit(InterfaceId(1));
         }
-        counters.add(Event::RxPackets, frames.len() as u64);
     }
 
     fn drain_requests(&mut self, _ask: impl FnMut(Unresolved)) {}

@@ -29,6 +29,8 @@ reasons! {
         SnatCollisions = "snat_collisions",
         /// Requests to resolve a neighbour that found no room in the queue.
         ResolveOverflows = "resolve_overflows",
+        /// Packets held while their next hop was resolved.
+        Held = "held",
         /// Loops that brought at least one packet.
         BusyLoops = "busy_loops",
         /// Times the worker went to sleep.
@@ -55,11 +57,11 @@ impl Counters {
         self.0[event.index()] += n;
     }
 
-    /// Counts a verdict under its reason; one that transmits is counted when it is sent.
+    /// Counts a verdict under its reason; a packet that is sent or held is counted when it is.
     #[inline]
     pub fn count(&mut self, verdict: Verdict) {
         match verdict {
-            Verdict::Transmit(_) => {}
+            Verdict::Transmit(_) | Verdict::Hold(_) => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
             Verdict::Drop(reason) => self.0[drop_index(reason)] += 1,
         }

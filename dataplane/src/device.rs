@@ -42,8 +42,8 @@ pub trait Device {
     fn wait(&mut self, timeout: Duration);
 
     /// Panics if a frame was lost or doubled. Called between bursts in debug builds, when the worker
-    /// holds none.
-    fn assert_no_leak(&self);
+    /// holds `held` frames.
+    fn assert_no_leak(&self, held: usize);
 }
 
 /// Why a frame was not taken for sending.

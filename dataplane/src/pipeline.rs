@@ -147,8 +147,9 @@ impl Router {
             },
         };
         let Some(ether) = &next_hop.ether else {
-            self.requests.push(Unresolved { egress: next_hop.egress, addr: next_hop.addr }, counters);
-            return Verdict::Drop(DropReason::NoNeighbour);
+            let neighbour = Unresolved { egress: next_hop.egress, addr: next_hop.addr };
+            self.requests.push(neighbour, counters);
+            return Verdict::Hold(neighbour);
         };
         if packet.ip_len() > next_hop.mtu {
             return Verdict::Drop(DropReason::TooBig);
@@ -193,13 +194,12 @@ impl Process for Pipeline {
         for frame in frames.iter_mut() {
             prefetch(frame.as_mut());
         }
-        let (mut bytes, mut segments) = (0, 0_u64);
+        let mut segments = 0_u64;
         let staged = &mut self.staged[..frames.len()];
         for (i, ((frame, verdict), staged)) in
             frames.iter_mut().zip(verdicts.iter_mut()).zip(staged.iter_mut()).enumerate()
         {
             let frame = frame.as_mut();
-            bytes += frame.len() as u64;
             match parse(frame) {
                 Ok(Parsed::L4(packet)) => {
                     staged.probe = context.flows.probe(&packet.tuple);
@@ -221,8 +221,6 @@ impl Process for Pipeline {
             }
             counters.count(*verdict);
         }
-        counters.add(Event::RxPackets, frames.len() as u64);
-        counters.add(Event::RxBytes, bytes);
     }
 
     fn drain_requests(&mut self, ask: impl FnMut(Unresolved)) {

@@ -1,6 +1,7 @@
 //! The fate of a packet. Each reason has one name and one counter, which output and metrics share.
 
 use flowgate_tables::InterfaceId;
+use flowgate_tables::routing::Unresolved;
 
 /// What happens to a packet. The pipeline has rewritten a packet that is to be sent.
 #[must_use]
@@ -11,6 +12,8 @@ pub enum Verdict {
     /// The kernel's business. The XDP program passes such packets before they come here; a frame that
     /// came all the same cannot be given back and ends, counted under its reason.
     Pass(PassReason),
+    /// Its next hop is being resolved: decide again when the tables have changed. Nothing was rewritten.
+    Hold(Unresolved),
     /// It ends here.
     Drop(DropReason),
 }
@@ -72,7 +75,7 @@ reasons! {
         NoBackend = "no_backend",
         /// No route covers the next destination.
         NoRoute = "no_route",
-        /// The next hop's Ethernet address is not known (yet): the kernel was asked to resolve it.
+        /// The next hop's Ethernet address is not known, and the packet waited in vain or found no room to wait.
         NoNeighbour = "no_neighbour",
         /// The egress interface has no address that could be the source.
         NoSnatAddress = "no_snat_address",

@@ -3,6 +3,7 @@
 //! The only place that reads a clock. Busy while frames come; after a short silence it sleeps in the
 //! kernel until the next one. Never resolves, logs or publishes anything.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -114,6 +115,7 @@ pub struct Worker<D: Device, P> {
     /// Buckets still to be swept at once, since backends may have gone.
     urgent_buckets: u32,
     frames: Vec<D::Frame>,
+    waiting: WaitingRoom<D::Frame>,
 }
 
 impl<D, P> Worker<D, P>
@@ -147,7 +149,8 @@ where
             } else if time.duration_since(last_frame) >= self.config.idle_before_sleep {
                 self.counters.add(Event::Sleeps, 1);
                 self.show();
-                self.device.wait(SLEEP);
+                // Held packets leave when the tables change, which no frame announces.
+                self.device.wait(if self.waiting.is_empty() { SLEEP } else { SHORT_SLEEP });
             }
         }
         self.show();
@@ -173,6 +176,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             swept_generation: 0,
             urgent_buckets: 0,
             frames: Vec::with_capacity(BURST),
+            waiting: WaitingRoom::default(),
         }
     }
 
@@ -204,9 +208,19 @@ impl<D: Device, P: Process> Worker<D, P> {
 
     fn burst(&mut self, queue: usize, now: Tick) -> bool {
         self.device.rx_burst(queue, &mut self.frames);
-        if self.frames.is_empty() {
-            return false;
+        let received = !self.frames.is_empty();
+        if received {
+            let bytes: usize = self.frames.iter_mut().map(|frame| frame.as_mut().len()).sum();
+            self.counters.add(Event::RxPackets, self.frames.len() as u64);
+            self.counters.add(Event::RxBytes, bytes as u64);
+            self.decide(queue, now, Arrival::JustNow);
         }
+        received
+    }
+
+    /// Decides the frames of a burst and lets each go where it should.
+    fn decide(&mut self, queue: usize, now: Tick, arrival: Arrival) {
+        let checksums = self.device.checksums(queue);
         let mut verdicts = [Verdict::Pass(PassReason::NotOurs); BURST];
         let verdicts = &mut verdicts[..self.frames.len()];
         let context = Context {
@@ -215,7 +229,6 @@ impl<D: Device, P: Process> Worker<D, P> {
             flows: &self.shared.flows,
             timeouts: &self.config.timeouts,
         };
-        let checksums = self.device.checksums(queue);
         self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
         for (frame, verdict) in self.frames.drain(..).zip(verdicts) {
             match *verdict {
@@ -224,10 +237,32 @@ impl<D: Device, P: Process> Worker<D, P> {
                     Err(NotSent::RingFull) => self.counters.count(Verdict::Drop(DropReason::TxRingFull)),
                     Err(NotSent::NoEgress) => self.counters.count(Verdict::Drop(DropReason::NoEgress)),
                 },
+                Verdict::Hold(neighbour) => {
+                    let since = match arrival {
+                        Arrival::JustNow => now,
+                        Arrival::Held { since } => since,
+                    };
+                    match self.waiting.admit(Waiting { frame, neighbour, queue, since }, now) {
+                        Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
+                        Err(frame) => {
+                            self.counters.count(Verdict::Drop(DropReason::NoNeighbour));
+                            self.device.recycle(frame);
+                        }
+                    }
+                }
                 Verdict::Pass(_) | Verdict::Drop(_) => self.device.recycle(frame),
             }
         }
-        true
+    }
+
+    /// Decides held packets again once the tables have changed, and drops those that waited too long.
+    fn revisit_waiting(&mut self, now: Tick) {
+        let generation = self.tables.current().generation;
+        for _ in 0..self.waiting.due(generation, now) {
+            let Some(Waiting { frame, queue, since, .. }) = self.waiting.leave() else { break };
+            self.frames.push(frame);
+            self.decide(queue, now, Arrival::Held { since });
+        }
     }
 
     fn housekeeping(&mut self, now: Tick) {
@@ -238,12 +273,13 @@ impl<D: Device, P: Process> Worker<D, P> {
                 counters.add(Event::ResolveOverflows, 1);
             }
         });
+        self.revisit_waiting(now);
         let elapsed_ms = now.since(self.swept_at);
         if elapsed_ms == 0 {
             return;
         }
         if cfg!(debug_assertions) {
-            self.device.assert_no_leak();
+            self.device.assert_no_leak(self.waiting.len());
         }
         self.swept_at = now;
         let tables = self.tables.current();
@@ -269,6 +305,72 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 }
 
+/// Packets that wait for their next hop to be resolved. RFC 1122 section 2.3.2.2: at least one packet for
+/// each address should be saved rather than discarded.
+#[derive(Debug)]
+struct WaitingRoom<F> {
+    waiting: VecDeque<Waiting<F>>,
+    generation: u64,
+}
+
+/// Whether a frame has been decided before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    JustNow,
+    Held { since: Tick },
+}
+
+#[derive(Debug)]
+struct Waiting<F> {
+    frame: F,
+    neighbour: Unresolved,
+    queue: usize,
+    since: Tick,
+}
+
+impl<F> Default for WaitingRoom<F> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::with_capacity(WAITING_MAX), generation: 0 }
+    }
+}
+
+impl<F> WaitingRoom<F> {
+    /// Lets a packet wait, unless the room is full, its address has enough, or it waited too long.
+    fn admit(&mut self, packet: Waiting<F>, now: Tick) -> Result<(), F> {
+        let same = self.waiting.iter().filter(|other| other.neighbour == packet.neighbour).count();
+        if self.waiting.len() >= WAITING_MAX
+            || same >= WAITING_PER_NEIGHBOUR
+            || now.since(packet.since) > WAITING_MS
+        {
+            return Err(packet.frame);
+        }
+        self.waiting.push_back(packet);
+        Ok(())
+    }
+
+    /// How many packets are to be decided again: all after a change of the tables, else those whose time
+    /// is over.
+    fn due(&mut self, generation: u64, now: Tick) -> usize {
+        if generation != self.generation {
+            self.generation = generation;
+            return self.waiting.len();
+        }
+        self.waiting.iter().take_while(|packet| now.since(packet.since) > WAITING_MS).count()
+    }
+
+    fn leave(&mut self) -> Option<Waiting<F>> {
+        self.waiting.pop_front()
+    }
+
+    fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
 /// P801: flows of a removed endpoint end at once if they are datagrams; connections may finish.
 fn is_stale(tables: &Tables, protocol: Protocol, backend: u32) -> bool {
     protocol != Protocol::Tcp && !tables.services.backends().is_current(BackendId::from_bits(backend))
@@ -290,6 +392,19 @@ const SWEEP_MS: u64 = 16_000;
 
 /// After a new generation the sweep hurries, but never longer than some tens of microseconds a time.
 const URGENT_BUCKETS_PER_MS: u32 = 64;
+
+/// Packets that wait in all.
+const WAITING_MAX: usize = 64;
+
+/// Packets that wait for one neighbour.
+const WAITING_PER_NEIGHBOUR: usize = 8;
+
+/// How long a packet waits: the kernel gives up on a neighbour after three seconds, a client sends a SYN
+/// again after one.
+const WAITING_MS: u32 = 1_000;
+
+/// How long a worker sleeps at most while packets wait.
+const SHORT_SLEEP: Duration = Duration::from_millis(1);
 
 /// An idle worker wakes at least this often, to expire flows and show that it lives.
 const SLEEP: Duration = Duration::from_millis(100);

@@ -143,6 +143,26 @@ fn a_client_that_is_not_resolved_is_asked_for_by_the_first_reply() {
 }
 
 #[test]
+fn packets_wait_for_their_neighbour_but_not_for_ever() {
+    let mut world = World::new();
+    world.services.push(service("new", Protocol::Tcp, "10.96.0.56:80", 80, &[44]));
+    let mut gateway = Gateway::new(&world);
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.56:80", "S"));
+    world.neighbours.push(neighbour(1, "10.244.0.44", Some(44)));
+    gateway.publish(&world);
+    gateway.wait(Duration::ZERO);
+    world.neighbours.pop();
+    gateway.publish(&world);
+    for port in 1..=10 {
+        gateway.receive(UP0, tcp(&format!("192.0.2.10:{port}"), "10.96.0.56:80", "S"));
+    }
+    gateway.wait(Duration::from_millis(990));
+    gateway.wait(Duration::from_millis(100));
+    assert_eq!(gateway.flows.flows().count(), 1);
+    golden("waiting", &gateway);
+}
+
+#[test]
 fn a_checksum_that_a_virtual_device_left_open_is_completed() {
     let mut gateway = Gateway::new(&World::new());
     let mut syn = tcp(CLIENT, "10.96.0.80:80", "S");

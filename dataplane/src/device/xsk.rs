@@ -99,8 +99,8 @@ impl Device for XskDevice {
         }
     }
 
-    fn assert_no_leak(&self) {
-        if let Err(error) = self.pool.audit(&self.ports).check(0) {
+    fn assert_no_leak(&self, held: usize) {
+        if let Err(error) = self.pool.audit(&self.ports).check(held) {
             panic!("{error}");
         }
     }

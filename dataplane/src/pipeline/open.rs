@@ -56,8 +56,9 @@ impl Router {
         let (id, next_hop) = self.next_hop(backend_addr, context, counters)?;
         if next_hop.ether.is_none() {
             // No entry for a packet that cannot leave: a flood must not fill the table.
-            self.requests.push(Unresolved { egress: next_hop.egress, addr: next_hop.addr }, counters);
-            return Err(Verdict::Drop(DropReason::NoNeighbour));
+            let neighbour = Unresolved { egress: next_hop.egress, addr: next_hop.addr };
+            self.requests.push(neighbour, counters);
+            return Err(Verdict::Hold(neighbour));
         }
         let towards = Towards {
             backend,
@@ -82,7 +83,7 @@ impl Router {
             }
             Route::Unknown(neighbour) => {
                 self.requests.push(neighbour, counters);
-                Err(Verdict::Drop(DropReason::NoNeighbour))
+                Err(Verdict::Hold(neighbour))
             }
             Route::None => Err(Verdict::Drop(DropReason::NoRoute)),
         }

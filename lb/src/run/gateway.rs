@@ -164,5 +164,5 @@ fn now() -> Instant {
     Instant::now()
 }
 
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 const REQUESTS_WAITING: usize = 1024;
