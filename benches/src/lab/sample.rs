@@ -34,6 +34,10 @@ pub const PACKETS: ([u8; 4], u16) = ([10, 96, 0, 91], 9000);
 /// The size of the files that long transfers fetch.
 pub const FILE_LEN: usize = 16 * 1024;
 
+/// What counts the packets to Service `packets` on their way to its backend.
+pub const PACKETS_SINK: SinkOptions =
+    SinkOptions { port: Some(PACKETS.1), ip_proto: None, action: SinkAction::Drop };
+
 const MYSQL_HOST: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 50);
 const UDP_ECHO_HOST: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 51);
 const SINK_HOST: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 52);
@@ -64,7 +68,8 @@ pub struct SampleCluster {
     web: Vec<Web>,
     mysql: Option<TcpEchoServer>,
     udp_echo: Option<UdpEchoServer>,
-    sink: Option<Sink>,
+    /// Ends the packets of `loadgen packets`; the kernel of its host only answers ARP.
+    sink_host: Option<Sink>,
     topology: Topology,
 }
 
@@ -72,7 +77,7 @@ impl SampleCluster {
     /// Builds the network: a client, the gateway, the fabric, and three backends without servers.
     pub fn build_network() -> Result<Self> {
         let topology = Topology::build(TopologyOptions::default())?;
-        Ok(Self { gateway: None, web: Vec::new(), mysql: None, udp_echo: None, sink: None, topology })
+        Ok(Self { gateway: None, web: Vec::new(), mysql: None, udp_echo: None, sink_host: None, topology })
     }
 
     /// Starts nginx in every backend, and the servers of the other Services.
@@ -87,8 +92,7 @@ impl SampleCluster {
         let options = EchoOptions::new("udp-echo", UDP_ECHO.1, EchoAnswer::Echo);
         self.udp_echo = Some(UdpEchoServer::start(&echo.namespace, options)?);
         let sink = self.topology.add_host("sink", SINK_HOST)?;
-        let options = SinkOptions { port: Some(PACKETS.1), ip_proto: None, action: SinkAction::Drop };
-        self.sink = Some(sink.namespace.enter(|| Sink::attach(HOST_INTERFACE, options))??);
+        self.sink_host = Some(sink.namespace.enter(|| Sink::attach(HOST_INTERFACE, PACKETS_SINK))??);
         Ok(())
     }
 
@@ -153,11 +157,6 @@ impl SampleCluster {
     /// The server behind Service `mysql`; an error before it was started.
     pub fn mysql(&self) -> Result<&TcpEchoServer> {
         self.mysql.as_ref().ok_or_else(|| Error::State("the lab's servers are not started".into()))
-    }
-
-    /// The sink behind Service `packets`; an error before it was started.
-    pub fn sink(&self) -> Result<&Sink> {
-        self.sink.as_ref().ok_or_else(|| Error::State("the lab's servers are not started".into()))
     }
 
     fn start_nginx(&mut self, host: Host) -> Result<()> {

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 
 use crate::{
     error::{Error, Result},
+    loadgen::packets::{Sink, SinkOptions},
     netns::Namespace,
 };
 
@@ -28,6 +29,8 @@ pub const SERVICE_RANGE: &str = "10.96.0.0/12";
 const FIRST_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const FIRST_BACKEND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
 const BRIDGE: &str = "br0";
+/// The port of a switch that leads to the gateway.
+const GATEWAY_PORT: &str = "gateway";
 /// The one interface of a client or backend.
 pub const HOST_INTERFACE: &str = "eth0";
 
@@ -81,8 +84,8 @@ impl Topology {
         let gateway = Namespace::new("gateway")?;
         let fabric = switch("fabric")?;
         let link = Link { queues: options.queues, mtu: options.mtu };
-        link.connect(&fabric, "gateway", &gateway, FABRIC)?;
-        join_bridge(&fabric, "gateway")?;
+        link.connect(&fabric, GATEWAY_PORT, &gateway, FABRIC)?;
+        join_bridge(&fabric, GATEWAY_PORT)?;
 
         let mut topology =
             Self { clients: Vec::new(), gateway, fabric, uplink: None, backends: Vec::new(), options };
@@ -112,6 +115,12 @@ impl Topology {
     /// The backends of the moment.
     pub fn backends(&self) -> &[Host] {
         &self.backends
+    }
+
+    /// Counts and ends packets where they leave the gateway, at the fabric's end of the link: what comes after would
+    /// cost more than the gateway.
+    pub fn sink_at_gateway(&self, options: SinkOptions) -> Result<Sink> {
+        self.fabric.enter(|| Sink::attach(GATEWAY_PORT, options))?
     }
 
     /// Adds a backend with the next free number and address.
@@ -165,8 +174,8 @@ impl Topology {
     fn add_clients(&mut self, link: Link) -> Result<()> {
         if self.options.clients > 1 {
             let uplink = switch("uplink")?;
-            link.connect(&uplink, "gateway", &self.gateway, UPLINK)?;
-            join_bridge(&uplink, "gateway")?;
+            link.connect(&uplink, GATEWAY_PORT, &self.gateway, UPLINK)?;
+            join_bridge(&uplink, GATEWAY_PORT)?;
             self.uplink = Some(uplink);
         }
         for number in 0..self.options.clients {
