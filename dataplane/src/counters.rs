@@ -29,6 +29,8 @@ reasons! {
         SnatCollisions = "snat_collisions",
         /// Requests to resolve a neighbour that found no room in the queue.
         ResolveOverflows = "resolve_overflows",
+        /// Packets routed untranslated: from a backend whose clients keep their address, of no flow of ours.
+        Routed = "routed",
         /// Packets held while their next hop was resolved.
         Held = "held",
         /// Loops that brought at least one packet.

@@ -11,7 +11,7 @@ use flowgate_flow::{FlowTable, Found, NextHopRef, Probe, Tick, Timeouts, prefetc
 use flowgate_tables::routing::Unresolved;
 use flowgate_tables::{BackendId, NextHop, NextHopId, Tables};
 use flowgate_wire::rewrite::complete_checksum;
-use flowgate_wire::{Packet4, Parsed, Protocol, TcpFlags, parse};
+use flowgate_wire::{Packet4, Parsed, Protocol, TcpFlags, Translation4, parse};
 
 use crate::counters::{Counters, Event};
 use crate::verdict::{DropReason, PassReason, Verdict};
@@ -103,20 +103,23 @@ impl Router {
         if packet.ttl <= 1 {
             return Verdict::Drop(DropReason::TtlExpired);
         }
-        let found = match context.flows.find(probe, &packet.tuple) {
-            Some(found) if !is_over(&found, packet, context) => {
+        let known = match context.flows.find(probe, &packet.tuple) {
+            Some(over) if is_over(&over, packet, context) => {
+                counters.add(Event::FlowsReplaced, u64::from(context.flows.remove(&over)));
+                None
+            }
+            known => known,
+        };
+        let found = match known {
+            Some(found) => {
                 counters.add(Event::FlowHits, 1);
                 found
             }
-            Some(over) => {
-                counters.add(Event::FlowsReplaced, u64::from(context.flows.remove(&over)));
-                match self.open(packet, probe, context, counters) {
-                    Ok(found) => found,
-                    Err(verdict) => return verdict,
-                }
-            }
             None => match self.open(packet, probe, context, counters) {
                 Ok(found) => found,
+                Err(Verdict::Pass(PassReason::NotOurs)) if open::may_be_kept_reply(packet, context) => {
+                    return self.route(frame, packet, checksums, context, counters);
+                }
                 Err(verdict) => return verdict,
             },
         };
@@ -146,6 +149,40 @@ impl Router {
                 Err(verdict) => return verdict,
             },
         };
+        self.send(frame, packet, &found.forwarding.translation, &next_hop, checksums, counters)
+    }
+
+    /// Routes a packet as the kernel would have: the XDP program cannot tell the answers to clients whose
+    /// address is kept from what else their backend sends.
+    #[cold]
+    fn route(
+        &mut self,
+        frame: &mut [u8],
+        packet: &Packet4,
+        checksums: RxChecksums,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Verdict {
+        let next_hop = match self.next_hop(packet.tuple.dst, context, counters) {
+            Ok((_, next_hop)) => next_hop,
+            Err(verdict) => return verdict,
+        };
+        let unchanged = Translation4::between(&packet.tuple, &packet.tuple);
+        let verdict = self.send(frame, packet, &unchanged, &next_hop, checksums, counters);
+        counters.add(Event::Routed, u64::from(matches!(verdict, Verdict::Transmit(_))));
+        verdict
+    }
+
+    #[inline]
+    fn send(
+        &mut self,
+        frame: &mut [u8],
+        packet: &Packet4,
+        translation: &Translation4,
+        next_hop: &NextHop,
+        checksums: RxChecksums,
+        counters: &mut Counters,
+    ) -> Verdict {
         let Some(ether) = &next_hop.ether else {
             let neighbour = Unresolved { egress: next_hop.egress, addr: next_hop.addr };
             self.requests.push(neighbour, counters);
@@ -154,7 +191,7 @@ impl Router {
         if packet.ip_len() > next_hop.mtu {
             return Verdict::Drop(DropReason::TooBig);
         }
-        found.forwarding.translation.apply(frame, packet, ether);
+        translation.apply(frame, packet, ether);
         if checksums == RxChecksums::MayBePartial && packet.has_partial_checksum() {
             complete_checksum(frame, packet);
             counters.add(Event::ChecksumsCompleted, 1);

@@ -76,6 +76,10 @@ fn a_client_that_is_kept_is_seen_by_the_backend() {
     let mut gateway = Gateway::new(&World::new());
     let (_, seen) = connect(&mut gateway, CLIENT, "203.0.113.7:80");
     assert_eq!(seen, CLIENT);
+    // What else such a backend sends is routed as it is.
+    gateway.receive(FAB0, tcp("10.244.0.12:8080", "198.51.100.7:6000", "SA"));
+    gateway.receive(FAB0, tcp("10.244.0.12:8080", "203.0.113.99:6000", "SA"));
+    gateway.receive(FAB0, tcp("10.244.0.12:9090", "198.51.100.7:6000", "SA"));
     golden("client_kept", &gateway);
 }
 

@@ -133,6 +133,14 @@ impl Router {
     }
 }
 
+/// Whether the packet comes from a backend whose clients keep their address.
+#[cold]
+pub(super) fn may_be_kept_reply(packet: &Packet4, context: &Context<'_>) -> bool {
+    let FiveTuple { protocol, src, src_port, .. } = packet.tuple;
+    let source = ServiceKey { protocol, addr: IpAddr::V4(src), port: src_port };
+    context.tables.services.is_reply_source(&source)
+}
+
 /// Where a new flow is going.
 struct Towards<'a> {
     backend: &'a Backend,

@@ -163,6 +163,8 @@ pub struct ServiceTable {
     ids: HashMap<(ServiceName, Protocol), ServiceId>,
     next_id: u32,
     backends: BackendTable,
+    /// Where answers to clients whose address is kept come from.
+    reply_sources: HashSet<ServiceKey>,
 }
 
 impl ServiceTable {
@@ -220,6 +222,16 @@ impl ServiceTable {
     /// All frontends, in no order.
     pub fn frontends(&self) -> impl Iterator<Item = &Frontend> {
         self.frontends.values()
+    }
+
+    /// Whether a packet with this source may be an answer to a client whose address is kept.
+    pub fn is_reply_source(&self, source: &ServiceKey) -> bool {
+        self.reply_sources.contains(source)
+    }
+
+    /// Where answers to clients whose address is kept come from, in no order.
+    pub fn reply_sources(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.reply_sources.iter()
     }
 
     /// All Services by name.
@@ -283,6 +295,14 @@ impl ServiceTable {
                 continue;
             }
             own.insert(key);
+            if source_nat == SourceNat::KeepClient {
+                let endpoints = &service.spec.endpoint_sets[endpoint_set];
+                self.reply_sources.extend(endpoints.iter().map(|e| ServiceKey {
+                    addr: e.addr,
+                    port: e.port,
+                    ..key
+                }));
+            }
             let backends = Arc::clone(backends);
             self.frontends
                 .insert(key, Frontend { key, kind, service: service.id, backends, source_nat, when_empty });
@@ -372,6 +392,16 @@ mod tests {
         let (table, errors) = ServiceTable::build(&ServiceTable::default(), twice);
         assert_eq!(table.services().len(), 1);
         assert_eq!(errors[0].to_string(), "default/web:http (TCP) is described twice");
+    }
+
+    #[test]
+    fn answers_are_expected_from_backends_whose_clients_are_kept() {
+        let mut kept = spec("kept", 1, &[11]);
+        kept.frontends[0].source_nat = SourceNat::KeepClient;
+        let (table, _) = ServiceTable::build(&ServiceTable::default(), vec![kept, spec("web", 2, &[12])]);
+        let source = |host| ServiceKey { port: L4Port::new(8080), ..key(host) };
+        assert!(table.is_reply_source(&source(11)) && !table.is_reply_source(&source(12)));
+        assert_eq!(table.reply_sources().count(), 1);
     }
 
     #[test]

@@ -16,7 +16,8 @@
 	X(pass_fragment)        /* to the kernel: any IPv4 fragment */                                         \
 	X(pass_malformed)       /* to the kernel: a header that ends early or contradicts itself */            \
 	X(pass_not_ours)        /* to the kernel: TCP or UDP to nothing that Flowgate serves */                \
-	X(pass_no_worker)       /* to the kernel: ours, but no socket stands in the slot of this queue */
+	X(pass_no_worker)       /* to the kernel: ours, but no socket stands in the slot of this queue */ \
+	X(redirect_kept_reply)  /* to the worker: answer of a backend whose clients keep their address */
 
 enum reason {
 #define FLOWGATE_REASON_ENUM(name) REASON_##name,

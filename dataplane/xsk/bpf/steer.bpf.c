@@ -32,10 +32,12 @@ struct vip_key {
 	__u8 zero;
 };
 
-/* Where a packet goes: all that steering looks at. */
+/* Where a packet goes and comes from: all that steering looks at. */
 struct target {
 	struct address address;
+	struct address source;
 	__u16 port; /* host byte order */
+	__u16 source_port;
 	__u8 protocol;
 };
 
@@ -73,6 +75,24 @@ struct {
 	TYPE(key, struct address);
 	TYPE(value, __u32);
 } snat_addrs SEC(".maps");
+
+/* Backends whose clients keep their address: their answers go to the client and not to an address of ours. */
+struct {
+	UINT(type, BPF_MAP_TYPE_HASH);
+	UINT(max_entries, 65536);
+	UINT(map_flags, BPF_F_NO_PREALLOC);
+	TYPE(key, struct vip_key);
+	TYPE(value, __u32);
+} reply_sources SEC(".maps");
+
+/* The node's own addresses: what such a backend sends to the node itself is the kernel's. */
+struct {
+	UINT(type, BPF_MAP_TYPE_HASH);
+	UINT(max_entries, 4096);
+	UINT(map_flags, BPF_F_NO_PREALLOC);
+	TYPE(key, struct address);
+	TYPE(value, __u32);
+} own_addrs SEC(".maps");
 
 struct {
 	UINT(type, BPF_MAP_TYPE_ARRAY);
@@ -127,6 +147,14 @@ INLINE __u32 steer(const struct target *to)
 	if (port_in(PORT_SET_SNAT, to->port) && bpf_map_lookup_elem(&snat_addrs, &to->address))
 		return REASON_redirect_snat_reply;
 
+	struct vip_key source = {
+		.address = to->source,
+		.port = HTONS(to->source_port),
+		.protocol = to->protocol,
+	};
+	if (bpf_map_lookup_elem(&reply_sources, &source) && !bpf_map_lookup_elem(&own_addrs, &to->address))
+		return REASON_redirect_kept_reply;
+
 	return REASON_pass_not_ours;
 }
 
@@ -137,6 +165,7 @@ INLINE __u32 parse_ports(void *l4, void *end, __u32 l4_len, struct target *to)
 		if ((void *)(tcp + 1) > end || l4_len < sizeof(*tcp))
 			return REASON_pass_malformed;
 		to->port = NTOHS(tcp->dest);
+		to->source_port = NTOHS(tcp->source);
 		return PARSED;
 	}
 	if (to->protocol == IPPROTO_UDP) {
@@ -144,6 +173,7 @@ INLINE __u32 parse_ports(void *l4, void *end, __u32 l4_len, struct target *to)
 		if ((void *)(udp + 1) > end || l4_len < sizeof(*udp))
 			return REASON_pass_malformed;
 		to->port = NTOHS(udp->dest);
+		to->source_port = NTOHS(udp->source);
 		return PARSED;
 	}
 	return REASON_pass_not_l4;
@@ -166,6 +196,8 @@ INLINE __u32 parse_ipv4(void *l3, void *end, struct target *to)
 
 	to->address.word[2] = HTONL(0xffff); /* RFC 4291, 2.5.5.2: ::ffff:a.b.c.d */
 	to->address.word[3] = ip->daddr;
+	to->source.word[2] = HTONL(0xffff);
+	to->source.word[3] = ip->saddr;
 	to->protocol = ip->protocol;
 	return parse_ports(l3 + header_len, end, total_len - header_len, to);
 }
@@ -191,7 +223,7 @@ SEC("xdp") int flowgate_steer(struct xdp_md *ctx)
 		reason = steer(&to);
 
 	long action = XDP_PASS;
-	if (reason <= REASON_redirect_snat_reply) {
+	if (reason <= REASON_redirect_snat_reply || reason == REASON_redirect_kept_reply) {
 		__u32 queue = ctx->rx_queue_index;
 		if (LIKELY(queue < xsk_queues))
 			action = bpf_redirect_map(&xsks, xsk_base + queue, XDP_PASS);

@@ -59,8 +59,18 @@ fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
     let mut pins: Vec<_> =
         namespace.pins().expect("a pin directory").iter().map(|path| path.display().to_string()).collect();
     pins.sort();
-    let expected =
-        ["counters", "link-lb0", "link-lb1", "node_addrs", "port_sets", "snat_addrs", "vips", "xsks"];
+    let expected = [
+        "counters",
+        "link-lb0",
+        "link-lb1",
+        "node_addrs",
+        "own_addrs",
+        "port_sets",
+        "reply_sources",
+        "snat_addrs",
+        "vips",
+        "xsks",
+    ];
     assert_eq!(pins, expected.map(|name| format!("{PIN_DIR}/{name}")));
 }
 
@@ -207,12 +217,12 @@ fn detaching_and_uninstalling_leave_nothing() {
     namespace.veth("lb0", "peer0");
     let steering = namespace.attach(&["lb0"]).expect("attach");
     let removed = namespace.run(|| steering.detach()).expect("detach");
-    assert_eq!((removed.links, removed.maps), (1, 6));
+    assert_eq!((removed.links, removed.maps), (1, 8));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
 
     drop(namespace.attach(&["lb0"]).expect("attach"));
     let removed = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("uninstall");
-    assert_eq!((removed.links, removed.maps), (1, 6));
+    assert_eq!((removed.links, removed.maps), (1, 8));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
     let again = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("nothing to do is fine");
     assert_eq!((again.links, again.maps), (0, 0));

@@ -15,6 +15,7 @@ const VIP: [u8; 4] = [10, 96, 0, 10];
 const NODE: [u8; 4] = [192, 0, 2, 1];
 const SNAT: [u8; 4] = [192, 0, 2, 1];
 const OTHER: [u8; 4] = [198, 51, 100, 7];
+const KEPT: [u8; 4] = [10, 244, 0, 12];
 
 struct Rig {
     steering: Steering,
@@ -42,6 +43,8 @@ fn rig() -> Rig {
     set.snat_addresses.insert(IpAddr::from(SNAT));
     set.snat_ports.insert_range(20000..=20063);
     set.snat_ports.remove(20010);
+    set.reply_sources.insert(VipKey { addr: IpAddr::from(KEPT), port: 8080, protocol: 6 });
+    set.own_addresses.insert(IpAddr::from(NODE));
     steering.widen(&set).expect("widen");
     Rig { steering, ifindex, sockets: Some((pool, ports)), namespace }
 }
@@ -94,6 +97,24 @@ fn what_flowgate_serves_goes_to_the_worker() {
     }
     redirect("Ethernet padding", &[udp((VIP, 53), b""), vec![0; 18]].concat(), "redirect_vip");
     redirect("don't fragment", &with(tcp((VIP, 80)), 20, &[0x40, 0]), "redirect_vip");
+}
+
+#[test]
+fn the_answers_of_a_backend_whose_clients_are_kept_go_to_the_worker() {
+    let rig = rig();
+    let from_backend = |to, port: u16| with(with(tcp(to), 26, &KEPT), 34, &port.to_be_bytes());
+    let answer = from_backend((OTHER, 4000), 8080);
+    rig.expect("an answer to a client", &answer, Verdict::Redirect, "redirect_kept_reply");
+    for (what, packet) in [
+        ("the same to the node itself", from_backend((NODE, 4000), 8080)),
+        ("another port of the backend", from_backend((OTHER, 4000), 8081)),
+        (
+            "the same port by UDP",
+            with(with(udp((OTHER, 4000), b"?"), 26, &KEPT), 34, &8080_u16.to_be_bytes()),
+        ),
+    ] {
+        rig.expect(what, &packet, Verdict::Pass, "pass_not_ours");
+    }
 }
 
 #[test]

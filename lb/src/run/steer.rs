@@ -1,6 +1,7 @@
 //! From tables to what the XDP program must send up, and publishing both in the right order.
 
 use flowgate_control::Update;
+use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{FrontendKind, Publisher, Tables};
 use flowgate_xsk::steering::{Steering, SteeringError, SteeringSet, VipKey};
 
@@ -22,6 +23,10 @@ impl Publishing {
     }
 }
 
+fn vip_key(key: &ServiceKey) -> VipKey {
+    VipKey { addr: key.addr, port: key.port.number(), protocol: key.protocol.number() }
+}
+
 fn steering_set(tables: &Tables) -> SteeringSet {
     let mut set = SteeringSet::default();
     for frontend in tables.services.frontends() {
@@ -34,9 +39,12 @@ fn steering_set(tables: &Tables) -> SteeringSet {
                 flowgate_wire::Protocol::Sctp => false,
             };
         } else {
-            set.vips.insert(VipKey { addr: key.addr, port, protocol: key.protocol.number() });
+            set.vips.insert(vip_key(key));
         }
     }
+    set.reply_sources = tables.services.reply_sources().map(vip_key).collect();
+    let interfaces = tables.routing.interfaces().iter();
+    set.own_addresses = interfaces.flat_map(|interface| &interface.spec.addresses).copied().collect();
     set.snat_addresses = tables.snat.all_addresses().into_iter().map(Into::into).collect();
     for &port in tables.snat.ports() {
         set.snat_ports.insert(port);

@@ -3,7 +3,7 @@
 //! What is in the maps is read once, when they are opened; from then on this process is their only writer (the pin
 //! directory is locked), so `applied` is the truth and updates touch only what differs.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, XskMap};
 
@@ -32,10 +32,12 @@ struct Shape {
 }
 
 /// The maps of `bpf/steer.bpf.c`. A test holds this list against the object.
-const SHAPES: [Shape; 6] = [
+const SHAPES: [Shape; 8] = [
     Shape::new("vips", MapType::Hash, 20, 4, 262_144, BPF_F_NO_PREALLOC),
     Shape::new("node_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
     Shape::new("snat_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
+    Shape::new("reply_sources", MapType::Hash, 20, 4, 65_536, BPF_F_NO_PREALLOC),
+    Shape::new("own_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
     Shape::new("port_sets", MapType::Array, 4, 8192, PORT_SETS, 0),
     Shape::new("xsks", MapType::XskMap, 4, 4, MAX_INTERFACES * QUEUES_PER_INTERFACE, 0),
     Shape::new("counters", MapType::PerCpuArray, 4, 8, 64, 0),
@@ -88,6 +90,8 @@ pub(super) struct Maps {
     vips: HashMap<MapData, [u8; 20], u32>,
     node_addrs: HashMap<MapData, [u8; 16], u32>,
     snat_addrs: HashMap<MapData, [u8; 16], u32>,
+    reply_sources: HashMap<MapData, [u8; 20], u32>,
+    own_addrs: HashMap<MapData, [u8; 16], u32>,
     port_sets: Array<MapData, [u8; PORT_SET_LEN]>,
     counters: PerCpuArray<MapData, u64>,
     applied: SteeringSet,
@@ -100,6 +104,8 @@ impl Maps {
             vips: open(&pins.file("vips"))?,
             node_addrs: open(&pins.file("node_addrs"))?,
             snat_addrs: open(&pins.file("snat_addrs"))?,
+            reply_sources: open(&pins.file("reply_sources"))?,
+            own_addrs: open(&pins.file("own_addrs"))?,
             port_sets: open(&pins.file("port_sets"))?,
             counters: open(&pins.file("counters"))?,
             applied: SteeringSet::default(),
@@ -111,17 +117,11 @@ impl Maps {
     fn read(&self) -> Result<SteeringSet, MapError> {
         let ports = |index| self.port_sets.get(&index, 0).map(|bytes| PortSet::from_bytes(&bytes));
         Ok(SteeringSet {
-            vips: self.vips.keys().map(|key| key.map(VipKey::from_key)).collect::<Result<_, _>>()?,
-            node_addresses: self
-                .node_addrs
-                .keys()
-                .map(|key| key.map(address_from_key))
-                .collect::<Result<_, _>>()?,
-            snat_addresses: self
-                .snat_addrs
-                .keys()
-                .map(|key| key.map(address_from_key))
-                .collect::<Result<_, _>>()?,
+            vips: read(&self.vips, VipKey::from_key)?,
+            node_addresses: read(&self.node_addrs, address_from_key)?,
+            snat_addresses: read(&self.snat_addrs, address_from_key)?,
+            reply_sources: read(&self.reply_sources, VipKey::from_key)?,
+            own_addresses: read(&self.own_addrs, address_from_key)?,
             nodeports_tcp: ports(0)?,
             nodeports_udp: ports(1)?,
             snat_ports: ports(2)?,
@@ -134,43 +134,27 @@ impl Maps {
 
     /// Removes what `next` lacks.
     pub(super) fn narrow(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
-        let stale: Vec<_> = self.applied.vips.difference(&next.vips).copied().collect();
-        for vip in stale {
-            self.vips.remove(&vip.to_key())?;
-            self.applied.vips.remove(&vip);
-        }
-        let stale: Vec<_> = self.applied.node_addresses.difference(&next.node_addresses).copied().collect();
-        for address in stale {
-            self.node_addrs.remove(&address_key(address))?;
-            self.applied.node_addresses.remove(&address);
-        }
-        let stale: Vec<_> = self.applied.snat_addresses.difference(&next.snat_addresses).copied().collect();
-        for address in stale {
-            self.snat_addrs.remove(&address_key(address))?;
-            self.applied.snat_addresses.remove(&address);
-        }
+        let Self { applied, .. } = self;
+        retain(&mut self.vips, &mut applied.vips, &next.vips, VipKey::to_key)?;
+        retain(&mut self.node_addrs, &mut applied.node_addresses, &next.node_addresses, address_key)?;
+        retain(&mut self.snat_addrs, &mut applied.snat_addresses, &next.snat_addresses, address_key)?;
+        retain(&mut self.reply_sources, &mut applied.reply_sources, &next.reply_sources, VipKey::to_key)?;
+        retain(&mut self.own_addrs, &mut applied.own_addresses, &next.own_addresses, address_key)?;
         self.set_ports(next, PortSet::intersection)
     }
 
     /// Adds what is missing of `next`.
     pub(super) fn widen(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
         self.set_ports(next, PortSet::union)?;
-        let missing: Vec<_> = next.node_addresses.difference(&self.applied.node_addresses).copied().collect();
-        for address in missing {
-            insert(&mut self.node_addrs, "node_addrs", address_key(address))?;
-            self.applied.node_addresses.insert(address);
-        }
-        let missing: Vec<_> = next.snat_addresses.difference(&self.applied.snat_addresses).copied().collect();
-        for address in missing {
-            insert(&mut self.snat_addrs, "snat_addrs", address_key(address))?;
-            self.applied.snat_addresses.insert(address);
-        }
-        let missing: Vec<_> = next.vips.difference(&self.applied.vips).copied().collect();
-        for vip in missing {
-            insert(&mut self.vips, "vips", vip.to_key())?;
-            self.applied.vips.insert(vip);
-        }
-        Ok(())
+        let Self { applied, .. } = self;
+        let (own, node) = (&mut self.own_addrs, &mut self.node_addrs);
+        extend(own, "own_addrs", &mut applied.own_addresses, &next.own_addresses, address_key)?;
+        extend(node, "node_addrs", &mut applied.node_addresses, &next.node_addresses, address_key)?;
+        let snat = &mut self.snat_addrs;
+        extend(snat, "snat_addrs", &mut applied.snat_addresses, &next.snat_addresses, address_key)?;
+        let replies = &mut self.reply_sources;
+        extend(replies, "reply_sources", &mut applied.reply_sources, &next.reply_sources, VipKey::to_key)?;
+        extend(&mut self.vips, "vips", &mut applied.vips, &next.vips, VipKey::to_key)
     }
 
     fn set_ports(
@@ -208,17 +192,47 @@ fn open<T: TryFrom<Map, Error = MapError>>(path: &Path) -> Result<T, MapError> {
     Map::from_map_data(MapData::from_pin(path)?)?.try_into()
 }
 
-fn insert<K: aya::Pod>(
+fn read<K: aya::Pod, T: Ord>(
+    map: &HashMap<MapData, K, u32>,
+    from_key: impl Fn(K) -> T,
+) -> Result<BTreeSet<T>, MapError> {
+    map.keys().map(|key| key.map(&from_key)).collect()
+}
+
+/// Removes from the map, and from what is known of it, whatever `next` lacks.
+fn retain<K: aya::Pod, T: Ord + Copy>(
+    map: &mut HashMap<MapData, K, u32>,
+    applied: &mut BTreeSet<T>,
+    next: &BTreeSet<T>,
+    to_key: impl Fn(T) -> K,
+) -> Result<(), SteeringError> {
+    let stale: Vec<T> = applied.difference(next).copied().collect();
+    for item in stale {
+        map.remove(&to_key(item))?;
+        applied.remove(&item);
+    }
+    Ok(())
+}
+
+/// Adds to the map, and to what is known of it, whatever `next` has besides.
+fn extend<K: aya::Pod, T: Ord + Copy>(
     map: &mut HashMap<MapData, K, u32>,
     name: &'static str,
-    key: K,
+    applied: &mut BTreeSet<T>,
+    next: &BTreeSet<T>,
+    to_key: impl Fn(T) -> K,
 ) -> Result<(), SteeringError> {
-    map.insert(key, 0, 0).map_err(|error| match &error {
-        MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => {
-            SteeringError::MapFull { map: name }
-        }
-        _ => error.into(),
-    })
+    let missing: Vec<T> = next.difference(applied).copied().collect();
+    for item in missing {
+        map.insert(to_key(item), 0, 0).map_err(|error| match &error {
+            MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => {
+                SteeringError::MapFull { map: name }
+            }
+            _ => error.into(),
+        })?;
+        applied.insert(item);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -22,11 +22,13 @@ pub enum Reason {
     PassNotOurs,
     /// To the kernel: ours, but no socket stands in the slot of this queue.
     PassNoWorker,
+    /// To a worker: the answer of a backend whose clients keep their address.
+    RedirectKeptReply,
 }
 
 impl Reason {
     /// Every reason, in the order of the counter map.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::RedirectVip,
         Self::RedirectNodeport,
         Self::RedirectSnatReply,
@@ -36,6 +38,7 @@ impl Reason {
         Self::PassMalformed,
         Self::PassNotOurs,
         Self::PassNoWorker,
+        Self::RedirectKeptReply,
     ];
 
     /// The name that metrics, `flowgate show` and the documentation share.
@@ -51,6 +54,7 @@ impl Reason {
             Self::PassMalformed => "pass_malformed",
             Self::PassNotOurs => "pass_not_ours",
             Self::PassNoWorker => "pass_no_worker",
+            Self::RedirectKeptReply => "redirect_kept_reply",
         }
     }
 }

@@ -19,6 +19,10 @@ pub struct SteeringSet {
     pub snat_addresses: BTreeSet<IpAddr>,
     /// Ports that Flowgate masquerades with, on any of these addresses.
     pub snat_ports: PortSet,
+    /// Backends whose clients keep their address: what they send is an answer, unless it is for the node.
+    pub reply_sources: BTreeSet<VipKey>,
+    /// The node's own addresses.
+    pub own_addresses: BTreeSet<IpAddr>,
 }
 
 /// One address, port and protocol that clients aim at.
