@@ -4,6 +4,8 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -15,6 +17,14 @@ use super::SteeringError;
 
 const BPF_FS_MAGIC: libc::c_long = 0xcafe_4a11;
 const USUAL_ROOT: &str = "/sys/fs/bpf";
+const LOCK_PAUSES: [Duration; 6] = [
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::ZERO,
+];
 
 /// The pin directory, locked for as long as this value lives.
 ///
@@ -66,11 +76,15 @@ impl PinDir {
     fn lock(path: &Path) -> Result<Self, SteeringError> {
         let failed = |source| SteeringError::PinDir { path: path.to_owned(), source };
         let directory = File::open(path).map_err(failed)?;
-        match directory.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: directory }),
-            Err(TryLockError::WouldBlock) => Err(SteeringError::InUse { path: path.to_owned() }),
-            Err(TryLockError::Error(source)) => Err(failed(source)),
+        // A process that is just being forked, or just being killed, may hold the lock for an instant.
+        for pause in LOCK_PAUSES {
+            match directory.try_lock() {
+                Ok(()) => return Ok(Self { path: path.to_owned(), _lock: directory }),
+                Err(TryLockError::WouldBlock) => thread::sleep(pause),
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+            }
         }
+        Err(SteeringError::InUse { path: path.to_owned() })
     }
 
     pub(super) fn file(&self, name: &str) -> PathBuf {
