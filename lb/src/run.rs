@@ -9,6 +9,7 @@ mod host;
 mod steer;
 mod workers;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -66,6 +67,13 @@ fn settings(config: &Config, snat_ports: PortSet) -> Settings {
 
 fn init_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+        // The netlink crates warn of attributes of newer kernels, which nobody here reads.
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,netlink_packet_route=error"));
+    let on_terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(on_terminal)
+        .with_writer(std::io::stderr)
+        .init();
 }

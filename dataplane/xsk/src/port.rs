@@ -113,6 +113,17 @@ pub struct PortStatistics {
     pub tx_ring_empty_descs: u64,
 }
 
+impl PortStatistics {
+    /// The counters of a port's socket, or of a duplicate of it.
+    ///
+    /// # Errors
+    ///
+    /// What getsockopt(2) says.
+    pub fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        xdp_socket::statistics(socket)
+    }
+}
+
 impl Port {
     pub(crate) fn new(config: &PortConfig, rings: Rings, region: RegionRef) -> Result<Self, XskError> {
         let fd = rings.rx.fd().as_raw_fd();
@@ -287,15 +298,7 @@ impl Port {
     ///
     /// What getsockopt(2) says.
     pub fn statistics(&self) -> io::Result<PortStatistics> {
-        let kernel = self.rings.rx.fd().xdp_statistics()?;
-        Ok(PortStatistics {
-            rx_dropped: kernel.rx_dropped(),
-            rx_invalid_descs: kernel.rx_invalid_descs(),
-            tx_invalid_descs: kernel.tx_invalid_descs(),
-            rx_ring_full: kernel.rx_ring_full(),
-            rx_fill_ring_empty_descs: kernel.rx_fill_ring_empty_descs(),
-            tx_ring_empty_descs: kernel.tx_ring_empty_descs(),
-        })
+        PortStatistics::of(self.fd())
     }
 
     /// Wakeups so far.

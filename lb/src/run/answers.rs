@@ -11,6 +11,7 @@ use flowgate_dataplane::worker::tick;
 use flowgate_dataplane::{Counters, DropReason, Event, PassReason};
 use flowgate_flow::FlowView;
 use flowgate_tables::{BackendId, ServiceId, SourceNat, Tables};
+use flowgate_xsk::PortStatistics;
 use flowgate_xsk::steering::Reason;
 use tokio::sync::watch;
 
@@ -180,11 +181,15 @@ impl Answers {
         let mut rows: Vec<_> = steered
             .iter()
             .filter(|(reason, _)| is_pass(reason))
-            .map(|(reason, packets)| {
-                row("xdp", reason.name(), *packets, "Passed to the kernel by the XDP program.")
-            })
+            .map(|(reason, packets)| row("xdp", reason.name(), *packets, reason.meaning()))
             .collect();
         let workers = self.workers.borrow();
+        let sockets: Vec<_> = workers.sockets.iter().flatten().filter_map(QueueSocket::statistics).collect();
+        rows.extend(
+            SOCKET_DROPS.iter().map(|(reason, meaning, count)| {
+                row("socket", reason, sockets.iter().map(count).sum(), meaning)
+            }),
+        );
         let total = workers
             .handles
             .iter()
@@ -220,6 +225,18 @@ impl Answers {
         }
     }
 }
+
+/// Name, meaning and count of what the kernel drops on the way to and from a worker (af_xdp.rst, "XDP_STATISTICS").
+const SOCKET_DROPS: [(&str, &str, fn(&PortStatistics) -> u64); 4] = [
+    ("rx_ring_full", "The worker did not keep up: its receive ring was full.", |s| s.rx_ring_full),
+    ("rx_dropped", "Larger than a frame, or the kernel had no memory.", |s| s.rx_dropped),
+    ("rx_no_frame", "The kernel wanted a frame to receive into and the fill ring was empty.", |s| {
+        s.rx_fill_ring_empty_descs
+    }),
+    ("invalid_descriptor", "A bug of Flowgate: the kernel refused a descriptor.", |s| {
+        s.rx_invalid_descs + s.tx_invalid_descs
+    }),
+];
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Load {

@@ -33,7 +33,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     steering.notices().iter().for_each(|notice| tracing::info!("{notice}"));
     for report in steering.report() {
         let (mode, queues) = (report.mode.name(), report.queues);
-        tracing::info!(interface = report.interface, mode, queues, link = ?report.link, "XDP attached");
+        tracing::info!(interface = report.interface, mode, queues, link = report.link.name(), "XDP attached");
         report.messages.iter().for_each(|message| tracing::warn!(interface = report.interface, "{message}"));
     }
     let socket_map = steering.sockets();

@@ -13,7 +13,7 @@ use flowgate_dataplane::{Pipeline, RxChecksums, Worker, WorkerConfig, WorkerHand
 use flowgate_flow::{FlowTable, HashKey};
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap, XdpMode};
-use flowgate_xsk::{BindMode, FramePool, PortConfig, UmemConfig};
+use flowgate_xsk::{BindMode, FramePool, PortConfig, PortStatistics, UmemConfig};
 
 use crate::config::Config;
 
@@ -34,6 +34,13 @@ pub(crate) struct QueueSocket {
     pub(crate) xdp: XdpMode,
     pub(crate) mode: BindMode,
     fd: OwnedFd,
+}
+
+impl QueueSocket {
+    /// The kernel's counters of the socket; none once its device is gone.
+    pub(crate) fn statistics(&self) -> Option<PortStatistics> {
+        PortStatistics::of(self.fd.as_fd()).ok()
+    }
 }
 
 impl Workers {

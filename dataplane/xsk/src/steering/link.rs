@@ -25,6 +25,17 @@ pub enum LinkOrigin {
     Reused,
 }
 
+impl LinkOrigin {
+    /// `fresh` or `reused`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Reused => "reused",
+        }
+    }
+}
+
 /// One interface's link, pinned.
 pub(super) struct PinnedLink {
     /// Keeps the link while its pin is made; afterwards the pin does.

@@ -59,6 +59,25 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// What it means, in a sentence.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::RedirectVip => "Sent up: the destination is a VIP.",
+            Self::RedirectNodeport => "Sent up: a NodePort on one of the node's own addresses.",
+            Self::RedirectSnatReply => "Sent up: the answer to a flow whose source was replaced.",
+            Self::PassNotIp => "Passed to the kernel: not IPv4, ARP for example.",
+            Self::PassNotL4 => "Passed to the kernel: neither TCP nor UDP.",
+            Self::PassFragment => "Passed to the kernel: a fragment.",
+            Self::PassMalformed => "Passed to the kernel: a header ends early or contradicts itself.",
+            Self::PassNotOurs => "Passed to the kernel: to nothing that is served.",
+            Self::PassNoWorker => "Passed to the kernel: for a Service, but no worker has the queue.",
+            Self::RedirectKeptReply => "Sent up: the answer of a backend whose clients keep their address.",
+        }
+    }
+}
+
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())

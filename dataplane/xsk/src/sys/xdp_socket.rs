@@ -9,7 +9,7 @@ use std::{
     ptr,
 };
 
-use crate::BusyPoll;
+use crate::{BusyPoll, PortStatistics};
 
 // <linux/if_xdp.h> since 6.18; not yet in libc.
 const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
@@ -29,6 +29,43 @@ pub(crate) fn is_zero_copy(socket: BorrowedFd<'_>) -> io::Result<bool> {
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(flags & libc::XDP_OPTIONS_ZEROCOPY != 0) }
+}
+
+/// The kernel's counters of a socket.
+pub(crate) fn statistics(socket: BorrowedFd<'_>) -> io::Result<PortStatistics> {
+    // `struct xdp_statistics` of <linux/if_xdp.h>, 48 bytes; kernels before 5.9 fill in the first three.
+    const { assert!(size_of::<[u64; 6]>() == 48) };
+    let mut counters = [0_u64; 6];
+    let mut len: libc::socklen_t = 48;
+    // SAFETY: `counters` and `len` are live locals, and the kernel writes at most `len` bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_XDP,
+            libc::XDP_STATISTICS,
+            counters.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let [
+        rx_dropped,
+        rx_invalid_descs,
+        tx_invalid_descs,
+        rx_ring_full,
+        rx_fill_ring_empty_descs,
+        tx_ring_empty_descs,
+    ] = counters;
+    Ok(PortStatistics {
+        rx_dropped,
+        rx_invalid_descs,
+        tx_invalid_descs,
+        rx_ring_full,
+        rx_fill_ring_empty_descs,
+        tx_ring_empty_descs,
+    })
 }
 
 /// Lets one send call of copy mode take the whole ring instead of 32 packets. False on kernels before 6.18.
