@@ -226,8 +226,10 @@ impl Answers {
     }
 }
 
+type SocketCount = fn(&PortStatistics) -> u64;
+
 /// Name, meaning and count of what the kernel drops on the way to and from a worker (af_xdp.rst, "XDP_STATISTICS").
-const SOCKET_DROPS: [(&str, &str, fn(&PortStatistics) -> u64); 4] = [
+const SOCKET_DROPS: [(&str, &str, SocketCount); 4] = [
     ("rx_ring_full", "The worker did not keep up: its receive ring was full.", |s| s.rx_ring_full),
     ("rx_dropped", "Larger than a frame, or the kernel had no memory.", |s| s.rx_dropped),
     ("rx_no_frame", "The kernel wanted a frame to receive into and the fill ring was empty.", |s| {
