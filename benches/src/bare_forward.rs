@@ -11,9 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use crossbeam::queue::ArrayQueue;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
-use flowgate_dataplane::worker::Shared;
+use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Context, Counters, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
 };
@@ -79,7 +78,7 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
     let publisher = Publisher::new();
     let flows = FlowTable::new(64, HashKey::random()).map_err(|e| failed("flow table".into())(&e))?;
     let shared =
-        Shared { flows: Arc::new(flows), resolve: Arc::new(ArrayQueue::new(1)), started: clock::now() };
+        Shared { flows: Arc::new(flows), resolve: Resolver(Arc::new(|_| false)), started: clock::now() };
     let worker_config = WorkerConfig {
         number: WorkerNumber { index: 0, count: 1 },
         core: args.core,

@@ -4,12 +4,12 @@
 //! kernel until the next one. Never resolves, logs or publishes anything.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam::queue::ArrayQueue;
 use flowgate_flow::{FlowTable, Sweep, Tick, Timeouts};
 use flowgate_tables::routing::Unresolved;
 use flowgate_tables::{BackendId, Tables, TablesReader};
@@ -47,11 +47,24 @@ pub struct WorkerConfig {
 pub struct Shared {
     /// All flows.
     pub flows: Arc<FlowTable>,
-    /// Neighbours that workers want resolved. Bounded: a request that finds no room is made again by the
-    /// next packet.
-    pub resolve: Arc<ArrayQueue<Unresolved>>,
+    /// Asks for a neighbour to be resolved.
+    pub resolve: Resolver,
     /// Where ticks count from.
     pub started: Instant,
+}
+
+/// Asks for a neighbour to be resolved; false when too much is asked already. It must not block: workers
+/// call it between bursts, at most once a neighbour and tenth of a second.
+#[derive(Clone)]
+pub struct Resolver(
+    /// Does it.
+    pub Arc<dyn Fn(Unresolved) -> bool + Send + Sync>,
+);
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
 }
 
 /// What others see of a running worker.
@@ -116,6 +129,7 @@ pub struct Worker<D: Device, P> {
     urgent_buckets: u32,
     frames: Vec<D::Frame>,
     waiting: WaitingRoom<D::Frame>,
+    asked: Asked,
 }
 
 impl<D, P> Worker<D, P>
@@ -177,6 +191,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             urgent_buckets: 0,
             frames: Vec::with_capacity(BURST),
             waiting: WaitingRoom::default(),
+            asked: Asked::default(),
         }
     }
 
@@ -266,10 +281,9 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 
     fn housekeeping(&mut self, now: Tick) {
-        let resolve = &self.shared.resolve;
-        let counters = &mut self.counters;
+        let (resolve, asked, counters) = (&self.shared.resolve.0, &mut self.asked, &mut self.counters);
         self.process.drain_requests(|neighbour| {
-            if resolve.push(neighbour).is_err() {
+            if asked.is_new(neighbour, now) && !resolve(neighbour) {
                 counters.add(Event::ResolveOverflows, 1);
             }
         });
@@ -311,6 +325,25 @@ impl<D: Device, P: Process> Worker<D, P> {
 struct WaitingRoom<F> {
     waiting: VecDeque<Waiting<F>>,
     generation: u64,
+}
+
+/// The neighbours asked for lately, so that a flood of packets does not become a flood of questions.
+#[derive(Debug, Default)]
+struct Asked {
+    lately: [Option<(Unresolved, Tick)>; 32],
+    next: usize,
+}
+
+impl Asked {
+    fn is_new(&mut self, neighbour: Unresolved, now: Tick) -> bool {
+        let lately = |(other, at): (Unresolved, Tick)| other == neighbour && now.since(at) < ASK_AGAIN_MS;
+        if self.lately.iter().flatten().copied().any(lately) {
+            return false;
+        }
+        self.lately[self.next] = Some((neighbour, now));
+        self.next = (self.next + 1) % self.lately.len();
+        true
+    }
 }
 
 /// Whether a frame has been decided before.
@@ -392,6 +425,9 @@ const SWEEP_MS: u64 = 16_000;
 
 /// After a new generation the sweep hurries, but never longer than some tens of microseconds a time.
 const URGENT_BUCKETS_PER_MS: u32 = 64;
+
+/// A neighbour is asked for again after this time.
+const ASK_AGAIN_MS: u32 = 100;
 
 /// Packets that wait in all.
 const WAITING_MAX: usize = 64;

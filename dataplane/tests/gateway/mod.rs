@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use flowgate_dataplane::device::MemoryDevice;
-use flowgate_dataplane::worker::Shared;
+use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Counters, DropReason, Event, PassReason, Pipeline, Worker, WorkerConfig, WorkerNumber,
 };
@@ -126,7 +126,9 @@ impl Gateway {
             idle_before_sleep: Duration::ZERO,
             timeouts: Timeouts::default(),
         };
-        let shared = Shared { flows: Arc::clone(&flows), resolve: Arc::clone(&resolve), started };
+        let asked = Arc::clone(&resolve);
+        let resolver = Resolver(Arc::new(move |neighbour| asked.push(neighbour).is_ok()));
+        let shared = Shared { flows: Arc::clone(&flows), resolve: resolver, started };
         let device = MemoryDevice::new(2, tx_ring_len);
         let pipeline = Pipeline::new(config.number);
         let worker = Worker::new(config, shared, publisher.reader(), device, pipeline);

@@ -2,10 +2,12 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use flowgate_control::{Source, Status, Update};
+use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::Publisher;
 use flowgate_xsk::steering::{InterfaceConfig, SocketMap, Steering, SteeringConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,16 +41,16 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let socket_map = steering.sockets();
     let publisher = Publisher::new();
     let started = now();
-    let workers = Workers::start(config, steering.report(), &publisher, started)?;
+    let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
+    let resolve = Resolver(Arc::new(move |neighbour| requests.try_send(neighbour).is_ok()));
+    let workers = Workers::start(config, steering.report(), &publisher, resolve, started)?;
     for socket in workers.sockets.iter().flatten() {
         let (mode, queue) = (socket.mode.name(), socket.queue);
         tracing::info!(interface = socket.interface, queue, mode, "AF_XDP socket");
     }
 
-    let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
     let (status, status_receiver) = watch::channel(Status::default());
     let (shutdown, shutdown_receiver) = watch::channel(false);
-    let resolve = workers.shared.resolve.clone();
     let workers = Rc::new(RefCell::new(workers));
     let publishing = Rc::new(RefCell::new(Publishing { publisher, steering }));
     let answers = Answers {
@@ -78,10 +80,6 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         loop {
             ticks.tick().await;
-            while let Some(neighbour) = resolve.pop() {
-                // When control is behind, the next packet asks again.
-                let _ = requests.try_send(neighbour);
-            }
             workers.borrow_mut().watch(&socket_map, now());
             publishing.borrow_mut().publisher.collect();
         }
@@ -164,5 +162,6 @@ fn now() -> Instant {
     Instant::now()
 }
 
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How often heartbeats are looked at and retired generations freed.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 const REQUESTS_WAITING: usize = 1024;

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use crossbeam::queue::ArrayQueue;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
 use flowgate_dataplane::watchdog::{Alarm, Watchdog};
-use flowgate_dataplane::worker::Shared;
+use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{Pipeline, RxChecksums, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
 use flowgate_flow::{FlowTable, HashKey};
 use flowgate_tables::{InterfaceId, Publisher};
@@ -52,6 +51,7 @@ impl Workers {
         config: &Config,
         attached: &[AttachReport],
         publisher: &Publisher,
+        resolve: Resolver,
         started: Instant,
     ) -> anyhow::Result<Self> {
         let fewest = attached.iter().map(|report| report.queues).min().unwrap_or(1).max(1) as usize;
@@ -62,7 +62,7 @@ impl Workers {
         );
         let cores = choose_cores(config, count)?;
         let flows = Arc::new(FlowTable::new(config.flow_capacity, HashKey::random())?);
-        let shared = Shared { flows, resolve: Arc::new(ArrayQueue::new(RESOLVE_WAITING)), started };
+        let shared = Shared { flows, resolve, started };
         let (mut handles, mut sockets) = (Vec::new(), Vec::new());
         for (index, core) in cores.into_iter().enumerate() {
             let number = WorkerNumber { index, count };
@@ -251,6 +251,5 @@ fn choose_cores(config: &Config, count: usize) -> anyhow::Result<Vec<Option<usiz
     Ok(allowed[allowed.len() - count..].iter().copied().map(Some).collect())
 }
 
-const RESOLVE_WAITING: usize = 1024;
 const KERNEL_HEADROOM: u32 = 256;
 const ETHERNET_AND_TAG: u32 = 18;
