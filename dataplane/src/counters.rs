@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crossbeam::utils::CachePadded;
+
 use crate::verdict::{DropReason, PassReason, Verdict, reasons};
 
 reasons! {
@@ -99,12 +101,11 @@ impl Counters {
 
 /// One worker's counts as others see them, a burst behind at most. Cache lines of its own.
 #[derive(Debug)]
-#[repr(align(128))]
-pub struct SharedCounters([AtomicU64; COUNT]);
+pub struct SharedCounters(CachePadded<[AtomicU64; COUNT]>);
 
 impl Default for SharedCounters {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+        Self(CachePadded::new(std::array::from_fn(|_| AtomicU64::new(0))))
     }
 }
 
