@@ -1,0 +1,261 @@
+//! What the tests of the binary share: the lab with a running gateway, its JSON answers, clients, and what the kernels
+//! of the namespaces counted.
+#![allow(dead_code, reason = "each file of tests uses its part")]
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    path::Path,
+    process::{Command, ExitStatus},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use flowgate_benches::{
+    lab::{
+        gateway::{Gateway, GatewayOptions},
+        servers::http::{HttpServer, HttpServerOptions},
+        topology::{Topology, TopologyOptions},
+    },
+    netns::{Namespace, guarded},
+};
+use serde_json::Value;
+
+/// The binary under test.
+pub(crate) const FLOWGATE: &str = env!("CARGO_BIN_EXE_flowgate");
+/// Where every lab gateway pins, on the bpffs of its own namespace.
+pub(crate) const PIN_DIR: &str = "/sys/fs/bpf/flowgate";
+/// For what happens at once unless it never does.
+pub(crate) const LIMIT: Duration = Duration::from_secs(15);
+
+const STEP: Duration = Duration::from_millis(10);
+
+/// Network and gateway; the gateway ends first.
+pub(crate) struct Lab {
+    pub(crate) gateway: Gateway,
+    pub(crate) topology: Topology,
+}
+
+impl Lab {
+    /// A client, a gateway and some backends.
+    pub(crate) fn with_backends(backends: u8) -> Result<Self> {
+        Self::start(backends, "")
+    }
+
+    /// The same with more lines of configuration.
+    pub(crate) fn start(backends: u8, extra_config: &str) -> Result<Self> {
+        let topology = Topology::build(TopologyOptions { backends, ..TopologyOptions::default() })?;
+        let mut options = GatewayOptions::new(FLOWGATE);
+        extra_config.clone_into(&mut options.extra_config);
+        let gateway = Gateway::start(topology.gateway(), options)?;
+        Ok(Self { gateway, topology })
+    }
+
+    /// The client's namespace.
+    pub(crate) fn client(&self) -> &Namespace {
+        &self.topology.client().namespace
+    }
+
+    /// The addresses of all backends.
+    pub(crate) fn addresses(&self) -> Vec<Ipv4Addr> {
+        self.topology.backends().iter().map(|host| host.address).collect()
+    }
+
+    /// An HTTP server in each backend.
+    pub(crate) fn http_servers(&self, port: u16) -> Result<BTreeMap<String, HttpServer>> {
+        let start = |host: &flowgate_benches::lab::topology::Host| {
+            let server = HttpServer::start(&host.namespace, HttpServerOptions::new(&host.name, port))?;
+            Ok((host.name.clone(), server))
+        };
+        self.topology.backends().iter().map(start).collect()
+    }
+
+    /// `flowgate show WHAT -o json`.
+    pub(crate) fn show(&self, what: &str) -> Result<Value> {
+        let text = self.gateway.show(&[what, "-o", "json", "--limit", "100000"])?;
+        serde_json::from_str(&text).with_context(|| format!("`show {what} -o json` printed {text:?}"))
+    }
+
+    /// A count of `show workers`, over all of them.
+    pub(crate) fn event(&self, name: &str) -> Result<u64> {
+        let workers = self.show("workers")?;
+        let events = rows(&workers).flat_map(|worker| rows(&worker["events"]));
+        let counts: Vec<_> = events.filter(|event| event[0] == name).map(|event| number(&event[1])).collect();
+        anyhow::ensure!(!counts.is_empty(), "no event {name} in {workers}");
+        Ok(counts.iter().sum())
+    }
+
+    /// Packets that workers dropped, by reason; empty if none.
+    pub(crate) fn drops(&self) -> Result<BTreeMap<String, u64>> {
+        let drops = self.show("drops")?;
+        let reasons = Self::drop_reasons();
+        let dropped = rows(&drops).filter(|row| row["at"] == "worker" && reasons.contains(&text(&row["reason"])));
+        let dropped = dropped.map(|row| (text(&row["reason"]).to_owned(), number(&row["packets"])));
+        Ok(dropped.filter(|(_, packets)| *packets > 0).collect())
+    }
+
+    fn drop_reasons() -> Vec<&'static str> {
+        flowgate_dataplane::DropReason::ALL.iter().map(|reason| reason.name()).collect()
+    }
+
+    /// The addresses that `show backends` lists as active.
+    pub(crate) fn active_backends(&self) -> Result<Vec<String>> {
+        let backends = self.show("backends")?;
+        let active = rows(&backends).filter(|row| row["state"] == "active");
+        Ok(active.map(|row| text(&row["address"]).to_owned()).collect())
+    }
+
+    /// Waits until exactly these backends are active.
+    pub(crate) fn wait_for_backends(&self, addresses: &[Ipv4Addr], port: u16) -> Result<()> {
+        let mut wanted: Vec<_> = addresses.iter().map(|address| format!("{address}:{port}")).collect();
+        wanted.sort();
+        eventually(&format!("the backends are {wanted:?}"), || {
+            let mut active = self.active_backends()?;
+            active.sort();
+            Ok(active == wanted)
+        })
+    }
+
+    /// The id of the XDP program on an interface of the gateway, as the kernel says.
+    pub(crate) fn xdp_program(&self, interface: &str) -> Result<Option<u64>> {
+        xdp_program(self.topology.gateway(), interface)
+    }
+
+    /// The pins with their inodes: who pins anew gets another one.
+    pub(crate) fn pins(&self) -> Result<BTreeMap<String, u64>> {
+        pins(self.topology.gateway())
+    }
+}
+
+/// The id of the XDP program on an interface, as the kernel says.
+pub(crate) fn xdp_program(namespace: &Namespace, interface: &str) -> Result<Option<u64>> {
+    let links: Value = serde_json::from_str(&namespace.ip(&format!("-j -d link show dev {interface}"))?)?;
+    Ok(links[0]["xdp"]["prog"]["id"].as_u64())
+}
+
+/// All that is pinned in a namespace, by path, with the inodes.
+pub(crate) fn pins(namespace: &Namespace) -> Result<BTreeMap<String, u64>> {
+    fn walk(folder: &Path, found: &mut BTreeMap<String, u64>) -> std::io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let (path, meta) = entry.and_then(|entry| Ok((entry.path(), entry.metadata()?)))?;
+            found.insert(path.display().to_string(), std::os::unix::fs::MetadataExt::ino(&meta));
+            if meta.is_dir() {
+                walk(&path, found)?;
+            }
+        }
+        Ok(())
+    }
+    namespace.run(|| {
+        let mut found = BTreeMap::new();
+        walk(Path::new("/sys/fs/bpf"), &mut found).context("listing the bpffs")?;
+        Ok(found)
+    })
+}
+
+/// Waits until a condition holds, at most [`LIMIT`].
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    for _ in 0..LIMIT.as_millis() / STEP.as_millis() {
+        if condition()? {
+            return Ok(());
+        }
+        thread::sleep(STEP);
+    }
+    bail!("not within {LIMIT:?}: {what}")
+}
+
+/// Tests that keep a core busy run one at a time.
+pub(crate) fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static HEAVY: Mutex<()> = Mutex::new(());
+    HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The rows of a JSON array; none if it is something else.
+pub(crate) fn rows(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// A JSON string; empty if it is something else.
+pub(crate) fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// A JSON number.
+pub(crate) fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
+}
+
+/// One HTTP request on a connection of its own; the name of the backend that answered.
+pub(crate) fn get(client: &Namespace, target: impl Into<SocketAddr>) -> Result<String> {
+    let target = target.into();
+    client.enter(|| get_from_here(target))?
+}
+
+/// The same in the calling thread's namespace.
+pub(crate) fn get_from_here(target: SocketAddr) -> Result<String> {
+    let exchange = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&target, LIMIT)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = exchange().with_context(|| format!("HTTP to {target}"))?;
+    let name = answer.lines().find_map(|line| line.strip_prefix("x-backend: "));
+    name.map(str::to_owned).with_context(|| format!("{target} answered {answer:?}"))
+}
+
+/// Who answers a datagram from this source port.
+pub(crate) fn ask_by_udp(source_port: u16, target: SocketAddr) -> Result<String> {
+    let exchange = || {
+        let socket = UdpSocket::bind(("0.0.0.0", source_port))?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        socket.connect(target)?;
+        socket.send(b"who?")?;
+        let mut answer = [0; 256];
+        let len = socket.recv(&mut answer)?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..len]).into_owned())
+    };
+    exchange().with_context(|| format!("UDP from port {source_port} to {target}"))
+}
+
+/// A counter of `/proc/net/snmp` in a namespace.
+pub(crate) fn snmp(namespace: &Namespace, protocol: &str, counter: &str) -> Result<u64> {
+    // `/proc/net` would be that of the main thread.
+    let table = namespace.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))?;
+    let prefix = format!("{protocol}:");
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix(&prefix)).map(str::split_whitespace);
+    let (names, values) = (lines.next(), lines.next());
+    let mut columns = names.into_iter().flatten().zip(values.into_iter().flatten());
+    let value = columns.find(|(name, _)| *name == counter).and_then(|(_, value)| value.parse().ok());
+    value.with_context(|| format!("no {protocol} {counter} in {table}"))
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs flowgate in a namespace to its end, at most [`LIMIT`].
+pub(crate) fn flowgate(namespace: &Namespace, arguments: &[&str]) -> Result<Ended> {
+    let folder = tempfile::tempdir()?;
+    let (out, err) = (folder.path().join("out"), folder.path().join("err"));
+    let mut command = guarded(FLOWGATE);
+    command.args(arguments).stdout(File::create(&out)?).stderr(File::create(&err)?);
+    let status = namespace.spawn(command)?.wait(LIMIT)?;
+    Ok(Ended { status, stdout: fs::read_to_string(out)?, stderr: fs::read_to_string(err)? })
+}
+
+/// Runs flowgate where the test runs; for commands that open nothing.
+pub(crate) fn flowgate_here(arguments: &[&str]) -> Result<Ended> {
+    let output = Command::new(FLOWGATE).args(arguments).output()?;
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Ended { status: output.status, stdout: text(&output.stdout), stderr: text(&output.stderr) })
+}
