@@ -212,6 +212,7 @@ impl<D: Device, P: Process> Worker<D, P> {
         for queue in 0..self.device.rx_queues() {
             received |= self.burst(queue, now);
         }
+        self.revisit_waiting(now);
         self.device.flush();
         if received {
             self.counters.add(Event::BusyLoops, 1);
@@ -287,7 +288,6 @@ impl<D: Device, P: Process> Worker<D, P> {
                 counters.add(Event::ResolveOverflows, 1);
             }
         });
-        self.revisit_waiting(now);
         let elapsed_ms = now.since(self.swept_at);
         if elapsed_ms == 0 {
             return;
