@@ -37,9 +37,9 @@ fn http_reaches_every_backend_by_cluster_ip_and_node_port_and_every_view_agrees(
 
     let mut answered: BTreeMap<String, usize> = BTreeMap::new();
     for target in [SocketAddr::from((CLUSTER_IP, 80)), SocketAddr::from((GATEWAY_UPLINK, 30_080))] {
-        let names = lab.client().enter(|| {
-            (0..REQUESTS).map(|_| get_from_here(target)).collect::<Result<Vec<_>>>()
-        })??;
+        let names = lab
+            .client()
+            .enter(|| (0..REQUESTS).map(|_| get_from_here(target)).collect::<Result<Vec<_>>>())??;
         let mut spread: BTreeMap<_, usize> = BTreeMap::new();
         names.into_iter().for_each(|name| *spread.entry(name).or_default() += 1);
         assert_eq!(spread.len(), 3, "{target} reaches every backend: {spread:?}");
@@ -63,7 +63,10 @@ fn check_views(lab: &Lab, total: usize, answered: &BTreeMap<String, usize>) -> R
     })?;
     let services = lab.show("services")?;
     assert_eq!(rows(&services).count(), 1, "{services}");
-    assert_eq!((&services[0]["service"], &services[0]["protocol"]), (&"default/web:main".into(), &"TCP".into()));
+    assert_eq!(
+        (&services[0]["service"], &services[0]["protocol"]),
+        (&"default/web:main".into(), &"TCP".into())
+    );
     assert_eq!((number(&services[0]["backends"]), number(&services[0]["flows"])), (3, u64::try_from(total)?));
     let mut frontends: Vec<_> = rows(&services[0]["frontends"])
         .map(|frontend| (text(&frontend["kind"]), text(&frontend["address"]), text(&frontend["source_nat"])))
@@ -94,7 +97,8 @@ fn check_views(lab: &Lab, total: usize, answered: &BTreeMap<String, usize>) -> R
         assert!(text(&flow["backend"]).starts_with("10.244.0.1"), "{flow}");
         assert_eq!((&flow["protocol"], &flow["state"]), (&"TCP".into(), &"time-wait".into()), "{flow}");
     }
-    let sum = |rows_of: &serde_json::Value, key: &str| rows(rows_of).map(|row| number(&row[key])).sum::<u64>();
+    let sum =
+        |rows_of: &serde_json::Value, key: &str| rows(rows_of).map(|row| number(&row[key])).sum::<u64>();
     let packets = sum(&flows["flows"], "packets") + sum(&flows["flows"], "reply_packets");
     assert_eq!(packets, sum(&backends, "packets"));
     assert_eq!(packets, lab.event("tx_packets")?, "every packet of a flow went out");
@@ -112,7 +116,10 @@ fn check_views(lab: &Lab, total: usize, answered: &BTreeMap<String, usize>) -> R
     }
     let tables = lab.show("tables")?;
     assert_eq!(tables["source"], "synced");
-    assert_eq!((number(&tables["services"]), number(&tables["frontends"]), number(&tables["backends"])), (1, 3, 3));
+    assert_eq!(
+        (number(&tables["services"]), number(&tables["frontends"]), number(&tables["backends"])),
+        (1, 3, 3)
+    );
     assert_eq!(number(&tables["flow_entries_used"]), 2 * u64::try_from(total)?);
     assert_eq!(rows(&tables["report"]).count(), 0, "{tables}");
     assert!(rows(&tables["snat_addresses"]).any(|address| address == "10.244.0.1"), "{tables}");
@@ -200,7 +207,8 @@ fn with_local_traffic_policy_backends_see_the_client_and_direct_connections_go_o
     }
     // To the ClusterIP the policy does not apply: the source is the gateway's.
     get(lab.client(), (CLUSTER_IP, 80))?;
-    let at_cluster_ip = servers.values().filter(|s| s.clients().snapshot().contains_key(&GATEWAY_FABRIC.into()));
+    let at_cluster_ip =
+        servers.values().filter(|s| s.clients().snapshot().contains_key(&GATEWAY_FABRIC.into()));
     assert_eq!(at_cluster_ip.count(), 1);
 
     for host in lab.topology.backends() {

@@ -93,7 +93,8 @@ impl Lab {
     pub(crate) fn drops(&self) -> Result<BTreeMap<String, u64>> {
         let drops = self.show("drops")?;
         let reasons = Self::drop_reasons();
-        let dropped = rows(&drops).filter(|row| row["at"] == "worker" && reasons.contains(&text(&row["reason"])));
+        let dropped =
+            rows(&drops).filter(|row| row["at"] == "worker" && reasons.contains(&text(&row["reason"])));
         let dropped = dropped.map(|row| (text(&row["reason"]).to_owned(), number(&row["packets"])));
         Ok(dropped.filter(|(_, packets)| *packets > 0).collect())
     }
@@ -142,6 +143,10 @@ pub(crate) fn pins(namespace: &Namespace) -> Result<BTreeMap<String, u64>> {
     fn walk(folder: &Path, found: &mut BTreeMap<String, u64>) -> std::io::Result<()> {
         for entry in fs::read_dir(folder)? {
             let (path, meta) = entry.and_then(|entry| Ok((entry.path(), entry.metadata()?)))?;
+            // The kernel's own: maps.debug and progs.debug.
+            if path.extension().is_some_and(|extension| extension == "debug") {
+                continue;
+            }
             found.insert(path.display().to_string(), std::os::unix::fs::MetadataExt::ino(&meta));
             if meta.is_dir() {
                 walk(&path, found)?;
@@ -241,6 +246,17 @@ pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+impl Ended {
+    /// Whether it ended with exit code 1 and one sentence that holds `reason` and says nothing twice.
+    pub(crate) fn is_refusal(&self, reason: &str) -> bool {
+        let mut sentences = self.stderr.lines().filter_map(|line| line.strip_prefix("flowgate: "));
+        let (Some(sentence), None) = (sentences.next(), sentences.next()) else { return false };
+        let parts: Vec<_> = sentence.split(": ").collect();
+        let repeats = parts.windows(2).any(|pair| pair[0] == pair[1]);
+        self.status.code() == Some(1) && sentence.contains(reason) && !repeats
+    }
 }
 
 /// Runs flowgate in a namespace to its end, at most [`LIMIT`].
