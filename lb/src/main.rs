@@ -18,10 +18,18 @@ fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("flowgate: {error:#}");
+            eprintln!("flowgate: {}", sentence(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes; those that its own words hold already are not said twice.
+fn sentence(error: &anyhow::Error) -> String {
+    let said_once = |text: String, cause: String| {
+        if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }
+    };
+    error.chain().map(ToString::to_string).reduce(said_once).unwrap_or_default()
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
