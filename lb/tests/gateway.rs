@@ -97,16 +97,19 @@ fn check_views(lab: &Lab, total: usize, answered: &BTreeMap<String, usize>) -> R
         assert!(text(&flow["backend"]).starts_with("10.244.0.1"), "{flow}");
         assert_eq!((&flow["protocol"], &flow["state"]), (&"TCP".into(), &"time-wait".into()), "{flow}");
     }
+    let workers = lab.show("workers")?;
     let sum =
         |rows_of: &serde_json::Value, key: &str| rows(rows_of).map(|row| number(&row[key])).sum::<u64>();
     let packets = sum(&flows["flows"], "packets") + sum(&flows["flows"], "reply_packets");
     assert_eq!(packets, sum(&backends, "packets"));
-    assert_eq!(packets, lab.event("tx_packets")?, "every packet of a flow went out");
-    assert_eq!(packets, lab.event("rx_packets")?, "and nothing else came in");
+    let (received, sent) = (lab.event("rx_packets")?, lab.event("tx_packets")?);
+    assert_eq!(received, sent, "what came in went out: {workers}");
+    // A packet of a known flow counts again each time it is looked at while it is held.
+    let again = packets - sent;
+    assert!(again == 0 || lab.event("held")? > 0, "{again} packets more in flows than sent: {workers}");
     assert_eq!(lab.event("flows_opened")?, u64::try_from(total)?);
     assert_eq!(lab.drops()?, BTreeMap::new());
 
-    let workers = lab.show("workers")?;
     assert!(rows(&workers).all(|worker| worker["state"] == "running"), "{workers}");
     let neighbours = lab.show("neighbours")?;
     let resolved = rows(&neighbours).filter(|row| row["mac"].is_string());
@@ -142,6 +145,15 @@ fn datagrams_and_segments_up_to_the_mtu_arrive_intact_with_right_checksums() -> 
     lab.gateway.manifests().apply(&tcp_service, &lab.addresses())?;
     eventually("both Services have their backends", || Ok(lab.active_backends()?.len() == 4))?;
 
+    // Only so many packets wait for a neighbour: first each backend is found.
+    let known = || udp_servers.iter().all(|server| server.clients().total() > 0);
+    lab.client().enter(|| {
+        (30_000..30_100)
+            .take_while(|_| !known())
+            .try_for_each(|port| support::ask_by_udp(port, (CLUSTER_IP, 7000).into()).map(drop))
+    })??;
+    assert!(known(), "the flows are spread");
+
     // 1472 bytes fill a packet of 1500; odd lengths end in half a word of the checksum.
     for payload_len in [24, 25, 1471, 1472] {
         let options = UdpOptions {
@@ -154,7 +166,6 @@ fn datagrams_and_segments_up_to_the_mtu_arrive_intact_with_right_checksums() -> 
         let bad = (report.lost, report.mismatches, report.duplicates, report.send_failures);
         assert_eq!((report.sent, bad), (200, (0, 0, 0, 0)), "{payload_len} bytes: {report:?}");
     }
-    assert!(udp_servers.iter().all(|server| server.clients().total() > 0), "the flows are spread");
 
     let exchange = Exchange::Echo { len: 2 << 20, greeting: Greeting::Name };
     let target = SocketAddr::from(([10, 96, 0, 11], 90));
@@ -177,7 +188,7 @@ fn datagrams_and_segments_up_to_the_mtu_arrive_intact_with_right_checksums() -> 
 fn check_checksums(lab: &Lab) -> Result<()> {
     let hosts = lab.topology.backends().iter().chain(lab.topology.clients());
     for host in hosts {
-        assert!(snmp(&host.namespace, "Tcp", "InSegs")? > 0, "{} got segments", host.name);
+        assert!(snmp(&host.namespace, "Ip", "InDelivers")? > 0, "{} got packets", host.name);
         for protocol in ["Tcp", "Udp"] {
             assert_eq!(snmp(&host.namespace, protocol, "InCsumErrors")?, 0, "{protocol} at {}", host.name);
         }
