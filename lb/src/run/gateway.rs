@@ -9,7 +9,7 @@ use anyhow::Context;
 use flowgate_control::{Source, Status, Update};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::Publisher;
-use flowgate_xsk::steering::{InterfaceConfig, SocketMap, Steering, SteeringConfig};
+use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, SocketMap, Steering, SteeringConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -43,7 +43,10 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let started = now();
     let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
     let resolve = Resolver(Arc::new(move |neighbour| requests.try_send(neighbour).is_ok()));
-    let workers = Workers::start(config, steering.report(), &publisher, resolve, started)?;
+    let workers = match Workers::start(config, steering.report(), &publisher, resolve, started) {
+        Ok(workers) => workers,
+        Err(error) => return Err(undo_attach(config, steering, error)),
+    };
     for socket in workers.sockets.iter().flatten() {
         let (mode, queue) = (socket.mode.name(), socket.queue);
         tracing::info!(interface = socket.interface, queue, mode, "AF_XDP socket");
@@ -109,6 +112,18 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     cleared.context("taking the traffic away")?;
     outcome
+}
+
+/// A start that failed leaves nothing behind, unless an earlier flowgate had left it for its successor.
+fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> anyhow::Error {
+    if steering.report().iter().all(|report| report.link == LinkOrigin::Fresh) {
+        let undone = steering.detach().map_err(anyhow::Error::from);
+        let undone = undone.and_then(|_| host::release_ports(&config.snat_ports));
+        if let Err(left) = undone {
+            tracing::error!("not all was undone, run `flowgate detach`: {left:#}");
+        }
+    }
+    error
 }
 
 /// Publishes what control compiled; the first generation brings the traffic.
