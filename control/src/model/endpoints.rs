@@ -1,6 +1,7 @@
 //! EndpointSlices, and Endpoints as their mirror. Never picks an endpoint.
 
 use std::net::IpAddr;
+use std::time::SystemTime;
 
 use flowgate_wire::Protocol;
 
@@ -17,6 +18,15 @@ pub enum SliceFamily {
     Fqdn,
 }
 
+/// For whom an endpoint is meant, by the controller that spreads traffic (P207).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `hints.forNodes`: names of Nodes.
+    pub nodes: Vec<String>,
+    /// `hints.forZones`: names of zones.
+    pub zones: Vec<String>,
+}
+
 /// One endpoint of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -30,6 +40,10 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node it runs on, if known (P202).
     pub node_name: Option<String>,
+    /// Its own name within a headless Service, for DNS.
+    pub hostname: Option<String>,
+    /// For whom it is meant; none for everybody.
+    pub hints: Option<Box<Hints>>,
 }
 
 /// One port of a slice or of a subset.
@@ -41,6 +55,8 @@ pub struct EndpointPort {
     pub protocol: Protocol,
     /// Its number; never 0.
     pub port: u16,
+    /// What is spoken on it, as its owner says; carried, never acted upon (P108).
+    pub app_protocol: Option<String>,
 }
 
 /// An EndpointSlice.
@@ -58,6 +74,8 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// What keeps it from counting, if anything does.
     pub hidden_by: Option<HiddenBy>,
+    /// When the change that it tells of happened, as its controller saw it (P1203).
+    pub triggered_at: Option<SystemTime>,
 }
 
 /// One address of a subset.
@@ -69,6 +87,8 @@ pub struct EndpointAddress {
     pub node_name: Option<String>,
     /// Whether it takes new connections.
     pub ready: bool,
+    /// Its own name within a headless Service, for DNS.
+    pub hostname: Option<String>,
 }
 
 /// Addresses that have the same ports.
@@ -108,6 +128,7 @@ impl Endpoints {
                         endpoints,
                         ports: subset.ports.clone(),
                         hidden_by: self.hidden_by,
+                        triggered_at: None,
                     });
                 }
             }
@@ -123,6 +144,8 @@ fn mirror(address: &EndpointAddress) -> Endpoint {
         serving: true,
         terminating: false,
         node_name: address.node_name.clone(),
+        hostname: address.hostname.clone(),
+        hints: None,
     }
 }
 
@@ -143,6 +166,7 @@ mod tests {
             },
             node_name: None,
             ready: n < 1100,
+            hostname: None,
         };
         let subset = Subset { addresses: (0..1200).map(address).collect(), ports: vec![] };
         let endpoints = Endpoints { subsets: vec![subset], skip_mirror: false, hidden_by: None };

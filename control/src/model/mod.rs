@@ -10,7 +10,9 @@ mod node;
 mod service;
 
 pub use desired::{Desired, Kept, Key, Object, ObjectCounts};
-pub use endpoints::{Endpoint, EndpointAddress, EndpointPort, EndpointSlice, Endpoints, SliceFamily, Subset};
+pub use endpoints::{
+    Endpoint, EndpointAddress, EndpointPort, EndpointSlice, Endpoints, Hints, SliceFamily, Subset,
+};
 pub use net::NetState;
 pub use node::{Namespace, Node, ServiceCidr};
 pub use service::{

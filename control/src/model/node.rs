@@ -12,6 +12,10 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `metadata.labels`.
     pub labels: BTreeMap<String, String>,
+    /// `spec.podCIDRs`: where the addresses of its pods come from (P601).
+    pub pod_cidrs: Vec<IpNet>,
+    /// Whether it is about to go: being deleted, or tainted by the autoscaler (P1106).
+    pub is_leaving: bool,
 }
 
 /// A Namespace.

@@ -72,6 +72,8 @@ pub struct ServicePort {
     pub target_port: TargetPort,
     /// The port on every node, if there is one.
     pub node_port: Option<u16>,
+    /// What is spoken on it, as its owner says; carried, never acted upon (P108).
+    pub app_protocol: Option<String>,
 }
 
 /// `spec.internalTrafficPolicy` or `spec.externalTrafficPolicy`.
@@ -110,6 +112,8 @@ pub struct Service {
     pub service_type: ServiceType,
     /// `spec.clusterIPs`.
     pub cluster: ClusterAddress,
+    /// `spec.externalName`, for type `ExternalName`.
+    pub external_name: Option<String>,
     /// `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress` with an address; host names alone mean nothing (P313).

@@ -4,7 +4,9 @@ use k8s_openapi::api::core::v1::{EndpointSubset as RawSubset, Endpoints as RawEn
 use k8s_openapi::api::discovery::v1::{Endpoint as RawEndpoint, EndpointSlice as RawSlice};
 
 use super::{Findings, hidden_by, values};
-use crate::model::{Endpoint, EndpointAddress, EndpointPort, EndpointSlice, Endpoints, SliceFamily, Subset};
+use crate::model::{
+    Endpoint, EndpointAddress, EndpointPort, EndpointSlice, Endpoints, Hints, SliceFamily, Subset,
+};
 
 /// Reads an EndpointSlice.
 pub fn endpoint_slice(raw: &RawSlice, findings: &mut Findings) -> EndpointSlice {
@@ -34,8 +36,16 @@ pub fn endpoint_slice(raw: &RawSlice, findings: &mut Findings) -> EndpointSlice 
         };
         let number = findings.ok(&format!("{place}.port"), values::port(number));
         // The API server stores an unset name as the empty one.
-        push_port(&mut ports, &place, port.name.as_deref(), protocol, number, findings);
+        push_port(
+            &mut ports,
+            &place,
+            (port.name.as_deref(), port.app_protocol.as_deref()),
+            protocol,
+            number,
+            findings,
+        );
     }
+    let trigger = raw.metadata.annotations.as_ref().and_then(|all| all.get(TRIGGER_TIME));
     EndpointSlice {
         service: label("kubernetes.io/service-name").cloned(),
         is_mirror: label("endpointslice.kubernetes.io/managed-by").is_some_and(|by| by == MIRROR_CONTROLLER),
@@ -43,6 +53,7 @@ pub fn endpoint_slice(raw: &RawSlice, findings: &mut Findings) -> EndpointSlice 
         endpoints: list,
         ports,
         hidden_by: hidden_by(&raw.metadata),
+        triggered_at: trigger.and_then(|text| values::time(text)),
     }
 }
 
@@ -83,7 +94,19 @@ fn one_endpoint(
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node_name: raw.node_name.clone().filter(|name| !name.is_empty()),
+        hostname: raw.hostname.clone().filter(|name| !name.is_empty()),
+        hints: hints(raw),
     })
+}
+
+/// Hints that name nobody are none.
+fn hints(raw: &RawEndpoint) -> Option<Box<Hints>> {
+    let raw = raw.hints.as_ref()?;
+    let hints = Hints {
+        nodes: raw.for_nodes.iter().flatten().map(|node| node.name.clone()).collect(),
+        zones: raw.for_zones.iter().flatten().map(|zone| zone.name.clone()).collect(),
+    };
+    (hints != Hints::default()).then(|| Box::new(hints))
 }
 
 fn one_subset(i: usize, raw: &RawSubset, findings: &mut Findings) -> Subset {
@@ -94,7 +117,8 @@ fn one_subset(i: usize, raw: &RawSubset, findings: &mut Findings) -> Subset {
             let place = format!("subsets[{i}].{name}[{at}].ip");
             let addr = findings.ok(&place, values::unicast_ip(&address.ip));
             let node_name = address.node_name.clone();
-            addresses.extend(addr.map(|addr| EndpointAddress { addr, node_name, ready }));
+            let hostname = address.hostname.clone().filter(|name| !name.is_empty());
+            addresses.extend(addr.map(|addr| EndpointAddress { addr, node_name, ready, hostname }));
         }
     }
     let mut ports = Vec::new();
@@ -102,7 +126,14 @@ fn one_subset(i: usize, raw: &RawSubset, findings: &mut Findings) -> Subset {
         let place = format!("subsets[{i}].ports[{at}]");
         let protocol = findings.ok(&format!("{place}.protocol"), values::protocol(port.protocol.as_deref()));
         let number = findings.ok(&format!("{place}.port"), values::port(port.port));
-        push_port(&mut ports, &place, port.name.as_deref(), protocol, number, findings);
+        push_port(
+            &mut ports,
+            &place,
+            (port.name.as_deref(), port.app_protocol.as_deref()),
+            protocol,
+            number,
+            findings,
+        );
     }
     if ports.is_empty() && !addresses.is_empty() {
         findings.warn(format!("subsets[{i}] has addresses but no port"));
@@ -113,7 +144,7 @@ fn one_subset(i: usize, raw: &RawSubset, findings: &mut Findings) -> Subset {
 fn push_port(
     ports: &mut Vec<EndpointPort>,
     place: &str,
-    name: Option<&str>,
+    (name, app_protocol): (Option<&str>, Option<&str>),
     protocol: Option<flowgate_wire::Protocol>,
     number: Option<u16>,
     findings: &mut Findings,
@@ -123,7 +154,9 @@ fn push_port(
     if ports.iter().any(|other| other.name == name && other.protocol == protocol) {
         findings.error(format!("{place}: the name {name:?} is used twice"));
     }
-    ports.push(EndpointPort { name, protocol, port });
+    ports.push(EndpointPort { name, protocol, port, app_protocol: app_protocol.map(str::to_owned) });
 }
 
+/// Where the EndpointSlice controller writes when the change happened.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const MIRROR_CONTROLLER: &str = "endpointslicemirroring-controller.k8s.io";

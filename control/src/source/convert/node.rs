@@ -16,7 +16,20 @@ pub fn node(raw: &RawNode, findings: &mut Findings) -> Node {
             addresses.extend(findings.ok(&place, values::ip(&address.address)));
         }
     }
-    Node { addresses, labels: raw.metadata.labels.clone().unwrap_or_default() }
+    let mut pod_cidrs = Vec::new();
+    let spec = raw.spec.as_ref();
+    let texts = spec.and_then(|spec| spec.pod_cidrs.as_deref()).unwrap_or(&[]);
+    for (text, i) in texts.iter().zip(0..) {
+        pod_cidrs.extend(findings.ok(&format!("spec.podCIDRs[{i}]"), values::cidr(text)));
+    }
+    let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or(&[]);
+    Node {
+        addresses,
+        labels: raw.metadata.labels.clone().unwrap_or_default(),
+        pod_cidrs,
+        is_leaving: raw.metadata.deletion_timestamp.is_some()
+            || taints.iter().any(|taint| taint.key == "ToBeDeletedByClusterAutoscaler"),
+    }
 }
 
 /// Reads a Namespace.

@@ -27,9 +27,11 @@ pub fn service(raw: &Raw, findings: &mut Findings) -> Service {
     for (text, i) in spec.load_balancer_source_ranges.iter().flatten().zip(0..) {
         ranges.extend(findings.ok(&format!("spec.loadBalancerSourceRanges[{i}]"), values::cidr(text)));
     }
+    let external_name = external_name(spec, service_type, findings);
     let health = spec.health_check_node_port.filter(|&port| port != 0);
     Service {
         service_type,
+        external_name,
         external_ips,
         ingress: ingress(raw, findings),
         ports: ports(spec, service_type, &cluster, findings),
@@ -65,6 +67,27 @@ fn service_type(spec: &ServiceSpec, findings: &mut Findings) -> ServiceType {
             ));
             ServiceType::ClusterIp
         }
+    }
+}
+
+/// The API server demands a name of type ExternalName and of no other; written elsewhere it means nothing.
+fn external_name(spec: &ServiceSpec, service_type: ServiceType, findings: &mut Findings) -> Option<String> {
+    if service_type != ServiceType::ExternalName {
+        return None;
+    }
+    let name = spec.external_name.as_deref().unwrap_or("").trim_end_matches('.').to_ascii_lowercase();
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+    };
+    if name.is_empty() {
+        findings.error("spec.externalName is missing");
+        None
+    } else if name.len() > 253 || !name.split('.').all(is_label) {
+        findings.error(format!("spec.externalName: {name:?} is not a domain name"));
+        None
+    } else {
+        Some(name)
     }
 }
 
@@ -182,6 +205,7 @@ fn service_port(place: &str, raw: &RawPort, findings: &mut Findings) -> Option<S
         port: port?,
         target_port: target?,
         node_port,
+        app_protocol: raw.app_protocol.clone(),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use flowgate_wire::Protocol;
 use ipnet::IpNet;
@@ -57,6 +58,11 @@ pub(super) fn protocol(name: Option<&str>) -> Result<Protocol, String> {
     } else {
         Err(format!("unknown protocol {name:?}: write {protocol}"))
     }
+}
+
+/// A time as Kubernetes writes it; none when it is written otherwise.
+pub(super) fn time(text: &str) -> Option<SystemTime> {
+    text.trim().parse::<jiff::Timestamp>().ok().map(SystemTime::from)
 }
 
 fn octet(text: &str) -> Option<u8> {
