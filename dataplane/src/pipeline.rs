@@ -11,7 +11,7 @@ use flowgate_flow::{FlowTable, Found, NextHopRef, Probe, Tick, Timeouts, prefetc
 use flowgate_tables::routing::Unresolved;
 use flowgate_tables::{BackendId, NextHop, NextHopId, Tables};
 use flowgate_wire::rewrite::complete_checksum;
-use flowgate_wire::{Packet4, Parsed, Protocol, TcpFlags, Translation4, parse};
+use flowgate_wire::{EtherAddrs, Packet4, Parsed, Protocol, TcpFlags, Translation4, parse};
 
 use crate::counters::{Counters, Event};
 use crate::verdict::{DropReason, PassReason, Verdict};
@@ -136,10 +136,6 @@ impl Router {
         context: &Context<'_>,
         counters: &mut Counters,
     ) -> Verdict {
-        found.touch(context.now, packet.ip_len());
-        if packet.tuple.protocol == Protocol::Tcp {
-            found.saw_tcp(packet.tcp_flags);
-        }
         let routing = &context.tables.routing;
         let stored = found.forwarding.next_hop.id(routing.epoch()).map(NextHopId::from_bits);
         let next_hop = match stored.and_then(|id| routing.next_hop(id)) {
@@ -149,7 +145,17 @@ impl Router {
                 Err(verdict) => return verdict,
             },
         };
-        self.send(frame, packet, &found.forwarding.translation, &next_hop, checksums, counters)
+        let ether = match self.resolved(&next_hop, counters) {
+            Ok(ether) => ether,
+            Err(verdict) => return verdict,
+        };
+        // Not before: a packet that is held comes back here and would be counted again.
+        found.touch(context.now, packet.ip_len());
+        if packet.tuple.protocol == Protocol::Tcp {
+            found.saw_tcp(packet.tcp_flags);
+        }
+        let translation = &found.forwarding.translation;
+        self.send(frame, packet, translation, (&next_hop, &ether), checksums, counters)
     }
 
     /// Routes a packet as the kernel would have: the XDP program cannot tell the answers to clients whose
@@ -167,27 +173,36 @@ impl Router {
             Ok((_, next_hop)) => next_hop,
             Err(verdict) => return verdict,
         };
+        let ether = match self.resolved(&next_hop, counters) {
+            Ok(ether) => ether,
+            Err(verdict) => return verdict,
+        };
         let unchanged = Translation4::between(&packet.tuple, &packet.tuple);
-        let verdict = self.send(frame, packet, &unchanged, &next_hop, checksums, counters);
+        let verdict = self.send(frame, packet, &unchanged, (&next_hop, &ether), checksums, counters);
         counters.add(Event::Routed, u64::from(matches!(verdict, Verdict::Transmit(_))));
         verdict
     }
 
+    /// The Ethernet header towards a next hop, or the wish to have it resolved.
+    #[inline]
+    fn resolved(&mut self, next_hop: &NextHop, counters: &mut Counters) -> Result<EtherAddrs, Verdict> {
+        next_hop.ether.ok_or_else(|| {
+            let neighbour = Unresolved { egress: next_hop.egress, addr: next_hop.addr };
+            self.requests.push(neighbour, counters);
+            Verdict::Hold(neighbour)
+        })
+    }
+
     #[inline]
     fn send(
-        &mut self,
+        &self,
         frame: &mut [u8],
         packet: &Packet4,
         translation: &Translation4,
-        next_hop: &NextHop,
+        (next_hop, ether): (&NextHop, &EtherAddrs),
         checksums: RxChecksums,
         counters: &mut Counters,
     ) -> Verdict {
-        let Some(ether) = &next_hop.ether else {
-            let neighbour = Unresolved { egress: next_hop.egress, addr: next_hop.addr };
-            self.requests.push(neighbour, counters);
-            return Verdict::Hold(neighbour);
-        };
         if packet.ip_len() > next_hop.mtu {
             return Verdict::Drop(DropReason::TooBig);
         }
