@@ -11,7 +11,7 @@
 	X(redirect_vip)         /* to the worker: destination is a VIP */                                      \
 	X(redirect_nodeport)    /* to the worker: NodePort on one of the node's own addresses */               \
 	X(redirect_snat_reply)  /* to the worker: answer to a flow that Flowgate masqueraded */                \
-	X(pass_not_ip)          /* to the kernel: ARP, LLDP, a VLAN tag, IPv6 (for now) ... */                 \
+	X(pass_not_ip)          /* to the kernel: ARP, LLDP, a VLAN tag, IPv6 ... */                           \
 	X(pass_not_l4)          /* to the kernel: IP, but neither TCP nor UDP */                               \
 	X(pass_fragment)        /* to the kernel: any IPv4 fragment */                                         \
 	X(pass_malformed)       /* to the kernel: a header that ends early or contradicts itself */            \
