@@ -20,9 +20,14 @@ pub struct Maglev {
     slots: Slots,
 }
 
-/// Most Services have few members: a byte a slot halves the memory of their tables.
+/// Most Services have few members: thousands of tables take a quarter of the memory with half a byte a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Slots {
+    /// The slot of even number is in the low half of its byte.
+    Nibble {
+        pairs: Box<[u8]>,
+        len: usize,
+    },
     Byte(Box<[u8]>),
     Word(Box<[u16]>),
 }
@@ -55,51 +60,86 @@ impl Maglev {
             return Self::default();
         }
         let size = table_size(members.len());
-        let mut turns: Vec<Turn> =
-            members.iter().zip(0..).map(|(m, number)| Turn::new(m, number, size)).collect();
-        // The paper lets members take turns in a fixed order; by name, so that all nodes agree.
-        turns.sort_unstable_by_key(|turn| turn.name_hash);
-        let heaviest = u32::from(members.iter().map(|m| m.weight.max(1)).max().unwrap_or(1));
-        let mut slots = vec![FREE; size as usize];
-        let mut left = size;
-        while left > 0 {
-            for turn in &mut turns {
-                // A member of half the weight takes every second turn.
-                turn.credit += turn.weight;
-                if turn.credit < heaviest {
-                    continue;
-                }
-                turn.credit -= heaviest;
-                if left == 0 {
-                    break;
-                }
-                let slot = turn.next_free(&slots, size);
-                slots[slot] = turn.number;
-                left -= 1;
-            }
-        }
-        let bytes: Result<Box<[u8]>, _> = slots.iter().map(|&member| u8::try_from(member)).collect();
-        Self { slots: bytes.map_or_else(|_| Slots::Word(slots.into()), Slots::Byte) }
+        let slots = if members.len() <= NIBBLE_MEMBERS {
+            Slots::in_nibbles(&fill(members, size, u8::MAX))
+        } else if members.len() < usize::from(u8::MAX) {
+            Slots::Byte(fill(members, size, u8::MAX).into())
+        } else {
+            Slots::Word(fill(members, size, u16::MAX).into())
+        };
+        Self { slots }
     }
 
     /// The member for a flow with this hash; none when there is no member.
     #[inline]
     pub fn pick(&self, maglev_hash: u32) -> Option<usize> {
         // Multiply and shift instead of a division: maps the hash evenly onto the slots.
-        let slot = |len: usize| ((u64::from(maglev_hash) * len as u64) >> 32) as usize;
-        match &self.slots {
-            Slots::Byte(slots) => slots.get(slot(slots.len())).map(|&member| usize::from(member)),
-            Slots::Word(slots) => slots.get(slot(slots.len())).map(|&member| usize::from(member)),
-        }
+        let slot = ((u64::from(maglev_hash) * self.slots.len() as u64) >> 32) as usize;
+        self.slots.get(slot)
     }
 
     /// The member of each slot, in order.
     pub fn slots(&self) -> Vec<usize> {
-        match &self.slots {
-            Slots::Byte(slots) => slots.iter().map(|&member| usize::from(member)).collect(),
-            Slots::Word(slots) => slots.iter().map(|&member| usize::from(member)).collect(),
+        (0..self.slots.len()).filter_map(|slot| self.slots.get(slot)).collect()
+    }
+}
+
+impl Slots {
+    fn in_nibbles(slots: &[u8]) -> Self {
+        let pair = |pair: &[u8]| pair[0] | pair.get(1).unwrap_or(&0) << 4;
+        Self::Nibble { pairs: slots.chunks(2).map(pair).collect(), len: slots.len() }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Nibble { len, .. } => *len,
+            Self::Byte(slots) => slots.len(),
+            Self::Word(slots) => slots.len(),
         }
     }
+
+    #[inline]
+    fn get(&self, slot: usize) -> Option<usize> {
+        match self {
+            Self::Nibble { pairs, .. } => {
+                let pair = pairs.get(slot / 2)?;
+                Some(usize::from(if slot.is_multiple_of(2) { pair & 0x0f } else { pair >> 4 }))
+            }
+            Self::Byte(slots) => slots.get(slot).map(|&member| usize::from(member)),
+            Self::Word(slots) => slots.get(slot).map(|&member| usize::from(member)),
+        }
+    }
+}
+
+/// Members at most whose numbers fit into half a byte.
+const NIBBLE_MEMBERS: usize = 16;
+
+/// The member of each slot; `free` is a number that no member has.
+fn fill<S: Slot>(members: &[Member<'_>], size: u32, free: S) -> Vec<S> {
+    let mut turns: Vec<Turn> =
+        members.iter().zip(0..).map(|(m, number)| Turn::new(m, number, size)).collect();
+    // The paper lets members take turns in a fixed order; by name, so that all nodes agree.
+    turns.sort_unstable_by_key(|turn| turn.name_hash);
+    let heaviest = u32::from(members.iter().map(|m| m.weight.max(1)).max().unwrap_or(1));
+    let mut slots = vec![free; size as usize];
+    let mut left = size;
+    while left > 0 {
+        for turn in &mut turns {
+            // A member of half the weight takes every second turn.
+            turn.credit += turn.weight;
+            if turn.credit < heaviest {
+                continue;
+            }
+            turn.credit -= heaviest;
+            if left == 0 {
+                break;
+            }
+            let slot = turn.next_free(&slots, size, free);
+            slots[slot] = S::of(turn.number);
+            left -= 1;
+        }
+    }
+    slots
 }
 
 /// The size of the lookup table for this many members: a prime.
@@ -107,7 +147,24 @@ pub fn table_size(member_count: usize) -> u32 {
     SIZES.iter().find(|(up_to, _)| member_count <= *up_to).map_or(1, |(_, size)| *size)
 }
 
-const FREE: u16 = u16::MAX;
+/// A member's number as a slot keeps it. A byte where it fits: the whole table lies in the fastest cache
+/// while it is filled.
+trait Slot: Copy + PartialEq {
+    /// The number, which fits.
+    fn of(number: u16) -> Self;
+}
+
+impl Slot for u8 {
+    fn of(number: u16) -> Self {
+        Self::try_from(number).unwrap_or(Self::MAX)
+    }
+}
+
+impl Slot for u16 {
+    fn of(number: u16) -> Self {
+        number
+    }
+}
 
 struct Turn {
     name_hash: u64,
@@ -134,14 +191,14 @@ impl Turn {
         }
     }
 
-    fn next_free(&mut self, slots: &[u16], size: u32) -> usize {
+    fn next_free<S: Slot>(&mut self, slots: &[S], size: u32, free: S) -> usize {
         loop {
             let slot = self.slot as usize;
             self.slot += self.skip;
             if self.slot >= size {
                 self.slot -= size;
             }
-            if slots[slot] == FREE {
+            if slots[slot] == free {
                 return slot;
             }
         }
