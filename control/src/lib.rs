@@ -15,7 +15,7 @@ mod run;
 pub mod source;
 
 pub use check::check;
-pub use compile::{NodeAddresses, Role, Settings, compile};
+pub use compile::{LocalPods, NodeAddresses, NodePortAddress, Role, Settings, compile};
 pub use reconcile::{Status, Update};
 pub use report::{Entry, ObjectRef, Place, Report, Severity};
 pub use run::{Config, Source, run};

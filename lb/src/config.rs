@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flowgate_control::Role;
+use flowgate_control::{LocalPods, NodePortAddress, Role};
 use flowgate_flow::Timeouts;
 use flowgate_xsk::ZeroCopy;
 use flowgate_xsk::steering::XdpModeWanted;
@@ -23,7 +23,8 @@ pub(crate) struct Config {
     pub(crate) node_name: String,
     pub(crate) manifests: PathBuf,
     pub(crate) interfaces: Vec<String>,
-    pub(crate) nodeport_addresses: Vec<IpNet>,
+    pub(crate) nodeport_addresses: Vec<NodePortAddress>,
+    pub(crate) node: Node,
     pub(crate) snat_addresses: Vec<Ipv4Addr>,
     pub(crate) snat_ports: RangeInclusive<u16>,
     pub(crate) workers: Workers,
@@ -32,8 +33,17 @@ pub(crate) struct Config {
     pub(crate) zero_copy: ZeroCopy,
     pub(crate) rings: Rings,
     pub(crate) flow_capacity: u32,
+    pub(crate) affinity_capacity: u32,
     pub(crate) timeouts: Timeouts,
     pub(crate) admin_socket: PathBuf,
+}
+
+/// What only the role `node` asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) local_pods: LocalPods,
+    pub(crate) masquerade_all: bool,
+    pub(crate) localhost_nodeports: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -128,6 +138,10 @@ impl Config {
                 format!("{} is not from 64 to 500000000", raw.flows.capacity),
             ));
         }
+        if !(8..=100_000_000).contains(&raw.flows.affinity_capacity) {
+            let reason = format!("{} is not from 8 to 100000000", raw.flows.affinity_capacity);
+            return Err(wrong("flows.affinity_capacity", reason));
+        }
         if raw.workers.hang_ms < 200 {
             return Err(wrong(
                 "workers.hang_ms",
@@ -148,7 +162,14 @@ impl Config {
             node_name: overrides.node_name.or(raw.node_name).unwrap_or_else(host_name).to_lowercase(),
             manifests: overrides.manifests.unwrap_or(raw.source.manifests),
             interfaces,
-            nodeport_addresses: raw.gateway.nodeport_addresses,
+            nodeport_addresses: parse_nodeport_addresses(&raw.gateway.nodeport_addresses)
+                .map_err(|reason| wrong("gateway.nodeport_addresses", reason))?,
+            node: Node {
+                local_pods: parse_local_pods(&raw.node.detect_local, &raw.node.cluster_cidrs)
+                    .map_err(|reason| wrong("node.detect_local", reason))?,
+                masquerade_all: raw.node.masquerade_all,
+                localhost_nodeports: raw.node.localhost_nodeports,
+            },
             snat_addresses: raw.snat.addresses,
             snat_ports: lower..=upper,
             workers: Workers {
@@ -176,9 +197,25 @@ impl Config {
             },
             rings: Rings { rx: rings.rx, tx: rings.tx, fill: rings.fill, frame_bytes: rings.frame_bytes },
             flow_capacity: raw.flows.capacity,
+            affinity_capacity: raw.flows.affinity_capacity,
             timeouts,
             admin_socket: raw.admin.socket,
         })
+    }
+}
+
+/// Words and ranges that say on which addresses NodePorts are served.
+pub(crate) fn parse_nodeport_addresses(list: &[String]) -> Result<Vec<NodePortAddress>, String> {
+    list.iter().map(|entry| entry.parse()).collect()
+}
+
+/// How pods of this node are recognised, by the word for it.
+pub(crate) fn parse_local_pods(word: &str, cluster_cidrs: &[IpNet]) -> Result<LocalPods, String> {
+    match word {
+        "none" => Ok(LocalPods::Unknown),
+        "cluster-cidr" => Ok(LocalPods::ClusterCidr(cluster_cidrs.to_vec())),
+        "node-cidr" => Ok(LocalPods::NodeCidr),
+        other => Err(format!("`{other}` is none of cluster-cidr, node-cidr, none")),
     }
 }
 
@@ -195,7 +232,7 @@ fn first_repeated<T: PartialEq + Clone>(items: &[T]) -> Option<T> {
 }
 
 /// P202: the node is called as the operating system is, unless it is said otherwise.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
@@ -237,6 +274,7 @@ mod tests {
         let examples = Raw {
             node_name: None,
             gateway: raw::Gateway { nodeport_addresses: vec![], ..shown.gateway.clone() },
+            node: raw::Node { cluster_cidrs: vec![], ..shown.node.clone() },
             snat: raw::Snat { addresses: vec![], ..shown.snat.clone() },
             workers: raw::Workers { cores: vec![], ..shown.workers.clone() },
             ..shown

@@ -8,7 +8,7 @@ use std::time::Instant;
 use flowgate_control::Status;
 use flowgate_control::source::SourceHealth;
 use flowgate_dataplane::worker::tick;
-use flowgate_dataplane::{Counters, DropReason, Event, PassReason};
+use flowgate_dataplane::{Counters, DropReason, Event, PassReason, RejectReason};
 use flowgate_flow::FlowView;
 use flowgate_tables::{BackendId, ServiceId, SourceNat, Tables};
 use flowgate_xsk::PortStatistics;
@@ -57,15 +57,17 @@ impl Answers {
         let frontend = |spec: &flowgate_tables::spec::FrontendSpec| view::Frontend {
             kind: spec.kind.name().into(),
             address: std::net::SocketAddr::new(spec.addr, spec.port.number()).to_string(),
-            source_nat: match spec.source_nat {
+            source_nat: match spec.treatments.outside.source_nat {
                 SourceNat::Always => "always".into(),
                 SourceNat::KeepClient => "keep-client".into(),
             },
+            allowed: spec.allowed.as_ref().map(|nets| nets.iter().map(ToString::to_string).collect()),
         };
         let service = |service: &flowgate_tables::Service| view::Service {
             service: service.spec.name.to_string(),
             protocol: service.spec.protocol.to_string(),
             frontends: service.spec.frontends.iter().map(frontend).collect(),
+            affinity_s: service.spec.affinity.map(|timeout| timeout.as_secs()),
             backends: backends.get(&service.id).copied().unwrap_or(0),
             flows: flows.get(&service.id).copied().unwrap_or(0),
         };
@@ -195,6 +197,9 @@ impl Answers {
             .iter()
             .fold(Counters::default(), |sum, handle| sum.plus(&handle.state.counters.read()));
         rows.extend(DropReason::ALL.iter().map(|r| row("worker", r.name(), total.dropped(*r), r.meaning())));
+        rows.extend(
+            RejectReason::ALL.iter().map(|r| row("worker", r.name(), total.rejected(*r), r.meaning())),
+        );
         rows.extend(PassReason::ALL.iter().map(|r| row("worker", r.name(), total.passed(*r), r.meaning())));
         Ok(rows)
     }
