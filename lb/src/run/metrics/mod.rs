@@ -61,7 +61,7 @@ impl Metrics {
 
     /// Everything in the OpenMetrics text format.
     async fn expose(&self) -> Result<String, String> {
-        let mut families = self.gather()?;
+        let mut families = self.gather();
         let tables = self.publishing.borrow().publisher.current();
         let flows = Arc::clone(&self.workers.borrow().shared.flows);
         let (desired, identity) = (Arc::clone(&self.vitals.desired.borrow()), self.vitals.identity.clone());
@@ -84,19 +84,22 @@ impl Metrics {
     }
 
     /// What only this thread may look at; cheap.
-    fn gather(&self) -> Result<Families, String> {
+    fn gather(&self) -> Families {
         let mut families = Families::default();
         let workers = self.workers.borrow();
         workers::add_workers(&mut families, &workers);
         workers::add_sockets(&mut families, &workers);
         let mut publishing = self.publishing.borrow_mut();
-        let steered = publishing.steering.counters().map_err(|error| error.to_string())?;
-        workers::add_steering(&mut families, &steered);
+        match publishing.steering.counters() {
+            Ok(steered) => workers::add_steering(&mut families, &steered),
+            // The others are worth having all the same.
+            Err(error) => tracing::warn!(%error, "the XDP program's counters are missing in the metrics"),
+        }
         let retired = publishing.publisher.collect();
         state::add_tables(&mut families, &publishing.publisher.current(), retired);
         state::add_control(&mut families, &self.vitals);
         process::add(&mut families);
-        Ok(families)
+        families
     }
 }
 
