@@ -3,7 +3,7 @@
 
 mod raw;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,6 +36,17 @@ pub(crate) struct Config {
     pub(crate) affinity_capacity: u32,
     pub(crate) timeouts: Timeouts,
     pub(crate) admin_socket: PathBuf,
+    pub(crate) health_listen: Option<SocketAddr>,
+    pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) metrics_detail: MetricsDetail,
+}
+
+/// How much the metrics tell of flows; each level has what those before it have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum MetricsDetail {
+    Totals,
+    Services,
+    Backends,
 }
 
 /// What only the role `node` asks for.
@@ -200,6 +211,19 @@ impl Config {
             affinity_capacity: raw.flows.affinity_capacity,
             timeouts,
             admin_socket: raw.admin.socket,
+            health_listen: parse_listen(&raw.health.listen)
+                .map_err(|reason| wrong("health.listen", reason))?,
+            metrics_listen: parse_listen(&raw.metrics.listen)
+                .map_err(|reason| wrong("metrics.listen", reason))?,
+            metrics_detail: match raw.metrics.detail.as_str() {
+                "totals" => MetricsDetail::Totals,
+                "services" => MetricsDetail::Services,
+                "backends" => MetricsDetail::Backends,
+                other => {
+                    let reason = format!("`{other}` is none of totals, services, backends");
+                    return Err(wrong("metrics.detail", reason));
+                }
+            },
         })
     }
 }
@@ -227,6 +251,17 @@ fn parse_ports(text: &str) -> Result<(u16, u16), String> {
     if lower > upper { Err(format!("{lower} is above {upper}")) } else { Ok((lower, upper)) }
 }
 
+fn parse_listen(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let address: Option<SocketAddr> = text.parse().ok();
+    match address.filter(|address| address.port() != 0) {
+        Some(address) => Ok(Some(address)),
+        None => Err(format!("`{text}` is neither an address with a port such as \"0.0.0.0:10256\" nor off")),
+    }
+}
+
 fn first_repeated<T: PartialEq + Clone>(items: &[T]) -> Option<T> {
     items.iter().enumerate().find(|(i, item)| items[..*i].contains(item)).map(|(_, item)| item.clone())
 }
@@ -251,6 +286,15 @@ mod tests {
         assert_eq!(config.snat_ports, 40_000..=59_999);
         assert_eq!(config.timeouts, Timeouts::default());
         assert_eq!(config.role, Role::Gateway);
+    }
+
+    #[test]
+    fn p1106_p1107_servers_listen_where_kube_proxys_do_unless_they_are_off() {
+        let config = load("").unwrap();
+        assert_eq!(config.health_listen, "0.0.0.0:10256".parse().ok());
+        assert_eq!(config.metrics_listen, "127.0.0.1:10249".parse().ok());
+        let config = load("[health]\nlisten = \"off\"\n[metrics]\nlisten = \"[::1]:9\"").unwrap();
+        assert_eq!((config.health_listen, config.metrics_listen), (None, "[::1]:9".parse().ok()));
     }
 
     #[test]
@@ -309,6 +353,14 @@ mod tests {
             ("[gateway]\ninterfaces = [\"a\", \"a\"]", "f.toml: gateway.interfaces: `a` is listed twice"),
             ("[workers]\ncount = 2\ncores = [1]", "f.toml: workers.cores: 1 cores for 2 workers"),
             ("[flows]\nudp_answered_s = 0", "f.toml: flows.udp_answered_s: 0 is not from 1 to 2073600"),
+            (
+                "[health]\nlisten = \"10256\"",
+                "f.toml: health.listen: `10256` is neither an address with a port such as \"0.0.0.0:10256\" nor off",
+            ),
+            (
+                "[metrics]\ndetail = \"all\"",
+                "f.toml: metrics.detail: `all` is none of totals, services, backends",
+            ),
         ] {
             assert_eq!(load(text).unwrap_err(), message);
         }

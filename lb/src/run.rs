@@ -6,6 +6,7 @@
 mod answers;
 mod gateway;
 mod host;
+mod metrics;
 mod steer;
 mod workers;
 

@@ -3,6 +3,8 @@
 //! Values come in from one source, from netlink and from workers that miss a neighbour. Changes are folded
 //! until it was quiet for 10 ms, but never longer than 100 ms, then compiled and handed to the sink.
 
+mod changes;
+mod observer;
 mod status;
 
 use std::fmt::Display;
@@ -14,6 +16,8 @@ use flowgate_tables::routing::Unresolved;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+pub use self::changes::Changes;
+pub use self::observer::{Extent, Observer};
 pub use self::status::Status;
 use crate::compile::{Compiler, Settings, unresolved_next_hops};
 use crate::model::{Desired, NetState};
@@ -43,6 +47,10 @@ pub struct Channels {
     pub resolve: mpsc::Sender<Resolve>,
     /// Where the state of the loop is shown.
     pub status: watch::Sender<Status>,
+    /// Where the objects of the last compilation are shown.
+    pub desired: watch::Sender<Arc<Desired>>,
+    /// Takes down what the loop does.
+    pub observer: Observer,
     /// Turns true, or is dropped, when the loop should end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -54,7 +62,16 @@ pub async fn run<E: Display>(
     channels: Channels,
     sink: impl FnMut(Update) -> Result<(), E>,
 ) {
-    let Channels { mut source, mut net, mut requests, resolve, status, mut shutdown } = channels;
+    let Channels {
+        mut source,
+        mut net,
+        mut requests,
+        resolve,
+        status,
+        desired: shown_desired,
+        observer,
+        mut shutdown,
+    } = channels;
     let net_state = net.borrow_and_update().clone();
     let mut state = Reconciler {
         compiler: Compiler::new(settings),
@@ -66,6 +83,8 @@ pub async fn run<E: Display>(
         resolve,
         standing: Vec::new(),
         status,
+        shown_desired,
+        observer,
     };
     let mut fold = Fold::default();
     let (mut source_open, mut net_open, mut requests_open) = (true, true, true);
@@ -91,6 +110,7 @@ pub async fn run<E: Display>(
                 Ok(()) => {
                     state.net = net.borrow_and_update().clone();
                     if state.source_spoke() {
+                        state.observer.queued(Instant::now());
                         fold.changed(Instant::now());
                     }
                 }
@@ -124,6 +144,8 @@ struct Reconciler<S> {
     resolve: mpsc::Sender<Resolve>,
     standing: Vec<Unresolved>,
     status: watch::Sender<Status>,
+    shown_desired: watch::Sender<Arc<Desired>>,
+    observer: Observer,
 }
 
 /// What became of an update.
@@ -140,12 +162,15 @@ where
     fn source_event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Replace(snapshot) => {
+                let changes = Changes::between(&self.desired, &snapshot.desired);
+                self.observer.changed(&changes, Instant::now());
                 if snapshot.desired != *self.desired {
                     self.desired = Arc::new(snapshot.desired);
                 }
                 self.findings = snapshot.findings;
                 let objects = self.desired.counts();
                 self.status.send_modify(|status| {
+                    status.received = true;
                     (status.objects, status.ignored_objects) = (objects, snapshot.ignored);
                     if status.source == SourceHealth::Starting {
                         status.source = SourceHealth::Synced;
@@ -161,6 +186,7 @@ where
     }
 
     fn compile(&mut self) -> Sinking {
+        let began = Instant::now();
         let (tables, compiled) = self.compiler.compile(&self.desired, &self.net);
         let report = Arc::new(Report { entries: self.entries(compiled) });
         let outcome = if self.offered == Some(tables.generation) {
@@ -169,6 +195,7 @@ where
             let update = Update { tables: tables.clone(), report: Arc::clone(&report) };
             (self.sink)(update).map_err(|error| error.to_string())
         };
+        self.observe(began, &outcome);
         let published = outcome.is_ok() && self.offered != Some(tables.generation);
         if published {
             self.offered = Some(tables.generation);
@@ -185,7 +212,20 @@ where
             changed
         });
         self.wish(&tables);
+        self.shown_desired.send_if_modified(|shown| {
+            let changed = !Arc::ptr_eq(shown, &self.desired);
+            shown.clone_from(&self.desired);
+            changed
+        });
         if outcome.is_ok() { Sinking::Taken } else { Sinking::Refused }
+    }
+
+    fn observe(&self, began: Instant, outcome: &Result<(), String>) {
+        let extent = if self.offered.is_none() { Extent::Full } else { Extent::Partial };
+        match outcome {
+            Ok(()) => self.observer.synced(began.elapsed(), extent),
+            Err(_) => self.observer.refused(),
+        }
     }
 
     fn entries(&self, compiled: Report) -> Vec<Entry> {

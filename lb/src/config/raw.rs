@@ -36,6 +36,8 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["socket"]),
+    ("health", &["listen"]),
+    ("metrics", &["listen", "detail"]),
 ];
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -52,6 +54,8 @@ pub(crate) struct Raw {
     pub(super) rings: Rings,
     pub(super) flows: Flows,
     pub(super) admin: Admin,
+    pub(super) health: Health,
+    pub(super) metrics: Metrics,
 }
 
 impl Default for Raw {
@@ -68,6 +72,8 @@ impl Default for Raw {
             rings: Rings::default(),
             flows: Flows::default(),
             admin: Admin::default(),
+            health: Health::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -230,6 +236,31 @@ pub(super) struct Admin {
 impl Default for Admin {
     fn default() -> Self {
         Self { socket: crate::admin::DEFAULT_SOCKET.into() }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Health {
+    pub(super) listen: String,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { listen: "0.0.0.0:10256".into() }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Metrics {
+    pub(super) listen: String,
+    pub(super) detail: String,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:10249".into(), detail: "services".into() }
     }
 }
 

@@ -226,15 +226,15 @@ impl Answers {
             flow_capacity: flows.capacity_flows(),
             flow_table_bytes: flows.len_bytes(),
             retired_generations: self.publishing.borrow_mut().publisher.collect(),
-            report: status.report.entries.iter().map(|e| format!("{}: {e}", e.severity.name())).collect(),
+            report: status.findings().map(|e| format!("{}: {e}", e.severity.name())).collect(),
         }
     }
 }
 
-type SocketCount = fn(&PortStatistics) -> u64;
+pub(crate) type SocketCount = fn(&PortStatistics) -> u64;
 
 /// Name, meaning and count of what the kernel drops on the way to and from a worker (af_xdp.rst, "XDP_STATISTICS").
-const SOCKET_DROPS: [(&str, &str, SocketCount); 4] = [
+pub(crate) const SOCKET_DROPS: [(&str, &str, SocketCount); 4] = [
     ("rx_ring_full", "The worker did not keep up: its receive ring was full.", |s| s.rx_ring_full),
     ("rx_dropped", "Larger than a frame, or the kernel had no memory.", |s| s.rx_dropped),
     ("rx_no_frame", "The kernel wanted a frame to receive into and the fill ring was empty.", |s| {

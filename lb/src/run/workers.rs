@@ -68,6 +68,10 @@ impl Workers {
         for (index, core) in cores.into_iter().enumerate() {
             let number = WorkerNumber { index, count };
             let (device, own_sockets) = open_device(config, attached, number)?;
+            for socket in &own_sockets {
+                let (mode, queue) = (socket.mode.name(), socket.queue);
+                tracing::info!(worker = index, interface = socket.interface, queue, mode, "AF_XDP socket");
+            }
             let worker_config = WorkerConfig {
                 number,
                 core,
