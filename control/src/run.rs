@@ -2,12 +2,15 @@
 
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use flowgate_tables::routing::Unresolved;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::compile::Settings;
+use crate::dns;
+use crate::model::Desired;
 use crate::netlink::{self, Netlink, NetlinkError};
 use crate::reconcile::{self, Channels, Status, Update};
 use crate::source::manifests;
@@ -30,6 +33,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Neighbours that workers have packets for; threads send with `try_send`.
     pub requests: mpsc::Receiver<Unresolved>,
+    /// The service discovery server, if there is to be one.
+    pub dns: Option<dns::Server>,
     /// Where the state of the control plane is shown.
     pub status: watch::Sender<Status>,
     /// Turns true, or is dropped, when the control plane should end.
@@ -47,7 +52,7 @@ pub async fn run<E: Display>(
     config: Config,
     sink: impl FnMut(Update) -> Result<(), E>,
 ) -> Result<(), NetlinkError> {
-    let Config { settings, source, interfaces, requests, status, shutdown } = config;
+    let Config { settings, source, interfaces, requests, dns, status, shutdown } = config;
     let (Netlink { state: net, resolve }, tracker) = netlink::open(interfaces).await?;
     let (events, source_events) = mpsc::channel(EVENTS_WAITING);
     // Dropping the set ends the tasks.
@@ -56,7 +61,13 @@ pub async fn run<E: Display>(
     match source {
         Source::Manifests(dir) => tasks.spawn(manifests::watch(dir, events)),
     };
-    let channels = Channels { source: source_events, net, requests, resolve, status, shutdown };
+    let (desired, desired_seen) = watch::channel(Arc::<Desired>::default());
+    if let Some(server) = dns
+        && let Err(error) = server.spawn(desired_seen)
+    {
+        tracing::error!(%error, "no thread for DNS, which does not answer");
+    }
+    let channels = Channels { source: source_events, net, requests, resolve, desired, status, shutdown };
     reconcile::run(settings, channels, sink).await;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The configuration: as typed ([`raw`]), then as meant ([`Config`]). All of it is checked before
 //! anything is opened; every error names the file and the key.
 
+mod dns;
 mod raw;
 
 use std::net::Ipv4Addr;
@@ -8,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flowgate_control::Role;
+use flowgate_control::{Role, dns as control_dns};
 use flowgate_flow::Timeouts;
 use flowgate_xsk::ZeroCopy;
 use flowgate_xsk::steering::XdpModeWanted;
@@ -33,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) rings: Rings,
     pub(crate) flow_capacity: u32,
     pub(crate) timeouts: Timeouts,
+    /// None: off.
+    pub(crate) dns: Option<control_dns::Config>,
     pub(crate) admin_socket: PathBuf,
 }
 
@@ -143,6 +146,7 @@ impl Config {
             return Err(wrong("workers.cores", format!("core {twice} is listed twice")));
         }
         let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;
+        let dns = raw.dns.meant().map_err(|(key, reason)| wrong(key, reason))?;
         Ok(Self {
             role,
             node_name: overrides.node_name.or(raw.node_name).unwrap_or_else(host_name).to_lowercase(),
@@ -177,6 +181,7 @@ impl Config {
             rings: Rings { rx: rings.rx, tx: rings.tx, fill: rings.fill, frame_bytes: rings.frame_bytes },
             flow_capacity: raw.flows.capacity,
             timeouts,
+            dns,
             admin_socket: raw.admin.socket,
         })
     }
@@ -239,6 +244,7 @@ mod tests {
             gateway: raw::Gateway { nodeport_addresses: vec![], ..shown.gateway.clone() },
             snat: raw::Snat { addresses: vec![], ..shown.snat.clone() },
             workers: raw::Workers { cores: vec![], ..shown.workers.clone() },
+            dns: dns::Dns { listen: vec![], ..shown.dns.clone() },
             ..shown
         };
         let defaults = Raw {

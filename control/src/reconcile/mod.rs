@@ -41,6 +41,8 @@ pub struct Channels {
     pub requests: mpsc::Receiver<Unresolved>,
     /// Where to send wishes for resolution.
     pub resolve: mpsc::Sender<Resolve>,
+    /// Where the objects are shown, from the first time that the source speaks.
+    pub desired: watch::Sender<Arc<Desired>>,
     /// Where the state of the loop is shown.
     pub status: watch::Sender<Status>,
     /// Turns true, or is dropped, when the loop should end.
@@ -54,11 +56,12 @@ pub async fn run<E: Display>(
     channels: Channels,
     sink: impl FnMut(Update) -> Result<(), E>,
 ) {
-    let Channels { mut source, mut net, mut requests, resolve, status, mut shutdown } = channels;
+    let Channels { mut source, mut net, mut requests, resolve, desired, status, mut shutdown } = channels;
     let net_state = net.borrow_and_update().clone();
     let mut state = Reconciler {
         compiler: Compiler::new(settings),
         desired: Arc::default(),
+        desired_shown: desired,
         findings: Vec::new(),
         net: net_state,
         offered: None,
@@ -116,6 +119,7 @@ pub async fn run<E: Display>(
 struct Reconciler<S> {
     compiler: Compiler,
     desired: Arc<Desired>,
+    desired_shown: watch::Sender<Arc<Desired>>,
     findings: Vec<Entry>,
     net: NetState,
     /// The last generation that the sink took.
@@ -161,6 +165,11 @@ where
     }
 
     fn compile(&mut self) -> Sinking {
+        self.desired_shown.send_if_modified(|shown| {
+            let changed = !Arc::ptr_eq(shown, &self.desired);
+            *shown = Arc::clone(&self.desired);
+            changed
+        });
         let (tables, compiled) = self.compiler.compile(&self.desired, &self.net);
         let report = Arc::new(Report { entries: self.entries(compiled) });
         let outcome = if self.offered == Some(tables.generation) {

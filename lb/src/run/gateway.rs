@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use flowgate_control::{Source, Status, Update};
+use flowgate_control::{Source, Status, Update, dns};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::Publisher;
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, SocketMap, Steering, SteeringConfig};
@@ -24,6 +24,11 @@ use crate::config::Config;
 /// for the next start; without sockets in the map all traffic passes to the kernel.
 pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let admin = AdminServer::bind(&config.admin_socket)?;
+    let dns = config.dns.as_ref().map(dns::Server::bind).transpose()?;
+    if let Some(dns) = &dns {
+        let (addresses, domain) = (dns.addresses(), config.dns.as_ref().map(|dns| &dns.domain));
+        tracing::info!(?addresses, ?domain, "DNS listens");
+    }
     host::raise_locked_memory();
     let interfaces = config
         .interfaces
@@ -74,6 +79,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
             source: Source::Manifests(config.manifests.clone()),
             interfaces: config.interfaces.clone(),
             requests: request_receiver,
+            dns,
             status,
             shutdown: shutdown_receiver,
         },
