@@ -12,7 +12,7 @@ const CLUSTER: &str = include_str!("dns/cluster.yaml");
 
 #[test]
 fn the_version_of_the_schema_is_told() {
-    expect("dns-version", "TXT", &["TXT \"1.1.0\""]);
+    expect("dns-version", "TXT", &["TXT 1.1.0"]);
     expect("dns-version", "A", &["no record"]);
 }
 

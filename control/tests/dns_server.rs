@@ -1,5 +1,6 @@
 //! The DNS server over real sockets on loopback: messages, transports, changes and hostile clients.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
+#![allow(dead_code, reason = "each test binary uses a part of the support")]
 
 mod dns;
 

@@ -201,3 +201,133 @@ fn part_of(addr: IpAddr) -> usize {
 
 /// As many as an octet has values.
 const OWNER_PARTS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
+    use super::super::testing;
+    use super::*;
+    use crate::model::{ClusterAddress, Endpoint, Endpoints, Namespace, Object, Subset};
+    use crate::report::ObjectRef;
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Service { namespace: usize, name: usize, kind: usize },
+        Slice { namespace: usize, name: usize, service: usize, addresses: Vec<u8>, ready: bool },
+        Manual { namespace: usize, name: usize, addresses: Vec<u8> },
+        Namespace(usize),
+        Delete { kind: usize, namespace: usize, name: usize },
+    }
+
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+    const KINDS: [&str; 4] = ["Service", "EndpointSlice", "Endpoints", "Namespace"];
+
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let addresses = || prop::collection::vec(0..6_u8, 0..4);
+        prop::collection::vec(
+            prop_oneof![
+                (0..2_usize, 0..3_usize, 0..5_usize).prop_map(|(namespace, name, kind)| Op::Service {
+                    namespace,
+                    name,
+                    kind
+                }),
+                (0..2_usize, 0..3_usize, 0..4_usize, addresses(), any::<bool>()).prop_map(
+                    |(namespace, name, service, addresses, ready)| {
+                        Op::Slice { namespace, name, service, addresses, ready }
+                    }
+                ),
+                (0..2_usize, 0..3_usize, addresses()).prop_map(|(namespace, name, addresses)| Op::Manual {
+                    namespace,
+                    name,
+                    addresses
+                }),
+                (0..3_usize).prop_map(Op::Namespace),
+                (0..4_usize, 0..3_usize, 0..3_usize).prop_map(|(kind, namespace, name)| Op::Delete {
+                    kind,
+                    namespace,
+                    name
+                }),
+            ],
+            1..40,
+        )
+    }
+
+    fn apply(desired: &mut Desired, op: &Op) {
+        let ip = |&n: &u8| IpAddr::V4(Ipv4Addr::new(10, 0, 0, n));
+        let put = |desired: &mut Desired, namespace: usize, name: usize, object: Object| {
+            desired.apply(Key::new(NAMES[namespace], NAMES[name]), object, None);
+        };
+        match op {
+            Op::Service { namespace, name, kind } => {
+                let cluster = match kind {
+                    0 => ClusterAddress::Headless,
+                    1 => ClusterAddress::Unassigned,
+                    n => ClusterAddress::Assigned(vec![ip(&u8::try_from(*n).unwrap())]),
+                };
+                let service = testing::service(cluster, kind % 2 == 0);
+                put(desired, *namespace, *name, Object::Service(Arc::new(service)));
+            }
+            Op::Slice { namespace, name, service, addresses, ready } => {
+                let mut slice = testing::slice(NAMES.get(*service).copied(), addresses.iter().map(ip));
+                slice.endpoints.iter_mut().for_each(|endpoint: &mut Endpoint| endpoint.ready = *ready);
+                put(desired, *namespace, *name, Object::EndpointSlice(Arc::new(slice)));
+            }
+            Op::Manual { namespace, name, addresses } => {
+                let addresses = addresses.iter().map(|n| testing::address(ip(n))).collect();
+                let subsets = vec![Subset { addresses, ports: Vec::new() }];
+                let endpoints = Endpoints { subsets, skip_mirror: false, hidden_by: None };
+                put(desired, *namespace, *name, Object::Endpoints(Arc::new(endpoints)));
+            }
+            Op::Namespace(name) => {
+                let key = Key::new("", NAMES[*name]);
+                desired.apply(key, Object::Namespace(Arc::new(Namespace::default())), None);
+            }
+            Op::Delete { kind, namespace, name } => {
+                let namespace = if *kind == 3 { "" } else { NAMES[*namespace] };
+                desired.delete(&ObjectRef {
+                    kind: KINDS[*kind].into(),
+                    namespace: namespace.into(),
+                    name: NAMES[*name].into(),
+                });
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_index_that_followed_changes_equals_one_made_at_once(ops in ops(), together in 1..4_usize) {
+            let services = Name::from_ascii("svc.cluster.local.").unwrap();
+            let (mut desired, mut index) = (Desired::default(), Index::default());
+            for ops in ops.chunks(together) {
+                let before = desired.clone();
+                ops.iter().for_each(|op| apply(&mut desired, op));
+                index.update(&before, &desired, &services);
+                let mut fresh = Index::default();
+                fresh.update(&Desired::default(), &desired, &services);
+                prop_assert_eq!(&index, &fresh);
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_leaves_all_else_shared() {
+        let services = Name::from_ascii("svc.cluster.local.").unwrap();
+        let mut desired = Desired::default();
+        for (namespace, name, kind) in [(0, 0, 2), (0, 1, 3), (1, 0, 4)] {
+            apply(&mut desired, &Op::Service { namespace, name, kind });
+        }
+        let mut first = Index::default();
+        first.update(&Desired::default(), &desired, &services);
+        let before = desired.clone();
+        apply(&mut desired, &Op::Service { namespace: 0, name: 1, kind: 0 });
+        let mut second = first.clone();
+        second.update(&before, &desired, &services);
+        assert!(Arc::ptr_eq(first.service("a", "a").unwrap(), second.service("a", "a").unwrap()));
+        assert!(Arc::ptr_eq(&first.namespaces["b"], &second.namespaces["b"]));
+        let shared = first.owners.iter().zip(&second.owners).filter(|(a, b)| Arc::ptr_eq(a, b)).count();
+        assert_eq!(shared, OWNER_PARTS - 1, "only the part with the address that went is new");
+    }
+}

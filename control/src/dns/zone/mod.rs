@@ -10,6 +10,8 @@
 mod asked;
 mod entry;
 mod index;
+#[cfg(test)]
+mod testing;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
