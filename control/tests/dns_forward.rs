@@ -1,6 +1,5 @@
 //! Names of others: what upstreams on loopback say reaches the client, and what they do not say ends in time.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
-#![allow(dead_code, reason = "each test binary uses a part of the support")]
 
 mod dns;
 
@@ -83,7 +82,7 @@ async fn an_answer_too_long_for_udp_is_fetched_over_tcp() {
             response.metadata.truncation = true;
         } else {
             let name = question.queries[0].name().clone();
-            let record = |n: u8| Record::from_rdata(name.clone(), 60, RData::A([192, 0, 2, n].into()));
+            let record = |n: u8| Record::from_rdata(name.clone(), 60, a(&format!("192.0.2.{n}")));
             response.add_answers((0..100).map(record));
         }
         Some(response)
@@ -116,10 +115,9 @@ async fn silent_upstreams_end_in_a_failure_before_the_client_gives_up() {
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     assert_eq!(served.count("forward_failed"), 1);
     // Meanwhile the cluster's own names are answered.
-    let (slow, quick) = tokio::join!(
-        served.udp(&query("search.shop.svc.cluster.local.", RecordType::A)),
-        timeout(Duration::from_secs(1), served.udp(&query("web.shop.svc.cluster.local.", RecordType::A))),
-    );
+    let search = query("search.shop.svc.cluster.local.", RecordType::A);
+    let web = query("web.shop.svc.cluster.local.", RecordType::A);
+    let (slow, quick) = tokio::join!(served.udp(&search), timeout(Duration::from_secs(1), served.udp(&web)));
     assert_eq!(addresses(&quick.expect("at once")).len(), 1);
     assert_eq!((slow.metadata.response_code, slow.answers.len()), (ResponseCode::ServFail, 1));
 }

@@ -1,6 +1,5 @@
 //! The zone of a large cluster: what it costs is printed (`--nocapture`), that it is right is asserted.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
-#![allow(dead_code, reason = "each test binary uses a part of the support")]
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "measures and prints")]
 
 mod dns;

@@ -1,5 +1,6 @@
 //! A served cluster and its clients, on loopback. Everything is bounded in time and ends with the test.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use flowgate_control::model::{
     ServiceType, SliceFamily, TrafficPolicy,
 };
 use flowgate_wire::Protocol;
-use hickory_proto::op::{Edns, Message, Query};
+use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -21,10 +22,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 /// A server that ends with the test.
-pub struct Served {
-    pub addr: SocketAddr,
-    pub desired: watch::Sender<Arc<Desired>>,
-    pub counters: Arc<Counters>,
+pub(crate) struct Served {
+    pub(crate) addr: SocketAddr,
+    pub(crate) desired: watch::Sender<Arc<Desired>>,
+    pub(crate) counters: Arc<Counters>,
     task: JoinHandle<()>,
 }
 
@@ -36,7 +37,7 @@ impl Drop for Served {
 
 impl Served {
     /// Serves, and knows no objects yet.
-    pub fn start(upstreams: &[SocketAddr]) -> Self {
+    pub(crate) fn start(upstreams: &[SocketAddr]) -> Self {
         let config = Config {
             listen: vec!["127.0.0.1:0".parse().unwrap()],
             domain: "cluster.local".into(),
@@ -51,16 +52,16 @@ impl Served {
     }
 
     /// Serves these objects.
-    pub async fn with(desired: Desired, upstreams: &[SocketAddr]) -> Self {
+    pub(crate) async fn with(desired: Desired, upstreams: &[SocketAddr]) -> Self {
         let served = Self::start(upstreams);
         served.desired.send_replace(Arc::new(desired));
-        let soa = query("cluster.local.", RecordType::SOA);
-        served.until(&soa, |answer| !answer.answers.is_empty()).await;
+        let probe = query("nothing.cluster.local.", RecordType::A);
+        served.until(&probe, |answer| answer.metadata.response_code == ResponseCode::NXDomain).await;
         served
     }
 
     /// Asks until the answer is as wanted.
-    pub async fn until(&self, question: &Message, wanted: impl Fn(&Message) -> bool) -> Message {
+    pub(crate) async fn until(&self, question: &Message, wanted: impl Fn(&Message) -> bool) -> Message {
         let asking = async {
             loop {
                 let answer = self.udp(question).await;
@@ -73,13 +74,13 @@ impl Served {
         timeout(LONG, asking).await.expect("the answer changes in time")
     }
 
-    pub async fn udp(&self, question: &Message) -> Message {
+    pub(crate) async fn udp(&self, question: &Message) -> Message {
         let (answer, _) = self.udp_bytes(&question.to_vec().unwrap()).await.expect("an answer");
         answer
     }
 
     /// The answer with its length; none if none comes for a while.
-    pub async fn udp_bytes(&self, question: &[u8]) -> Option<(Message, usize)> {
+    pub(crate) async fn udp_bytes(&self, question: &[u8]) -> Option<(Message, usize)> {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.send_to(question, self.addr).await.unwrap();
         let mut bytes = vec![0; 65_536];
@@ -89,25 +90,25 @@ impl Served {
         Some((Message::from_vec(&bytes[..len]).unwrap(), len))
     }
 
-    pub async fn tcp(&self, question: &Message) -> Message {
+    pub(crate) async fn tcp(&self, question: &Message) -> Message {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         tcp_send(&mut stream, &question.to_vec().unwrap()).await;
         tcp_receive(&mut stream).await.expect("an answer")
     }
 
-    pub fn count(&self, name: &str) -> u64 {
+    pub(crate) fn count(&self, name: &str) -> u64 {
         self.counters.list().into_iter().find(|(known, _)| *known == name).unwrap().1
     }
 }
 
-pub async fn tcp_send(stream: &mut TcpStream, message: &[u8]) {
+pub(crate) async fn tcp_send(stream: &mut TcpStream, message: &[u8]) {
     let mut bytes = u16::try_from(message.len()).unwrap().to_be_bytes().to_vec();
     bytes.extend_from_slice(message);
     stream.write_all(&bytes).await.unwrap();
 }
 
 /// The next message; none when the stream ends.
-pub async fn tcp_receive(stream: &mut TcpStream) -> Option<Message> {
+pub(crate) async fn tcp_receive(stream: &mut TcpStream) -> Option<Message> {
     let reading = async {
         let mut len = [0; 2];
         stream.read_exact(&mut len).await.ok()?;
@@ -118,42 +119,44 @@ pub async fn tcp_receive(stream: &mut TcpStream) -> Option<Message> {
     timeout(LONG, reading).await.expect("the stream says something in time")
 }
 
-pub fn query(name: &str, record_type: RecordType) -> Message {
+pub(crate) fn query(name: &str, record_type: RecordType) -> Message {
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(Name::from_ascii(name).unwrap(), record_type));
     message
 }
 
-pub fn with_edns(mut message: Message, payload: u16) -> Message {
+pub(crate) fn with_edns(mut message: Message, payload: u16) -> Message {
     let mut edns = Edns::new();
     edns.set_max_payload(payload);
     message.set_edns(edns);
     message
 }
 
-pub fn addresses(message: &Message) -> Vec<IpAddr> {
+pub(crate) fn addresses(message: &Message) -> Vec<IpAddr> {
     let mut all: Vec<IpAddr> = message.answers.iter().filter_map(|record| record.data.ip_addr()).collect();
     all.sort_unstable();
     all
 }
 
 /// An upstream that answers over UDP and TCP as it is told: nothing means silence.
-pub struct Fake {
-    pub addr: SocketAddr,
-    pub asked: Arc<AtomicU64>,
+pub(crate) struct Fake {
+    pub(crate) addr: SocketAddr,
+    pub(crate) asked: Arc<AtomicU64>,
     _tasks: JoinSet<()>,
 }
 
 /// Over which transport an upstream was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
+pub(crate) enum Over {
     Udp,
     Tcp,
 }
 
 impl Fake {
-    pub async fn start(answer: impl Fn(Message, Over) -> Option<Message> + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(
+        answer: impl Fn(Message, Over) -> Option<Message> + Send + Sync + 'static,
+    ) -> Self {
         let (udp, tcp) = loop {
             let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
             if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
@@ -190,7 +193,7 @@ impl Fake {
 }
 
 /// A response to a question, without an answer yet.
-pub fn response_to(question: &Message) -> Message {
+pub(crate) fn response_to(question: &Message) -> Message {
     let mut response = Message::response(question.metadata.id, question.metadata.op_code);
     response.metadata.recursion_desired = true;
     response.metadata.recursion_available = true;
@@ -198,11 +201,11 @@ pub fn response_to(question: &Message) -> Message {
     response
 }
 
-pub fn a(text: &str) -> RData {
+pub(crate) fn a(text: &str) -> RData {
     RData::A(text.parse::<Ipv4Addr>().unwrap().into())
 }
 
-pub fn service(cluster: ClusterAddress) -> Service {
+pub(crate) fn service(cluster: ClusterAddress) -> Service {
     Service {
         service_type: ServiceType::ClusterIp,
         cluster,
@@ -220,7 +223,7 @@ pub fn service(cluster: ClusterAddress) -> Service {
     }
 }
 
-pub fn alias(name: &str) -> Service {
+pub(crate) fn alias(name: &str) -> Service {
     Service {
         service_type: ServiceType::ExternalName,
         external_name: Some(name.to_owned()),
@@ -228,7 +231,7 @@ pub fn alias(name: &str) -> Service {
     }
 }
 
-pub fn slice(service: &str, addresses: impl IntoIterator<Item = IpAddr>) -> EndpointSlice {
+pub(crate) fn slice(service: &str, addresses: impl IntoIterator<Item = IpAddr>) -> EndpointSlice {
     let endpoint = |addr| Endpoint {
         addr,
         ready: true,
@@ -254,16 +257,16 @@ pub fn slice(service: &str, addresses: impl IntoIterator<Item = IpAddr>) -> Endp
     }
 }
 
-pub fn put(desired: &mut Desired, name: &str, service: Service) {
+pub(crate) fn put(desired: &mut Desired, name: &str, service: Service) {
     desired.apply(Key::new("shop", name), Object::Service(Arc::new(service)), None);
 }
 
-pub fn put_slice(desired: &mut Desired, name: &str, slice: EndpointSlice) {
+pub(crate) fn put_slice(desired: &mut Desired, name: &str, slice: EndpointSlice) {
     desired.apply(Key::new("shop", name), Object::EndpointSlice(Arc::new(slice)), None);
 }
 
 /// A headless Service `many` with so many endpoints.
-pub fn many(count: u32) -> Desired {
+pub(crate) fn many(count: u32) -> Desired {
     let mut desired = Desired::default();
     put(&mut desired, "many", service(ClusterAddress::Headless));
     let addresses = (0..count).map(|n| IpAddr::V4((0x0af4_0000 + n).into()));
@@ -271,7 +274,7 @@ pub fn many(count: u32) -> Desired {
     desired
 }
 
-pub fn one_web() -> Desired {
+pub(crate) fn one_web() -> Desired {
     let mut desired = Desired::default();
     put(&mut desired, "web", service(ClusterAddress::Assigned(vec!["10.96.0.10".parse().unwrap()])));
     desired

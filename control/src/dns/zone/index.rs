@@ -29,7 +29,7 @@ type Owners = HashMap<IpAddr, Vec<Arc<Key>>>;
 struct Names {
     /// Whether there is a Namespace object; without, a Service is enough for the namespace to exist.
     declared: bool,
-    services: HashMap<String, Arc<Entry>>,
+    services: HashMap<Arc<str>, Arc<Entry>>,
 }
 
 impl Default for Index {
@@ -95,8 +95,8 @@ impl Index {
         }
         let names = self.names_mut(&key.namespace);
         match entry {
-            Some(entry) => drop(names.services.insert(key.name.clone(), Arc::new(entry))),
-            None => drop(names.services.remove(&key.name)),
+            Some(entry) => drop(names.services.insert(key.name.as_str().into(), Arc::new(entry))),
+            None => drop(names.services.remove(key.name.as_str())),
         }
         self.forget_if_empty(&key.namespace);
     }
@@ -160,10 +160,12 @@ fn slices_of<'a>(wanted: &HashSet<&'a Key>, desired: &Desired) -> HashMap<&'a Ke
     if wanted.is_empty() {
         return found;
     }
+    let wanted: HashMap<(&str, &str), &Key> =
+        wanted.iter().map(|&key| ((key.namespace.as_str(), key.name.as_str()), key)).collect();
     for (key, slice) in desired.slices() {
         // P111: a slice belongs to the Service that its label names.
         let Some(service) = &slice.object.service else { continue };
-        if let Some(&service) = wanted.get(&Key::new(key.namespace.as_str(), service.as_str())) {
+        if let Some(&service) = wanted.get(&(key.namespace.as_str(), service.as_str())) {
             found.entry(service).or_default().push(Arc::clone(&slice.object));
         }
     }
