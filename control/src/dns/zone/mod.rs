@@ -7,6 +7,7 @@
 //! A name exists if it or a name below it has a record: then a question for another type is answered with
 //! nothing, and otherwise with a name error (RFC 2308, RFC 8020).
 
+mod answer;
 mod asked;
 mod entry;
 mod index;
@@ -20,6 +21,8 @@ use flowgate_wire::Protocol;
 use hickory_proto::rr::rdata::{CNAME, HINFO, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
+use self::answer::Step;
+pub use self::answer::{Answer, Status};
 use self::asked::{Asked, Part};
 use self::entry::{Entry, Kind};
 use self::index::Index;
@@ -32,36 +35,16 @@ pub struct Zone {
     origin: Name,
     /// `svc` in it.
     services: Name,
+    /// `ns.dns` in it: this server.
+    server: Name,
+    /// `hostmaster` in it.
+    contact: Name,
     /// For how long answers may be kept.
     ttl_s: u32,
-    /// The addresses of this server, for `ns.dns`.
+    /// The addresses of this server.
     servers: Vec<IpAddr>,
     serial: u32,
     index: Index,
-}
-
-/// What is known of a question.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// What is known of the name asked for, or of the last alias that leads on from it.
-    pub status: Status,
-    /// The records; aliases first.
-    pub answers: Vec<Record>,
-    /// Records that a client is likely to ask for next.
-    pub additionals: Vec<Record>,
-}
-
-/// What is known of a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// It has such records.
-    Found,
-    /// It exists and has no such record; how long this holds is said by the SOA record.
-    NoRecord(Box<Record>),
-    /// It does not exist.
-    NoName(Box<Record>),
-    /// Others know: it is neither in the cluster domain nor the name of a known address.
-    Elsewhere(Name),
 }
 
 /// Why there can be no such zone.
@@ -85,10 +68,21 @@ impl Zone {
         if domain_name.len() > DOMAIN_LEN_MAX || !domain_name.split('.').all(is_label) {
             return Err(refuse());
         }
-        let mut origin = Name::from_ascii(domain_name).map_err(|_| refuse())?.to_lowercase();
-        origin.set_fqdn(true);
-        let services = origin.prepend_label("svc").map_err(|_| refuse())?;
-        Ok(Self { origin, services, ttl_s, servers, serial: 0, index: Index::default() })
+        let name = |labels: &[&[u8]]| {
+            let domain = domain_name.split('.').map(|label| label.to_ascii_lowercase().into_bytes());
+            let labels = labels.iter().map(|label| label.to_vec()).chain(domain);
+            Name::from_labels(labels).ok().ok_or_else(refuse)
+        };
+        Ok(Self {
+            origin: name(&[])?,
+            services: name(&[b"svc"])?,
+            server: name(&[b"ns", b"dns"])?,
+            contact: name(&[b"hostmaster"])?,
+            ttl_s,
+            servers,
+            serial: 0,
+            index: Index::default(),
+        })
     }
 
     /// The zone after a change. `before` is what this zone was made of.
@@ -217,7 +211,7 @@ impl Zone {
     }
 
     fn apex(&self, name: &Name, record_type: RecordType) -> Step {
-        let server = self.server_name();
+        let server = &self.server;
         match record_type {
             RecordType::SOA => Step::found(vec![self.soa(name)]),
             RecordType::NS if !self.servers.is_empty() => {
@@ -225,7 +219,7 @@ impl Zone {
                 Step::Done {
                     status: Status::Found,
                     additionals: addresses.collect(),
-                    records: vec![self.record(name.clone(), RData::NS(NS(server)))],
+                    records: vec![self.record(name.clone(), RData::NS(NS(server.clone())))],
                 }
             }
             _ => self.present(name, record_type),
@@ -303,35 +297,14 @@ impl Zone {
     }
 
     fn soa(&self, owner: &Name) -> Record {
-        let contact = self.origin.prepend_label("hostmaster").unwrap_or_else(|_| self.origin.clone());
+        let (server, contact) = (self.server.clone(), self.contact.clone());
         let [refresh, retry, expire] = [7200, 1800, 86_400];
-        let soa = SOA::new(self.server_name(), contact, self.serial, refresh, retry, expire, self.ttl_s);
+        let soa = SOA::new(server, contact, self.serial, refresh, retry, expire, self.ttl_s);
         self.record(owner.clone(), RData::SOA(soa))
-    }
-
-    fn server_name(&self) -> Name {
-        let dns = self.origin.prepend_label("dns").and_then(|dns| dns.prepend_label("ns"));
-        dns.unwrap_or_else(|_| self.origin.clone())
     }
 
     fn record(&self, name: Name, data: RData) -> Record {
         Record::from_rdata(name, self.ttl_s, data)
-    }
-}
-
-/// What one name leads to.
-enum Step {
-    Done { status: Status, records: Vec<Record>, additionals: Vec<Record> },
-    Follow(CNAME),
-}
-
-impl Step {
-    fn found(records: Vec<Record>) -> Self {
-        Self::Done { status: Status::Found, records, additionals: Vec::new() }
-    }
-
-    fn nothing(status: Status) -> Self {
-        Self::Done { status, records: Vec::new(), additionals: Vec::new() }
     }
 }
 
