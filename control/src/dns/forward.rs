@@ -78,6 +78,9 @@ impl Forwarder {
         options.attempts = UPSTREAM_RETRIES;
         options.server_ordering_strategy = ServerOrderingStrategy::QueryStatistics;
         options.use_hosts_file = ResolveHosts::Never;
+        // The kernel knows which ports are kept for translated flows. The library would pick any, and an
+        // answer to one of those would be taken for a backend's.
+        options.os_port_selection = true;
         options.preserve_intermediates = true;
         options.max_active_requests = WAITING_MAX;
         // As short as answers about Services are kept by others: an ExternalName must not outlive its target long.

@@ -9,9 +9,9 @@ use serde::Deserialize;
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Dns {
     pub(super) listen: Vec<String>,
-    domain: String,
-    ttl_s: u32,
-    forward: Vec<String>,
+    pub(super) domain: String,
+    pub(super) ttl_s: u32,
+    pub(super) forward: Vec<String>,
 }
 
 impl Default for Dns {
