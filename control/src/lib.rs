@@ -2,11 +2,13 @@
 //!
 //! Values flow one way: a [`source`] and [`netlink`] send what they saw to [`reconcile`], which folds
 //! changes, calls [`compile`] and hands the tables to a sink that the binary supplies. [`model`] says what
-//! the objects mean, [`report`] what is wrong with them, [`health`] whether all this works. Nothing here sees a packet or the data plane.
+//! the objects mean, [`report`] what is wrong with them, [`health`] whether all this works, and [`dns`] answers
+//! for their names. Nothing here sees a packet or the data plane.
 #![forbid(unsafe_code)]
 
 pub mod check;
 pub mod compile;
+pub mod dns;
 pub mod health;
 pub mod model;
 pub mod netlink;

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::compile::Settings;
+use crate::dns;
 use crate::health;
 use crate::model::Desired;
 use crate::netlink::{self, Netlink, NetlinkError};
@@ -33,6 +34,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Neighbours that workers have packets for; threads send with `try_send`.
     pub requests: mpsc::Receiver<Unresolved>,
+    /// The service discovery server, if there is to be one.
+    pub dns: Option<dns::Server>,
     /// Where the state of the control plane is shown.
     pub status: watch::Sender<Status>,
     /// Where the objects of the last compilation are shown.
@@ -56,7 +59,7 @@ pub async fn run<E: Display>(
     config: Config,
     sink: impl FnMut(Update) -> Result<(), E>,
 ) -> Result<(), NetlinkError> {
-    let Config { settings, source, interfaces, requests, status, desired, observer, health, shutdown } =
+    let Config { settings, source, interfaces, requests, dns, status, desired, observer, health, shutdown } =
         config;
     let (Netlink { state: net, resolve }, tracker) = netlink::open(interfaces).await?;
     let (events, source_events) = mpsc::channel(EVENTS_WAITING);
@@ -67,6 +70,11 @@ pub async fn run<E: Display>(
         Source::Manifests(dir) => tasks.spawn(manifests::watch(dir, events)),
     };
     tasks.spawn(health::run(health, net.clone(), status.clone()));
+    if let Some(server) = dns
+        && let Err(error) = server.spawn(desired.subscribe())
+    {
+        tracing::error!(%error, "no thread for DNS, which does not answer");
+    }
     let channels =
         Channels { source: source_events, net, requests, resolve, status, desired, observer, shutdown };
     reconcile::run(settings, channels, sink).await;

@@ -1,6 +1,7 @@
 //! The configuration: as typed ([`raw`]), then as meant ([`Config`]). All of it is checked before
 //! anything is opened; every error names the file and the key.
 
+mod dns;
 mod raw;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flowgate_control::{LocalPods, NodePortAddress, Role};
+use flowgate_control::{LocalPods, NodePortAddress, Role, dns as control_dns};
 use flowgate_flow::Timeouts;
 use flowgate_xsk::ZeroCopy;
 use flowgate_xsk::steering::XdpModeWanted;
@@ -35,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) flow_capacity: u32,
     pub(crate) affinity_capacity: u32,
     pub(crate) timeouts: Timeouts,
+    /// None: off.
+    pub(crate) dns: Option<control_dns::Config>,
     pub(crate) admin_socket: PathBuf,
     pub(crate) health_listen: Option<SocketAddr>,
     pub(crate) metrics_listen: Option<SocketAddr>,
@@ -168,6 +171,7 @@ impl Config {
             return Err(wrong("workers.cores", format!("core {twice} is listed twice")));
         }
         let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;
+        let dns = raw.dns.meant().map_err(|(key, reason)| wrong(key, reason))?;
         Ok(Self {
             role,
             node_name: overrides.node_name.or(raw.node_name).unwrap_or_else(host_name).to_lowercase(),
@@ -210,6 +214,7 @@ impl Config {
             flow_capacity: raw.flows.capacity,
             affinity_capacity: raw.flows.affinity_capacity,
             timeouts,
+            dns,
             admin_socket: raw.admin.socket,
             health_listen: parse_listen(&raw.health.listen)
                 .map_err(|reason| wrong("health.listen", reason))?,
@@ -321,6 +326,7 @@ mod tests {
             node: raw::Node { cluster_cidrs: vec![], ..shown.node.clone() },
             snat: raw::Snat { addresses: vec![], ..shown.snat.clone() },
             workers: raw::Workers { cores: vec![], ..shown.workers.clone() },
+            dns: dns::Dns { listen: vec![], ..shown.dns.clone() },
             ..shown
         };
         let defaults = Raw {

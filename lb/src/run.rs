@@ -71,8 +71,11 @@ fn settings(config: &Config, snat_ports: PortSet) -> Settings {
 
 fn init_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        // The netlink crates warn of attributes of newer kernels, which nobody here reads.
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,netlink_packet_route=error"));
+        // The netlink crates warn of attributes of newer kernels, which nobody here reads, and the DNS server
+        // library tells of every query.
+        .unwrap_or_else(|_| {
+            tracing_subscriber::EnvFilter::new("info,netlink_packet_route=error,hickory_server=warn")
+        });
     let on_terminal = std::io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)

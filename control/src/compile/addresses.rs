@@ -127,22 +127,46 @@ fn primary_addresses(of_node: &[IpAddr], own: &[IpAddr]) -> Vec<IpAddr> {
 /// P305 and P306. Without a list a gateway serves NodePorts on all of its addresses, a node on its primary
 /// ones, as kube-proxy does in nftables mode (X1).
 fn selected(list: &[NodePortAddress], role: Role, ip: IpAddr, primary: &[IpAddr]) -> bool {
-    let is_primary = primary.contains(&ip);
     if list.is_empty() {
-        return role == Role::Gateway || is_primary;
+        return role == Role::Gateway || primary.contains(&ip);
     }
-    let matches = |entry: &NodePortAddress| match entry {
+    is_listed(list, ip, primary) || !concerns(list, ip.is_ipv4())
+}
+
+/// Whether an entry of the list names the address.
+fn is_listed(list: &[NodePortAddress], ip: IpAddr, primary: &[IpAddr]) -> bool {
+    list.iter().any(|entry| match entry {
         NodePortAddress::Range(net) => net.contains(&ip),
-        NodePortAddress::Primary => is_primary,
+        NodePortAddress::Primary => primary.contains(&ip),
         NodePortAddress::Localhost => false,
         NodePortAddress::All => true,
-    };
-    // A list that says nothing about a family selects all of it.
-    let concerns = |entry: &NodePortAddress| match entry {
-        NodePortAddress::Range(net) => net.addr().is_ipv4() == ip.is_ipv4(),
+    })
+}
+
+/// Whether the list says anything about a family; else it selects all of it.
+fn concerns(list: &[NodePortAddress], ipv4: bool) -> bool {
+    list.iter().any(|entry| match entry {
+        NodePortAddress::Range(net) => net.addr().is_ipv4() == ipv4,
         NodePortAddress::Primary | NodePortAddress::Localhost | NodePortAddress::All => true,
-    };
-    list.iter().any(matches) || !list.iter().any(concerns)
+    })
+}
+
+/// The addresses that a list names, or none for a family that it says nothing about: there a server
+/// listens on every address (P1104).
+pub(crate) fn listed(
+    list: &[NodePortAddress],
+    ipv4: bool,
+    node: Option<&Node>,
+    net: &NetState,
+) -> Option<Vec<IpAddr>> {
+    if !concerns(list, ipv4) {
+        return None;
+    }
+    let mut own: Vec<IpAddr> = net.interfaces.iter().flat_map(|i| i.addresses.iter().copied()).collect();
+    own.retain(is_unique);
+    let primary = primary_addresses(node.map_or(&[][..], |node| &node.addresses), &own);
+    own.retain(|ip| ip.is_ipv4() == ipv4 && is_listed(list, *ip, &primary));
+    Some(own)
 }
 
 /// P308: asked for, and not excluded by a list of ranges.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use flowgate_tables::spec::SnatSpec;
 use flowgate_tables::{Sources, Tables};
 
+pub(crate) use self::addresses::listed;
 pub use self::addresses::{LocalPods, NodePortAddress};
 pub use self::incremental::Compiler;
 pub use self::net::unresolved_next_hops;

@@ -21,12 +21,11 @@ pub mod vitals;
 
 use std::net::SocketAddr;
 
-use ipnet::IpNet;
 use tokio::sync::watch;
 
 pub use self::probes::ProbeCounts;
 pub use self::vitals::Vitals;
-use crate::compile::{Role, Settings};
+use crate::compile::{NodePortAddress, Role, Settings};
 use crate::model::NetState;
 use crate::reconcile::Status;
 
@@ -37,9 +36,9 @@ pub struct Identity {
     pub role: Role,
     /// The name of its Node object.
     pub node_name: String,
-    /// Where health check ports of Services listen (P1104); as for NodePorts, a family without a range means
-    /// all addresses of that family.
-    pub nodeport_addresses: Vec<IpNet>,
+    /// Where health check ports of Services listen (P1104); a family that it says nothing about means all
+    /// addresses of that family.
+    pub nodeport_addresses: Vec<NodePortAddress>,
 }
 
 impl From<&Settings> for Identity {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::Identity;
 use super::http::{self, Answer};
 use super::local::ready_here;
+use crate::compile::listed;
 use crate::model::{ClusterAddress, Desired, Kept, Key, NetState, Service, ServiceType, TrafficPolicy};
 use crate::report::{Entry, ObjectRef, Place, Severity};
 
@@ -46,7 +47,7 @@ pub fn wanted(desired: &Desired, net: &NetState, identity: &Identity) -> Wanted 
     }
     let keys: HashSet<&Key> = with_port.iter().map(|(key, ..)| *key).collect();
     let ready = ready_here(desired, &keys, identity);
-    let listen_on = listen_addresses(net, identity);
+    let listen_on = listen_addresses(desired, net, identity);
     let mut owners: HashMap<u16, &Key> = HashMap::new();
     for (key, kept, port) in with_port {
         if let Some(owner) = owners.get(&port) {
@@ -86,24 +87,13 @@ fn health_port(service: &Service) -> Option<u16> {
 }
 
 /// P1104: every address, or those of the node that the ranges of their family select (P306).
-fn listen_addresses(net: &NetState, identity: &Identity) -> Vec<IpAddr> {
-    let mut addresses = Vec::new();
-    for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-        let of_family = |ip: &IpAddr| ip.is_ipv4() == any.is_ipv4();
-        let mut ranges = identity.nodeport_addresses.iter().filter(|net| of_family(&net.addr())).peekable();
-        if ranges.peek().is_none() {
-            addresses.push(any);
-            continue;
-        }
-        let ranges: Vec<_> = ranges.collect();
-        let own = net.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied());
-        // A link-local address means nothing without its interface.
-        let usable = |ip: &IpAddr| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        addresses.extend(
-            own.filter(of_family).filter(usable).filter(|ip| ranges.iter().any(|range| range.contains(ip))),
-        );
-    }
-    addresses
+fn listen_addresses(desired: &Desired, net: &NetState, identity: &Identity) -> Vec<IpAddr> {
+    let node = desired.node(&identity.node_name);
+    let of_family = |any: IpAddr| {
+        listed(&identity.nodeport_addresses, any.is_ipv4(), node, net).unwrap_or_else(|| vec![any])
+    };
+    let families = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    families.into_iter().flat_map(of_family).collect()
 }
 
 /// What a health check port answers (P1101): to any path and method, whether endpoints are ready here and this
@@ -285,7 +275,11 @@ endpoints: [{addresses: [10.1.0.1], nodeName: this}, {addresses: [10.1.0.9], nod
         assert_eq!(addresses(&listens(&["192.0.2.0/24"])), ["192.0.2.1:32000".parse().unwrap()]);
         assert_eq!(addresses(&listens(&["fe80::/10"])), [any(32_000)], "a range of the other family");
         let v6 = Identity { nodeport_addresses: vec!["fe80::/10".parse().unwrap()], ..node() };
-        assert_eq!(listen_addresses(&net, &v6), [any(0).ip()], "nobody can listen on fe80::1 alone");
+        assert_eq!(
+            listen_addresses(&Desired::default(), &net, &v6),
+            [any(0).ip()],
+            "nobody can listen on fe80::1 alone"
+        );
         let nowhere = listens(&["203.0.113.0/24"]);
         assert!(nowhere.ports.is_empty());
         assert!(

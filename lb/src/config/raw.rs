@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::de::DeTable;
 
 use super::ConfigError;
+use super::dns::Dns;
 
 /// Every key, by section; the keys outside of sections first.
 pub(super) const KEYS: &[(&str, &[&str])] = &[
@@ -35,6 +36,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "udp_answered_s",
         ],
     ),
+    ("dns", Dns::KEYS),
     ("admin", &["socket"]),
     ("health", &["listen"]),
     ("metrics", &["listen", "detail"]),
@@ -53,6 +55,7 @@ pub(crate) struct Raw {
     pub(super) xdp: Xdp,
     pub(super) rings: Rings,
     pub(super) flows: Flows,
+    pub(super) dns: Dns,
     pub(super) admin: Admin,
     pub(super) health: Health,
     pub(super) metrics: Metrics,
@@ -71,6 +74,7 @@ impl Default for Raw {
             xdp: Xdp::default(),
             rings: Rings::default(),
             flows: Flows::default(),
+            dns: Dns::default(),
             admin: Admin::default(),
             health: Health::default(),
             metrics: Metrics::default(),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use flowgate_control::health::{self, ProbeCounts, Vitals};
-use flowgate_control::{Observer, Source, Status, Update};
+use flowgate_control::{Observer, Source, Status, Update, dns};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::{PortSet, Publisher};
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, SocketMap, Steering, SteeringConfig};
@@ -26,6 +26,11 @@ use crate::config::Config;
 /// for the next start; without sockets in the map all traffic passes to the kernel.
 pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let admin = AdminServer::bind(&config.admin_socket)?;
+    let dns = config.dns.as_ref().map(dns::Server::bind).transpose()?;
+    if let Some(dns) = &dns {
+        let (addresses, domain) = (dns.addresses(), config.dns.as_ref().map(|dns| &dns.domain));
+        tracing::info!(?addresses, ?domain, "DNS listens");
+    }
     let (steering, snat_ports) = attach(config)?;
     let socket_map = steering.sockets();
     let publisher = Publisher::new();
@@ -77,6 +82,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
             source: Source::Manifests(config.manifests.clone()),
             interfaces: config.interfaces.clone(),
             requests: request_receiver,
+            dns,
             status,
             desired,
             observer: vitals.observer.clone(),

@@ -1,0 +1,193 @@
+//! Asks upstream resolvers about the names of others. Never waits longer than a client does, and never
+//! asks this server itself.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{Name, Record, RecordType};
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts, ServerOrderingStrategy,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::system_conf::parse_resolv_conf;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::Counters;
+
+/// Where names of others are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// A resolver.
+    Server(SocketAddr),
+    /// The name servers of a file such as `/etc/resolv.conf`, read at start. What is wrong with it is
+    /// warned of, and this server itself is left out.
+    File(PathBuf),
+}
+
+/// Why nothing can be forwarded.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// An upstream is this server.
+    #[error("DNS upstream {0} is this server itself: name another resolver, or none")]
+    Ourselves(SocketAddr),
+    /// The resolver does not start.
+    #[error("DNS upstreams: {0}")]
+    Resolver(String),
+}
+
+/// What upstreams say of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Heard {
+    pub(super) code: ResponseCode,
+    pub(super) answers: Vec<Record>,
+    pub(super) authorities: Vec<Record>,
+}
+
+impl Heard {
+    fn failure(code: ResponseCode) -> Self {
+        Self { code, answers: Vec::new(), authorities: Vec::new() }
+    }
+}
+
+/// The upstream resolvers with what they said before.
+pub(super) struct Forwarder {
+    resolver: TokioResolver,
+    waiting: Semaphore,
+    counters: Arc<Counters>,
+}
+
+impl Forwarder {
+    pub(super) fn new(upstreams: &[SocketAddr], counters: Arc<Counters>) -> Result<Self, ForwardError> {
+        let servers = upstreams.iter().map(|upstream| {
+            let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+                connection.port = upstream.port();
+                connection
+            });
+            NameServerConfig::new(upstream.ip(), true, connections.to_vec())
+        });
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+        let mut options = ResolverOpts::default();
+        options.timeout = UPSTREAM_TIMEOUT;
+        options.attempts = UPSTREAM_RETRIES;
+        options.server_ordering_strategy = ServerOrderingStrategy::QueryStatistics;
+        options.use_hosts_file = ResolveHosts::Never;
+        // The kernel knows which ports are kept for translated flows. The library would pick any, and an
+        // answer to one of those would be taken for a backend's.
+        options.os_port_selection = true;
+        options.preserve_intermediates = true;
+        options.max_active_requests = WAITING_MAX;
+        // As short as answers about Services are kept by others: an ExternalName must not outlive its target long.
+        options.positive_max_ttl = Some(CACHED_MAX);
+        options.negative_max_ttl = Some(CACHED_MAX);
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        *builder.options_mut() = options;
+        let resolver = builder.build().map_err(|error| ForwardError::Resolver(error.to_string()))?;
+        Ok(Self { resolver, waiting: Semaphore::new(WAITING_MAX), counters })
+    }
+
+    /// Asks; a failure of the upstreams is an answer too.
+    pub(super) async fn ask(&self, name: Name, record_type: RecordType) -> Heard {
+        let Ok(_permit) = self.waiting.try_acquire() else {
+            Counters::add(&self.counters.overloaded);
+            return Heard::failure(ResponseCode::ServFail);
+        };
+        Counters::add(&self.counters.forwarded);
+        match timeout(ANSWER_WITHIN, self.resolver.lookup(name.clone(), record_type)).await {
+            Ok(Ok(lookup)) => {
+                let message = lookup.message();
+                Heard {
+                    code: message.metadata.response_code,
+                    answers: message.answers.clone(),
+                    authorities: Vec::new(),
+                }
+            }
+            Ok(Err(NetError::Dns(DnsError::NoRecordsFound(nothing)))) => Heard {
+                code: nothing.response_code,
+                answers: Vec::new(),
+                authorities: nothing.soa.into_iter().map(|soa| soa.into_record_of_rdata()).collect(),
+            },
+            Ok(Err(NetError::Dns(DnsError::ResponseCode(code)))) => Heard::failure(code),
+            Ok(Err(error)) => {
+                Counters::add(&self.counters.forward_failed);
+                tracing::debug!(%name, %error, "no DNS upstream answered");
+                Heard::failure(ResponseCode::ServFail)
+            }
+            Err(_) => {
+                Counters::add(&self.counters.forward_failed);
+                tracing::debug!(%name, "no DNS upstream answered in time");
+                Heard::failure(ResponseCode::ServFail)
+            }
+        }
+    }
+}
+
+/// The addresses of the upstreams, this server left out where a file names it.
+pub(super) fn addresses(
+    upstreams: &[Upstream],
+    listening: &[SocketAddr],
+) -> Result<Vec<SocketAddr>, ForwardError> {
+    let mut all: Vec<SocketAddr> = Vec::new();
+    for upstream in upstreams {
+        match upstream {
+            Upstream::Server(server) if is_one_of(*server, listening) => {
+                return Err(ForwardError::Ourselves(*server));
+            }
+            Upstream::Server(server) => all.push(*server),
+            Upstream::File(path) => {
+                let mut servers = read(path).unwrap_or_else(|error| {
+                    tracing::warn!("DNS upstreams of {}: {error}: name resolvers by address", path.display());
+                    Vec::new()
+                });
+                servers.retain(|&server| {
+                    let own = is_one_of(server, listening);
+                    if own {
+                        tracing::warn!("DNS upstreams of {}: {server} is this server", path.display());
+                    }
+                    !own
+                });
+                all.extend(servers);
+            }
+        }
+    }
+    let mut once = Vec::new();
+    all.retain(|server| {
+        let first = !once.contains(server);
+        once.push(*server);
+        first
+    });
+    Ok(all)
+}
+
+fn read(path: &Path) -> io::Result<Vec<SocketAddr>> {
+    let (config, _) = parse_resolv_conf(std::fs::read(path)?).map_err(io::Error::other)?;
+    Ok(config.name_servers().iter().map(|server| SocketAddr::new(server.ip, DNS_PORT)).collect())
+}
+
+fn is_one_of(server: SocketAddr, listening: &[SocketAddr]) -> bool {
+    listening.iter().any(|own| {
+        let any = own.ip().is_unspecified();
+        own.port() == server.port() && (own.ip() == server.ip() || any && is_local(server))
+    })
+}
+
+/// Only an address of this host can be bound.
+fn is_local(server: SocketAddr) -> bool {
+    UdpSocket::bind(SocketAddr::new(server.ip(), 0)).is_ok()
+}
+
+/// Where DNS servers listen.
+pub const DNS_PORT: u16 = 53;
+/// Clients give up after five seconds and must hear of a failure before that.
+const ANSWER_WITHIN: Duration = Duration::from_millis(4500);
+const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
+const UPSTREAM_RETRIES: usize = 1;
+/// So many questions may wait for upstreams at once.
+const WAITING_MAX: usize = 512;
+const CACHED_MAX: Duration = Duration::from_secs(30);

@@ -1,0 +1,242 @@
+//! A query in, a response out. Never reads an object: what names mean is the zone's to say.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use hickory_proto::op::{Edns, MessageType, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
+use hickory_proto::serialize::binary::BinEncoder;
+use hickory_server::net::runtime::Time;
+use hickory_server::net::xfer::Protocol;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::MessageResponseBuilder;
+
+use super::Counters;
+use super::forward::{Forwarder, Heard};
+use super::zone::{Answer, Status, Zone};
+
+/// The zone that answers come from.
+#[derive(Debug)]
+pub(super) struct Current {
+    pub(super) zone: Zone,
+    /// Whether the cluster was read yet. Until then nobody can say that a name does not exist.
+    pub(super) is_read: bool,
+}
+
+/// Answers queries. A query takes no lock and waits for nobody but upstreams.
+#[derive(Clone)]
+pub(super) struct Responder {
+    pub(super) current: Arc<ArcSwap<Current>>,
+    pub(super) forwarder: Option<Arc<Forwarder>>,
+    pub(super) counters: Arc<Counters>,
+}
+
+/// A response, except for what follows from the query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Reply {
+    code: ResponseCode,
+    is_ours: bool,
+    is_truncated: bool,
+    answers: Vec<Record>,
+    authorities: Vec<Record>,
+    additionals: Vec<Record>,
+}
+
+/// What is left to do for a query.
+enum Decision {
+    Reply(Reply),
+    /// To ask others, and to put what they say after what we know.
+    Ask {
+        name: Name,
+        record_type: RecordType,
+        known: Reply,
+    },
+}
+
+#[async_trait]
+impl RequestHandler for Responder {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut handle: R,
+    ) -> ResponseInfo {
+        if request.protocol() != Protocol::Udp {
+            Counters::add(&self.counters.over_tcp);
+        }
+        let mut reply = self.reply(request).await;
+        reply.rotate(request.metadata.id);
+        reply.fit(request);
+        self.counters.answered(reply.code);
+        if reply.is_truncated {
+            Counters::add(&self.counters.truncated);
+        }
+        let edns = request.edns.as_ref().map(our_edns);
+        let mut builder = MessageResponseBuilder::from_message_request(request);
+        if let Some(edns) = &edns {
+            builder.edns(edns);
+        }
+        let metadata = self.metadata(request, &reply);
+        let response = builder.build(metadata, &reply.answers, &reply.authorities, [], &reply.additionals);
+        match handle.send_response(response).await {
+            Ok(info) => info,
+            Err(error) => {
+                tracing::debug!(client = %request.src(), %error, "a DNS response was not sent");
+                hickory_proto::op::Header { metadata, counts: hickory_proto::op::HeaderCounts::default() }
+                    .into()
+            }
+        }
+    }
+}
+
+impl Responder {
+    async fn reply(&self, request: &Request) -> Reply {
+        match self.decide(request) {
+            Decision::Reply(reply) => reply,
+            Decision::Ask { name, record_type, mut known } => {
+                let Some(forwarder) = &self.forwarder else {
+                    // An alias is an answer; a name of which we know nothing at all is not our business.
+                    if known.answers.is_empty() {
+                        known.code = ResponseCode::Refused;
+                    }
+                    return known;
+                };
+                // RFC 6604: the code is that of the last name in the chain.
+                let Heard { code, answers, authorities } = forwarder.ask(name, record_type).await;
+                known.answers.extend(answers);
+                Reply { code, authorities, ..known }
+            }
+        }
+    }
+
+    fn decide(&self, request: &Request) -> Decision {
+        let refuse = |code| Decision::Reply(Reply::error(code));
+        if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+            return refuse(ResponseCode::BADVERS);
+        }
+        if request.metadata.op_code != OpCode::Query {
+            return refuse(ResponseCode::NotImp);
+        }
+        let Ok(info) = request.request_info() else { return refuse(ResponseCode::FormErr) };
+        let question = info.query.original();
+        let (name, record_type) = (question.name(), question.query_type());
+        match record_type {
+            // Whole zones are not handed out.
+            RecordType::AXFR | RecordType::IXFR => return refuse(ResponseCode::Refused),
+            RecordType::OPT | RecordType::TSIG | RecordType::SIG | RecordType::ZERO => {
+                return refuse(ResponseCode::FormErr);
+            }
+            _ => {}
+        }
+        if question.query_class() != DNSClass::IN {
+            return refuse(ResponseCode::Refused);
+        }
+        let current = self.current.load();
+        let Answer { status, answers, additionals } = current.zone.lookup(name, record_type);
+        let mut reply = Reply { is_ours: true, answers, additionals, ..Reply::error(ResponseCode::NoError) };
+        match status {
+            Status::Found => {}
+            Status::NoRecord(_) | Status::NoName(_) if !current.is_read => {
+                return refuse(ResponseCode::ServFail);
+            }
+            Status::NoRecord(soa) => reply.authorities.push(*soa),
+            Status::NoName(soa) => {
+                reply.code = ResponseCode::NXDomain;
+                reply.authorities.push(*soa);
+            }
+            Status::Elsewhere(next) => {
+                if record_type == RecordType::ANY {
+                    // RFC 8482: asked of others it would only amplify.
+                    return refuse(ResponseCode::NotImp);
+                }
+                reply.is_ours = !reply.answers.is_empty();
+                return Decision::Ask { name: next, record_type, known: reply };
+            }
+        }
+        Decision::Reply(reply)
+    }
+
+    fn metadata(&self, request: &Request, reply: &Reply) -> Metadata {
+        let mut metadata = Metadata::response_from_request(&request.metadata);
+        metadata.message_type = MessageType::Response;
+        metadata.authoritative = reply.is_ours;
+        metadata.truncation = reply.is_truncated;
+        metadata.recursion_available = self.forwarder.is_some();
+        metadata.response_code = reply.code;
+        metadata
+    }
+}
+
+impl Reply {
+    fn error(code: ResponseCode) -> Self {
+        Self {
+            code,
+            is_ours: false,
+            is_truncated: false,
+            answers: Vec::new(),
+            authorities: Vec::new(),
+            additionals: Vec::new(),
+        }
+    }
+
+    /// Spreads clients over the records: most take the first. The aliases before them keep their order.
+    fn rotate(&mut self, by: u16) {
+        let Some(last) = self.answers.last() else { return };
+        let same = |record: &&Record| record.record_type() == last.record_type() && record.name == last.name;
+        let count = self.answers.iter().rev().take_while(same).count();
+        let first = self.answers.len() - count;
+        self.answers[first..].rotate_left(usize::from(by) % count);
+    }
+
+    /// Takes away what the client cannot receive. The server library would send up to 4096 bytes over UDP
+    /// to clients that did not say that they take more than 512.
+    fn fit(&mut self, request: &Request) {
+        let over_udp = request.protocol() == Protocol::Udp;
+        let largest = if over_udp {
+            let offered = request.edns.as_ref().map_or(UDP_LEN, Edns::max_payload);
+            offered.clamp(UDP_LEN, UDP_LEN_MAX)
+        } else {
+            u16::MAX
+        };
+        let mut bytes = Vec::new();
+        let mut encoder = BinEncoder::new(&mut bytes);
+        encoder.set_max_size(largest - EDNS_LEN);
+        let metadata = Metadata::response_from_request(&request.metadata);
+        let response = MessageResponseBuilder::from_message_request(request).build(
+            metadata,
+            &self.answers,
+            &self.authorities,
+            [],
+            &self.additionals,
+        );
+        let Ok(info) = response.destructive_emit(&mut encoder) else {
+            *self = Self::error(ResponseCode::ServFail);
+            return;
+        };
+        let counts = info.counts();
+        let [answers, authorities, additionals] =
+            [counts.answers, counts.authorities, counts.additionals].map(usize::from);
+        // What does not fit over TCP either fits nowhere, and saying so would only make the client try again.
+        // RFC 2181, section 9: what is left out of the additional section is no truncation.
+        let lost = answers < self.answers.len() || authorities < self.authorities.len();
+        self.is_truncated = over_udp && lost;
+        self.answers.truncate(answers);
+        self.authorities.truncate(authorities);
+        self.additionals.truncate(additionals);
+    }
+}
+
+fn our_edns(theirs: &Edns) -> Edns {
+    let mut edns = Edns::new();
+    edns.set_max_payload(UDP_LEN_MAX);
+    // RFC 3225: the bit is copied; there are no signatures to send.
+    edns.set_dnssec_ok(theirs.flags().dnssec_ok);
+    edns
+}
+
+/// What every client takes over UDP (RFC 1035).
+const UDP_LEN: u16 = 512;
+/// What passes everywhere without fragments, so we send no more.
+const UDP_LEN_MAX: u16 = 1232;
+/// An OPT record without options.
+const EDNS_LEN: u16 = 11;

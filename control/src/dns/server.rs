@@ -1,0 +1,210 @@
+//! Sockets, the thread, and the zone that follows the desired state. Never answers by itself.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::sleep;
+
+use super::Counters;
+use super::forward::{self, ForwardError, Forwarder, Upstream};
+use super::respond::{Current, Responder};
+use super::tcp;
+use super::zone::{BadDomain, Zone};
+use crate::model::Desired;
+
+/// What the operator decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen, over UDP and TCP. Answers leave by the address that the kernel picks, so on a host
+    /// with several addresses name each instead of the unspecified one.
+    pub listen: Vec<SocketAddr>,
+    /// The cluster domain.
+    pub domain: String,
+    /// For how long clients may keep an answer.
+    pub ttl_s: u32,
+    /// Where names of others are asked for; nowhere if empty.
+    pub upstreams: Vec<Upstream>,
+}
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum DnsError {
+    /// The cluster domain is none.
+    #[error("DNS: {0}")]
+    Domain(#[from] BadDomain),
+    /// The upstreams cannot be used.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// An address cannot be listened on.
+    #[error("DNS cannot listen on {addr} over {transport}: {source}{}", remedy(source))]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// `UDP` or `TCP`.
+        transport: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A socket failed later.
+    #[error("the DNS server ended: {0}")]
+    Ended(String),
+}
+
+/// A server that listens already and does not answer yet.
+pub struct Server {
+    sockets: Vec<(UdpSocket, TcpListener)>,
+    zone: Zone,
+    upstreams: Vec<SocketAddr>,
+    counters: Arc<Counters>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("sockets", &self.sockets).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Opens the sockets, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`DnsError`], for the first thing that is wrong. A file of upstreams that cannot be used is only
+    /// warned of: the cluster's own names do not need it.
+    pub fn bind(config: &Config) -> Result<Self, DnsError> {
+        let servers = config.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
+        // Serial numbers must not go back when the process starts anew.
+        let serial = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let zone = Zone::new(&config.domain, config.ttl_s, servers.collect())?
+            .with_serial(u32::try_from(serial).unwrap_or(u32::MAX));
+        let sockets = config.listen.iter().map(|&addr| bind(addr)).collect::<Result<Vec<_>, _>>()?;
+        let listening: Vec<SocketAddr> =
+            sockets.iter().filter_map(|(udp, _)| udp.local_addr().ok()).collect();
+        let upstreams = forward::addresses(&config.upstreams, &listening)?;
+        Ok(Self { sockets, zone, upstreams, counters: Arc::default() })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().filter_map(|(udp, _)| udp.local_addr().ok()).collect()
+    }
+
+    /// Its counters, which live as long as anybody looks at them.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Serves on a thread of its own until nobody sends the desired state any more. How it ends is logged.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn spawn(self, desired: watch::Receiver<Arc<Desired>>) -> io::Result<thread::JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        thread::Builder::new().name("flowgate-dns".to_owned()).spawn(move || {
+            if let Err(error) = runtime.block_on(self.serve(desired)) {
+                tracing::error!("{error}");
+            }
+            runtime.shutdown_background();
+        })
+    }
+
+    /// Serves until nobody sends the desired state any more. The value that the receiver has seen already
+    /// does not count: before the first change every name of the cluster domain is a server failure.
+    ///
+    /// # Errors
+    /// [`DnsError`]: a socket or the resolver failed.
+    pub async fn serve(self, desired: watch::Receiver<Arc<Desired>>) -> Result<(), DnsError> {
+        let current = Current { zone: self.zone, is_read: false };
+        let forwarder = if self.upstreams.is_empty() {
+            None
+        } else {
+            Some(Arc::new(Forwarder::new(&self.upstreams, Arc::clone(&self.counters))?))
+        };
+        let responder = Responder {
+            current: Arc::new(ArcSwap::from_pointee(current)),
+            forwarder,
+            counters: self.counters,
+        };
+        let mut over_udp = hickory_server::Server::new(responder.clone());
+        let mut over_tcp = JoinSet::new();
+        let permits = tcp::connection_permits();
+        for (udp, listener) in self.sockets {
+            let ended = |error: io::Error| DnsError::Ended(error.to_string());
+            over_udp.register_socket(tokio::net::UdpSocket::from_std(udp).map_err(ended)?);
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(ended)?;
+            over_tcp.spawn(tcp::accept(listener, responder.clone(), Arc::clone(&permits)));
+        }
+        tokio::select! {
+            () = follow(&responder.current, desired) => Ok(()),
+            ended = over_udp.block_until_done() => {
+                let reason = ended.err().map_or_else(|| "no UDP socket is left".to_owned(), |error| error.to_string());
+                Err(DnsError::Ended(reason))
+            }
+            Some(ended) = over_tcp.join_next() => {
+                let reason = ended.err().map_or_else(String::new, |error| error.to_string());
+                Err(DnsError::Ended(format!("TCP: {reason}")))
+            }
+        }
+    }
+}
+
+/// Keeps the zone up to date. Changes that come while one is worked in are folded into the next.
+async fn follow(current: &ArcSwap<Current>, mut desired: watch::Receiver<Arc<Desired>>) {
+    let mut before = Arc::new(Desired::default());
+    while desired.changed().await.is_ok() {
+        let after = Arc::clone(&desired.borrow_and_update());
+        let last = current.load_full();
+        let (old, new) = (Arc::clone(&before), Arc::clone(&after));
+        // Aside, for queries go on meanwhile.
+        match spawn_blocking(move || last.zone.updated(&old, &new)).await {
+            Ok(zone) => {
+                current.store(Arc::new(Current { zone, is_read: true }));
+                before = after;
+            }
+            Err(error) => tracing::error!(%error, "the DNS zone was not renewed and stays as it was"),
+        }
+        sleep(BETWEEN_CHANGES).await;
+    }
+}
+
+fn bind(addr: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
+    let mut tries = if addr.port() == 0 { ANY_PORT_TRIES } else { 1 };
+    loop {
+        let bound = bind_both(addr);
+        tries -= 1;
+        // The port that was free for UDP may be taken for TCP.
+        if bound.is_ok() || tries == 0 {
+            return bound;
+        }
+    }
+}
+
+fn bind_both(addr: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
+    let failed = |transport, addr| move |source| DnsError::Bind { addr, transport, source };
+    let udp = UdpSocket::bind(addr).map_err(failed("UDP", addr))?;
+    let bound = udp.local_addr().map_err(failed("UDP", addr))?;
+    let tcp = TcpListener::bind(bound).map_err(failed("TCP", bound))?;
+    udp.set_nonblocking(true).map_err(failed("UDP", bound))?;
+    tcp.set_nonblocking(true).map_err(failed("TCP", bound))?;
+    Ok((udp, tcp))
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => ": another server has it, stop that one or change dns.listen",
+        io::ErrorKind::AddrNotAvailable => ": no interface has this address, change dns.listen",
+        io::ErrorKind::PermissionDenied => ": ports below 1024 need CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+}
+
+/// Changes are worked in no more often than this.
+const BETWEEN_CHANGES: Duration = Duration::from_millis(10);
+const ANY_PORT_TRIES: usize = 8;

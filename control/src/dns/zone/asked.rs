@@ -1,0 +1,113 @@
+//! What a name in the cluster domain asks for. Knows how names are built, never whether they exist.
+
+use flowgate_wire::Protocol;
+
+/// The meaning of a name below the cluster domain, labels in lower case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked<'a> {
+    /// The cluster domain itself.
+    Apex,
+    /// `dns-version`: the version of the schema.
+    Version,
+    /// `ns.dns`: this server.
+    Server,
+    /// `dns` or `svc`: nothing by itself, but names lie below.
+    Hollow,
+    /// `<ns>.svc`.
+    Namespace(&'a str),
+    /// `<service>.<ns>.svc`, and what is asked of it.
+    Service {
+        /// The namespace.
+        namespace: &'a str,
+        /// The Service.
+        service: &'a str,
+        /// Itself, or a name below it.
+        part: Part<'a>,
+    },
+    /// Nothing that could exist.
+    Nothing,
+}
+
+/// A name at or below that of a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part<'a> {
+    /// The Service itself.
+    Whole,
+    /// `<hostname>`: one of its endpoints.
+    Endpoint(&'a str),
+    /// `_<proto>`: nothing by itself, ports may lie below.
+    Protocol(Protocol),
+    /// `_<port>._<proto>`.
+    Port(&'a str, Protocol),
+}
+
+impl<'a> Asked<'a> {
+    /// Reads the labels that a name has before the cluster domain, the first one first.
+    pub(super) fn read(labels: &[&'a str]) -> Self {
+        match labels {
+            [] => Self::Apex,
+            ["dns-version"] => Self::Version,
+            ["ns", "dns"] => Self::Server,
+            ["dns" | "svc"] => Self::Hollow,
+            [namespace, "svc"] => Self::Namespace(namespace),
+            [below @ .., service, namespace, "svc"] => {
+                Part::read(below).map_or(Self::Nothing, |part| Self::Service { namespace, service, part })
+            }
+            _ => Self::Nothing,
+        }
+    }
+}
+
+impl<'a> Part<'a> {
+    fn read(labels: &[&'a str]) -> Option<Self> {
+        match labels {
+            [] => Some(Self::Whole),
+            [label] if label.starts_with('_') => protocol(label).map(Self::Protocol),
+            [label] => Some(Self::Endpoint(label)),
+            [port, proto] => {
+                // Ports without a name have no SRV record.
+                let port = port.strip_prefix('_').filter(|name| !name.is_empty())?;
+                Some(Self::Port(port, protocol(proto)?))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn protocol(label: &str) -> Option<Protocol> {
+    match label {
+        "_tcp" => Some(Protocol::Tcp),
+        "_udp" => Some(Protocol::Udp),
+        "_sctp" => Some(Protocol::Sctp),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_mean_what_the_specification_says() {
+        let of = |part| Asked::Service { namespace: "shop", service: "web", part };
+        let cases: [(&[&str], Asked<'_>); 14] = [
+            (&[], Asked::Apex),
+            (&["dns-version"], Asked::Version),
+            (&["svc"], Asked::Hollow),
+            (&["dns"], Asked::Hollow),
+            (&["ns", "dns"], Asked::Server),
+            (&["shop", "svc"], Asked::Namespace("shop")),
+            (&["web", "shop", "svc"], of(Part::Whole)),
+            (&["pet-0", "web", "shop", "svc"], of(Part::Endpoint("pet-0"))),
+            (&["_tcp", "web", "shop", "svc"], of(Part::Protocol(Protocol::Tcp))),
+            (&["_http", "_sctp", "web", "shop", "svc"], of(Part::Port("http", Protocol::Sctp))),
+            (&["_", "_tcp", "web", "shop", "svc"], Asked::Nothing),
+            (&["http", "_tcp", "web", "shop", "svc"], Asked::Nothing),
+            (&["a", "_http", "_tcp", "web", "shop", "svc"], Asked::Nothing),
+            (&["web", "shop", "pod"], Asked::Nothing),
+        ];
+        for (labels, meaning) in cases {
+            assert_eq!(Asked::read(labels), meaning, "{labels:?}");
+        }
+    }
+}

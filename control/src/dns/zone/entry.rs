@@ -1,0 +1,220 @@
+//! The names of one Service and what they lead to. Never looks at a second Service.
+//!
+//! Nothing is copied from the objects: an answer is read off the Service and its slices when it is asked for.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use flowgate_wire::Protocol;
+use hickory_proto::rr::Name;
+
+use crate::model::{
+    ClusterAddress, Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, ServiceType,
+};
+
+/// A Service with its endpoints, as DNS sees them.
+///
+/// Labels that hide objects from proxies (P102, P103) do not hide them here: another proxy may serve the
+/// Service, but its name is this zone's business, and slices of headless Services always carry one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// `<service>.<ns>.svc.<zone>`.
+    pub(super) name: Name,
+    /// The Service.
+    pub(super) service: Arc<Service>,
+    /// Its slices, mirrored ones included.
+    pub(super) slices: Vec<Arc<EndpointSlice>>,
+}
+
+/// How a Service is found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind<'a> {
+    /// By addresses of its own.
+    Addresses(&'a [IpAddr]),
+    /// By its endpoints.
+    Headless,
+    /// By another name.
+    Alias(Name),
+    /// Not at all, by a name that DNS cannot express or that is an address.
+    Unusable,
+}
+
+/// Where a named port is found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PortTarget {
+    /// The host.
+    pub(super) host: Name,
+    /// The port number there.
+    pub(super) port: u16,
+    /// An address of the host; for each there is a target.
+    pub(super) addr: IpAddr,
+}
+
+impl Entry {
+    /// How the Service is found.
+    pub(super) fn kind(&self) -> Kind<'_> {
+        if self.service.service_type == ServiceType::ExternalName {
+            // P106: whatever else is set. An address is no name, and a CNAME to one resolves nowhere.
+            let name = self.service.external_name.as_deref().filter(|name| name.parse::<IpAddr>().is_err());
+            let name = name.and_then(|name| Name::from_ascii(name).ok()).filter(|name| !name.is_root());
+            return name.map_or(Kind::Unusable, |mut name| {
+                name.set_fqdn(true);
+                Kind::Alias(name)
+            });
+        }
+        match &self.service.cluster {
+            ClusterAddress::Headless => Kind::Headless,
+            ClusterAddress::Unassigned => Kind::Addresses(&[]),
+            ClusterAddress::Assigned(addresses) => Kind::Addresses(addresses),
+        }
+    }
+
+    /// Whether the name of the Service itself exists. A headless Service exists by its ready endpoints:
+    /// without any there is no such name (specification 2.4.1).
+    pub(super) fn exists(&self) -> bool {
+        match self.kind() {
+            Kind::Addresses(_) | Kind::Alias(_) => true,
+            Kind::Headless => self.ready().next().is_some(),
+            Kind::Unusable => false,
+        }
+    }
+
+    /// The addresses behind the name of the Service.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        match self.kind() {
+            Kind::Addresses(addresses) => addresses.to_vec(),
+            Kind::Headless => sorted(self.ready().map(|(_, endpoint)| endpoint.addr)),
+            Kind::Alias(_) | Kind::Unusable => Vec::new(),
+        }
+    }
+
+    /// The addresses behind the name of one endpoint; none if there is no such endpoint.
+    pub(super) fn endpoint(&self, label: &str) -> Vec<IpAddr> {
+        let meant = address_of_label(label);
+        let matches = |endpoint: &Endpoint| match host_name(endpoint) {
+            Some(name) => name.eq_ignore_ascii_case(label),
+            None => meant == Some(endpoint.addr),
+        };
+        if matches!(self.kind(), Kind::Alias(_) | Kind::Unusable) {
+            return Vec::new();
+        }
+        sorted(self.ready().filter(|(_, endpoint)| matches(endpoint)).map(|(_, endpoint)| endpoint.addr))
+    }
+
+    /// Where the named port is found; empty if there is none.
+    pub(super) fn port(&self, name: &str, protocol: Protocol) -> Vec<PortTarget> {
+        self.ports(|port, proto| !name.is_empty() && port.eq_ignore_ascii_case(name) && proto == protocol)
+    }
+
+    /// Whether any named port has this protocol.
+    pub(super) fn has_protocol(&self, protocol: Protocol) -> bool {
+        !self.ports(|port, proto| !port.is_empty() && proto == protocol).is_empty()
+    }
+
+    /// The names of an address; empty if neither the Service nor a ready endpoint has it.
+    pub(super) fn names_of(&self, addr: IpAddr) -> Vec<Name> {
+        if matches!(self.kind(), Kind::Addresses(own) if own.contains(&addr)) {
+            return vec![self.name.clone()];
+        }
+        if matches!(self.kind(), Kind::Alias(_) | Kind::Unusable) {
+            return Vec::new();
+        }
+        let having = self.ready().filter(|(_, endpoint)| endpoint.addr == addr);
+        sorted(having.filter_map(|(_, endpoint)| self.host(endpoint)))
+    }
+
+    /// Every address that [`Self::names_of`] knows, some of them perhaps twice.
+    pub(super) fn known_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let kind = self.kind();
+        let own = if let Kind::Addresses(own) = &kind { own.to_vec() } else { Vec::new() };
+        let has_endpoints = matches!(kind, Kind::Addresses(_) | Kind::Headless);
+        own.into_iter().chain(self.ready().filter(move |_| has_endpoints).map(|(_, endpoint)| endpoint.addr))
+    }
+
+    fn ports(&self, wanted: impl Fn(&str, Protocol) -> bool) -> Vec<PortTarget> {
+        match self.kind() {
+            Kind::Addresses(addresses) => {
+                let ports = self.service.ports.iter().filter(|port| wanted(&port.name, port.protocol));
+                let host = || self.name.clone();
+                sorted(ports.flat_map(|&ServicePort { port, .. }| {
+                    addresses.iter().map(move |&addr| PortTarget { host: host(), port, addr })
+                }))
+            }
+            // P105: nobody translates ports here, so it is the endpoint's own number that counts.
+            Kind::Headless => sorted(self.ready().flat_map(|(slice, endpoint)| {
+                let ports = slice.ports.iter().filter(|port| wanted(&port.name, port.protocol));
+                ports.filter_map(|&EndpointPort { port, .. }| {
+                    Some(PortTarget { host: self.host(endpoint)?, port, addr: endpoint.addr })
+                })
+            })),
+            Kind::Alias(_) | Kind::Unusable => Vec::new(),
+        }
+    }
+
+    /// Endpoints that take connections, with their slices. `publishNotReadyAddresses` shows here already: the
+    /// slice then says that all are ready.
+    fn ready(&self) -> impl Iterator<Item = (&EndpointSlice, &Endpoint)> {
+        self.slices.iter().flat_map(|slice| {
+            slice.endpoints.iter().filter(|e| e.ready).map(move |endpoint| (slice.as_ref(), endpoint))
+        })
+    }
+
+    fn host(&self, endpoint: &Endpoint) -> Option<Name> {
+        let label = host_name(endpoint)
+            .map_or_else(|| label_of_address(endpoint.addr), |name| name.to_ascii_lowercase());
+        self.name.prepend_label(label.as_bytes()).ok()
+    }
+}
+
+/// The host name of an endpoint, if it can be a label.
+fn host_name(endpoint: &Endpoint) -> Option<&str> {
+    let is_label = |name: &&str| {
+        (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    endpoint.hostname.as_deref().filter(is_label)
+}
+
+/// The label of an endpoint that has no host name. The same that CoreDNS gives it.
+fn label_of_address(addr: IpAddr) -> String {
+    let mut label = addr.to_string().replace(['.', ':'], "-");
+    if label.ends_with('-') {
+        label.push('0');
+    }
+    label
+}
+
+/// The address that a label was made of; none if another label belongs to that address.
+fn address_of_label(label: &str) -> Option<IpAddr> {
+    let v4 = label.replace('-', ".").parse().ok().map(IpAddr::V4);
+    let addr = v4.or_else(|| label.replace('-', ":").parse().ok().map(IpAddr::V6))?;
+    (label_of_address(addr) == label).then_some(addr)
+}
+
+/// Each one once: an endpoint may be in two slices, and a port in two of them.
+fn sorted<T: Ord>(all: impl Iterator<Item = T>) -> Vec<T> {
+    all.collect::<BTreeSet<T>>().into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_addresses_lead_back_to_them() {
+        let cases = [
+            ("10.1.2.3", "10-1-2-3"),
+            ("fd00::1", "fd00--1"),
+            ("fd00:0:0:1::", "fd00-0-0-1--0"),
+            ("2001:db8:1:2:3:4:5:6", "2001-db8-1-2-3-4-5-6"),
+        ];
+        for (addr, label) in cases {
+            let addr: IpAddr = addr.parse().unwrap();
+            assert_eq!(label_of_address(addr), label);
+            assert_eq!(address_of_label(label), Some(addr), "{label}");
+        }
+        for label in ["fd00--0001", "10-1-2", "10-1-2-03", "pet-0", "", "-", "fd00-0-0-0-0-0-0-1"] {
+            assert_eq!(address_of_label(label), None, "{label}");
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The cluster domain: a question in, an answer out. Never asks anybody.
+//!
+//! After the Kubernetes DNS-based service discovery specification 1.1.0. As in CoreDNS, which most clusters
+//! run, endpoints of Services with a cluster IP have names of their own too. There are no pod records, which
+//! the specification dropped, and no wildcards.
+//!
+//! A name exists if it or a name below it has a record: then a question for another type is answered with
+//! nothing, and otherwise with a name error (RFC 2308, RFC 8020).
+
+mod answer;
+mod asked;
+mod entry;
+mod index;
+#[cfg(test)]
+mod testing;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use flowgate_wire::Protocol;
+use hickory_proto::rr::rdata::{CNAME, HINFO, NS, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use self::answer::Step;
+pub use self::answer::{Answer, Status};
+use self::asked::{Asked, Part};
+use self::entry::{Entry, Kind};
+use self::index::Index;
+use crate::model::Desired;
+
+/// The names of a cluster at one moment. Cloning shares nearly everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zone {
+    /// The cluster domain, in lower case.
+    origin: Name,
+    /// `svc` in it.
+    services: Name,
+    /// `ns.dns` in it: this server.
+    server: Name,
+    /// `hostmaster` in it.
+    contact: Name,
+    /// For how long answers may be kept.
+    ttl_s: u32,
+    /// The addresses of this server.
+    servers: Vec<IpAddr>,
+    serial: u32,
+    index: Index,
+}
+
+/// Why there can be no such zone.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{domain:?} is not a domain that names of Services fit into, such as cluster.local")]
+pub struct BadDomain {
+    domain: String,
+}
+
+impl Zone {
+    /// A zone without Services.
+    ///
+    /// # Errors
+    /// [`BadDomain`]: it is the root, not a host name, or so long that names of Services would not fit.
+    pub fn new(domain: &str, ttl_s: u32, servers: Vec<IpAddr>) -> Result<Self, BadDomain> {
+        let refuse = || BadDomain { domain: domain.to_owned() };
+        let is_label = |label: &str| {
+            (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        let domain_name = domain.strip_suffix('.').unwrap_or(domain);
+        if domain_name.len() > DOMAIN_LEN_MAX || !domain_name.split('.').all(is_label) {
+            return Err(refuse());
+        }
+        let name = |labels: &[&[u8]]| {
+            let domain = domain_name.split('.').map(|label| label.to_ascii_lowercase().into_bytes());
+            let labels = labels.iter().map(|label| label.to_vec()).chain(domain);
+            Name::from_labels(labels).ok().ok_or_else(refuse)
+        };
+        Ok(Self {
+            origin: name(&[])?,
+            services: name(&[b"svc"])?,
+            server: name(&[b"ns", b"dns"])?,
+            contact: name(&[b"hostmaster"])?,
+            ttl_s,
+            servers,
+            serial: 0,
+            index: Index::default(),
+        })
+    }
+
+    /// The zone after a change. `before` is what this zone was made of.
+    #[must_use]
+    pub fn updated(&self, before: &Desired, after: &Desired) -> Self {
+        let mut next = self.clone();
+        next.index.update(before, after, &self.services);
+        next.serial = next.serial.wrapping_add(1);
+        next
+    }
+
+    /// The zone with another serial number to start from.
+    #[must_use]
+    pub fn with_serial(self, serial: u32) -> Self {
+        Self { serial, ..self }
+    }
+
+    /// Whether a name is that of the cluster domain or lies in it.
+    pub fn contains(&self, name: &Name) -> bool {
+        self.origin.zone_of(name)
+    }
+
+    /// Answers a question of class IN. Records get the name as it was written in the question.
+    pub fn lookup(&self, name: &Name, record_type: RecordType) -> Answer {
+        let mut answers = Vec::new();
+        let mut name = name.clone();
+        loop {
+            match self.step(&name, record_type) {
+                Step::Done { status, records, additionals } => {
+                    answers.extend(records);
+                    return Answer { status, answers, additionals };
+                }
+                Step::Follow(alias) => {
+                    let target = alias.0.clone();
+                    answers.push(self.record(name, RData::CNAME(alias)));
+                    // A loop or a long chain ends where it stands: who asks sees what it is.
+                    let seen = answers.iter().any(|record| record.name == target);
+                    if seen || answers.len() == CHAIN_LEN_MAX {
+                        return Answer { status: Status::Found, answers, additionals: Vec::new() };
+                    }
+                    name = target;
+                }
+            }
+        }
+    }
+
+    fn step(&self, name: &Name, record_type: RecordType) -> Step {
+        if !self.contains(name) {
+            return self.reverse(name, record_type);
+        }
+        let lower = name.to_lowercase();
+        let own = usize::from(lower.num_labels() - self.origin.num_labels());
+        let labels: Option<Vec<&str>> =
+            lower.iter().take(own).map(|label| std::str::from_utf8(label).ok()).collect();
+        let no_name = || Step::nothing(Status::NoName(Box::new(self.soa(&self.origin))));
+        let Some(labels) = labels else { return no_name() };
+        let found = match Asked::read(&labels) {
+            Asked::Apex => Some(self.apex(name, record_type)),
+            Asked::Version => {
+                let version = TXT::new(vec![SCHEMA_VERSION.to_owned()]);
+                Some(self.typed(record_type, RecordType::TXT, vec![self.version(name, version)]))
+            }
+            Asked::Server if !self.servers.is_empty() => {
+                Some(self.addressed(name, record_type, &self.servers))
+            }
+            Asked::Hollow => Some(self.present(name, record_type)),
+            Asked::Namespace(namespace) => {
+                self.index.has_namespace(namespace).then(|| self.present(name, record_type))
+            }
+            Asked::Service { namespace, service, part } => self
+                .index
+                .service(namespace, service)
+                .and_then(|entry| self.service(entry, part, name, record_type)),
+            Asked::Server | Asked::Nothing => None,
+        };
+        found.unwrap_or_else(no_name)
+    }
+
+    fn service(&self, entry: &Entry, part: Part<'_>, name: &Name, record_type: RecordType) -> Option<Step> {
+        match part {
+            Part::Whole => match entry.kind() {
+                Kind::Alias(target) if matches!(record_type, RecordType::CNAME | RecordType::ANY) => {
+                    Some(Step::found(vec![self.record(name.clone(), RData::CNAME(CNAME(target)))]))
+                }
+                Kind::Alias(target) => Some(Step::Follow(CNAME(target))),
+                _ if !entry.exists() => None,
+                _ => Some(self.addressed(name, record_type, &entry.addresses())),
+            },
+            Part::Endpoint(label) => {
+                let addresses = entry.endpoint(label);
+                (!addresses.is_empty()).then(|| self.addressed(name, record_type, &addresses))
+            }
+            Part::Protocol(protocol) => entry.has_protocol(protocol).then(|| self.present(name, record_type)),
+            Part::Port(port, protocol) => self.port(entry, port, protocol, name, record_type),
+        }
+    }
+
+    fn port(
+        &self,
+        entry: &Entry,
+        port: &str,
+        protocol: Protocol,
+        name: &Name,
+        record_type: RecordType,
+    ) -> Option<Step> {
+        let targets = entry.port(port, protocol);
+        if targets.is_empty() {
+            return None;
+        }
+        if record_type != RecordType::SRV {
+            return Some(self.present(name, record_type));
+        }
+        // Targets with several addresses follow one another.
+        let mut ports: Vec<(&Name, u16)> = targets.iter().map(|target| (&target.host, target.port)).collect();
+        ports.dedup();
+        let records = ports.into_iter().map(|(host, port)| {
+            let srv = SRV::new(SRV_PRIORITY, SRV_WEIGHT, port, host.clone());
+            self.record(name.clone(), RData::SRV(srv))
+        });
+        let records = records.collect();
+        let hosts: BTreeSet<(&Name, IpAddr)> =
+            targets.iter().map(|target| (&target.host, target.addr)).collect();
+        let additionals =
+            hosts.into_iter().map(|(host, addr)| self.record(host.clone(), addr.into())).collect();
+        Some(Step::Done { status: Status::Found, records, additionals })
+    }
+
+    fn apex(&self, name: &Name, record_type: RecordType) -> Step {
+        let server = &self.server;
+        match record_type {
+            RecordType::SOA => Step::found(vec![self.soa(name)]),
+            RecordType::NS if !self.servers.is_empty() => {
+                let addresses = self.servers.iter().map(|&addr| self.record(server.clone(), addr.into()));
+                Step::Done {
+                    status: Status::Found,
+                    additionals: addresses.collect(),
+                    records: vec![self.record(name.clone(), RData::NS(NS(server.clone())))],
+                }
+            }
+            _ => self.present(name, record_type),
+        }
+    }
+
+    /// The names of an address; for others to answer unless we know it.
+    fn reverse(&self, name: &Name, record_type: RecordType) -> Step {
+        let elsewhere = || Step::nothing(Status::Elsewhere(name.clone()));
+        let whole = name.parse_arpa_name().ok().filter(|net| net.prefix_len() == net.max_prefix_len());
+        let Some(addr) = whole.map(|net| net.addr()) else { return elsewhere() };
+        let mut names: Vec<Name> = Vec::new();
+        for entry in self.index.owners(addr) {
+            let own = entry.names_of(addr);
+            // A Service that has the address for its own is what the address stands for.
+            if own.contains(&entry.name) {
+                names = own;
+                break;
+            }
+            names.extend(own);
+        }
+        if names.is_empty() {
+            return elsewhere();
+        }
+        let records = names.into_iter().map(|target| self.record(name.clone(), RData::PTR(PTR(target))));
+        let records: Vec<Record> = records.collect();
+        match record_type {
+            RecordType::PTR => Step::found(records),
+            RecordType::ANY => Step::found(vec![self.any(name)]),
+            // Of the reverse tree this name is all that we answer for, so it is a zone of its own.
+            _ => Step::nothing(Status::NoRecord(Box::new(self.soa(name)))),
+        }
+    }
+
+    fn addressed(&self, name: &Name, record_type: RecordType, addresses: &[IpAddr]) -> Step {
+        let family = |ipv4: bool| {
+            let of_family = addresses.iter().filter(|addr| addr.is_ipv4() == ipv4);
+            of_family.map(|&addr| self.record(name.clone(), addr.into())).collect()
+        };
+        match record_type {
+            RecordType::A => self.typed(record_type, record_type, family(true)),
+            RecordType::AAAA => self.typed(record_type, record_type, family(false)),
+            _ => self.present(name, record_type),
+        }
+    }
+
+    /// The records if they are of the type asked for, and at least that the name exists.
+    fn typed(&self, asked: RecordType, have: RecordType, records: Vec<Record>) -> Step {
+        if asked == RecordType::ANY
+            && let Some(record) = records.first()
+        {
+            return Step::found(vec![self.any(&record.name)]);
+        }
+        if asked == have && !records.is_empty() {
+            return Step::found(records);
+        }
+        Step::nothing(Status::NoRecord(Box::new(self.soa(&self.origin))))
+    }
+
+    /// A name that exists and has nothing of the type asked for.
+    fn present(&self, name: &Name, record_type: RecordType) -> Step {
+        if record_type == RecordType::ANY {
+            return Step::found(vec![self.any(name)]);
+        }
+        Step::nothing(Status::NoRecord(Box::new(self.soa(&self.origin))))
+    }
+
+    /// The whole of a name is not told: it would serve to amplify (RFC 8482, section 4.2).
+    fn any(&self, name: &Name) -> Record {
+        self.record(name.clone(), RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new())))
+    }
+
+    fn version(&self, name: &Name, version: TXT) -> Record {
+        Record::from_rdata(name.clone(), self.ttl_s.max(SCHEMA_TTL_S), RData::TXT(version))
+    }
+
+    fn soa(&self, owner: &Name) -> Record {
+        let (server, contact) = (self.server.clone(), self.contact.clone());
+        let [refresh, retry, expire] = [7200, 1800, 86_400];
+        let soa = SOA::new(server, contact, self.serial, refresh, retry, expire, self.ttl_s);
+        self.record(owner.clone(), RData::SOA(soa))
+    }
+
+    fn record(&self, name: Name, data: RData) -> Record {
+        Record::from_rdata(name, self.ttl_s, data)
+    }
+}
+
+/// The version of the specification, for `dns-version`.
+const SCHEMA_VERSION: &str = "1.1.0";
+/// It changes with the program only.
+const SCHEMA_TTL_S: u32 = 28_800;
+/// All targets of a port are equal (RFC 2782).
+const SRV_PRIORITY: u16 = 0;
+const SRV_WEIGHT: u16 = 100;
+/// Aliases that lead to aliases are followed so far.
+const CHAIN_LEN_MAX: usize = 8;
+/// `svc.` and a Service and a namespace of 63 bytes each still fit into the 253 bytes of a name.
+const DOMAIN_LEN_MAX: usize = 253 - "svc.".len() - 2 * 64;

@@ -1,0 +1,345 @@
+//! The DNS server over real sockets on loopback: messages, transports, changes and hostile clients.
+#![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
+
+mod dns;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dns::{Served, addresses, many, one_web, put, query, service, tcp_receive, tcp_send, with_edns};
+use flowgate_control::dns::{Config, Server, Upstream};
+use flowgate_control::model::{ClusterAddress, Desired};
+use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::{DNSClass, RData, RecordType};
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+const WEB: &str = "web.shop.svc.cluster.local.";
+const MANY: &str = "many.shop.svc.cluster.local.";
+
+#[tokio::test]
+async fn both_transports_answer_alike_and_with_authority() {
+    let served = Served::with(one_web(), &[]).await;
+    let question = query("WEB.shop.SVC.cluster.local.", RecordType::A);
+    for answer in [served.udp(&question).await, served.tcp(&question).await] {
+        assert_eq!(addresses(&answer), ["10.96.0.10".parse::<std::net::IpAddr>().unwrap()]);
+        let metadata = answer.metadata;
+        assert_eq!((metadata.id, metadata.message_type), (question.metadata.id, MessageType::Response));
+        assert!(metadata.authoritative && metadata.recursion_desired && !metadata.recursion_available);
+        assert!(!metadata.truncation && answer.edns.is_none());
+        assert!(answer.queries[0].name().eq_case(question.queries[0].name()), "{answer}");
+    }
+    assert_eq!(served.count("over_tcp"), 1);
+}
+
+#[tokio::test]
+async fn what_does_not_exist_is_told_with_the_domain_s_soa() {
+    let served = Served::with(one_web(), &[]).await;
+    let gone = served.udp(&query("gone.shop.svc.cluster.local.", RecordType::A)).await;
+    let empty = served.udp(&query(WEB, RecordType::AAAA)).await;
+    assert_eq!(gone.metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(empty.metadata.response_code, ResponseCode::NoError);
+    for answer in [&gone, &empty] {
+        assert!(answer.metadata.authoritative && answer.answers.is_empty(), "{answer}");
+        assert_eq!(answer.authorities.len(), 1);
+        assert_eq!(answer.authorities[0].name.to_string(), "cluster.local.");
+        assert_eq!(answer.authorities[0].record_type(), RecordType::SOA);
+    }
+    // One of them was asked to find out whether the cluster was read.
+    assert_eq!(served.count("no_such_name"), 2);
+}
+
+#[tokio::test]
+async fn a_client_without_edns_gets_512_bytes_and_the_rest_over_tcp() {
+    let served = Served::with(many(1000), &[]).await;
+    let question = query(MANY, RecordType::A);
+    let (answer, len) = served.udp_bytes(&question.to_vec().unwrap()).await.unwrap();
+    assert!(answer.metadata.truncation && len <= 512, "{len} bytes");
+    assert!(answer.answers.len() > 20, "what fits is sent: {}", answer.answers.len());
+    assert_eq!(served.count("truncated"), 1);
+    let whole = served.tcp(&question).await;
+    assert!(!whole.metadata.truncation);
+    assert_eq!(addresses(&whole).len(), 1000);
+}
+
+#[tokio::test]
+async fn a_client_with_edns_gets_what_it_takes_but_no_fragments() {
+    let served = Served::with(many(1000), &[]).await;
+    for (offered, largest) in [(100, 512), (512, 512), (900, 900), (1232, 1232), (65_535, 1232)] {
+        let question = with_edns(query(MANY, RecordType::A), offered);
+        let (answer, len) = served.udp_bytes(&question.to_vec().unwrap()).await.unwrap();
+        assert!(answer.metadata.truncation && len <= largest && len > largest - 20, "{offered}: {len}");
+        assert_eq!(answer.edns.as_ref().unwrap().max_payload(), 1232, "{offered}");
+    }
+    let answer = served.udp(&with_edns(query(MANY, RecordType::AAAA), 4096)).await;
+    assert!(!answer.metadata.truncation && answer.edns.is_some());
+}
+
+#[tokio::test]
+async fn an_answer_larger_than_a_tcp_message_is_cut_and_not_called_truncated() {
+    let served = Served::with(many(5000), &[]).await;
+    let answer = served.tcp(&query(MANY, RecordType::A)).await;
+    assert!(!answer.metadata.truncation);
+    // The library shortens the first 64 names only.
+    assert!(addresses(&answer).len() > 1500, "{}", addresses(&answer).len());
+}
+
+#[tokio::test]
+async fn additional_records_are_left_out_silently_where_they_do_not_fit() {
+    let served = Served::with(many(7), &[]).await;
+    let answer = served.udp(&query(&format!("_http._tcp.{MANY}"), RecordType::SRV)).await;
+    assert_eq!(answer.answers.len(), 7);
+    assert!(!answer.metadata.truncation && answer.additionals.len() < 7, "{}", answer.additionals.len());
+}
+
+#[tokio::test]
+async fn clients_are_spread_over_the_records() {
+    let served = Served::with(many(4), &[]).await;
+    let mut firsts = std::collections::BTreeSet::new();
+    for id in 0..4 {
+        let mut question = query(MANY, RecordType::A);
+        question.metadata.id = id;
+        firsts.insert(served.udp(&question).await.answers[0].data.ip_addr());
+    }
+    assert_eq!(firsts.len(), 4);
+}
+
+#[tokio::test]
+async fn edns_of_another_version_is_refused_with_ours() {
+    let served = Served::with(one_web(), &[]).await;
+    let mut question = with_edns(query(WEB, RecordType::A), 1232);
+    question.edns.as_mut().unwrap().set_version(1).set_dnssec_ok(true);
+    let answer = served.udp(&question).await;
+    // The number is also that of a bad signature.
+    assert_eq!(u16::from(answer.metadata.response_code), u16::from(ResponseCode::BADVERS));
+    let edns = answer.edns.unwrap();
+    assert_eq!((edns.version(), edns.flags().dnssec_ok), (0, true));
+}
+
+#[tokio::test]
+async fn what_is_no_plain_question_is_refused() {
+    let served = Served::with(one_web(), &[]).await;
+    let mut notify = query(WEB, RecordType::SOA);
+    notify.metadata.op_code = OpCode::Notify;
+    let mut chaos = query("version.bind.", RecordType::TXT);
+    chaos.queries[0].set_query_class(DNSClass::CH);
+    let mut two = query(WEB, RecordType::A);
+    two.add_queries(query(WEB, RecordType::AAAA).queries);
+    let mut none = query(WEB, RecordType::A);
+    none.queries.clear();
+    let cases = [
+        (notify, ResponseCode::NotImp),
+        (chaos, ResponseCode::Refused),
+        (two, ResponseCode::FormErr),
+        (none, ResponseCode::FormErr),
+        (query("cluster.local.", RecordType::AXFR), ResponseCode::Refused),
+        (query("cluster.local.", RecordType::IXFR), ResponseCode::Refused),
+        (query("www.example.com.", RecordType::A), ResponseCode::Refused),
+        (query("www.example.com.", RecordType::ANY), ResponseCode::NotImp),
+    ];
+    for (question, code) in cases {
+        for answer in [served.udp(&question).await, served.tcp(&question).await] {
+            assert_eq!(answer.metadata.response_code, code, "{question}");
+            assert!(answer.answers.is_empty() && !answer.metadata.authoritative, "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn any_is_answered_with_one_small_record() {
+    let served = Served::with(many(1000), &[]).await;
+    let (answer, len) = served.udp_bytes(&query(MANY, RecordType::ANY).to_vec().unwrap()).await.unwrap();
+    assert!(matches!(answer.answers[..], [ref record] if matches!(record.data, RData::HINFO(_))), "{answer}");
+    assert!(len < 120, "{len}");
+}
+
+#[tokio::test]
+async fn nothing_is_denied_before_the_cluster_was_read() {
+    let served = Served::start(&[]);
+    let question = query(WEB, RecordType::A);
+    assert_eq!(served.udp(&question).await.metadata.response_code, ResponseCode::ServFail);
+    // An empty cluster is an answer too.
+    served.desired.send_replace(Arc::default());
+    let code = |code| move |answer: &Message| answer.metadata.response_code == code;
+    served.until(&question, code(ResponseCode::NXDomain)).await;
+    served.desired.send_replace(Arc::new(one_web()));
+    served.until(&question, |answer| !addresses(answer).is_empty()).await;
+}
+
+#[tokio::test]
+async fn changes_are_seen_without_a_restart() {
+    let served = Served::with(one_web(), &[]).await;
+    let question = query(WEB, RecordType::A);
+    let mut desired = one_web();
+    for last in 11..31_u8 {
+        put(&mut desired, "web", service(ClusterAddress::Assigned(vec![[10, 96, 0, last].into()])));
+        served.desired.send_replace(Arc::new(desired.clone()));
+        served
+            .until(&question, |answer| addresses(answer) == [std::net::IpAddr::from([10, 96, 0, last])])
+            .await;
+    }
+    let soa = |answer: &Message| answer.answers[0].data.clone();
+    let before = soa(&served.udp(&query("cluster.local.", RecordType::SOA)).await);
+    served.desired.send_replace(Arc::new(Desired::default()));
+    served.until(&question, |answer| answer.metadata.response_code == ResponseCode::NXDomain).await;
+    let after = soa(&served.udp(&query("cluster.local.", RecordType::SOA)).await);
+    let (RData::SOA(before), RData::SOA(after)) = (before, after) else { panic!("not SOA") };
+    assert_eq!(after.serial, before.serial.wrapping_add(1));
+}
+
+#[tokio::test]
+async fn the_server_ends_when_nobody_sends_changes_any_more() {
+    let config = Config {
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        domain: "cluster.local".into(),
+        ttl_s: 5,
+        upstreams: Vec::new(),
+    };
+    let server = Server::bind(&config).unwrap();
+    let addr = server.addresses()[0];
+    let (desired, seen) = tokio::sync::watch::channel(Arc::default());
+    let thread = server.spawn(seen).unwrap();
+    drop(desired);
+    tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap();
+    UdpSocket::bind(addr).expect("the address is free again");
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_had_is_named_with_the_remedy() {
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let bind = |addr: SocketAddr| {
+        let config =
+            Config { listen: vec![addr], domain: "cluster.local".into(), ttl_s: 5, upstreams: Vec::new() };
+        Server::bind(&config).unwrap_err().to_string()
+    };
+    let addr = taken.local_addr().unwrap();
+    let error = bind(addr);
+    assert!(error.starts_with(&format!("DNS cannot listen on {addr} over UDP: ")), "{error}");
+    assert!(error.ends_with("stop that one or change dns.listen"), "{error}");
+    let error = bind("192.0.2.1:5353".parse().unwrap());
+    assert!(error.ends_with("no interface has this address, change dns.listen"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_is_never_its_own_upstream() {
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "nameserver 127.0.0.1\nnameserver ::1\n").unwrap();
+    let config = |listen: SocketAddr, upstream| Config {
+        listen: vec![listen],
+        domain: "cluster.local".into(),
+        ttl_s: 5,
+        upstreams: vec![upstream],
+    };
+    let any = SocketAddr::from(([0, 0, 0, 0], taken.port()));
+    for listen in [taken, any] {
+        let error = Server::bind(&config(listen, Upstream::Server(taken))).unwrap_err().to_string();
+        assert!(error.contains(&format!("{taken} is this server itself")), "{error}");
+    }
+    // A file that is of no use does not stop the cluster's own names.
+    Server::bind(&config(taken, Upstream::File("/nonexistent/resolv.conf".into()))).unwrap();
+    Server::bind(&config(taken, Upstream::File(file.path().to_owned()))).unwrap();
+}
+
+#[tokio::test]
+async fn idle_connections_are_limited_and_do_not_keep_others_waiting() {
+    let served = Served::with(one_web(), &[]).await;
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        idle.push(TcpStream::connect(served.addr).await.unwrap());
+    }
+    // The first ones are served, the last ones closed, and UDP goes on.
+    tcp_send(&mut idle[0], &query(WEB, RecordType::A).to_vec().unwrap()).await;
+    assert_eq!(addresses(&tcp_receive(&mut idle[0]).await.unwrap()).len(), 1);
+    let mut byte = [0];
+    let read = timeout(Duration::from_secs(10), idle[299].read(&mut byte)).await.unwrap();
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    assert_eq!(addresses(&served.udp(&query(WEB, RecordType::A)).await).len(), 1);
+    assert_eq!(served.count("connections_refused"), 44);
+}
+
+#[tokio::test]
+async fn several_questions_on_one_connection_are_answered_in_order() {
+    let served = Served::with(one_web(), &[]).await;
+    let mut stream = TcpStream::connect(served.addr).await.unwrap();
+    for id in 0..20 {
+        let mut question = query(WEB, RecordType::A);
+        question.metadata.id = id;
+        tcp_send(&mut stream, &question.to_vec().unwrap()).await;
+    }
+    for id in 0..20 {
+        assert_eq!(tcp_receive(&mut stream).await.unwrap().metadata.id, id);
+    }
+}
+
+#[tokio::test]
+async fn answers_are_not_answered() {
+    let served = Served::with(one_web(), &[]).await;
+    let mut response = query(WEB, RecordType::A);
+    response.metadata.message_type = MessageType::Response;
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(&response.to_vec().unwrap(), served.addr).await.unwrap();
+    // The next question is answered first, so there was no answer before it.
+    let question = query(WEB, RecordType::A);
+    socket.send_to(&question.to_vec().unwrap(), served.addr).await.unwrap();
+    let mut bytes = [0; 512];
+    let (len, _) = timeout(Duration::from_secs(10), socket.recv_from(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(Message::from_vec(&bytes[..len]).unwrap().metadata.id, question.metadata.id);
+    let quiet = timeout(Duration::from_millis(100), socket.recv_from(&mut bytes)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+}
+
+#[tokio::test]
+async fn a_name_as_long_as_can_be_does_not_exist() {
+    let served = Served::with(one_web(), &[]).await;
+    let label = "a".repeat(63);
+    let name = format!("{label}.{label}.{label}.{}.cluster.local.", "a".repeat(46));
+    let answer = served.udp(&query(&name, RecordType::A)).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[test]
+fn hostile_messages_do_not_end_the_server() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let served = runtime.block_on(Served::with(one_web(), &[]));
+    let good = query(WEB, RecordType::A).to_vec().unwrap();
+    let len = good.len();
+    let mutated = (
+        prop::collection::vec((0..len, any::<u8>()), 1..8),
+        0..=len,
+        prop::collection::vec(any::<u8>(), 0..40),
+    )
+        .prop_map(move |(changes, keep, tail)| {
+            let mut bytes = good.clone();
+            changes.into_iter().for_each(|(at, byte)| bytes[at] = byte);
+            bytes.truncate(keep);
+            bytes.extend(tail);
+            bytes
+        });
+    let config = ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    runner
+        .run(&mutated, |bytes| {
+            runtime.block_on(async {
+                let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+                socket.send_to(&bytes, served.addr).await.unwrap();
+                let mut stream = TcpStream::connect(served.addr).await.unwrap();
+                // As a message of its length, and raw, where the first bytes are a length.
+                if bytes.len() % 2 == 0 {
+                    tcp_send(&mut stream, &bytes).await;
+                } else {
+                    stream.write_all(&bytes).await.unwrap();
+                }
+                tokio::task::yield_now().await;
+            });
+            Ok(())
+        })
+        .unwrap();
+    let answer = runtime.block_on(served.udp(&query(WEB, RecordType::A)));
+    assert_eq!(addresses(&answer).len(), 1);
+    let answer = runtime.block_on(served.tcp(&query(WEB, RecordType::A)));
+    assert_eq!(addresses(&answer).len(), 1);
+}
