@@ -14,7 +14,7 @@ pub mod report;
 mod run;
 pub mod source;
 
-pub use check::check;
+pub use check::{check, check_cluster};
 pub use compile::{NodeAddresses, Role, Settings, compile};
 pub use reconcile::{Status, Update};
 pub use report::{Entry, ObjectRef, Place, Report, Severity};

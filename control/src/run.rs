@@ -10,13 +10,15 @@ use tokio::task::JoinSet;
 use crate::compile::Settings;
 use crate::netlink::{self, Netlink, NetlinkError};
 use crate::reconcile::{self, Channels, Status, Update};
-use crate::source::manifests;
+use crate::source::{kube, manifests};
 
 /// Where objects come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A directory of manifests, watched.
     Manifests(PathBuf),
+    /// The Kubernetes API, followed.
+    Kubernetes(kube::Config),
 }
 
 /// What the control plane needs from the binary, besides the sink.
@@ -55,6 +57,7 @@ pub async fn run<E: Display>(
     tasks.spawn(tracker.run());
     match source {
         Source::Manifests(dir) => tasks.spawn(manifests::watch(dir, events)),
+        Source::Kubernetes(config) => tasks.spawn(kube::watch(config, events)),
     };
     let channels = Channels { source: source_events, net, requests, resolve, status, shutdown };
     reconcile::run(settings, channels, sink).await;

@@ -5,6 +5,7 @@
 
 mod status;
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,10 +17,10 @@ use tokio::time::{Instant, sleep_until};
 
 pub use self::status::Status;
 use crate::compile::{Compiler, Settings, unresolved_next_hops};
-use crate::model::{Desired, NetState};
+use crate::model::{Desired, Key, NetState};
 use crate::netlink::Resolve;
-use crate::report::{Entry, Report, Severity};
-use crate::source::{SourceEvent, SourceHealth};
+use crate::report::{Entry, ObjectRef, Report, Severity};
+use crate::source::{Change, SourceEvent, SourceHealth};
 
 /// A generation to publish.
 #[derive(Clone, Debug)]
@@ -60,6 +61,7 @@ pub async fn run<E: Display>(
         compiler: Compiler::new(settings),
         desired: Arc::default(),
         findings: Vec::new(),
+        stage: Stage::Waiting,
         net: net_state,
         offered: None,
         sink,
@@ -76,7 +78,9 @@ pub async fn run<E: Display>(
             _ = shutdown.wait_for(|end| *end) => return,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 fold = Fold::default();
-                if state.compile() == Sinking::Refused {
+                if state.stage == Stage::Waiting {
+                    state.say();
+                } else if state.compile() == Sinking::Refused {
                     fold.retry(Instant::now());
                 }
             }
@@ -90,7 +94,7 @@ pub async fn run<E: Display>(
             changed = net.changed(), if net_open => match changed {
                 Ok(()) => {
                     state.net = net.borrow_and_update().clone();
-                    if state.source_spoke() {
+                    if state.stage == Stage::Serving {
                         fold.changed(Instant::now());
                     }
                 }
@@ -117,6 +121,7 @@ struct Reconciler<S> {
     compiler: Compiler,
     desired: Arc<Desired>,
     findings: Vec<Entry>,
+    stage: Stage,
     net: NetState,
     /// The last generation that the sink took.
     offered: Option<u64>,
@@ -124,6 +129,14 @@ struct Reconciler<S> {
     resolve: mpsc::Sender<Resolve>,
     standing: Vec<Unresolved>,
     status: watch::Sender<Status>,
+}
+
+/// Whether there is a set of objects to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// P1001: nothing is published, whatever a predecessor left stays as it is.
+    Waiting,
+    Serving,
 }
 
 /// What became of an update.
@@ -140,6 +153,7 @@ where
     fn source_event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Replace(snapshot) => {
+                self.stage = Stage::Serving;
                 if snapshot.desired != *self.desired {
                     self.desired = Arc::new(snapshot.desired);
                 }
@@ -152,12 +166,19 @@ where
                     }
                 });
             }
+            SourceEvent::Change(changes) => {
+                change(&mut self.desired, &mut self.findings, changes);
+                let objects = self.desired.counts();
+                self.status.send_modify(|status| status.objects = objects);
+            }
             SourceEvent::Health(health) => self.status.send_modify(|status| status.source = health),
         }
     }
 
-    fn source_spoke(&self) -> bool {
-        self.status.borrow().source != SourceHealth::Starting
+    /// Shows why there is nothing yet.
+    fn say(&self) {
+        let report = Arc::new(Report { entries: self.entries(Report::default()) });
+        self.status.send_modify(|status| status.report = report);
     }
 
     fn compile(&mut self) -> Sinking {
@@ -192,7 +213,11 @@ where
         let mut entries = self.findings.clone();
         entries.extend(compiled.entries);
         if let SourceHealth::Stale { reason, .. } = &self.status.borrow().source {
-            let reason = format!("{reason}; the last good state stays in force");
+            let consequence = match self.stage {
+                Stage::Waiting => "nothing is served before it was read once",
+                Stage::Serving => "the last good state stays in force",
+            };
+            let reason = format!("{reason}; {consequence}");
             entries.push(Entry { severity: Severity::Error, place: None, object: None, reason });
         }
         entries
@@ -204,6 +229,21 @@ where
         if wanted != self.standing && self.resolve.try_send(Resolve::Standing(wanted.clone())).is_ok() {
             self.standing = wanted;
         }
+    }
+}
+
+/// Applies changes to the set and to what is wrong with it. The set is copied once for each generation that
+/// still holds it: objects are shared, so that is their names.
+fn change(desired: &mut Arc<Desired>, findings: &mut Vec<Entry>, changes: Vec<Change>) {
+    let named: HashSet<&ObjectRef> = changes.iter().map(|change| &change.name).collect();
+    findings.retain(|entry| entry.object.as_ref().is_none_or(|object| !named.contains(object)));
+    for Change { name, object, findings: found } in changes {
+        let desired = Arc::make_mut(desired);
+        match object {
+            Some(object) => desired.apply(Key::new(&name.namespace, &name.name), object, None),
+            None => drop(desired.delete(&name)),
+        }
+        findings.extend(found);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use flowgate_control::{Source, Status, Update};
+use flowgate_control::{Status, Update};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::Publisher;
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, SocketMap, Steering, SteeringConfig};
@@ -71,7 +71,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let control = flowgate_control::run(
         flowgate_control::Config {
             settings: super::settings(config, snat_ports),
-            source: Source::Manifests(config.manifests.clone()),
+            source: config.source.clone(),
             interfaces: config.interfaces.clone(),
             requests: request_receiver,
             status,
