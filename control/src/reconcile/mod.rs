@@ -275,3 +275,74 @@ const QUIET: Duration = Duration::from_millis(10);
 const LATEST: Duration = Duration::from_millis(100);
 /// A sink that refused an update is asked again after so long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Namespace, Object};
+    use crate::source::Snapshot;
+
+    fn applied(name: &str, label: &str) -> Change {
+        let labels = [("l".to_owned(), label.to_owned())].into();
+        Change {
+            name: ObjectRef::new("Namespace", "", name),
+            object: Some(Object::Namespace(Arc::new(Namespace { labels }))),
+            findings: vec![],
+        }
+    }
+
+    fn blamed(name: &str, reason: &str) -> Entry {
+        let object = Some(ObjectRef::new("Namespace", "", name));
+        Entry { severity: Severity::Error, place: None, object, reason: reason.into() }
+    }
+
+    #[test]
+    fn p1003_a_change_touches_its_object_and_what_was_said_of_it_and_nothing_else() {
+        let mut desired = Arc::new(Desired::default());
+        let general = Entry { object: None, ..blamed("", "of nobody") };
+        let mut findings = vec![general.clone(), blamed("a", "old"), blamed("b", "stays")];
+        change(&mut desired, &mut findings, vec![applied("a", "1"), applied("b", "1"), applied("c", "1")]);
+        assert_eq!(findings, [general.clone()], "an accepted object is not to blame");
+        let published = Arc::clone(&desired);
+        let gone = Change { object: None, findings: vec![blamed("a", "refused")], ..applied("a", "") };
+        change(&mut desired, &mut findings, vec![gone, applied("c", "2")]);
+        assert_eq!(findings, [general, blamed("a", "refused")]);
+        assert_eq!((published.counts().namespaces, desired.counts().namespaces), (3, 2), "copied on write");
+        let label = |desired: &Desired, name: &str| {
+            desired.namespaces()[&Key::new("", name)].object.labels["l"].clone()
+        };
+        assert_eq!((label(&published, "c"), label(&desired, "c")), ("1".into(), "2".into()));
+        let shared = |desired: &Desired| Arc::as_ptr(&desired.namespaces()[&Key::new("", "b")].object);
+        assert_eq!(shared(&published), shared(&desired), "what did not change is shared");
+    }
+
+    #[tokio::test]
+    async fn p1001_nothing_is_published_before_the_first_whole_set_but_it_is_said_why() {
+        let (events, source) = mpsc::channel(1);
+        let (_net, net) = watch::channel(NetState::default());
+        let (_requests, requests) = mpsc::channel(1);
+        let (resolve, _wishes) = mpsc::channel(1);
+        let (status, mut shown) = watch::channel(Status::default());
+        let (_shutdown, shutdown) = watch::channel(false);
+        let (published, mut publications) = mpsc::unbounded_channel();
+        let channels = Channels { source, net, requests, resolve, status, shutdown };
+        let running = run(Settings::default(), channels, move |update: Update| published.send(update.tables));
+        let told = async {
+            let stale = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "no answer".into() };
+            events.send(SourceEvent::Health(stale)).await.expect("it runs");
+            let said =
+                shown.wait_for(|status| !status.report.entries.is_empty()).await.expect("it runs").clone();
+            assert_eq!(
+                said.report.to_string(),
+                "error: no answer; nothing is served before it was read once\n"
+            );
+            assert!(publications.try_recv().is_err());
+            events.send(SourceEvent::Replace(Snapshot::default())).await.expect("it runs");
+            assert!(publications.recv().await.is_some());
+        };
+        tokio::select! {
+            () = running => panic!("it runs until shutdown"),
+            told = tokio::time::timeout(Duration::from_secs(60), told) => told.unwrap(),
+        }
+    }
+}

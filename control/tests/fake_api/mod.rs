@@ -1,5 +1,6 @@
 //! An API server as far as a watcher can tell: lists in pages, watches, streamed lists, bookmarks, expired
 //! versions. It listens on loopback and can be told to misbehave.
+#![expect(clippy::unwrap_used, reason = "whatever goes wrong in here is to fail the test")]
 
 mod answers;
 
@@ -123,17 +124,6 @@ impl FakeApi {
     pub(crate) fn say(&self, path: &'static str, line: impl Into<String>) {
         self.world.lock().unwrap().raw_lines.push_back((path, line.into()));
         let _ = self.changed.send(());
-    }
-
-    /// Sends watches what has happened to other kinds meanwhile: a newer version.
-    pub(crate) fn bookmark(&self, path: &'static str) {
-        let version = {
-            let mut world = self.world.lock().unwrap();
-            world.version += 10;
-            world.version
-        };
-        let object = json!({"metadata": {"resourceVersion": version.to_string()}});
-        self.say(path, json!({"type": "BOOKMARK", "object": object}).to_string());
     }
 
     /// Forgets all that happened: older versions are expired.
