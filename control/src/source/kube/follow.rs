@@ -91,7 +91,11 @@ pub(super) async fn follow(resource: Resource, access: Access, pace: Pace, news:
     let mut backoff = Backoff::new(pace.shortest_wait, pace.longest_wait);
     while !follower.news.is_closed() {
         let started = Instant::now();
-        match follower.round().await {
+        let ended = follower.round().await;
+        if started.elapsed() >= pace.longest_wait {
+            backoff.reset();
+        }
+        match ended {
             Ok(Ended::Unsupported) => {}
             // A watch that ran its time is simply opened again.
             Ok(Ended::Stream) if started.elapsed() >= pace.shortest_wait => backoff.reset(),
