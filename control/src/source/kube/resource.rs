@@ -104,7 +104,9 @@ mod tests {
     fn p101_only_what_counts_is_asked_for() {
         let asked = |scope, node| -> Vec<String> {
             let all = Resource::all(scope, node);
-            all.iter().map(|resource| resource.list(None).uri().to_string()).collect()
+            // kube-core begins a query with an empty pair.
+            let path = |resource: &Resource| resource.list(None).uri().to_string().replace("?&", "?");
+            all.iter().map(path).collect()
         };
         let neither = "labelSelector=%21service.kubernetes.io%2Fservice-proxy-name\
                        %2C%21service.kubernetes.io%2Fheadless";

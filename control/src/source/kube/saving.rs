@@ -89,4 +89,4 @@ impl Saving {
 }
 
 /// Changes come in crowds: the file is written at most once in so long.
-const AFTER: Duration = Duration::from_secs(3);
+const AFTER: Duration = Duration::from_secs(5);
