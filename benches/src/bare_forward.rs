@@ -16,7 +16,7 @@ use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Context, Counters, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
 };
-use flowgate_flow::{FlowTable, HashKey, Timeouts};
+use flowgate_flow::{AffinityTable, FlowTable, HashKey, Timeouts};
 use flowgate_tables::routing::Unresolved;
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_wire::EtherAddrs;
@@ -77,8 +77,12 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
     }
     let publisher = Publisher::new();
     let flows = FlowTable::new(64, HashKey::random()).map_err(|e| failed("flow table".into())(&e))?;
-    let shared =
-        Shared { flows: Arc::new(flows), resolve: Resolver(Arc::new(|_| false)), started: clock::now() };
+    let shared = Shared {
+        flows: Arc::new(flows),
+        affinity: Arc::new(AffinityTable::new(1)),
+        resolve: Resolver(Arc::new(|_| false)),
+        started: clock::now(),
+    };
     let worker_config = WorkerConfig {
         number: WorkerNumber { index: 0, count: 1 },
         core: args.core,

@@ -2,11 +2,12 @@
 //!
 //! Values flow one way: a [`source`] and [`netlink`] send what they saw to [`reconcile`], which folds
 //! changes, calls [`compile`] and hands the tables to a sink that the binary supplies. [`model`] says what
-//! the objects mean, [`report`] what is wrong with them. Nothing here sees a packet or the data plane.
+//! the objects mean, [`report`] what is wrong with them, [`health`] whether all this works. Nothing here sees a packet or the data plane.
 #![forbid(unsafe_code)]
 
 pub mod check;
 pub mod compile;
+pub mod health;
 pub mod model;
 pub mod netlink;
 pub mod reconcile;
@@ -15,7 +16,7 @@ mod run;
 pub mod source;
 
 pub use check::{check, check_cluster};
-pub use compile::{NodeAddresses, Role, Settings, compile};
-pub use reconcile::{Status, Update};
+pub use compile::{LocalPods, NodeAddresses, NodePortAddress, Role, Settings, compile};
+pub use reconcile::{Observer, Status, Update};
 pub use report::{Entry, ObjectRef, Place, Report, Severity};
 pub use run::{Config, Source, run};

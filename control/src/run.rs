@@ -2,14 +2,17 @@
 
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use flowgate_tables::routing::Unresolved;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::compile::Settings;
+use crate::health;
+use crate::model::Desired;
 use crate::netlink::{self, Netlink, NetlinkError};
-use crate::reconcile::{self, Channels, Status, Update};
+use crate::reconcile::{self, Channels, Observer, Status, Update};
 use crate::source::{kube, manifests};
 
 /// Where objects come from.
@@ -34,6 +37,12 @@ pub struct Config {
     pub requests: mpsc::Receiver<Unresolved>,
     /// Where the state of the control plane is shown.
     pub status: watch::Sender<Status>,
+    /// Where the objects of the last compilation are shown.
+    pub desired: watch::Sender<Arc<Desired>>,
+    /// Takes down what the reconciler does.
+    pub observer: Observer,
+    /// Who is told whether this machine can serve.
+    pub health: health::Config,
     /// Turns true, or is dropped, when the control plane should end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -49,7 +58,8 @@ pub async fn run<E: Display>(
     config: Config,
     sink: impl FnMut(Update) -> Result<(), E>,
 ) -> Result<(), NetlinkError> {
-    let Config { settings, source, interfaces, requests, status, shutdown } = config;
+    let Config { settings, source, interfaces, requests, status, desired, observer, health, shutdown } =
+        config;
     let (Netlink { state: net, resolve }, tracker) = netlink::open(interfaces).await?;
     let (events, source_events) = mpsc::channel(EVENTS_WAITING);
     // Dropping the set ends the tasks.
@@ -59,7 +69,9 @@ pub async fn run<E: Display>(
         Source::Manifests(dir) => tasks.spawn(manifests::watch(dir, events)),
         Source::Kubernetes(config) => tasks.spawn(kube::watch(config, events)),
     };
-    let channels = Channels { source: source_events, net, requests, resolve, status, shutdown };
+    tasks.spawn(health::run(health, net.clone(), status.clone()));
+    let channels =
+        Channels { source: source_events, net, requests, resolve, status, desired, observer, shutdown };
     reconcile::run(settings, channels, sink).await;
     Ok(())
 }

@@ -50,7 +50,7 @@ cases! { Role::Gateway;
     lists_json_and_other_kinds_are_read => lists_and_json
     address_families_are_served_apart => dual_stack
     leading_zeros_are_decimal => sloppy_addresses
-    what_cannot_be_enforced_is_said => not_yet_enforced
+    source_ranges_guard_load_balancer_addresses => source_ranges_and_affinity
     a_node_port_among_the_snat_ports_is_warned_of => snat_overlap
 }
 
@@ -93,19 +93,31 @@ fn render(case: &str, role: Role) -> String {
     for service in tables.services.services() {
         writeln!(out, "{} ({})", service.spec.name, service.spec.protocol).unwrap();
         for frontend in &service.spec.frontends {
-            let nat = match frontend.source_nat {
-                SourceNat::Always => "snat",
-                SourceNat::KeepClient => "keep client",
-            };
-            let set = &service.spec.endpoint_sets[frontend.endpoint_set];
-            let endpoints: Vec<String> = set.iter().map(|e| format!("{}:{}", e.addr, e.port)).collect();
-            let target = match (endpoints.is_empty(), frontend.when_empty) {
-                (false, _) => endpoints.join(" "),
-                (true, EmptyAction::Reject) => "reject".to_owned(),
-                (true, EmptyAction::Drop) => "drop".to_owned(),
-            };
+            let treated = frontend.treatments.map(|treatment| {
+                let nat = match treatment.source_nat {
+                    SourceNat::Always => "snat",
+                    SourceNat::KeepClient => "keep client",
+                };
+                let set = &service.spec.endpoint_sets[treatment.endpoint_set];
+                let endpoints: Vec<String> = set.iter().map(|e| format!("{}:{}", e.addr, e.port)).collect();
+                match (endpoints.is_empty(), treatment.when_empty) {
+                    (false, _) => format!("{nat} -> {}", endpoints.join(" ")),
+                    (true, EmptyAction::Reject) => format!("{nat} -> reject"),
+                    (true, EmptyAction::Drop) => format!("{nat} -> drop"),
+                }
+            });
             let key = format!("{}:{}", frontend.addr, frontend.port);
-            writeln!(out, "  {:<12} {key:<22} {nat} -> {target}", frontend.kind.name()).unwrap();
+            writeln!(out, "  {:<12} {key:<22} {}", frontend.kind.name(), treated.outside).unwrap();
+            if treated.pod != treated.outside {
+                writeln!(out, "    from a pod of this node: {}", treated.pod).unwrap();
+            }
+            if treated.node != treated.outside {
+                writeln!(out, "    from the node: {}", treated.node).unwrap();
+            }
+            if let Some(allowed) = &frontend.allowed {
+                let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
+                writeln!(out, "    only from {}", allowed.join(" ")).unwrap();
+            }
         }
     }
     let path = format!("{}/", dir(case).display());

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
 
-use crate::verdict::{DropReason, PassReason, Verdict, reasons};
+use crate::verdict::{DropReason, PassReason, RejectReason, Verdict, reasons};
 
 reasons! {
     /// What a worker counts beside the fate of packets.
@@ -33,6 +33,12 @@ reasons! {
         ResolveOverflows = "resolve_overflows",
         /// Packets routed untranslated: from a backend whose clients keep their address, of no flow of ours.
         Routed = "routed",
+        /// Refusals sent.
+        RejectsSent = "rejects_sent",
+        /// Clients that stayed with the backend of their last connection.
+        AffinityKept = "affinity_kept",
+        /// Clients whose backend was forgotten since the affinity table had no room.
+        AffinityEvictions = "affinity_evictions",
         /// Packets held while their next hop was resolved.
         Held = "held",
         /// Loops that brought at least one packet.
@@ -42,7 +48,8 @@ reasons! {
     }
 }
 
-const COUNT: usize = Event::ALL.len() + DropReason::ALL.len() + PassReason::ALL.len();
+const COUNT: usize =
+    Event::ALL.len() + DropReason::ALL.len() + PassReason::ALL.len() + RejectReason::ALL.len();
 
 /// One worker's counts, its own to add to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +74,7 @@ impl Counters {
         match verdict {
             Verdict::Transmit(_) | Verdict::Hold(_) => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
+            Verdict::Reject(reason) => self.0[reject_index(reason)] += 1,
             Verdict::Drop(reason) => self.0[drop_index(reason)] += 1,
         }
     }
@@ -84,6 +92,11 @@ impl Counters {
     /// Packets that were the kernel's business, by reason.
     pub fn passed(&self, reason: PassReason) -> u64 {
         self.0[pass_index(reason)]
+    }
+
+    /// Packets refused for this reason.
+    pub fn rejected(&self, reason: RejectReason) -> u64 {
+        self.0[reject_index(reason)]
     }
 
     /// Packets dropped for any reason.
@@ -134,6 +147,10 @@ const fn pass_index(reason: PassReason) -> usize {
     Event::ALL.len() + DropReason::ALL.len() + reason.index()
 }
 
+const fn reject_index(reason: RejectReason) -> usize {
+    Event::ALL.len() + DropReason::ALL.len() + PassReason::ALL.len() + reason.index()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +161,7 @@ mod tests {
         let mut counters = Counters::default();
         DropReason::ALL.iter().for_each(|reason| counters.count(Verdict::Drop(*reason)));
         PassReason::ALL.iter().for_each(|reason| counters.count(Verdict::Pass(*reason)));
+        RejectReason::ALL.iter().for_each(|reason| counters.count(Verdict::Reject(*reason)));
         Event::ALL.iter().for_each(|event| counters.add(*event, 1));
         counters.count(Verdict::Transmit(InterfaceId(0)));
         assert_eq!(counters, Counters([1; COUNT]));

@@ -12,13 +12,22 @@ pub use xsk::{RxQueue, XskDevice};
 
 use crate::pipeline::RxChecksums;
 
+/// A frame whose bytes can be replaced by more or fewer.
+pub trait FrameBuffer: AsMut<[u8]> {
+    /// Makes it `len` bytes long; false if there is no room. Bytes that come to light are any.
+    fn resize(&mut self, len: usize) -> bool;
+}
+
 /// A worker's queues. Queues are numbered from 0; each belongs to an interface.
 pub trait Device {
     /// A frame that is this worker's for as long as it holds it.
-    type Frame: AsMut<[u8]>;
+    type Frame: FrameBuffer;
 
     /// How many queues bring frames.
     fn rx_queues(&self) -> usize;
+
+    /// The interface that a queue belongs to.
+    fn interface(&self, queue: usize) -> InterfaceId;
 
     /// What the checksums of this queue's frames are worth.
     fn checksums(&self, queue: usize) -> RxChecksums;

@@ -8,6 +8,7 @@
 pub mod counters;
 pub mod device;
 pub mod pipeline;
+mod refusal;
 pub mod verdict;
 pub mod watchdog;
 pub mod worker;
@@ -15,5 +16,5 @@ pub mod worker;
 pub use counters::{Counters, Event, SharedCounters};
 pub use device::Device;
 pub use pipeline::{Context, Pipeline, Process, RxChecksums};
-pub use verdict::{DropReason, PassReason, Verdict};
+pub use verdict::{DropReason, PassReason, RejectReason, Verdict};
 pub use worker::{Worker, WorkerConfig, WorkerHandle, WorkerNumber};

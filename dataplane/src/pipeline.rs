@@ -5,9 +5,10 @@
 //! the entries prefetched; then each packet is decided and rewritten. Everything comes in as an
 //! argument. Never reads a clock, takes a lock, allocates, logs or makes a system call.
 
+pub mod choose;
 mod open;
 
-use flowgate_flow::{FlowTable, Found, NextHopRef, Probe, Tick, Timeouts, prefetch};
+use flowgate_flow::{AffinityTable, FlowTable, Found, NextHopRef, Probe, Tick, Timeouts, prefetch};
 use flowgate_tables::routing::Unresolved;
 use flowgate_tables::{BackendId, NextHop, NextHopId, Tables};
 use flowgate_wire::rewrite::complete_checksum;
@@ -29,6 +30,8 @@ pub struct Context<'a> {
     pub tables: &'a Tables,
     /// All flows.
     pub flows: &'a FlowTable,
+    /// Which backends clients stay with.
+    pub affinity: &'a AffinityTable,
     /// How long flows may be silent.
     pub timeouts: &'a Timeouts,
 }

@@ -14,6 +14,8 @@ pub enum Verdict {
     Pass(PassReason),
     /// Its next hop is being resolved: decide again when the tables have changed. Nothing was rewritten.
     Hold(Unresolved),
+    /// Tell its sender at once that nobody serves it (P502).
+    Reject(RejectReason),
     /// It ends here.
     Drop(DropReason),
 }
@@ -63,6 +65,16 @@ reasons! {
 }
 
 reasons! {
+    /// Why a packet is answered with a refusal.
+    RejectReason {
+        /// The Service has no endpoint anywhere that could be chosen.
+        NoEndpoint = "no_endpoint",
+        /// The address is a Service's cluster IP, but the Service has no such port.
+        UnknownPort = "unknown_port",
+    }
+}
+
+reasons! {
     /// Why a packet ends here.
     DropReason {
         /// A header contradicts the bytes that are there.
@@ -71,8 +83,14 @@ reasons! {
         TtlExpired = "ttl_expired",
         /// Belongs to no flow and does not open one: a late TCP segment or a stray reply.
         NoFlow = "no_flow",
-        /// The Service has no endpoint that may be chosen.
+        /// The Service has endpoints, but none that its traffic policy lets this packet have.
         NoBackend = "no_backend",
+        /// The Service admits only clients from its source ranges, and this one is not.
+        SourceNotAllowed = "source_not_allowed",
+        /// An address that cluster IPs are taken from and that no Service has.
+        UnallocatedClusterIp = "unallocated_cluster_ip",
+        /// To be refused, but its sender gets no answer: too many were refused lately, or it cannot be answered.
+        RejectUnanswered = "reject_unanswered",
         /// No route covers the next destination.
         NoRoute = "no_route",
         /// The next hop's Ethernet address is not known, and the packet waited in vain or found no room to wait.
@@ -103,7 +121,8 @@ mod tests {
     fn names_are_unique_and_meanings_are_sentences() {
         let names: Vec<_> = DropReason::ALL.iter().map(|r| (r.name(), r.meaning())).collect();
         let passes = PassReason::ALL.iter().map(|r| (r.name(), r.meaning()));
-        let all: Vec<_> = names.into_iter().chain(passes).collect();
+        let rejects = RejectReason::ALL.iter().map(|r| (r.name(), r.meaning()));
+        let all: Vec<_> = names.into_iter().chain(passes).chain(rejects).collect();
         assert_eq!(all.iter().map(|(name, _)| name).collect::<HashSet<_>>().len(), all.len());
         assert!(all.iter().all(|(_, meaning)| meaning.ends_with('.')));
     }

@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use flowgate_flow::{FlowTable, Sweep, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, FlowTable, Sweep, Tick, Timeouts};
 use flowgate_tables::routing::Unresolved;
-use flowgate_tables::{BackendId, Tables, TablesReader};
+use flowgate_tables::{BackendId, InterfaceId, Tables, TablesReader};
 use flowgate_wire::Protocol;
 
 use crate::counters::{Counters, Event, SharedCounters};
 use crate::device::{Device, NotSent};
 use crate::pipeline::{BURST, Context, Process};
+use crate::refusal::Refusals;
 use crate::verdict::{DropReason, PassReason, Verdict};
 
 /// Which worker, of how many.
@@ -47,6 +48,8 @@ pub struct WorkerConfig {
 pub struct Shared {
     /// All flows.
     pub flows: Arc<FlowTable>,
+    /// Which backends clients stay with.
+    pub affinity: Arc<AffinityTable>,
     /// Asks for a neighbour to be resolved.
     pub resolve: Resolver,
     /// Where ticks count from.
@@ -130,6 +133,7 @@ pub struct Worker<D: Device, P> {
     frames: Vec<D::Frame>,
     waiting: WaitingRoom<D::Frame>,
     asked: Asked,
+    refusals: Refusals,
 }
 
 impl<D, P> Worker<D, P>
@@ -192,6 +196,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             frames: Vec::with_capacity(BURST),
             waiting: WaitingRoom::default(),
             asked: Asked::default(),
+            refusals: Refusals::default(),
         }
     }
 
@@ -243,16 +248,14 @@ impl<D: Device, P: Process> Worker<D, P> {
             now,
             tables: self.tables.current(),
             flows: &self.shared.flows,
+            affinity: &self.shared.affinity,
             timeouts: &self.config.timeouts,
         };
         self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
-        for (frame, verdict) in self.frames.drain(..).zip(verdicts) {
+        let ingress = self.device.interface(queue);
+        for (mut frame, verdict) in self.frames.drain(..).zip(verdicts) {
             match *verdict {
-                Verdict::Transmit(egress) => match self.device.send(egress, frame) {
-                    Ok(()) => self.counters.add(Event::TxPackets, 1),
-                    Err(NotSent::RingFull) => self.counters.count(Verdict::Drop(DropReason::TxRingFull)),
-                    Err(NotSent::NoEgress) => self.counters.count(Verdict::Drop(DropReason::NoEgress)),
-                },
+                Verdict::Transmit(egress) => send(&mut self.device, &mut self.counters, egress, frame),
                 Verdict::Hold(neighbour) => {
                     let since = match arrival {
                         Arrival::JustNow => now,
@@ -264,6 +267,15 @@ impl<D: Device, P: Process> Worker<D, P> {
                             self.counters.count(Verdict::Drop(DropReason::NoNeighbour));
                             self.device.recycle(frame);
                         }
+                    }
+                }
+                Verdict::Reject(_) => {
+                    if self.refusals.write(&mut frame, now) {
+                        self.counters.add(Event::RejectsSent, 1);
+                        send(&mut self.device, &mut self.counters, ingress, frame);
+                    } else {
+                        self.counters.count(Verdict::Drop(DropReason::RejectUnanswered));
+                        self.device.recycle(frame);
                     }
                 }
                 Verdict::Pass(_) | Verdict::Drop(_) => self.device.recycle(frame),
@@ -316,6 +328,16 @@ impl<D: Device, P: Process> Worker<D, P> {
     fn show(&self) {
         self.state.counters.publish(&self.counters);
         self.state.heartbeat.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Hands a frame that is ready to a device, and counts what became of it.
+#[inline]
+fn send<D: Device>(device: &mut D, counters: &mut Counters, egress: InterfaceId, frame: D::Frame) {
+    match device.send(egress, frame) {
+        Ok(()) => counters.add(Event::TxPackets, 1),
+        Err(NotSent::RingFull) => counters.count(Verdict::Drop(DropReason::TxRingFull)),
+        Err(NotSent::NoEgress) => counters.count(Verdict::Drop(DropReason::NoEgress)),
     }
 }
 

@@ -10,7 +10,7 @@ use flowgate_dataplane::pipeline::BURST;
 use flowgate_dataplane::{
     Context, Counters, Event, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
 };
-use flowgate_flow::{FlowTable, HashKey, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, FlowTable, HashKey, Tick, Timeouts};
 use flowgate_tables::Tables;
 use gateway::{World, tcp, udp};
 
@@ -52,6 +52,7 @@ fn the_counter_counts() {
 fn the_packet_path_allocates_nothing() {
     let tables = World::new().tables(&Tables::empty());
     let flows = FlowTable::new(10_000, HashKey::random()).unwrap();
+    let affinity = AffinityTable::new(64);
     let timeouts = Timeouts::default();
     let mut pipeline = Pipeline::new(WorkerNumber { index: 0, count: 1 });
     let mut counters = Counters::default();
@@ -70,7 +71,13 @@ fn the_packet_path_allocates_nothing() {
     for round in 0..3 {
         let mut burst = frames.clone();
         let counted = allocations(|| {
-            let context = Context { now: Tick(round), tables: &tables, flows: &flows, timeouts: &timeouts };
+            let context = Context {
+                now: Tick(round),
+                tables: &tables,
+                flows: &flows,
+                affinity: &affinity,
+                timeouts: &timeouts,
+            };
             pipeline.process(&mut burst, RxChecksums::MayBePartial, &context, &mut counters, &mut verdicts);
             pipeline.drain_requests(|_| {});
         });

@@ -15,7 +15,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use flowgate_dataplane::{
     Context, Counters, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
 };
-use flowgate_flow::{FlowTable, HashKey, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, FlowTable, HashKey, Tick, Timeouts};
 use flowgate_tables::Tables;
 use flowgate_wire::{Parsed, parse};
 use gateway::{World, tcp, udp};
@@ -23,6 +23,7 @@ use gateway::{World, tcp, udp};
 struct Target {
     tables: Tables,
     flows: FlowTable,
+    affinity: AffinityTable,
     pipeline: Pipeline,
     counters: Counters,
     now: u32,
@@ -33,6 +34,7 @@ impl Target {
         Self {
             tables: World::new().tables(&Tables::empty()),
             flows: FlowTable::new(500, HashKey::random()).unwrap(),
+            affinity: AffinityTable::new(64),
             pipeline: Pipeline::new(WorkerNumber { index: 0, count: 1 }),
             counters: Counters::default(),
             now: 0,
@@ -44,14 +46,19 @@ impl Target {
         let mut burst = [frame.to_vec()];
         let mut verdict = [Verdict::Pass(PassReason::NotOurs)];
         let timeouts = Timeouts::default();
-        let context =
-            Context { now: Tick(self.now), tables: &self.tables, flows: &self.flows, timeouts: &timeouts };
+        let context = Context {
+            now: Tick(self.now),
+            tables: &self.tables,
+            flows: &self.flows,
+            affinity: &self.affinity,
+            timeouts: &timeouts,
+        };
         self.pipeline.process(&mut burst, checksums, &context, &mut self.counters, &mut verdict);
         self.pipeline.drain_requests(|_| {});
         let [after] = burst;
         match verdict[0] {
             Verdict::Transmit(_) => check_translation(frame, &after, checksums),
-            Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Hold(_) => {
+            Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Reject(_) | Verdict::Hold(_) => {
                 assert_eq!(frame, after, "a frame that stays is untouched")
             }
         }

@@ -10,6 +10,8 @@ mod gateway;
 use std::time::Duration;
 
 use flowgate_dataplane::DropReason;
+use flowgate_tables::EmptyAction;
+use flowgate_tables::spec::TreatmentSpec;
 use flowgate_wire::checksum::Sum;
 use flowgate_wire::{L4Port, Protocol};
 use gateway::{CLIENT, FAB0, Gateway, UP0, World, destination, neighbour, route, service, source, tcp, udp};
@@ -81,6 +83,99 @@ fn a_client_that_is_kept_is_seen_by_the_backend() {
     gateway.receive(FAB0, tcp("10.244.0.12:8080", "203.0.113.99:6000", "SA"));
     gateway.receive(FAB0, tcp("10.244.0.12:9090", "198.51.100.7:6000", "SA"));
     golden("client_kept", &gateway);
+}
+
+#[test]
+fn p501_p502_without_endpoints_clients_are_refused_at_once() {
+    let mut world = World::new();
+    world.services.push(service("empty-udp", Protocol::Udp, "10.96.0.98:53", 53, &[]));
+    let mut gateway = Gateway::new(&world);
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.99:80", "S"));
+    gateway.receive(UP0, udp(CLIENT, "10.96.0.98:53", b""));
+    // P504: nothing remembers the refusal.
+    world.services[2] = service("empty", Protocol::Tcp, "10.96.0.99:80", 80, &[11]);
+    gateway.publish(&world);
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.99:80", "S"));
+    golden("refused", &gateway);
+}
+
+#[test]
+fn p505_p506_a_port_that_no_service_has_is_refused_and_an_unused_cluster_ip_is_silent() {
+    let mut gateway = Gateway::new(&World::new());
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.80:81", "S"));
+    gateway.receive(UP0, udp(CLIENT, "10.96.0.80:80", b"another protocol"));
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.81:80", "S"));
+    gateway.receive(UP0, tcp(CLIENT, "203.0.113.7:81", "S"));
+    golden("unserved", &gateway);
+}
+
+#[test]
+fn p302_endpoints_that_the_policy_excludes_make_it_silent() {
+    let mut world = World::new();
+    let treatments = world.services[2].frontends[0].treatments;
+    world.services[2].frontends[0].treatments =
+        treatments.map(|t| TreatmentSpec { when_empty: EmptyAction::Drop, ..*t });
+    let mut gateway = Gateway::new(&world);
+    gateway.receive(UP0, tcp(CLIENT, "10.96.0.99:80", "S"));
+    golden("policy_drop", &gateway);
+}
+
+#[test]
+fn p401_only_allowed_sources_reach_a_load_balancer_address() {
+    let mut world = World::new();
+    world.services[3].frontends[0].allowed = Some(["192.0.2.0/28".parse().unwrap()].into());
+    let mut gateway = Gateway::new(&world);
+    gateway.receive(UP0, tcp("192.0.2.66:1234", "203.0.113.7:80", "S"));
+    connect(&mut gateway, CLIENT, "203.0.113.7:80");
+    golden("source_ranges", &gateway);
+}
+
+#[test]
+fn p702_p703_a_client_stays_with_its_backend_until_it_was_idle_long_enough() {
+    let mut world = World::new();
+    world.services[0].affinity = Some(Duration::from_secs(10));
+    let mut gateway = Gateway::new(&world);
+    let (first, _) = connect(&mut gateway, "192.0.2.10:5000", "10.96.0.80:80");
+    for port in 5001..5020 {
+        gateway.wait(Duration::from_secs(9));
+        let (backend, _) = connect(&mut gateway, &format!("192.0.2.10:{port}"), "192.0.2.1:30380");
+        assert_eq!(backend, first, "whatever address it comes by");
+    }
+    let others: std::collections::HashSet<_> = (6000..6020)
+        .map(|port| {
+            gateway.wait(Duration::from_secs(11));
+            connect(&mut gateway, &format!("192.0.2.10:{port}"), "10.96.0.80:80").0
+        })
+        .collect();
+    assert!(others.len() > 1, "placed anew each time: {others:?}");
+}
+
+#[test]
+fn p704_p705_affinity_holds_only_among_those_that_may_be_chosen() {
+    let mut world = World::new();
+    world.services[0].affinity = Some(Duration::from_secs(10));
+    let mut gateway = Gateway::new(&world);
+    let (first, _) = connect(&mut gateway, "192.0.2.10:5000", "10.96.0.80:80");
+    let all = world.services[0].endpoint_sets[0].clone();
+    let is_first = |e: &flowgate_tables::spec::EndpointSpec| format!("{}:{}", e.addr, e.port) == first;
+    world.services[0].endpoint_sets[0].retain(|e| !is_first(e));
+    gateway.publish(&world);
+    let (second, _) = connect(&mut gateway, "192.0.2.10:5001", "10.96.0.80:80");
+    assert_ne!(second, first);
+    world.services[0].endpoint_sets[0] = all;
+    gateway.publish(&world);
+    for port in 5002..5010 {
+        let (backend, _) = connect(&mut gateway, &format!("192.0.2.10:{port}"), "10.96.0.80:80");
+        assert_eq!(backend, second, "endpoints that come do not disturb it");
+    }
+}
+
+#[test]
+fn p605_a_backend_that_is_its_own_client_sees_an_address_of_ours() {
+    let mut gateway = Gateway::new(&World::new());
+    let sent = gateway.receive(FAB0, tcp("10.244.0.12:7000", "203.0.113.7:80", "S"));
+    assert_eq!(destination(&sent[0].1), "10.244.0.12:8080");
+    assert!(source(&sent[0].1).starts_with("10.244.0.1:"), "{}", source(&sent[0].1));
 }
 
 #[test]

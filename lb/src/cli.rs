@@ -22,6 +22,8 @@ pub(crate) enum Command {
     Check(RunArgs),
     /// Ask a running flowgate.
     Show(ShowArgs),
+    /// Say what would become of packets, by the tables and the code of `run`. Needs no privileges.
+    Trace(crate::trace::TraceArgs),
     /// Detach from all interfaces and remove what a stopped flowgate left for its successor.
     Detach(RunArgs),
     /// The network-namespace lab.

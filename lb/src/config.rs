@@ -4,12 +4,12 @@
 mod raw;
 mod source;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flowgate_control::{Role, Source};
+use flowgate_control::{LocalPods, NodePortAddress, Role, Source};
 use flowgate_flow::Timeouts;
 use flowgate_xsk::ZeroCopy;
 use flowgate_xsk::steering::XdpModeWanted;
@@ -25,7 +25,8 @@ pub(crate) struct Config {
     pub(crate) node_name: String,
     pub(crate) source: Source,
     pub(crate) interfaces: Vec<String>,
-    pub(crate) nodeport_addresses: Vec<IpNet>,
+    pub(crate) nodeport_addresses: Vec<NodePortAddress>,
+    pub(crate) node: Node,
     pub(crate) snat_addresses: Vec<Ipv4Addr>,
     pub(crate) snat_ports: RangeInclusive<u16>,
     pub(crate) workers: Workers,
@@ -34,8 +35,28 @@ pub(crate) struct Config {
     pub(crate) zero_copy: ZeroCopy,
     pub(crate) rings: Rings,
     pub(crate) flow_capacity: u32,
+    pub(crate) affinity_capacity: u32,
     pub(crate) timeouts: Timeouts,
     pub(crate) admin_socket: PathBuf,
+    pub(crate) health_listen: Option<SocketAddr>,
+    pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) metrics_detail: MetricsDetail,
+}
+
+/// How much the metrics tell of flows; each level has what those before it have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum MetricsDetail {
+    Totals,
+    Services,
+    Backends,
+}
+
+/// What only the role `node` asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) local_pods: LocalPods,
+    pub(crate) masquerade_all: bool,
+    pub(crate) localhost_nodeports: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -130,6 +151,10 @@ impl Config {
                 format!("{} is not from 64 to 500000000", raw.flows.capacity),
             ));
         }
+        if !(8..=100_000_000).contains(&raw.flows.affinity_capacity) {
+            let reason = format!("{} is not from 8 to 100000000", raw.flows.affinity_capacity);
+            return Err(wrong("flows.affinity_capacity", reason));
+        }
         if raw.workers.hang_ms < 200 {
             return Err(wrong(
                 "workers.hang_ms",
@@ -157,7 +182,14 @@ impl Config {
             node_name,
             source,
             interfaces,
-            nodeport_addresses: raw.gateway.nodeport_addresses,
+            nodeport_addresses: parse_nodeport_addresses(&raw.gateway.nodeport_addresses)
+                .map_err(|reason| wrong("gateway.nodeport_addresses", reason))?,
+            node: Node {
+                local_pods: parse_local_pods(&raw.node.detect_local, &raw.node.cluster_cidrs)
+                    .map_err(|reason| wrong("node.detect_local", reason))?,
+                masquerade_all: raw.node.masquerade_all,
+                localhost_nodeports: raw.node.localhost_nodeports,
+            },
             snat_addresses: raw.snat.addresses,
             snat_ports: lower..=upper,
             workers: Workers {
@@ -185,9 +217,38 @@ impl Config {
             },
             rings: Rings { rx: rings.rx, tx: rings.tx, fill: rings.fill, frame_bytes: rings.frame_bytes },
             flow_capacity: raw.flows.capacity,
+            affinity_capacity: raw.flows.affinity_capacity,
             timeouts,
             admin_socket: raw.admin.socket,
+            health_listen: parse_listen(&raw.health.listen)
+                .map_err(|reason| wrong("health.listen", reason))?,
+            metrics_listen: parse_listen(&raw.metrics.listen)
+                .map_err(|reason| wrong("metrics.listen", reason))?,
+            metrics_detail: match raw.metrics.detail.as_str() {
+                "totals" => MetricsDetail::Totals,
+                "services" => MetricsDetail::Services,
+                "backends" => MetricsDetail::Backends,
+                other => {
+                    let reason = format!("`{other}` is none of totals, services, backends");
+                    return Err(wrong("metrics.detail", reason));
+                }
+            },
         })
+    }
+}
+
+/// Words and ranges that say on which addresses NodePorts are served.
+pub(crate) fn parse_nodeport_addresses(list: &[String]) -> Result<Vec<NodePortAddress>, String> {
+    list.iter().map(|entry| entry.parse()).collect()
+}
+
+/// How pods of this node are recognised, by the word for it.
+pub(crate) fn parse_local_pods(word: &str, cluster_cidrs: &[IpNet]) -> Result<LocalPods, String> {
+    match word {
+        "none" => Ok(LocalPods::Unknown),
+        "cluster-cidr" => Ok(LocalPods::ClusterCidr(cluster_cidrs.to_vec())),
+        "node-cidr" => Ok(LocalPods::NodeCidr),
+        other => Err(format!("`{other}` is none of cluster-cidr, node-cidr, none")),
     }
 }
 
@@ -199,11 +260,23 @@ fn parse_ports(text: &str) -> Result<(u16, u16), String> {
     if lower > upper { Err(format!("{lower} is above {upper}")) } else { Ok((lower, upper)) }
 }
 
+fn parse_listen(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let address: Option<SocketAddr> = text.parse().ok();
+    match address.filter(|address| address.port() != 0) {
+        Some(address) => Ok(Some(address)),
+        None => Err(format!("`{text}` is neither an address with a port such as \"0.0.0.0:10256\" nor off")),
+    }
+}
+
 fn first_repeated<T: PartialEq + Clone>(items: &[T]) -> Option<T> {
     items.iter().enumerate().find(|(i, item)| items[..*i].contains(item)).map(|(_, item)| item.clone())
 }
 
-fn host_name() -> String {
+/// What the operating system calls this machine.
+pub(crate) fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
@@ -222,6 +295,15 @@ mod tests {
         assert_eq!(config.snat_ports, 40_000..=59_999);
         assert_eq!(config.timeouts, Timeouts::default());
         assert_eq!(config.role, Role::Gateway);
+    }
+
+    #[test]
+    fn p1106_p1107_servers_listen_where_kube_proxys_do_unless_they_are_off() {
+        let config = load("").unwrap();
+        assert_eq!(config.health_listen, "0.0.0.0:10256".parse().ok());
+        assert_eq!(config.metrics_listen, "127.0.0.1:10249".parse().ok());
+        let config = load("[health]\nlisten = \"off\"\n[metrics]\nlisten = \"[::1]:9\"").unwrap();
+        assert_eq!((config.health_listen, config.metrics_listen), (None, "[::1]:9".parse().ok()));
     }
 
     #[test]
@@ -246,6 +328,7 @@ mod tests {
             node_name: None,
             source: raw::Source { kubeconfig: None, ..shown.source.clone() },
             gateway: raw::Gateway { nodeport_addresses: vec![], ..shown.gateway.clone() },
+            node: raw::Node { cluster_cidrs: vec![], ..shown.node.clone() },
             snat: raw::Snat { addresses: vec![], ..shown.snat.clone() },
             workers: raw::Workers { cores: vec![], ..shown.workers.clone() },
             ..shown
@@ -288,6 +371,14 @@ mod tests {
                 "f.toml: source.in_cluster: not along with source.manifests: objects come from one place, remove one",
             ),
             ("[flows]\nudp_answered_s = 0", "f.toml: flows.udp_answered_s: 0 is not from 1 to 2073600"),
+            (
+                "[health]\nlisten = \"10256\"",
+                "f.toml: health.listen: `10256` is neither an address with a port such as \"0.0.0.0:10256\" nor off",
+            ),
+            (
+                "[metrics]\ndetail = \"all\"",
+                "f.toml: metrics.detail: `all` is none of totals, services, backends",
+            ),
         ] {
             assert_eq!(load(text).unwrap_err(), message);
         }

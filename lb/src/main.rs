@@ -6,6 +6,7 @@ mod cli;
 mod config;
 mod run;
 mod show;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => run::check(&Config::load(args.config.as_deref(), args.overrides())?),
         Command::Detach(args) => run::detach(&Config::load(args.config.as_deref(), args.overrides())?),
         Command::Show(args) => show::show(&args),
+        Command::Trace(args) => trace::trace(&args),
         #[cfg(feature = "lab")]
         Command::Lab(command) => Ok(flowgate_benches::cli::run_lab(&command, &std::env::current_exe()?)?),
         #[cfg(feature = "lab")]

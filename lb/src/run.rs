@@ -6,6 +6,7 @@
 mod answers;
 mod gateway;
 mod host;
+mod metrics;
 mod steer;
 mod workers;
 
@@ -69,6 +70,9 @@ fn settings(config: &Config, snat_ports: PortSet) -> Settings {
         node_name: config.node_name.clone(),
         snat: SnatSpec { addresses: config.snat_addresses.clone(), ports: snat_ports },
         nodeport_addresses: config.nodeport_addresses.clone(),
+        localhost_nodeports: config.node.localhost_nodeports,
+        local_pods: config.node.local_pods.clone(),
+        masquerade_all: config.node.masquerade_all,
         node_addresses: NodeAddresses::Interfaces,
     }
 }

@@ -5,11 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
-use flowgate_flow::{FlowTable, HashKey, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, FlowTable, HashKey, Tick, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteSpec, ServiceName, ServiceSpec,
+    TreatmentSpec,
 };
-use flowgate_tables::{EmptyAction, FrontendKind, Routing, ServiceTable, SnatPool, SourceNat, Tables};
+use flowgate_tables::{
+    BySource, EmptyAction, FrontendKind, Routing, ServiceTable, SnatPool, SourceNat, Sources, Tables,
+};
 use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, MacAddr, Protocol};
 
 /// Frames of a burst.
@@ -22,6 +25,7 @@ pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 pub(crate) struct Gateway {
     pub(crate) tables: Tables,
     pub(crate) flows: FlowTable,
+    pub(crate) affinity: AffinityTable,
     pub(crate) timeouts: Timeouts,
     pub(crate) pipeline: Pipeline,
     pub(crate) counters: Counters,
@@ -33,6 +37,7 @@ impl Gateway {
         Self {
             tables: tables(),
             flows: FlowTable::new(flows, HashKey::random()).expect("memory for the flow table"),
+            affinity: AffinityTable::new(1024),
             timeouts: Timeouts::default(),
             pipeline: Pipeline::new(WorkerNumber { index: 0, count: 1 }),
             counters: Counters::default(),
@@ -42,7 +47,13 @@ impl Gateway {
     /// Runs a burst.
     #[inline]
     pub(crate) fn process(&mut self, frames: &mut [Frame], now: Tick, verdicts: &mut [Verdict]) {
-        let context = Context { now, tables: &self.tables, flows: &self.flows, timeouts: &self.timeouts };
+        let context = Context {
+            now,
+            tables: &self.tables,
+            flows: &self.flows,
+            affinity: &self.affinity,
+            timeouts: &self.timeouts,
+        };
         let checksums = RxChecksums::MayBePartial;
         self.pipeline.process(frames, checksums, &context, &mut self.counters, verdicts);
     }
@@ -107,13 +118,18 @@ pub(crate) fn tables() -> Tables {
             addr: IpAddr::V4(VIP),
             port: L4Port::new(80),
             kind: FrontendKind::ClusterIp,
-            endpoint_set: 0,
-            source_nat: SourceNat::Always,
-            when_empty: EmptyAction::Reject,
+            treatments: BySource::same(TreatmentSpec {
+                endpoint_set: 0,
+                source_nat: SourceNat::Always,
+                when_empty: EmptyAction::Reject,
+            }),
+            allowed: None,
         }],
         endpoint_sets: vec![backends.iter().map(endpoint).collect()],
+        serving: Vec::new(),
+        affinity: None,
     };
-    let (services, errors) = ServiceTable::build(&ServiceTable::default(), vec![service]);
+    let (services, errors) = ServiceTable::build(&ServiceTable::default(), vec![Arc::new(service)], vec![]);
     assert!(errors.is_empty(), "{errors:?}");
     let interface = |name: &str, host: u8, addr: Ipv4Addr| InterfaceSpec {
         name: name.into(),
@@ -149,5 +165,11 @@ pub(crate) fn tables() -> Tables {
     });
     let routing = Routing::build(&Routing::default(), interfaces, &routes, &neighbours).expect("routes fit");
     let snat = SnatPool::new(vec![vec![], vec![fabric]], &(20_000..=59_999).collect());
-    Tables { generation: 1, services: Arc::new(services), routing: Arc::new(routing), snat: Arc::new(snat) }
+    Tables {
+        generation: 1,
+        services: Arc::new(services),
+        routing: Arc::new(routing),
+        snat: Arc::new(snat),
+        sources: Arc::new(Sources::default()),
+    }
 }

@@ -1,52 +1,270 @@
-//! The node's own addresses that serve NodePorts. Never an address that the node does not have.
+//! The node's own addresses and who its pods are. Never an address that the node does not have.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::{NodeAddresses, Settings};
-use crate::model::{Desired, NetState};
+use super::{NodeAddresses, Role, Settings};
+use crate::model::{Desired, NetState, Node};
 
-/// The addresses that serve NodePorts, ascending.
-pub(super) fn node_addresses(desired: &Desired, net: &NetState, settings: &Settings) -> Vec<IpAddr> {
-    let own: Vec<IpAddr> = match settings.node_addresses {
-        NodeAddresses::Interfaces => {
-            net.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied()).collect()
-        }
-        NodeAddresses::NodeObject => {
-            desired.node(&settings.node_name).map(|node| node.addresses.clone()).unwrap_or_default()
-        }
-    };
-    // A link-local address is not unique: a NodePort on it would mean another node elsewhere.
-    let usable = |ip: &IpAddr| match ip {
-        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
-        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
-    };
-    let mut addresses: Vec<IpAddr> =
-        own.into_iter().filter(usable).filter(|ip| selected(&settings.nodeport_addresses, *ip)).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
+/// One entry of the list that says on which of the node's addresses NodePorts are served (P306).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodePortAddress {
+    /// Those in this range.
+    Range(IpNet),
+    /// The first address of each family.
+    Primary,
+    /// 127.0.0.1, from the node itself (P308).
+    Localhost,
+    /// All but loopback and link-local ones.
+    All,
 }
 
-/// P306: a list without a range of the address's family selects all of that family.
-fn selected(ranges: &[IpNet], ip: IpAddr) -> bool {
-    let mut of_family = ranges.iter().filter(|net| net.addr().is_ipv4() == ip.is_ipv4()).peekable();
-    of_family.peek().is_none() || of_family.any(|net| net.contains(&ip))
+impl FromStr for NodePortAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "primary" => Ok(Self::Primary),
+            "localhost" => Ok(Self::Localhost),
+            "all" => Ok(Self::All),
+            range => {
+                let net: Option<IpNet> = range.parse().ok();
+                net.map(|net| Self::Range(net.trunc())).ok_or_else(|| {
+                    format!("`{range}` is none of primary, localhost, all, and no range such as 192.0.2.0/24")
+                })
+            }
+        }
+    }
+}
+
+/// How pods of this node are recognised by their address (P601).
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum LocalPods {
+    /// Not at all.
+    #[default]
+    Unknown,
+    /// In these ranges, the cluster's.
+    ClusterCidr(Vec<IpNet>),
+    /// In `spec.podCIDRs` of this machine's Node.
+    NodeCidr,
+}
+
+/// What this machine's place in the network and the cluster means for every Service.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(super) struct Surroundings {
+    /// Addresses that serve NodePorts, ascending.
+    pub(super) nodeport_addresses: Vec<IpAddr>,
+    /// Whether 127.0.0.1 serves NodePorts (P308).
+    pub(super) localhost_nodeports: bool,
+    /// The first address of each family.
+    pub(super) primary: Vec<IpAddr>,
+    /// All addresses of the node.
+    pub(super) own: Vec<IpAddr>,
+    /// Ranges that pods of this node have their addresses from.
+    pub(super) pods: Vec<IpNet>,
+    /// Where the node is, by its label (P209).
+    pub(super) zone: Option<String>,
+    /// Ranges that cluster IPs are taken from (P506).
+    pub(super) service_cidrs: Vec<IpNet>,
+}
+
+impl Surroundings {
+    pub(super) fn new(desired: &Desired, net: &NetState, settings: &Settings) -> Self {
+        let node = desired.node(&settings.node_name);
+        let of_node = || node.map(|node| node.addresses.clone()).unwrap_or_default();
+        let of_interfaces =
+            || net.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied()).collect();
+        let mut own: Vec<IpAddr> = match settings.node_addresses {
+            NodeAddresses::Interfaces => of_interfaces(),
+            NodeAddresses::NodeObject => of_node(),
+        };
+        own.retain(is_unique);
+        let primary = primary_addresses(&of_node(), &own);
+        own.sort_unstable();
+        own.dedup();
+        let list = &settings.nodeport_addresses;
+        let mut service_cidrs: Vec<IpNet> =
+            desired.service_cidrs().values().flat_map(|kept| kept.object.cidrs.iter().copied()).collect();
+        service_cidrs.sort_unstable();
+        service_cidrs.dedup();
+        Self {
+            nodeport_addresses: own
+                .iter()
+                .copied()
+                .filter(|ip| selected(list, settings.role, *ip, &primary))
+                .collect(),
+            localhost_nodeports: localhost_selected(settings),
+            primary,
+            own,
+            pods: pods(node, settings),
+            zone: zone(node),
+            service_cidrs,
+        }
+    }
+
+    /// Whether pods of this node can be told from others in this family (P604).
+    pub(super) fn knows_pods(&self, ipv4: bool) -> bool {
+        self.pods.iter().any(|net| net.addr().is_ipv4() == ipv4)
+    }
+}
+
+/// A link-local address is not unique: a NodePort on it would mean another node elsewhere.
+fn is_unique(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    }
+}
+
+/// The Node object's first address of each family, else the first that the node has (P305).
+fn primary_addresses(of_node: &[IpAddr], own: &[IpAddr]) -> Vec<IpAddr> {
+    let first = |v4: bool| of_node.iter().chain(own).find(|ip| ip.is_ipv4() == v4).copied();
+    [first(true), first(false)].into_iter().flatten().collect()
+}
+
+/// P305 and P306. Without a list a gateway serves NodePorts on all of its addresses, a node on its primary
+/// ones, as kube-proxy does in nftables mode (X1).
+fn selected(list: &[NodePortAddress], role: Role, ip: IpAddr, primary: &[IpAddr]) -> bool {
+    if list.is_empty() {
+        return role == Role::Gateway || primary.contains(&ip);
+    }
+    is_listed(list, ip, primary) || !concerns(list, ip.is_ipv4())
+}
+
+/// Whether an entry of the list names the address.
+fn is_listed(list: &[NodePortAddress], ip: IpAddr, primary: &[IpAddr]) -> bool {
+    list.iter().any(|entry| match entry {
+        NodePortAddress::Range(net) => net.contains(&ip),
+        NodePortAddress::Primary => primary.contains(&ip),
+        NodePortAddress::Localhost => false,
+        NodePortAddress::All => true,
+    })
+}
+
+/// Whether the list says anything about a family; else it selects all of it.
+fn concerns(list: &[NodePortAddress], ipv4: bool) -> bool {
+    list.iter().any(|entry| match entry {
+        NodePortAddress::Range(net) => net.addr().is_ipv4() == ipv4,
+        NodePortAddress::Primary | NodePortAddress::Localhost | NodePortAddress::All => true,
+    })
+}
+
+/// The addresses that a list names, or none for a family that it says nothing about: there a server
+/// listens on every address (P1104).
+pub(crate) fn listed(
+    list: &[NodePortAddress],
+    ipv4: bool,
+    node: Option<&Node>,
+    net: &NetState,
+) -> Option<Vec<IpAddr>> {
+    if !concerns(list, ipv4) {
+        return None;
+    }
+    let mut own: Vec<IpAddr> = net.interfaces.iter().flat_map(|i| i.addresses.iter().copied()).collect();
+    own.retain(is_unique);
+    let primary = primary_addresses(node.map_or(&[][..], |node| &node.addresses), &own);
+    own.retain(|ip| ip.is_ipv4() == ipv4 && is_listed(list, *ip, &primary));
+    Some(own)
+}
+
+/// P308: asked for, and not excluded by a list of ranges.
+fn localhost_selected(settings: &Settings) -> bool {
+    let list = &settings.nodeport_addresses;
+    let named = list.contains(&NodePortAddress::Localhost);
+    let mut ranges = list.iter().filter_map(|entry| match entry {
+        NodePortAddress::Range(net) if net.addr().is_ipv4() => Some(net),
+        _ => None,
+    });
+    let in_ranges =
+        ranges.clone().next().is_none() || ranges.any(|net| net.contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    settings.role == Role::Node && (named || (settings.localhost_nodeports && in_ranges))
+}
+
+/// P601: the first range of a family counts.
+fn pods(node: Option<&Node>, settings: &Settings) -> Vec<IpNet> {
+    let ranges = match &settings.local_pods {
+        LocalPods::Unknown => &[],
+        LocalPods::ClusterCidr(ranges) => ranges.as_slice(),
+        LocalPods::NodeCidr => node.map_or(&[][..], |node| &node.pod_cidrs),
+    };
+    if settings.role == Role::Gateway {
+        return Vec::new();
+    }
+    let first = |v4: bool| ranges.iter().find(|net| net.addr().is_ipv4() == v4).copied();
+    [first(true), first(false)].into_iter().flatten().collect()
+}
+
+/// P210: an empty label is none.
+fn zone(node: Option<&Node>) -> Option<String> {
+    node?.labels.get("topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).cloned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn list(entries: &[&str]) -> Vec<NodePortAddress> {
+        entries.iter().map(|entry| entry.parse().unwrap()).collect()
+    }
+
     #[test]
-    fn ranges_of_the_other_family_select_everything() {
-        // P306
-        let v6: Vec<IpNet> = vec!["fd00::/8".parse().unwrap()];
-        let v4: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
-        let ip = |text: &str| text.parse().unwrap();
-        assert!(selected(&v6, ip("192.0.2.1")) && selected(&v6, ip("fd00::1")));
-        assert!(!selected(&v6, ip("2001:db8::1")) && !selected(&v4, ip("192.0.2.1")));
-        assert!(selected(&[], ip("192.0.2.1")) && selected(&v4, ip("10.9.9.9")));
+    fn p306_ranges_of_the_other_family_select_everything() {
+        let (v6, v4) = (list(&["fd00::/8"]), list(&["10.0.0.0/8"]));
+        let selected = |list: &[NodePortAddress], text: &str| selected(list, Role::Gateway, ip(text), &[]);
+        assert!(selected(&v6, "192.0.2.1") && selected(&v6, "fd00::1"));
+        assert!(!selected(&v6, "2001:db8::1") && !selected(&v4, "192.0.2.1"));
+        assert!(selected(&[], "192.0.2.1") && selected(&v4, "10.9.9.9"));
+        assert!(selected(&list(&["10.0.0.0/8", "0.0.0.0/0"]), "192.0.2.1"));
+    }
+
+    #[test]
+    fn p305_a_node_serves_its_primary_addresses_and_a_gateway_all() {
+        let primary = [ip("192.0.2.1"), ip("2001:db8::1")];
+        let at = |role, entries: &[&str], text| selected(&list(entries), role, ip(text), &primary);
+        assert!(at(Role::Node, &[], "192.0.2.1") && at(Role::Node, &[], "2001:db8::1"));
+        assert!(!at(Role::Node, &[], "192.0.2.2") && at(Role::Gateway, &[], "192.0.2.2"));
+        assert!(!at(Role::Gateway, &["primary"], "192.0.2.2") && at(Role::Node, &["all"], "192.0.2.2"));
+    }
+
+    #[test]
+    fn p308_localhost_is_asked_for_and_may_be_excluded() {
+        let at = |entries: &[&str], asked| {
+            localhost_selected(&Settings {
+                role: Role::Node,
+                nodeport_addresses: list(entries),
+                localhost_nodeports: asked,
+                ..Settings::default()
+            })
+        };
+        assert!(!at(&[], false) && at(&[], true) && at(&["primary"], true));
+        assert!(!at(&["192.0.2.0/24"], true) && at(&["127.0.0.0/8"], true) && at(&["0.0.0.0/0"], true));
+        assert!(at(&["localhost"], false));
+    }
+
+    #[test]
+    fn p601_the_first_range_of_a_family_counts() {
+        let ranges = ["10.0.0.0/8", "10.244.0.0/16", "fd00::/8"].map(|net| net.parse().unwrap()).to_vec();
+        let settings = Settings {
+            role: Role::Node,
+            local_pods: LocalPods::ClusterCidr(ranges.clone()),
+            ..Settings::default()
+        };
+        assert_eq!(pods(None, &settings), [ranges[0], ranges[2]]);
+        assert_eq!(pods(None, &Settings { local_pods: LocalPods::NodeCidr, ..settings.clone() }), []);
+        let node = Node { pod_cidrs: vec![ranges[1]], ..Node::default() };
+        let by_node = Settings { local_pods: LocalPods::NodeCidr, ..settings };
+        assert_eq!(pods(Some(&node), &by_node), [ranges[1]]);
+    }
+
+    #[test]
+    fn an_unknown_word_in_the_list_is_refused_with_what_to_write() {
+        let error = "eth0".parse::<NodePortAddress>().unwrap_err();
+        assert_eq!(error, "`eth0` is none of primary, localhost, all, and no range such as 192.0.2.0/24");
     }
 }

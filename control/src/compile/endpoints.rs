@@ -9,16 +9,16 @@ use flowgate_tables::spec::EndpointSpec;
 use flowgate_wire::L4Port;
 
 use super::policy::Scope;
-use crate::model::{Desired, EndpointSlice, Kept, Key, Service, ServicePort, SliceFamily};
+use crate::model::{Desired, EndpointSlice, Hints, Kept, Key, Service, ServicePort, SliceFamily};
 
 /// All slices by the Service they belong to (P111).
 pub(super) struct SliceIndex<'a> {
-    by_service: HashMap<(&'a str, &'a str), Vec<&'a EndpointSlice>>,
+    by_service: HashMap<(&'a str, &'a str), Vec<&'a Arc<EndpointSlice>>>,
 }
 
 impl<'a> SliceIndex<'a> {
     pub(super) fn new(desired: &'a Desired) -> Self {
-        let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
+        let mut by_service: HashMap<(&str, &str), Vec<&Arc<EndpointSlice>>> = HashMap::new();
         for (key, slice) in desired.slices() {
             // P102, P103: a slice can be hidden by itself. P112: names are not served.
             if slice.object.hidden_by.is_some() || slice.object.family == SliceFamily::Fqdn {
@@ -31,43 +31,64 @@ impl<'a> SliceIndex<'a> {
         Self { by_service }
     }
 
-    /// The slices of a Service, those that the mirroring controller would write included (P118).
-    pub(super) fn of(&self, key: &Key, service: &Service, desired: &Desired) -> Vec<Arc<EndpointSlice>> {
-        let own = self.by_service.get(&(key.namespace.as_str(), key.name.as_str()));
-        let mut slices: Vec<Arc<EndpointSlice>> =
-            own.into_iter().flatten().map(|&slice| Arc::new(slice.clone())).collect();
-        let mirrored = slices.iter().any(|slice| slice.is_mirror);
-        if let Some(Kept { object, .. }) = desired.endpoints().get(key)
-            && !service.has_selector
-            && !mirrored
-            && !object.skip_mirror
-            && object.hidden_by.is_none()
-        {
-            slices.extend(object.mirrored(&key.name).into_iter().map(Arc::new));
-        }
-        slices
+    /// The slices that name a Service.
+    pub(super) fn of<'b>(&'b self, key: &'b Key) -> &'b [&'a Arc<EndpointSlice>] {
+        self.by_service.get(&(key.namespace.as_str(), key.name.as_str())).map_or(&[], Vec::as_slice)
     }
+}
+
+/// The slices of a Service, those that the mirroring controller would write included (P118).
+pub(super) fn slices_of(
+    key: &Key,
+    service: &Service,
+    own: &[&Arc<EndpointSlice>],
+    desired: &Desired,
+) -> Vec<Arc<EndpointSlice>> {
+    let mut slices: Vec<Arc<EndpointSlice>> = own.iter().map(|&slice| Arc::clone(slice)).collect();
+    let mirrored = slices.iter().any(|slice| slice.is_mirror);
+    if let Some(Kept { object, .. }) = desired.endpoints().get(key)
+        && !service.has_selector
+        && !mirrored
+        && !object.skip_mirror
+        && object.hidden_by.is_none()
+    {
+        slices.extend(object.mirrored(&key.name).into_iter().map(Arc::new));
+    }
+    slices
+}
+
+/// Where this machine is, for the locality of endpoints.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Locality<'a> {
+    /// Its name as a Node.
+    pub(super) node: &'a str,
+    /// Its zone, if it is labelled.
+    pub(super) zone: Option<&'a str>,
+    /// Whether hints count: they are shares for nodes, and a gateway is none.
+    pub(super) follows_hints: bool,
 }
 
 /// What is known of one endpoint of a Service port.
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct Known<'a> {
     ready: bool,
     serving: bool,
     terminating: bool,
     is_local: bool,
+    hints: Option<&'a Hints>,
 }
 
 /// The endpoints of one Service port.
-pub(super) struct PortEndpoints {
-    by_address: BTreeMap<(IpAddr, L4Port), Known>,
+pub(super) struct PortEndpoints<'a> {
+    by_address: BTreeMap<(IpAddr, L4Port), Known<'a>>,
+    locality: Locality<'a>,
 }
 
-impl PortEndpoints {
+impl<'a> PortEndpoints<'a> {
     /// Merges the slices: each address and port counts once, and one that stays wins over one that
     /// ends (P115, P116).
-    pub(super) fn new(slices: &[Arc<EndpointSlice>], port: &ServicePort, node_name: &str) -> Self {
-        let mut by_address: BTreeMap<(IpAddr, L4Port), Known> = BTreeMap::new();
+    pub(super) fn new(slices: &'a [Arc<EndpointSlice>], port: &ServicePort, locality: Locality<'a>) -> Self {
+        let mut by_address: BTreeMap<(IpAddr, L4Port), Known<'_>> = BTreeMap::new();
         for slice in slices {
             let matching = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
             for number in matching.map(|p| L4Port::new(p.port)) {
@@ -78,7 +99,9 @@ impl PortEndpoints {
                         serving: endpoint.serving,
                         terminating: endpoint.terminating,
                         // P202: without a node name it is never local.
-                        is_local: node.is_some_and(|n| !n.is_empty() && n.eq_ignore_ascii_case(node_name)),
+                        is_local: node
+                            .is_some_and(|n| !n.is_empty() && n.eq_ignore_ascii_case(locality.node)),
+                        hints: endpoint.hints.as_deref(),
                     };
                     let kept = by_address.entry((endpoint.addr, number)).or_insert(known);
                     if kept.terminating && !known.terminating {
@@ -87,35 +110,96 @@ impl PortEndpoints {
                 }
             }
         }
-        Self { by_address }
+        Self { by_address, locality }
     }
 
     /// Whether an endpoint of this family is usable on any node (P206).
     pub(super) fn any_usable(&self, ipv4: bool) -> bool {
-        self.by_address
-            .iter()
-            .any(|((ip, _), known)| ip.is_ipv4() == ipv4 && (known.ready || known.is_ending()))
+        self.of_family(ipv4).any(|(_, known)| known.ready || known.is_ending())
+    }
+
+    /// All that still answer (P803).
+    pub(super) fn serving(&self) -> Vec<(IpAddr, L4Port)> {
+        let serving = self.by_address.iter().filter(|(_, known)| known.serving || known.ready);
+        serving.map(|(&key, _)| key).collect()
     }
 
     /// The set of a scope: the ready ones or, if there is none, those that still serve while they
     /// end (P204, P205). Each scope falls back for itself.
     pub(super) fn set(&self, scope: Scope, ipv4: bool) -> Vec<EndpointSpec> {
-        let of = |usable: fn(&Known) -> bool| -> Vec<EndpointSpec> {
-            self.by_address
-                .iter()
-                .filter(|((ip, _), known)| {
-                    ip.is_ipv4() == ipv4 && (scope == Scope::Cluster || known.is_local) && usable(known)
-                })
+        let of = |usable: &dyn Fn(&Known<'_>) -> bool| -> Vec<EndpointSpec> {
+            self.of_family(ipv4)
+                .filter(|(_, known)| (scope == Scope::Cluster || known.is_local) && usable(known))
                 .map(|(&(addr, port), _)| EndpointSpec { addr, port, weight: 1 })
                 .collect()
         };
-        let ready = of(|known| known.ready);
-        if ready.is_empty() { of(Known::is_ending) } else { ready }
+        let ready = match scope {
+            // P211: hints never apply to the Local set.
+            Scope::Local => of(&|known| known.ready),
+            Scope::Cluster => {
+                let preferred = self.preference(ipv4);
+                of(&|known| known.ready && preferred.admits(known))
+            }
+        };
+        if ready.is_empty() { of(&|known| known.is_ending()) } else { ready }
+    }
+
+    /// Whom the hints of the ready endpoints prefer for this node (P208 to P210).
+    fn preference(&self, ipv4: bool) -> Preference<'a> {
+        if !self.locality.follows_hints {
+            return Preference::All;
+        }
+        let ready = || self.of_family(ipv4).map(|(_, known)| known).filter(|known| known.ready);
+        // Active if every one has hints of this kind and one of them is for us.
+        let active = |list: fn(&'a Hints) -> &'a [String], name: &str| {
+            ready().all(|known| known.hints.is_some_and(|hints| !list(hints).is_empty()))
+                && ready().any(|known| known.hints.is_some_and(|hints| list(hints).iter().any(|n| n == name)))
+        };
+        if active(nodes, self.locality.node) {
+            return Preference::Node(self.locality.node);
+        }
+        match self.locality.zone {
+            Some(zone) if active(zones, zone) => Preference::Zone(zone),
+            _ => Preference::All,
+        }
+    }
+
+    fn of_family(&self, ipv4: bool) -> impl Iterator<Item = (&(IpAddr, L4Port), &Known<'a>)> {
+        self.by_address.iter().filter(move |((ip, _), _)| ip.is_ipv4() == ipv4)
     }
 }
 
-impl Known {
+impl Known<'_> {
     const fn is_ending(&self) -> bool {
         self.serving && self.terminating
     }
+}
+
+/// Which of the ready endpoints are used.
+#[derive(Clone, Copy, Debug)]
+enum Preference<'a> {
+    All,
+    Node(&'a str),
+    Zone(&'a str),
+}
+
+impl Preference<'_> {
+    fn admits(&self, known: &Known<'_>) -> bool {
+        let names = |list: fn(&Hints) -> &[String], name: &str| {
+            known.hints.is_some_and(|hints| list(hints).iter().any(|n| n == name))
+        };
+        match self {
+            Self::All => true,
+            Self::Node(node) => names(nodes, node),
+            Self::Zone(zone) => names(zones, zone),
+        }
+    }
+}
+
+fn nodes(hints: &Hints) -> &[String] {
+    &hints.nodes
+}
+
+fn zones(hints: &Hints) -> &[String] {
+    &hints.zones
 }

@@ -1,11 +1,12 @@
 //! Compiling only what may have changed. Never differs from compiling everything.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use flowgate_tables::Tables;
 
-use super::{Settings, addresses, net, next_generation, services};
+use super::addresses::Surroundings;
+use super::services::ServiceMemo;
+use super::{Settings, compile_sources, net, next_generation, services};
 use crate::model::{Desired, NetState};
 use crate::report::{Entry, Report};
 
@@ -14,22 +15,30 @@ use crate::report::{Entry, Report};
 pub struct Compiler {
     settings: Settings,
     tables: Tables,
-    services: Option<ServiceMemo>,
+    last: Option<Last>,
+    memo: ServiceMemo,
     /// What `snat_overlaps` said of the last tables.
     overlaps: Vec<Entry>,
 }
 
+/// What the service table was last compiled from, and what was said of it.
 #[derive(Debug)]
-struct ServiceMemo {
+struct Last {
     desired: Arc<Desired>,
-    node_addresses: Vec<IpAddr>,
+    surroundings: Surroundings,
     entries: Vec<Entry>,
 }
 
 impl Compiler {
     /// Starts from nothing.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, tables: Tables::empty(), services: None, overlaps: Vec::new() }
+        Self {
+            settings,
+            tables: Tables::empty(),
+            last: None,
+            memo: ServiceMemo::default(),
+            overlaps: Vec::new(),
+        }
     }
 
     /// The last tables.
@@ -44,22 +53,28 @@ impl Compiler {
 
     /// As [`super::compile`]. A `desired` that is the same `Arc` as before is taken to be unchanged.
     pub fn compile(&mut self, desired: &Arc<Desired>, net: &NetState) -> (Tables, Report) {
-        let node_addresses = addresses::node_addresses(desired, net, &self.settings);
+        let surroundings = Surroundings::new(desired, net, &self.settings);
         let known = self
-            .services
+            .last
             .take()
-            .filter(|memo| Arc::ptr_eq(&memo.desired, desired) && memo.node_addresses == node_addresses);
+            .filter(|last| Arc::ptr_eq(&last.desired, desired) && last.surroundings == surroundings);
         let known_services = known.is_some();
-        let (services, memo) = match known {
-            Some(memo) => (Arc::clone(&self.tables.services), memo),
+        let (services, last) = match known {
+            Some(last) => (Arc::clone(&self.tables.services), last),
             None => {
-                let (services, entries) =
-                    services::compile(desired, &node_addresses, &self.settings, &self.tables.services);
-                (services, ServiceMemo { desired: Arc::clone(desired), node_addresses, entries })
+                let (services, entries) = services::compile(
+                    desired,
+                    &surroundings,
+                    &self.settings,
+                    &mut self.memo,
+                    &self.tables.services,
+                );
+                (services, Last { desired: Arc::clone(desired), surroundings, entries })
             }
         };
-        let mut entries = memo.entries.clone();
-        self.services = Some(memo);
+        let mut entries = last.entries.clone();
+        let sources = compile_sources(&last.surroundings, &self.tables.sources);
+        self.last = Some(last);
         let (routing, more) = net::compile_routing(net, &self.tables.routing);
         entries.extend(more);
         let (snat, more) = net::compile_snat(net, &self.settings, &self.tables.snat);
@@ -69,7 +84,8 @@ impl Compiler {
             self.overlaps = services::snat_overlaps(desired, &services, &snat);
         }
         entries.extend(self.overlaps.iter().cloned());
-        self.tables = next_generation(&self.tables, Tables { generation: 0, services, routing, snat });
+        self.tables =
+            next_generation(&self.tables, Tables { generation: 0, services, routing, snat, sources });
         (self.tables.clone(), Report { entries })
     }
 }

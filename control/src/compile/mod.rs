@@ -7,13 +7,15 @@ mod incremental;
 mod net;
 mod policy;
 mod services;
+mod subject;
 
 use std::sync::Arc;
 
-use flowgate_tables::Tables;
 use flowgate_tables::spec::SnatSpec;
-use ipnet::IpNet;
+use flowgate_tables::{Sources, Tables};
 
+pub(crate) use self::addresses::listed;
+pub use self::addresses::{LocalPods, NodePortAddress};
 pub use self::incremental::Compiler;
 pub use self::net::unresolved_next_hops;
 pub use self::policy::Role;
@@ -30,9 +32,15 @@ pub struct Settings {
     pub node_name: String,
     /// Where translated flows get their source from.
     pub snat: SnatSpec,
-    /// NodePorts are served on the node's addresses in these ranges; on all of them when there is no range
-    /// of the address's family (P306).
-    pub nodeport_addresses: Vec<IpNet>,
+    /// On which of the node's addresses NodePorts are served. Empty: on all by a gateway, on the primary
+    /// ones by a node (P305, P306).
+    pub nodeport_addresses: Vec<NodePortAddress>,
+    /// Whether a node serves NodePorts on 127.0.0.1, unless `nodeport_addresses` excludes it (P308).
+    pub localhost_nodeports: bool,
+    /// How a node recognises its pods (P601).
+    pub local_pods: LocalPods,
+    /// Whether a node masquerades everything to cluster IPs (P603).
+    pub masquerade_all: bool,
     /// Where the node's addresses are found.
     pub node_addresses: NodeAddresses,
 }
@@ -56,21 +64,32 @@ pub fn compile(
     settings: &Settings,
     previous: &Tables,
 ) -> (Tables, Report) {
-    let addresses = addresses::node_addresses(desired, net, settings);
-    let (services, mut entries) = services::compile(desired, &addresses, settings, &previous.services);
+    let surroundings = addresses::Surroundings::new(desired, net, settings);
+    let mut memo = services::ServiceMemo::default();
+    let (services, mut entries) =
+        services::compile(desired, &surroundings, settings, &mut memo, &previous.services);
     let (routing, more) = net::compile_routing(net, &previous.routing);
     entries.extend(more);
     let (snat, more) = net::compile_snat(net, settings, &previous.snat);
     entries.extend(more);
     entries.extend(services::snat_overlaps(desired, &services, &snat));
-    (next_generation(previous, Tables { generation: 0, services, routing, snat }), Report { entries })
+    let sources = compile_sources(&surroundings, &previous.sources);
+    let next = Tables { generation: 0, services, routing, snat, sources };
+    (next_generation(previous, next), Report { entries })
+}
+
+/// Who is a pod of this node and who is the node; `previous` itself if that did not change.
+fn compile_sources(surroundings: &addresses::Surroundings, previous: &Arc<Sources>) -> Arc<Sources> {
+    let sources = Sources::new(surroundings.pods.clone(), surroundings.own.iter().copied());
+    if sources == **previous { Arc::clone(previous) } else { Arc::new(sources) }
 }
 
 /// Numbers `next`: as `previous` if all its parts are those of `previous`.
 fn next_generation(previous: &Tables, mut next: Tables) -> Tables {
     let same = Arc::ptr_eq(&previous.services, &next.services)
         && Arc::ptr_eq(&previous.routing, &next.routing)
-        && Arc::ptr_eq(&previous.snat, &next.snat);
+        && Arc::ptr_eq(&previous.snat, &next.snat)
+        && Arc::ptr_eq(&previous.sources, &next.sources);
     next.generation = previous.generation + u64::from(!same);
     next
 }

@@ -1,7 +1,7 @@
 //! Which endpoints a frontend may choose from, and whether the client's address is replaced.
 //! Never sees an endpoint.
 
-use flowgate_tables::{FrontendKind, SourceNat};
+use flowgate_tables::{BySource, FrontendKind, SourceNat};
 
 use crate::model::{Service, TrafficPolicy};
 
@@ -31,28 +31,62 @@ pub(super) struct Policy {
     pub(super) source_nat: SourceNat,
 }
 
-/// The policy for one kind of frontend of a Service.
-pub(super) fn policy(role: Role, kind: FrontendKind, service: &Service) -> Policy {
-    let governing = match kind {
-        FrontendKind::ClusterIp => service.internal_policy,
-        // P322: internalTrafficPolicy says nothing about these, and P303 the reverse.
-        FrontendKind::NodePort | FrontendKind::ExternalIp | FrontendKind::LoadBalancer => {
-            service.external_policy
+/// What decides besides the Service.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Circumstances {
+    pub(super) role: Role,
+    /// Everything to cluster IPs is masqueraded.
+    pub(super) masquerade_all: bool,
+    /// Pods of this node can be told from other sources of the family.
+    pub(super) knows_pods: bool,
+}
+
+/// The policy for one kind of frontend of a Service, by who sends.
+pub(super) fn policy(around: Circumstances, kind: FrontendKind, service: &Service) -> BySource<Policy> {
+    match around.role {
+        Role::Gateway => BySource::same(on_a_gateway(kind, service)),
+        Role::Node => on_a_node(around, kind, service),
+    }
+}
+
+/// A gateway has no endpoint of its own, so all count (P203 does not apply), and no pods (nor do P319
+/// and P320). Replies to its ClusterIP traffic would not come back by themselves.
+fn on_a_gateway(kind: FrontendKind, service: &Service) -> Policy {
+    let keeps = kind != FrontendKind::ClusterIp && service.external_policy == TrafficPolicy::Local;
+    let source_nat = if keeps { SourceNat::KeepClient } else { SourceNat::Always };
+    Policy { scope: Scope::Cluster, source_nat }
+}
+
+fn on_a_node(around: Circumstances, kind: FrontendKind, service: &Service) -> BySource<Policy> {
+    let of = |scope, source_nat| Policy { scope, source_nat };
+    match kind {
+        FrontendKind::ClusterIp => {
+            // P302. P303: externalTrafficPolicy says nothing here.
+            let scope = scope_of(service.internal_policy);
+            let masquerade = |yes| of(scope, if yes { SourceNat::Always } else { SourceNat::KeepClient });
+            // P603, P604
+            let others = masquerade(around.masquerade_all || around.knows_pods);
+            BySource { outside: others, node: others, pod: masquerade(around.masquerade_all) }
         }
-    };
-    let scope = match (role, governing) {
-        // A gateway has no endpoint of its own.
-        (Role::Gateway, _) | (_, TrafficPolicy::Cluster) => Scope::Cluster,
-        (Role::Node, TrafficPolicy::Local) => Scope::Local,
-    };
-    let source_nat = match (role, kind, governing) {
-        // Replies to a gateway's ClusterIP traffic would not come back here by themselves.
-        (Role::Gateway, FrontendKind::ClusterIp, _) => SourceNat::Always,
-        // P603: without a detector of local pods and masqueradeAll, kube-proxy keeps the client.
-        (Role::Node, FrontendKind::ClusterIp, _) => SourceNat::KeepClient,
-        // P318 and P317.
-        (_, _, TrafficPolicy::Local) => SourceNat::KeepClient,
-        (_, _, TrafficPolicy::Cluster) => SourceNat::Always,
-    };
-    Policy { scope, source_nat }
+        // P322: internalTrafficPolicy says nothing here.
+        FrontendKind::NodePort | FrontendKind::ExternalIp | FrontendKind::LoadBalancer => {
+            match service.external_policy {
+                // P317
+                TrafficPolicy::Cluster => BySource::same(of(Scope::Cluster, SourceNat::Always)),
+                // P318, P319, P320. P606: masquerade_all changes nothing.
+                TrafficPolicy::Local => BySource {
+                    outside: of(Scope::Local, SourceNat::KeepClient),
+                    pod: of(Scope::Cluster, SourceNat::KeepClient),
+                    node: of(Scope::Cluster, SourceNat::Always),
+                },
+            }
+        }
+    }
+}
+
+const fn scope_of(policy: TrafficPolicy) -> Scope {
+    match policy {
+        TrafficPolicy::Cluster => Scope::Cluster,
+        TrafficPolicy::Local => Scope::Local,
+    }
 }

@@ -1,55 +1,126 @@
 //! Services to the service table. Never lets one Service spoil another.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use flowgate_tables::service::ServiceError;
-use flowgate_tables::spec::{EndpointSpec, FrontendSpec, ServiceName, ServiceSpec};
-use flowgate_tables::{EmptyAction, FrontendKind, ServiceTable, SnatPool};
-use flowgate_wire::{L4Port, Protocol};
+use flowgate_tables::spec::{FrontendSpec, ServiceName, ServiceSpec};
+use flowgate_tables::{FrontendKind, ServiceTable, SnatPool};
+use flowgate_wire::Protocol;
 
 use super::Settings;
-use super::endpoints::{PortEndpoints, SliceIndex};
-use super::policy::{Scope, policy};
+use super::addresses::Surroundings;
+use super::endpoints::{SliceIndex, slices_of};
+use super::subject::Subject;
 use crate::model::{
-    Affinity, ClusterAddress, Desired, EndpointSlice, IngressMode, Kept, Key, Service, ServicePort,
-    ServiceType,
+    ClusterAddress, Desired, EndpointSlice, Endpoints, Kept, Key, Service, ServicePort, ServiceType,
 };
 use crate::report::{Entry, ObjectRef, Severity};
 
-/// Builds the service table; it is `previous` itself if nothing changed.
+/// What was made of each Service, kept for as long as nothing changes that it was made from.
+#[derive(Debug, Default)]
+pub(super) struct ServiceMemo {
+    surroundings: Surroundings,
+    by_service: BTreeMap<Key, Compiled>,
+}
+
+/// What was made of one Service, and of what.
+#[derive(Debug)]
+struct Compiled {
+    service: Arc<Service>,
+    slices: Vec<Arc<EndpointSlice>>,
+    endpoints: Option<Arc<Endpoints>>,
+    specs: Vec<Arc<ServiceSpec>>,
+    notes: Vec<(Severity, String)>,
+}
+
+impl Compiled {
+    fn is_current(
+        &self,
+        service: &Arc<Service>,
+        slices: &[&Arc<EndpointSlice>],
+        of: Option<&Endpoints>,
+    ) -> bool {
+        Arc::ptr_eq(&self.service, service)
+            && self.slices.len() == slices.len()
+            && self.slices.iter().zip(slices).all(|(a, b)| Arc::ptr_eq(a, b))
+            && self.endpoints.as_deref().map(std::ptr::from_ref) == of.map(std::ptr::from_ref)
+    }
+}
+
+/// Builds the service table; it is `previous` itself if nothing changed. Services that were compiled from
+/// the very same objects before are taken from `memo`.
 pub(super) fn compile(
     desired: &Desired,
-    node_addresses: &[IpAddr],
+    surroundings: &Surroundings,
     settings: &Settings,
+    memo: &mut ServiceMemo,
     previous: &Arc<ServiceTable>,
 ) -> (Arc<ServiceTable>, Vec<Entry>) {
-    let slices = SliceIndex::new(desired);
+    if memo.surroundings != *surroundings {
+        *memo = ServiceMemo { surroundings: surroundings.clone(), ..ServiceMemo::default() };
+    }
+    let index = SliceIndex::new(desired);
+    let mut by_service = BTreeMap::new();
     let mut specs = Vec::new();
     let mut entries = Vec::new();
     let mut node_ports = NodePorts::default();
     for (key, kept) in desired.services() {
-        let note = |severity, reason| entry(severity, key, kept, reason);
-        match served(&kept.object) {
-            Ok(cluster_ips) => {
-                let slices = slices.of(key, &kept.object, desired);
-                entries
-                    .extend(warnings(&kept.object, &slices).into_iter().map(|w| note(Severity::Warning, w)));
-                let service = Subject { key, service: &kept.object, cluster_ips, slices: &slices };
-                let (more, refused) = service.specs(node_addresses, settings, &mut node_ports);
-                specs.extend(more);
-                entries.extend(refused.into_iter().map(|reason| note(Severity::Error, reason)));
-            }
-            Err(Some(warning)) => entries.push(note(Severity::Warning, warning.to_owned())),
-            Err(None) => {}
+        let slices = index.of(key);
+        let endpoints = desired.endpoints().get(key).map(|kept| &kept.object);
+        let known = memo.by_service.remove(key);
+        let compiled = known
+            .filter(|known| known.is_current(&kept.object, slices, endpoints.map(AsRef::as_ref)))
+            .unwrap_or_else(|| {
+                let (specs, notes) = compile_one(key, &kept.object, slices, desired, surroundings, settings);
+                Compiled {
+                    service: Arc::clone(&kept.object),
+                    slices: slices.iter().map(|&slice| Arc::clone(slice)).collect(),
+                    endpoints: endpoints.map(Arc::clone),
+                    specs,
+                    notes,
+                }
+            });
+        entries.extend(
+            compiled.notes.iter().map(|(severity, reason)| entry(*severity, key, kept, reason.clone())),
+        );
+        for spec in &compiled.specs {
+            let (spec, refused) = node_ports.claim(spec, &kept.object);
+            specs.push(spec);
+            entries.extend(refused.map(|reason| entry(Severity::Error, key, kept, reason)));
         }
+        by_service.insert(key.clone(), compiled);
     }
-    let (table, errors) = ServiceTable::build(previous, specs);
+    memo.by_service = by_service;
+    let (table, errors) = ServiceTable::build(previous, specs, surroundings.service_cidrs.clone());
     entries.extend(errors.iter().map(|error| refusal(desired, error)));
     let unchanged = table.services().len() == previous.services().len()
+        && table.service_cidrs() == previous.service_cidrs()
         && table.services().iter().zip(previous.services()).all(|(a, b)| Arc::ptr_eq(a, b));
     (if unchanged { Arc::clone(previous) } else { Arc::new(table) }, entries)
+}
+
+/// One description per port, and what its owner should know.
+fn compile_one(
+    key: &Key,
+    service: &Service,
+    slices: &[&Arc<EndpointSlice>],
+    desired: &Desired,
+    surroundings: &Surroundings,
+    settings: &Settings,
+) -> (Vec<Arc<ServiceSpec>>, Vec<(Severity, String)>) {
+    match served(service) {
+        Ok(cluster_ips) => {
+            let slices = slices_of(key, service, slices, desired);
+            let notes = warnings(service, &slices);
+            let subject = Subject { key, service, cluster_ips, slices: &slices, surroundings, settings };
+            let specs = subject.specs().into_iter().map(Arc::new).collect();
+            (specs, notes.into_iter().map(|note| (Severity::Warning, note)).collect())
+        }
+        Err(Some(warning)) => (Vec::new(), vec![(Severity::Warning, warning.to_owned())]),
+        Err(None) => (Vec::new(), Vec::new()),
+    }
 }
 
 /// Names the Services that are reached by an address and port that translated flows use as source.
@@ -61,7 +132,7 @@ pub(super) fn snat_overlaps(desired: &Desired, services: &ServiceTable, snat: &S
     };
     let mut entries = Vec::new();
     for service in services.services() {
-        let ServiceSpec { name, frontends, .. } = &service.spec;
+        let ServiceSpec { name, frontends, .. } = &*service.spec;
         if let Some(FrontendSpec { addr, port, .. }) = frontends.iter().find(taken) {
             let reason = format!(
                 "{addr}:{port} is also a source of translated flows: take the port out of the SNAT range or choose another"
@@ -111,120 +182,7 @@ fn warnings(service: &Service, slices: &[Arc<EndpointSlice>]) -> Vec<String> {
             ));
         }
     }
-    if service.affinity != Affinity::None {
-        all.push(
-            "sessionAffinity ClientIP is not honoured yet: each connection is placed by itself".to_owned(),
-        );
-    }
     all
-}
-
-/// A Service that is served.
-struct Subject<'a> {
-    key: &'a Key,
-    service: &'a Service,
-    cluster_ips: &'a [IpAddr],
-    slices: &'a [Arc<EndpointSlice>],
-}
-
-impl Subject<'_> {
-    /// One description per port, and what is refused.
-    fn specs(
-        &self,
-        node_addresses: &[IpAddr],
-        settings: &Settings,
-        node_ports: &mut NodePorts,
-    ) -> (Vec<ServiceSpec>, Vec<String>) {
-        let mut refused = Vec::new();
-        let captured = self.service.ingress.iter().filter(|ingress| ingress.mode == IngressMode::Vip);
-        let mut ingress: Vec<IpAddr> = captured.map(|ingress| ingress.ip).collect();
-        if let Some(reason) = self.unenforceable_ranges(&ingress) {
-            refused.push(reason);
-            ingress.clear();
-        }
-        let mut specs = Vec::new();
-        for port in self.service.ports.iter() {
-            let name = self.name(port);
-            let mut wanted: Vec<(FrontendKind, IpAddr, u16)> = Vec::new();
-            let mut want = |kind, addresses: &[IpAddr], number| {
-                wanted.extend(addresses.iter().map(|&addr| (kind, addr, number)));
-            };
-            want(FrontendKind::ClusterIp, self.cluster_ips, port.port);
-            want(FrontendKind::ExternalIp, &self.service.external_ips, port.port);
-            want(FrontendKind::LoadBalancer, &ingress, port.port);
-            if let Some(node_port) = port.node_port {
-                match node_ports.claim(node_port, port.protocol, &name) {
-                    Ok(()) => want(FrontendKind::NodePort, node_addresses, node_port),
-                    Err(reason) => refused.push(reason),
-                }
-            }
-            specs.push(self.spec(name, port, &wanted, settings));
-        }
-        (specs, refused)
-    }
-
-    fn spec(
-        &self,
-        name: ServiceName,
-        port: &ServicePort,
-        wanted: &[(FrontendKind, IpAddr, u16)],
-        settings: &Settings,
-    ) -> ServiceSpec {
-        let endpoints = PortEndpoints::new(self.slices, port, &settings.node_name);
-        let mut sets: Vec<(Scope, bool)> = Vec::new();
-        let mut endpoint_sets: Vec<Vec<EndpointSpec>> = Vec::new();
-        let mut frontends = Vec::with_capacity(wanted.len());
-        for &(kind, addr, number) in wanted {
-            let ipv4 = addr.is_ipv4();
-            // P902: a family that the Service has no address of does not exist for it.
-            if !self.cluster_ips.iter().any(|ip| ip.is_ipv4() == ipv4) {
-                continue;
-            }
-            let policy = policy(settings.role, kind, self.service);
-            let wanted_set = (policy.scope, ipv4);
-            let endpoint_set = sets.iter().position(|set| *set == wanted_set).unwrap_or_else(|| {
-                sets.push(wanted_set);
-                endpoint_sets.push(endpoints.set(policy.scope, ipv4));
-                sets.len() - 1
-            });
-            // P206, P501
-            let when_empty = if endpoints.any_usable(ipv4) { EmptyAction::Drop } else { EmptyAction::Reject };
-            frontends.push(FrontendSpec {
-                addr,
-                port: L4Port::new(number),
-                kind,
-                endpoint_set,
-                source_nat: policy.source_nat,
-                when_empty,
-            });
-        }
-        ServiceSpec { name, protocol: port.protocol, frontends, endpoint_sets }
-    }
-
-    /// Serving an address without the filter its owner put before it would open what must be closed.
-    fn unenforceable_ranges(&self, ingress: &[IpAddr]) -> Option<String> {
-        let filters = |ip: &&IpAddr| {
-            let mut of_family = self
-                .service
-                .source_ranges
-                .iter()
-                .filter(|net| net.addr().is_ipv4() == ip.is_ipv4())
-                .peekable();
-            of_family.peek().is_some() && of_family.all(|net| net.prefix_len() != 0)
-        };
-        let ip = ingress.iter().find(filters)?;
-        Some(format!(
-            "loadBalancerSourceRanges cannot be enforced yet, so load balancer addresses ({ip}) are not served"
-        ))
-    }
-
-    fn name(&self, port: &ServicePort) -> ServiceName {
-        ServiceName {
-            namespace: self.key.namespace.clone(),
-            name: self.key.name.clone(),
-            port: port.name.clone(),
-        }
-    }
 }
 
 /// Who has which NodePort; the first in the order of names keeps it.
@@ -234,12 +192,24 @@ struct NodePorts {
 }
 
 impl NodePorts {
-    fn claim(&mut self, port: u16, protocol: Protocol, name: &ServiceName) -> Result<(), String> {
-        if let Some(owner) = self.owners.get(&(port, protocol)) {
-            return Err(format!("nodePort {port} {protocol} belongs to {owner} already: choose another"));
+    /// The description, without the NodePort if it belongs to another.
+    fn claim(&mut self, spec: &Arc<ServiceSpec>, service: &Service) -> (Arc<ServiceSpec>, Option<String>) {
+        let (name, protocol) = (&spec.name, spec.protocol);
+        let port = service.ports.iter().find(|p| p.name == name.port && p.protocol == protocol);
+        let Some(number) = port.and_then(|port| port.node_port) else { return (Arc::clone(spec), None) };
+        match self.owners.get(&(number, protocol)) {
+            Some(owner) => {
+                let mut without = ServiceSpec::clone(spec);
+                without.frontends.retain(|frontend| frontend.kind != FrontendKind::NodePort);
+                let reason =
+                    format!("nodePort {number} {protocol} belongs to {owner} already: choose another");
+                (Arc::new(without), Some(reason))
+            }
+            None => {
+                self.owners.insert((number, protocol), name.clone());
+                (Arc::clone(spec), None)
+            }
         }
-        self.owners.insert((port, protocol), name.clone());
-        Ok(())
     }
 }
 

@@ -3,9 +3,10 @@
 //! Values come in from one source, from netlink and from workers that miss a neighbour. Changes are folded
 //! until it was quiet for 10 ms, but never longer than 100 ms, then compiled and handed to the sink.
 
+mod changes;
+mod observer;
 mod status;
 
-use std::collections::HashSet;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,12 +16,14 @@ use flowgate_tables::routing::Unresolved;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+pub use self::changes::Changes;
+pub use self::observer::{Extent, Observer};
 pub use self::status::Status;
 use crate::compile::{Compiler, Settings, unresolved_next_hops};
-use crate::model::{Desired, Key, NetState};
+use crate::model::{Desired, NetState};
 use crate::netlink::Resolve;
-use crate::report::{Entry, ObjectRef, Report, Severity};
-use crate::source::{Change, SourceEvent, SourceHealth};
+use crate::report::{Entry, Report, Severity};
+use crate::source::{SourceEvent, SourceHealth};
 
 /// A generation to publish.
 #[derive(Clone, Debug)]
@@ -44,6 +47,10 @@ pub struct Channels {
     pub resolve: mpsc::Sender<Resolve>,
     /// Where the state of the loop is shown.
     pub status: watch::Sender<Status>,
+    /// Where the objects of the last compilation are shown.
+    pub desired: watch::Sender<Arc<Desired>>,
+    /// Takes down what the loop does.
+    pub observer: Observer,
     /// Turns true, or is dropped, when the loop should end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -55,7 +62,16 @@ pub async fn run<E: Display>(
     channels: Channels,
     sink: impl FnMut(Update) -> Result<(), E>,
 ) {
-    let Channels { mut source, mut net, mut requests, resolve, status, mut shutdown } = channels;
+    let Channels {
+        mut source,
+        mut net,
+        mut requests,
+        resolve,
+        status,
+        desired: shown_desired,
+        observer,
+        mut shutdown,
+    } = channels;
     let net_state = net.borrow_and_update().clone();
     let mut state = Reconciler {
         compiler: Compiler::new(settings),
@@ -68,6 +84,8 @@ pub async fn run<E: Display>(
         resolve,
         standing: Vec::new(),
         status,
+        shown_desired,
+        observer,
     };
     let mut fold = Fold::default();
     let (mut source_open, mut net_open, mut requests_open) = (true, true, true);
@@ -95,6 +113,7 @@ pub async fn run<E: Display>(
                 Ok(()) => {
                     state.net = net.borrow_and_update().clone();
                     if state.stage == Stage::Serving {
+                        state.observer.queued(Instant::now());
                         fold.changed(Instant::now());
                     }
                 }
@@ -129,6 +148,8 @@ struct Reconciler<S> {
     resolve: mpsc::Sender<Resolve>,
     standing: Vec<Unresolved>,
     status: watch::Sender<Status>,
+    shown_desired: watch::Sender<Arc<Desired>>,
+    observer: Observer,
 }
 
 /// Whether there is a set of objects to serve.
@@ -154,12 +175,15 @@ where
         match event {
             SourceEvent::Replace(snapshot) => {
                 self.stage = Stage::Serving;
+                let changes = Changes::between(&self.desired, &snapshot.desired);
+                self.observer.changed(&changes, Instant::now());
                 if snapshot.desired != *self.desired {
                     self.desired = Arc::new(snapshot.desired);
                 }
                 self.findings = snapshot.findings;
                 let objects = self.desired.counts();
                 self.status.send_modify(|status| {
+                    status.received = true;
                     (status.objects, status.ignored_objects) = (objects, snapshot.ignored);
                     if status.source == SourceHealth::Starting {
                         status.source = SourceHealth::Synced;
@@ -167,7 +191,8 @@ where
                 });
             }
             SourceEvent::Change(changes) => {
-                change(&mut self.desired, &mut self.findings, changes);
+                let counted = changes::apply(&mut self.desired, &mut self.findings, changes);
+                self.observer.changed(&counted, Instant::now());
                 let objects = self.desired.counts();
                 self.status.send_modify(|status| status.objects = objects);
             }
@@ -182,6 +207,7 @@ where
     }
 
     fn compile(&mut self) -> Sinking {
+        let began = Instant::now();
         let (tables, compiled) = self.compiler.compile(&self.desired, &self.net);
         let report = Arc::new(Report { entries: self.entries(compiled) });
         let outcome = if self.offered == Some(tables.generation) {
@@ -190,6 +216,7 @@ where
             let update = Update { tables: tables.clone(), report: Arc::clone(&report) };
             (self.sink)(update).map_err(|error| error.to_string())
         };
+        self.observe(began, &outcome);
         let published = outcome.is_ok() && self.offered != Some(tables.generation);
         if published {
             self.offered = Some(tables.generation);
@@ -206,7 +233,20 @@ where
             changed
         });
         self.wish(&tables);
+        self.shown_desired.send_if_modified(|shown| {
+            let changed = !Arc::ptr_eq(shown, &self.desired);
+            shown.clone_from(&self.desired);
+            changed
+        });
         if outcome.is_ok() { Sinking::Taken } else { Sinking::Refused }
+    }
+
+    fn observe(&self, began: Instant, outcome: &Result<(), String>) {
+        let extent = if self.offered.is_none() { Extent::Full } else { Extent::Partial };
+        match outcome {
+            Ok(()) => self.observer.synced(began.elapsed(), extent),
+            Err(_) => self.observer.refused(),
+        }
     }
 
     fn entries(&self, compiled: Report) -> Vec<Entry> {
@@ -229,21 +269,6 @@ where
         if wanted != self.standing && self.resolve.try_send(Resolve::Standing(wanted.clone())).is_ok() {
             self.standing = wanted;
         }
-    }
-}
-
-/// Applies changes to the set and to what is wrong with it. The set is copied once for each generation that
-/// still holds it: objects are shared, so that is their names.
-fn change(desired: &mut Arc<Desired>, findings: &mut Vec<Entry>, changes: Vec<Change>) {
-    let named: HashSet<&ObjectRef> = changes.iter().map(|change| &change.name).collect();
-    findings.retain(|entry| entry.object.as_ref().is_none_or(|object| !named.contains(object)));
-    for Change { name, object, findings: found } in changes {
-        let desired = Arc::make_mut(desired);
-        match object {
-            Some(object) => desired.apply(Key::new(&name.namespace, &name.name), object, None),
-            None => drop(desired.delete(&name)),
-        }
-        findings.extend(found);
     }
 }
 
@@ -279,42 +304,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Namespace, Object};
     use crate::source::Snapshot;
-
-    fn applied(name: &str, label: &str) -> Change {
-        let labels = [("l".to_owned(), label.to_owned())].into();
-        Change {
-            name: ObjectRef::new("Namespace", "", name),
-            object: Some(Object::Namespace(Arc::new(Namespace { labels }))),
-            findings: vec![],
-        }
-    }
-
-    fn blamed(name: &str, reason: &str) -> Entry {
-        let object = Some(ObjectRef::new("Namespace", "", name));
-        Entry { severity: Severity::Error, place: None, object, reason: reason.into() }
-    }
-
-    #[test]
-    fn p1003_a_change_touches_its_object_and_what_was_said_of_it_and_nothing_else() {
-        let mut desired = Arc::new(Desired::default());
-        let general = Entry { object: None, ..blamed("", "of nobody") };
-        let mut findings = vec![general.clone(), blamed("a", "old"), blamed("b", "stays")];
-        change(&mut desired, &mut findings, vec![applied("a", "1"), applied("b", "1"), applied("c", "1")]);
-        assert_eq!(findings, std::slice::from_ref(&general), "an accepted object is not to blame");
-        let published = Arc::clone(&desired);
-        let gone = Change { object: None, findings: vec![blamed("a", "refused")], ..applied("a", "") };
-        change(&mut desired, &mut findings, vec![gone, applied("c", "2")]);
-        assert_eq!(findings, [general, blamed("a", "refused")]);
-        assert_eq!((published.counts().namespaces, desired.counts().namespaces), (3, 2), "copied on write");
-        let label = |desired: &Desired, name: &str| {
-            desired.namespaces()[&Key::new("", name)].object.labels["l"].clone()
-        };
-        assert_eq!((label(&published, "c"), label(&desired, "c")), ("1".into(), "2".into()));
-        let shared = |desired: &Desired| Arc::as_ptr(&desired.namespaces()[&Key::new("", "b")].object);
-        assert_eq!(shared(&published), shared(&desired), "what did not change is shared");
-    }
 
     #[tokio::test]
     async fn p1001_nothing_is_published_before_the_first_whole_set_but_it_is_said_why() {
@@ -325,7 +315,8 @@ mod tests {
         let (status, mut shown) = watch::channel(Status::default());
         let (_shutdown, shutdown) = watch::channel(false);
         let (published, mut publications) = mpsc::unbounded_channel();
-        let channels = Channels { source, net, requests, resolve, status, shutdown };
+        let (desired, observer) = (watch::channel(Arc::default()).0, Observer::default());
+        let channels = Channels { source, net, requests, resolve, status, desired, observer, shutdown };
         let running = run(Settings::default(), channels, move |update: Update| published.send(update.tables));
         let told = async {
             let stale = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "no answer".into() };

@@ -1,10 +1,11 @@
 //! What the loop shows of itself. Never decides anything.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::model::ObjectCounts;
-use crate::report::Report;
+use crate::report::{Entry, Report};
 use crate::source::SourceHealth;
 
 /// The state of the control plane.
@@ -18,10 +19,30 @@ pub struct Status {
     pub objects: ObjectCounts,
     /// How many objects of other kinds the source holds.
     pub ignored_objects: usize,
+    /// Whether the source has ever given its objects.
+    pub received: bool,
     /// Whether the source is up to date.
     pub source: SourceHealth,
     /// Why the sink refused the newest tables, if it did.
     pub refused: Option<String>,
     /// What is wrong with the objects.
     pub report: Arc<Report>,
+    /// Servers that cannot listen, by what they are for.
+    pub listeners: BTreeMap<&'static str, Vec<Entry>>,
+}
+
+impl Status {
+    /// Everything that is wrong: with the objects, then with servers.
+    pub fn findings(&self) -> impl Iterator<Item = &Entry> {
+        self.report.entries.iter().chain(self.listeners.values().flatten())
+    }
+
+    /// Replaces what is wrong with the servers for one purpose; returns whether that changed anything.
+    pub fn set_listener_findings(&mut self, purpose: &'static str, findings: Vec<Entry>) -> bool {
+        if self.listeners.get(purpose).map_or(&[][..], Vec::as_slice) == findings {
+            return false;
+        }
+        self.listeners.insert(purpose, findings);
+        true
+    }
 }

@@ -7,9 +7,11 @@
 //! # Required reading
 //! - Readers: [`table::FlowTable::find`] and the sequence word in [`entry`].
 //! - Writers: [`table::FlowTable::insert`] for the order in which the two directions become visible.
+//! - Session affinity is a table of its own: [`affinity`].
 //! - What happens when the table is full: [`table::Inserted::Full`] and [`table`].
 #![deny(unsafe_code)]
 
+pub mod affinity;
 mod arch;
 pub mod entry;
 pub mod expiry;
@@ -19,6 +21,7 @@ pub mod state;
 pub mod table;
 pub mod tags;
 
+pub use affinity::{AffinityTable, Bound};
 pub use arch::prefetch;
 pub use entry::{Direction, EntryIndex, NextHopRef, Side, Tick};
 pub use expiry::{Sweep, Timeouts};

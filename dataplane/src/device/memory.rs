@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use flowgate_tables::InterfaceId;
 
-use super::{Device, NotSent};
+use super::{Device, FrameBuffer, NotSent};
 use crate::pipeline::{BURST, RxChecksums};
 
 /// A frame in ordinary memory.
@@ -18,6 +18,13 @@ pub struct MemoryFrame(
 impl AsMut<[u8]> for MemoryFrame {
     fn as_mut(&mut self) -> &mut [u8] {
         &mut self.0
+    }
+}
+
+impl FrameBuffer for MemoryFrame {
+    fn resize(&mut self, len: usize) -> bool {
+        self.0.resize(len, 0);
+        true
     }
 }
 
@@ -65,6 +72,10 @@ impl Device for MemoryDevice {
 
     fn rx_queues(&self) -> usize {
         self.rx.len()
+    }
+
+    fn interface(&self, queue: usize) -> InterfaceId {
+        InterfaceId(u8::try_from(queue).expect("a queue for each of at most 256 interfaces"))
     }
 
     fn checksums(&self, _queue: usize) -> RxChecksums {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use flowgate_tables::InterfaceId;
 use flowgate_xsk::{BURST, Frame, FramePool, Poller, Port, RefusedReason};
 
-use super::{Device, NotSent};
+use super::{Device, FrameBuffer, NotSent};
 use crate::pipeline::RxChecksums;
 
 /// One (interface, queue) socket of a worker.
@@ -26,6 +26,7 @@ pub struct XskDevice {
     pool: FramePool,
     ports: Vec<Port>,
     checksums: Vec<RxChecksums>,
+    interfaces: Vec<InterfaceId>,
     /// Position of the socket that sends for each interface.
     tx_port: Vec<Option<usize>>,
     poller: Poller,
@@ -34,14 +35,15 @@ pub struct XskDevice {
 impl XskDevice {
     /// Joins the sockets that were opened over `pool`; the first of an interface sends for it.
     pub fn new(pool: FramePool, queues: Vec<RxQueue>) -> Self {
-        let interfaces = queues.iter().map(|queue| queue.interface.index() + 1).max().unwrap_or(0);
-        let mut tx_port = vec![None; interfaces];
+        let interface_count = queues.iter().map(|queue| queue.interface.index() + 1).max().unwrap_or(0);
+        let mut tx_port = vec![None; interface_count];
         for (position, queue) in queues.iter().enumerate().rev() {
             tx_port[queue.interface.index()] = Some(position);
         }
         let checksums = queues.iter().map(|queue| queue.checksums).collect();
+        let interfaces = queues.iter().map(|queue| queue.interface).collect();
         let ports = queues.into_iter().map(|queue| queue.port).collect();
-        let mut device = Self { pool, ports, checksums, tx_port, poller: Poller::new() };
+        let mut device = Self { pool, ports, checksums, interfaces, tx_port, poller: Poller::new() };
         device.flush();
         device
     }
@@ -52,11 +54,21 @@ impl XskDevice {
     }
 }
 
+impl FrameBuffer for Frame {
+    fn resize(&mut self, len: usize) -> bool {
+        self.set_len(len).is_ok()
+    }
+}
+
 impl Device for XskDevice {
     type Frame = Frame;
 
     fn rx_queues(&self) -> usize {
         self.ports.len()
+    }
+
+    fn interface(&self, queue: usize) -> InterfaceId {
+        self.interfaces[queue]
     }
 
     fn checksums(&self, queue: usize) -> RxChecksums {

@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use flowgate_flow::{Direction, Found, Inserted, NewFlow, NextHopRef, Probe};
+use flowgate_flow::{Bound, Direction, Found, Inserted, NewFlow, NextHopRef, Probe};
 use flowgate_tables::routing::{Route, Unresolved};
 use flowgate_tables::service::ServiceKey;
-use flowgate_tables::{Backend, Frontend, NextHop, NextHopId, SourceNat};
+use flowgate_tables::{Backend, NextHop, NextHopId, Tables};
 use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, Packet4, Protocol, Translation4};
 
+use super::choose::{Decision, Placing, choose};
 use super::{Context, Router};
 use crate::counters::{Counters, Event};
 use crate::verdict::{DropReason, PassReason, Verdict};
@@ -29,28 +30,23 @@ impl Router {
         let tables = context.tables;
         let tuple = &packet.tuple;
         let key = ServiceKey { protocol: tuple.protocol, addr: IpAddr::V4(tuple.dst), port: tuple.dst_port };
-        let Some(frontend) = tables.services.frontend(&key) else {
-            let is_reply = tables.snat.ports().binary_search(&tuple.dst_port.number()).is_ok()
-                && tables
-                    .routing
-                    .interfaces()
-                    .iter()
-                    .any(|i| tables.snat.addresses(i.id).contains(&tuple.dst));
-            return Err(if is_reply {
-                Verdict::Drop(DropReason::NoFlow)
-            } else {
-                Verdict::Pass(PassReason::NotOurs)
-            });
-        };
-        if tuple.protocol == Protocol::Tcp && !packet.tcp_flags.opens() {
+        let opens = tuple.protocol != Protocol::Tcp || packet.tcp_flags.opens();
+        if !opens && tables.services.frontend(&key).is_some() {
             return Err(Verdict::Drop(DropReason::NoFlow));
         }
-        let backend = frontend
-            .backends
-            .pick(maglev_hash(tuple))
-            .and_then(|id| tables.services.backends().get(id))
-            .ok_or(Verdict::Drop(DropReason::NoBackend))?;
-        let IpAddr::V4(backend_addr) = backend.addr else {
+        let placing = Placing { affinity: context.affinity, now: context.now };
+        let choice = match choose(tables, Some(&placing), &any_family(tuple)) {
+            Decision::Forward(choice) => choice,
+            Decision::Reject(reason) => return Err(Verdict::Reject(reason)),
+            Decision::Drop(reason) => return Err(Verdict::Drop(reason)),
+            Decision::NotOurs => return Err(no_service(tuple, context)),
+        };
+        match choice.bound {
+            Some(Bound::Kept(_)) => counters.add(Event::AffinityKept, 1),
+            Some(Bound::Evicting(_)) => counters.add(Event::AffinityEvictions, 1),
+            Some(Bound::New(_) | Bound::Nobody) | None => {}
+        }
+        let IpAddr::V4(backend_addr) = choice.backend.addr else {
             return Err(Verdict::Drop(DropReason::NoRoute));
         };
         let (id, next_hop) = self.next_hop(backend_addr, context, counters)?;
@@ -61,11 +57,12 @@ impl Router {
             return Err(Verdict::Hold(neighbour));
         }
         let towards = Towards {
-            backend,
+            backend: choice.backend,
             addr: backend_addr,
+            source_nat: choice.source_nat,
             next_hop: NextHopRef::new(id.to_bits(), tables.routing.epoch()),
         };
-        self.insert(tuple, probe, frontend, &towards, &next_hop, context, counters)
+        self.insert(tuple, probe, &towards, &next_hop, context, counters)
     }
 
     /// The next hop towards `dst`.
@@ -89,18 +86,16 @@ impl Router {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what the flow is, and what it is decided by")]
     fn insert<'a>(
         &self,
         tuple: &FiveTuple4,
         probe: &Probe,
-        frontend: &Frontend,
         towards: &Towards<'_>,
         egress: &NextHop,
         context: &Context<'a>,
         counters: &mut Counters,
     ) -> Result<Found<'a>, Verdict> {
-        if frontend.source_nat == SourceNat::KeepClient {
+        if !towards.source_nat {
             let flow = towards.flow(tuple, tuple.src, tuple.src_port);
             return match context.flows.insert(&flow, context.now) {
                 Inserted::New(found) => Ok(opened(found, counters)),
@@ -133,6 +128,19 @@ impl Router {
     }
 }
 
+/// The verdict on a packet that has no flow and whose destination is no Service.
+fn no_service(tuple: &FiveTuple4, context: &Context<'_>) -> Verdict {
+    let Tables { snat, routing, .. } = context.tables;
+    let is_reply = snat.ports().binary_search(&tuple.dst_port.number()).is_ok()
+        && routing.interfaces().iter().any(|i| snat.addresses(i.id).contains(&tuple.dst));
+    if is_reply { Verdict::Drop(DropReason::NoFlow) } else { Verdict::Pass(PassReason::NotOurs) }
+}
+
+fn any_family(tuple: &FiveTuple4) -> FiveTuple<IpAddr> {
+    let FiveTuple { protocol, src, dst, src_port, dst_port } = *tuple;
+    FiveTuple { protocol, src: IpAddr::V4(src), dst: IpAddr::V4(dst), src_port, dst_port }
+}
+
 /// Whether the packet comes from a backend whose clients keep their address.
 #[cold]
 pub(super) fn may_be_kept_reply(packet: &Packet4, context: &Context<'_>) -> bool {
@@ -145,6 +153,8 @@ pub(super) fn may_be_kept_reply(packet: &Packet4, context: &Context<'_>) -> bool
 struct Towards<'a> {
     backend: &'a Backend,
     addr: Ipv4Addr,
+    /// Whether the backend sees an address of ours in place of the client's.
+    source_nat: bool,
     next_hop: NextHopRef,
 }
 
@@ -180,24 +190,8 @@ fn opened<'a>(found: Found<'a>, counters: &mut Counters) -> Found<'a> {
     found
 }
 
-/// The hash that picks a backend: not keyed, so that gateways that share a VIP pick alike.
-fn maglev_hash(tuple: &FiveTuple4) -> u32 {
-    let word = |bytes: [u8; 4]| u64::from(u32::from_be_bytes(bytes));
-    let ports = u64::from(tuple.src_port.number()) << 16 | u64::from(tuple.dst_port.number());
-    let mut x = word(tuple.src.octets()) << 32 | word(tuple.dst.octets());
-    x = splitmix(x ^ ports << 8 ^ u64::from(tuple.protocol.number()));
-    (x >> 32) as u32
-}
-
 /// The number of the `attempt`-th try: even steps over the whole range from a start that differs by flow.
 fn spread(start: u32, attempt: u32) -> u32 {
     // The golden ratio of 2^32: consecutive multiples lie far apart (Knuth, TAOCP 3, section 6.4).
     start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)) >> 1
-}
-
-/// The finisher of SplitMix64 (Steele, Lea, Flood 2014).
-const fn splitmix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -12,6 +12,7 @@ pub mod publish;
 pub mod routing;
 pub mod service;
 pub mod snat;
+pub mod source;
 pub mod spec;
 
 use std::sync::Arc;
@@ -21,9 +22,11 @@ pub use maglev::Maglev;
 pub use publish::{Publisher, TablesReader};
 pub use routing::{Interface, InterfaceId, NextHop, NextHopId, Routing};
 pub use service::{
-    BackendSet, EmptyAction, Frontend, FrontendKind, Service, ServiceId, ServiceTable, SourceNat,
+    BackendSet, EmptyAction, Frontend, FrontendKind, Service, ServiceId, ServiceTable, SourceNat, Treatment,
+    Unserved,
 };
 pub use snat::{PortSet, SnatPool};
+pub use source::{BySource, SourceClass, Sources};
 
 /// One generation of everything that a worker needs to decide the fate of a packet.
 #[derive(Clone, Debug)]
@@ -36,6 +39,8 @@ pub struct Tables {
     pub routing: Arc<Routing>,
     /// Source addresses and ports for translated flows.
     pub snat: Arc<SnatPool>,
+    /// Who is a pod of this node, and who is the node.
+    pub sources: Arc<Sources>,
 }
 
 impl Tables {
@@ -46,6 +51,7 @@ impl Tables {
             services: Arc::new(ServiceTable::default()),
             routing: Arc::new(Routing::default()),
             snat: Arc::new(SnatPool::default()),
+            sources: Arc::new(Sources::default()),
         }
     }
 }

@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use flowgate_wire::{L4Port, MacAddr, Protocol};
 use ipnet::IpNet;
 
 use crate::service::{EmptyAction, FrontendKind, SourceNat};
+use crate::source::BySource;
 
 /// Names one port of one Service for people: `namespace/name:port`, without the colon for an unnamed port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,8 +41,13 @@ pub struct ServiceSpec {
     pub protocol: Protocol,
     /// The addresses and ports that clients aim at.
     pub frontends: Vec<FrontendSpec>,
-    /// The sets of endpoints that frontends choose from; a frontend names one by position.
+    /// The sets of endpoints that frontends choose from; a treatment names one by position.
     pub endpoint_sets: Vec<Vec<EndpointSpec>>,
+    /// All endpoints that still answer: their flows go on, whether or not a set has them (P803).
+    pub serving: Vec<(IpAddr, L4Port)>,
+    /// How long after its last connection a client stays with its backend; none to place each connection
+    /// by itself (P701).
+    pub affinity: Option<Duration>,
 }
 
 /// One address and port that clients aim at.
@@ -51,6 +59,15 @@ pub struct FrontendSpec {
     pub port: L4Port,
     /// Where it comes from.
     pub kind: FrontendKind,
+    /// How new flows are treated, by who sends them.
+    pub treatments: BySource<TreatmentSpec>,
+    /// Who may reach it; none for everybody (P401).
+    pub allowed: Option<Arc<[IpNet]>>,
+}
+
+/// How new flows to a frontend are treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TreatmentSpec {
     /// Position in [`ServiceSpec::endpoint_sets`].
     pub endpoint_set: usize,
     /// Whether the client's address is replaced.

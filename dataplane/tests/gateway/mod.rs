@@ -13,15 +13,16 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use flowgate_dataplane::device::MemoryDevice;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
-    Counters, DropReason, Event, PassReason, Pipeline, Worker, WorkerConfig, WorkerNumber,
+    Counters, DropReason, Event, PassReason, Pipeline, RejectReason, Worker, WorkerConfig, WorkerNumber,
 };
-use flowgate_flow::{FlowTable, HashKey, Timeouts};
+use flowgate_flow::{AffinityTable, FlowTable, HashKey, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteSpec, ServiceName, ServiceSpec,
+    TreatmentSpec,
 };
 use flowgate_tables::{
-    EmptyAction, FrontendKind, InterfaceId, PortSet, Publisher, Routing, ServiceTable, SnatPool, SourceNat,
-    Tables,
+    BySource, EmptyAction, FrontendKind, InterfaceId, PortSet, Publisher, Routing, ServiceTable, SnatPool,
+    SourceNat, Sources, Tables,
 };
 use flowgate_wire::{L4Port, MacAddr, Protocol};
 
@@ -37,6 +38,7 @@ pub(crate) struct World {
     pub(crate) routes: Vec<RouteSpec>,
     pub(crate) neighbours: Vec<NeighbourSpec>,
     pub(crate) snat_ports: PortSet,
+    pub(crate) service_cidrs: Vec<ipnet::IpNet>,
 }
 
 impl World {
@@ -52,7 +54,9 @@ impl World {
         });
         let mut kept = service("kept", Protocol::Tcp, "203.0.113.7:80", 8080, &[12]);
         kept.frontends[0].kind = FrontendKind::LoadBalancer;
-        kept.frontends[0].source_nat = SourceNat::KeepClient;
+        let treatments = kept.frontends[0].treatments;
+        kept.frontends[0].treatments =
+            treatments.map(|t| TreatmentSpec { source_nat: SourceNat::KeepClient, ..*t });
         Self {
             services: vec![
                 web,
@@ -74,11 +78,15 @@ impl World {
                 neighbour(1, "10.244.0.13", Some(13)),
             ],
             snat_ports: (40_000..=40_099).collect(),
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         }
     }
 
     pub(crate) fn tables(&self, previous: &Tables) -> Tables {
-        let (services, errors) = ServiceTable::build(&previous.services, self.services.clone());
+        let (services, errors) = {
+            let specs = self.services.iter().cloned().map(Arc::new).collect();
+            ServiceTable::build(&previous.services, specs, self.service_cidrs.clone())
+        };
         assert!(errors.is_empty(), "{errors:?}");
         let routing =
             Routing::build(&previous.routing, self.interfaces.clone(), &self.routes, &self.neighbours)
@@ -93,6 +101,7 @@ impl World {
             services: Arc::new(services),
             routing: Arc::new(routing),
             snat: Arc::new(snat),
+            sources: Arc::new(Sources::new(vec![], self.interfaces.iter().flat_map(|i| i.addresses.clone()))),
         }
     }
 }
@@ -128,7 +137,8 @@ impl Gateway {
         };
         let asked = Arc::clone(&resolve);
         let resolver = Resolver(Arc::new(move |neighbour| asked.push(neighbour).is_ok()));
-        let shared = Shared { flows: Arc::clone(&flows), resolve: resolver, started };
+        let affinity = Arc::new(AffinityTable::new(64));
+        let shared = Shared { flows: Arc::clone(&flows), affinity, resolve: resolver, started };
         let device = MemoryDevice::new(2, tx_ring_len);
         let pipeline = Pipeline::new(config.number);
         let worker = Worker::new(config, shared, publisher.reader(), device, pipeline);
@@ -184,6 +194,10 @@ impl Gateway {
         for reason in DropReason::ALL {
             let n = counters.dropped(*reason) - self.counted.dropped(*reason);
             self.tell(&format!("drop {}", reason.name()), n);
+        }
+        for reason in RejectReason::ALL {
+            let n = counters.rejected(*reason) - self.counted.rejected(*reason);
+            self.tell(&format!("reject {}", reason.name()), n);
         }
         for reason in PassReason::ALL {
             let n = counters.passed(*reason) - self.counted.passed(*reason);
@@ -302,11 +316,16 @@ pub(crate) fn service(
             addr: IpAddr::V4(addr),
             port: L4Port::new(port),
             kind: FrontendKind::ClusterIp,
-            endpoint_set: 0,
-            source_nat: SourceNat::Always,
-            when_empty: EmptyAction::Reject,
+            treatments: BySource::same(TreatmentSpec {
+                endpoint_set: 0,
+                source_nat: SourceNat::Always,
+                when_empty: EmptyAction::Reject,
+            }),
+            allowed: None,
         }],
         endpoint_sets: vec![hosts.iter().map(endpoint).collect()],
+        serving: Vec::new(),
+        affinity: None,
     }
 }
 

@@ -17,7 +17,8 @@
 	X(pass_malformed)       /* to the kernel: a header that ends early or contradicts itself */            \
 	X(pass_not_ours)        /* to the kernel: TCP or UDP to nothing that Flowgate serves */                \
 	X(pass_no_worker)       /* to the kernel: ours, but no socket stands in the slot of this queue */ \
-	X(redirect_kept_reply)  /* to the worker: answer of a backend whose clients keep their address */
+	X(redirect_kept_reply)  /* to the worker: answer of a backend whose clients keep their address */      \
+	X(redirect_unserved)    /* to the worker: a port or an address for cluster IPs that no Service has */
 
 enum reason {
 #define FLOWGATE_REASON_ENUM(name) REASON_##name,

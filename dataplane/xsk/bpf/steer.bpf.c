@@ -94,6 +94,29 @@ struct {
 	TYPE(value, __u32);
 } own_addrs SEC(".maps");
 
+/* Cluster IPs: on these every port is ours, those that no Service has are refused (P505). */
+struct {
+	UINT(type, BPF_MAP_TYPE_HASH);
+	UINT(max_entries, 65536);
+	UINT(map_flags, BPF_F_NO_PREALLOC);
+	TYPE(key, struct address);
+	TYPE(value, __u32);
+} cluster_ips SEC(".maps");
+
+struct prefix {
+	__u32 len; /* in bits; an IPv4 prefix has 96 more */
+	struct address address;
+};
+
+/* The ranges that cluster IPs are taken from: what no Service has ends here (P506). */
+struct {
+	UINT(type, BPF_MAP_TYPE_LPM_TRIE);
+	UINT(max_entries, 1024);
+	UINT(map_flags, BPF_F_NO_PREALLOC);
+	TYPE(key, struct prefix);
+	TYPE(value, __u32);
+} service_cidrs SEC(".maps");
+
 struct {
 	UINT(type, BPF_MAP_TYPE_ARRAY);
 	UINT(max_entries, PORT_SET_COUNT);
@@ -154,6 +177,11 @@ INLINE __u32 steer(const struct target *to)
 	};
 	if (bpf_map_lookup_elem(&reply_sources, &source) && !bpf_map_lookup_elem(&own_addrs, &to->address))
 		return REASON_redirect_kept_reply;
+
+	struct prefix exact = { .len = 128, .address = to->address };
+	if ((bpf_map_lookup_elem(&cluster_ips, &to->address) || bpf_map_lookup_elem(&service_cidrs, &exact)) &&
+	    !bpf_map_lookup_elem(&own_addrs, &to->address))
+		return REASON_redirect_unserved;
 
 	return REASON_pass_not_ours;
 }
@@ -223,7 +251,7 @@ SEC("xdp") int flowgate_steer(struct xdp_md *ctx)
 		reason = steer(&to);
 
 	long action = XDP_PASS;
-	if (reason <= REASON_redirect_snat_reply || reason == REASON_redirect_kept_reply) {
+	if (reason <= REASON_redirect_snat_reply || reason >= REASON_redirect_kept_reply) {
 		__u32 queue = ctx->rx_queue_index;
 		if (LIKELY(queue < xsk_queues))
 			action = bpf_redirect_map(&xsks, xsk_base + queue, XDP_PASS);

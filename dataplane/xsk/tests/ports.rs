@@ -116,6 +116,26 @@ fn a_frame_goes_from_one_interface_to_another_without_a_copy() {
 }
 
 #[test]
+fn a_refill_right_behind_the_kernel_takes_the_room_that_there_is() {
+    // The kernel shows a packet an instant before it frees the packet's place in the fill ring.
+    let mut rig = rig(1);
+    let sender = rig.peers[0].packet_socket("peer");
+    let sent = udp((VIP, 53), &[7; 18]);
+    let mut received = 0;
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| (0..50_000).for_each(|_| sender.send(&sent)));
+        let mut frames = Vec::with_capacity(BURST);
+        while !sending.is_finished() {
+            received += rig.ports[0].rx_burst(&mut frames, BURST);
+            frames.drain(..).for_each(|frame| rig.pool.recycle(frame));
+            rig.ports[0].refill(&mut rig.pool);
+        }
+    });
+    assert!(received > 1_000, "{received} received");
+    rig.check(0);
+}
+
+#[test]
 fn more_than_one_kernel_batch_leaves_with_one_flush() {
     let mut rig = rig(1);
     let peer = rig.peers[0].packet_socket("peer");

@@ -8,6 +8,8 @@ pub(crate) struct Service {
     pub(crate) service: String,
     pub(crate) protocol: String,
     pub(crate) frontends: Vec<Frontend>,
+    /// Seconds that a client stays with its backend after its last connection, with session affinity.
+    pub(crate) affinity_s: Option<u64>,
     pub(crate) backends: usize,
     pub(crate) flows: usize,
 }
@@ -17,8 +19,10 @@ pub(crate) struct Service {
 pub(crate) struct Frontend {
     pub(crate) kind: String,
     pub(crate) address: String,
-    /// `always`, or `keep-client`.
+    /// For clients outside: `always`, or `keep-client`.
     pub(crate) source_nat: String,
+    /// The ranges that may reach it; none for everybody.
+    pub(crate) allowed: Option<Vec<String>>,
 }
 
 /// One endpoint of one Service port.

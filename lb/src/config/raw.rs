@@ -16,6 +16,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
     ("", &["role", "node_name"]),
     ("source", &["manifests", "kubeconfig", "in_cluster", "snapshot"]),
     ("gateway", &["interfaces", "nodeport_addresses"]),
+    ("node", &["detect_local", "cluster_cidrs", "masquerade_all", "localhost_nodeports"]),
     ("snat", &["addresses", "ports"]),
     ("workers", &["count", "cores", "idle_before_sleep_us", "hang_ms"]),
     ("xdp", &["pin_dir", "mode", "zero_copy"]),
@@ -24,6 +25,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
         "flows",
         &[
             "capacity",
+            "affinity_capacity",
             "tcp_opening_s",
             "tcp_established_s",
             "tcp_half_closed_s",
@@ -34,6 +36,8 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["socket"]),
+    ("health", &["listen"]),
+    ("metrics", &["listen", "detail"]),
 ];
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -43,12 +47,15 @@ pub(crate) struct Raw {
     pub(super) node_name: Option<String>,
     pub(super) source: Source,
     pub(super) gateway: Gateway,
+    pub(super) node: Node,
     pub(super) snat: Snat,
     pub(super) workers: Workers,
     pub(super) xdp: Xdp,
     pub(super) rings: Rings,
     pub(super) flows: Flows,
     pub(super) admin: Admin,
+    pub(super) health: Health,
+    pub(super) metrics: Metrics,
 }
 
 impl Default for Raw {
@@ -58,12 +65,15 @@ impl Default for Raw {
             node_name: None,
             source: Source::default(),
             gateway: Gateway::default(),
+            node: Node::default(),
             snat: Snat::default(),
             workers: Workers::default(),
             xdp: Xdp::default(),
             rings: Rings::default(),
             flows: Flows::default(),
             admin: Admin::default(),
+            health: Health::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -92,7 +102,27 @@ impl Default for Source {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Gateway {
     pub(super) interfaces: Vec<String>,
-    pub(super) nodeport_addresses: Vec<IpNet>,
+    pub(super) nodeport_addresses: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Node {
+    pub(super) detect_local: String,
+    pub(super) cluster_cidrs: Vec<IpNet>,
+    pub(super) masquerade_all: bool,
+    pub(super) localhost_nodeports: bool,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            detect_local: "cluster-cidr".into(),
+            cluster_cidrs: Vec::new(),
+            masquerade_all: false,
+            localhost_nodeports: false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -156,6 +186,7 @@ impl Default for Rings {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Flows {
     pub(super) capacity: u32,
+    pub(super) affinity_capacity: u32,
     tcp_opening_s: u64,
     tcp_established_s: u64,
     tcp_half_closed_s: u64,
@@ -170,6 +201,7 @@ impl Default for Flows {
         let t = Timeouts::default();
         Self {
             capacity: 262_144,
+            affinity_capacity: 65_536,
             tcp_opening_s: t.tcp_opening.as_secs(),
             tcp_established_s: t.tcp_established.as_secs(),
             tcp_half_closed_s: t.tcp_half_closed.as_secs(),
@@ -212,6 +244,31 @@ pub(super) struct Admin {
 impl Default for Admin {
     fn default() -> Self {
         Self { socket: crate::admin::DEFAULT_SOCKET.into() }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Health {
+    pub(super) listen: String,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { listen: "0.0.0.0:10256".into() }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Metrics {
+    pub(super) listen: String,
+    pub(super) detail: String,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:10249".into(), detail: "services".into() }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use flowgate_control::Status;
 use flowgate_control::source::SourceHealth;
 use flowgate_dataplane::worker::tick;
-use flowgate_dataplane::{Counters, DropReason, Event, PassReason};
+use flowgate_dataplane::{Counters, DropReason, Event, PassReason, RejectReason};
 use flowgate_flow::FlowView;
 use flowgate_tables::{BackendId, ServiceId, SourceNat, Tables};
 use flowgate_xsk::PortStatistics;
@@ -58,15 +58,17 @@ impl Answers {
         let frontend = |spec: &flowgate_tables::spec::FrontendSpec| view::Frontend {
             kind: spec.kind.name().into(),
             address: std::net::SocketAddr::new(spec.addr, spec.port.number()).to_string(),
-            source_nat: match spec.source_nat {
+            source_nat: match spec.treatments.outside.source_nat {
                 SourceNat::Always => "always".into(),
                 SourceNat::KeepClient => "keep-client".into(),
             },
+            allowed: spec.allowed.as_ref().map(|nets| nets.iter().map(ToString::to_string).collect()),
         };
         let service = |service: &flowgate_tables::Service| view::Service {
             service: service.spec.name.to_string(),
             protocol: service.spec.protocol.to_string(),
             frontends: service.spec.frontends.iter().map(frontend).collect(),
+            affinity_s: service.spec.affinity.map(|timeout| timeout.as_secs()),
             backends: backends.get(&service.id).copied().unwrap_or(0),
             flows: flows.get(&service.id).copied().unwrap_or(0),
         };
@@ -196,6 +198,9 @@ impl Answers {
             .iter()
             .fold(Counters::default(), |sum, handle| sum.plus(&handle.state.counters.read()));
         rows.extend(DropReason::ALL.iter().map(|r| row("worker", r.name(), total.dropped(*r), r.meaning())));
+        rows.extend(
+            RejectReason::ALL.iter().map(|r| row("worker", r.name(), total.rejected(*r), r.meaning())),
+        );
         rows.extend(PassReason::ALL.iter().map(|r| row("worker", r.name(), total.passed(*r), r.meaning())));
         Ok(rows)
     }
@@ -222,7 +227,7 @@ impl Answers {
             flow_capacity: flows.capacity_flows(),
             flow_table_bytes: flows.len_bytes(),
             retired_generations: self.publishing.borrow_mut().publisher.collect(),
-            report: status.report.entries.iter().map(|e| format!("{}: {e}", e.severity.name())).collect(),
+            report: status.findings().map(|e| format!("{}: {e}", e.severity.name())).collect(),
         }
     }
 }
@@ -232,10 +237,10 @@ fn utc(time: SystemTime) -> String {
     Timestamp::try_from(time).map_or_else(|_| "unknown".into(), |time| format!("{time:.0}"))
 }
 
-type SocketCount = fn(&PortStatistics) -> u64;
+pub(crate) type SocketCount = fn(&PortStatistics) -> u64;
 
 /// Name, meaning and count of what the kernel drops on the way to and from a worker (af_xdp.rst, "XDP_STATISTICS").
-const SOCKET_DROPS: [(&str, &str, SocketCount); 4] = [
+pub(crate) const SOCKET_DROPS: [(&str, &str, SocketCount); 4] = [
     ("rx_ring_full", "The worker did not keep up: its receive ring was full.", |s| s.rx_ring_full),
     ("rx_dropped", "Larger than a frame, or the kernel had no memory.", |s| s.rx_dropped),
     ("rx_no_frame", "The kernel wanted a frame to receive into and the fill ring was empty.", |s| {

@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use flowgate_control::{Status, Update};
+use flowgate_control::health::{self, ProbeCounts, Vitals};
+use flowgate_control::{Observer, Status, Update};
 use flowgate_dataplane::worker::Resolver;
-use flowgate_tables::Publisher;
+use flowgate_tables::{PortSet, Publisher};
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, SocketMap, Steering, SteeringConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::answers::Answers;
 use super::host;
+use super::metrics::Metrics;
 use super::steer::Publishing;
 use super::workers::Workers;
 use crate::admin::AdminServer;
@@ -24,20 +26,7 @@ use crate::config::Config;
 /// for the next start; without sockets in the map all traffic passes to the kernel.
 pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let admin = AdminServer::bind(&config.admin_socket)?;
-    host::raise_locked_memory();
-    let interfaces = config
-        .interfaces
-        .iter()
-        .map(|name| InterfaceConfig { name: name.clone(), mode: config.xdp_mode })
-        .collect();
-    let steering = Steering::attach(&SteeringConfig { pin_dir: config.pin_dir.clone(), interfaces })?;
-    let snat_ports = host::reserve_ports(&config.snat_ports)?;
-    steering.notices().iter().for_each(|notice| tracing::info!("{notice}"));
-    for report in steering.report() {
-        let (mode, queues) = (report.mode.name(), report.queues);
-        tracing::info!(interface = report.interface, mode, queues, link = report.link.name(), "XDP attached");
-        report.messages.iter().for_each(|message| tracing::warn!(interface = report.interface, "{message}"));
-    }
+    let (steering, snat_ports) = attach(config)?;
     let socket_map = steering.sockets();
     let publisher = Publisher::new();
     let started = now();
@@ -47,12 +36,18 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         Ok(workers) => workers,
         Err(error) => return Err(undo_attach(config, steering, error)),
     };
-    for socket in workers.sockets.iter().flatten() {
-        let (mode, queue) = (socket.mode.name(), socket.queue);
-        tracing::info!(interface = socket.interface, queue, mode, "AF_XDP socket");
-    }
-
+    let settings = super::settings(config, snat_ports);
     let (status, status_receiver) = watch::channel(Status::default());
+    let (desired, desired_receiver) = watch::channel(Arc::default());
+    let (ailments, ailments_receiver) = watch::channel(Arc::from([]));
+    let vitals = Vitals {
+        status: status_receiver.clone(),
+        observer: Observer::default(),
+        dataplane: ailments_receiver,
+        desired: desired_receiver,
+        identity: (&settings).into(),
+    };
+    let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
     let workers = Rc::new(RefCell::new(workers));
     let publishing = Rc::new(RefCell::new(Publishing { publisher, steering }));
@@ -68,13 +63,24 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         socket_map: socket_map.clone(),
         connected: false,
     };
+    let metrics = Metrics::new(
+        Rc::clone(&workers),
+        Rc::clone(&publishing),
+        vitals.clone(),
+        &probe_counts,
+        config.metrics_detail,
+    );
+    let metrics_status = status.clone();
     let control = flowgate_control::run(
         flowgate_control::Config {
-            settings: super::settings(config, snat_ports),
+            settings,
             source: config.source.clone(),
             interfaces: config.interfaces.clone(),
             requests: request_receiver,
             status,
+            desired,
+            observer: vitals.observer.clone(),
+            health: health::Config { listen: config.health_listen, vitals, counts: probe_counts },
             shutdown: shutdown_receiver,
         },
         sink.into_fn(),
@@ -84,27 +90,24 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         loop {
             ticks.tick().await;
             workers.borrow_mut().watch(&socket_map, now());
+            show_ailments(&workers.borrow(), &ailments);
             publishing.borrow_mut().publisher.collect();
         }
     };
     let logged = log_reports(status_receiver);
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let signalled = signalled()?;
     let outcome = tokio::select! {
         ended = control => ended.context("the control plane"),
         () = look_after => Ok(()),
         () = logged => Ok(()),
         () = admin.serve(Rc::new(answers)) => Ok(()),
-        _ = terminate.recv() => {
-            tracing::info!("terminated: traffic passes to the kernel");
-            Ok(())
-        }
-        _ = interrupt.recv() => {
-            tracing::info!("interrupted: traffic passes to the kernel");
+        () = metrics.serve(config.metrics_listen, &metrics_status) => Ok(()),
+        how = signalled => {
+            tracing::info!("{how}: traffic passes to the kernel");
             Ok(())
         }
     };
-    drop(shutdown);
+    drop((shutdown, metrics));
     // First the traffic, then those who serve it.
     let cleared = socket_map.clear_all();
     if let Ok(workers) = Rc::try_unwrap(workers) {
@@ -112,6 +115,37 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     }
     cleared.context("taking the traffic away")?;
     outcome
+}
+
+/// Attaches the XDP program and takes the source ports from the kernel.
+fn attach(config: &Config) -> anyhow::Result<(Steering, PortSet)> {
+    host::raise_locked_memory();
+    let interfaces = config
+        .interfaces
+        .iter()
+        .map(|name| InterfaceConfig { name: name.clone(), mode: config.xdp_mode })
+        .collect();
+    let steering = Steering::attach(&SteeringConfig { pin_dir: config.pin_dir.clone(), interfaces })?;
+    let snat_ports = host::reserve_ports(&config.snat_ports)?;
+    steering.notices().iter().for_each(|notice| tracing::info!("{notice}"));
+    for report in steering.report() {
+        let (mode, queues) = (report.mode.name(), report.queues);
+        tracing::info!(interface = report.interface, mode, queues, link = report.link.name(), "XDP attached");
+        report.messages.iter().for_each(|message| tracing::warn!(interface = report.interface, "{message}"));
+    }
+    Ok((steering, snat_ports))
+}
+
+/// Waits for the signal that ends a run, and says which it was.
+fn signalled() -> anyhow::Result<impl Future<Output = &'static str>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "terminated",
+            _ = interrupt.recv() => "interrupted",
+        }
+    })
 }
 
 /// A start that failed leaves nothing behind, unless an earlier flowgate had left it for its successor.
@@ -151,18 +185,32 @@ impl Sink {
     }
 }
 
+/// Tells health which workers are not well.
+fn show_ailments(workers: &Workers, ailments: &watch::Sender<Arc<[String]>>) {
+    let states = (0..workers.handles.len()).map(|index| (index, workers.state(index)));
+    let unwell: Arc<[String]> = states
+        .filter(|(_, state)| *state != "running")
+        .map(|(index, state)| format!("worker {index} is {state}: its traffic passes to the kernel"))
+        .collect();
+    ailments.send_if_modified(|shown| {
+        let changed = *shown != unwell;
+        *shown = unwell;
+        changed
+    });
+}
+
 /// Each finding is logged once, when it appears.
 async fn log_reports(mut status: watch::Receiver<Status>) {
     let mut known = Vec::new();
     loop {
-        let (report, refused) = {
+        let (findings, refused) = {
             let status = status.borrow_and_update();
-            (status.report.clone(), status.refused.clone())
+            (status.findings().cloned().collect::<Vec<_>>(), status.refused.clone())
         };
-        for entry in report.entries.iter().filter(|entry| !known.contains(*entry)) {
+        for entry in findings.iter().filter(|entry| !known.contains(*entry)) {
             tracing::warn!("{entry}");
         }
-        known.clone_from(&report.entries);
+        known = findings;
         if let Some(reason) = refused {
             tracing::error!("the newest tables were not published: {reason}");
         }

@@ -43,6 +43,9 @@ fn steering_set(tables: &Tables) -> SteeringSet {
         }
     }
     set.reply_sources = tables.services.reply_sources().map(vip_key).collect();
+    set.cluster_ips = tables.services.cluster_ips().collect();
+    let cidrs = tables.services.service_cidrs().iter();
+    set.service_cidrs = cidrs.map(|net| (net.network(), net.prefix_len())).collect();
     let interfaces = tables.routing.interfaces().iter();
     set.own_addresses = interfaces.flat_map(|interface| &interface.spec.addresses).copied().collect();
     set.snat_addresses = tables.snat.all_addresses().into_iter().map(Into::into).collect();

@@ -9,7 +9,7 @@ use flowgate_dataplane::device::{RxQueue, XskDevice};
 use flowgate_dataplane::watchdog::{Alarm, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{Pipeline, RxChecksums, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
-use flowgate_flow::{FlowTable, HashKey};
+use flowgate_flow::{AffinityTable, FlowTable, HashKey};
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap, XdpMode};
 use flowgate_xsk::{BindMode, FramePool, PortConfig, PortStatistics, UmemConfig};
@@ -62,11 +62,16 @@ impl Workers {
         );
         let cores = choose_cores(config, count)?;
         let flows = Arc::new(FlowTable::new(config.flow_capacity, HashKey::random())?);
-        let shared = Shared { flows, resolve, started };
+        let affinity = Arc::new(AffinityTable::new(config.affinity_capacity));
+        let shared = Shared { flows, affinity, resolve, started };
         let (mut handles, mut sockets) = (Vec::new(), Vec::new());
         for (index, core) in cores.into_iter().enumerate() {
             let number = WorkerNumber { index, count };
             let (device, own_sockets) = open_device(config, attached, number)?;
+            for socket in &own_sockets {
+                let (mode, queue) = (socket.mode.name(), socket.queue);
+                tracing::info!(worker = index, interface = socket.interface, queue, mode, "AF_XDP socket");
+            }
             let worker_config = WorkerConfig {
                 number,
                 core,

@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    gateway::last_lines,
     interrupt,
     sample::{self, FILE_LEN, MYSQL, NGINX, PACKETS, PACKETS_SINK, SampleCluster, UDP_ECHO},
     topology::Host,
@@ -34,6 +35,8 @@ pub(super) use steps::say;
 use steps::{Findings, Steps};
 
 const CONVERGENCE_LIMIT: Duration = Duration::from_secs(5);
+/// So much of the gateway's log is shown when a claim did not hold.
+const LOG_LINES: usize = 20;
 
 /// How large the demonstration is.
 #[derive(Debug, Clone)]
@@ -62,6 +65,13 @@ pub fn demo(options: &DemoOptions, flowgate: &Path, stop: &Stop) -> Result<DemoO
     views(&mut steps, &cluster, &["services", "backends", "workers", "drops"])?;
     packets_per_second(&mut steps, &cluster, options, stop)?;
     views(&mut steps, &cluster, &["drops"])?;
+    if steps.has_failures() {
+        views(&mut steps, &cluster, &["workers"])?;
+        steps.step("the end of flowgate's log", |findings| {
+            findings.detail(last_lines(&cluster.gateway()?.log(), LOG_LINES));
+            Ok(())
+        })?;
+    }
     steps.step("take everything down", |_| {
         drop(cluster);
         Ok(())

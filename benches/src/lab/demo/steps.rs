@@ -68,6 +68,11 @@ impl<'a> Steps<'a> {
         outcome.map_err(|error| interrupt::check(self.stop).err().unwrap_or(error))
     }
 
+    /// Whether something did not hold so far.
+    pub(super) const fn has_failures(&self) -> bool {
+        !self.failures.is_empty()
+    }
+
     pub(super) fn summary(self) -> DemoOutcome {
         DemoOutcome {
             seconds: self.begin.elapsed().as_secs_f64(),

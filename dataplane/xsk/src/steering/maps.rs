@@ -5,12 +5,13 @@
 
 use std::{collections::BTreeSet, path::Path};
 
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, XskMap};
 
 use super::{
     Reason, SteeringError,
     bpffs::PinDir,
-    set::{PortSet, SteeringSet, VipKey, address_from_key, address_key},
+    set::{PortSet, SteeringSet, VipKey, address_from_key, address_key, prefix_from_key, prefix_key},
 };
 
 const BPF_F_NO_PREALLOC: u32 = 1;
@@ -32,12 +33,14 @@ struct Shape {
 }
 
 /// The maps of `bpf/steer.bpf.c`. A test holds this list against the object.
-const SHAPES: [Shape; 8] = [
+const SHAPES: [Shape; 10] = [
     Shape::new("vips", MapType::Hash, 20, 4, 262_144, BPF_F_NO_PREALLOC),
     Shape::new("node_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
     Shape::new("snat_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
     Shape::new("reply_sources", MapType::Hash, 20, 4, 65_536, BPF_F_NO_PREALLOC),
     Shape::new("own_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
+    Shape::new("cluster_ips", MapType::Hash, 16, 4, 65_536, BPF_F_NO_PREALLOC),
+    Shape::new("service_cidrs", MapType::LpmTrie, 20, 4, 1024, BPF_F_NO_PREALLOC),
     Shape::new("port_sets", MapType::Array, 4, 8192, PORT_SETS, 0),
     Shape::new("xsks", MapType::XskMap, 4, 4, MAX_INTERFACES * QUEUES_PER_INTERFACE, 0),
     Shape::new("counters", MapType::PerCpuArray, 4, 8, 64, 0),
@@ -92,6 +95,8 @@ pub(super) struct Maps {
     snat_addrs: HashMap<MapData, [u8; 16], u32>,
     reply_sources: HashMap<MapData, [u8; 20], u32>,
     own_addrs: HashMap<MapData, [u8; 16], u32>,
+    cluster_ips: HashMap<MapData, [u8; 16], u32>,
+    service_cidrs: LpmTrie<MapData, [u8; 16], u32>,
     port_sets: Array<MapData, [u8; PORT_SET_LEN]>,
     counters: PerCpuArray<MapData, u64>,
     applied: SteeringSet,
@@ -106,6 +111,8 @@ impl Maps {
             snat_addrs: open(&pins.file("snat_addrs"))?,
             reply_sources: open(&pins.file("reply_sources"))?,
             own_addrs: open(&pins.file("own_addrs"))?,
+            cluster_ips: open(&pins.file("cluster_ips"))?,
+            service_cidrs: open(&pins.file("service_cidrs"))?,
             port_sets: open(&pins.file("port_sets"))?,
             counters: open(&pins.file("counters"))?,
             applied: SteeringSet::default(),
@@ -122,6 +129,12 @@ impl Maps {
             snat_addresses: read(&self.snat_addrs, address_from_key)?,
             reply_sources: read(&self.reply_sources, VipKey::from_key)?,
             own_addresses: read(&self.own_addrs, address_from_key)?,
+            cluster_ips: read(&self.cluster_ips, address_from_key)?,
+            service_cidrs: self
+                .service_cidrs
+                .keys()
+                .map(|key| key.map(prefix_from_key))
+                .collect::<Result<_, _>>()?,
             nodeports_tcp: ports(0)?,
             nodeports_udp: ports(1)?,
             snat_ports: ports(2)?,
@@ -139,6 +152,8 @@ impl Maps {
         retain(&mut self.node_addrs, &mut applied.node_addresses, &next.node_addresses, address_key)?;
         retain(&mut self.snat_addrs, &mut applied.snat_addresses, &next.snat_addresses, address_key)?;
         retain(&mut self.reply_sources, &mut applied.reply_sources, &next.reply_sources, VipKey::to_key)?;
+        retain(&mut self.cluster_ips, &mut applied.cluster_ips, &next.cluster_ips, address_key)?;
+        retain(&mut self.service_cidrs, &mut applied.service_cidrs, &next.service_cidrs, prefix_key)?;
         retain(&mut self.own_addrs, &mut applied.own_addresses, &next.own_addresses, address_key)?;
         self.set_ports(next, PortSet::intersection)
     }
@@ -150,6 +165,9 @@ impl Maps {
         let (own, node) = (&mut self.own_addrs, &mut self.node_addrs);
         extend(own, "own_addrs", &mut applied.own_addresses, &next.own_addresses, address_key)?;
         extend(node, "node_addrs", &mut applied.node_addresses, &next.node_addresses, address_key)?;
+        let (ips, cidrs) = (&mut self.cluster_ips, &mut self.service_cidrs);
+        extend(ips, "cluster_ips", &mut applied.cluster_ips, &next.cluster_ips, address_key)?;
+        extend(cidrs, "service_cidrs", &mut applied.service_cidrs, &next.service_cidrs, prefix_key)?;
         let snat = &mut self.snat_addrs;
         extend(snat, "snat_addrs", &mut applied.snat_addresses, &next.snat_addresses, address_key)?;
         let replies = &mut self.reply_sources;
@@ -199,24 +217,50 @@ fn read<K: aya::Pod, T: Ord>(
     map.keys().map(|key| key.map(&from_key)).collect()
 }
 
+/// A map of which only the keys matter.
+trait KeySet<K> {
+    fn add(&mut self, key: &K) -> Result<(), MapError>;
+    fn take(&mut self, key: &K) -> Result<(), MapError>;
+}
+
+impl<K: aya::Pod> KeySet<K> for HashMap<MapData, K, u32> {
+    fn add(&mut self, key: &K) -> Result<(), MapError> {
+        self.insert(key, 0, 0)
+    }
+
+    fn take(&mut self, key: &K) -> Result<(), MapError> {
+        self.remove(key)
+    }
+}
+
+impl<K: aya::Pod> KeySet<Key<K>> for LpmTrie<MapData, K, u32> {
+    fn add(&mut self, key: &Key<K>) -> Result<(), MapError> {
+        self.insert(key, 0, 0)
+    }
+
+    fn take(&mut self, key: &Key<K>) -> Result<(), MapError> {
+        self.remove(key)
+    }
+}
+
 /// Removes from the map, and from what is known of it, whatever `next` lacks.
-fn retain<K: aya::Pod, T: Ord + Copy>(
-    map: &mut HashMap<MapData, K, u32>,
+fn retain<K, T: Ord + Copy>(
+    map: &mut impl KeySet<K>,
     applied: &mut BTreeSet<T>,
     next: &BTreeSet<T>,
     to_key: impl Fn(T) -> K,
 ) -> Result<(), SteeringError> {
     let stale: Vec<T> = applied.difference(next).copied().collect();
     for item in stale {
-        map.remove(&to_key(item))?;
+        map.take(&to_key(item))?;
         applied.remove(&item);
     }
     Ok(())
 }
 
 /// Adds to the map, and to what is known of it, whatever `next` has besides.
-fn extend<K: aya::Pod, T: Ord + Copy>(
-    map: &mut HashMap<MapData, K, u32>,
+fn extend<K, T: Ord + Copy>(
+    map: &mut impl KeySet<K>,
     name: &'static str,
     applied: &mut BTreeSet<T>,
     next: &BTreeSet<T>,
@@ -224,8 +268,10 @@ fn extend<K: aya::Pod, T: Ord + Copy>(
 ) -> Result<(), SteeringError> {
     let missing: Vec<T> = next.difference(applied).copied().collect();
     for item in missing {
-        map.insert(to_key(item), 0, 0).map_err(|error| match &error {
-            MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => {
+        map.add(&to_key(item)).map_err(|error| match &error {
+            MapError::SyscallError(call)
+                if call.io_error.raw_os_error() == Some(libc::E2BIG | libc::ENOSPC) =>
+            {
                 SteeringError::MapFull { map: name }
             }
             _ => error.into(),

@@ -24,11 +24,13 @@ pub enum Reason {
     PassNoWorker,
     /// To a worker: the answer of a backend whose clients keep their address.
     RedirectKeptReply,
+    /// To a worker: a port or an address for cluster IPs that no Service has.
+    RedirectUnserved,
 }
 
 impl Reason {
     /// Every reason, in the order of the counter map.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::RedirectVip,
         Self::RedirectNodeport,
         Self::RedirectSnatReply,
@@ -39,6 +41,7 @@ impl Reason {
         Self::PassNotOurs,
         Self::PassNoWorker,
         Self::RedirectKeptReply,
+        Self::RedirectUnserved,
     ];
 
     /// The name that metrics, `flowgate show` and the documentation share.
@@ -55,6 +58,7 @@ impl Reason {
             Self::PassNotOurs => "pass_not_ours",
             Self::PassNoWorker => "pass_no_worker",
             Self::RedirectKeptReply => "redirect_kept_reply",
+            Self::RedirectUnserved => "redirect_unserved",
         }
     }
 }
@@ -74,6 +78,7 @@ impl Reason {
             Self::PassNotOurs => "Passed to the kernel: to nothing that is served.",
             Self::PassNoWorker => "Passed to the kernel: for a Service, but no worker has the queue.",
             Self::RedirectKeptReply => "Sent up: the answer of a backend whose clients keep their address.",
+            Self::RedirectUnserved => "Sent up: a port or an address for cluster IPs that no Service has.",
         }
     }
 }

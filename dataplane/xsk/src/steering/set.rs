@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, ops::RangeInclusive};
 
+use aya::maps::lpm_trie::Key;
+
 const WORDS: usize = 65536 / 64;
 
 /// Everything that Flowgate serves and that its workers must therefore receive.
@@ -23,6 +25,10 @@ pub struct SteeringSet {
     pub reply_sources: BTreeSet<VipKey>,
     /// The node's own addresses.
     pub own_addresses: BTreeSet<IpAddr>,
+    /// Addresses of which every port is ours.
+    pub cluster_ips: BTreeSet<IpAddr>,
+    /// Ranges of which every address is ours: base address and length of the prefix in bits.
+    pub service_cidrs: BTreeSet<(IpAddr, u8)>,
 }
 
 /// One address, port and protocol that clients aim at.
@@ -63,6 +69,21 @@ pub(super) fn address_key(address: IpAddr) -> [u8; 16] {
         IpAddr::V6(v6) => v6.octets(),
     }
 }
+
+/// The trie's key of a prefix: 16 bytes of address, and how many of their bits count.
+pub(super) fn prefix_key((address, bits): (IpAddr, u8)) -> Key<[u8; 16]> {
+    let mapped = if address.is_ipv4() { MAPPED_BITS } else { 0 };
+    Key::new(mapped + u32::from(bits), address_key(address))
+}
+
+pub(super) fn prefix_from_key(key: Key<[u8; 16]>) -> (IpAddr, u8) {
+    let address = address_from_key(key.data());
+    let mapped = if address.is_ipv4() { MAPPED_BITS } else { 0 };
+    (address, u8::try_from(key.prefix_len().saturating_sub(mapped)).unwrap_or(u8::MAX))
+}
+
+/// What a v4-mapped address has before the IPv4 part.
+const MAPPED_BITS: u32 = 96;
 
 pub(super) fn address_from_key(key: [u8; 16]) -> IpAddr {
     std::net::Ipv6Addr::from(key).to_canonical()
@@ -230,6 +251,14 @@ mod tests {
             let addr = v4.map_or_else(|| IpAddr::V6(bits.into()), |v4| IpAddr::V4(v4.into()));
             let key = VipKey { addr: addr.to_canonical(), port, protocol };
             prop_assert_eq!(VipKey::from_key(key.to_key()), key);
+        }
+    }
+
+    #[test]
+    fn a_prefix_survives_its_map_key() {
+        for (address, bits) in [("10.96.0.0", 12), ("0.0.0.0", 0), ("fd00:10::", 108), ("10.0.0.1", 32)] {
+            let prefix = (address.parse().unwrap(), bits);
+            assert_eq!(prefix_from_key(prefix_key(prefix)), prefix);
         }
     }
 

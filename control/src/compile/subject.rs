@@ -1,0 +1,177 @@
+//! One Service that is served: its frontends, who may reach them and what is behind them. Never looks at
+//! a second Service.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use flowgate_tables::spec::{EndpointSpec, FrontendSpec, ServiceName, ServiceSpec, TreatmentSpec};
+use flowgate_tables::{BySource, EmptyAction, FrontendKind, SourceNat};
+use flowgate_wire::L4Port;
+use ipnet::IpNet;
+
+use super::Settings;
+use super::addresses::Surroundings;
+use super::endpoints::{Locality, PortEndpoints};
+use super::policy::{Circumstances, Policy, Role, Scope, policy};
+use crate::model::{Affinity, EndpointSlice, IngressMode, Key, Service, ServicePort};
+
+/// A Service that is served.
+pub(super) struct Subject<'a> {
+    pub(super) key: &'a Key,
+    pub(super) service: &'a Service,
+    pub(super) cluster_ips: &'a [IpAddr],
+    pub(super) slices: &'a [Arc<EndpointSlice>],
+    pub(super) surroundings: &'a Surroundings,
+    pub(super) settings: &'a Settings,
+}
+
+/// One address and port that clients aim at.
+struct Wanted {
+    kind: FrontendKind,
+    addr: IpAddr,
+    port: u16,
+}
+
+impl Subject<'_> {
+    /// One description per port.
+    pub(super) fn specs(&self) -> Vec<ServiceSpec> {
+        self.service.ports.iter().map(|port| self.spec(port)).collect()
+    }
+
+    fn spec(&self, port: &ServicePort) -> ServiceSpec {
+        let locality = Locality {
+            node: &self.settings.node_name,
+            zone: self.surroundings.zone.as_deref(),
+            follows_hints: self.settings.role == Role::Node,
+        };
+        let endpoints = PortEndpoints::new(self.slices, port, locality);
+        let mut sets = Sets { endpoints: &endpoints, known: Vec::new(), built: Vec::new() };
+        let mut frontends = Vec::new();
+        for wanted in self.wanted(port) {
+            let ipv4 = wanted.addr.is_ipv4();
+            // P902: a family that the Service has no address of does not exist for it.
+            if !self.cluster_ips.iter().any(|ip| ip.is_ipv4() == ipv4) {
+                continue;
+            }
+            // P206, P501
+            let when_empty = if endpoints.any_usable(ipv4) { EmptyAction::Drop } else { EmptyAction::Reject };
+            let treatment = |policy: &Policy, sets: &mut Sets<'_>| TreatmentSpec {
+                endpoint_set: sets.position(policy.scope, ipv4),
+                source_nat: policy.source_nat,
+                when_empty,
+            };
+            let policies = self.policies(&wanted);
+            let treatments = BySource {
+                outside: treatment(&policies.outside, &mut sets),
+                pod: treatment(&policies.pod, &mut sets),
+                node: treatment(&policies.node, &mut sets),
+            };
+            frontends.push(FrontendSpec {
+                addr: wanted.addr,
+                port: L4Port::new(wanted.port),
+                kind: wanted.kind,
+                treatments,
+                allowed: self.allowed(&wanted),
+            });
+        }
+        ServiceSpec {
+            name: ServiceName {
+                namespace: self.key.namespace.clone(),
+                name: self.key.name.clone(),
+                port: port.name.clone(),
+            },
+            protocol: port.protocol,
+            frontends,
+            endpoint_sets: sets.built,
+            serving: endpoints.serving(),
+            affinity: match self.service.affinity {
+                Affinity::None => None,
+                Affinity::ClientIp(timeout) => Some(timeout),
+            },
+        }
+    }
+
+    /// Everything that leads to a port. An address that is there twice counts as the first: a load
+    /// balancer's before an external one, since it may be guarded by source ranges (P401).
+    fn wanted(&self, port: &ServicePort) -> Vec<Wanted> {
+        let mut all = Vec::new();
+        let mut want = |kind, addresses: &[IpAddr], port| {
+            all.extend(addresses.iter().map(|&addr| Wanted { kind, addr, port }));
+        };
+        want(FrontendKind::ClusterIp, self.cluster_ips, port.port);
+        want(FrontendKind::LoadBalancer, &self.load_balancer_ips(), port.port);
+        want(FrontendKind::ExternalIp, &self.service.external_ips, port.port);
+        if let Some(number) = port.node_port {
+            want(FrontendKind::NodePort, &self.surroundings.nodeport_addresses, number);
+            if self.surroundings.localhost_nodeports {
+                want(FrontendKind::NodePort, &[LOCALHOST], number);
+            }
+        }
+        all
+    }
+
+    /// P313, P314
+    fn load_balancer_ips(&self) -> Vec<IpAddr> {
+        let captured = self.service.ingress.iter().filter(|ingress| ingress.mode == IngressMode::Vip);
+        captured.map(|ingress| ingress.ip).collect()
+    }
+
+    fn policies(&self, wanted: &Wanted) -> BySource<Policy> {
+        if wanted.addr == LOCALHOST {
+            // P308: whatever the policies.
+            return BySource::same(Policy { scope: Scope::Cluster, source_nat: SourceNat::Always });
+        }
+        let around = Circumstances {
+            role: self.settings.role,
+            masquerade_all: self.settings.masquerade_all,
+            knows_pods: self.surroundings.knows_pods(wanted.addr.is_ipv4()),
+        };
+        policy(around, wanted.kind, self.service)
+    }
+
+    /// Who may reach a frontend; none for everybody.
+    fn allowed(&self, wanted: &Wanted) -> Option<Arc<[IpNet]>> {
+        let ipv4 = wanted.addr.is_ipv4();
+        if wanted.addr == LOCALHOST {
+            // P308: what comes to 127.0.0.0/8 from elsewhere is dropped.
+            let own = self.surroundings.own.iter().filter(|ip| ip.is_ipv4()).map(|&ip| IpNet::from(ip));
+            return Some(std::iter::once(LOOPBACK).chain(own).collect());
+        }
+        if wanted.kind != FrontendKind::LoadBalancer {
+            return None;
+        }
+        // P401
+        let of_family = self.service.source_ranges.iter().filter(|net| net.addr().is_ipv4() == ipv4);
+        let mut ranges: Vec<IpNet> = of_family.copied().collect();
+        if ranges.is_empty() || ranges.iter().any(|net| net.prefix_len() == 0) {
+            return None;
+        }
+        let primary = self.surroundings.primary.iter().find(|ip| ip.is_ipv4() == ipv4);
+        if primary.is_some_and(|ip| ranges.iter().any(|net| net.contains(ip))) {
+            let own = self.load_balancer_ips().into_iter().filter(|ip| ip.is_ipv4() == ipv4);
+            ranges.extend(own.map(IpNet::from));
+        }
+        Some(ranges.into())
+    }
+}
+
+/// The endpoint sets of one Service port, each built once.
+struct Sets<'a> {
+    endpoints: &'a PortEndpoints<'a>,
+    known: Vec<(Scope, bool)>,
+    built: Vec<Vec<EndpointSpec>>,
+}
+
+impl Sets<'_> {
+    fn position(&mut self, scope: Scope, ipv4: bool) -> usize {
+        let known = self.known.iter().position(|set| *set == (scope, ipv4));
+        known.unwrap_or_else(|| {
+            self.known.push((scope, ipv4));
+            self.built.push(self.endpoints.set(scope, ipv4));
+            self.built.len() - 1
+        })
+    }
+}
+
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const LOOPBACK: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));

@@ -1,0 +1,187 @@
+//! A small HTTP/1 server for machines that ask short questions. Never reads a request's body.
+//!
+//! Every use of it may face a hostile network, so everything is bounded: connections at a time, the bytes of a
+//! header, the time for one exchange. A connection carries one exchange.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+
+/// What is answered.
+pub type Answer = Response<Full<Bytes>>;
+
+/// An answer of one type that no browser will take for another.
+pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// The same with a number in one more header.
+#[must_use]
+pub fn with_number(mut answer: Answer, name: &'static str, number: usize) -> Answer {
+    answer.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from(number));
+    answer
+}
+
+/// The answer to a path that means nothing.
+pub fn not_found(known: &str) -> Answer {
+    answer(StatusCode::NOT_FOUND, TEXT, format!("not found; there is {known}\n"))
+}
+
+/// Answers every request, until dropped; connections end with it.
+pub async fn serve<H, F>(listener: TcpListener, handler: H)
+where
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Answer>,
+{
+    let mut connections = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Ok((stream, _)) => connections.push(timeout(EXCHANGE_MAX, converse(stream, &handler))),
+                // Out of descriptors, or a client that went away: neither ends the server.
+                Err(error) => {
+                    tracing::debug!(%error, "accepting a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+async fn converse<H, F>(stream: TcpStream, handler: &H)
+where
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Answer>,
+{
+    let service = service_fn(|request| {
+        let answer = handler(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_MAX)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(BUFFER_MAX_BYTES);
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// The type of plain text.
+pub const TEXT: &str = "text/plain; charset=utf-8";
+/// The type of JSON.
+pub const JSON: &str = "application/json";
+
+const CONNECTIONS_MAX: usize = 64;
+const HEADERS_MAX: usize = 64;
+const BUFFER_MAX_BYTES: usize = 16 * 1024;
+const HEADER_MAX: Duration = Duration::from_secs(5);
+const EXCHANGE_MAX: Duration = Duration::from_secs(10);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// One exchange; the whole answer, header and body.
+    pub(crate) async fn ask(address: SocketAddr, request: &str) -> std::io::Result<String> {
+        let exchange = async {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.write_all(request.as_bytes()).await?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await?;
+            Ok(text)
+        };
+        timeout(Duration::from_secs(30), exchange).await.map_err(std::io::Error::other)?
+    }
+
+    /// An answer to GET.
+    pub(crate) async fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+        ask(address, &format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).await
+    }
+
+    async fn server() -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let handler = |request: Request<Incoming>| {
+            std::future::ready(answer(StatusCode::OK, TEXT, request.uri().path().to_owned()))
+        };
+        (address, tokio::spawn(serve(listener, handler)))
+    }
+
+    #[tokio::test]
+    async fn any_method_is_answered_and_head_without_a_body() {
+        let (address, server) = server().await;
+        assert!(get(address, "/a").await.unwrap().ends_with("\r\n\r\n/a"));
+        let head = ask(address, "HEAD /a HTTP/1.1\r\nHost: test\r\n\r\n").await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+        let odd = "PURGE /b HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\nabc";
+        assert!(ask(address, odd).await.unwrap().ends_with("/b"));
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_http_or_too_long_ends_its_connection_only() {
+        let (address, server) = server().await;
+        for bad in
+            ["\0\u{1}\u{2}\r\n\r\n".to_owned(), format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(100_000))]
+        {
+            // A refusal, or a connection that is reset while the request is still being written.
+            let refused = ask(address, &bad).await.map_or(true, |text| !text.starts_with("HTTP/1.1 200"));
+            assert!(refused);
+        }
+        assert!(get(address, "/a").await.unwrap().ends_with("/a"));
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_do_not_keep_others_out_for_long() {
+        let (address, server) = server().await;
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        assert!(
+            get(address, "/late").await.unwrap().ends_with("/late"),
+            "answered once the silent ones are given up"
+        );
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_dropped_takes_its_connections_along() {
+        let (address, server) = server().await;
+        let mut open = TcpStream::connect(address).await.unwrap();
+        get(address, "/a").await.unwrap();
+        server.abort();
+        let _ = server.await;
+        let mut byte = [0];
+        // Closed or reset, but not left hanging.
+        let end = timeout(Duration::from_secs(5), open.read(&mut byte)).await.unwrap();
+        assert!(matches!(end, Ok(0) | Err(_)));
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+}

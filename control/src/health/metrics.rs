@@ -1,0 +1,80 @@
+//! The metrics server (P1107). Never knows what the metrics are: whoever runs it writes them.
+
+use std::future::Future;
+use std::net::SocketAddr;
+
+use hyper::StatusCode;
+use tokio::sync::watch;
+
+use super::http::{self, Answer};
+use super::listen::{self, Server};
+use crate::reconcile::Status;
+
+/// Answers until dropped: `/metrics` with what `expose` writes in the OpenMetrics text format, `/proxyMode`, and
+/// `/healthz`, which says only that this server answers.
+pub async fn serve<F>(address: SocketAddr, status: &watch::Sender<Status>, expose: impl Fn() -> F)
+where
+    F: Future<Output = Result<String, String>>,
+{
+    listen::serve(SERVER, address, status, |request| {
+        let metrics = (request.uri().path() == "/metrics").then(&expose);
+        async move {
+            match metrics {
+                Some(metrics) => exposition(metrics.await),
+                None => elsewhere(request.uri().path()),
+            }
+        }
+    })
+    .await;
+}
+
+fn exposition(text: Result<String, String>) -> Answer {
+    match text {
+        Ok(text) => http::answer(StatusCode::OK, OPENMETRICS, text),
+        Err(reason) => http::answer(StatusCode::INTERNAL_SERVER_ERROR, http::TEXT, reason + "\n"),
+    }
+}
+
+fn elsewhere(path: &str) -> Answer {
+    match path {
+        "/proxyMode" => http::answer(StatusCode::OK, http::TEXT, "flowgate"),
+        "/healthz" => http::answer(StatusCode::OK, http::TEXT, "ok"),
+        _ => http::not_found("/metrics, /proxyMode and /healthz"),
+    }
+}
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const SERVER: Server = Server { purpose: "metrics", key: "metrics.listen" };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::http::tests::get;
+    use crate::health::listen::bind;
+
+    #[tokio::test]
+    async fn p1107_metrics_and_proxy_mode_are_answered() {
+        let free = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let (status, _status) = watch::channel(Status::default());
+        let server = tokio::spawn(async move {
+            serve(address, &status, || std::future::ready(Ok("# EOF\n".to_owned()))).await;
+        });
+        let metrics = loop {
+            match get(address, "/metrics").await {
+                Ok(text) => break text,
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+            }
+        };
+        assert!(metrics.contains("content-type: application/openmetrics-text"), "{metrics}");
+        assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+        let mode = get(address, "/proxyMode").await.unwrap();
+        assert!(mode.contains("content-type: text/plain") && mode.ends_with("\r\n\r\nflowgate"), "{mode}");
+        assert!(get(address, "/healthz").await.unwrap().ends_with("ok"));
+        assert!(get(address, "/other").await.unwrap().starts_with("HTTP/1.1 404"));
+        server.abort();
+        let failed = exposition(Err("no counters".into()));
+        assert_eq!(failed.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}

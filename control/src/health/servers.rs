@@ -1,0 +1,306 @@
+//! The health check ports of Services, open exactly while they are wanted (P323). Never decides which are.
+
+use std::collections::HashMap;
+use std::future::ready;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hyper::Request;
+use hyper::body::Incoming;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::ports::{self, HealthPort, Wanted};
+use super::{Vitals, http, listen};
+use crate::model::{Key, NetState};
+use crate::reconcile::Status;
+use crate::report::{Entry, Severity};
+
+/// Opens, updates and closes ports as objects and addresses change, until dropped.
+pub(super) async fn serve(
+    vitals: &Vitals,
+    mut net: watch::Receiver<NetState>,
+    status: &watch::Sender<Status>,
+) {
+    let mut desired = vitals.desired.clone();
+    let mut servers = Servers::default();
+    let (mut desired_open, mut net_open) = (true, true);
+    loop {
+        let wanted = {
+            let objects = Arc::clone(&desired.borrow_and_update());
+            let net = net.borrow_and_update().clone();
+            ports::wanted(&objects, &net, &vitals.identity)
+        };
+        let mut findings = wanted.findings.clone();
+        let refused = servers.adjust(&wanted, vitals).await;
+        let again = !refused.is_empty();
+        findings.extend(refused);
+        status.send_if_modified(|status| status.set_listener_findings(PURPOSE, findings));
+        tokio::select! {
+            changed = desired.changed(), if desired_open => desired_open = changed.is_ok(),
+            changed = net.changed(), if net_open => net_open = changed.is_ok(),
+            () = sleep(listen::RETRY_AFTER), if again => {}
+            else => std::future::pending().await,
+        }
+    }
+}
+
+/// The open ports.
+#[derive(Debug, Default)]
+struct Servers {
+    running: HashMap<SocketAddr, Running>,
+}
+
+impl Servers {
+    /// Makes what is open what is wanted; returns what cannot be opened.
+    async fn adjust(&mut self, wanted: &Wanted, vitals: &Vitals) -> Vec<Entry> {
+        // First all that goes, since what comes may want its place.
+        let gone: Vec<_> = self
+            .running
+            .extract_if(|address, running| {
+                wanted.ports.get(address).is_none_or(|port| port.service != running.service)
+            })
+            .collect();
+        for (address, running) in gone {
+            tracing::info!(%address, service = %running.service, "health check port closed");
+            running.close().await;
+        }
+        let mut refused = Vec::new();
+        for (&address, port) in &wanted.ports {
+            if let Some(running) = self.running.get(&address) {
+                running.ready.store(port.ready, Ordering::Relaxed);
+                continue;
+            }
+            match Running::open(address, port, vitals.clone()) {
+                Ok(running) => {
+                    tracing::info!(%address, service = %port.service, "health check port open");
+                    self.running.insert(address, running);
+                }
+                Err(error) => refused.push(refusal(address, port, &error)),
+            }
+        }
+        refused
+    }
+}
+
+/// One open port; closed when dropped.
+#[derive(Debug)]
+struct Running {
+    service: Key,
+    ready: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    fn open(address: SocketAddr, port: &HealthPort, vitals: Vitals) -> std::io::Result<Self> {
+        let listener = listen::bind(address)?;
+        let ready_endpoints = Arc::new(AtomicUsize::new(port.ready));
+        let (service, count) = (port.service.clone(), Arc::clone(&ready_endpoints));
+        let handler = move |_: Request<Incoming>| {
+            ready(ports::answer(&service, count.load(Ordering::Relaxed), vitals.is_healthy()))
+        };
+        let task = tokio::spawn(http::serve(listener, handler));
+        Ok(Self { service: port.service.clone(), ready: ready_endpoints, task })
+    }
+
+    /// Ends it, and returns once its address is free.
+    async fn close(mut self) {
+        self.task.abort();
+        // It ends by being aborted, which is no failure.
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn refusal(address: SocketAddr, port: &HealthPort, error: &std::io::Error) -> Entry {
+    let reason = format!(
+        "healthCheckNodePort {}: cannot listen on {address}: {error}: free the port or give the Service another; \
+         tried again every {} s",
+        address.port(),
+        listen::RETRY_AFTER.as_secs()
+    );
+    ports::finding(&port.service, port.place.clone(), Severity::Error, reason)
+}
+
+const PURPOSE: &str = "health check ports of Services";
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::health::http::tests::get;
+    use crate::health::ports::tests::{desired, node, yaml};
+    use crate::health::vitals::{node_eligible, tests::well};
+    use crate::model::Desired;
+    use crate::reconcile::Observer;
+
+    const HERE: &str = "\n      - {addresses: [10.1.0.1], nodeName: this}";
+
+    /// The servers of a node, and the ends of what they watch.
+    struct Rig {
+        status: watch::Receiver<Status>,
+        dataplane: watch::Sender<Arc<[String]>>,
+        desired: watch::Sender<Arc<Desired>>,
+        _net: watch::Sender<NetState>,
+        task: JoinHandle<()>,
+    }
+
+    impl Rig {
+        fn start() -> Self {
+            let (status, status_receiver) = watch::channel(well().status);
+            let (dataplane, dataplane_receiver) = watch::channel(Arc::from([]));
+            let (desired, desired_receiver) = watch::channel(Arc::default());
+            let (net, net_receiver) = watch::channel(NetState::default());
+            let vitals = Vitals {
+                status: status_receiver.clone(),
+                observer: Observer::default(),
+                dataplane: dataplane_receiver,
+                desired: desired_receiver,
+                identity: node(),
+            };
+            let task = tokio::spawn(async move { serve(&vitals, net_receiver, &status).await });
+            Self { status: status_receiver, dataplane, desired, _net: net, task }
+        }
+
+        fn apply(&self, yaml: &str) {
+            self.desired.send_replace(Arc::new(desired(yaml)));
+        }
+    }
+
+    impl Drop for Rig {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    /// A Service with this health check port.
+    fn with_port(port: u16) -> String {
+        yaml("LoadBalancer", "Local", HERE).replace("32000", &port.to_string())
+    }
+
+    /// Ports that nobody has just now.
+    fn free_ports<const N: usize>() -> [SocketAddr; N] {
+        let taken = [(); N].map(|()| listen::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap());
+        taken.map(|listener| listener.local_addr().unwrap())
+    }
+
+    /// Asks until the answer is as it should be.
+    async fn eventually(address: SocketAddr, what: &str, good: impl Fn(std::io::Result<String>) -> bool) {
+        let asking = async {
+            while !good(get(address, "/any/path").await) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), asking).await.unwrap_or_else(|_| panic!("{address} is not {what}"));
+    }
+
+    async fn answers(address: SocketAddr, code: u16) {
+        let start = format!("HTTP/1.1 {code} ");
+        eventually(address, &start, |text| text.is_ok_and(|text| text.starts_with(&start))).await;
+    }
+
+    async fn closed(address: SocketAddr) {
+        eventually(address, "closed", |text| text.is_err()).await;
+    }
+
+    #[tokio::test]
+    async fn p323_the_port_follows_port_policy_type_and_service() {
+        let rig = Rig::start();
+        let [first, second] = free_ports();
+        rig.apply(&with_port(first.port()));
+        answers(first, 200).await;
+        rig.apply(&with_port(second.port()));
+        answers(second, 200).await;
+        closed(first).await;
+        let cluster = with_port(0)
+            .replace("policy: Local", "policy: Cluster")
+            .replace("  healthCheckNodePort: 0\n", "");
+        rig.apply(&cluster);
+        closed(second).await;
+        rig.apply(&with_port(first.port()));
+        answers(first, 200).await;
+        let port = format!("  healthCheckNodePort: {}\n", first.port());
+        let node_port = with_port(first.port()).replace("LoadBalancer", "NodePort").replace(&port, "");
+        rig.apply(&node_port);
+        closed(first).await;
+        rig.apply(&with_port(first.port()));
+        answers(first, 200).await;
+        rig.apply("");
+        closed(first).await;
+    }
+
+    #[tokio::test]
+    async fn p1101_the_answer_follows_endpoints_and_the_health_of_this_process() {
+        let rig = Rig::start();
+        let [port] = free_ports();
+        rig.apply(&with_port(port.port()));
+        answers(port, 200).await;
+        rig.apply(&with_port(port.port()).replace(HERE, " []"));
+        answers(port, 503).await;
+        rig.apply(&with_port(port.port()));
+        answers(port, 200).await;
+        rig.dataplane.send_replace(Arc::from(["worker 0 is dead".to_owned()]));
+        answers(port, 503).await;
+        let text = get(port, "/").await.unwrap();
+        assert!(text.ends_with("\"localEndpoints\":1,\"serviceProxyHealthy\":false}"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn p1105_a_node_that_is_about_to_be_removed_answers_as_before() {
+        let rig = Rig::start();
+        let [port] = free_ports();
+        let leaving = "apiVersion: v1\nkind: Node\nmetadata: {name: this, deletionTimestamp: \"2026-01-01T00:00:00Z\"}\n";
+        let objects = format!("{}---\n{leaving}", with_port(port.port()));
+        assert!(node_eligible(&desired(&objects), &node()).is_err());
+        rig.apply(&objects);
+        answers(port, 200).await;
+    }
+
+    #[tokio::test]
+    async fn a_port_that_goes_to_another_service_answers_for_it() {
+        let rig = Rig::start();
+        let [port] = free_ports();
+        rig.apply(&with_port(port.port()));
+        answers(port, 200).await;
+        rig.apply(&with_port(port.port()).replace("web", "shop"));
+        eventually(port, "that of shop", |text| text.is_ok_and(|text| text.contains("\"name\":\"shop\"")))
+            .await;
+    }
+
+    #[tokio::test]
+    async fn p1104_a_taken_port_is_named_while_the_others_open_and_is_opened_once_free() {
+        let mut rig = Rig::start();
+        let taken = listen::bind((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        let taken_port = taken.local_addr().unwrap().port();
+        let [other] = free_ports();
+        let shop = with_port(other.port())
+            .replace("web", "shop")
+            .replace("10.96.0.1", "10.96.0.2")
+            .replace("30080", "30081");
+        rig.apply(&format!("{}---\n{shop}", with_port(taken_port)));
+        answers(other, 200).await;
+        let said = {
+            let status = rig.status.wait_for(|status| status.findings().next().is_some()).await.unwrap();
+            status.findings().next().unwrap().to_string()
+        };
+        let expected = format!(
+            "Service default/web: healthCheckNodePort {taken_port}: cannot listen on 0.0.0.0:{taken_port}: "
+        );
+        assert!(said.contains(&expected) && said.contains("give the Service another"), "{said}");
+        drop(taken);
+        let freed: SocketAddr = (Ipv4Addr::LOCALHOST, taken_port).into();
+        answers(freed, 200).await;
+        assert!(rig.status.wait_for(|status| status.findings().next().is_none()).await.is_ok());
+    }
+}

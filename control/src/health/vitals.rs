@@ -1,0 +1,186 @@
+//! Whether this process is well, and why not. Pure but for [`Vitals`], which gathers what is asked about.
+//!
+//! An API server that is away is no reason: the last good state stays in force and traffic goes on.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Identity;
+use crate::compile::Role;
+use crate::model::Desired;
+use crate::reconcile::{Observer, Status};
+use crate::source::SourceHealth;
+
+/// What health follows from.
+#[derive(Clone, Debug)]
+pub struct Signs {
+    /// What the reconciler shows.
+    pub status: Status,
+    /// How long the oldest change that is not in force yet has been waiting.
+    pub queued_for: Option<Duration>,
+    /// When changes were last put in force.
+    pub synced_at: Option<SystemTime>,
+    /// What is wrong with the data plane, a sentence each.
+    pub dataplane: Arc<[String]>,
+}
+
+impl Signs {
+    /// Why this process is not well, a sentence each; none if it is (P1106).
+    pub fn ailments(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !self.status.received {
+            let why = match &self.status.source {
+                SourceHealth::Stale { reason, .. } => format!(": {reason}"),
+                SourceHealth::Starting | SourceHealth::Synced => String::new(),
+            };
+            reasons.push(format!("no objects were received yet{why}"));
+        } else if self.status.last_change.is_none() {
+            reasons.push("nothing was published yet".to_owned());
+        }
+        if let Some(why) = &self.status.refused {
+            reasons.push(format!("the newest tables were not published: {why}"));
+        }
+        if let Some(waiting) = self.queued_for.filter(|waiting| *waiting > QUEUED_MAX) {
+            reasons.push(format!("a change has not been put in force for {} s", waiting.as_secs()));
+        }
+        reasons.extend(self.dataplane.iter().cloned());
+        reasons
+    }
+}
+
+/// Whether load balancers should send traffic to this node at all (P1106). Deletion and taints say no. A gateway
+/// needs no Node object, so none that it may have by its name says anything about it.
+///
+/// # Errors
+/// Why not.
+pub fn node_eligible(desired: &Desired, identity: &Identity) -> Result<(), String> {
+    let name = &identity.node_name;
+    match (identity.role, desired.node(name)) {
+        (Role::Gateway, _) => Ok(()),
+        (Role::Node, None) => Err(format!("there is no Node {name:?}: is node_name right?")),
+        (Role::Node, Some(node)) if node.is_leaving => Err(format!("Node {name:?} is about to be removed")),
+        (Role::Node, Some(_)) => Ok(()),
+    }
+}
+
+/// Looks at everything that health follows from.
+#[derive(Clone, Debug)]
+pub struct Vitals {
+    /// What the reconciler shows.
+    pub status: watch::Receiver<Status>,
+    /// What it tells of its work.
+    pub observer: Observer,
+    /// What is wrong with the data plane, a sentence each; whoever runs it says so.
+    pub dataplane: watch::Receiver<Arc<[String]>>,
+    /// The objects that are in force.
+    pub desired: watch::Receiver<Arc<Desired>>,
+    /// Who this machine is.
+    pub identity: Identity,
+}
+
+impl Vitals {
+    /// What there is to see now.
+    pub fn signs(&self) -> Signs {
+        Signs {
+            status: self.status.borrow().clone(),
+            queued_for: self.observer.queued_for(Instant::now()),
+            synced_at: self.observer.synced_at(),
+            dataplane: Arc::clone(&self.dataplane.borrow()),
+        }
+    }
+
+    /// Whether this process is well.
+    pub fn is_healthy(&self) -> bool {
+        self.signs().ailments().is_empty()
+    }
+
+    /// As [`node_eligible`].
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn node_eligible(&self) -> Result<(), String> {
+        let desired = Arc::clone(&self.desired.borrow());
+        node_eligible(&desired, &self.identity)
+    }
+}
+
+/// Twice the time after which kube-proxy syncs without a change (P1106).
+const QUEUED_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::health::ports::tests::{desired, node};
+
+    /// Signs of a process that is well.
+    pub(crate) fn well() -> Signs {
+        let status = Status {
+            source: SourceHealth::Synced,
+            received: true,
+            last_change: Some(SystemTime::UNIX_EPOCH),
+            ..Status::default()
+        };
+        let synced_at = Some(SystemTime::UNIX_EPOCH);
+        Signs { status, queued_for: None, synced_at, dataplane: Arc::from([]) }
+    }
+
+    fn only_ailment(signs: &Signs) -> String {
+        let ailments = signs.ailments();
+        assert_eq!(ailments.len(), 1, "{ailments:?}");
+        ailments[0].clone()
+    }
+
+    #[test]
+    fn p1106_unhealthy_when_a_change_waits_for_more_than_a_minute() {
+        let waiting = |seconds| Signs { queued_for: Some(Duration::from_secs(seconds)), ..well() };
+        assert!(well().ailments().is_empty() && waiting(60).ailments().is_empty());
+        assert_eq!(only_ailment(&waiting(61)), "a change has not been put in force for 61 s");
+    }
+
+    #[test]
+    fn unhealthy_before_the_source_has_spoken_and_before_anything_is_published() {
+        let mut signs = well();
+        signs.status.last_change = None;
+        assert_eq!(only_ailment(&signs), "nothing was published yet");
+        signs.status.received = false;
+        assert_eq!(only_ailment(&signs), "no objects were received yet");
+        signs.status.source = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "away".into() };
+        assert_eq!(only_ailment(&signs), "no objects were received yet: away");
+    }
+
+    #[test]
+    fn unhealthy_when_publishing_is_refused_or_a_worker_is_not_well() {
+        let mut refused = well();
+        refused.status.refused = Some("no room".into());
+        assert_eq!(only_ailment(&refused), "the newest tables were not published: no room");
+        let hanging = Signs { dataplane: Arc::from(["worker 1 hangs".to_owned()]), ..well() };
+        assert_eq!(only_ailment(&hanging), "worker 1 hangs");
+    }
+
+    #[test]
+    fn p1002_a_source_that_is_away_does_not_make_unhealthy() {
+        let mut signs = well();
+        signs.status.source = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "away".into() };
+        assert!(signs.ailments().is_empty());
+    }
+
+    #[test]
+    fn p1106_a_node_that_is_missing_deleted_or_tainted_is_not_eligible() {
+        let with = |meta: &str, spec: &str| {
+            let yaml =
+                format!("apiVersion: v1\nkind: Node\nmetadata: {{name: this{meta}}}\nspec: {{{spec}}}\n");
+            node_eligible(&desired(&yaml), &node())
+        };
+        assert_eq!(with("", ""), Ok(()));
+        assert_eq!(with("", "taints: [{key: other, effect: NoSchedule}]"), Ok(()));
+        let tainted = with("", "taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]");
+        assert_eq!(tainted, Err("Node \"this\" is about to be removed".into()));
+        assert!(with(", deletionTimestamp: \"2026-01-01T00:00:00Z\"", "").is_err());
+        let missing = Desired::default();
+        assert!(node_eligible(&missing, &node()).is_err());
+        assert_eq!(node_eligible(&missing, &Identity::default()), Ok(()), "a gateway needs none");
+    }
+}

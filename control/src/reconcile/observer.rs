@@ -1,0 +1,329 @@
+//! What the loop tells of its work, for metrics and health. Never decides anything.
+//!
+//! Names and buckets are kube-proxy's where the meaning is the same (P1201 to P1206). One sync puts both address
+//! families in force, so what kube-proxy counts once a family is the same for both here.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use tokio::time::Instant;
+
+use super::changes::Changes;
+use crate::model::SliceFamily;
+
+/// How much of the tables a sync built anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it: the first sync.
+    Full,
+    /// What had changed.
+    Partial,
+}
+
+/// Takes down what happens. Clones share what they took down.
+#[derive(Clone, Debug)]
+pub struct Observer(Arc<Taken>);
+
+#[derive(Debug)]
+struct Taken {
+    started: SystemTime,
+    waiting: Mutex<Waiting>,
+    sync: PerFamily<Histogram>,
+    full_sync: PerFamily<Histogram>,
+    partial_sync: PerFamily<Histogram>,
+    programming: PerFamily<Histogram>,
+    last_sync: PerFamily<Gauge>,
+    last_queued: PerFamily<Gauge>,
+    endpoint_changes: Counter,
+    endpoint_changes_pending: Gauge,
+    service_changes: Counter,
+    service_changes_pending: Gauge,
+    refusals: Counter,
+}
+
+/// What is not in force yet, and when something last was put in force.
+#[derive(Debug, Default)]
+struct Waiting {
+    since: Option<Instant>,
+    triggers: Vec<(SliceFamily, SystemTime)>,
+    synced_at: Option<SystemTime>,
+}
+
+type PerFamily<M> = Family<[(&'static str, &'static str); 1], M, fn() -> M>;
+
+impl Default for Observer {
+    fn default() -> Self {
+        let sync = || Family::new_with_constructor(sync_histogram as fn() -> Histogram);
+        let gauge = || Family::new_with_constructor(Gauge::default as fn() -> Gauge);
+        Self(Arc::new(Taken {
+            started: SystemTime::now(),
+            waiting: Mutex::default(),
+            sync: sync(),
+            full_sync: sync(),
+            partial_sync: sync(),
+            programming: Family::new_with_constructor(programming_histogram),
+            last_sync: gauge(),
+            last_queued: gauge(),
+            endpoint_changes: Counter::default(),
+            endpoint_changes_pending: Gauge::default(),
+            service_changes: Counter::default(),
+            service_changes_pending: Gauge::default(),
+            refusals: Counter::default(),
+        }))
+    }
+}
+
+impl Observer {
+    /// Objects have changed, and are to be put in force.
+    pub fn changed(&self, changes: &Changes, now: Instant) {
+        self.0.service_changes.inc_by(changes.services);
+        self.0.service_changes_pending.inc_by(changes.services.cast_signed());
+        self.0.endpoint_changes.inc_by(changes.endpoints);
+        self.0.endpoint_changes_pending.inc_by(changes.endpoints.cast_signed());
+        // What happened before this process started says nothing about its speed.
+        let after_start = changes.triggers.iter().filter(|(_, at)| *at > self.0.started);
+        let mut waiting = self.waiting();
+        let room = TRIGGERS_MAX.saturating_sub(waiting.triggers.len());
+        waiting.triggers.extend(after_start.take(room));
+        drop(waiting);
+        self.queued(now);
+    }
+
+    /// Something has changed, and is to be put in force.
+    pub fn queued(&self, now: Instant) {
+        self.waiting().since.get_or_insert(now);
+        set_both(&self.0.last_queued, SystemTime::now());
+    }
+
+    /// All that was queued is in force, and it took this long to compile and publish.
+    pub fn synced(&self, took: Duration, extent: Extent) {
+        let now = SystemTime::now();
+        let triggers = {
+            let mut waiting = self.waiting();
+            waiting.since = None;
+            waiting.synced_at = Some(now);
+            std::mem::take(&mut waiting.triggers)
+        };
+        let by_extent = match extent {
+            Extent::Full => &self.0.full_sync,
+            Extent::Partial => &self.0.partial_sync,
+        };
+        for family in [self.0.sync.clone(), by_extent.clone()] {
+            observe_both(&family, took);
+        }
+        for (family, at) in triggers {
+            // A clock elsewhere that is ahead of ours makes no negative time.
+            let took = now.duration_since(at).unwrap_or_default();
+            let label = match family {
+                SliceFamily::V4 => V4,
+                SliceFamily::V6 => V6,
+                SliceFamily::Fqdn => continue,
+            };
+            self.0.programming.get_or_create(&label).observe(took.as_secs_f64());
+        }
+        self.0.service_changes_pending.set(0);
+        self.0.endpoint_changes_pending.set(0);
+        set_both(&self.0.last_sync, now);
+    }
+
+    /// The tables were not taken.
+    pub fn refused(&self) {
+        self.0.refusals.inc();
+    }
+
+    /// How long the oldest change has been waiting.
+    pub fn queued_for(&self, now: Instant) -> Option<Duration> {
+        self.waiting().since.map(|since| now.saturating_duration_since(since))
+    }
+
+    /// When changes were last put in force.
+    pub fn synced_at(&self) -> Option<SystemTime> {
+        self.waiting().synced_at
+    }
+
+    /// Shows all of it as metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        let taken = &*self.0;
+        registry.register(
+            "flowgate_publish_refusals",
+            "Tables that were refused when published",
+            taken.refusals.clone(),
+        );
+        let registry = registry.sub_registry_with_prefix("kubeproxy");
+        let mut histogram = |name: &str, help: &str, metric: &PerFamily<Histogram>| {
+            registry.register(name, help, metric.clone());
+        };
+        histogram("sync_proxy_rules_duration_seconds", "Time to compile and publish tables", &taken.sync);
+        histogram("sync_full_proxy_rules_duration_seconds", "The same, of all tables anew", &taken.full_sync);
+        histogram(
+            "sync_partial_proxy_rules_duration_seconds",
+            "The same, of what had changed",
+            &taken.partial_sync,
+        );
+        histogram(
+            "network_programming_duration_seconds",
+            "Time from the change that an EndpointSlice tells of until it is in force",
+            &taken.programming,
+        );
+        let mut gauge = |name: &str, help: &str, metric: &PerFamily<Gauge>| {
+            registry.register(name, help, metric.clone());
+        };
+        gauge(
+            "sync_proxy_rules_last_timestamp_seconds",
+            "When tables were last put in force",
+            &taken.last_sync,
+        );
+        gauge(
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            "When a change was last queued",
+            &taken.last_queued,
+        );
+        for (name, help, counter) in [
+            ("sync_proxy_rules_endpoint_changes", "Changes of endpoints", &taken.endpoint_changes),
+            ("sync_proxy_rules_service_changes", "Changes of Services", &taken.service_changes),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        for (name, help, gauge) in [
+            (
+                "sync_proxy_rules_endpoint_changes_pending",
+                "Changes of endpoints that are not in force yet",
+                &taken.endpoint_changes_pending,
+            ),
+            (
+                "sync_proxy_rules_service_changes_pending",
+                "Changes of Services that are not in force yet",
+                &taken.service_changes_pending,
+            ),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn observe_both(family: &PerFamily<Histogram>, took: Duration) {
+    for label in [V4, V6] {
+        family.get_or_create(&label).observe(took.as_secs_f64());
+    }
+}
+
+fn set_both(family: &PerFamily<Gauge>, at: SystemTime) {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    for label in [V4, V6] {
+        family.get_or_create(&label).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+}
+
+/// P1201.
+fn sync_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// P1203.
+fn programming_histogram() -> Histogram {
+    let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30)).map(f64::from);
+    Histogram::new([0.25, 0.5].into_iter().chain(seconds))
+}
+
+const V4: [(&str, &str); 1] = [("ip_family", "IPv4")];
+const V6: [(&str, &str); 1] = [("ip_family", "IPv6")];
+/// Changes beyond so many that wait at once are not timed: only a sink that refuses for long lets them pile up.
+const TRIGGERS_MAX: usize = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exposition(observer: &Observer) -> String {
+        let mut registry = Registry::default();
+        observer.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    fn has(observer: &Observer, line: &str) {
+        let text = exposition(observer);
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn p1205_p1206_changes_are_pending_until_they_are_in_force() {
+        let observer = Observer::default();
+        let changes = Changes { services: 2, endpoints: 3, ..Changes::default() };
+        observer.changed(&changes, Instant::now());
+        tokio::time::advance(Duration::from_secs(7)).await;
+        observer.changed(&changes, Instant::now());
+        assert_eq!(observer.queued_for(Instant::now()), Some(Duration::from_secs(7)), "the oldest counts");
+        has(&observer, "kubeproxy_sync_proxy_rules_service_changes_pending 4");
+        observer.synced(Duration::from_millis(3), Extent::Full);
+        assert_eq!(observer.queued_for(Instant::now()), None);
+        for line in [
+            "kubeproxy_sync_proxy_rules_service_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_service_changes_total 4",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 6",
+        ] {
+            has(&observer, line);
+        }
+    }
+
+    #[test]
+    fn p1201_p1202_syncs_are_timed_by_extent() {
+        let observer = Observer::default();
+        observer.synced(Duration::from_millis(3), Extent::Full);
+        observer.synced(Duration::from_secs(60), Extent::Partial);
+        for line in [
+            r#"kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 2"#,
+            r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.004",ip_family="IPv4"} 1"#,
+            r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="16.384",ip_family="IPv4"} 1"#,
+            r#"kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1"#,
+            r#"kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1"#,
+        ] {
+            has(&observer, line);
+        }
+    }
+
+    #[test]
+    fn p1203_endpoint_changes_are_timed_from_what_triggered_them_unless_before_the_start() {
+        let observer = Observer::default();
+        let at = |seconds| (SliceFamily::V4, SystemTime::now() + Duration::from_secs(seconds));
+        let before = (SliceFamily::V4, SystemTime::now() - Duration::from_secs(3600));
+        let changes = Changes { triggers: vec![before, at(1)], ..Changes::default() };
+        observer.changed(&changes, Instant::now());
+        observer.synced(Duration::ZERO, Extent::Full);
+        observer.synced(Duration::ZERO, Extent::Partial);
+        has(&observer, r#"kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1"#);
+        has(
+            &observer,
+            r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.25",ip_family="IPv4"} 1"#,
+        );
+        let text = exposition(&observer);
+        let buckets = text.matches("network_programming_duration_seconds_bucket").count();
+        assert_eq!(buckets, 2 + 59 + 12 + 7 + 1, "two, 1 to 59, 60 to 115, 120 to 300, and above");
+    }
+
+    #[test]
+    fn p1204_times_of_the_last_sync_and_the_last_change_are_shown() {
+        let observer = Observer::default();
+        assert!(!exposition(&observer).contains("last_timestamp_seconds{"));
+        observer.queued(Instant::now());
+        observer.synced(Duration::ZERO, Extent::Full);
+        let text = exposition(&observer);
+        for name in ["last_timestamp_seconds", "last_queued_timestamp_seconds"] {
+            let line = format!("kubeproxy_sync_proxy_rules_{name}{{ip_family=\"IPv4\"}} ");
+            let value = text.lines().find_map(|found| found.strip_prefix(&line)).unwrap();
+            assert!(value.parse::<u64>().unwrap() > 1_700_000_000, "{value}");
+        }
+        assert!(observer.synced_at().is_some());
+    }
+}

@@ -1,0 +1,195 @@
+//! Which backend a client stays with (session affinity). Never decides who may be chosen.
+//!
+//! Bounded: sets of a few bindings, each found by a keyed hash of client and Service. A full set forgets
+//! the binding that was used longest ago. Asked only when a flow begins, so a lock a set is enough; two
+//! workers that place connections of one client at once agree on the backend.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use crate::entry::Tick;
+
+/// The bindings of clients to backends.
+#[derive(Debug)]
+pub struct AffinityTable {
+    key: RandomState,
+    sets: Box<[Mutex<BindingSet>]>,
+}
+
+type BindingSet = [Option<Binding>; SET_BINDINGS];
+
+#[derive(Clone, Copy, Debug)]
+struct Binding {
+    client: IpAddr,
+    service: u32,
+    backend: u32,
+    used: Tick,
+}
+
+/// What became of a client's wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// It stays with this backend.
+    Kept(u32),
+    /// It is bound to this backend now.
+    New(u32),
+    /// As [`Bound::New`], and another client's binding was forgotten for want of room.
+    Evicting(u32),
+    /// There is no backend to bind it to.
+    Nobody,
+}
+
+impl Bound {
+    /// The backend.
+    pub const fn backend(self) -> Option<u32> {
+        match self {
+            Self::Kept(backend) | Self::New(backend) | Self::Evicting(backend) => Some(backend),
+            Self::Nobody => None,
+        }
+    }
+}
+
+impl AffinityTable {
+    /// A table for about `capacity` bindings; never fewer than one set.
+    pub fn new(capacity: u32) -> Self {
+        let sets = (capacity as usize).div_ceil(SET_BINDINGS).max(1);
+        Self { key: RandomState::new(), sets: (0..sets).map(|_| Mutex::default()).collect() }
+    }
+
+    /// The backend for a new connection of `client` to `service`: that of its last one, unless that was
+    /// longer ago than `timeout_ms` or `may_be_chosen` says no; else the one that `choose` gives. Either
+    /// way the time starts anew (P703).
+    pub fn place(
+        &self,
+        (client, service): (IpAddr, u32),
+        now: Tick,
+        timeout_ms: u32,
+        may_be_chosen: impl Fn(u32) -> bool,
+        choose: impl FnOnce() -> Option<u32>,
+    ) -> Bound {
+        let hash = self.key.hash_one((client, service));
+        let number = usize::try_from(hash % self.sets.len() as u64).expect("below the number of sets");
+        let mut set = self.sets[number].lock().unwrap_or_else(PoisonError::into_inner);
+        let own =
+            set.iter().position(|slot| slot.is_some_and(|b| b.client == client && b.service == service));
+        if let Some(binding) = own.and_then(|at| set[at].as_mut())
+            && now.since(binding.used) <= timeout_ms
+            && may_be_chosen(binding.backend)
+        {
+            binding.used = now;
+            return Bound::Kept(binding.backend);
+        }
+        let Some(backend) = choose() else {
+            // P704: a binding to a backend that is gone is gone too.
+            if let Some(at) = own {
+                set[at] = None;
+            }
+            return Bound::Nobody;
+        };
+        let at = own.unwrap_or_else(|| oldest(&set, now));
+        let evicts = own.is_none() && set[at].is_some();
+        set[at] = Some(Binding { client, service, backend, used: now });
+        if evicts { Bound::Evicting(backend) } else { Bound::New(backend) }
+    }
+
+    /// Bindings that are held, those that have timed out included.
+    pub fn len(&self) -> usize {
+        let held = |set: &Mutex<BindingSet>| {
+            set.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten().count()
+        };
+        self.sets.iter().map(held).sum()
+    }
+
+    /// Whether nothing is bound.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A free place, else the one used longest ago.
+fn oldest(set: &BindingSet, now: Tick) -> usize {
+    let age = |slot: &Option<Binding>| slot.map_or(u64::MAX, |binding| u64::from(now.since(binding.used)));
+    let oldest = set.iter().enumerate().max_by_key(|(_, slot)| age(slot));
+    oldest.map_or(0, |(at, _)| at)
+}
+
+/// Bindings of a set.
+const SET_BINDINGS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    const TIMEOUT_MS: u32 = 10_800_000;
+
+    fn client(n: u32) -> IpAddr {
+        IpAddr::V4(n.into())
+    }
+
+    fn place(table: &AffinityTable, n: u32, now: u32, choice: u32) -> Bound {
+        table.place((client(n), 1), Tick(now), TIMEOUT_MS, |_| true, || Some(choice))
+    }
+
+    #[test]
+    fn p703_a_client_stays_until_it_was_idle_for_the_timeout() {
+        let table = AffinityTable::new(64);
+        assert_eq!(place(&table, 1, 0, 7), Bound::New(7));
+        assert_eq!(place(&table, 1, TIMEOUT_MS, 8), Bound::Kept(7));
+        assert_eq!(place(&table, 1, 2 * TIMEOUT_MS, 8), Bound::Kept(7), "each connection starts it anew");
+        assert_eq!(place(&table, 1, 3 * TIMEOUT_MS + 1, 8), Bound::New(8));
+    }
+
+    #[test]
+    fn p704_a_backend_that_may_not_be_chosen_any_more_loses_its_clients() {
+        let table = AffinityTable::new(64);
+        let key = (client(1), 1);
+        table.place(key, Tick(0), TIMEOUT_MS, |_| true, || Some(7));
+        assert_eq!(table.place(key, Tick(1), TIMEOUT_MS, |b| b != 7, || Some(9)), Bound::New(9));
+        assert_eq!(table.place(key, Tick(2), TIMEOUT_MS, |_| false, || None), Bound::Nobody);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn p702_each_service_port_binds_for_itself() {
+        let table = AffinityTable::new(64);
+        let place = |service, choice| {
+            table.place((client(1), service), Tick(0), TIMEOUT_MS, |_| true, || Some(choice)).backend()
+        };
+        assert_eq!(
+            (place(1, 7), place(2, 8), place(1, 9), place(2, 9)),
+            (Some(7), Some(8), Some(7), Some(8))
+        );
+    }
+
+    #[test]
+    fn a_full_set_forgets_the_binding_used_longest_ago() {
+        let table = AffinityTable::new(1);
+        (0..8).for_each(|n| assert_eq!(place(&table, n, n + 1, n), Bound::New(n)));
+        assert_eq!(place(&table, 0, 50, 99), Bound::Kept(0));
+        assert_eq!(place(&table, 8, 60, 8), Bound::Evicting(8));
+        assert_eq!(place(&table, 1, 61, 77), Bound::Evicting(77), "the second was the oldest");
+        assert_eq!(place(&table, 0, 62, 99), Bound::Kept(0));
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_map_while_nothing_is_evicted(
+            asks in proptest::collection::vec((0..20_u32, 0..3_u32, 0..40_u32, 0..5_u32), 0..200)
+        ) {
+            let table = AffinityTable::new(4096);
+            let mut oracle: HashMap<(u32, u32), (u32, u32)> = HashMap::new();
+            let mut now = 0;
+            for (who, service, pause, choice) in asks {
+                now += pause;
+                let bound = table.place((client(who), service), Tick(now), 100, |b| b != 0, || Some(choice));
+                let kept = oracle.get(&(who, service)).filter(|(b, at)| *b != 0 && now - at <= 100);
+                let wanted = kept.map_or(choice, |(b, _)| *b);
+                oracle.insert((who, service), (wanted, now));
+                prop_assert_eq!(bound.backend(), Some(wanted));
+            }
+        }
+    }
+}

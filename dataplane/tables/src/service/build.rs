@@ -1,0 +1,196 @@
+//! Building a service table from descriptions. Never edits a table that is published.
+
+use std::sync::Arc;
+use std::thread;
+
+use hashbrown::HashSet;
+use ipnet::IpNet;
+
+use super::{
+    BackendSet, Frontend, FrontendKind, Service, ServiceError, ServiceId, ServiceKey, ServiceTable,
+    SourceNat, Treatment,
+};
+use crate::backend::{BackendId, BackendKey};
+use crate::maglev::{Maglev, Member};
+use crate::spec::{EndpointSpec, ServiceSpec};
+
+impl ServiceTable {
+    /// Builds the table that holds exactly `specs`; what is unchanged against `previous` is shared with
+    /// it, slots and numbers are kept. What is refused is left out and named; the rest is built.
+    ///
+    /// `service_cidrs` are the ranges that cluster IPs are taken from.
+    pub fn build(
+        previous: &Self,
+        mut specs: Vec<Arc<ServiceSpec>>,
+        service_cidrs: Vec<IpNet>,
+    ) -> (Self, Vec<ServiceError>) {
+        let mut errors = Vec::new();
+        specs.sort_by(|a, b| (&a.name, a.protocol).cmp(&(&b.name, b.protocol)));
+        let mut next = Self { next_id: previous.next_id, service_cidrs, ..Self::default() };
+        let mut accepted = Vec::with_capacity(specs.len());
+        for mut spec in specs {
+            let key = (spec.name.clone(), spec.protocol);
+            if next.ids.contains_key(&key) {
+                errors.push(ServiceError::Duplicate { name: key.0, protocol: key.1 });
+                continue;
+            }
+            let id = previous.ids.get(&key).copied().unwrap_or_else(|| {
+                let id = ServiceId(next.next_id);
+                next.next_id = next.next_id.wrapping_add(1);
+                id
+            });
+            next.ids.insert(key, id);
+            normalize(&mut spec);
+            accepted.push((id, spec));
+        }
+        next.backends = match previous.backends.rebuilt(previous.kept_backends(&accepted).into_iter()) {
+            Ok(backends) => backends,
+            Err(error) => return (previous.clone(), vec![error.into()]),
+        };
+        for service in next.build_services(previous, &accepted) {
+            next.add_frontends(&service, &mut errors);
+            next.positions.insert(service.id, next.services.len());
+            next.services.push(service);
+        }
+        (next, errors)
+    }
+
+    /// Every backend that has a slot: those of the sets, those that still answer, and all former ones of a
+    /// Service port that has none left, whose flows nobody may end before there is another (P804).
+    fn kept_backends(&self, accepted: &[(ServiceId, Arc<ServiceSpec>)]) -> Vec<BackendKey> {
+        let mut keys = Vec::with_capacity(self.backends.len());
+        let mut bereft: HashSet<ServiceId> = HashSet::new();
+        for (id, spec) in accepted {
+            let before = keys.len();
+            keys.extend(spec.endpoint_sets.iter().flatten().map(|e| (*id, e.addr, e.port)));
+            keys.extend(spec.serving.iter().map(|&(addr, port)| (*id, addr, port)));
+            if keys.len() == before {
+                bereft.insert(*id);
+            }
+        }
+        if !bereft.is_empty() {
+            let former = self.backends.iter().filter(|backend| bereft.contains(&backend.service));
+            keys.extend(former.map(|backend| (backend.service, backend.addr, backend.port)));
+        }
+        keys
+    }
+
+    /// The Services in the order of `accepted`; those that did not change are those of `previous`.
+    fn build_services(
+        &self,
+        previous: &Self,
+        accepted: &[(ServiceId, Arc<ServiceSpec>)],
+    ) -> Vec<Arc<Service>> {
+        let build = |(id, spec): &(ServiceId, Arc<ServiceSpec>)| {
+            let old = previous.positions.get(id).map(|&at| &previous.services[at]);
+            match old.filter(|old| Arc::ptr_eq(&old.spec, spec) || old.spec == *spec) {
+                Some(unchanged) => Arc::clone(unchanged),
+                None => Arc::new(self.build_service(*id, spec, old.map(AsRef::as_ref))),
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        if accepted.len().abs_diff(previous.services.len()) < MANY || threads == 1 {
+            return accepted.iter().map(build).collect();
+        }
+        // Lookup tables take most of the time of a start with thousands of Services.
+        let share = accepted.len().div_ceil(threads);
+        thread::scope(|scope| {
+            let parts: Vec<_> = accepted
+                .chunks(share)
+                .map(|chunk| scope.spawn(move || chunk.iter().map(build).collect::<Vec<_>>()))
+                .collect();
+            parts.into_iter().flat_map(|part| part.join().expect("building a table does not panic")).collect()
+        })
+    }
+
+    fn build_service(&self, id: ServiceId, spec: &Arc<ServiceSpec>, old: Option<&Service>) -> Service {
+        let build = |endpoints: &Vec<EndpointSpec>| {
+            let reusable = old.and_then(|service| {
+                let at = service.spec.endpoint_sets.iter().position(|set| set == endpoints)?;
+                Some(Arc::clone(&service.backend_sets[at]))
+            });
+            reusable.unwrap_or_else(|| Arc::new(self.build_set(id, endpoints)))
+        };
+        let backend_sets = spec.endpoint_sets.iter().map(build).collect();
+        Service { id, spec: Arc::clone(spec), backend_sets }
+    }
+
+    fn build_set(&self, id: ServiceId, endpoints: &[EndpointSpec]) -> BackendSet {
+        let backend = |e: &EndpointSpec| self.backends.id_of(&(id, e.addr, e.port));
+        let mut members: Vec<(BackendId, &EndpointSpec)> =
+            endpoints.iter().map(|e| (backend(e).expect("every endpoint was given a slot"), e)).collect();
+        members.sort_unstable_by_key(|(id, _)| *id);
+        let names: Vec<String> = members.iter().map(|(_, e)| format!("{}:{}", e.addr, e.port)).collect();
+        let named: Vec<Member<'_>> = names
+            .iter()
+            .zip(&members)
+            .map(|(name, (_, endpoint))| Member { name: name.as_bytes(), weight: endpoint.weight })
+            .collect();
+        BackendSet {
+            lookup_table: Maglev::build(&named),
+            members: members.into_iter().map(|(id, _)| id).collect(),
+        }
+    }
+
+    fn add_frontends(&mut self, service: &Service, errors: &mut Vec<ServiceError>) {
+        let mut own = HashSet::new();
+        let ServiceSpec { name, protocol, frontends, endpoint_sets, affinity, .. } = &*service.spec;
+        for spec in frontends {
+            let (addr, port) = (spec.addr, spec.port);
+            let missing = spec
+                .treatments
+                .all()
+                .into_iter()
+                .map(|t| t.endpoint_set)
+                .find(|&set| set >= endpoint_sets.len());
+            if let Some(set) = missing {
+                errors.push(ServiceError::NoSuchSet { name: name.clone(), addr, port, set });
+                continue;
+            }
+            let key = ServiceKey { protocol: *protocol, addr, port };
+            if let Some(taken) = self.frontends.get(&key) {
+                // One Service may list an address twice, say as external IP and in its status.
+                if !own.contains(&key) {
+                    let winner = self.service(taken.service).map_or(name, |winner| &winner.spec.name).clone();
+                    errors.push(ServiceError::FrontendTaken { winner, loser: name.clone(), key });
+                }
+                continue;
+            }
+            own.insert(key);
+            if spec.kind == FrontendKind::ClusterIp {
+                self.cluster_ips.insert(addr);
+            }
+            for treatment in spec.treatments.all() {
+                if treatment.source_nat == SourceNat::KeepClient {
+                    let endpoints = &endpoint_sets[treatment.endpoint_set];
+                    let source = |e: &EndpointSpec| ServiceKey { addr: e.addr, port: e.port, ..key };
+                    self.reply_sources.extend(endpoints.iter().map(source));
+                }
+            }
+            let treatments = spec.treatments.map(|treatment| Treatment {
+                backends: Arc::clone(&service.backend_sets[treatment.endpoint_set]),
+                source_nat: treatment.source_nat,
+                when_empty: treatment.when_empty,
+            });
+            let (allowed, affinity) = (spec.allowed.clone(), *affinity);
+            let frontend =
+                Frontend { key, kind: spec.kind, service: service.id, treatments, allowed, affinity };
+            self.frontends.insert(key, frontend);
+        }
+    }
+}
+
+/// Brings endpoint sets into the order that they are compared in.
+fn normalize(spec: &mut Arc<ServiceSpec>) {
+    let key = |endpoint: &EndpointSpec| (endpoint.addr, endpoint.port);
+    if spec.endpoint_sets.iter().all(|set| set.is_sorted_by(|a, b| key(a) < key(b))) {
+        return;
+    }
+    for set in &mut Arc::make_mut(spec).endpoint_sets {
+        set.sort_unstable();
+        set.dedup_by_key(|endpoint| key(endpoint));
+    }
+}
+
+/// From so many Services that come or go at once their tables are built on all cores.
+const MANY: usize = 256;

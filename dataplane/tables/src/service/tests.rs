@@ -1,0 +1,191 @@
+//! The service table as control builds it and workers read it.
+
+use super::*;
+use crate::spec::{EndpointSpec, FrontendSpec, TreatmentSpec};
+use std::net::Ipv4Addr;
+
+fn ip(host: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, 0, host))
+}
+
+fn spec(name: &str, vip: u8, endpoints: &[u8]) -> ServiceSpec {
+    ServiceSpec {
+        name: ServiceName { namespace: "default".into(), name: name.into(), port: "http".into() },
+        protocol: Protocol::Tcp,
+        frontends: vec![FrontendSpec {
+            addr: ip(vip),
+            port: L4Port::new(80),
+            kind: FrontendKind::ClusterIp,
+            treatments: BySource::same(TREATMENT),
+            allowed: None,
+        }],
+        endpoint_sets: vec![
+            endpoints
+                .iter()
+                .map(|&host| EndpointSpec { addr: ip(host), port: L4Port::new(8080), weight: 1 })
+                .collect(),
+        ],
+        serving: endpoints.iter().map(|&host| (ip(host), L4Port::new(8080))).collect(),
+        affinity: None,
+    }
+}
+
+const TREATMENT: TreatmentSpec =
+    TreatmentSpec { endpoint_set: 0, source_nat: SourceNat::Always, when_empty: EmptyAction::Reject };
+
+fn build(previous: &ServiceTable, specs: Vec<ServiceSpec>) -> (ServiceTable, Vec<ServiceError>) {
+    ServiceTable::build(previous, specs.into_iter().map(Arc::new).collect(), vec![])
+}
+
+fn picks(table: &ServiceTable, vip: u8, hash: u32) -> Option<BackendId> {
+    table.frontend(&key(vip)).unwrap().treatment(SourceClass::Outside).backends.pick(hash)
+}
+
+fn key(vip: u8) -> ServiceKey {
+    ServiceKey { protocol: Protocol::Tcp, addr: ip(vip), port: L4Port::new(80) }
+}
+
+#[test]
+fn a_frontend_leads_to_every_backend_of_its_set() {
+    let (table, errors) = build(&ServiceTable::default(), vec![spec("web", 1, &[11, 12])]);
+    assert!(errors.is_empty());
+    let hashes = (0..=u32::MAX).step_by(1 << 20);
+    let mut seen: Vec<_> = hashes.map(|hash| picks(&table, 1, hash).unwrap()).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    let addrs: Vec<_> = seen.iter().map(|id| table.backends().get(*id).unwrap().addr).collect();
+    assert_eq!(addrs, [ip(11), ip(12)]);
+    assert_eq!(table.frontend(&key(2)).map(|f| f.service), None);
+}
+
+#[test]
+fn an_unchanged_service_shares_its_parts_and_a_changed_one_keeps_its_backends() {
+    let before = vec![spec("a", 1, &[11, 12]), spec("b", 2, &[21])];
+    let (first, _) = build(&ServiceTable::default(), before);
+    let after = vec![spec("b", 2, &[21]), spec("a", 1, &[12, 13])];
+    let (second, _) = build(&first, after);
+    assert!(Arc::ptr_eq(&first.services()[1], &second.services()[1]));
+    let id = |table: &ServiceTable, host| table.backends().iter().find(|b| b.addr == ip(host)).map(|b| b.id);
+    assert_eq!(id(&first, 12), id(&second, 12));
+    assert_eq!(id(&second, 11), None);
+    assert_eq!(second.service(second.frontend(&key(1)).unwrap().service).unwrap().spec.name.name, "a");
+}
+
+#[test]
+fn a_contested_address_goes_to_the_first_name_and_the_loser_is_told() {
+    let (table, errors) =
+        build(&ServiceTable::default(), vec![spec("second", 1, &[21]), spec("first", 1, &[11])]);
+    assert_eq!(
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["default/second:http: TCP 10.0.0.1:80 belongs to default/first:http already"]
+    );
+    let winner = table.frontend(&key(1)).unwrap().service;
+    assert_eq!(table.service(winner).unwrap().spec.name.name, "first");
+}
+
+#[test]
+fn a_name_given_twice_is_refused_once() {
+    let twice = vec![spec("web", 1, &[11]), spec("web", 2, &[11])];
+    let (table, errors) = build(&ServiceTable::default(), twice);
+    assert_eq!(table.services().len(), 1);
+    assert_eq!(errors[0].to_string(), "default/web:http (TCP) is described twice");
+}
+
+#[test]
+fn answers_are_expected_from_backends_whose_clients_are_kept() {
+    let mut kept = spec("kept", 1, &[11]);
+    kept.frontends[0].treatments.pod.source_nat = SourceNat::KeepClient;
+    let (table, _) = build(&ServiceTable::default(), vec![kept, spec("web", 2, &[12])]);
+    let source = |host| ServiceKey { port: L4Port::new(8080), ..key(host) };
+    assert!(table.is_reply_source(&source(11)) && !table.is_reply_source(&source(12)));
+    assert_eq!(table.reply_sources().count(), 1);
+}
+
+#[test]
+fn an_empty_set_picks_nobody() {
+    let (table, _) = build(&ServiceTable::default(), vec![spec("web", 1, &[])]);
+    assert_eq!(picks(&table, 1, 5), None);
+}
+
+#[test]
+fn a_set_that_does_not_exist_is_named() {
+    let mut wrong = spec("web", 1, &[]);
+    wrong.frontends[0].treatments.node.endpoint_set = 3;
+    let (_, errors) = build(&ServiceTable::default(), vec![wrong]);
+    assert!(errors[0].to_string().contains("endpoint set 3"));
+}
+
+#[test]
+fn a_backend_that_only_answers_keeps_its_slot_and_its_flows() {
+    // P803: served while it is in a set, then only answering, then gone.
+    let (first, _) = build(&ServiceTable::default(), vec![spec("web", 1, &[11, 12])]);
+    let id = first.backends().iter().find(|b| b.addr == ip(11)).unwrap().id;
+    let mut draining = spec("web", 1, &[12]);
+    draining.serving.push((ip(11), L4Port::new(8080)));
+    let (second, _) = build(&first, vec![draining]);
+    assert!(second.backends().is_current(id));
+    assert!((0..100).all(|n| picks(&second, 1, n << 25) != Some(id)));
+    let (third, _) = build(&second, vec![spec("web", 1, &[12])]);
+    assert!(!third.backends().is_current(id));
+}
+
+#[test]
+fn the_last_backends_of_a_service_stay_until_there_are_others() {
+    // P804
+    let (first, _) = build(&ServiceTable::default(), vec![spec("web", 1, &[11])]);
+    let id = first.backends().iter().next().unwrap().id;
+    let (second, _) = build(&first, vec![spec("web", 1, &[])]);
+    assert!(second.backends().is_current(id) && picks(&second, 1, 0).is_none());
+    let (third, _) = build(&second, vec![spec("web", 1, &[12])]);
+    assert!(!third.backends().is_current(id));
+    let (gone, _) = build(&second, vec![]);
+    assert!(!gone.backends().is_current(id));
+}
+
+#[test]
+fn many_services_at_once_are_built_as_one_by_one() {
+    let name = |n: usize| format!("web-{n}");
+    let specs: Vec<ServiceSpec> = (0..300)
+        .map(|n| {
+            let mut one = spec(&name(n), 1, &[11, 12, 13]);
+            one.frontends[0].port = L4Port::new(u16::try_from(n + 1).unwrap());
+            one
+        })
+        .collect();
+    let (at_once, errors) = build(&ServiceTable::default(), specs.clone());
+    assert!(errors.is_empty());
+    let mut one_by_one = ServiceTable::default();
+    for n in 1..=specs.len() {
+        one_by_one = build(&one_by_one, specs[..n].to_vec()).0;
+    }
+    assert_eq!(at_once.services().len(), 300);
+    for (a, b) in at_once.services().iter().zip(one_by_one.services()) {
+        let addr = |table: &ServiceTable, id| table.backends().get(id).map(|b| b.addr);
+        assert_eq!(a.spec, b.spec);
+        for hash in (0..=u32::MAX).step_by(1 << 27) {
+            let pick = |s: &Service| s.backend_sets[0].pick(hash).unwrap();
+            assert_eq!(addr(&at_once, pick(a)), addr(&one_by_one, pick(b)));
+        }
+    }
+}
+
+#[test]
+fn other_ports_of_a_cluster_ip_and_unused_ones_are_known() {
+    // P505, P506
+    let specs = vec![Arc::new(spec("web", 1, &[11]))];
+    let range = "10.0.0.0/28".parse().unwrap();
+    let (table, _) = ServiceTable::build(&ServiceTable::default(), specs, vec![range]);
+    assert_eq!(table.unserved(ip(1)), Some(Unserved::ClusterIp));
+    assert_eq!(table.unserved(ip(2)), Some(Unserved::Unallocated));
+    assert_eq!(table.unserved(ip(200)), None);
+}
+
+#[test]
+fn source_ranges_admit_whom_they_hold() {
+    // P401
+    let mut narrow = spec("web", 1, &[11]);
+    narrow.frontends[0].allowed = Some(Arc::from(["10.0.0.128/25".parse().unwrap()]));
+    let (table, _) = build(&ServiceTable::default(), vec![narrow]);
+    let frontend = table.frontend(&key(1)).unwrap();
+    assert!(frontend.admits(ip(200)) && !frontend.admits(ip(3)));
+}

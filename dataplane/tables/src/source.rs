@@ -1,0 +1,115 @@
+//! Where packets come from, as far as the rules of Services care. Never sees a packet.
+
+use std::net::IpAddr;
+
+use hashbrown::HashSet;
+use ipnet::IpNet;
+
+/// Who sends a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceClass {
+    /// A client outside the node.
+    Outside,
+    /// A pod of this node, as far as the detector of local traffic can tell (P601).
+    Pod,
+    /// The node itself.
+    Node,
+}
+
+/// One value for each class of source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BySource<T> {
+    /// For clients outside the node.
+    pub outside: T,
+    /// For pods of this node.
+    pub pod: T,
+    /// For the node itself.
+    pub node: T,
+}
+
+impl<T> BySource<T> {
+    /// The value for a class.
+    #[inline]
+    pub const fn of(&self, class: SourceClass) -> &T {
+        match class {
+            SourceClass::Outside => &self.outside,
+            SourceClass::Pod => &self.pod,
+            SourceClass::Node => &self.node,
+        }
+    }
+
+    /// The values, in the order of the fields.
+    pub const fn all(&self) -> [&T; 3] {
+        [&self.outside, &self.pod, &self.node]
+    }
+
+    /// Another value for each class.
+    pub fn map<U>(&self, f: impl Fn(&T) -> U) -> BySource<U> {
+        BySource { outside: f(&self.outside), pod: f(&self.pod), node: f(&self.node) }
+    }
+}
+
+impl<T: Clone> BySource<T> {
+    /// The same value for everybody.
+    pub fn same(value: T) -> Self {
+        Self { outside: value.clone(), pod: value.clone(), node: value }
+    }
+}
+
+/// Tells the classes apart by address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    pods: Vec<IpNet>,
+    node: HashSet<IpAddr>,
+}
+
+impl Sources {
+    /// Pods have addresses in `pods`; without a range of a family nobody of it is known to be a pod
+    /// (P601). `node` are the node's own addresses.
+    pub fn new(pods: Vec<IpNet>, node: impl IntoIterator<Item = IpAddr>) -> Self {
+        Self { pods, node: node.into_iter().collect() }
+    }
+
+    /// The class of a source address. A pod that shares the node's address is the pod, as for kube-proxy,
+    /// whose rules ask for pods first.
+    #[inline]
+    pub fn class(&self, addr: IpAddr) -> SourceClass {
+        if self.pods.iter().any(|net| net.contains(&addr)) {
+            SourceClass::Pod
+        } else if self.is_node(addr) {
+            SourceClass::Node
+        } else {
+            SourceClass::Outside
+        }
+    }
+
+    /// Whether the address is the node's own.
+    pub fn is_node(&self, addr: IpAddr) -> bool {
+        addr.is_loopback() || self.node.contains(&addr)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_come_before_the_node_and_a_family_without_a_range_has_no_pods() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let sources = Sources::new(
+            vec!["10.244.0.0/16".parse().unwrap()],
+            ["192.0.2.1", "10.244.0.1", "2001:db8::1"].map(ip),
+        );
+        for (addr, class) in [
+            ("10.244.3.4", SourceClass::Pod),
+            ("10.244.0.1", SourceClass::Pod),
+            ("192.0.2.1", SourceClass::Node),
+            ("127.0.0.1", SourceClass::Node),
+            ("192.0.2.2", SourceClass::Outside),
+            ("2001:db8::1", SourceClass::Node),
+            ("2001:db8::2", SourceClass::Outside),
+        ] {
+            assert_eq!(sources.class(ip(addr)), class, "{addr}");
+        }
+    }
+}

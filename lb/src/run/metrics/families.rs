@@ -1,0 +1,146 @@
+//! Metrics as plain values, and their way into the text format. Knows no metric by name.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+
+/// What tells the samples of one family apart.
+pub(super) type Labels = Vec<(&'static str, String)>;
+
+/// Whether it only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It does; its samples end in `_total`.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+}
+
+/// A value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Number {
+    Whole(u64),
+    Real(f64),
+}
+
+impl From<u64> for Number {
+    fn from(number: u64) -> Self {
+        Self::Whole(number)
+    }
+}
+
+impl From<u32> for Number {
+    fn from(number: u32) -> Self {
+        Self::Whole(number.into())
+    }
+}
+
+impl From<usize> for Number {
+    fn from(number: usize) -> Self {
+        Self::Whole(number as u64)
+    }
+}
+
+impl From<bool> for Number {
+    fn from(yes: bool) -> Self {
+        Self::Whole(yes.into())
+    }
+}
+
+impl From<f64> for Number {
+    fn from(number: f64) -> Self {
+        Self::Real(number)
+    }
+}
+
+#[derive(Debug)]
+struct Family {
+    name: String,
+    help: String,
+    kind: Kind,
+    samples: Vec<(Labels, Number)>,
+}
+
+/// Families in the order of adding.
+#[derive(Debug, Default)]
+pub(super) struct Families(Vec<Family>);
+
+impl Families {
+    /// Adds a family; each name once.
+    pub(super) fn add(
+        &mut self,
+        kind: Kind,
+        name: impl Into<String>,
+        help: impl Into<String>,
+        samples: impl IntoIterator<Item = (Labels, Number)>,
+    ) {
+        let (name, help, samples) = (name.into(), help.into(), samples.into_iter().collect());
+        debug_assert!(self.0.iter().all(|family| family.name != name), "{name} is added twice");
+        self.0.push(Family { name, help, kind, samples });
+    }
+
+    /// Adds a gauge without labels.
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: impl Into<Number>) {
+        self.add(Kind::Gauge, name, help, [(Labels::new(), value.into())]);
+    }
+}
+
+impl Collector for Families {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for family in self.0.iter().filter(|family| !family.samples.is_empty()) {
+            let kind = match family.kind {
+                Kind::Counter => MetricType::Counter,
+                Kind::Gauge => MetricType::Gauge,
+            };
+            let mut metric = encoder.encode_descriptor(&family.name, &family.help, None, kind)?;
+            for (labels, number) in &family.samples {
+                if labels.is_empty() {
+                    encode(&mut metric, family.kind, *number)?;
+                } else {
+                    encode(&mut metric.encode_family(labels)?, family.kind, *number)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn encode(metric: &mut MetricEncoder<'_>, kind: Kind, number: Number) -> fmt::Result {
+    match (kind, number) {
+        (Kind::Counter, Number::Whole(n)) => metric.encode_counter::<NoLabelSet, _, u64>(&n, None),
+        (Kind::Counter, Number::Real(n)) => metric.encode_counter::<NoLabelSet, _, u64>(&n, None),
+        (Kind::Gauge, Number::Whole(n)) => metric.encode_gauge(&n),
+        (Kind::Gauge, Number::Real(n)) => metric.encode_gauge(&n),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The text of some families.
+    pub(in crate::run::metrics) fn text(families: Families) -> String {
+        let mut registry = prometheus_client::registry::Registry::default();
+        registry.register_collector(Box::new(families));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    #[test]
+    fn families_are_written_with_type_help_and_labels() {
+        let mut families = Families::default();
+        let by_worker = [(vec![("worker", "0".to_owned())], 7_u64.into())];
+        families.add(Kind::Counter, "flowgate_packets", "Packets.", by_worker);
+        families.gauge("flowgate_healthy", "Whether all is well.", true);
+        families.gauge("flowgate_seconds", "A time.", 1.5);
+        families.add(Kind::Gauge, "flowgate_nothing", "Nobody has any.", []);
+        let expected = "# HELP flowgate_packets Packets.\n# TYPE flowgate_packets counter\n\
+                        flowgate_packets_total{worker=\"0\"} 7\n\
+                        # HELP flowgate_healthy Whether all is well.\n# TYPE flowgate_healthy gauge\nflowgate_healthy 1\n\
+                        # HELP flowgate_seconds A time.\n# TYPE flowgate_seconds gauge\nflowgate_seconds 1.5\n# EOF\n";
+        assert_eq!(text(families), expected);
+    }
+}

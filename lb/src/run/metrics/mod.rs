@@ -1,0 +1,108 @@
+//! What `/metrics` shows, gathered when it is asked. Never touches the packet path: counters are read as workers
+//! show them, and tables of flows are walked on a thread of their own.
+//!
+//! Names are API. `kubeproxy_*` mean what they mean there; everything else is `flowgate_*`. Reasons have the names
+//! that `flowgate show drops` prints.
+
+mod families;
+mod flows;
+mod process;
+mod state;
+mod workers;
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use flowgate_control::health::{self, ProbeCounts, Vitals};
+use flowgate_control::{Observer, Status};
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use self::families::Families;
+use super::steer::Publishing;
+use super::workers::Workers;
+use crate::config::MetricsDetail;
+
+/// Knows all metrics.
+pub(crate) struct Metrics {
+    workers: Rc<RefCell<Workers>>,
+    publishing: Rc<RefCell<Publishing>>,
+    vitals: Vitals,
+    detail: MetricsDetail,
+    /// What is counted where it happens.
+    counted: Registry,
+}
+
+impl Metrics {
+    pub(crate) fn new(
+        workers: Rc<RefCell<Workers>>,
+        publishing: Rc<RefCell<Publishing>>,
+        vitals: Vitals,
+        probes: &ProbeCounts,
+        detail: MetricsDetail,
+    ) -> Self {
+        let mut counted = Registry::default();
+        let observer: &Observer = &vitals.observer;
+        observer.register(&mut counted);
+        probes.register(&mut counted);
+        Self { workers, publishing, vitals, detail, counted }
+    }
+
+    /// Answers on this address, if there is one, until dropped.
+    pub(crate) async fn serve(&self, address: Option<SocketAddr>, status: &watch::Sender<Status>) {
+        match address {
+            Some(address) => health::metrics::serve(address, status, || self.expose()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Everything in the OpenMetrics text format.
+    async fn expose(&self) -> Result<String, String> {
+        let mut families = self.gather();
+        let tables = self.publishing.borrow().publisher.current();
+        let flows = Arc::clone(&self.workers.borrow().shared.flows);
+        let (desired, identity) = (Arc::clone(&self.vitals.desired.borrow()), self.vitals.identity.clone());
+        let detail = self.detail;
+        let walk = move || {
+            state::add_no_local_endpoints(&mut families, &desired, &identity);
+            flows::add(&mut families, &flows, &tables, detail);
+            let mut registry = Registry::default();
+            registry.register_collector(Box::new(families));
+            let mut text = String::new();
+            text::encode_registry(&mut text, &registry).map(|()| text)
+        };
+        let mut exposition = tokio::task::spawn_blocking(walk)
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(unwritable)?;
+        text::encode_registry(&mut exposition, &self.counted).map_err(unwritable)?;
+        text::encode_eof(&mut exposition).map_err(unwritable)?;
+        Ok(exposition)
+    }
+
+    /// What only this thread may look at; cheap.
+    fn gather(&self) -> Families {
+        let mut families = Families::default();
+        let workers = self.workers.borrow();
+        workers::add_workers(&mut families, &workers);
+        workers::add_sockets(&mut families, &workers);
+        let mut publishing = self.publishing.borrow_mut();
+        match publishing.steering.counters() {
+            Ok(steered) => workers::add_steering(&mut families, &steered),
+            // The others are worth having all the same.
+            Err(error) => tracing::warn!(%error, "the XDP program's counters are missing in the metrics"),
+        }
+        let retired = publishing.publisher.collect();
+        state::add_tables(&mut families, &publishing.publisher.current(), retired);
+        state::add_control(&mut families, &self.vitals);
+        process::add(&mut families);
+        families
+    }
+}
+
+fn unwritable(_: std::fmt::Error) -> String {
+    "a metric cannot be written as text".into()
+}

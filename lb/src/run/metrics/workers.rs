@@ -1,0 +1,121 @@
+//! Metrics of workers, their sockets and the XDP program. Never counts: it reads what they count.
+
+use flowgate_dataplane::{Counters, DropReason, Event, PassReason};
+use flowgate_xsk::steering::Reason;
+use flowgate_xsk::{BindMode, PortStatistics};
+
+use super::families::{Families, Kind, Labels, Number};
+use crate::run::answers::{SOCKET_DROPS, SocketCount};
+use crate::run::workers::{QueueSocket, Workers};
+
+/// Every count of every worker.
+pub(super) fn add_workers(families: &mut Families, workers: &Workers) {
+    let states = (0..workers.handles.len())
+        .map(|index| (worker_label(index), Number::from(workers.state(index) == "running")));
+    let help = "Whether the worker runs: 0 when it hangs or is dead, and its traffic passes to the kernel.";
+    families.add(Kind::Gauge, "flowgate_worker_running", help, states);
+    let counters: Vec<Counters> = workers.handles.iter().map(|handle| handle.state.counters.read()).collect();
+    add_counters(families, &counters);
+}
+
+fn add_counters(families: &mut Families, counters: &[Counters]) {
+    for event in Event::ALL {
+        let samples = counters.iter().enumerate().map(|(w, c)| (worker_label(w), c.event(*event).into()));
+        families.add(Kind::Counter, format!("flowgate_worker_{}", event.name()), event.meaning(), samples);
+    }
+    let dropped = counters.iter().enumerate().flat_map(|(worker, counters)| {
+        DropReason::ALL.iter().map(move |r| (with_reason(worker, r.name()), counters.dropped(*r).into()))
+    });
+    let help = "Packets that ended in a worker, by reason.";
+    families.add(Kind::Counter, "flowgate_worker_dropped_packets", help, dropped);
+    let passed = counters.iter().enumerate().flat_map(|(worker, counters)| {
+        PassReason::ALL.iter().map(move |r| (with_reason(worker, r.name()), counters.passed(*r).into()))
+    });
+    let help = "Packets that reached a worker and were the kernel's business, by reason.";
+    families.add(Kind::Counter, "flowgate_worker_passed_packets", help, passed);
+}
+
+/// What the kernel counts of every socket.
+pub(super) fn add_sockets(families: &mut Families, workers: &Workers) {
+    let sockets: Vec<_> =
+        workers.sockets.iter().enumerate().flat_map(|(w, own)| own.iter().map(move |s| (w, s))).collect();
+    let zero_copy = sockets
+        .iter()
+        .map(|(worker, socket)| (socket_labels(*worker, socket), (socket.mode == BindMode::ZeroCopy).into()));
+    families.add(
+        Kind::Gauge,
+        "flowgate_socket_zero_copy",
+        "Whether the socket works without copies.",
+        zero_copy,
+    );
+    let statistics: Vec<(Labels, PortStatistics)> = sockets
+        .iter()
+        .filter_map(|(worker, socket)| Some((socket_labels(*worker, socket), socket.statistics()?)))
+        .collect();
+    let dropped = statistics.iter().flat_map(|(labels, statistics)| {
+        SOCKET_DROPS.iter().map(|(reason, _, count): &(&str, &str, SocketCount)| {
+            let mut labels = labels.clone();
+            labels.push(("reason", (*reason).to_owned()));
+            (labels, count(statistics).into())
+        })
+    });
+    let help = "What the kernel could not deliver to a socket or take from it, by reason.";
+    families.add(Kind::Counter, "flowgate_socket_dropped_packets", help, dropped);
+    let idle = statistics.iter().map(|(labels, s)| (labels.clone(), s.tx_ring_empty_descs.into()));
+    let help = "Times the kernel looked for frames to send and found none.";
+    families.add(Kind::Counter, "flowgate_socket_tx_ring_empty", help, idle);
+}
+
+/// How packets left the XDP program.
+pub(super) fn add_steering(families: &mut Families, counters: &[(Reason, u64)]) {
+    let samples = counters
+        .iter()
+        .map(|(reason, packets)| (vec![("reason", reason.name().to_owned())], (*packets).into()));
+    let help = "Packets that the XDP program sent up to a worker or passed to the kernel, by reason.";
+    families.add(Kind::Counter, "flowgate_xdp_packets", help, samples);
+}
+
+fn worker_label(worker: usize) -> Labels {
+    vec![("worker", worker.to_string())]
+}
+
+fn with_reason(worker: usize, reason: &str) -> Labels {
+    vec![("worker", worker.to_string()), ("reason", reason.to_owned())]
+}
+
+fn socket_labels(worker: usize, socket: &QueueSocket) -> Labels {
+    vec![
+        ("worker", worker.to_string()),
+        ("interface", socket.interface.clone()),
+        ("queue", socket.queue.to_string()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::families::tests::text;
+    use super::*;
+
+    #[test]
+    fn every_event_and_every_reason_of_every_worker_is_a_metric() {
+        let mut first = Counters::default();
+        first.add(Event::RxPackets, 5);
+        let mut families = Families::default();
+        add_counters(&mut families, &[first, Counters::default()]);
+        let text = text(families);
+        assert!(text.contains("flowgate_worker_rx_packets_total{worker=\"0\"} 5\n"), "{text}");
+        for event in Event::ALL {
+            assert!(text.contains(&format!("flowgate_worker_{}_total{{worker=\"1\"}} 0\n", event.name())));
+        }
+        for reason in DropReason::ALL.iter().map(|reason| reason.name()) {
+            let line =
+                format!("flowgate_worker_dropped_packets_total{{worker=\"1\",reason=\"{reason}\"}} 0\n");
+            assert!(text.contains(&line), "{line}");
+        }
+        for reason in PassReason::ALL.iter().map(|reason| reason.name()) {
+            let line =
+                format!("flowgate_worker_passed_packets_total{{worker=\"0\",reason=\"{reason}\"}} 0\n");
+            assert!(text.contains(&line), "{line}");
+        }
+    }
+}
