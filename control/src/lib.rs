@@ -17,7 +17,7 @@ pub mod report;
 mod run;
 pub mod source;
 
-pub use check::check;
+pub use check::{check, check_cluster};
 pub use compile::{LocalPods, NodeAddresses, NodePortAddress, Role, Settings, compile};
 pub use reconcile::{Observer, Status, Update};
 pub use report::{Entry, ObjectRef, Place, Report, Severity};

@@ -14,13 +14,15 @@ use crate::health;
 use crate::model::Desired;
 use crate::netlink::{self, Netlink, NetlinkError};
 use crate::reconcile::{self, Channels, Observer, Status, Update};
-use crate::source::manifests;
+use crate::source::{kube, manifests};
 
 /// Where objects come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A directory of manifests, watched.
     Manifests(PathBuf),
+    /// The Kubernetes API, followed.
+    Kubernetes(kube::Config),
 }
 
 /// What the control plane needs from the binary, besides the sink.
@@ -68,6 +70,7 @@ pub async fn run<E: Display>(
     tasks.spawn(tracker.run());
     match source {
         Source::Manifests(dir) => tasks.spawn(manifests::watch(dir, events)),
+        Source::Kubernetes(config) => tasks.spawn(kube::watch(config, events)),
     };
     tasks.spawn(health::run(health, net.clone(), status.clone()));
     if let Some(server) = dns

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::Overrides;
+use crate::config::{Overrides, Wanted};
 
 /// A kernel-bypass L4 load balancer for Kubernetes Services.
 #[derive(Debug, Parser)]
@@ -40,9 +40,12 @@ pub(crate) struct RunArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// The directory of manifests, instead of the one in the file.
+    /// The directory of manifests, instead of the source in the file.
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
+    /// The kubeconfig of the cluster to follow, instead of the source in the file.
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
     /// gateway or node, instead of the one in the file.
     #[arg(long)]
     role: Option<String>,
@@ -56,8 +59,13 @@ pub(crate) struct RunArgs {
 
 impl RunArgs {
     pub(crate) fn overrides(&self) -> Overrides {
+        let source = match (&self.manifests, &self.kubeconfig) {
+            (Some(dir), _) => Wanted::Manifests(dir.clone()),
+            (None, Some(path)) => Wanted::Kubeconfig(path.clone()),
+            (None, None) => Wanted::AsConfigured,
+        };
         Overrides {
-            manifests: self.manifests.clone(),
+            source,
             role: self.role.clone(),
             node_name: self.node_name.clone(),
             interfaces: self.interfaces.clone(),

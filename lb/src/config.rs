@@ -3,26 +3,29 @@
 
 mod dns;
 mod raw;
+mod source;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flowgate_control::{LocalPods, NodePortAddress, Role, dns as control_dns};
+use flowgate_control::source::kube::Scope;
+use flowgate_control::{LocalPods, NodePortAddress, Role, Source, dns as control_dns};
 use flowgate_flow::Timeouts;
 use flowgate_xsk::ZeroCopy;
 use flowgate_xsk::steering::XdpModeWanted;
 use ipnet::IpNet;
 
 pub(crate) use raw::Raw;
+pub(crate) use source::Wanted;
 
 /// What the operator decided.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) role: Role,
     pub(crate) node_name: String,
-    pub(crate) manifests: PathBuf,
+    pub(crate) source: Source,
     pub(crate) interfaces: Vec<String>,
     pub(crate) nodeport_addresses: Vec<NodePortAddress>,
     pub(crate) node: Node,
@@ -82,7 +85,7 @@ pub(crate) struct Rings {
 /// What a command line says instead of the file.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Overrides {
-    pub(crate) manifests: Option<PathBuf>,
+    pub(crate) source: Wanted,
     pub(crate) role: Option<String>,
     pub(crate) node_name: Option<String>,
     pub(crate) interfaces: Vec<String>,
@@ -170,12 +173,21 @@ impl Config {
         if let Some(twice) = first_repeated(&raw.workers.cores) {
             return Err(wrong("workers.cores", format!("core {twice} is listed twice")));
         }
-        let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;
+        // P202: the node is called as the operating system is, unless it is said otherwise. A gateway is no
+        // node of the cluster unless it is said which.
+        let named = overrides.node_name.or(raw.node_name).map(|name| name.to_lowercase());
+        let node_name = named.clone().unwrap_or_else(|| host_name().to_lowercase());
+        let followed = if role == Role::Node { Some(node_name.clone()) } else { named };
         let dns = raw.dns.meant().map_err(|(key, reason)| wrong(key, reason))?;
+        // DNS answers for headless Services, too.
+        let scope = if dns.is_some() { Scope::ServedAndHeadless } else { Scope::Served };
+        let source = source::source(raw.source, overrides.source, scope, followed)
+            .map_err(|(key, reason)| wrong(key, reason))?;
+        let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;
         Ok(Self {
             role,
-            node_name: overrides.node_name.or(raw.node_name).unwrap_or_else(host_name).to_lowercase(),
-            manifests: overrides.manifests.unwrap_or(raw.source.manifests),
+            node_name,
+            source,
             interfaces,
             nodeport_addresses: parse_nodeport_addresses(&raw.gateway.nodeport_addresses)
                 .map_err(|reason| wrong("gateway.nodeport_addresses", reason))?,
@@ -271,7 +283,7 @@ fn first_repeated<T: PartialEq + Clone>(items: &[T]) -> Option<T> {
     items.iter().enumerate().find(|(i, item)| items[..*i].contains(item)).map(|(_, item)| item.clone())
 }
 
-/// P202: the node is called as the operating system is, unless it is said otherwise.
+/// What the operating system calls this machine.
 pub(crate) fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
@@ -322,6 +334,7 @@ mod tests {
         let shown = Raw::parse(&text.join("\n"), "sample").unwrap();
         let examples = Raw {
             node_name: None,
+            source: raw::Source { kubeconfig: None, ..shown.source.clone() },
             gateway: raw::Gateway { nodeport_addresses: vec![], ..shown.gateway.clone() },
             node: raw::Node { cluster_cidrs: vec![], ..shown.node.clone() },
             snat: raw::Snat { addresses: vec![], ..shown.snat.clone() },
@@ -330,6 +343,10 @@ mod tests {
             ..shown
         };
         let defaults = Raw {
+            source: raw::Source {
+                manifests: Some("/etc/flowgate/manifests".into()),
+                ..raw::Source::default()
+            },
             gateway: raw::Gateway { interfaces: vec!["eth0".into()], ..Default::default() },
             ..Raw::default()
         };
@@ -358,6 +375,10 @@ mod tests {
             ("[rings]\nrx = 100", "f.toml: rings.rx: 100 is not a power of two from 64 to 32768"),
             ("[gateway]\ninterfaces = [\"a\", \"a\"]", "f.toml: gateway.interfaces: `a` is listed twice"),
             ("[workers]\ncount = 2\ncores = [1]", "f.toml: workers.cores: 1 cores for 2 workers"),
+            (
+                "[source]\nmanifests = \"/m\"\nin_cluster = true",
+                "f.toml: source.in_cluster: not along with source.manifests: objects come from one place, remove one",
+            ),
             ("[flows]\nudp_answered_s = 0", "f.toml: flows.udp_answered_s: 0 is not from 1 to 2073600"),
             (
                 "[health]\nlisten = \"10256\"",
@@ -377,13 +398,16 @@ mod tests {
     #[test]
     fn the_command_line_wins() {
         let overrides = Overrides {
-            manifests: Some("/m".into()),
+            source: Wanted::Manifests("/m".into()),
             role: Some("node".into()),
             node_name: Some("EDGE".into()),
             interfaces: vec!["x0".into()],
         };
         let config = Config::from_raw(Raw::default(), overrides, "command line").unwrap();
         assert_eq!((config.role, config.node_name.as_str()), (Role::Node, "edge"));
-        assert_eq!((config.manifests, config.interfaces), ("/m".into(), vec!["x0".to_owned()]));
+        assert_eq!(
+            (config.source, config.interfaces),
+            (Source::Manifests("/m".into()), vec!["x0".to_owned()])
+        );
     }
 }

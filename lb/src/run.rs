@@ -14,7 +14,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use flowgate_control::{NodeAddresses, Settings};
+use flowgate_control::{NodeAddresses, Settings, Source};
 use flowgate_tables::PortSet;
 use flowgate_tables::spec::SnatSpec;
 use flowgate_xsk::steering;
@@ -38,12 +38,20 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
 #[expect(clippy::print_stdout, reason = "its report is its output")]
 pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
     let ports = config.snat_ports.clone().collect();
-    let report = flowgate_control::check(&config.manifests, &settings(config, ports));
+    let settings = settings(config, ports);
+    let (report, place) = match &config.source {
+        Source::Manifests(dir) => (flowgate_control::check(dir, &settings), dir.display().to_string()),
+        Source::Kubernetes(cluster) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let report = runtime.block_on(flowgate_control::check_cluster(cluster.clone(), &settings));
+            (report, cluster.access.to_string())
+        }
+    };
     print!("{report}");
     if report.has_errors() {
         return Ok(ExitCode::FAILURE);
     }
-    println!("{}: no errors", config.manifests.display());
+    println!("{place}: no errors");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -71,10 +79,12 @@ fn settings(config: &Config, snat_ports: PortSet) -> Settings {
 
 fn init_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        // The netlink crates warn of attributes of newer kernels, which nobody here reads, and the DNS server
-        // library tells of every query.
+        // The netlink crates warn of attributes of newer kernels, which nobody here reads; kube-client of each
+        // failed request, which the source says once and better; the DNS library tells of every query.
         .unwrap_or_else(|_| {
-            tracing_subscriber::EnvFilter::new("info,netlink_packet_route=error,hickory_server=warn")
+            tracing_subscriber::EnvFilter::new(
+                "info,netlink_packet_route=error,kube_client=off,hickory_server=warn",
+            )
         });
     let on_terminal = std::io::stderr().is_terminal();
     tracing_subscriber::fmt()

@@ -106,6 +106,17 @@ fn check_names_every_bad_object_and_opens_nothing() -> Result<()> {
 }
 
 #[test]
+fn a_cluster_that_cannot_be_asked_is_named_and_two_sources_are_refused() -> Result<()> {
+    let checked = flowgate_here(&["check", "--kubeconfig", "/nowhere/kubeconfig"])?;
+    assert_eq!(checked.status.code(), Some(1), "{checked:?}");
+    let sentence = "error: cannot follow services: kubeconfig /nowhere/kubeconfig: failed to read";
+    assert!(checked.stdout.starts_with(sentence), "{checked:?}");
+    let both = flowgate_here(&["check", "--kubeconfig", "/k", "--manifests", "/m"])?;
+    assert!(!both.status.success() && both.stderr.contains("cannot be used with"), "{both:?}");
+    Ok(())
+}
+
+#[test]
 fn an_unknown_configuration_key_is_refused_with_the_nearest_one() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let config = folder.path().join("flowgate.toml");

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::{EndpointSlice, Endpoints, Namespace, Node, Service, ServiceCidr};
+use serde::{Deserialize, Serialize};
+
+use super::{EndpointSlice, Endpoints, Kind, Namespace, Node, Service, ServiceCidr};
 use crate::report::{ObjectRef, Place};
 
 /// Names an object among those of its kind.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
     /// Its namespace; empty for cluster-wide kinds.
     pub namespace: String,
@@ -93,15 +95,47 @@ impl Desired {
 
     /// Removes an object; returns whether it was there. An unknown kind is never there.
     pub fn delete(&mut self, object: &ObjectRef) -> bool {
+        let Some(kind) = Kind::from_name(&object.kind) else { return false };
         let key = Key::new(&object.namespace, &object.name);
-        match object.kind.as_str() {
-            "Service" => self.services.remove(&key).is_some(),
-            "EndpointSlice" => self.slices.remove(&key).is_some(),
-            "Endpoints" => self.endpoints.remove(&key).is_some(),
-            "Node" => self.nodes.remove(&key).is_some(),
-            "Namespace" => self.namespaces.remove(&key).is_some(),
-            "ServiceCIDR" => self.service_cidrs.remove(&key).is_some(),
-            _ => false,
+        match kind {
+            Kind::Service => self.services.remove(&key).is_some(),
+            Kind::EndpointSlice => self.slices.remove(&key).is_some(),
+            Kind::Endpoints => self.endpoints.remove(&key).is_some(),
+            Kind::Node => self.nodes.remove(&key).is_some(),
+            Kind::Namespace => self.namespaces.remove(&key).is_some(),
+            Kind::ServiceCidr => self.service_cidrs.remove(&key).is_some(),
+        }
+    }
+
+    /// The object of this kind and name.
+    pub fn get(&self, kind: Kind, key: &Key) -> Option<Object> {
+        match kind {
+            Kind::Service => self.services.get(key).map(|kept| Object::Service(Arc::clone(&kept.object))),
+            Kind::EndpointSlice => {
+                self.slices.get(key).map(|kept| Object::EndpointSlice(Arc::clone(&kept.object)))
+            }
+            Kind::Endpoints => {
+                self.endpoints.get(key).map(|kept| Object::Endpoints(Arc::clone(&kept.object)))
+            }
+            Kind::Node => self.nodes.get(key).map(|kept| Object::Node(Arc::clone(&kept.object))),
+            Kind::Namespace => {
+                self.namespaces.get(key).map(|kept| Object::Namespace(Arc::clone(&kept.object)))
+            }
+            Kind::ServiceCidr => {
+                self.service_cidrs.get(key).map(|kept| Object::ServiceCidr(Arc::clone(&kept.object)))
+            }
+        }
+    }
+
+    /// The names of all objects of a kind.
+    pub fn keys(&self, kind: Kind) -> Vec<Key> {
+        match kind {
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::Endpoints => self.endpoints.keys().cloned().collect(),
+            Kind::Node => self.nodes.keys().cloned().collect(),
+            Kind::Namespace => self.namespaces.keys().cloned().collect(),
+            Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
         }
     }
 
@@ -129,6 +163,11 @@ impl Desired {
     /// All Namespaces by name.
     pub const fn namespaces(&self) -> &BTreeMap<Key, Kept<Namespace>> {
         &self.namespaces
+    }
+
+    /// All Nodes by name.
+    pub const fn nodes(&self) -> &BTreeMap<Key, Kept<Node>> {
+        &self.nodes
     }
 
     /// All ServiceCIDRs by name.

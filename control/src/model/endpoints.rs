@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use flowgate_wire::Protocol;
+use serde::{Deserialize, Serialize};
 
 use super::HiddenBy;
 
 /// `addressType` of an EndpointSlice (P112).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SliceFamily {
     /// `IPv4`.
     V4,
@@ -19,7 +20,7 @@ pub enum SliceFamily {
 }
 
 /// For whom an endpoint is meant, by the controller that spreads traffic (P207).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hints {
     /// `hints.forNodes`: names of Nodes.
     pub nodes: Vec<String>,
@@ -28,7 +29,7 @@ pub struct Hints {
 }
 
 /// One endpoint of a slice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Its first address: the others mean nothing (P113).
     pub addr: IpAddr,
@@ -47,11 +48,12 @@ pub struct Endpoint {
 }
 
 /// One port of a slice or of a subset.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// The name of the Service port that it serves.
     pub name: String,
     /// Its protocol.
+    #[serde(with = "super::protocol")]
     pub protocol: Protocol,
     /// Its number; never 0.
     pub port: u16,
@@ -60,7 +62,7 @@ pub struct EndpointPort {
 }
 
 /// An EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// The Service of the same namespace that it belongs to (P111).
     pub service: Option<String>,

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use flowgate_wire::Protocol;
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// `spec.type`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceType {
     /// Reached by its cluster IP.
     #[default]
@@ -21,7 +22,7 @@ pub enum ServiceType {
 }
 
 /// `spec.clusterIPs`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClusterAddress {
     /// `None`: DNS answers with the endpoints; never served (P105).
     Headless,
@@ -32,7 +33,7 @@ pub enum ClusterAddress {
 }
 
 /// `status.loadBalancer.ingress[].ipMode`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IngressMode {
     /// Traffic arrives with the address as destination (P313).
     #[default]
@@ -42,7 +43,7 @@ pub enum IngressMode {
 }
 
 /// One address in `status.loadBalancer.ingress`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ingress {
     /// The address.
     pub ip: IpAddr,
@@ -51,7 +52,7 @@ pub struct Ingress {
 }
 
 /// `spec.ports[].targetPort`. Kept for people: endpoints are matched by port name (P114).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TargetPort {
     /// A port number.
     Number(u16),
@@ -60,11 +61,12 @@ pub enum TargetPort {
 }
 
 /// One of `spec.ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Its name; empty for the only port of a Service.
     pub name: String,
     /// Its protocol.
+    #[serde(with = "super::protocol")]
     pub protocol: Protocol,
     /// The port that clients aim at; never 0.
     pub port: u16,
@@ -77,7 +79,7 @@ pub struct ServicePort {
 }
 
 /// `spec.internalTrafficPolicy` or `spec.externalTrafficPolicy`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TrafficPolicy {
     /// All endpoints.
     #[default]
@@ -87,7 +89,7 @@ pub enum TrafficPolicy {
 }
 
 /// `spec.sessionAffinity`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Affinity {
     /// Each connection is placed by itself.
     #[default]
@@ -97,7 +99,7 @@ pub enum Affinity {
 }
 
 /// The label that keeps an object from being served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HiddenBy {
     /// `service.kubernetes.io/service-proxy-name`: another proxy serves it (P102).
     ServiceProxyName,
@@ -106,7 +108,7 @@ pub enum HiddenBy {
 }
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// `spec.type`.
     pub service_type: ServiceType,

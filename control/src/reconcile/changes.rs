@@ -1,11 +1,13 @@
-//! How one set of objects differs from another, counted. Never judges an object.
+//! How one set of objects becomes another, and how the two differ, counted. Never judges an object.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::model::{Desired, EndpointSlice, Kept, Key, SliceFamily};
+use crate::model::{Desired, EndpointSlice, Kept, Key, Kind, Object, SliceFamily};
+use crate::report::{Entry, ObjectRef};
+use crate::source::Change;
 
 /// What has changed, as metrics count it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,27 @@ impl Changes {
         changes
     }
 
+    /// Adds one object.
+    fn object(&mut self, old: Option<&Object>, new: Option<&Object>) {
+        if old == new {
+            return;
+        }
+        match (old, new) {
+            (Some(Object::Service(_)), _) | (_, Some(Object::Service(_))) => self.services += 1,
+            (Some(Object::Endpoints(_)), _) | (_, Some(Object::Endpoints(_))) => self.endpoints += 1,
+            _ => {
+                let slice = |object: Option<&Object>| match object {
+                    Some(Object::EndpointSlice(slice)) => Some(Arc::clone(slice)),
+                    _ => None,
+                };
+                let (old, new) = (slice(old), slice(new));
+                if old.is_some() || new.is_some() {
+                    self.slice(old.as_deref(), new.as_deref());
+                }
+            }
+        }
+    }
+
     /// Adds one slice that came, went or became different.
     pub fn slice(&mut self, old: Option<&EndpointSlice>, new: Option<&EndpointSlice>) {
         self.endpoints += 1;
@@ -38,6 +61,28 @@ impl Changes {
             self.triggers.push((slice.family, at));
         }
     }
+}
+
+/// Applies changes to the set and to what is wrong with it. The set is copied once for each generation that
+/// still holds it: objects are shared, so that is their names.
+pub(super) fn apply(desired: &mut Arc<Desired>, findings: &mut Vec<Entry>, changes: Vec<Change>) -> Changes {
+    let named: HashSet<&ObjectRef> = changes.iter().map(|change| &change.name).collect();
+    findings.retain(|entry| entry.object.as_ref().is_none_or(|object| !named.contains(object)));
+    let mut counted = Changes::default();
+    for Change { name, object, findings: found } in changes {
+        let key = Key::new(&name.namespace, &name.name);
+        let before = Kind::from_name(&name.kind).and_then(|kind| desired.get(kind, &key));
+        counted.object(before.as_ref(), object.as_ref());
+        if before != object {
+            let desired = Arc::make_mut(desired);
+            match object {
+                Some(object) => desired.apply(key, object, None),
+                None => drop(desired.delete(&name)),
+            }
+        }
+        findings.extend(found);
+    }
+    counted
 }
 
 /// Walks both maps side by side.
@@ -66,7 +111,8 @@ fn each_difference<T: PartialEq>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Object;
+    use crate::model::Namespace;
+    use crate::report::Severity;
 
     fn slice(seconds: Option<u64>) -> EndpointSlice {
         EndpointSlice {
@@ -101,5 +147,39 @@ mod tests {
         assert_eq!(changes, Changes { services: 0, endpoints: 3, triggers: vec![at(2), at(3)] });
         assert_eq!(Changes::between(&new, &new), Changes::default());
         assert_eq!(Changes::between(&Desired::default(), &new).endpoints, 4);
+    }
+
+    fn applied(name: &str, label: &str) -> Change {
+        let labels = [("l".to_owned(), label.to_owned())].into();
+        Change {
+            name: ObjectRef::new("Namespace", "", name),
+            object: Some(Object::Namespace(Arc::new(Namespace { labels }))),
+            findings: vec![],
+        }
+    }
+
+    fn blamed(name: &str, reason: &str) -> Entry {
+        let object = Some(ObjectRef::new("Namespace", "", name));
+        Entry { severity: Severity::Error, place: None, object, reason: reason.into() }
+    }
+
+    #[test]
+    fn p1003_a_change_touches_its_object_and_what_was_said_of_it_and_nothing_else() {
+        let mut desired = Arc::new(Desired::default());
+        let general = Entry { object: None, ..blamed("", "of nobody") };
+        let mut findings = vec![general.clone(), blamed("a", "old"), blamed("b", "stays")];
+        apply(&mut desired, &mut findings, vec![applied("a", "1"), applied("b", "1"), applied("c", "1")]);
+        assert_eq!(findings, std::slice::from_ref(&general), "an accepted object is not to blame");
+        let published = Arc::clone(&desired);
+        let gone = Change { object: None, findings: vec![blamed("a", "refused")], ..applied("a", "") };
+        apply(&mut desired, &mut findings, vec![gone, applied("c", "2")]);
+        assert_eq!(findings, [general, blamed("a", "refused")]);
+        assert_eq!((published.counts().namespaces, desired.counts().namespaces), (3, 2), "copied on write");
+        let label = |desired: &Desired, name: &str| {
+            desired.namespaces()[&Key::new("", name)].object.labels["l"].clone()
+        };
+        assert_eq!((label(&published, "c"), label(&desired, "c")), ("1".into(), "2".into()));
+        let shared = |desired: &Desired| Arc::as_ptr(&desired.namespaces()[&Key::new("", "b")].object);
+        assert_eq!(shared(&published), shared(&desired), "what did not change is shared");
     }
 }

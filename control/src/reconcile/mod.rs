@@ -77,6 +77,7 @@ pub async fn run<E: Display>(
         compiler: Compiler::new(settings),
         desired: Arc::default(),
         findings: Vec::new(),
+        stage: Stage::Waiting,
         net: net_state,
         offered: None,
         sink,
@@ -95,7 +96,9 @@ pub async fn run<E: Display>(
             _ = shutdown.wait_for(|end| *end) => return,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 fold = Fold::default();
-                if state.compile() == Sinking::Refused {
+                if state.stage == Stage::Waiting {
+                    state.say();
+                } else if state.compile() == Sinking::Refused {
                     fold.retry(Instant::now());
                 }
             }
@@ -109,7 +112,7 @@ pub async fn run<E: Display>(
             changed = net.changed(), if net_open => match changed {
                 Ok(()) => {
                     state.net = net.borrow_and_update().clone();
-                    if state.source_spoke() {
+                    if state.stage == Stage::Serving {
                         state.observer.queued(Instant::now());
                         fold.changed(Instant::now());
                     }
@@ -137,6 +140,7 @@ struct Reconciler<S> {
     compiler: Compiler,
     desired: Arc<Desired>,
     findings: Vec<Entry>,
+    stage: Stage,
     net: NetState,
     /// The last generation that the sink took.
     offered: Option<u64>,
@@ -146,6 +150,14 @@ struct Reconciler<S> {
     status: watch::Sender<Status>,
     shown_desired: watch::Sender<Arc<Desired>>,
     observer: Observer,
+}
+
+/// Whether there is a set of objects to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// P1001: nothing is published, whatever a predecessor left stays as it is.
+    Waiting,
+    Serving,
 }
 
 /// What became of an update.
@@ -162,6 +174,7 @@ where
     fn source_event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Replace(snapshot) => {
+                self.stage = Stage::Serving;
                 let changes = Changes::between(&self.desired, &snapshot.desired);
                 self.observer.changed(&changes, Instant::now());
                 if snapshot.desired != *self.desired {
@@ -177,12 +190,20 @@ where
                     }
                 });
             }
+            SourceEvent::Change(changes) => {
+                let counted = changes::apply(&mut self.desired, &mut self.findings, changes);
+                self.observer.changed(&counted, Instant::now());
+                let objects = self.desired.counts();
+                self.status.send_modify(|status| status.objects = objects);
+            }
             SourceEvent::Health(health) => self.status.send_modify(|status| status.source = health),
         }
     }
 
-    fn source_spoke(&self) -> bool {
-        self.status.borrow().source != SourceHealth::Starting
+    /// Shows why there is nothing yet.
+    fn say(&self) {
+        let report = Arc::new(Report { entries: self.entries(Report::default()) });
+        self.status.send_modify(|status| status.report = report);
     }
 
     fn compile(&mut self) -> Sinking {
@@ -232,7 +253,11 @@ where
         let mut entries = self.findings.clone();
         entries.extend(compiled.entries);
         if let SourceHealth::Stale { reason, .. } = &self.status.borrow().source {
-            let reason = format!("{reason}; the last good state stays in force");
+            let consequence = match self.stage {
+                Stage::Waiting => "nothing is served before it was read once",
+                Stage::Serving => "the last good state stays in force",
+            };
+            let reason = format!("{reason}; {consequence}");
             entries.push(Entry { severity: Severity::Error, place: None, object: None, reason });
         }
         entries
@@ -275,3 +300,40 @@ const QUIET: Duration = Duration::from_millis(10);
 const LATEST: Duration = Duration::from_millis(100);
 /// A sink that refused an update is asked again after so long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Snapshot;
+
+    #[tokio::test]
+    async fn p1001_nothing_is_published_before_the_first_whole_set_but_it_is_said_why() {
+        let (events, source) = mpsc::channel(1);
+        let (_net, net) = watch::channel(NetState::default());
+        let (_requests, requests) = mpsc::channel(1);
+        let (resolve, _wishes) = mpsc::channel(1);
+        let (status, mut shown) = watch::channel(Status::default());
+        let (_shutdown, shutdown) = watch::channel(false);
+        let (published, mut publications) = mpsc::unbounded_channel();
+        let (desired, observer) = (watch::channel(Arc::default()).0, Observer::default());
+        let channels = Channels { source, net, requests, resolve, status, desired, observer, shutdown };
+        let running = run(Settings::default(), channels, move |update: Update| published.send(update.tables));
+        let told = async {
+            let stale = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "no answer".into() };
+            events.send(SourceEvent::Health(stale)).await.expect("it runs");
+            let said =
+                shown.wait_for(|status| !status.report.entries.is_empty()).await.expect("it runs").clone();
+            assert_eq!(
+                said.report.to_string(),
+                "error: no answer; nothing is served before it was read once\n"
+            );
+            assert!(publications.try_recv().is_err());
+            events.send(SourceEvent::Replace(Snapshot::default())).await.expect("it runs");
+            assert!(publications.recv().await.is_some());
+        };
+        tokio::select! {
+            () = running => panic!("it runs until shutdown"),
+            told = tokio::time::timeout(Duration::from_secs(60), told) => told.unwrap(),
+        }
+    }
+}

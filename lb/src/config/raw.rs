@@ -15,7 +15,7 @@ use super::dns::Dns;
 /// Every key, by section; the keys outside of sections first.
 pub(super) const KEYS: &[(&str, &[&str])] = &[
     ("", &["role", "node_name"]),
-    ("source", &["manifests"]),
+    ("source", &["manifests", "kubeconfig", "in_cluster", "snapshot"]),
     ("gateway", &["interfaces", "nodeport_addresses"]),
     ("node", &["detect_local", "cluster_cidrs", "masquerade_all", "localhost_nodeports"]),
     ("snat", &["addresses", "ports"]),
@@ -85,12 +85,20 @@ impl Default for Raw {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Source {
-    pub(super) manifests: PathBuf,
+    pub(super) manifests: Option<PathBuf>,
+    pub(super) kubeconfig: Option<PathBuf>,
+    pub(super) in_cluster: bool,
+    pub(super) snapshot: PathBuf,
 }
 
 impl Default for Source {
     fn default() -> Self {
-        Self { manifests: "/etc/flowgate/manifests".into() }
+        Self {
+            manifests: None,
+            kubeconfig: None,
+            in_cluster: false,
+            snapshot: "/var/lib/flowgate/snapshot.json".into(),
+        }
     }
 }
 

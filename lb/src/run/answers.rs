@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use flowgate_control::Status;
 use flowgate_control::source::SourceHealth;
@@ -13,6 +13,7 @@ use flowgate_flow::FlowView;
 use flowgate_tables::{BackendId, ServiceId, SourceNat, Tables};
 use flowgate_xsk::PortStatistics;
 use flowgate_xsk::steering::Reason;
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::steer::Publishing;
@@ -214,7 +215,7 @@ impl Answers {
             source: match &status.source {
                 SourceHealth::Starting => "starting".into(),
                 SourceHealth::Synced => "synced".into(),
-                SourceHealth::Stale { reason, .. } => format!("stale: {reason}"),
+                SourceHealth::Stale { since, reason } => format!("stale since {}: {reason}", utc(*since)),
             },
             services: tables.services.services().len(),
             frontends: tables.services.frontends().count(),
@@ -229,6 +230,11 @@ impl Answers {
             report: status.findings().map(|e| format!("{}: {e}", e.severity.name())).collect(),
         }
     }
+}
+
+/// A time as people and Kubernetes write it.
+fn utc(time: SystemTime) -> String {
+    Timestamp::try_from(time).map_or_else(|_| "unknown".into(), |time| format!("{time:.0}"))
 }
 
 pub(crate) type SocketCount = fn(&PortStatistics) -> u64;

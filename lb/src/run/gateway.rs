@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use flowgate_control::health::{self, ProbeCounts, Vitals};
-use flowgate_control::{Observer, Source, Status, Update, dns};
+use flowgate_control::health::{self, ProbeCounts, Vitals};
+use flowgate_control::{Observer, Status, Update, dns};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::{PortSet, Publisher};
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, SocketMap, Steering, SteeringConfig};
@@ -79,7 +80,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let control = flowgate_control::run(
         flowgate_control::Config {
             settings,
-            source: Source::Manifests(config.manifests.clone()),
+            source: config.source.clone(),
             interfaces: config.interfaces.clone(),
             requests: request_receiver,
             dns,

@@ -6,6 +6,7 @@
 
 mod endpoints;
 mod node;
+mod object;
 mod service;
 mod values;
 
@@ -13,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use endpoints::{endpoint_slice, endpoints};
 pub use node::{namespace, node, service_cidr};
+pub use object::object;
 pub use service::service;
 
 use crate::model::HiddenBy;
@@ -51,16 +53,6 @@ impl Findings {
     }
 }
 
-/// Checks that an object can be named at all; Kubernetes allows these characters at most.
-pub(super) fn check_name(what: &str, name: &str, findings: &mut Findings) {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | ':');
-    if name.is_empty() {
-        findings.error(format!("{what} is missing"));
-    } else if name.len() > NAME_LEN_MAX || !name.chars().all(allowed) {
-        findings.error(format!("{what} {name:?} is not a valid name: use a-z, 0-9, '-' and '.'"));
-    }
-}
-
 fn hidden_by(metadata: &ObjectMeta) -> Option<HiddenBy> {
     let has = |label: &str| metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label));
     if has("service.kubernetes.io/service-proxy-name") {
@@ -71,5 +63,3 @@ fn hidden_by(metadata: &ObjectMeta) -> Option<HiddenBy> {
         None
     }
 }
-
-const NAME_LEN_MAX: usize = 253;

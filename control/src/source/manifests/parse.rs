@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::model::{Key, Object};
+use crate::model::{Key, Kind, Object};
 use crate::report::{Entry, ObjectRef, Place, Severity};
-use crate::source::convert::{self, Findings};
+use crate::source::convert;
 
 /// An object with its names and its place.
 #[derive(Clone, Debug)]
@@ -112,10 +110,8 @@ impl Reader<'_> {
             |field: &str| value.pointer(&format!("/metadata/{field}")).and_then(Value::as_str).unwrap_or("");
         let name = metadata("name").to_owned();
         let (group, version) = api_version.rsplit_once('/').unwrap_or(("", &api_version));
-        let Some(&(_, wanted, scope)) = KINDS
-            .iter()
-            .find(|(name, wanted, _)| *name == kind && wanted.rsplit_once('/').map_or("", |w| w.0) == group)
-        else {
+        let group_of = |kind: Kind| kind.api_version().rsplit_once('/').map_or("", |wanted| wanted.0);
+        let Some(known) = Kind::from_name(&kind).filter(|kind| group_of(*kind) == group) else {
             if kind.is_empty() {
                 let object = ObjectRef::new("object", "", name);
                 self.refuse(line, object, vec![(Severity::Error, "kind is missing".into())]);
@@ -124,58 +120,33 @@ impl Reader<'_> {
             }
             return;
         };
-        let namespace = match scope {
-            Scope::Cluster => String::new(),
-            Scope::Namespace if metadata("namespace").is_empty() => "default".to_owned(),
-            Scope::Namespace => metadata("namespace").to_owned(),
+        let namespace = match metadata("namespace") {
+            _ if !known.is_namespaced() => "",
+            "" => "default",
+            namespace => namespace,
         };
         let object = ObjectRef::new(kind, namespace, name);
+        let wanted = known.api_version();
         if api_version != wanted {
             let found = if version.is_empty() { "missing".into() } else { format!("{api_version:?}") };
             let reason = format!("apiVersion is {found}: write {wanted}");
             self.refuse(line, object, vec![(Severity::Error, reason)]);
             return;
         }
-        self.known(line, object, scope, value);
+        self.known(line, object, known, value);
     }
 
     /// Converts an object of a kind that matters.
-    fn known(&mut self, line: u32, name: ObjectRef, scope: Scope, value: Value) {
-        let mut findings = Findings::default();
-        convert::check_name("metadata.name", &name.name, &mut findings);
-        if scope == Scope::Namespace {
-            convert::check_name("metadata.namespace", &name.namespace, &mut findings);
-        }
-        let object = match name.kind.as_str() {
-            "Service" => typed::<core::Service, _>(value, convert::service, Object::Service, &mut findings),
-            "EndpointSlice" => typed::<discovery::EndpointSlice, _>(
-                value,
-                convert::endpoint_slice,
-                Object::EndpointSlice,
-                &mut findings,
-            ),
-            "Endpoints" => {
-                typed::<core::Endpoints, _>(value, convert::endpoints, Object::Endpoints, &mut findings)
-            }
-            "Node" => typed::<core::Node, _>(value, convert::node, Object::Node, &mut findings),
-            "Namespace" => {
-                typed::<core::Namespace, _>(value, convert::namespace, Object::Namespace, &mut findings)
-            }
-            _ => typed::<networking::ServiceCIDR, _>(
-                value,
-                convert::service_cidr,
-                Object::ServiceCidr,
-                &mut findings,
-            ),
-        };
+    fn known(&mut self, line: u32, name: ObjectRef, kind: Kind, value: Value) {
+        let (object, findings) = convert::object(kind, &name, value);
         match object {
-            Some(object) if !findings.refused() => {
+            Some(object) => {
                 let place = self.place(line);
-                self.report(line, &name, findings.into_list());
+                self.report(line, &name, findings);
                 let key = Key::new(&name.namespace, &name.name);
                 self.parsed.objects.push(ParsedObject { name, key, object, place });
             }
-            _ => self.refuse(line, name, findings.into_list()),
+            None => self.refuse(line, name, findings),
         }
     }
 
@@ -201,39 +172,6 @@ impl Reader<'_> {
         Place { file: Arc::clone(self.path), line }
     }
 }
-
-fn typed<Raw: DeserializeOwned, T>(
-    value: Value,
-    read: fn(&Raw, &mut Findings) -> T,
-    wrap: fn(Arc<T>) -> Object,
-    findings: &mut Findings,
-) -> Option<Object> {
-    let raw: Result<Raw, _> = serde_path_to_error::deserialize(value);
-    match raw {
-        Ok(raw) => Some(wrap(Arc::new(read(&raw, findings)))),
-        Err(error) => {
-            findings.error(error.to_string());
-            None
-        }
-    }
-}
-
-/// Whether objects of a kind live in a namespace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
-    Cluster,
-    Namespace,
-}
-
-/// The kinds that matter, with the one apiVersion that is read.
-const KINDS: [(&str, &str, Scope); 6] = [
-    ("Service", "v1", Scope::Namespace),
-    ("EndpointSlice", "discovery.k8s.io/v1", Scope::Namespace),
-    ("Endpoints", "v1", Scope::Namespace),
-    ("Node", "v1", Scope::Cluster),
-    ("Namespace", "v1", Scope::Cluster),
-    ("ServiceCIDR", "networking.k8s.io/v1", Scope::Cluster),
-];
 
 /// Lists in lists are legal, but not without end.
 const ITEMS_DEPTH_MAX: usize = 8;

@@ -1,0 +1,15 @@
+//! How a protocol is saved: by the name that Kubernetes uses. The packet types know nothing of files.
+
+use std::borrow::Cow;
+
+use flowgate_wire::Protocol;
+use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+pub(super) fn serialize<S: Serializer>(protocol: &Protocol, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(protocol.name())
+}
+
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Protocol, D::Error> {
+    let name: Cow<'de, str> = Deserialize::deserialize(from)?;
+    name.parse().map_err(D::Error::custom)
+}

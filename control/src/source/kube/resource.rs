@@ -1,0 +1,126 @@
+//! What is watched, and how it is asked for. Asks nothing itself.
+
+use kube::api::{ListParams, WatchParams};
+use kube::core::Request;
+
+use super::Scope;
+use crate::model::Kind;
+
+/// One collection of the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Resource {
+    pub(super) kind: Kind,
+    /// Its name in paths and RBAC rules.
+    pub(super) plural: &'static str,
+    /// Whether servers may be without it.
+    pub(super) presence: Presence,
+    labels: Option<&'static str>,
+    fields: Option<String>,
+}
+
+/// Whether a server may be without a collection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Presence {
+    Always,
+    /// ServiceCIDRs: since Kubernetes 1.33.
+    Newer,
+}
+
+impl Resource {
+    /// All that is watched (P101). Endpoints are not: the API server's mirroring controller makes slices of
+    /// them (P117). Of Nodes only this one is.
+    pub(super) fn all(scope: Scope, node_name: Option<&str>) -> Vec<Self> {
+        let labels = Some(match scope {
+            Scope::Served => NEITHER_LABEL,
+            Scope::ServedAndHeadless => NOT_OTHERS,
+        });
+        let of = |kind, plural| Self { kind, plural, presence: Presence::Always, labels: None, fields: None };
+        let mut all = vec![
+            Self { labels, ..of(Kind::Service, "services") },
+            Self { labels, ..of(Kind::EndpointSlice, "endpointslices") },
+            Self { presence: Presence::Newer, ..of(Kind::ServiceCidr, "servicecidrs") },
+        ];
+        if let Some(name) = node_name {
+            // P202: Node names are lower case.
+            let fields = Some(format!("metadata.name={}", name.to_lowercase()));
+            all.push(Self { fields, ..of(Kind::Node, "nodes") });
+        }
+        all
+    }
+
+    /// The API group, empty for the oldest one.
+    pub(super) fn group(&self) -> &'static str {
+        self.kind.api_version().rsplit_once('/').map_or("", |(group, _)| group)
+    }
+
+    /// One page of a consistent list.
+    pub(super) fn list(&self, continue_token: Option<String>) -> ApiRequest {
+        let params = ListParams {
+            label_selector: self.labels.map(str::to_owned),
+            field_selector: self.fields.clone(),
+            limit: Some(PAGE_OBJECTS),
+            continue_token,
+            ..ListParams::default()
+        };
+        self.request().list(&params).expect("parameters of our own making are valid")
+    }
+
+    /// Changes since `version`, or first the whole collection, consistent, as one stream. The server ends
+    /// the stream after `seconds`.
+    pub(super) fn watch(&self, version: Option<&str>, seconds: u32) -> ApiRequest {
+        let params = WatchParams {
+            label_selector: self.labels.map(str::to_owned),
+            field_selector: self.fields.clone(),
+            timeout: Some(seconds),
+            bookmarks: true,
+            send_initial_events: version.is_none(),
+        };
+        // An empty version asks for what is true now: "0" could bring back what is gone since.
+        let request = self.request().watch(&params, version.unwrap_or(""));
+        request.expect("parameters of our own making are valid")
+    }
+
+    fn request(&self) -> Request {
+        let version = self.kind.api_version();
+        let root = if version.contains('/') { "apis" } else { "api" };
+        Request::new(format!("/{root}/{version}/{}", self.plural))
+    }
+}
+
+/// A request without a body.
+pub(super) type ApiRequest = http::Request<Vec<u8>>;
+
+/// P102, P103: by presence of the label, whatever its value.
+const NEITHER_LABEL: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+const NOT_OTHERS: &str = "!service.kubernetes.io/service-proxy-name";
+/// As many as client-go asks for at once.
+const PAGE_OBJECTS: u32 = 500;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p101_only_what_counts_is_asked_for() {
+        let asked = |scope, node| -> Vec<String> {
+            let all = Resource::all(scope, node);
+            // kube-core begins a query with an empty pair.
+            let path = |resource: &Resource| resource.list(None).uri().to_string().replace("?&", "?");
+            all.iter().map(path).collect()
+        };
+        let neither = "labelSelector=%21service.kubernetes.io%2Fservice-proxy-name\
+                       %2C%21service.kubernetes.io%2Fheadless";
+        assert_eq!(
+            asked(Scope::Served, Some("Edge-1")),
+            [
+                format!("/api/v1/services?{neither}&limit=500"),
+                format!("/apis/discovery.k8s.io/v1/endpointslices?{neither}&limit=500"),
+                "/apis/networking.k8s.io/v1/servicecidrs?limit=500".into(),
+                "/api/v1/nodes?fieldSelector=metadata.name%3Dedge-1&limit=500".into(),
+            ]
+        );
+        let asked = asked(Scope::ServedAndHeadless, None);
+        assert_eq!(asked.len(), 3, "no Node is needed by nobody");
+        assert!(asked[0].contains("proxy-name") && !asked[0].contains("headless"), "{}", asked[0]);
+    }
+}

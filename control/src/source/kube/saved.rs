@@ -1,0 +1,253 @@
+//! The last good state on disk, so that a restart without the API server forwards at once. Never a reason
+//! not to start: a file that cannot be used is named and ignored.
+//!
+//! One JSON file: a head that says what it is and of which cluster, then the objects as the model holds them.
+//! It is written whole to a second file, synced and renamed, so there is always one that is complete.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Desired, EndpointSlice, Kept, Key, Node, Object, Service, ServiceCidr};
+
+/// A state that was saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Saved {
+    pub(super) desired: Desired,
+    pub(super) at: SystemTime,
+}
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("snapshot {}: {reason}", path.display())]
+pub(super) struct SavedError {
+    path: PathBuf,
+    reason: String,
+}
+
+/// Writes what is known of `cluster`; readable by the owner only.
+pub(super) fn save(path: &Path, cluster: &str, saved: &Saved) -> Result<(), SavedError> {
+    write(path, cluster, saved)
+        .map_err(|error| SavedError { path: path.to_owned(), reason: error.to_string() })
+}
+
+/// Reads what was known of `cluster`; none if nothing was ever saved.
+pub(super) fn load(path: &Path, cluster: &str) -> Result<Option<Saved>, SavedError> {
+    let refuse = |reason: String| SavedError { path: path.to_owned(), reason };
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(refuse(format!("cannot be read: {error}"))),
+    };
+    let head: Head<String> =
+        serde_json::from_slice(&bytes).map_err(|error| refuse(format!("is no snapshot: {error}")))?;
+    if head.format != FORMAT || head.version != VERSION {
+        return Err(refuse(format!(
+            "is of format {:?} {}, not {FORMAT:?} {VERSION}",
+            head.format, head.version
+        )));
+    }
+    if head.cluster != cluster {
+        return Err(refuse(format!("is of the cluster at {}, not of {cluster}", head.cluster)));
+    }
+    let body: Body =
+        serde_json::from_slice(&bytes).map_err(|error| refuse(format!("is damaged: {error}")))?;
+    Ok(Some(Saved {
+        desired: body.into_desired(),
+        at: SystemTime::UNIX_EPOCH + Duration::from_millis(head.saved_at_unix_ms),
+    }))
+}
+
+fn write(path: &Path, cluster: &str, saved: &Saved) -> io::Result<()> {
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut second = path.as_os_str().to_owned();
+    second.push(".new");
+    let at = saved.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let whole = Whole {
+        head: Head {
+            format: FORMAT,
+            version: VERSION,
+            cluster,
+            saved_at_unix_ms: u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
+        },
+        services: borrowed(saved.desired.services()),
+        endpoint_slices: borrowed(saved.desired.slices()),
+        nodes: borrowed(saved.desired.nodes()),
+        service_cidrs: borrowed(saved.desired.service_cidrs()),
+    };
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&second)?;
+    let mut writer = BufWriter::new(file);
+    serde_json::to_writer(&mut writer, &whole)?;
+    writer.write_all(b"\n")?;
+    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    fs::rename(&second, path)?;
+    // The new name must survive a power failure too.
+    File::open(folder)?.sync_all()
+}
+
+fn borrowed<T>(objects: &std::collections::BTreeMap<Key, Kept<T>>) -> Vec<(&Key, &T)> {
+    objects.iter().map(|(key, kept)| (key, &*kept.object)).collect()
+}
+
+#[derive(Serialize, Deserialize)]
+struct Head<S> {
+    format: S,
+    version: u32,
+    cluster: S,
+    saved_at_unix_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    head: Head<&'a str>,
+    services: Vec<(&'a Key, &'a Service)>,
+    endpoint_slices: Vec<(&'a Key, &'a EndpointSlice)>,
+    nodes: Vec<(&'a Key, &'a Node)>,
+    service_cidrs: Vec<(&'a Key, &'a ServiceCidr)>,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    services: Vec<(Key, Service)>,
+    endpoint_slices: Vec<(Key, EndpointSlice)>,
+    nodes: Vec<(Key, Node)>,
+    service_cidrs: Vec<(Key, ServiceCidr)>,
+}
+
+impl Body {
+    fn into_desired(self) -> Desired {
+        let mut desired = Desired::default();
+        let Self { services, endpoint_slices, nodes, service_cidrs } = self;
+        for (key, object) in services {
+            desired.apply(key, Object::Service(Arc::new(object)), None);
+        }
+        for (key, object) in endpoint_slices {
+            desired.apply(key, Object::EndpointSlice(Arc::new(object)), None);
+        }
+        for (key, object) in nodes {
+            desired.apply(key, Object::Node(Arc::new(object)), None);
+        }
+        for (key, object) in service_cidrs {
+            desired.apply(key, Object::ServiceCidr(Arc::new(object)), None);
+        }
+        desired
+    }
+}
+
+const FORMAT: &str = "flowgate-snapshot";
+/// Raised whenever the saved form of the model changes its meaning.
+const VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::Kind;
+    use crate::report::ObjectRef;
+    use crate::source::convert;
+
+    const CLUSTER: &str = "https://10.0.0.1:6443/";
+
+    fn everything() -> Desired {
+        let mut desired = Desired::default();
+        let mut add = |kind: Kind, mut value: serde_json::Value| {
+            let name = value["metadata"]["name"].as_str().unwrap().to_owned();
+            let namespace = if kind.is_namespaced() { "default" } else { "" };
+            value["metadata"]["namespace"] = namespace.into();
+            let (object, findings) =
+                convert::object(kind, &ObjectRef::new(kind.name(), namespace, &name), value);
+            desired.apply(Key::new(namespace, name), object.unwrap_or_else(|| panic!("{findings:?}")), None);
+        };
+        add(
+            Kind::Service,
+            json!({"metadata": {"name": "web", "labels": {"service.kubernetes.io/headless": ""}}, "spec": {
+                "type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd00::1"], "externalIPs": ["192.0.2.9"],
+                "selector": {"app": "web"}, "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local",
+                "healthCheckNodePort": 30001, "loadBalancerSourceRanges": ["192.0.2.0/24"],
+                "ports": [
+                    {"name": "a", "port": 80, "targetPort": "http", "nodePort": 30080, "appProtocol": "h2c"},
+                    {"name": "b", "port": 53, "protocol": "UDP", "targetPort": 5353},
+                    {"name": "c", "port": 99, "protocol": "SCTP"}]},
+                "status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.1", "ipMode": "Proxy"}]}}}),
+        );
+        add(Kind::Service, json!({"metadata": {"name": "none"}, "spec": {"clusterIP": "None"}}));
+        add(
+            Kind::Service,
+            json!({"metadata": {"name": "alias"}, "spec": {"type": "ExternalName", "externalName": "example.com"}}),
+        );
+        add(
+            Kind::EndpointSlice,
+            json!({"metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}, "annotations":
+                    {"endpoints.kubernetes.io/last-change-trigger-time": "2026-11-24T10:00:00.5Z"}},
+                "addressType": "IPv4", "ports": [{"name": "a", "port": 8080, "protocol": "TCP"}],
+                "endpoints": [
+                    {"addresses": ["10.244.0.1"], "conditions": {"ready": false, "terminating": true},
+                        "hostname": "web-0", "nodeName": "n1", "hints": {"forZones": [{"name": "z"}]}},
+                    {"addresses": ["10.244.0.2"]}]}),
+        );
+        add(
+            Kind::Node,
+            json!({"metadata": {"name": "n1", "labels": {"zone": "z"}}, "spec": {"podCIDRs": ["10.244.0.0/24"]},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}),
+        );
+        add(
+            Kind::ServiceCidr,
+            json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]}}),
+        );
+        desired
+    }
+
+    #[test]
+    fn what_is_saved_is_read_back_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/er/snapshot.json");
+        assert_eq!(load(&path, CLUSTER).unwrap(), None);
+        let saved = Saved {
+            desired: everything(),
+            at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
+        };
+        save(&path, CLUSTER, &saved).unwrap();
+        save(&path, CLUSTER, &saved).unwrap();
+        assert_eq!(load(&path, CLUSTER).unwrap(), Some(saved));
+        let names: Vec<_> =
+            fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["snapshot.json"], "nothing else is left");
+    }
+
+    #[test]
+    fn a_file_that_is_none_of_ours_is_named_with_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.json");
+        let saved = Saved { desired: everything(), at: SystemTime::UNIX_EPOCH };
+        save(&path, CLUSTER, &saved).unwrap();
+        let good = fs::read_to_string(&path).unwrap();
+        let refusal = |text: &str, cluster: &str| {
+            fs::write(&path, text).unwrap();
+            load(&path, cluster).unwrap_err().to_string()
+        };
+        let is = |text: String, part: &str| {
+            assert!(
+                text.starts_with(&format!("snapshot {}: ", path.display())) && text.contains(part),
+                "{text}"
+            );
+        };
+        is(refusal("", CLUSTER), "is no snapshot");
+        is(refusal("{}", CLUSTER), "is no snapshot");
+        is(refusal(&good[..good.len() / 2], CLUSTER), "is no snapshot");
+        is(refusal(&good.replace("\"version\":1", "\"version\":2"), CLUSTER), "not \"flowgate-snapshot\" 1");
+        is(refusal(&good.replace("\"V4\"", "\"V5\""), CLUSTER), "is damaged");
+        is(
+            refusal(&good, "https://other/"),
+            "is of the cluster at https://10.0.0.1:6443/, not of https://other/",
+        );
+    }
+}
