@@ -4,16 +4,21 @@ CARGO ?= cargo
 FLOWGATE := target/release/flowgate
 FUZZ_SECONDS ?= 60
 
-.PHONY: build demo test lint bench bench-lab fuzz clean deps root
+.PHONY: build kubernetes demo test lint bench bench-lab fuzz clean deps root
 
 build: deps
 	$(CARGO) build --release -p flowgate
+
+# The Kubernetes control plane of the lab, from its Go modules; built anew only when its sources changed.
+kubernetes:
+	@.ci/deps kubernetes
+	@.ci/kubernetes
 
 demo: root build
 	$(FLOWGATE) lab demo
 
 # Everything: format, lints, unit, property, golden, fuzz replay, and the network tests, which need root.
-test: root deps lint
+test: root lint kubernetes
 	$(CARGO) test --workspace
 
 lint: deps

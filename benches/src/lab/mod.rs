@@ -7,6 +7,7 @@ pub mod bench;
 pub mod demo;
 pub mod gateway;
 pub mod interrupt;
+pub mod kubernetes;
 pub mod manifests;
 pub mod sample;
 mod scratch;
