@@ -4,7 +4,7 @@ CARGO ?= cargo
 FLOWGATE := target/release/flowgate
 FUZZ_SECONDS ?= 60
 
-.PHONY: build kubernetes demo test lint bench bench-lab fuzz clean deps root
+.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz clean deps root
 
 build: deps
 	$(CARGO) build --release -p flowgate
@@ -33,6 +33,14 @@ bench: deps
 # Packets per second against a bare AF_XDP forwarder in the lab; ends with one line of JSON.
 bench-lab: root build
 	$(FLOWGATE) lab bench
+
+# The same objects and probes through flowgate and real kube-proxy; ends with one line of JSON.
+compare-kube-proxy: root build kubernetes
+	$(FLOWGATE) lab compare
+
+# Milliseconds from API to forwarding at 5,000 Services, beside real kube-proxy; ends with one line of JSON.
+bench-control: root build kubernetes
+	$(FLOWGATE) lab bench-control
 
 fuzz: deps
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release -p flowgate-dataplane --test fuzz -- --nocapture

@@ -1,4 +1,4 @@
-//! `flowgate lab up|down|kubectl|demo|bench`.
+//! `flowgate lab up|down|kubectl|demo|bench|compare|bench-control`.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,6 +13,7 @@ use crate::{
     error::{Error, Result},
     lab::{
         bench::{BenchOptions, bench},
+        compare::{CompareOptions, compare},
         demo::{DemoOptions, demo},
         interrupt,
         supervisor::{Down, LabKind, LabPlace, Up, down, kubectl, supervise, up},
@@ -32,6 +33,9 @@ pub enum LabCommand {
     Demo(DemoArgs),
     /// Compare packets per second with those of a bare AF_XDP forwarder; ends with one line of JSON.
     Bench(BenchArgs),
+    /// Send the same probes through flowgate and through real kube-proxy, and compare what comes of them; ends with one
+    /// line of JSON.
+    Compare(CompareArgs),
     /// Hold the lab: what `up` starts.
     #[command(hide = true)]
     Supervise(UpArgs),
@@ -102,6 +106,17 @@ pub struct BenchArgs {
     pub worker_cpu: usize,
 }
 
+/// The options of `flowgate lab compare`.
+#[derive(Debug, Clone, Args)]
+pub struct CompareArgs {
+    /// The role of the gateway.
+    #[arg(long, default_value = "gateway", value_parser = ["gateway", "node"])]
+    pub role: String,
+    /// Only probes whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
+}
+
 /// Runs a `flowgate lab` command. `flowgate` is the binary to start as the gateway: usually the running one.
 pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
     match command {
@@ -150,6 +165,12 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
             };
             let report = bench(&options, flowgate, &interrupt::listen()?)?;
             super::loadgen::print(&report.json());
+        }
+        LabCommand::Compare(args) => {
+            let options = CompareOptions { role: args.role.clone(), only: args.only.clone() };
+            let report = compare(&options, flowgate, &interrupt::listen()?)?;
+            super::loadgen::print(&report.json());
+            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         LabCommand::BareForward(args) => return bare_forward::run(args),
         LabCommand::Supervise(args) => {

@@ -42,6 +42,10 @@ pub struct GatewayOptions {
     pub source: GatewaySource,
     /// The name of its Node object; the host's name if not given.
     pub node_name: Option<String>,
+    /// `gateway` or `node`; the product's default if not given.
+    pub role: Option<String>,
+    /// More lines for the section `gateway`.
+    pub gateway_config: String,
     /// More configuration, appended to the generated file.
     pub extra_config: String,
 }
@@ -55,6 +59,8 @@ impl GatewayOptions {
             cpus: None,
             source: GatewaySource::Manifests,
             node_name: None,
+            role: None,
+            gateway_config: String::new(),
             extra_config: String::new(),
         }
     }
@@ -213,12 +219,15 @@ impl Gateway {
                 text(&self.folder.path().join("snapshot.json"))
             ),
         };
-        let node_name = self.options.node_name.as_deref().map(toml_string);
-        let node_name = node_name.map(|name| format!("node_name = {name}\n\n")).unwrap_or_default();
+        let identity: String = [("role", &self.options.role), ("node_name", &self.options.node_name)]
+            .into_iter()
+            .filter_map(|(key, value)| Some(format!("{key} = {}\n", toml_string(value.as_deref()?))))
+            .collect();
         format!(
-            "{node_name}[source]\n{source}\n\n[gateway]\ninterfaces = [{}]\n\n[admin]\nsocket = {}\n\n[xdp]\npin_dir = \
+            "{identity}\n[source]\n{source}\n\n[gateway]\ninterfaces = [{}]\n{}\n[admin]\nsocket = {}\n\n[xdp]\npin_dir = \
              \"/sys/fs/bpf/flowgate\"\n\n{}\n",
             interfaces.join(", "),
+            self.options.gateway_config,
             text(&self.socket_path()),
             self.options.extra_config,
         )

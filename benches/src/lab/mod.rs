@@ -4,6 +4,7 @@
 //! an interface that it did not make.
 
 pub mod bench;
+pub mod compare;
 pub mod demo;
 pub mod gateway;
 pub mod interrupt;
