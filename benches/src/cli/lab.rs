@@ -14,6 +14,7 @@ use crate::{
     lab::{
         bench::{BenchOptions, bench},
         compare::{CompareOptions, compare},
+        control_bench::{ControlBenchOptions, control_bench},
         demo::{DemoOptions, demo},
         interrupt,
         supervisor::{Down, LabKind, LabPlace, Up, down, kubectl, supervise, up},
@@ -36,6 +37,9 @@ pub enum LabCommand {
     /// Send the same probes through flowgate and through real kube-proxy, and compare what comes of them; ends with one
     /// line of JSON.
     Compare(CompareArgs),
+    /// Measure how fast changes in the API become changes in forwarding, beside real kube-proxy; ends with one line of
+    /// JSON.
+    BenchControl(BenchControlArgs),
     /// Hold the lab: what `up` starts.
     #[command(hide = true)]
     Supervise(UpArgs),
@@ -117,6 +121,20 @@ pub struct CompareArgs {
     pub only: Option<String>,
 }
 
+/// The options of `flowgate lab bench-control`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchControlArgs {
+    /// Services in all.
+    #[arg(long, default_value_t = 5000)]
+    pub services: u32,
+    /// Endpoints of each.
+    #[arg(long, default_value_t = 10)]
+    pub endpoints: u32,
+    /// Changes that are measured, for each of the two.
+    #[arg(long, default_value_t = 100)]
+    pub changes: u32,
+}
+
 /// Runs a `flowgate lab` command. `flowgate` is the binary to start as the gateway: usually the running one.
 pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
     match command {
@@ -171,6 +189,15 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
             let report = compare(&options, flowgate, &interrupt::listen()?)?;
             super::loadgen::print(&report.json());
             return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        LabCommand::BenchControl(args) => {
+            let options = ControlBenchOptions {
+                services: args.services,
+                endpoints: args.endpoints,
+                changes: args.changes,
+            };
+            let report = control_bench(&options, flowgate, &interrupt::listen()?)?;
+            super::loadgen::print(&report.json());
         }
         LabCommand::BareForward(args) => return bare_forward::run(args),
         LabCommand::Supervise(args) => {

@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod compare;
+pub mod control_bench;
 pub mod demo;
 pub mod gateway;
 pub mod interrupt;

@@ -55,6 +55,11 @@ impl KubeProxy {
         Ok(Self { process: namespace.spawn(command)?, folder })
     }
 
+    /// The process id.
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// The end of its log, for messages.
     pub fn log_end(&self) -> String {
         last_lines(&fs::read_to_string(self.log_path()).unwrap_or_default(), 20)

@@ -15,6 +15,7 @@ mod pods;
 mod programs;
 
 pub use api_client::ApiClient;
+pub(super) use api_client::ApiThread;
 pub use cluster::{ClusterOptions, GATEWAY_NODE, KubernetesCluster};
 pub use control_plane::ControlPlane;
 pub use kube_proxy::{KubeProxy, KubeProxyOptions};
