@@ -107,7 +107,10 @@ fn up_and_down_can_be_repeated() {
     assert!(
         state.socket.is_some() && state.manifests.as_ref().unwrap().join("my-nginx-service.yaml").exists()
     );
-    assert_eq!(up(&stage.place, &stage.flowgate(), LabKind::Manifests, |_| {}).unwrap(), Up::AlreadyRunning(state));
+    assert_eq!(
+        up(&stage.place, &stage.flowgate(), LabKind::Manifests, |_| {}).unwrap(),
+        Up::AlreadyRunning(state)
+    );
 
     assert_eq!(down(&stage.place).unwrap(), Down::Ended);
     assert_eq!(stage.names(), Vec::<String>::new());
@@ -150,7 +153,9 @@ fn a_gateway_that_cannot_start_is_reported_with_its_log_and_leaves_nothing() {
 fn a_second_supervisor_is_refused() {
     let stage = Stage::new("second");
     stage.start();
-    let error = supervise(&stage.place, &stage.flowgate(), LabKind::Manifests, &Stop::default()).unwrap_err().to_string();
+    let error = supervise(&stage.place, &stage.flowgate(), LabKind::Manifests, &Stop::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("lab down"), "{error}");
     assert!(stage.client_sees_gateway(), "the first one is not disturbed");
 }

@@ -129,12 +129,7 @@ impl LabKind {
 
 /// Starts the lab in the background, by `BINARY lab supervise`, and waits until it is ready. `progress` is told what is
 /// awaited.
-pub fn up(
-    place: &LabPlace,
-    binary: &Path,
-    kind: LabKind,
-    mut progress: impl FnMut(&str),
-) -> Result<Up> {
+pub fn up(place: &LabPlace, binary: &Path, kind: LabKind, mut progress: impl FnMut(&str)) -> Result<Up> {
     if kind == LabKind::Kubernetes {
         // Said here and at once, not by the end of a log.
         Programs::find()?;
@@ -448,7 +443,9 @@ impl LabState {
 pub fn kubectl(place: &LabPlace) -> Result<Command> {
     let state = place.running()?.and_then(|state| state.kubernetes);
     let Some(state) = state else {
-        return Err(Error::State("no lab with Kubernetes runs: `flowgate lab up --kubernetes` starts one".into()));
+        return Err(Error::State(
+            "no lab with Kubernetes runs: `flowgate lab up --kubernetes` starts one".into(),
+        ));
     };
     let kubectl = kubectl_command(&state.program, &state.kubeconfig);
     let mut command = Command::new("ip");

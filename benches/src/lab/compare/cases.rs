@@ -17,8 +17,11 @@ use crate::{
 };
 
 /// What is applied first.
-pub(super) const SERVICES: [&str; 3] =
-    [include_str!("cases/addresses.yaml"), include_str!("cases/policies.yaml"), include_str!("cases/endpoints.yaml")];
+pub(super) const SERVICES: [&str; 3] = [
+    include_str!("cases/addresses.yaml"),
+    include_str!("cases/policies.yaml"),
+    include_str!("cases/endpoints.yaml"),
+];
 /// What is applied then.
 pub(super) const CHANGES: &str = include_str!("cases/changes.yaml");
 const PROBES: &str = include_str!("cases/probes.yaml");
@@ -55,7 +58,8 @@ impl Cases {
         if ids.len() < probes.len() {
             return Err(Error::State("two probes in probes.yaml have the same id".into()));
         }
-        if let Some(unknown) = explained.iter().flat_map(|entry| &entry.probes).find(|id| !ids.contains(*id)) {
+        if let Some(unknown) = explained.iter().flat_map(|entry| &entry.probes).find(|id| !ids.contains(*id))
+        {
             return Err(Error::State(format!("explained.yaml names {unknown}, which is no probe")));
         }
         if let Some(only) = &options.only {

@@ -95,8 +95,11 @@ fn await_sentinel(
         plane.kubectl(&["get", "service", &format!("sentinel-{name}"), "-o", path])
     })?;
     let probe = probe::Probe::sentinel(address.trim());
-    flowgate.network().await_answer(&probe, stop, || Ok(()))?;
-    let log = proxy.log_end();
-    proxy.await_answer(&probe, stop).inspect_err(|_| say(&log))?;
+    flowgate
+        .network()
+        .await_answer(&probe, stop, || Ok(()))
+        .inspect_err(|_| say(format!("flowgate's log says:\n{}", flowgate.log_end())))?;
+    let answered = proxy.await_answer(&probe, stop);
+    answered.inspect_err(|_| say(format!("kube-proxy's log says:\n{}", proxy.log_end())))?;
     interrupt::sleep(stop, SETTLE)
 }

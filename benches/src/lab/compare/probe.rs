@@ -68,7 +68,11 @@ impl Probe {
 }
 
 /// Sends these probes from the client's namespace.
-pub(super) fn send_all(client: &Host, probes: &[&Probe], stop: &Stop) -> Result<BTreeMap<String, Observation>> {
+pub(super) fn send_all(
+    client: &Host,
+    probes: &[&Probe],
+    stop: &Stop,
+) -> Result<BTreeMap<String, Observation>> {
     client.namespace.enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -88,7 +88,8 @@ mod tests {
         let client = [192, 0, 2, 10].into();
         let silent = Observation::of(&[Attempt::Silent], client, Compare::Names);
         let refused = Observation::of(&[Attempt::Refused], client, Compare::Names);
-        let probe: Probe = serde_json::from_str(r#"{"id":"x","about":"y","to":["tcp 192.0.2.1:80"]}"#).unwrap();
+        let probe: Probe =
+            serde_json::from_str(r#"{"id":"x","about":"y","to":["tcp 192.0.2.1:80"]}"#).unwrap();
         let explanation: Explanation = serde_json::from_str(
             r#"{"probes":["x"],"roles":["gateway"],"flowgate":"refused","kube_proxy":"silent","reason":"because"}"#,
         )

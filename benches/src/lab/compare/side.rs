@@ -45,8 +45,11 @@ pub(super) struct KubeProxySide {
 
 impl Network {
     fn build(plane: &mut ControlPlane) -> Result<Self> {
-        let topology =
-            Topology::build(TopologyOptions { clients: 2, backends: BACKENDS, ..TopologyOptions::default() })?;
+        let topology = Topology::build(TopologyOptions {
+            clients: 2,
+            backends: BACKENDS,
+            ..TopologyOptions::default()
+        })?;
         for client in topology.clients() {
             client.namespace.ip(&format!("route add {PUBLIC_RANGE} via {GATEWAY_UPLINK}"))?;
         }

@@ -139,7 +139,8 @@ impl Rig {
         let mut slice = slice(service, backend, self.endpoints);
         self.client().run("replace the endpoints of a Service", |client| async move {
             let slices: Api<EndpointSlice> = Api::default_namespaced(client);
-            slice.metadata.resource_version = slices.get_metadata(&slice.name_any()).await?.resource_version();
+            slice.metadata.resource_version =
+                slices.get_metadata(&slice.name_any()).await?.resource_version();
             let written = slices.replace(&slice.name_any(), &PostParams::default(), &slice).await?;
             Ok(written.resource_version().unwrap_or_default())
         })
@@ -207,7 +208,8 @@ impl Instance {
         let id = id.ok_or_else(|| Error::State("the gateway does not run".into()))?;
         let path = format!("/proc/{id}/status");
         let status = fs::read_to_string(&path).map_err(Error::io(format!("read {path}")))?;
-        let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        let kilobytes =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
         let kilobytes: Option<u32> = kilobytes.and_then(|number| number.trim().parse().ok());
         let kilobytes = kilobytes.ok_or_else(|| Error::State(format!("{path} tells no VmRSS")))?;
         Ok(f64::from(kilobytes) * 1024.0 / 1e6)

@@ -66,8 +66,7 @@ impl KubernetesCluster {
         control_plane.join(topology.gateway())?;
         let client = control_plane.client();
         progress("registering nodes");
-        for node in
-            [NodeSpec::new(GATEWAY_NODE, GATEWAY_UPLINK), NodeSpec::new(WORKER_NODE, WORKER_ADDRESS)]
+        for node in [NodeSpec::new(GATEWAY_NODE, GATEWAY_UPLINK), NodeSpec::new(WORKER_NODE, WORKER_ADDRESS)]
         {
             client.register_node(&node)?;
         }

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The interface of those who talk to the API.
-pub const MANAGEMENT: &str = "mgmt0";
+pub(super) const MANAGEMENT: &str = "mgmt0";
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const END_LIMIT: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_millis(50);
@@ -80,7 +80,7 @@ impl ControlPlane {
         Ok(plane)
     }
 
-    /// Gives a namespace the interface [`MANAGEMENT`], by which it reaches the API server. Returns its address.
+    /// Gives a namespace the interface `mgmt0`, by which it reaches the API server. Returns its address.
     pub fn join(&mut self, namespace: &Namespace) -> Result<Ipv4Addr> {
         self.joined += 1;
         let port = format!("m{}", self.joined);
@@ -173,9 +173,10 @@ impl ControlPlane {
     pub fn expire_history(&mut self) -> Result<()> {
         self.kill_api_server()?;
         let revision = self.etcd_post("/v3/kv/range", r#"{"key":"AA=="}"#)?;
-        let revision = revision["header"]["revision"].as_str().map(str::to_owned).ok_or_else(|| {
-            Error::State(format!("etcd told no revision: {revision}"))
-        })?;
+        let revision = revision["header"]["revision"]
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| Error::State(format!("etcd told no revision: {revision}")))?;
         self.etcd_post("/v3/kv/compaction", &format!(r#"{{"revision":"{revision}","physical":true}}"#))?;
         self.start_api_server()
     }
@@ -201,7 +202,11 @@ impl ControlPlane {
             if ended.is_some() || clock::now() > deadline {
                 let log = std::fs::read_to_string(self.files.log("kube-apiserver")).unwrap_or_default();
                 let hint = format!("{error}; its log says:\n{}", last_lines(&log, 20));
-                return Err(Error::Timeout { what: "the start of kube-apiserver".into(), after: READY_LIMIT, hint });
+                return Err(Error::Timeout {
+                    what: "the start of kube-apiserver".into(),
+                    after: READY_LIMIT,
+                    hint,
+                });
             }
             thread::sleep(STEP);
         }

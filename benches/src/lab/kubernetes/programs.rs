@@ -38,10 +38,8 @@ impl Programs {
         let kubernetes = kubernetes
             .canonicalize()
             .map_err(Error::io(format!("find the real path of {}", kubernetes.display())))?;
-        let etcd = find_program("etcd").ok_or_else(|| Error::MissingProgram {
-            program: "etcd".into(),
-            package: "etcd-server",
-        })?;
+        let etcd = find_program("etcd")
+            .ok_or_else(|| Error::MissingProgram { program: "etcd".into(), package: "etcd-server" })?;
         Ok(Self { etcd, kubernetes })
     }
 }

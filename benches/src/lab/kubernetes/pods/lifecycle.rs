@@ -104,8 +104,9 @@ fn api(client: &Client, pod: &Pod) -> Api<Pod> {
 /// The status of a pod whose containers all run and are ready.
 fn running_status(pod: &Pod, address: &str) -> Value {
     let now = Timestamp::now().to_string();
-    let condition =
-        |kind: &str| json!({"type": kind, "status": "True", "lastTransitionTime": now, "observedGeneration": 1});
+    let condition = |kind: &str| json!({"type": kind, "status": "True", "lastTransitionTime": now, "observedGeneration": 1});
+    let conditions = ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready", "PodScheduled"];
+    let conditions = conditions.map(condition);
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers).map(|container| {
         json!({
             "name": container.name,
@@ -117,13 +118,13 @@ fn running_status(pod: &Pod, address: &str) -> Value {
             "state": {"running": {"startedAt": now}},
         })
     });
+    let containers: Vec<_> = containers.collect();
     json!({
         "phase": "Running",
         "podIP": address,
         "podIPs": [{"ip": address}],
         "startTime": now,
-        "conditions": ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready", "PodScheduled"]
-            .map(condition),
-        "containerStatuses": containers.collect::<Vec<_>>(),
+        "conditions": conditions,
+        "containerStatuses": containers,
     })
 }
