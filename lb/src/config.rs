@@ -179,8 +179,7 @@ impl Config {
         let node_name = named.clone().unwrap_or_else(|| host_name().to_lowercase());
         let followed = if role == Role::Node { Some(node_name.clone()) } else { named };
         let dns = raw.dns.meant().map_err(|(key, reason)| wrong(key, reason))?;
-        // DNS answers for headless Services, too.
-        let scope = if dns.is_some() { Scope::ServedAndHeadless } else { Scope::Served };
+        let scope = if dns.is_some() { Scope::Named } else { Scope::Served };
         let source = source::source(raw.source, overrides.source, scope, followed)
             .map_err(|(key, reason)| wrong(key, reason))?;
         let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;

@@ -46,14 +46,21 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// All counts with their names, which are stable.
-    pub fn list(&self) -> [(&'static str, u64); 11] {
+    /// How queries were answered, by name: each query once.
+    pub fn answers(&self) -> [(&'static str, u64); 5] {
         [
             ("no_error", &self.no_error),
             ("no_such_name", &self.no_such_name),
             ("server_failure", &self.server_failure),
             ("refused", &self.refused),
             ("other", &self.other),
+        ]
+        .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
+    }
+
+    /// What else happened, by name.
+    pub fn events(&self) -> [(&'static str, u64); 6] {
+        [
             ("over_tcp", &self.over_tcp),
             ("truncated", &self.truncated),
             ("forwarded", &self.forwarded),

@@ -97,7 +97,10 @@ impl Served {
     }
 
     pub(crate) fn count(&self, name: &str) -> u64 {
-        self.counters.list().into_iter().find(|(known, _)| *known == name).unwrap().1
+        {
+            let mut all = self.counters.answers().into_iter().chain(self.counters.events());
+            all.find(|(known, _)| *known == name).unwrap().1
+        }
     }
 }
 

@@ -73,6 +73,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         Rc::clone(&publishing),
         vitals.clone(),
         &probe_counts,
+        dns.as_ref().map(dns::Server::counters),
         config.metrics_detail,
     );
     let metrics_status = status.clone();

@@ -55,8 +55,8 @@ pub enum Scope {
     /// Those that can be served (P103).
     #[default]
     Served,
-    /// Also headless ones: DNS answers for them.
-    ServedAndHeadless,
+    /// All: DNS answers also for headless ones, and for those that another proxy serves.
+    Named,
 }
 
 /// Sends the objects of a cluster and every change, until nobody listens any more.

@@ -4,6 +4,7 @@
 //! Names are API. `kubeproxy_*` mean what they mean there; everything else is `flowgate_*`. Reasons have the names
 //! that `flowgate show drops` prints.
 
+mod dns;
 mod families;
 mod flows;
 mod process;
@@ -15,6 +16,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use flowgate_control::dns::Counters as DnsCounters;
 use flowgate_control::health::{self, ProbeCounts, Vitals};
 use flowgate_control::{Observer, Status};
 use prometheus_client::encoding::text;
@@ -31,6 +33,8 @@ pub(crate) struct Metrics {
     workers: Rc<RefCell<Workers>>,
     publishing: Rc<RefCell<Publishing>>,
     vitals: Vitals,
+    /// None: there is no DNS server.
+    dns: Option<Arc<DnsCounters>>,
     detail: MetricsDetail,
     /// What is counted where it happens.
     counted: Registry,
@@ -42,13 +46,14 @@ impl Metrics {
         publishing: Rc<RefCell<Publishing>>,
         vitals: Vitals,
         probes: &ProbeCounts,
+        dns: Option<Arc<DnsCounters>>,
         detail: MetricsDetail,
     ) -> Self {
         let mut counted = Registry::default();
         let observer: &Observer = &vitals.observer;
         observer.register(&mut counted);
         probes.register(&mut counted);
-        Self { workers, publishing, vitals, detail, counted }
+        Self { workers, publishing, vitals, dns, detail, counted }
     }
 
     /// Answers on this address, if there is one, until dropped.
@@ -98,6 +103,9 @@ impl Metrics {
         let retired = publishing.publisher.collect();
         state::add_tables(&mut families, &publishing.publisher.current(), retired);
         state::add_control(&mut families, &self.vitals);
+        if let Some(counters) = &self.dns {
+            dns::add(&mut families, counters);
+        }
         process::add(&mut families);
         families
     }
