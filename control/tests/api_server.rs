@@ -199,7 +199,7 @@ async fn p101_what_does_not_count_is_not_asked_for_and_lists_are_streamed_from_n
 
 #[tokio::test]
 async fn a_server_that_does_not_stream_lists_is_asked_for_pages() {
-    for lists in [Lists::Refused, Lists::Unknown] {
+    for lists in [Lists::Refused, Lists::Storeless, Lists::Unknown] {
         let api = server().await;
         api.world.lock().unwrap().lists = lists;
         for name in ["c", "d", "e"] {

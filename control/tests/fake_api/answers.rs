@@ -74,6 +74,9 @@ fn watch(
                 "sendInitialEvents is forbidden for watch unless the WatchList feature is on",
             );
         }
+        if wants_list && world.lists == Lists::Storeless {
+            return status(500, "the required storage feature RequestWatchProgress is disabled");
+        }
         if version.is_empty() {
             lines.extend(world.of(&path).into_iter().map(|object| line("ADDED", object)));
             if wants_list && world.lists == Lists::Streamed {

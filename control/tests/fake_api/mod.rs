@@ -65,6 +65,8 @@ pub(crate) enum Lists {
     Streamed,
     /// They are refused, as by a server with the feature turned off.
     Refused,
+    /// The store of the server cannot do its part, which the server calls an internal error.
+    Storeless,
     /// The server is older than they are: the stream begins with what there is and has no end mark.
     Unknown,
 }

@@ -65,7 +65,11 @@ pub fn compare(options: &CompareOptions, flowgate: &Path, stop: &Stop) -> Result
         let theirs = proxy.network().send(&cases.probes, stop);
         (ours.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), theirs)
     });
-    Ok(report(&cases, &ours?, &theirs?))
+    let report = report(&cases, &ours?, &theirs?);
+    if !report.is_success() {
+        say(format!("what flowgate dropped:\n{}", flowgate.drops()?));
+    }
+    Ok(report)
 }
 
 fn report(

@@ -61,6 +61,9 @@ impl Network {
                 udp.push(UdpEchoServer::start(&backend.namespace, options)?);
             }
         }
+        // The kernel spares its ICMP errors, a few a second to each client: probes that come close upon one another would
+        // look like drops.
+        topology.gateway().sysctl("net/ipv4/icmp_ratemask", "0")?;
         plane.join(topology.gateway())?;
         Ok(Self { _tcp: tcp, _udp: udp, topology })
     }
@@ -121,6 +124,11 @@ impl FlowgateSide {
 
     pub(super) fn log_end(&self) -> String {
         last_lines(&self.gateway.log(), 20)
+    }
+
+    /// Packets that were not forwarded, by reason, for people.
+    pub(super) fn drops(&self) -> Result<String> {
+        self.gateway.show(&["drops"])
     }
 }
 

@@ -18,6 +18,9 @@ use crate::{
 pub const GATEWAY_NODE: &str = "edge";
 /// The Node object that pods are bound to.
 const WORKER_NODE: &str = "worker";
+/// What the gateway may ask of the API, as users are told to allow it.
+const RBAC: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/kubernetes/rbac.yaml"));
+const SERVICE_ACCOUNT: (&str, &str) = ("kube-system", "flowgate");
 const WORKER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 10);
 
 /// How large a cluster is, and how its pods live.
@@ -74,10 +77,14 @@ impl KubernetesCluster {
         Ok(Self { gateway: None, pods, _mysql: mysql, control_plane, topology })
     }
 
-    /// Starts the gateway on the API server, with these options besides, and waits until it answers.
+    /// Starts the gateway on the API server, with this configuration besides, and waits until it answers. It may do what
+    /// the RBAC objects in `config/kubernetes` allow and no more.
     pub fn start_gateway(&mut self, binary: impl Into<PathBuf>, extra_config: &str) -> Result<()> {
+        self.control_plane.apply(RBAC)?;
+        let (namespace, name) = SERVICE_ACCOUNT;
+        let kubeconfig = self.control_plane.kubeconfig_of_service_account(namespace, name)?;
         let mut options = GatewayOptions::new(binary);
-        options.source = GatewaySource::Kubeconfig(self.control_plane.kubeconfig());
+        options.source = GatewaySource::Kubeconfig(kubeconfig);
         options.node_name = Some(GATEWAY_NODE.into());
         extra_config.clone_into(&mut options.extra_config);
         self.gateway = Some(Gateway::start(self.topology.gateway(), options)?);

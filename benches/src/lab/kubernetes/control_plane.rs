@@ -11,6 +11,8 @@ use std::{
 };
 
 use hyper::Request;
+use k8s_openapi::api::core;
+use kube::Api;
 use tempfile::TempDir;
 
 use super::{
@@ -195,7 +197,9 @@ impl ControlPlane {
         loop {
             let answer = self.client().run("ask the API server whether it is ready", |client| async move {
                 let request = Request::get("/readyz").body(Vec::new());
-                client.request_text(request.expect("a path is a URI")).await
+                client.request_text(request.expect("a path is a URI")).await?;
+                // It makes this one itself, a moment after it has said that it is ready.
+                Api::<core::v1::Namespace>::all(client).get_metadata("kube-system").await
             });
             let Err(error) = answer else { return Ok(()) };
             let ended = self.api_server.as_mut().and_then(Process::ended);

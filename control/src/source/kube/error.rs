@@ -45,9 +45,10 @@ impl ApiError {
         matches!(self, Self::Refused { code: 404, .. })
     }
 
-    /// Whether the server understood the question and does not do this.
+    /// Whether the server understood the question and does not do this. 500 is what kube-apiserver says of streamed
+    /// lists over an etcd that cannot report progress (before 3.4.25 and 3.5.8).
     pub(super) const fn is_unsupported(&self) -> bool {
-        matches!(self, Self::Refused { code: 400 | 422, .. })
+        matches!(self, Self::Refused { code: 400 | 422 | 500, .. })
     }
 
     /// The whole sentence: what could not be done, why, and what to do about it.

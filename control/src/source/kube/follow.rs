@@ -280,6 +280,7 @@ impl Follower {
                     return Ok(Some(self.list_by_pages(&"no end of the list was announced")));
                 }
                 Ok(None) => return Err(ApiError::Broken.into()),
+                Err(error) if error.is_unsupported() => return Ok(Some(self.list_by_pages(&error))),
                 Err(error) => return Err(error.into()),
             }
         }
