@@ -4,16 +4,21 @@ CARGO ?= cargo
 FLOWGATE := target/release/flowgate
 FUZZ_SECONDS ?= 60
 
-.PHONY: build demo test lint bench bench-lab fuzz clean deps root
+.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz clean deps root
 
 build: deps
 	$(CARGO) build --release -p flowgate
+
+# The Kubernetes control plane of the lab, from its Go modules; built anew only when its sources changed.
+kubernetes:
+	@.ci/deps kubernetes
+	@.ci/kubernetes
 
 demo: root build
 	$(FLOWGATE) lab demo
 
 # Everything: format, lints, unit, property, golden, fuzz replay, and the network tests, which need root.
-test: root deps lint
+test: root lint kubernetes
 	$(CARGO) test --workspace
 
 lint: deps
@@ -28,6 +33,14 @@ bench: deps
 # Packets per second against a bare AF_XDP forwarder in the lab; ends with one line of JSON.
 bench-lab: root build
 	$(FLOWGATE) lab bench
+
+# The same objects and probes through flowgate and real kube-proxy; ends with one line of JSON.
+compare-kube-proxy: root build kubernetes
+	$(FLOWGATE) lab compare
+
+# Milliseconds from API to forwarding at 5,000 Services, beside real kube-proxy; ends with one line of JSON.
+bench-control: root build kubernetes
+	$(FLOWGATE) lab bench-control
 
 fuzz: deps
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release -p flowgate-dataplane --test fuzz -- --nocapture

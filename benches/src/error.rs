@@ -48,6 +48,14 @@ pub enum Error {
         /// The loader's reason.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A request to the lab's API server failed.
+    #[error("cannot {action}: {source}")]
+    Api {
+        /// What was tried, with its object.
+        action: String,
+        /// The client's reason, or the server's.
+        source: Box<kube::Error>,
+    },
     /// Something did not happen in time.
     #[error("{what} did not happen within {after:?}; {hint}")]
     Timeout {
@@ -92,5 +100,10 @@ impl Error {
         E: std::error::Error + Send + Sync + 'static,
     {
         move |source| Self::Bpf { action: action.into(), source: Box::new(source) }
+    }
+
+    /// Wraps an error of the API client with what was tried.
+    pub(crate) fn api(action: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
+        move |source| Self::Api { action: action.into(), source: Box::new(source) }
     }
 }

@@ -16,7 +16,7 @@ use common::{eventually, require_root};
 use flowgate_benches::{
     lab::{
         interrupt,
-        supervisor::{Down, LabPlace, LabState, Up, down, supervise, up},
+        supervisor::{Down, LabKind, LabPlace, LabState, Up, down, supervise, up},
     },
     loadgen::stop::Stop,
 };
@@ -69,7 +69,7 @@ impl Stage {
     }
 
     fn start(&self) -> LabState {
-        match up(&self.place, &self.flowgate()).unwrap() {
+        match up(&self.place, &self.flowgate(), LabKind::Manifests, |_| {}).unwrap() {
             Up::Started(state) => state,
             other => panic!("{other:?}"),
         }
@@ -94,7 +94,7 @@ fn plays_the_supervisor() {
     let variable = |name| env::var(name).expect("the other tests set it");
     let place = LabPlace { folder: variable("FGTEST_STATE").into(), prefix: variable("FGTEST_PREFIX") };
     let stop = interrupt::listen().unwrap();
-    supervise(&place, Path::new(&variable("FGTEST_BINARY")), &stop).unwrap();
+    supervise(&place, Path::new(&variable("FGTEST_BINARY")), LabKind::Manifests, &stop).unwrap();
 }
 
 #[test]
@@ -107,7 +107,10 @@ fn up_and_down_can_be_repeated() {
     assert!(
         state.socket.is_some() && state.manifests.as_ref().unwrap().join("my-nginx-service.yaml").exists()
     );
-    assert_eq!(up(&stage.place, &stage.flowgate()).unwrap(), Up::AlreadyRunning(state));
+    assert_eq!(
+        up(&stage.place, &stage.flowgate(), LabKind::Manifests, |_| {}).unwrap(),
+        Up::AlreadyRunning(state)
+    );
 
     assert_eq!(down(&stage.place).unwrap(), Down::Ended);
     assert_eq!(stage.names(), Vec::<String>::new());
@@ -141,7 +144,7 @@ fn a_gateway_that_cannot_start_is_reported_with_its_log_and_leaves_nothing() {
     let text = fs::read_to_string(good).unwrap();
     let text = text.replace("exec sleep 600", "echo 'no such option: speed' >&2; exit 3");
     let broken = stage.script("flowgate", &text.replace("show)", "show) exit 1;; never)"));
-    let error = up(&stage.place, &broken).unwrap_err().to_string();
+    let error = up(&stage.place, &broken, LabKind::Manifests, |_| {}).unwrap_err().to_string();
     assert!(error.contains("no such option: speed"), "{error}");
     assert_eq!(stage.names(), Vec::<String>::new());
 }
@@ -150,7 +153,9 @@ fn a_gateway_that_cannot_start_is_reported_with_its_log_and_leaves_nothing() {
 fn a_second_supervisor_is_refused() {
     let stage = Stage::new("second");
     stage.start();
-    let error = supervise(&stage.place, &stage.flowgate(), &Stop::default()).unwrap_err().to_string();
+    let error = supervise(&stage.place, &stage.flowgate(), LabKind::Manifests, &Stop::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("lab down"), "{error}");
     assert!(stage.client_sees_gateway(), "the first one is not disturbed");
 }

@@ -1,4 +1,4 @@
-//! `flowgate lab up|down|demo|bench`.
+//! `flowgate lab up|down|kubectl|demo|bench|compare|bench-control`.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,12 +10,14 @@ use clap::{Args, Subcommand};
 
 use crate::{
     bare_forward::{self, BareForwardArgs},
-    error::Result,
+    error::{Error, Result},
     lab::{
         bench::{BenchOptions, bench},
+        compare::{CompareOptions, compare},
+        control_bench::{ControlBenchOptions, control_bench},
         demo::{DemoOptions, demo},
         interrupt,
-        supervisor::{Down, LabPlace, Up, down, supervise, up},
+        supervisor::{Down, LabKind, LabPlace, Up, down, kubectl, supervise, up},
     },
 };
 
@@ -23,16 +25,24 @@ use crate::{
 #[derive(Debug, Clone, Subcommand)]
 pub enum LabCommand {
     /// Start the lab in the background: clients, backends with nginx, and a gateway, in network namespaces.
-    Up(PlaceArgs),
+    Up(UpArgs),
     /// End the lab and remove everything that it made.
     Down(PlaceArgs),
+    /// Run kubectl against the API server of a lab that was started with --kubernetes.
+    Kubectl(KubectlArgs),
     /// Show the whole product at work, step by step, in a lab of its own.
     Demo(DemoArgs),
     /// Compare packets per second with those of a bare AF_XDP forwarder; ends with one line of JSON.
     Bench(BenchArgs),
+    /// Send the same probes through flowgate and through real kube-proxy, and compare what comes of them; ends with one
+    /// line of JSON.
+    Compare(CompareArgs),
+    /// Measure how fast changes in the API become changes in forwarding, beside real kube-proxy; ends with one line of
+    /// JSON.
+    BenchControl(BenchControlArgs),
     /// Hold the lab: what `up` starts.
     #[command(hide = true)]
-    Supervise(PlaceArgs),
+    Supervise(UpArgs),
     /// Forward frames between two interfaces and decide nothing: what `bench` compares with.
     #[command(hide = true)]
     BareForward(BareForwardArgs),
@@ -47,6 +57,26 @@ pub struct PlaceArgs {
     /// What the names of the namespaces begin with.
     #[arg(long, hide = true, default_value = "flowgate-")]
     pub prefix: String,
+}
+
+/// The options of `flowgate lab up`.
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// With a real Kubernetes control plane, which `make kubernetes` builds.
+    #[arg(long)]
+    kubernetes: bool,
+}
+
+/// The options of `flowgate lab kubectl`.
+#[derive(Debug, Clone, Args)]
+pub struct KubectlArgs {
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// What kubectl is told.
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    arguments: Vec<String>,
 }
 
 /// The options of `flowgate lab demo`.
@@ -80,12 +110,38 @@ pub struct BenchArgs {
     pub worker_cpu: usize,
 }
 
+/// The options of `flowgate lab compare`.
+#[derive(Debug, Clone, Args)]
+pub struct CompareArgs {
+    /// The role of the gateway.
+    #[arg(long, default_value = "gateway", value_parser = ["gateway", "node"])]
+    pub role: String,
+    /// Only probes whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
+}
+
+/// The options of `flowgate lab bench-control`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchControlArgs {
+    /// Services in all.
+    #[arg(long, default_value_t = 5000)]
+    pub services: u32,
+    /// Endpoints of each.
+    #[arg(long, default_value_t = 10)]
+    pub endpoints: u32,
+    /// Changes that are measured, for each of the two.
+    #[arg(long, default_value_t = 100)]
+    pub changes: u32,
+}
+
 /// Runs a `flowgate lab` command. `flowgate` is the binary to start as the gateway: usually the running one.
 pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
     match command {
-        LabCommand::Up(place) => {
-            let place = place.place();
-            let (first, state) = match up(&place, flowgate)? {
+        LabCommand::Up(args) => {
+            let place = args.place.place();
+            let show = |doing: &str| super::loadgen::print(doing);
+            let (first, state) = match up(&place, flowgate, args.kind(), show)? {
                 Up::Started(state) => (format!("the lab is up (process {})", state.pid), state),
                 Up::AlreadyRunning(state) => {
                     (format!("the lab is already running (process {})", state.pid), state)
@@ -98,6 +154,15 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
                 Down::Ended => "the lab is down",
                 Down::WasNotRunning => "no lab was running",
             });
+        }
+        LabCommand::Kubectl(args) => {
+            let mut command = kubectl(&args.place.place())?;
+            let status = command
+                .args(&args.arguments)
+                .status()
+                .map_err(Error::io("run kubectl by `ip netns exec`"))?;
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
         }
         LabCommand::Demo(args) => {
             let options = DemoOptions {
@@ -119,10 +184,33 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
             let report = bench(&options, flowgate, &interrupt::listen()?)?;
             super::loadgen::print(&report.json());
         }
+        LabCommand::Compare(args) => {
+            let options = CompareOptions { role: args.role.clone(), only: args.only.clone() };
+            let report = compare(&options, flowgate, &interrupt::listen()?)?;
+            super::loadgen::print(&report.json());
+            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        LabCommand::BenchControl(args) => {
+            let options = ControlBenchOptions {
+                services: args.services,
+                endpoints: args.endpoints,
+                changes: args.changes,
+            };
+            let report = control_bench(&options, flowgate, &interrupt::listen()?)?;
+            super::loadgen::print(&report.json());
+        }
         LabCommand::BareForward(args) => return bare_forward::run(args),
-        LabCommand::Supervise(place) => supervise(&place.place(), flowgate, &interrupt::listen()?)?,
+        LabCommand::Supervise(args) => {
+            supervise(&args.place.place(), flowgate, args.kind(), &interrupt::listen()?)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl UpArgs {
+    fn kind(&self) -> LabKind {
+        if self.kubernetes { LabKind::Kubernetes } else { LabKind::Manifests }
+    }
 }
 
 impl PlaceArgs {

@@ -20,6 +20,15 @@ use crate::{
 
 const READY_LIMIT: Duration = Duration::from_secs(15);
 
+/// Where the gateway learns Services from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GatewaySource {
+    /// The folder of manifests that the lab writes.
+    Manifests,
+    /// The API server that this kubeconfig names.
+    Kubeconfig(PathBuf),
+}
+
 /// How to start the gateway.
 #[derive(Debug, Clone)]
 pub struct GatewayOptions {
@@ -29,6 +38,14 @@ pub struct GatewayOptions {
     pub interfaces: Vec<String>,
     /// The cores that the process may use, as `taskset -c` reads them; all if not given.
     pub cpus: Option<String>,
+    /// Where it learns Services from.
+    pub source: GatewaySource,
+    /// The name of its Node object; the host's name if not given.
+    pub node_name: Option<String>,
+    /// `gateway` or `node`; the product's default if not given.
+    pub role: Option<String>,
+    /// More lines for the section `gateway`.
+    pub gateway_config: String,
     /// More configuration, appended to the generated file.
     pub extra_config: String,
 }
@@ -40,6 +57,10 @@ impl GatewayOptions {
             binary: binary.into(),
             interfaces: vec![topology::UPLINK.into(), topology::FABRIC.into()],
             cpus: None,
+            source: GatewaySource::Manifests,
+            node_name: None,
+            role: None,
+            gateway_config: String::new(),
             extra_config: String::new(),
         }
     }
@@ -189,11 +210,24 @@ impl Gateway {
     fn config(&self) -> String {
         let text = |path: &Path| toml_string(&path.to_string_lossy());
         let interfaces: Vec<_> = self.options.interfaces.iter().map(|name| toml_string(name)).collect();
+        let source = match &self.options.source {
+            GatewaySource::Manifests => format!("manifests = {}", text(self.manifests.path())),
+            // Its memory of the API is the lab's, not the machine's.
+            GatewaySource::Kubeconfig(path) => format!(
+                "kubeconfig = {}\nsnapshot = {}",
+                text(path),
+                text(&self.folder.path().join("snapshot.json"))
+            ),
+        };
+        let identity: String = [("role", &self.options.role), ("node_name", &self.options.node_name)]
+            .into_iter()
+            .filter_map(|(key, value)| Some(format!("{key} = {}\n", toml_string(value.as_deref()?))))
+            .collect();
         format!(
-            "[source]\nmanifests = {}\n\n[gateway]\ninterfaces = [{}]\n\n[admin]\nsocket = {}\n\n[xdp]\npin_dir = \
+            "{identity}\n[source]\n{source}\n\n[gateway]\ninterfaces = [{}]\n{}\n[admin]\nsocket = {}\n\n[xdp]\npin_dir = \
              \"/sys/fs/bpf/flowgate\"\n\n{}\n",
-            text(self.manifests.path()),
             interfaces.join(", "),
+            self.options.gateway_config,
             text(&self.socket_path()),
             self.options.extra_config,
         )

@@ -4,9 +4,12 @@
 //! an interface that it did not make.
 
 pub mod bench;
+pub mod compare;
+pub mod control_bench;
 pub mod demo;
 pub mod gateway;
 pub mod interrupt;
+pub mod kubernetes;
 pub mod manifests;
 pub mod sample;
 mod scratch;

@@ -38,7 +38,8 @@ pub const FILE_LEN: usize = 16 * 1024;
 pub const PACKETS_SINK: SinkOptions =
     SinkOptions { port: Some(PACKETS.1), ip_proto: None, action: SinkAction::Drop };
 
-const MYSQL_HOST: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 50);
+/// The host of the database behind Service `mysql`.
+pub(super) const MYSQL_HOST: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 50);
 const UDP_ECHO_HOST: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 51);
 const SINK_HOST: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 52);
 
@@ -48,7 +49,8 @@ macro_rules! sample {
         ($name, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/manifests/", $name)))
     };
 }
-const SAMPLES: [(&str, &str); 4] = [
+/// The sample manifests, without EndpointSlices.
+pub(super) const SAMPLES: [(&str, &str); 4] = [
     sample!("nginx-deployment.yaml"),
     sample!("my-nginx-service.yaml"),
     sample!("my-nginx-nodeport.yaml"),

@@ -1,4 +1,4 @@
-//! `lab up` and `lab down`: the sample cluster in a process of its own, until it is told to end.
+//! `lab up` and `lab down`: a sample cluster in a process of its own, until it is told to end.
 //!
 //! The supervisor holds a lock for as long as it lives, so that nobody takes a dead one for a living one. The names of
 //! its namespaces are written down before they are published: whoever comes after a killed supervisor can remove them.
@@ -21,10 +21,12 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    gateway::last_lines,
+    gateway::{Gateway, last_lines},
     interrupt,
-    sample::{MYSQL, NGINX, SampleCluster, node_port_address},
+    kubernetes::{ClusterOptions, KubernetesCluster, Programs, kubectl_command},
+    sample::SampleCluster,
     scratch,
+    topology::Topology,
 };
 use crate::{
     clock,
@@ -33,7 +35,10 @@ use crate::{
     netns,
 };
 
-const START_LIMIT: Duration = Duration::from_secs(30);
+mod guide;
+
+/// For a word from a supervisor that has just begun or is about to end.
+const WORD_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where a lab keeps its state, and how its namespaces are called.
@@ -51,8 +56,17 @@ impl Default for LabPlace {
     }
 }
 
+/// Where the lab's Services come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LabKind {
+    /// Files of manifests.
+    Manifests,
+    /// A real Kubernetes control plane.
+    Kubernetes,
+}
+
 /// What a supervisor writes down.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabState {
     /// Its process.
     pub pid: i32,
@@ -66,6 +80,23 @@ pub struct LabState {
     pub manifests: Option<PathBuf>,
     /// The gateway's log.
     pub log: Option<PathBuf>,
+    /// What is awaited, until everything runs.
+    #[serde(default)]
+    pub doing: Option<String>,
+    /// The API server of a lab with Kubernetes.
+    #[serde(default)]
+    pub kubernetes: Option<KubernetesState>,
+}
+
+/// How to talk to the lab's API server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubernetesState {
+    /// The namespace from which it is reached.
+    pub namespace: String,
+    /// The program that holds `kubectl`.
+    pub program: PathBuf,
+    /// Its credentials.
+    pub kubeconfig: PathBuf,
 }
 
 /// What `up` found or did.
@@ -86,12 +117,37 @@ pub enum Down {
     WasNotRunning,
 }
 
-/// Starts the lab in the background, by `BINARY lab supervise`, and waits until it is ready.
-pub fn up(place: &LabPlace, binary: &Path) -> Result<Up> {
+impl LabKind {
+    /// How long its start may take.
+    fn start_limit(self) -> Duration {
+        match self {
+            Self::Manifests => Duration::from_secs(30),
+            Self::Kubernetes => Duration::from_secs(180),
+        }
+    }
+}
+
+/// Starts the lab in the background, by `BINARY lab supervise`, and waits until it is ready. `progress` is told what is
+/// awaited.
+pub fn up(place: &LabPlace, binary: &Path, kind: LabKind, mut progress: impl FnMut(&str)) -> Result<Up> {
+    if kind == LabKind::Kubernetes {
+        // Said here and at once, not by the end of a log.
+        Programs::find()?;
+    }
     fs::create_dir_all(&place.folder)
         .map_err(Error::io(format!("make folder {}", place.folder.display())))?;
     if place.running()?.is_some() {
-        return place.await_ready(|| Ok(())).map(Up::AlreadyRunning);
+        let state = place.await_ready(kind, &mut progress, || Ok(()))?;
+        if state.kind() != kind {
+            return Err(Error::State(format!(
+                "a lab runs that gets its Services from {}: `flowgate lab down` ends it",
+                match state.kind() {
+                    LabKind::Manifests => "manifests",
+                    LabKind::Kubernetes => "Kubernetes",
+                }
+            )));
+        }
+        return Ok(Up::AlreadyRunning(state));
     }
     place.remove_leftovers()?;
     let log = File::create(place.log()).map_err(Error::io(format!("write {}", place.log().display())))?;
@@ -102,13 +158,14 @@ pub fn up(place: &LabPlace, binary: &Path) -> Result<Up> {
         .arg(binary)
         .args(["lab", "supervise", "--state-dir"])
         .arg(&place.folder)
-        .args(["--prefix", &place.prefix]);
+        .args(["--prefix", &place.prefix])
+        .args((kind == LabKind::Kubernetes).then_some("--kubernetes"));
     command.stdin(Stdio::null()).stdout(log).stderr(errors);
     let mut supervisor = command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Error::MissingProgram { program: "setsid".into(), package: "util-linux" },
         _ => Error::io(format!("start {}", binary.display()))(error),
     })?;
-    let outcome = place.await_ready(|| match supervisor.try_wait() {
+    let outcome = place.await_ready(kind, &mut progress, || match supervisor.try_wait() {
         Ok(Some(status)) => {
             Err(Error::State(format!("the lab did not start ({status}):\n{}", place.log_end())))
         }
@@ -143,7 +200,7 @@ pub fn down(place: &LabPlace) -> Result<Down> {
 }
 
 /// Builds the lab and holds it until `stop`: the work of the hidden `lab supervise`.
-pub fn supervise(place: &LabPlace, binary: &Path, stop: &Stop) -> Result<()> {
+pub fn supervise(place: &LabPlace, binary: &Path, kind: LabKind, stop: &Stop) -> Result<()> {
     fs::create_dir_all(&place.folder)
         .map_err(Error::io(format!("make folder {}", place.folder.display())))?;
     let lock = place.lock()?;
@@ -155,32 +212,68 @@ pub fn supervise(place: &LabPlace, binary: &Path, stop: &Stop) -> Result<()> {
     };
     place.remove_leftovers()?;
     let pid = i32::try_from(std::process::id()).expect("process ids fit in pid_t");
-    let mut state =
-        LabState { pid, ready: false, names: Vec::new(), socket: None, manifests: None, log: None };
+    let mut state = LabState { pid, ..LabState::default() };
     place.write(&state)?;
-    let outcome = hold(place, binary, stop, &mut state);
+    let outcome = match kind {
+        LabKind::Manifests => hold_manifests(place, binary, stop, &mut state),
+        LabKind::Kubernetes => hold_kubernetes(place, binary, stop, &mut state),
+    };
     place.remove_leftovers()?;
     outcome
 }
 
-fn hold(place: &LabPlace, binary: &Path, stop: &Stop, state: &mut LabState) -> Result<()> {
+fn hold_manifests(place: &LabPlace, binary: &Path, stop: &Stop, state: &mut LabState) -> Result<()> {
     let mut cluster = SampleCluster::build_network()?;
     cluster.start_servers()?;
     interrupt::check(stop)?;
     cluster.start_gateway(binary)?;
     cluster.apply_manifests()?;
-    state.names = cluster.topology().names(&place.prefix);
+    publish(place, cluster.topology(), state)?;
+    state.manifests = Some(cluster.gateway()?.manifests().path().to_owned());
+    place.write_ready(cluster.gateway()?, state)?;
+    keep(cluster.gateway_mut()?, stop)
+}
+
+fn hold_kubernetes(place: &LabPlace, binary: &Path, stop: &Stop, state: &mut LabState) -> Result<()> {
+    let mut cluster = KubernetesCluster::start(ClusterOptions::default(), |doing| {
+        state.doing = Some(doing.to_owned());
+        // Who waits for it sees less; nothing else is lost.
+        let _ = place.write(state);
+    })?;
+    interrupt::check(stop)?;
+    state.doing = Some("applying the sample manifests".into());
     place.write(state)?;
-    cluster.topology().publish(&place.prefix)?;
-    let gateway = cluster.gateway()?;
-    state.socket = Some(gateway.socket_path());
-    state.manifests = Some(gateway.manifests().path().to_owned());
-    state.log = Some(gateway.log_path());
-    state.ready = true;
+    cluster.apply_samples()?;
+    state.doing = Some("starting the gateway".into());
     place.write(state)?;
+    cluster.start_gateway(binary, "")?;
+    for service in ["my-nginx", "my-nginx-nodeport", "mysql"] {
+        cluster.gateway()?.wait_for_service(service)?;
+    }
+    publish(place, cluster.topology(), state)?;
+    let (plane, namespace) = (cluster.control_plane(), format!("{}control", place.prefix));
+    state.names.push(namespace.clone());
+    place.write(state)?;
+    plane.namespace().publish(&namespace)?;
+    state.kubernetes = Some(KubernetesState {
+        namespace,
+        program: plane.programs().kubernetes.clone(),
+        kubeconfig: plane.kubeconfig(),
+    });
+    place.write_ready(cluster.gateway()?, state)?;
+    keep(cluster.gateway_mut()?, stop)
+}
+
+/// Names the namespaces, written down first.
+fn publish(place: &LabPlace, topology: &Topology, state: &mut LabState) -> Result<()> {
+    state.names = topology.names(&place.prefix);
+    place.write(state)?;
+    topology.publish(&place.prefix)
+}
+
+/// Keeps the gateway running, as a service manager would: one that was killed comes back.
+fn keep(gateway: &mut Gateway, stop: &Stop) -> Result<()> {
     while interrupt::sleep(stop, Duration::from_millis(500)).is_ok() {
-        // As a service manager would: a gateway that was killed comes back.
-        let gateway = cluster.gateway_mut()?;
         if gateway.has_ended() {
             gateway.restart()?;
         }
@@ -204,7 +297,7 @@ impl LabPlace {
     /// The state of a supervisor that lives. One that dies or has just begun is waited for: it holds the lock, but its
     /// state is none yet, or none any more.
     fn running(&self) -> Result<Option<LabState>> {
-        let deadline = clock::now() + START_LIMIT;
+        let deadline = clock::now() + WORD_LIMIT;
         loop {
             if self.lock()?.is_some() {
                 return Ok(None);
@@ -216,7 +309,7 @@ impl LabPlace {
                 let hint = format!("find who holds {}", self.folder.join("lock").display());
                 return Err(Error::Timeout {
                     what: "a word from the lab's supervisor".into(),
-                    after: START_LIMIT,
+                    after: WORD_LIMIT,
                     hint,
                 });
             }
@@ -225,16 +318,29 @@ impl LabPlace {
     }
 
     /// Waits until everything runs; `check` may give up earlier.
-    fn await_ready(&self, mut check: impl FnMut() -> Result<()>) -> Result<LabState> {
-        let deadline = clock::now() + START_LIMIT;
+    fn await_ready(
+        &self,
+        kind: LabKind,
+        progress: &mut impl FnMut(&str),
+        mut check: impl FnMut() -> Result<()>,
+    ) -> Result<LabState> {
+        let limit = kind.start_limit();
+        let deadline = clock::now() + limit;
+        let mut said = None;
         loop {
-            if let Some(state) = self.state().ok().filter(|state| state.ready) {
-                return Ok(state);
+            let state = self.state().ok();
+            if let Some(state) = state.as_ref().filter(|state| state.ready) {
+                return Ok(state.clone());
+            }
+            let doing = state.and_then(|state| state.doing);
+            if doing.is_some() && doing != said {
+                progress(doing.as_deref().unwrap_or_default());
+                said = doing;
             }
             check()?;
             if clock::now() > deadline {
                 let hint = format!("its log says:\n{}", self.log_end());
-                return Err(Error::Timeout { what: "the start of the lab".into(), after: START_LIMIT, hint });
+                return Err(Error::Timeout { what: "the start of the lab".into(), after: limit, hint });
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -259,6 +365,15 @@ impl LabPlace {
         fs::write(&draft, text)
             .and_then(|()| fs::rename(&draft, &path))
             .map_err(Error::io(format!("write {}", path.display())))
+    }
+
+    /// The same, with what others need to know of a gateway that runs.
+    fn write_ready(&self, gateway: &Gateway, state: &mut LabState) -> Result<()> {
+        state.socket = Some(gateway.socket_path());
+        state.log = Some(gateway.log_path());
+        state.doing = None;
+        state.ready = true;
+        self.write(state)
     }
 
     fn log(&self) -> PathBuf {
@@ -318,20 +433,22 @@ impl LabPlace {
 }
 
 impl LabState {
-    /// Addresses and commands to try.
-    pub fn guide(&self, place: &LabPlace, binary: &Path) -> String {
-        let client = format!("ip netns exec {}client", place.prefix);
-        let (nginx, mysql) = (std::net::SocketAddr::from(NGINX), std::net::SocketAddr::from(MYSQL));
-        let socket = self.socket.as_deref().unwrap_or_else(|| Path::new("(starting)")).display();
-        let manifests = self.manifests.as_deref().unwrap_or_else(|| Path::new("(starting)")).display();
-        let binary = binary.display();
-        format!(
-            "my-nginx           http://{nginx}/ (ClusterIP)\nmy-nginx-nodeport  http://{}/ (NodePort)\nmysql              \
-             {mysql}\nmanifests          {manifests}\nnamespaces         {}\n\nTry:\n  {client} curl \
-             http://{nginx}/\n  {client} {binary} loadgen http --target {nginx} --path /bytes/16384\n  {binary} show backends \
-             --socket {socket}\n  {binary} lab down\n",
-            node_port_address(),
-            self.names.join(" "),
-        )
+    /// Where its Services come from.
+    pub fn kind(&self) -> LabKind {
+        if self.kubernetes.is_some() { LabKind::Kubernetes } else { LabKind::Manifests }
     }
+}
+
+/// `kubectl` for the API server of the running lab.
+pub fn kubectl(place: &LabPlace) -> Result<Command> {
+    let state = place.running()?.and_then(|state| state.kubernetes);
+    let Some(state) = state else {
+        return Err(Error::State(
+            "no lab with Kubernetes runs: `flowgate lab up --kubernetes` starts one".into(),
+        ));
+    };
+    let kubectl = kubectl_command(&state.program, &state.kubeconfig);
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &state.namespace]).arg(kubectl.get_program()).args(kubectl.get_args());
+    Ok(command)
 }

@@ -28,7 +28,7 @@ pub const SERVICE_RANGE: &str = "10.96.0.0/12";
 
 const FIRST_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const FIRST_BACKEND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
-const BRIDGE: &str = "br0";
+pub(crate) const BRIDGE: &str = "br0";
 /// The port of a switch that leads to the gateway.
 const GATEWAY_PORT: &str = "gateway";
 /// The one interface of a client or backend.
@@ -239,8 +239,8 @@ impl Link {
     }
 }
 
-/// A namespace with a bridge.
-fn switch(label: &str) -> Result<Namespace> {
+/// A namespace with a bridge, [`BRIDGE`].
+pub(crate) fn switch(label: &str) -> Result<Namespace> {
     let namespace = Namespace::new(label)?;
     namespace.ip(&format!("link add name {BRIDGE} type bridge"))?;
     namespace.sysctl(&format!("net/ipv6/conf/{BRIDGE}/disable_ipv6"), "1")?;
@@ -248,7 +248,8 @@ fn switch(label: &str) -> Result<Namespace> {
     Ok(namespace)
 }
 
-fn join_bridge(switch: &Namespace, port: &str) -> Result<()> {
+/// Makes an interface of the namespace a port of its bridge.
+pub(crate) fn join_bridge(switch: &Namespace, port: &str) -> Result<()> {
     switch.ip(&format!("link set {port} master {BRIDGE}")).map(drop)
 }
 

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use flowgate_control::health::{self, ProbeCounts, Vitals};
-use flowgate_control::health::{self, ProbeCounts, Vitals};
 use flowgate_control::{Observer, Status, Update, dns};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::{PortSet, Publisher};

@@ -39,6 +39,19 @@ pub enum EchoAnswer {
     Echo,
     /// TCP: its name and a line feed when a connection opens, then what it hears. UDP: its name for every datagram.
     Name,
+    /// The same, with the client's address as the server sees it after the name.
+    NameAndClient,
+}
+
+impl EchoAnswer {
+    /// What the server says of itself, if anything.
+    fn introduction(self, name: &str, client: SocketAddr) -> Option<String> {
+        match self {
+            Self::Echo => None,
+            Self::Name => Some(name.to_owned()),
+            Self::NameAndClient => Some(format!("{name} {}", client.ip())),
+        }
+    }
 }
 
 /// What an echo server does wrong.
@@ -104,14 +117,14 @@ async fn accept_until(
         clients.note(peer.ip());
         let options = options.clone();
         // How the client ends its connection is its own business.
-        tokio::task::spawn_local(async move { echo(stream, &options).await.ok() });
+        tokio::task::spawn_local(async move { echo(stream, peer, &options).await.ok() });
     }
 }
 
-async fn echo(mut stream: TcpStream, options: &EchoOptions) -> io::Result<()> {
+async fn echo(mut stream: TcpStream, peer: SocketAddr, options: &EchoOptions) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    if options.answer == EchoAnswer::Name {
-        stream.write_all(format!("{}\n", options.name).as_bytes()).await?;
+    if let Some(introduction) = options.answer.introduction(&options.name, peer) {
+        stream.write_all(format!("{introduction}\n").as_bytes()).await?;
     }
     let mut buffer = vec![0; 64 * 1024];
     let mut offset = 0;
@@ -186,10 +199,8 @@ async fn answer_datagrams(socket: &tokio::net::UdpSocket, clients: &ClientsSeen,
             continue;
         }
         corrupt(options.fault, 0, &mut buffer[..len]);
-        let answer = match options.answer {
-            EchoAnswer::Echo => &buffer[..len],
-            EchoAnswer::Name => options.name.as_bytes(),
-        };
+        let introduction = options.answer.introduction(&options.name, peer);
+        let answer = introduction.as_ref().map_or(&buffer[..len], |text| text.as_bytes());
         // The client counts what it misses.
         let _ = socket.send_to(answer, peer).await;
     }

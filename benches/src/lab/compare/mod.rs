@@ -1,0 +1,105 @@
+//! The gateway beside real kube-proxy: the same objects from one API server, the same network twice, the same probes
+//! through both, and what came of each compared. Never decides which of the two is right: a difference is explained in
+//! the data, with a reason, or it counts as different.
+
+mod cases;
+mod observation;
+mod probe;
+mod report;
+mod side;
+
+use std::{collections::BTreeMap, path::Path, thread, time::Duration};
+
+use self::{
+    cases::Cases,
+    observation::Observation,
+    side::{FlowgateSide, KubeProxySide},
+};
+use super::{
+    demo::say,
+    interrupt,
+    kubernetes::{ControlPlane, NodeSpec, Programs},
+    topology::GATEWAY_UPLINK,
+};
+use crate::{error::Result, loadgen::stop::Stop};
+pub use report::CompareReport;
+
+/// The Node object that both sides are.
+const NODE: &str = "edge";
+/// After the last change is seen, for what other watches have not brought yet.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// How to compare.
+#[derive(Debug, Clone)]
+pub struct CompareOptions {
+    /// The role of the gateway: `gateway` or `node`.
+    pub role: String,
+    /// Only probes whose id contains this.
+    pub only: Option<String>,
+}
+
+/// Runs the comparison; everything that it made is gone when it returns.
+pub fn compare(options: &CompareOptions, flowgate: &Path, stop: &Stop) -> Result<CompareReport> {
+    let cases = Cases::load(options)?;
+    let mut plane = ControlPlane::start(Programs::find()?, |doing| say(doing))?;
+    let mut node = NodeSpec::new(NODE, GATEWAY_UPLINK);
+    node.labels.insert("topology.kubernetes.io/zone".into(), "a".into());
+    plane.client().register_node(&node)?;
+    interrupt::check(stop)?;
+    say("starting flowgate and kube-proxy, each in a network of its own");
+    let mut proxy = KubeProxySide::start(&mut plane)?;
+    let flowgate = FlowgateSide::start(&mut plane, flowgate, &options.role)?;
+    say("applying the Services");
+    for manifest in cases::SERVICES {
+        plane.apply(manifest)?;
+    }
+    cases::write_statuses(&plane.client())?;
+    await_sentinel(&plane, &flowgate, &mut proxy, stop, "first")?;
+    say("changing some of them");
+    plane.apply(cases::CHANGES)?;
+    plane.kubectl(&["delete", "service", "deleted"])?;
+    await_sentinel(&plane, &flowgate, &mut proxy, stop, "second")?;
+    say(format!("sending {} probes through both", cases.probes.len()));
+    let (ours, theirs) = thread::scope(|scope| {
+        let ours = scope.spawn(|| flowgate.network().send(&cases.probes, stop));
+        let theirs = proxy.network().send(&cases.probes, stop);
+        (ours.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), theirs)
+    });
+    Ok(report(&cases, &ours?, &theirs?))
+}
+
+fn report(
+    cases: &Cases,
+    ours: &BTreeMap<String, Observation>,
+    theirs: &BTreeMap<String, Observation>,
+) -> CompareReport {
+    let mut report = CompareReport::default();
+    for probe in &cases.probes {
+        report.add(probe, &ours[&probe.id], &theirs[&probe.id], cases.explanation(&probe.id));
+    }
+    say(report.table());
+    report
+}
+
+/// Makes a Service that was not there before, and waits until both forward to it: what was written before has been seen
+/// by then, or is at the door.
+fn await_sentinel(
+    plane: &ControlPlane,
+    flowgate: &FlowgateSide,
+    proxy: &mut KubeProxySide,
+    stop: &Stop,
+    name: &str,
+) -> Result<()> {
+    let address = plane.apply(&cases::sentinel(name)).and_then(|_| {
+        let path = "jsonpath={.spec.clusterIP}";
+        plane.kubectl(&["get", "service", &format!("sentinel-{name}"), "-o", path])
+    })?;
+    let probe = probe::Probe::sentinel(address.trim());
+    flowgate
+        .network()
+        .await_answer(&probe, stop, || Ok(()))
+        .inspect_err(|_| say(format!("flowgate's log says:\n{}", flowgate.log_end())))?;
+    let answered = proxy.await_answer(&probe, stop);
+    answered.inspect_err(|_| say(format!("kube-proxy's log says:\n{}", proxy.log_end())))?;
+    interrupt::sleep(stop, SETTLE)
+}

@@ -1,0 +1,175 @@
+//! Sends a probe as an ordinary client would, again and again, each time by a new connection. Knows nothing of Services.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, stream};
+use serde::Deserialize;
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
+
+use super::observation::{Attempt, Compare, Observation};
+use crate::{
+    error::{Error, Result},
+    lab::topology::Host,
+    loadgen::stop::Stop,
+};
+
+/// Probes at a time: the answers of the others wait meanwhile.
+const CONCURRENCY: usize = 12;
+/// Enough that each of three backends answers, but for a chance of one in a billion.
+const ATTEMPTS: usize = 60;
+/// Attempts of a probe of which the first were not answered.
+const UNANSWERED_ATTEMPTS: usize = 3;
+/// Longer than the first retransmission of a SYN: a neighbour may have to be found first.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Where to send to, and what of the answers to compare.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Probe {
+    pub(super) id: String,
+    pub(super) about: String,
+    pub(super) to: Vec<Target>,
+    #[serde(default = "first_client")]
+    pub(super) client: usize,
+    #[serde(default)]
+    pub(super) compare: Compare,
+}
+
+/// `tcp ADDRESS:PORT` or `udp ADDRESS:PORT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) enum Target {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+}
+
+impl Probe {
+    /// Whether a Service at this ClusterIP is there.
+    pub(super) fn sentinel(address: &str) -> Self {
+        let address: Ipv4Addr = address.parse().expect("the API server gives every Service an address");
+        let to = vec![Target::Tcp(SocketAddr::from((address, 80)))];
+        Self {
+            id: "sentinel".into(),
+            about: "a new Service".into(),
+            to,
+            client: first_client(),
+            compare: Compare::Names,
+        }
+    }
+}
+
+/// Sends these probes from the client's namespace.
+pub(super) fn send_all(
+    client: &Host,
+    probes: &[&Probe],
+    stop: &Stop,
+) -> Result<BTreeMap<String, Observation>> {
+    client.namespace.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::io("make a runtime for the probes"))?;
+        runtime.block_on(async {
+            let sent = stream::iter(probes.iter().map(|probe| async {
+                let attempts = attempts(probe, stop).await?;
+                let seen = Observation::of(&attempts, client.address.into(), probe.compare);
+                Ok((probe.id.clone(), seen))
+            }));
+            let seen: Vec<Result<_>> = sent.buffer_unordered(CONCURRENCY).collect().await;
+            seen.into_iter().collect()
+        })
+    })?
+}
+
+async fn attempts(probe: &Probe, stop: &Stop) -> Result<Vec<Attempt>> {
+    let mut attempts = Vec::new();
+    for target in probe.to.iter().cycle().take(ATTEMPTS) {
+        if stop.is_stopped() {
+            return Err(Error::Interrupted);
+        }
+        let attempt = match target {
+            Target::Tcp(address) => timeout(PATIENCE, over_tcp(*address)).await,
+            Target::Udp(address) => timeout(PATIENCE, over_udp(*address)).await,
+        };
+        attempts.push(match attempt {
+            Err(_) => Attempt::Silent,
+            Ok(Ok(text)) => parse_answer(&text)?,
+            Ok(Err(error)) => of_error(&error)?,
+        });
+        let answered = attempts.iter().any(|attempt| matches!(attempt, Attempt::Answer { .. }));
+        if !answered && attempts.len() == UNANSWERED_ATTEMPTS {
+            break;
+        }
+    }
+    Ok(attempts)
+}
+
+/// The first line that the server says.
+async fn over_tcp(address: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let mut text = String::new();
+    let mut byte = [0];
+    while stream.read(&mut byte).await? == 1 && byte[0] != b'\n' {
+        text.push(char::from(byte[0]));
+    }
+    Ok(text)
+}
+
+/// The answer to a datagram; one that was lost is sent again.
+async fn over_udp(address: SocketAddr) -> io::Result<String> {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { [0u16; 8].into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(address).await?;
+    let mut buffer = [0; 256];
+    loop {
+        socket.send(b"who are you?").await?;
+        if let Ok(received) = timeout(PATIENCE / 3, socket.recv(&mut buffer)).await {
+            return Ok(String::from_utf8_lossy(&buffer[..received?]).into_owned());
+        }
+    }
+}
+
+fn parse_answer(text: &str) -> Result<Attempt> {
+    let parsed = text.split_once(' ').and_then(|(backend, sees)| {
+        Some(Attempt::Answer { backend: backend.to_owned(), sees: sees.parse().ok()? })
+    });
+    parsed.ok_or_else(|| Error::State(format!("a probe got {text:?}, which no backend of the lab says")))
+}
+
+fn of_error(error: &io::Error) -> Result<Attempt> {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Ok(Attempt::Refused),
+        // A connection that was accepted and broken off before the greeting: no backend of the lab does this.
+        io::ErrorKind::ConnectionReset => Ok(Attempt::Refused),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Ok(Attempt::Unreachable),
+        _ => Err(Error::State(format!("a probe could not be sent: {error}"))),
+    }
+}
+
+fn first_client() -> usize {
+    1
+}
+
+impl TryFrom<String> for Target {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not `tcp ADDRESS:PORT` or `udp ADDRESS:PORT`");
+        let (protocol, address) = text.split_once(' ').ok_or_else(wrong)?;
+        let address = address.parse().map_err(|_| wrong())?;
+        match protocol {
+            "tcp" => Ok(Self::Tcp(address)),
+            "udp" => Ok(Self::Udp(address)),
+            _ => Err(wrong()),
+        }
+    }
+}

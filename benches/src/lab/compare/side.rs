@@ -1,0 +1,147 @@
+//! The two sides: the same clients, addresses and backends, with another forwarder in the middle.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use super::{NODE, observation::Observation, probe::Probe};
+use crate::{
+    clock,
+    error::{Error, Result},
+    lab::{
+        gateway::{Gateway, GatewayOptions, GatewaySource, last_lines},
+        interrupt,
+        kubernetes::{ControlPlane, KubeProxy, KubeProxyOptions},
+        servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer},
+        topology::{GATEWAY_UPLINK, Topology, TopologyOptions},
+    },
+    loadgen::stop::Stop,
+};
+
+const BACKENDS: u8 = 3;
+const PORTS: [u16; 2] = [8080, 8081];
+/// Addresses of load balancers and externalIPs, which clients reach through the node.
+const PUBLIC_RANGE: &str = "203.0.113.0/24";
+/// Where the backends are.
+const CLUSTER_CIDR: &str = "10.244.0.0/16";
+const CONVERGENCE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Clients and backends, with a server at each of [`PORTS`] that tells who it is and whom it sees.
+pub(super) struct Network {
+    _tcp: Vec<TcpEchoServer>,
+    _udp: Vec<UdpEchoServer>,
+    topology: Topology,
+}
+
+/// The gateway and its network.
+pub(super) struct FlowgateSide {
+    gateway: Gateway,
+    network: Network,
+}
+
+/// kube-proxy and its network.
+pub(super) struct KubeProxySide {
+    proxy: KubeProxy,
+    network: Network,
+}
+
+impl Network {
+    fn build(plane: &mut ControlPlane) -> Result<Self> {
+        let topology = Topology::build(TopologyOptions {
+            clients: 2,
+            backends: BACKENDS,
+            ..TopologyOptions::default()
+        })?;
+        for client in topology.clients() {
+            client.namespace.ip(&format!("route add {PUBLIC_RANGE} via {GATEWAY_UPLINK}"))?;
+        }
+        let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+        for backend in topology.backends() {
+            for port in PORTS {
+                let options = EchoOptions::new(&backend.name, port, EchoAnswer::NameAndClient);
+                tcp.push(TcpEchoServer::start(&backend.namespace, options.clone())?);
+                udp.push(UdpEchoServer::start(&backend.namespace, options)?);
+            }
+        }
+        plane.join(topology.gateway())?;
+        Ok(Self { _tcp: tcp, _udp: udp, topology })
+    }
+
+    /// Sends all probes, some at a time, each from its client.
+    pub(super) fn send(&self, probes: &[Probe], stop: &Stop) -> Result<BTreeMap<String, Observation>> {
+        let mut observations = BTreeMap::new();
+        for (number, client) in (1..).zip(self.topology.clients()) {
+            let of_client: Vec<_> = probes.iter().filter(|probe| probe.client == number).collect();
+            interrupt::check(stop)?;
+            observations.extend(super::probe::send_all(client, &of_client, stop)?);
+        }
+        Ok(observations)
+    }
+
+    /// Waits until the probe is answered; `check` may give up earlier.
+    pub(super) fn await_answer(
+        &self,
+        probe: &Probe,
+        stop: &Stop,
+        mut check: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let deadline = clock::now() + CONVERGENCE_LIMIT;
+        loop {
+            let seen = super::probe::send_all(self.topology.client(), &[probe], stop)?;
+            if matches!(seen.get(&probe.id), Some(Observation::Answered { .. })) {
+                return Ok(());
+            }
+            check()?;
+            if clock::now() > deadline {
+                return Err(Error::Timeout {
+                    what: format!("an answer of a new Service through {}", self.topology.gateway().label()),
+                    after: CONVERGENCE_LIMIT,
+                    hint: format!("the last probe saw {seen:?}"),
+                });
+            }
+            interrupt::sleep(stop, Duration::from_millis(100))?;
+        }
+    }
+}
+
+impl FlowgateSide {
+    pub(super) fn start(plane: &mut ControlPlane, flowgate: &Path, role: &str) -> Result<Self> {
+        let network = Network::build(plane)?;
+        let mut options = GatewayOptions::new(flowgate);
+        options.source = GatewaySource::Kubeconfig(plane.kubeconfig());
+        options.node_name = Some(NODE.into());
+        options.role = Some(role.to_owned());
+        // kube-proxy's `primary`.
+        options.gateway_config = format!("nodeport_addresses = [\"{GATEWAY_UPLINK}/32\"]\n");
+        let gateway = Gateway::start(network.topology.gateway(), options)?;
+        Ok(Self { gateway, network })
+    }
+
+    pub(super) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub(super) fn log_end(&self) -> String {
+        last_lines(&self.gateway.log(), 20)
+    }
+}
+
+impl KubeProxySide {
+    pub(super) fn start(plane: &mut ControlPlane) -> Result<Self> {
+        let network = Network::build(plane)?;
+        let options = KubeProxyOptions { node: NODE.into(), cluster_cidr: CLUSTER_CIDR.into() };
+        let proxy = KubeProxy::start(plane, network.topology.gateway(), &options)?;
+        Ok(Self { proxy, network })
+    }
+
+    pub(super) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub(super) fn await_answer(&mut self, probe: &Probe, stop: &Stop) -> Result<()> {
+        let proxy = &mut self.proxy;
+        self.network.await_answer(probe, stop, || proxy.check())
+    }
+
+    pub(super) fn log_end(&self) -> String {
+        self.proxy.log_end()
+    }
+}

@@ -1,0 +1,98 @@
+//! An independent watcher: when each version of a slice came out of the API server.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::TryStreamExt as _;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{ListParams, WatchEvent, WatchParams},
+};
+
+use crate::{
+    clock,
+    error::{Error, Result},
+    lab::kubernetes::{ApiClient, ApiThread},
+};
+
+const EVENT_LIMIT: Duration = Duration::from_secs(20);
+
+/// The events so far; watches until dropped.
+pub(super) struct SliceEvents {
+    seen: Arc<Seen>,
+    _thread: ApiThread,
+}
+
+#[derive(Default)]
+struct Seen {
+    by_version: Mutex<HashMap<String, Instant>>,
+    news: Condvar,
+}
+
+impl SliceEvents {
+    /// Begins to watch the slices with this label.
+    pub(super) fn start(client: &ApiClient, label: &'static str) -> Result<Self> {
+        let seen = Arc::new(Seen::default());
+        let thread = client.spawn("slice-events", {
+            let seen = Arc::clone(&seen);
+            move |client, mut stopped| async move {
+                tokio::select! {
+                    () = follow(client, label, &seen) => {}
+                    _ = stopped.wait_for(|stop| *stop) => {}
+                }
+            }
+        })?;
+        Ok(Self { seen, _thread: thread })
+    }
+
+    /// When the event of this version came.
+    pub(super) fn await_version(&self, version: &str) -> Result<Instant> {
+        let deadline = clock::now() + EVENT_LIMIT;
+        let mut events = self.seen.by_version.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(at) = events.get(version) {
+                return Ok(*at);
+            }
+            let left = deadline.saturating_duration_since(clock::now());
+            if left.is_zero() {
+                return Err(Error::Timeout {
+                    what: format!("the watch event of version {version}"),
+                    after: EVENT_LIMIT,
+                    hint: "see whether the API server still runs".into(),
+                });
+            }
+            let waited = self.seen.news.wait_timeout(events, left);
+            events = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Watches for ever; a watch that ends or breaks is begun again.
+async fn follow(client: Client, label: &str, seen: &Seen) {
+    let slices: Api<EndpointSlice> = Api::default_namespaced(client);
+    loop {
+        // What is missed between two watches ends in a timeout of whoever waits for it.
+        let _ = follow_once(&slices, label, seen).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn follow_once(slices: &Api<EndpointSlice>, label: &str, seen: &Seen) -> kube::Result<()> {
+    let list = slices.list_metadata(&ListParams::default().labels(label)).await?;
+    let version = list.metadata.resource_version.unwrap_or_default();
+    let events = slices.watch(&WatchParams::default().labels(label), &version).await?;
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.try_next().await? {
+        if let WatchEvent::Added(slice) | WatchEvent::Modified(slice) = event {
+            let at = clock::now();
+            let version = slice.resource_version().unwrap_or_default();
+            seen.by_version.lock().unwrap_or_else(PoisonError::into_inner).insert(version, at);
+            seen.news.notify_all();
+        }
+    }
+    Ok(())
+}

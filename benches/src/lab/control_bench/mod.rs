@@ -1,0 +1,120 @@
+//! How fast a change of endpoints becomes a change of forwarding, with many Services on a real API server: for the
+//! gateway and, in the same run, for real kube-proxy.
+//!
+//! Both are measured from outside and in the same way: from the moment at which an independent watcher gets the event to
+//! the first answer of a new endpoint to a client of a new flow. One runs at a time: two cores are not enough that
+//! neither would slow the other down.
+
+mod events;
+mod prober;
+mod report;
+mod rig;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use self::{
+    events::SliceEvents,
+    report::Samples,
+    rig::{Forwarder, Rig},
+};
+use super::{demo::say, interrupt};
+use crate::{clock, error::Result, loadgen::stop::Stop};
+pub use report::ControlBenchReport;
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct ControlBenchOptions {
+    /// Services in all.
+    pub services: u32,
+    /// Endpoints of each.
+    pub endpoints: u32,
+    /// Changes of endpoints that are measured, for each of the two.
+    pub changes: u32,
+}
+
+impl Default for ControlBenchOptions {
+    fn default() -> Self {
+        Self { services: 5000, endpoints: 10, changes: 100 }
+    }
+}
+
+/// Measures; everything that it made is gone when it returns.
+pub fn control_bench(
+    options: &ControlBenchOptions,
+    flowgate: &Path,
+    stop: &Stop,
+) -> Result<ControlBenchReport> {
+    let mut rig = Rig::build(options)?;
+    let before = rig.start(Forwarder::Flowgate(flowgate))?;
+    let baseline_rss_mb = before.rss_mb()?;
+    drop(before);
+    interrupt::check(stop)?;
+    let begin = clock::now();
+    rig.create_services(options)?;
+    say(format!("created in {:.0} s", begin.elapsed().as_secs_f64()));
+    let events = SliceEvents::start(&rig.client(), rig::MEASURED_LABEL)?;
+
+    let mut outcomes = Vec::new();
+    for forwarder in [Forwarder::Flowgate(flowgate), Forwarder::KubeProxy] {
+        interrupt::check(stop)?;
+        say(format!("{}: cold start", forwarder.name()));
+        // From the start of the process; whatever it does before it forwards is part of it.
+        let running = rig.start_and_await_all(forwarder, stop)?;
+        say(format!("    {:.2} s until every measured Service answers", running.cold_start.as_secs_f64()));
+        say(format!("{}: {} changes of endpoints", forwarder.name(), options.changes));
+        let samples = changes(&mut rig, &events, options, stop)?;
+        say(format!("    {}", samples.line()));
+        let rss_mb = running.instance.rss_mb()?;
+        say(format!("    resident memory {rss_mb:.0} MB"));
+        outcomes.push((samples, running.cold_start, rss_mb));
+        running.instance.stop()?;
+    }
+    let theirs = outcomes.pop().expect("there were two");
+    let ours = outcomes.pop().expect("there were two");
+    say(format!("flowgate before there were Services: {baseline_rss_mb:.0} MB"));
+    Ok(ControlBenchReport::of(&ours, &theirs))
+}
+
+/// Moves one Service after the other from its endpoints to others, at uneven intervals, and takes the times.
+fn changes(
+    rig: &mut Rig,
+    events: &SliceEvents,
+    options: &ControlBenchOptions,
+    stop: &Stop,
+) -> Result<Samples> {
+    let mut samples = Samples::default();
+    // kube-proxy folds the changes of a second: the distances to the one before are to fall everywhere in it.
+    let mut pause = uneven_pauses();
+    for number in 0..options.changes {
+        interrupt::sleep(stop, pause.next().expect("pauses never end"))?;
+        let (service, backend) = rig.next_move(number);
+        let watch = rig.watch(service, backend)?;
+        let written = rig.write(service, backend)?;
+        let event = events.await_version(&written)?;
+        let seen = watch.await_all(CHANGE_LIMIT, stop)?;
+        samples.add(after(event, seen));
+    }
+    Ok(samples)
+}
+
+/// For kube-proxy's slowest syncs at this size.
+const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Forwarding may be first: the watcher has its own way to the event.
+fn after(event: Instant, seen: Instant) -> Duration {
+    seen.saturating_duration_since(event)
+}
+
+/// Pauses from 0.1 to 1.6 s without a pattern, the same in every run.
+fn uneven_pauses() -> impl Iterator<Item = Duration> {
+    let mut state: u32 = 0x9e37_79b9;
+    std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        Duration::from_millis(100 + u64::from(state % 1500))
+    })
+}

@@ -1,0 +1,147 @@
+//! A client that opens a new flow every moment and notices who answers first with the wanted name. Says when, and
+//! nothing else.
+
+use std::{
+    io,
+    net::SocketAddrV4,
+    rc::Rc,
+    sync::mpsc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::UdpSocket,
+    sync::Notify,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use crate::{
+    clock,
+    error::{Error, Result},
+    lab::interrupt,
+    loadgen::stop::Stop,
+    netns::Namespace,
+};
+
+/// Between two new flows.
+const INTERVAL: Duration = Duration::from_millis(1);
+/// How long a flow waits for its answer.
+const ANSWER_LIMIT: Duration = Duration::from_millis(500);
+
+/// Watches one or more addresses until the wanted answer came from each; ends when dropped.
+pub(super) struct Watch {
+    stop: Stop,
+    done: mpsc::Receiver<Instant>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Begins to send, to all addresses in turn.
+    pub(super) fn start(client: &Namespace, targets: Vec<SocketAddrV4>, wanted: &str) -> Result<Self> {
+        let (stop, (report, done)) = (Stop::default(), mpsc::channel());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::io("make a runtime for the prober"))?;
+        let thread = client.spawn_thread("prober", {
+            let (stop, wanted) = (stop.clone(), wanted.to_owned());
+            move || {
+                let tasks = tokio::task::LocalSet::new();
+                let seen = runtime.block_on(tasks.run_until(watch(targets, wanted.into(), stop)));
+                // Nobody may be waiting any more.
+                seen.map(|seen| report.send(seen).ok());
+            }
+        })?;
+        Ok(Self { stop, done, thread: Some(thread) })
+    }
+
+    /// When the last of them answered as wanted.
+    pub(super) fn await_all(self, limit: Duration, stop: &Stop) -> Result<Instant> {
+        let deadline = clock::now() + limit;
+        loop {
+            if let Ok(seen) = self.done.recv_timeout(Duration::from_millis(20)) {
+                return Ok(seen);
+            }
+            interrupt::check(stop)?;
+            if clock::now() > deadline {
+                return Err(Error::Timeout {
+                    what: "an answer of the new endpoints".into(),
+                    after: limit,
+                    hint: "look whether the forwarder runs and has seen the change".into(),
+                });
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic has been printed where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Sends until every target has answered as wanted, and returns when the last did; `None` if stopped before.
+async fn watch(targets: Vec<SocketAddrV4>, wanted: Rc<str>, stop: Stop) -> Option<Instant> {
+    let mut open: Vec<_> = targets.into_iter().map(|target| (target, Rc::new(Seen::default()))).collect();
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last = None;
+    for turn in 0usize.. {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = open[turn % open.len()].1.notify.notified() => {}
+        }
+        open.retain(|(_, seen)| match seen.at.get() {
+            None => true,
+            Some(at) => {
+                last = last.max(Some(at));
+                false
+            }
+        });
+        if open.is_empty() {
+            return last;
+        }
+        if stop.is_stopped() {
+            return None;
+        }
+        let (target, seen) = &open[turn % open.len()];
+        let (target, seen, wanted) = (*target, Rc::clone(seen), Rc::clone(&wanted));
+        tokio::task::spawn_local(async move {
+            // No answer, or an ICMP error: the next flow asks again.
+            if let Ok(Ok(true)) = timeout(ANSWER_LIMIT, ask(target, &wanted)).await {
+                seen.note(clock::now());
+            }
+        });
+    }
+    unreachable!("the turns do not run out")
+}
+
+#[derive(Default)]
+struct Seen {
+    at: std::cell::Cell<Option<Instant>>,
+    notify: Notify,
+}
+
+impl Seen {
+    fn note(&self, at: Instant) {
+        if self.at.get().is_none() {
+            self.at.set(Some(at));
+            self.notify.notify_one();
+        }
+    }
+}
+
+/// Whether one new flow is answered by whom it should be.
+async fn ask(target: SocketAddrV4, wanted: &str) -> io::Result<bool> {
+    let socket = UdpSocket::bind("0.0.0.0:0").await?;
+    socket.connect(target).await?;
+    socket.send(b"who are you?").await?;
+    let mut buffer = [0; 128];
+    let len = socket.recv(&mut buffer).await?;
+    Ok(&buffer[..len] == wanted.as_bytes())
+}

@@ -1,0 +1,99 @@
+//! A client of the lab's API server that works in the control plane's namespace, where the server is reached.
+
+use std::{path::PathBuf, thread::JoinHandle};
+
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::sync::watch;
+
+use crate::{
+    error::{Error, Result},
+    netns::Namespace,
+};
+
+/// Makes connections to the API server; clones share nothing but the address.
+#[derive(Clone)]
+pub struct ApiClient {
+    namespace: Namespace,
+    kubeconfig: PathBuf,
+}
+
+impl ApiClient {
+    pub(super) fn new(namespace: &Namespace, kubeconfig: PathBuf) -> Self {
+        Self { namespace: namespace.clone(), kubeconfig }
+    }
+
+    /// Runs `work` with a client to its end. `action` says in an error what was tried.
+    pub fn run<T: Send, F: Future<Output = kube::Result<T>>>(
+        &self,
+        action: &str,
+        work: impl FnOnce(Client) -> F + Send,
+    ) -> Result<T> {
+        self.namespace.enter(|| {
+            runtime(action)?.block_on(async {
+                let client = self.connect().await?;
+                work(client).await.map_err(Error::api(action))
+            })
+        })?
+    }
+
+    /// Runs `work` with a client on a thread of its own, until it ends or is told to by the channel.
+    pub(crate) fn spawn<F: Future<Output = ()>>(
+        &self,
+        name: &str,
+        work: impl FnOnce(Client, watch::Receiver<bool>) -> F + Send + 'static,
+    ) -> Result<ApiThread> {
+        let (stop, stopped) = watch::channel(false);
+        let runtime = runtime(name)?;
+        // Made before the thread, so that what is wrong with it is the caller's error.
+        let config = self.namespace.enter(|| runtime.block_on(self.config()))??;
+        let thread = self.namespace.spawn_thread(name, move || {
+            let tasks = tokio::task::LocalSet::new();
+            runtime.block_on(tasks.run_until(async {
+                let client = Client::try_from(config).expect("the same configuration has served before");
+                work(client, stopped).await;
+            }));
+            drop(tasks);
+            // Work that waits for clients ends by itself; nobody waits for it here.
+            runtime.shutdown_background();
+        })?;
+        Ok(ApiThread { stop, thread: Some(thread) })
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        let config = self.config().await?;
+        Client::try_from(config).map_err(Error::api("make a client of the lab's API server"))
+    }
+
+    async fn config(&self) -> Result<Config> {
+        let wrong = |error| Error::State(format!("{} is no kubeconfig: {error}", self.kubeconfig.display()));
+        let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).map_err(wrong)?;
+        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrong)
+    }
+}
+
+/// Work with the API server in the background; told to end, and awaited, when dropped.
+#[derive(Debug)]
+pub(crate) struct ApiThread {
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for ApiThread {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            // A panic has been printed where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn runtime(purpose: &str) -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::io(format!("make a runtime to {purpose}")))
+}

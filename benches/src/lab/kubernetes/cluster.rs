@@ -1,0 +1,131 @@
+//! The sample cluster of `lab up --kubernetes`: the network of the lab, a real control plane, hosts for pods, and a gateway
+//! that learns Services from the API server.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use super::{ApiClient, ControlPlane, NodeSpec, PodHosts, PodHostsOptions, Programs};
+use crate::{
+    error::{Error, Result},
+    lab::{
+        gateway::{Gateway, GatewayOptions, GatewaySource},
+        sample::{MYSQL, MYSQL_HOST, SAMPLES},
+        servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer},
+        topology::{GATEWAY_UPLINK, Topology, TopologyOptions},
+    },
+};
+
+/// The Node object of the gateway.
+pub const GATEWAY_NODE: &str = "edge";
+/// The Node object that pods are bound to.
+const WORKER_NODE: &str = "worker";
+const WORKER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 10);
+
+/// How large a cluster is, and how its pods live.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// How many pods may run at a time.
+    pub pods: u8,
+    /// Client namespaces.
+    pub clients: u8,
+    /// How pods live.
+    pub lifecycle: PodHostsOptions,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self { pods: 10, clients: 1, lifecycle: PodHostsOptions::new(WORKER_NODE) }
+    }
+}
+
+/// A running cluster; all gone when dropped.
+pub struct KubernetesCluster {
+    // In the order of their end: the gateway before the pods, these before the API, all before the network.
+    gateway: Option<Gateway>,
+    pods: PodHosts,
+    _mysql: TcpEchoServer,
+    control_plane: ControlPlane,
+    topology: Topology,
+}
+
+impl KubernetesCluster {
+    /// Builds the network and starts everything but the gateway. `progress` is told what is awaited.
+    pub fn start(options: ClusterOptions, mut progress: impl FnMut(&str)) -> Result<Self> {
+        // Before anything is made: what is missing is said at once.
+        let programs = Programs::find()?;
+        progress("building the network");
+        let mut topology = Topology::build(TopologyOptions {
+            clients: options.clients,
+            backends: options.pods,
+            ..TopologyOptions::default()
+        })?;
+        let hosts = topology.backends().to_vec();
+        let mysql = topology.add_host("mysql", MYSQL_HOST)?;
+        let echo = EchoOptions::new("mysql", MYSQL.1, EchoAnswer::Name);
+        let mysql = TcpEchoServer::start(&mysql.namespace, echo)?;
+        let mut control_plane = ControlPlane::start(programs, &mut progress)?;
+        control_plane.join(topology.gateway())?;
+        let client = control_plane.client();
+        progress("registering nodes");
+        for node in [NodeSpec::new(GATEWAY_NODE, GATEWAY_UPLINK), NodeSpec::new(WORKER_NODE, WORKER_ADDRESS)]
+        {
+            client.register_node(&node)?;
+        }
+        let pods = PodHosts::start(&client, hosts, options.lifecycle)?;
+        Ok(Self { gateway: None, pods, _mysql: mysql, control_plane, topology })
+    }
+
+    /// Starts the gateway on the API server, with these options besides, and waits until it answers.
+    pub fn start_gateway(&mut self, binary: impl Into<PathBuf>, extra_config: &str) -> Result<()> {
+        let mut options = GatewayOptions::new(binary);
+        options.source = GatewaySource::Kubeconfig(self.control_plane.kubeconfig());
+        options.node_name = Some(GATEWAY_NODE.into());
+        extra_config.clone_into(&mut options.extra_config);
+        self.gateway = Some(Gateway::start(self.topology.gateway(), options)?);
+        Ok(())
+    }
+
+    /// Applies the sample manifests as a user would.
+    pub fn apply_samples(&self) -> Result<()> {
+        for (_, text) in SAMPLES {
+            self.control_plane.apply(text)?;
+        }
+        Ok(())
+    }
+
+    /// The network.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The control plane.
+    pub fn control_plane(&self) -> &ControlPlane {
+        &self.control_plane
+    }
+
+    /// The same, to stop and start parts of it.
+    pub fn control_plane_mut(&mut self) -> &mut ControlPlane {
+        &mut self.control_plane
+    }
+
+    /// The pods.
+    pub fn pods(&self) -> &PodHosts {
+        &self.pods
+    }
+
+    /// The gateway; an error before it was started.
+    pub fn gateway(&self) -> Result<&Gateway> {
+        self.gateway.as_ref().ok_or_else(|| Error::State("the cluster's gateway is not started".into()))
+    }
+
+    /// The same, to restart it.
+    pub fn gateway_mut(&mut self) -> Result<&mut Gateway> {
+        self.gateway.as_mut().ok_or_else(|| Error::State("the cluster's gateway is not started".into()))
+    }
+}
+
+impl ApiClient {
+    /// Makes or updates a Node object.
+    pub fn register_node(&self, node: &NodeSpec) -> Result<()> {
+        self.run(&format!("register node {}", node.name), |client| node.register(client))
+    }
+}

@@ -1,0 +1,223 @@
+//! etcd, kube-apiserver and kube-controller-manager in a namespace of their own, which a bridge joins to those that talk
+//! to the API. They die with this process, and their data with the folder.
+
+use std::{
+    fs::File,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use hyper::Request;
+use tempfile::TempDir;
+
+use super::{
+    ApiClient, Programs,
+    files::{API_SERVER, ETCD, Files},
+    programs::kubectl_command,
+};
+use crate::{
+    clock,
+    error::{Error, Result},
+    lab::{
+        gateway::last_lines,
+        scratch,
+        topology::{BRIDGE, Link, join_bridge, switch},
+    },
+    netns::{Namespace, Process, guarded},
+};
+
+/// The interface of those who talk to the API.
+pub(super) const MANAGEMENT: &str = "mgmt0";
+const READY_LIMIT: Duration = Duration::from_secs(90);
+const END_LIMIT: Duration = Duration::from_secs(20);
+const STEP: Duration = Duration::from_millis(50);
+
+/// A running control plane; all gone when dropped.
+pub struct ControlPlane {
+    // In the order of their end: the store last, the namespace after all.
+    controllers: Option<Process>,
+    api_server: Option<Process>,
+    _etcd: Process,
+    namespace: Namespace,
+    programs: Programs,
+    files: Files,
+    joined: u8,
+    folder: TempDir,
+}
+
+impl ControlPlane {
+    /// Starts everything and waits until the API server is ready. `progress` is told what is awaited.
+    pub fn start(programs: Programs, mut progress: impl FnMut(&str)) -> Result<Self> {
+        let folder = scratch::folder("kubernetes")?;
+        let files = Files::new(folder.path());
+        files.write()?;
+        let namespace = switch("control")?;
+        // A bridge takes the address of whoever joins it unless it has its own; neighbours would notice the change.
+        namespace.ip(&format!("link set {BRIDGE} address 02:f0:c6:33:64:01"))?;
+        namespace.ip(&format!("addr add {}/24 dev {BRIDGE}", API_SERVER.0))?;
+        let mut key = Command::new(&programs.kubernetes);
+        key.arg("service-account-key").arg(files.service_account_key());
+        namespace.check(key)?;
+        progress("starting etcd");
+        let etcd = spawn(&namespace, &programs.etcd, files.etcd_arguments(), &files.log("etcd"))?;
+        let mut plane = Self {
+            controllers: None,
+            api_server: None,
+            _etcd: etcd,
+            namespace,
+            programs,
+            files,
+            joined: 0,
+            folder,
+        };
+        progress("starting kube-apiserver");
+        plane.start_api_server()?;
+        progress("starting kube-controller-manager");
+        plane.start_controllers()?;
+        Ok(plane)
+    }
+
+    /// Gives a namespace the interface `mgmt0`, by which it reaches the API server. Returns its address.
+    pub fn join(&mut self, namespace: &Namespace) -> Result<Ipv4Addr> {
+        self.joined += 1;
+        let port = format!("m{}", self.joined);
+        Link { queues: 1, mtu: None }.connect(&self.namespace, &port, namespace, MANAGEMENT)?;
+        join_bridge(&self.namespace, &port)?;
+        let address = Ipv4Addr::from(u32::from(API_SERVER.0) + u32::from(self.joined));
+        namespace.ip(&format!("addr add {address}/24 dev {MANAGEMENT}"))?;
+        Ok(address)
+    }
+
+    /// Where its processes are.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The folder of its files; more may be put there.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The programs that it runs.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// A kubeconfig that may do everything.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.files.kubeconfig()
+    }
+
+    /// Writes a kubeconfig for a ServiceAccount, with what RBAC gives it and no more.
+    pub fn kubeconfig_of_service_account(&self, namespace: &str, name: &str) -> Result<PathBuf> {
+        let token = self.kubectl(&["create", "token", name, "-n", namespace, "--duration", "24h"])?;
+        let path = self.files.path(&format!("kubeconfig-{namespace}-{name}"));
+        self.files.write_file(&path, &self.files.kubeconfig_for(token.trim()))?;
+        Ok(path)
+    }
+
+    /// A client that may do everything.
+    pub fn client(&self) -> ApiClient {
+        ApiClient::new(&self.namespace, self.kubeconfig())
+    }
+
+    /// Runs `kubectl` with these arguments and returns what it printed.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = kubectl_command(&self.programs.kubernetes, &self.kubeconfig());
+        command.args(arguments);
+        self.namespace.check(command)
+    }
+
+    /// `kubectl apply` of a text.
+    pub fn apply(&self, yaml: &str) -> Result<String> {
+        let path = self.files.path("apply.yaml");
+        self.files.write_file(&path, yaml)?;
+        self.kubectl(&["apply", "-f", &path.to_string_lossy()])
+    }
+
+    /// Starts the API server, unless it runs, and waits until it is ready.
+    pub fn start_api_server(&mut self) -> Result<()> {
+        if self.api_server.as_mut().is_none_or(|process| process.ended().is_some()) {
+            let arguments = self.files.api_server_arguments();
+            let log = self.files.log("kube-apiserver");
+            self.api_server = Some(spawn(&self.namespace, &self.programs.kubernetes, arguments, &log)?);
+        }
+        self.await_ready()
+    }
+
+    /// Kills the API server: nothing in it gets to say goodbye.
+    pub fn kill_api_server(&mut self) -> Result<()> {
+        self.api_server.take().map_or(Ok(()), |mut process| process.kill().map(drop))
+    }
+
+    /// Starts the controllers, unless they run.
+    pub fn start_controllers(&mut self) -> Result<()> {
+        if self.controllers.as_mut().is_none_or(|process| process.ended().is_some()) {
+            let arguments = self.files.controllers_arguments();
+            let log = self.files.log("kube-controller-manager");
+            self.controllers = Some(spawn(&self.namespace, &self.programs.kubernetes, arguments, &log)?);
+        }
+        Ok(())
+    }
+
+    /// Ends the controllers: slices stay as they are then.
+    pub fn stop_controllers(&mut self) -> Result<()> {
+        self.controllers.take().map_or(Ok(()), |mut process| process.terminate(END_LIMIT).map(drop))
+    }
+
+    /// Forgets all history: whoever was watching from before this moment, and comes back, is told that his place has
+    /// expired. etcd drops old revisions, and the API server begins anew with what is there now.
+    pub fn expire_history(&mut self) -> Result<()> {
+        self.kill_api_server()?;
+        let revision = self.etcd_post("/v3/kv/range", r#"{"key":"AA=="}"#)?;
+        let revision = revision["header"]["revision"]
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| Error::State(format!("etcd told no revision: {revision}")))?;
+        self.etcd_post("/v3/kv/compaction", &format!(r#"{{"revision":"{revision}","physical":true}}"#))?;
+        self.start_api_server()
+    }
+
+    /// A request to etcd by its JSON interface.
+    fn etcd_post(&self, path: &str, body: &str) -> Result<serde_json::Value> {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--fail", "--max-time", "30", "-d", body, &format!("http://{ETCD}{path}")]);
+        let answer = self.namespace.check(command)?;
+        serde_json::from_str(&answer)
+            .map_err(|error| Error::State(format!("etcd answered {answer:?} to {path}: {error}")))
+    }
+
+    fn await_ready(&mut self) -> Result<()> {
+        let deadline = clock::now() + READY_LIMIT;
+        loop {
+            let answer = self.client().run("ask the API server whether it is ready", |client| async move {
+                let request = Request::get("/readyz").body(Vec::new());
+                client.request_text(request.expect("a path is a URI")).await
+            });
+            let Err(error) = answer else { return Ok(()) };
+            let ended = self.api_server.as_mut().and_then(Process::ended);
+            if ended.is_some() || clock::now() > deadline {
+                let log = std::fs::read_to_string(self.files.log("kube-apiserver")).unwrap_or_default();
+                let hint = format!("{error}; its log says:\n{}", last_lines(&log, 20));
+                return Err(Error::Timeout {
+                    what: "the start of kube-apiserver".into(),
+                    after: READY_LIMIT,
+                    hint,
+                });
+            }
+            thread::sleep(STEP);
+        }
+    }
+}
+
+fn spawn(namespace: &Namespace, program: &Path, arguments: Vec<String>, log: &Path) -> Result<Process> {
+    let output = File::options().create(true).append(true).open(log);
+    let output = output.map_err(Error::io(format!("open {}", log.display())))?;
+    let errors = output.try_clone().map_err(Error::io(format!("share {}", log.display())))?;
+    let mut command = guarded(program);
+    command.args(arguments).stdout(output).stderr(errors);
+    namespace.spawn(command)
+}

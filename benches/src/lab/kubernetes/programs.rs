@@ -1,0 +1,53 @@
+//! Finds the programs of the control plane, and says how to get those that are missing. Starts nothing.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    error::{Error, Result},
+    netns::find_program,
+};
+
+/// Names another build of the control plane than that of `make kubernetes`.
+const OVERRIDE: &str = "FLOWGATE_KUBERNETES";
+const BUILT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/kubernetes/control-plane");
+
+/// Where the programs are.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// The store of the API server.
+    pub etcd: PathBuf,
+    /// Every part of Kubernetes, chosen by the first argument.
+    pub kubernetes: PathBuf,
+}
+
+impl Programs {
+    /// Finds all of them; an error says in one sentence what is missing.
+    pub fn find() -> Result<Self> {
+        let kubernetes = env::var_os(OVERRIDE).map_or_else(|| PathBuf::from(BUILT), PathBuf::from);
+        if !kubernetes.is_file() {
+            return Err(Error::State(format!(
+                "the Kubernetes control plane is not built ({} is missing): run `make kubernetes`",
+                kubernetes.display()
+            )));
+        }
+        // Relative paths would depend on where a child starts.
+        let kubernetes = kubernetes
+            .canonicalize()
+            .map_err(Error::io(format!("find the real path of {}", kubernetes.display())))?;
+        let etcd = find_program("etcd")
+            .ok_or_else(|| Error::MissingProgram { program: "etcd".into(), package: "etcd-server" })?;
+        Ok(Self { etcd, kubernetes })
+    }
+}
+
+/// `kubectl` of the control plane's build, with the credentials in `kubeconfig`. What it caches goes beside them.
+pub fn kubectl_command(kubernetes: &Path, kubeconfig: &Path) -> Command {
+    let mut command = Command::new(kubernetes);
+    command.arg("kubectl").arg("--kubeconfig").arg(kubeconfig);
+    command.arg("--cache-dir").arg(kubeconfig.with_file_name("kubectl-cache"));
+    command
+}
