@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -115,7 +116,11 @@ impl Watch {
         loop {
             if let Some(line) = self.lines.pop_front() {
                 return match self.breaks_after {
-                    Some(0) => Some((Err(std::io::Error::other("told to break")), self)),
+                    Some(0) => {
+                        // hyper drops what it has not written yet when a body fails.
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        Some((Err(std::io::Error::other("told to break")), self))
+                    }
                     Some(1) => {
                         // Half of a line, and then nothing more.
                         self.breaks_after = Some(0);

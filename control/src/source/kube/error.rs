@@ -109,7 +109,13 @@ pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
         cause = error.source();
     }
     // kube-client's names for its own layers help nobody.
-    for layer in ["ServiceError: ", "HyperError: ", "client error (Connect): ", "auth error: "] {
+    for layer in [
+        "ServiceError: ",
+        "HyperError: ",
+        "client error (Connect): ",
+        "client error (SendRequest): ",
+        "auth error: ",
+    ] {
         text = text.replace(layer, "");
     }
     text
