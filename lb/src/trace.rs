@@ -173,7 +173,7 @@ fn read_packet(line: &str) -> Result<(Value, FiveTuple<IpAddr>), (Value, String)
     let tuple = || -> Result<_, String> {
         let protocol: Protocol = packet.proto.parse().map_err(|error| format!("proto: {error}"))?;
         let address = |field: &str, text: &str| {
-            text.parse::<SocketAddr>().map_err(|_| {
+            text.parse::<SocketAddr>().ok().ok_or_else(|| {
                 format!(
                     "{field}: {text:?} is not an address with a port, such as 10.0.0.2:1234 or [fd00::2]:1234"
                 )

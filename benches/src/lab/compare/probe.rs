@@ -165,7 +165,7 @@ impl TryFrom<String> for Target {
     fn try_from(text: String) -> Result<Self, String> {
         let wrong = || format!("{text:?} is not `tcp ADDRESS:PORT` or `udp ADDRESS:PORT`");
         let (protocol, address) = text.split_once(' ').ok_or_else(wrong)?;
-        let address = address.parse().map_err(|_| wrong())?;
+        let address = address.parse().ok().ok_or_else(wrong)?;
         match protocol {
             "tcp" => Ok(Self::Tcp(address)),
             "udp" => Ok(Self::Udp(address)),
