@@ -60,6 +60,7 @@ fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
         namespace.pins().expect("a pin directory").iter().map(|path| path.display().to_string()).collect();
     pins.sort();
     let expected = [
+        "cluster_ips",
         "counters",
         "link-lb0",
         "link-lb1",
@@ -67,6 +68,7 @@ fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
         "own_addrs",
         "port_sets",
         "reply_sources",
+        "service_cidrs",
         "snat_addrs",
         "vips",
         "xsks",
@@ -217,12 +219,12 @@ fn detaching_and_uninstalling_leave_nothing() {
     namespace.veth("lb0", "peer0");
     let steering = namespace.attach(&["lb0"]).expect("attach");
     let removed = namespace.run(|| steering.detach()).expect("detach");
-    assert_eq!((removed.links, removed.maps), (1, 8));
+    assert_eq!((removed.links, removed.maps), (1, 10));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
 
     drop(namespace.attach(&["lb0"]).expect("attach"));
     let removed = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("uninstall");
-    assert_eq!((removed.links, removed.maps), (1, 8));
+    assert_eq!((removed.links, removed.maps), (1, 10));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
     let again = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("nothing to do is fine");
     assert_eq!((again.links, again.maps), (0, 0));

@@ -118,6 +118,31 @@ fn the_answers_of_a_backend_whose_clients_are_kept_go_to_the_worker() {
 }
 
 #[test]
+fn p505_p506_what_is_aimed_at_cluster_ips_goes_to_the_worker_but_the_nodes_own_addresses_do_not() {
+    let mut rig = rig();
+    let mut set = SteeringSet { cluster_ips: [IpAddr::from(VIP)].into(), ..rig.steering.applied().clone() };
+    set.service_cidrs.insert((IpAddr::from([198, 18, 0, 0]), 16));
+    // A range that covers the node itself takes nothing from it.
+    set.service_cidrs.insert((IpAddr::from(NODE), 32));
+    rig.steering.widen(&set).expect("widen");
+    let redirect = |what, packet: &[u8]| rig.expect(what, packet, Verdict::Redirect, "redirect_unserved");
+    redirect("another port of the cluster IP", &tcp((VIP, 81)));
+    redirect("another protocol of its port", &udp((VIP, 80), b"?"));
+    redirect("the first address of the range", &tcp(([198, 18, 0, 0], 80)));
+    redirect("the last one", &udp(([198, 18, 255, 255], 9), b"?"));
+    rig.expect("a Service's port", &tcp((VIP, 80)), Verdict::Redirect, "redirect_vip");
+    for (what, packet) in
+        [("beyond the range", tcp(([198, 19, 0, 0], 80))), ("ssh to the node", tcp((NODE, 22)))]
+    {
+        rig.expect(what, &packet, Verdict::Pass, "pass_not_ours");
+    }
+    set.cluster_ips.clear();
+    set.service_cidrs.clear();
+    rig.steering.narrow(&set).expect("narrow");
+    rig.expect("the same when it is gone", &tcp((VIP, 81)), Verdict::Pass, "pass_not_ours");
+}
+
+#[test]
 fn everything_else_goes_to_the_kernel() {
     let rig = rig();
     let pass = |what, packet: &[u8], reason| rig.expect(what, packet, Verdict::Pass, reason);

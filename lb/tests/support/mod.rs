@@ -100,7 +100,9 @@ impl Lab {
     }
 
     fn drop_reasons() -> Vec<&'static str> {
-        flowgate_dataplane::DropReason::ALL.iter().map(|reason| reason.name()).collect()
+        let dropped = flowgate_dataplane::DropReason::ALL.iter().map(|reason| reason.name());
+        let refused = flowgate_dataplane::RejectReason::ALL.iter().map(|reason| reason.name());
+        dropped.chain(refused).collect()
     }
 
     /// The addresses that `show backends` lists as active.
