@@ -1,6 +1,6 @@
 //! The two sides: the same clients, addresses and backends, with another forwarder in the middle.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Duration};
 
 use super::{NODE, observation::Observation, probe::Probe};
 use crate::{
@@ -22,6 +22,7 @@ const PORTS: [u16; 2] = [8080, 8081];
 const PUBLIC_RANGE: &str = "203.0.113.0/24";
 /// Where the backends are.
 const CLUSTER_CIDR: &str = "10.244.0.0/16";
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 99);
 const CONVERGENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Clients and backends, with a server at each of [`PORTS`] that tells who it is and whom it sees.
@@ -45,7 +46,7 @@ pub(super) struct KubeProxySide {
 
 impl Network {
     fn build(plane: &mut ControlPlane) -> Result<Self> {
-        let topology = Topology::build(TopologyOptions {
+        let mut topology = Topology::build(TopologyOptions {
             clients: 2,
             backends: BACKENDS,
             ..TopologyOptions::default()
@@ -61,6 +62,10 @@ impl Network {
                 udp.push(UdpEchoServer::start(&backend.namespace, options)?);
             }
         }
+        // A node has a default route. Without one the kernel would answer before the rules of kube-proxy are asked, as
+        // most of what they refuse or drop leads nowhere else. What leads there swallows everything.
+        topology.add_host("elsewhere", ELSEWHERE)?;
+        topology.gateway().ip(&format!("route add default via {ELSEWHERE}"))?;
         // The kernel spares its ICMP errors, a few a second to each client: probes that come close upon one another would
         // look like drops.
         topology.gateway().sysctl("net/ipv4/icmp_ratemask", "0")?;
