@@ -86,7 +86,7 @@ fn a_client_that_is_kept_is_seen_by_the_backend() {
 }
 
 #[test]
-fn p501_p502_without_endpoints_clients_are_refused_at_once() {
+fn p501_p502_p504_without_endpoints_clients_are_refused_at_once() {
     let mut world = World::new();
     world.services.push(service("empty-udp", Protocol::Udp, "10.96.0.98:53", 53, &[]));
     let mut gateway = Gateway::new(&world);
@@ -281,7 +281,7 @@ fn a_checksum_that_a_virtual_device_left_open_is_completed() {
 }
 
 #[test]
-fn a_connection_outlives_its_endpoint_and_a_datagram_flow_moves_at_once() {
+fn p503_p801_p805_a_connection_outlives_its_endpoint_and_a_datagram_flow_moves_at_once() {
     let mut world = World::new();
     let mut gateway = Gateway::new(&world);
     let (backend, snat) = connect(&mut gateway, CLIENT, "10.96.0.80:80");

@@ -108,17 +108,21 @@ fn cluster_address(spec: &ServiceSpec, findings: &mut Findings) -> ClusterAddres
         ["None"] => return ClusterAddress::Headless,
         _ => {}
     }
+    let families = spec.ip_families.as_deref().unwrap_or(&[]);
     let mut assigned: Vec<IpAddr> = Vec::new();
-    for text in list {
+    for (text, place) in list.into_iter().zip(0..) {
         let Some(ip) = findings.ok("spec.clusterIPs", values::unicast_ip(text)) else { continue };
+        let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
         if assigned.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
-            let other = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
-            findings.error(format!("spec.clusterIPs: {ip} is a second {other} address"));
+            findings.error(format!("spec.clusterIPs: {ip} is a second {family} address"));
+        } else if !families.is_empty() && families.get(place).is_none_or(|listed| listed != family) {
+            // P902. Without a list the API server makes one of the addresses.
+            findings.warn(format!("spec.clusterIPs: {ip} is not served: spec.ipFamilies has no {family} at its place"));
         } else {
             assigned.push(ip);
         }
     }
-    ClusterAddress::Assigned(assigned)
+    if assigned.is_empty() { ClusterAddress::Unassigned } else { ClusterAddress::Assigned(assigned) }
 }
 
 fn addresses(place: &str, list: Option<&[String]>, findings: &mut Findings) -> Vec<IpAddr> {

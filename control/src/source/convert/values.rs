@@ -81,8 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leading_zeros_are_decimal() {
-        // P110
+    fn p110_leading_zeros_are_decimal() {
         assert_eq!(ip("172.30.0.041"), Ok(IpAddr::from([172, 30, 0, 41])));
         assert_eq!(ip("010.000.0.1"), Ok(IpAddr::from([10, 0, 0, 1])));
         assert_eq!(ip("::ffff:10.0.0.1"), Ok(IpAddr::from([10, 0, 0, 1])));

@@ -116,8 +116,8 @@ fn a_set_that_does_not_exist_is_named() {
 }
 
 #[test]
-fn a_backend_that_only_answers_keeps_its_slot_and_its_flows() {
-    // P803: served while it is in a set, then only answering, then gone.
+fn p803_a_backend_that_only_answers_keeps_its_slot_and_its_flows() {
+    // Served while it is in a set, then only answering, then gone.
     let (first, _) = build(&ServiceTable::default(), vec![spec("web", 1, &[11, 12])]);
     let id = first.backends().iter().find(|b| b.addr == ip(11)).unwrap().id;
     let mut draining = spec("web", 1, &[12]);
@@ -130,8 +130,7 @@ fn a_backend_that_only_answers_keeps_its_slot_and_its_flows() {
 }
 
 #[test]
-fn the_last_backends_of_a_service_stay_until_there_are_others() {
-    // P804
+fn p804_the_last_backends_of_a_service_stay_until_there_are_others() {
     let (first, _) = build(&ServiceTable::default(), vec![spec("web", 1, &[11])]);
     let id = first.backends().iter().next().unwrap().id;
     let (second, _) = build(&first, vec![spec("web", 1, &[])]);

@@ -1,0 +1,171 @@
+//! The first packet of a flow, step by step as D1 to D6. Slow and plain: every Service is asked about every packet.
+//! Written from the rules; shares nothing with the code under test.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    cluster::{Cluster, Port, Service},
+    endpoints::{PortEndpoints, cluster_ip, is_served},
+    machine::Machine,
+    packets::Packet,
+};
+
+/// What must become of a packet.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    pub(crate) verdict: &'static str,
+    pub(crate) service: Option<String>,
+    pub(crate) candidates: BTreeSet<SocketAddr>,
+    /// Whether the source is replaced whoever is chosen; a hairpin comes on top (P605).
+    pub(crate) masquerade: bool,
+}
+
+/// How a packet names a Service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    ClusterIp,
+    /// External IP, load balancer address or NodePort.
+    Outside,
+    /// A NodePort on 127.0.0.1.
+    Localhost,
+}
+
+pub(crate) fn decide(cluster: &Cluster, machine: &Machine, packet: &Packet) -> Expected {
+    let ipv4 = packet.dst.is_ipv4();
+    let served = cluster.services.iter().filter(|service| is_served(service, ipv4));
+    let ports: Vec<(&Service, &Port)> = served
+        .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
+        .filter(|(_, port)| port.protocol == packet.protocol)
+        .collect();
+    // D1
+    for (service, port) in &ports {
+        let aimed_at = virtual_ips(service).contains(&packet.dst.ip()) && port.number == packet.dst.port();
+        if aimed_at && !is_allowed(cluster, machine, service, packet.src.ip()) {
+            return silent("drop", Some(name(service, port)));
+        }
+    }
+    // D2
+    let mut found = ports.iter().filter_map(|(service, port)| {
+        way(cluster, machine, service, port, packet.dst).map(|way| (*service, *port, way))
+    });
+    let Some((service, port, way)) = found.next() else {
+        return silent(unserved(cluster, machine, packet.dst.ip()), None);
+    };
+    // P308: what comes to 127.0.0.0/8 from elsewhere is dropped.
+    if way == Way::Localhost && !machine.owns(cluster, packet.src.ip()) {
+        return silent("drop", Some(name(service, port)));
+    }
+    let (local_only, masquerade) = policy(cluster, machine, service, way, packet.src.ip());
+    // D4
+    let endpoints = PortEndpoints::new(cluster, machine, service, port, ipv4);
+    let set = if local_only { endpoints.local_set() } else { endpoints.cluster_set() };
+    if set.is_empty() {
+        return silent(if endpoints.any_usable() { "drop" } else { "reject" }, Some(name(service, port)));
+    }
+    // D5 narrows nothing: the flow is the first.
+    Expected {
+        verdict: "forward",
+        service: Some(name(service, port)),
+        candidates: set.into_iter().collect(),
+        masquerade,
+    }
+}
+
+fn silent(verdict: &'static str, service: Option<String>) -> Expected {
+    Expected { verdict, service, candidates: BTreeSet::new(), masquerade: false }
+}
+
+fn name(service: &Service, port: &Port) -> String {
+    let colon = if port.name.is_empty() { "" } else { ":" };
+    format!("{}/{}{colon}{}", service.namespace, service.name, port.name)
+}
+
+/// P313, P314
+fn virtual_ips(service: &Service) -> Vec<IpAddr> {
+    let captured = service.ingress.iter().filter(|(_, mode)| mode.is_none_or(|mode| mode == "VIP"));
+    captured.filter_map(|(ip, _)| *ip).collect()
+}
+
+/// P401
+fn is_allowed(cluster: &Cluster, machine: &Machine, service: &Service, source: IpAddr) -> bool {
+    let ipv4 = source.is_ipv4();
+    let ranges: Vec<&IpNet> = service.ranges.iter().filter(|net| net.addr().is_ipv4() == ipv4).collect();
+    let contain = |ip: IpAddr| ranges.iter().any(|net| net.contains(&ip));
+    ranges.is_empty()
+        || ranges.iter().any(|net| net.prefix_len() == 0)
+        || contain(source)
+        || (machine.primary(cluster, ipv4).is_some_and(contain) && virtual_ips(service).contains(&source))
+}
+
+/// P301, P304 to P308, P313, P315
+fn way(cluster: &Cluster, machine: &Machine, service: &Service, port: &Port, dst: SocketAddr) -> Option<Way> {
+    let ip = dst.ip();
+    if dst.port() == port.number {
+        if cluster_ip(service, ip.is_ipv4()) == Some(ip) {
+            return Some(Way::ClusterIp);
+        }
+        if virtual_ips(service).contains(&ip) || service.external_ips.contains(&ip) {
+            return Some(Way::Outside);
+        }
+    }
+    if port.node_port != Some(dst.port()) {
+        return None;
+    }
+    if machine.serves_node_ports_on(cluster, ip) {
+        return Some(Way::Outside);
+    }
+    (ip == IpAddr::from([127, 0, 0, 1]) && machine.serves_node_ports_on_localhost()).then_some(Way::Localhost)
+}
+
+/// P307, P316, P505, P506
+fn unserved(cluster: &Cluster, machine: &Machine, ip: IpAddr) -> &'static str {
+    let is_cluster_ip = |service: &&Service| {
+        is_served(service, ip.is_ipv4()) && cluster_ip(service, ip.is_ipv4()) == Some(ip)
+    };
+    if machine.owns(cluster, ip) {
+        "local"
+    } else if cluster.services.iter().any(|service| is_cluster_ip(&service)) {
+        "reject"
+    } else if cluster.service_cidrs.iter().any(|net| net.contains(&ip)) {
+        "drop"
+    } else {
+        "pass"
+    }
+}
+
+/// D3 and D6: whether only local endpoints count, and whether the source is replaced.
+fn policy(
+    cluster: &Cluster,
+    machine: &Machine,
+    service: &Service,
+    way: Way,
+    source: IpAddr,
+) -> (bool, bool) {
+    if machine.is_gateway {
+        // All endpoints count; only policy Local for the outside keeps the client.
+        return (false, way == Way::ClusterIp || !service.external_local);
+    }
+    let range = machine.pod_range(source.is_ipv4());
+    let is_pod = range.is_some_and(|range| range.contains(&source));
+    match way {
+        // P308
+        Way::Localhost => (false, true),
+        // P302, P303, P603, P604
+        Way::ClusterIp => {
+            (service.internal_local, machine.masquerade_all || (range.is_some() && !is_pod))
+        }
+        // P317
+        Way::Outside if !service.external_local => (false, true),
+        // P319, P321
+        Way::Outside if is_pod => (false, false),
+        // P320
+        Way::Outside if machine.owns(cluster, source) => (false, true),
+        // P318
+        Way::Outside => (true, false),
+    }
+}

@@ -1,0 +1,371 @@
+//! Random clusters and machines. They hold whatever the API server would let be at one time: so no two Services have one
+//! address and port, or one NodePort. Says nothing of what anything means.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use fastrand::Rng;
+use ipnet::IpNet;
+
+use crate::{
+    cluster::{Cluster, Endpoint, Endpoints, Node, Port, Service, Slice, SlicePort},
+    machine::Machine,
+};
+
+pub(crate) const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
+const LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
+const NODES: [&str; 3] = ["a", "b", "c"];
+const ZONES: [&str; 3] = ["z1", "z2", "z3"];
+/// Shared by Services, each with ports of its own.
+const SHARED_VIP: [u8; 4] = [192, 0, 2, 250];
+
+pub(crate) fn one_of<T: Copy>(rng: &mut Rng, list: &[T]) -> T {
+    list[rng.usize(..list.len())]
+}
+
+/// Once in so many times.
+fn rarely(rng: &mut Rng, times: u8) -> bool {
+    rng.u8(..times) == 0
+}
+
+/// An address of a pod of any node.
+pub(crate) fn pod(rng: &mut Rng, ipv4: bool) -> IpAddr {
+    let (node, pod) = (rng.u8(1..4), rng.u8(1..7));
+    match ipv4 {
+        true => [10, 244, node, pod].into(),
+        false => Ipv6Addr::new(0xfd00, 0x244, 0, node.into(), 0, 0, 0, pod.into()).into(),
+    }
+}
+
+pub(crate) fn gateway(rng: &mut Rng) -> Machine {
+    Machine { is_gateway: true, ..machine(rng) }
+}
+
+pub(crate) fn node(rng: &mut Rng) -> Machine {
+    Machine { is_gateway: false, ..machine(rng) }
+}
+
+fn machine(rng: &mut Rng) -> Machine {
+    let cidr = |text: &str| text.parse::<IpNet>().expect("a range");
+    let mut cluster_cidrs = Vec::new();
+    for choices in [["10.244.0.0/16", "10.244.1.0/24"], ["fd00:244::/32", "fd00:244:0:1::/64"]] {
+        if !rarely(rng, 5) {
+            cluster_cidrs.push(cidr(one_of(rng, &choices)));
+        }
+    }
+    if rarely(rng, 4) {
+        // Comes second and so does not count, unless it is alone in its family.
+        cluster_cidrs.push(cidr("198.51.100.0/24"));
+    }
+    let lists: [&[&str]; 12] = [
+        &[],
+        &[],
+        &["primary"],
+        &["all"],
+        &["localhost"],
+        &["primary", "localhost"],
+        &["192.168.0.0/24"],
+        &["192.168.7.0/24", "fd00:a::/64"],
+        &["fd00:a::/64"],
+        &["0.0.0.0/0", "192.168.7.0/24"],
+        &["127.0.0.0/8"],
+        &["203.0.113.0/24", "primary"],
+    ];
+    Machine {
+        is_gateway: false,
+        name: if rarely(rng, 12) { "nobody" } else { "a" },
+        cluster_cidrs,
+        detects_pods: !rarely(rng, 4),
+        masquerade_all: rarely(rng, 4),
+        localhost: rarely(rng, 3),
+        nodeport_addresses: one_of(rng, &lists).to_vec(),
+    }
+}
+
+pub(crate) fn cluster(rng: &mut Rng) -> Cluster {
+    let nodes = nodes(rng);
+    let services: Vec<Service> = (0..rng.u8(1..9)).map(|number| service(rng, number, &nodes)).collect();
+    let mut cluster = Cluster { nodes, services, ..Cluster::default() };
+    let hosts = hosts(rng);
+    for service in &cluster.services {
+        for _ in 0..rng.u8(..4) {
+            let name = format!("slice-{}", cluster.slices.len());
+            cluster.slices.push(slice(rng, name, service, &hosts));
+        }
+        if rarely(rng, 3) {
+            cluster.endpoints.push(endpoints(rng, service));
+        }
+    }
+    let ranges = ["10.96.0.0/24", "10.96.0.0/28", "fd00:96::/112"].map(|net| net.parse().expect("a range"));
+    cluster.service_cidrs = ranges.into_iter().filter(|_| rng.bool()).collect();
+    cluster
+}
+
+fn nodes(rng: &mut Rng) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for (name, number) in NODES.iter().zip(1..) {
+        let mut addresses: Vec<(&'static str, IpAddr)> = vec![
+            ("InternalIP", [192, 168, 0, number].into()),
+            ("InternalIP", Ipv6Addr::new(0xfd00, 0xa, 0, 0, 0, 0, 0, number.into()).into()),
+        ];
+        if rng.bool() {
+            addresses.push(("InternalIP", [192, 168, 7, number].into()));
+        }
+        if rng.bool() {
+            addresses.push(("ExternalIP", [203, 0, 113, number].into()));
+        }
+        rng.shuffle(&mut addresses);
+        let zone = match rng.u8(..6) {
+            0 => None,
+            1 => Some(String::new()),
+            _ => Some(one_of(rng, &ZONES).to_owned()),
+        };
+        nodes.push(Node { name: (*name).to_owned(), zone, addresses });
+    }
+    nodes
+}
+
+fn service(rng: &mut Rng, number: u8, nodes: &[Node]) -> Service {
+    let (v4, v6): (IpAddr, IpAddr) =
+        ([10, 96, 0, 10 + number].into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 10 + u16::from(number)).into());
+    let cluster_ips = match rng.u8(..10) {
+        0 => None,
+        1 | 2 => Some(vec![v6]),
+        3 | 4 => Some(vec![v4, v6]),
+        5 => Some(vec![v6, v4]),
+        _ => Some(vec![v4]),
+    };
+    let kind = match rng.u8(..12) {
+        0 => "ExternalName",
+        1..4 => "ClusterIP",
+        4..7 => "NodePort",
+        _ => "LoadBalancer",
+    };
+    let (external_ips, ingress, has_common_address) = outside_addresses(rng, number, nodes);
+    Service {
+        namespace: one_of(rng, &["default", "prod"]).to_owned(),
+        name: format!("svc-{number}"),
+        kind,
+        label: rarely(rng, 15).then(|| one_of(rng, &LABELS)),
+        cluster_ips,
+        internal_local: rarely(rng, 3),
+        external_local: rng.bool(),
+        external_ips,
+        ingress,
+        ranges: ranges(rng),
+        ports: ports(rng, number, kind, has_common_address),
+        affinity: rarely(rng, 4),
+        selector: !rarely(rng, 3),
+    }
+}
+
+type Ingress = (Option<IpAddr>, Option<&'static str>);
+
+/// External IPs, load balancer addresses, and whether one of them may also be another Service's.
+fn outside_addresses(rng: &mut Rng, number: u8, nodes: &[Node]) -> (Vec<IpAddr>, Vec<Ingress>, bool) {
+    let own = |kind: u8| -> [IpAddr; 2] {
+        let last = 10 * number + kind;
+        [[192, 0, 2, last].into(), Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, last.into()).into()]
+    };
+    let mut external_ips: Vec<IpAddr> = own(1).into_iter().filter(|_| rarely(rng, 2)).collect();
+    let mut ingress: Vec<Ingress> = Vec::new();
+    for kind in [2, 3] {
+        for ip in own(kind) {
+            if rng.bool() {
+                ingress.push((Some(ip), one_of(rng, &[None, None, Some("VIP"), Some("Proxy")])));
+            }
+        }
+    }
+    if rarely(rng, 6) {
+        ingress.push((None, None));
+    }
+    if rarely(rng, 6) {
+        // The same address both ways.
+        external_ips.extend(own(2));
+    }
+    let common = rarely(rng, 3);
+    if common {
+        let address = nodes[rng.usize(..nodes.len())].addresses[0].1;
+        match rng.u8(..3) {
+            0 => external_ips.push(address),
+            1 => ingress.push((Some(address), Some("VIP"))),
+            _ => ingress.push((Some(SHARED_VIP.into()), None)),
+        }
+    }
+    (external_ips, ingress, common)
+}
+
+fn ranges(rng: &mut Rng) -> Vec<IpNet> {
+    let lists: [&[&str]; 10] = [
+        &[],
+        &[],
+        &[],
+        &[],
+        &["198.51.100.0/28"],
+        &["198.51.100.0/28", "2001:db8:51::/125"],
+        &["2001:db8:51::/64"],
+        &["10.244.0.0/16", "192.168.0.0/24"],
+        &["198.51.100.0/28", "0.0.0.0/0"],
+        &["203.0.113.0/24", "::/0"],
+    ];
+    one_of(rng, &lists).iter().map(|net| net.parse().expect("a range")).collect()
+}
+
+fn ports(rng: &mut Rng, service: u8, kind: &str, has_common_address: bool) -> Vec<Port> {
+    let count = rng.u16(1..5);
+    let first = u16::from(service) * 8;
+    let may_have = kind == "NodePort" || kind == "LoadBalancer";
+    (0..count)
+        .map(|n| {
+            // Two protocols on one number now and then, and never one protocol twice.
+            let protocol = PROTOCOLS[usize::from(n) % 3];
+            let step = if has_common_address { 2000 + first } else { 80 } + n / 3 + u16::from(rarely(rng, 2)) * 4;
+            Port {
+                name: if count == 1 { String::new() } else { format!("p{n}") },
+                protocol,
+                number: step,
+                node_port: (may_have && !rarely(rng, 4)).then_some(30_000 + first + n / 3),
+            }
+        })
+        .collect()
+}
+
+/// What is true of each address that is an endpoint somewhere: as it is, and as it would be in the slice of a pod of the
+/// same address that ends.
+fn hosts(rng: &mut Rng) -> BTreeMap<IpAddr, [Endpoint; 2]> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for ipv4 in [true, false] {
+        addresses.extend((0..10).map(|_| pod(rng, ipv4)));
+    }
+    let others: [IpAddr; 4] = [
+        [192, 168, 0, 1].into(),
+        [192, 168, 0, 2].into(),
+        [198, 51, 100, 20].into(),
+        Ipv6Addr::new(0xfd00, 0xa, 0, 0, 0, 0, 0, 1).into(),
+    ];
+    addresses.extend(others);
+    let (unready, hints) = (one_of(rng, &[2, 4, 200]), one_of(rng, &[0_u8, 1, 20]));
+    let mut hosts = BTreeMap::new();
+    for ip in addresses {
+        let mut maybe = |may: &[Option<bool>]| one_of(rng, may);
+        let serving = [None, Some(true), Some(false)];
+        let ending = Endpoint {
+            addresses: vec![ip],
+            ready: maybe(&[Some(false), Some(false), Some(true)]),
+            serving: maybe(&serving),
+            terminating: Some(true),
+            ..Endpoint::default()
+        };
+        let mut steady = Endpoint {
+            addresses: vec![ip],
+            ready: maybe(&[None, Some(true)]),
+            serving: maybe(&serving),
+            terminating: maybe(&[None, Some(false)]),
+            ..Endpoint::default()
+        };
+        if rarely(rng, unready) {
+            steady.ready = Some(false);
+        }
+        let node = (!rarely(rng, 6)).then(|| one_of(rng, &NODES).to_owned());
+        let has_hints = hints > 0 && (hints == 20 || !rarely(rng, 6));
+        let zones: Vec<String> = ZONES.iter().filter(|_| has_hints && rng.bool()).map(ToString::to_string).collect();
+        let nodes: Vec<String> = NODES.iter().filter(|_| has_hints && rng.bool()).map(ToString::to_string).collect();
+        let placed = |endpoint: Endpoint| {
+            let (node, zones, nodes) = (node.clone(), zones.clone(), nodes.clone());
+            Endpoint { node, zones, nodes, ..endpoint }
+        };
+        hosts.insert(ip, [placed(steady), placed(ending)]);
+    }
+    hosts
+}
+
+fn slice(rng: &mut Rng, name: String, service: &Service, hosts: &BTreeMap<IpAddr, [Endpoint; 2]>) -> Slice {
+    let family = match rng.u8(..12) {
+        0 => "FQDN",
+        1..5 => "IPv6",
+        _ => "IPv4",
+    };
+    let of_family: Vec<&[Endpoint; 2]> =
+        hosts.iter().filter(|(ip, _)| ip.is_ipv4() == (family == "IPv4")).map(|(_, host)| host).collect();
+    let ends = one_of(rng, &[2_u8, 4, 50, 50]);
+    let mut endpoints: Vec<Endpoint> = (0..rng.u8(..5))
+        .map(|_| {
+            let host = of_family[rng.usize(..of_family.len())];
+            host[usize::from(rarely(rng, ends))].clone()
+        })
+        .collect();
+    if rarely(rng, 5) {
+        // Only the first address counts, and without one there is no endpoint.
+        endpoints.push(Endpoint::default());
+        for endpoint in &mut endpoints {
+            if let [first] = endpoint.addresses[..] {
+                endpoint.addresses.push(pod(rng, first.is_ipv4()));
+            }
+        }
+    }
+    Slice {
+        namespace: if rarely(rng, 15) { "elsewhere".to_owned() } else { service.namespace.clone() },
+        name,
+        service: match rng.u8(..15) {
+            0 => None,
+            1 => Some(String::new()),
+            _ => Some(service.name.clone()),
+        },
+        label: rarely(rng, 15).then(|| one_of(rng, &LABELS)),
+        family,
+        ports: slice_ports(rng, service),
+        endpoints,
+    }
+}
+
+fn slice_ports(rng: &mut Rng, service: &Service) -> Vec<SlicePort> {
+    let mut ports = Vec::new();
+    for (port, n) in service.ports.iter().zip(0_u16..) {
+        let right = SlicePort {
+            name: port.name.clone(),
+            protocol: (port.protocol != "TCP" || rng.bool()).then_some(port.protocol),
+            number: Some(8080 + n % 2 + u16::from(rarely(rng, 4))),
+        };
+        match rng.u8(..14) {
+            0 => {}
+            1 => ports.push(SlicePort { number: one_of(rng, &[None, Some(0)]), ..right }),
+            2 => ports.push(SlicePort { protocol: Some(one_of(rng, &PROTOCOLS)), ..right }),
+            3 => ports.push(SlicePort { name: format!("other-{n}"), ..right }),
+            _ => ports.push(right),
+        }
+    }
+    ports
+}
+
+fn endpoints(rng: &mut Rng, service: &Service) -> Endpoints {
+    let mut list = |count: u8| -> Vec<(IpAddr, Option<String>)> {
+        // Addresses of their own: what two objects say of one address is not settled.
+        let address = |n: u8, base: u8| -> (IpAddr, Option<String>) {
+            ([10, 244, 9, base + n].into(), (n > 0).then(|| NODES[usize::from(n) % 3].to_owned()))
+        };
+        let base = rng.u8(..200);
+        (0..count).map(|n| address(n, base)).collect()
+    };
+    let (mut ready, mut unready) = (list(3), list(2));
+    unready.retain(|(ip, _)| ready.iter().all(|(other, _)| other != ip));
+    ready.truncate(rng.usize(..4));
+    let ports = service
+        .ports
+        .iter()
+        .map(|port| SlicePort {
+            name: port.name.clone(),
+            protocol: Some(port.protocol),
+            number: Some(8080 + u16::from(rng.bool())),
+        })
+        .collect();
+    Endpoints {
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
+        skip: rarely(rng, 4),
+        ready,
+        unready,
+        ports,
+    }
+}
