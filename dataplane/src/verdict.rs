@@ -99,7 +99,7 @@ reasons! {
         NoSnatAddress = "no_snat_address",
         /// Every port tried for this backend and source address is in use.
         SnatPortsExhausted = "snat_ports_exhausted",
-        /// The client's own address and port already stand for another flow to the same backend.
+        /// Every port tried for the client's own address already stands for another flow to the same backend.
         ReplyTupleTaken = "reply_tuple_taken",
         /// No room in the flow table and no flow that may be evicted.
         FlowTableFull = "flow_table_full",

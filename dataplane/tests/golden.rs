@@ -179,6 +179,19 @@ fn p605_a_backend_that_is_its_own_client_sees_an_address_of_ours() {
 }
 
 #[test]
+fn a_kept_client_that_reaches_one_backend_by_two_addresses_from_one_port_has_two_flows() {
+    let mut world = World::new();
+    let mut twin = world.services[3].clone();
+    (twin.name.name, twin.frontends[0].addr) = ("twin".into(), "203.0.113.8".parse().unwrap());
+    world.services.push(twin);
+    let mut gateway = Gateway::new(&world);
+    connect(&mut gateway, CLIENT, "203.0.113.7:80");
+    let (_, seen) = connect(&mut gateway, CLIENT, "203.0.113.8:80");
+    assert!(seen.starts_with("192.0.2.10:") && seen != CLIENT, "{seen}");
+    golden("kept_twice", &gateway);
+}
+
+#[test]
 fn what_belongs_to_no_flow_is_dropped_and_named() {
     let mut gateway = Gateway::new(&World::new());
     gateway.receive(UP0, tcp(CLIENT, "10.96.0.80:80", "A"));

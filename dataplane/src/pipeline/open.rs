@@ -17,6 +17,9 @@ use crate::verdict::{DropReason, PassReason, Verdict};
 /// in 700.
 const SNAT_ATTEMPTS: u32 = 128;
 
+/// Ports below are no ordinary client's (RFC 6335 section 6).
+const FIRST_KEPT_PORT: u32 = 1024;
+
 impl Router {
     /// Opens a flow for a packet that has none, or says why not.
     #[cold]
@@ -95,14 +98,16 @@ impl Router {
         context: &Context<'a>,
         counters: &mut Counters,
     ) -> Result<Found<'a>, Verdict> {
+        // RFC 6056 section 3.3.3: the first port follows from a keyed hash, so nobody outside can guess it.
+        let start = probe.hash().0;
         if !towards.source_nat {
-            let flow = towards.flow(tuple, tuple.src, tuple.src_port);
-            return match context.flows.insert(&flow, context.now) {
-                Inserted::New(found) => Ok(opened(found, counters)),
-                Inserted::Existing(found) => Ok(found),
-                Inserted::ReplyTaken => Err(Verdict::Drop(DropReason::ReplyTupleTaken)),
-                Inserted::Full => Err(Verdict::Drop(DropReason::FlowTableFull)),
-            };
+            // A client may reach one backend by two addresses from one port. Its answers would not be told
+            // apart, so the second flow gets another port, as netfilter gives it.
+            let another = |attempt| FIRST_KEPT_PORT + spread(start, attempt) % (65_536 - FIRST_KEPT_PORT);
+            let others = (0..SNAT_ATTEMPTS).filter_map(|attempt| u16::try_from(another(attempt)).ok());
+            let ports = std::iter::once(tuple.src_port).chain(others.map(L4Port::new));
+            let sources = ports.map(|port| (tuple.src, port));
+            return self.insert_any(tuple, towards, sources, DropReason::ReplyTupleTaken, context, counters);
         }
         let snat = &context.tables.snat;
         let addresses = snat.addresses(egress.egress);
@@ -110,21 +115,36 @@ impl Router {
         if addresses.is_empty() || ports.is_empty() {
             return Err(Verdict::Drop(DropReason::NoSnatAddress));
         }
-        // RFC 6056 section 3.3.3: the first port follows from a keyed hash, so nobody outside can guess it.
-        let start = probe.hash().0;
-        for attempt in 0..SNAT_ATTEMPTS {
-            let choice = spread(start, attempt);
-            let addr = addresses[choice as usize % addresses.len()];
-            let port = ports[(choice as usize / addresses.len()) % ports.len()];
-            let flow = towards.flow(tuple, addr, L4Port::new(port));
-            match context.flows.insert(&flow, context.now) {
-                Inserted::New(found) => return Ok(opened(found, counters)),
+        let sources = (0..SNAT_ATTEMPTS).map(|attempt| {
+            let choice = spread(start, attempt) as usize;
+            let port = ports[(choice / addresses.len()) % ports.len()];
+            (addresses[choice % addresses.len()], L4Port::new(port))
+        });
+        self.insert_any(tuple, towards, sources, DropReason::SnatPortsExhausted, context, counters)
+    }
+
+    /// Inserts the flow from the first source whose answers can be told from those of all other flows.
+    fn insert_any<'a>(
+        &self,
+        tuple: &FiveTuple4,
+        towards: &Towards<'_>,
+        sources: impl Iterator<Item = (Ipv4Addr, L4Port)>,
+        none_left: DropReason,
+        context: &Context<'a>,
+        counters: &mut Counters,
+    ) -> Result<Found<'a>, Verdict> {
+        for (addr, port) in sources {
+            match context.flows.insert(&towards.flow(tuple, addr, port), context.now) {
+                Inserted::New(found) => {
+                    counters.add(Event::FlowsOpened, 1);
+                    return Ok(found);
+                }
                 Inserted::Existing(found) => return Ok(found),
                 Inserted::ReplyTaken => counters.add(Event::SnatCollisions, 1),
                 Inserted::Full => return Err(Verdict::Drop(DropReason::FlowTableFull)),
             }
         }
-        Err(Verdict::Drop(DropReason::SnatPortsExhausted))
+        Err(Verdict::Drop(none_left))
     }
 }
 
@@ -183,11 +203,6 @@ impl Towards<'_> {
             backend: self.backend.id.to_bits(),
         }
     }
-}
-
-fn opened<'a>(found: Found<'a>, counters: &mut Counters) -> Found<'a> {
-    counters.add(Event::FlowsOpened, 1);
-    found
 }
 
 /// The number of the `attempt`-th try: even steps over the whole range from a start that differs by flow.
