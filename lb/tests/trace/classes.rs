@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::world::{As, World, but, endpoint, ending, ingress, local, remote, service, slice, slice_of, unready};
+use crate::world::{
+    As, World, but, ending, endpoint, ingress, local, remote, service, slice, slice_of, unready,
+};
 
 const BOTH: &str = "10.244.1.10:8080 10.244.2.10:8080";
 
@@ -166,8 +168,11 @@ fn p308_x2_localhost_serves_node_ports_only_when_asked_and_only_for_the_node() {
 fn p309_localhost_of_ipv6_never_serves_node_ports() {
     let v6 = slice_of("web", "IPv6", json!([{"name": "", "port": 8080}]), vec![endpoint("fd00:244::a", "a")]);
     World::new()
-        .with(service("web", json!({"type": "NodePort", "clusterIPs": ["fd00:96::10"],
-            "ports": [{"port": 80, "nodePort": 30080}]})))
+        .with(service(
+            "web",
+            json!({"type": "NodePort", "clusterIPs": ["fd00:96::10"],
+            "ports": [{"port": 80, "nodePort": 30080}]}),
+        ))
         .with(v6)
         .flag("--localhost-nodeports")
         .check(
@@ -239,7 +244,8 @@ fn p314_an_address_that_a_proxy_has_is_left_alone_and_its_node_port_works() {
 
 #[test]
 fn p315_an_external_ip_is_captured_for_any_type_and_source_ranges_do_not_guard_it() {
-    let spec = json!({"externalIPs": ["192.0.2.7", "192.168.0.1"], "loadBalancerSourceRanges": ["203.0.113.0/24"]});
+    let spec =
+        json!({"externalIPs": ["192.0.2.7", "192.168.0.1"], "loadBalancerSourceRanges": ["203.0.113.0/24"]});
     World::web(spec).check(
         As::Node,
         &[

@@ -15,7 +15,10 @@ fn reachable(spec: Value, endpoints: Vec<Value>) -> World {
         own[field] = value.clone();
     }
     World::new()
-        .with(ingress(service("web", own), json!([{"ip": "192.0.2.8"}, {"ip": "192.0.2.9", "ipMode": "Proxy"}])))
+        .with(ingress(
+            service("web", own),
+            json!([{"ip": "192.0.2.8"}, {"ip": "192.0.2.9", "ipMode": "Proxy"}]),
+        ))
         .with(slice("web", endpoints))
 }
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::world::{
-    As, World, but, endpoint, ending, ingress, labelled, local, remote, service, slice, slice_of, unready,
+    As, World, but, ending, endpoint, ingress, labelled, local, remote, service, slice, slice_of, unready,
 };
 
 const BOTH_ROLES: [As; 2] = [As::Node, As::Gateway];
@@ -60,7 +60,8 @@ fn p106_an_external_name_is_not_served_even_with_a_cluster_ip() {
 
 #[test]
 fn p107_what_was_asked_of_a_load_balancer_is_no_address_until_the_status_has_it() {
-    let asked = json!({"type": "LoadBalancer", "loadBalancerIP": "192.0.2.5", "loadBalancerClass": "example.org/x"});
+    let asked =
+        json!({"type": "LoadBalancer", "loadBalancerIP": "192.0.2.5", "loadBalancerClass": "example.org/x"});
     World::new()
         .with(ingress(service("web", asked), json!([{"ip": "192.0.2.8"}])))
         .with(slice("web", vec![local()]))
@@ -101,7 +102,12 @@ fn p109_p901_ports_are_told_apart_by_name_and_protocol() {
             json!([{"name": "dns", "port": 1053, "protocol": "UDP"}, {"name": "dns-tcp", "port": 2053}]),
             vec![local()],
         ))
-        .with(slice_of("web", "IPv4", json!([{"name": "sig", "port": 3053, "protocol": "SCTP"}]), vec![remote()]))
+        .with(slice_of(
+            "web",
+            "IPv4",
+            json!([{"name": "sig", "port": 3053, "protocol": "SCTP"}]),
+            vec![remote()],
+        ))
         .check(
             As::Node,
             &[
@@ -164,7 +170,10 @@ fn p113_only_the_first_address_of_an_endpoint_counts() {
         .with(service("web", json!({})))
         .with(slice(
             "web",
-            vec![json!({"addresses": ["10.244.1.10", "10.244.1.11"], "nodeName": "a"}), json!({"addresses": []})],
+            vec![
+                json!({"addresses": ["10.244.1.10", "10.244.1.11"], "nodeName": "a"}),
+                json!({"addresses": []}),
+            ],
         ))
         .check(As::Node, &["tcp 10.244.1.5 -> 10.96.0.10:80 => 10.244.1.10:8080"]);
 }
@@ -206,10 +215,11 @@ fn p116_an_endpoint_in_two_slices_counts_once_and_as_the_one_that_does_not_end()
         let [first, second] = slices;
         let mut second = slice("web", second);
         second["metadata"]["name"] = "web-zzzz".into();
-        World::new().with(service("web", json!({}))).with(slice("web", first)).with(second).check(
-            As::Node,
-            &["tcp 10.244.1.5 -> 10.96.0.10:80 => 10.244.1.10:8080"],
-        );
+        World::new()
+            .with(service("web", json!({})))
+            .with(slice("web", first))
+            .with(second)
+            .check(As::Node, &["tcp 10.244.1.5 -> 10.96.0.10:80 => 10.244.1.10:8080"]);
     }
 }
 
@@ -230,12 +240,12 @@ fn p117_manual_slices_work_like_generated_ones_and_may_lead_out_of_the_cluster()
 #[test]
 fn p118_endpoints_count_only_where_the_controller_would_mirror_them() {
     let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints",
-        "metadata": {"name": "web", "namespace": "default"},
-        "subsets": [
-            {"addresses": [{"ip": "10.244.1.10"}], "notReadyAddresses": [{"ip": "10.244.1.11"}],
-                "ports": [{"port": 8080}]},
-            {"addresses": [{"ip": "10.244.1.10"}], "ports": [{"port": 9090}]},
-        ]});
+    "metadata": {"name": "web", "namespace": "default"},
+    "subsets": [
+        {"addresses": [{"ip": "10.244.1.10"}], "notReadyAddresses": [{"ip": "10.244.1.11"}],
+            "ports": [{"port": 8080}]},
+        {"addresses": [{"ip": "10.244.1.10"}], "ports": [{"port": 9090}]},
+    ]});
     let mirrored = "tcp 10.244.1.5 -> 10.96.0.10:80 => 10.244.1.10:8080 10.244.1.10:9090";
     let not_mirrored = "tcp 10.244.1.5 -> 10.96.0.10:80 => reject";
     let manual = World::new().with(service("web", json!({"selector": {}})));
@@ -268,7 +278,10 @@ fn p901_a_load_balancer_may_mix_protocols_on_one_port() {
     let targets = json!([{"name": "t", "port": 1}, {"name": "u", "port": 2, "protocol": "UDP"},
         {"name": "s", "port": 3, "protocol": "SCTP"}]);
     let world = World::new()
-        .with(ingress(service("web", json!({"type": "LoadBalancer", "ports": ports})), json!([{"ip": "192.0.2.8"}])))
+        .with(ingress(
+            service("web", json!({"type": "LoadBalancer", "ports": ports})),
+            json!([{"ip": "192.0.2.8"}]),
+        ))
         .with(slice_of("web", "IPv4", targets, vec![local()]));
     for (role, address) in [(As::Node, "192.168.0.1"), (As::Gateway, "203.0.113.1")] {
         for (proto, number) in [("tcp", 1), ("udp", 2), ("sctp", 3)] {
@@ -315,8 +328,11 @@ fn p902_a_family_that_the_service_does_not_have_does_not_exist_for_it() {
     let v6 = slice_of("web", "IPv6", json!([{"name": "", "port": 8080}]), vec![endpoint("fd00:244::a", "a")]);
     let ports = json!([{"port": 80, "nodePort": 30080}]);
     World::new()
-        .with(service("web", json!({"ipFamilies": ["IPv6"], "clusterIPs": ["fd00:96::10"], "type": "NodePort",
-            "ports": ports, "externalIPs": ["192.0.2.7", "2001:db8::7"]})))
+        .with(service(
+            "web",
+            json!({"ipFamilies": ["IPv6"], "clusterIPs": ["fd00:96::10"], "type": "NodePort",
+            "ports": ports, "externalIPs": ["192.0.2.7", "2001:db8::7"]}),
+        ))
         .with(v6)
         .with(slice("web", vec![local()]))
         .check(

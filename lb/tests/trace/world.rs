@@ -57,9 +57,12 @@ impl World {
     /// Ready for packets, as this machine.
     pub(crate) fn traced(&self, machine: As) -> Traced {
         let flags: &[&str] = match machine {
-            As::Node => {
-                &["--role=node", "--node-name=a", "--cluster-cidr=10.244.0.0/16", "--cluster-cidr=fd00:244::/64"]
-            }
+            As::Node => &[
+                "--role=node",
+                "--node-name=a",
+                "--cluster-cidr=10.244.0.0/16",
+                "--cluster-cidr=fd00:244::/64",
+            ],
             As::NodeWithoutDetector => &["--role=node", "--node-name=a", "--detect-local=none"],
             As::Gateway => &["--role=gateway", "--node-name=edge"],
             As::Flags => &[],

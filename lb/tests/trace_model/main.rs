@@ -71,7 +71,12 @@ fn difference(packet: &Packet, answer: &Answer, expected: &Expected) -> Option<S
     let hairpin = backend.is_some_and(|backend| backend.ip() == packet.src.ip());
     let same = answer.verdict == expected.verdict
         && answer.service == expected.service
-        && answer.candidates.iter().eq(expected.candidates.iter().map(ToString::to_string).collect::<std::collections::BTreeSet<_>>().iter())
+        && answer.candidates.iter().eq(expected
+            .candidates
+            .iter()
+            .map(ToString::to_string)
+            .collect::<std::collections::BTreeSet<_>>()
+            .iter())
         && answer.snat == (expected.verdict == "forward" && (expected.masquerade || hairpin));
     (!same).then(|| format!("{packet:?}\n  trace: {answer:?}\n  model: {expected:?}"))
 }

@@ -128,8 +128,10 @@ fn nodes(rng: &mut Rng) -> Vec<Node> {
 }
 
 fn service(rng: &mut Rng, number: u8, nodes: &[Node]) -> Service {
-    let (v4, v6): (IpAddr, IpAddr) =
-        ([10, 96, 0, 10 + number].into(), Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 10 + u16::from(number)).into());
+    let (v4, v6): (IpAddr, IpAddr) = (
+        [10, 96, 0, 10 + number].into(),
+        Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 10 + u16::from(number)).into(),
+    );
     let cluster_ips = match rng.u8(..10) {
         0 => None,
         1 | 2 => Some(vec![v6]),
@@ -221,7 +223,8 @@ fn ports(rng: &mut Rng, service: u8, kind: &str, has_common_address: bool) -> Ve
         .map(|n| {
             // Two protocols on one number now and then, and never one protocol twice.
             let protocol = PROTOCOLS[usize::from(n) % 3];
-            let step = if has_common_address { 2000 + first } else { 80 } + n / 3 + u16::from(rarely(rng, 2)) * 4;
+            let step =
+                if has_common_address { 2000 + first } else { 80 } + n / 3 + u16::from(rarely(rng, 2)) * 4;
             Port {
                 name: if count == 1 { String::new() } else { format!("p{n}") },
                 protocol,
@@ -270,8 +273,10 @@ fn hosts(rng: &mut Rng) -> BTreeMap<IpAddr, [Endpoint; 2]> {
         }
         let node = (!rarely(rng, 6)).then(|| one_of(rng, &NODES).to_owned());
         let has_hints = hints > 0 && (hints == 20 || !rarely(rng, 6));
-        let zones: Vec<String> = ZONES.iter().filter(|_| has_hints && rng.bool()).map(ToString::to_string).collect();
-        let nodes: Vec<String> = NODES.iter().filter(|_| has_hints && rng.bool()).map(ToString::to_string).collect();
+        let zones: Vec<String> =
+            ZONES.iter().filter(|_| has_hints && rng.bool()).map(ToString::to_string).collect();
+        let nodes: Vec<String> =
+            NODES.iter().filter(|_| has_hints && rng.bool()).map(ToString::to_string).collect();
         let placed = |endpoint: Endpoint| {
             let (node, zones, nodes) = (node.clone(), zones.clone(), nodes.clone());
             Endpoint { node, zones, nodes, ..endpoint }
