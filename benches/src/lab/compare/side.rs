@@ -119,6 +119,8 @@ impl FlowgateSide {
         options.role = Some(role.to_owned());
         // kube-proxy's `primary`.
         options.gateway_config = format!("nodeport_addresses = [\"{GATEWAY_UPLINK}/32\"]\n");
+        // The same clients are pods to both; only the role `node` asks.
+        options.extra_config = format!("[node]\ncluster_cidrs = [\"{CLUSTER_CIDR}\"]\n");
         let gateway = Gateway::start(network.topology.gateway(), options)?;
         Ok(Self { gateway, network })
     }
