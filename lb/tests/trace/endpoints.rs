@@ -78,7 +78,8 @@ fn p204_only_ready_endpoints_count() {
 #[test]
 fn p205_without_a_ready_endpoint_those_that_end_are_used_and_each_set_for_itself() {
     let ends = |ip, node| but(endpoint(ip, node), ending());
-    let dead = but(endpoint("10.244.1.12", "a"), json!({"ready": false, "serving": false, "terminating": true}));
+    let dead =
+        but(endpoint("10.244.1.12", "a"), json!({"ready": false, "serving": false, "terminating": true}));
     let policy = json!({"internalTrafficPolicy": "Local"});
     let all_end = vec![ends("10.244.1.10", "a"), ends("10.244.2.10", "b"), dead.clone()];
     from_a_pod(&with_endpoints(json!({}), all_end.clone()), "10.244.1.10:8080 10.244.2.10:8080");
@@ -109,7 +110,9 @@ fn p206_an_empty_set_drops_while_anything_is_usable_elsewhere_and_rejects_otherw
 
 #[test]
 fn p207_what_the_service_asks_of_distribution_is_not_read() {
-    for spec in [json!({"trafficDistribution": "PreferSameZone"}), json!({"trafficDistribution": "PreferClose"})] {
+    for spec in
+        [json!({"trafficDistribution": "PreferSameZone"}), json!({"trafficDistribution": "PreferClose"})]
+    {
         from_a_pod(&with_endpoints(spec, vec![local(), remote()]), "10.244.1.10:8080 10.244.2.10:8080");
     }
 }

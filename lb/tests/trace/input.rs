@@ -55,8 +55,13 @@ fn an_answer_names_the_service_port_where_there_is_one() {
         .iter()
         .map(|(proto, dst, _, _)| ((*proto).to_owned(), "198.51.100.9:5".to_owned(), (*dst).to_owned()))
         .collect();
-    for (answer, (proto, dst, verdict, name)) in world.traced(As::Node).answers(&packets).iter().zip(expected) {
-        assert_eq!((&*answer.verdict, answer.service.as_deref()), (verdict, name), "{proto} {dst}: {answer:?}");
+    for (answer, (proto, dst, verdict, name)) in world.traced(As::Node).answers(&packets).iter().zip(expected)
+    {
+        assert_eq!(
+            (&*answer.verdict, answer.service.as_deref()),
+            (verdict, name),
+            "{proto} {dst}: {answer:?}"
+        );
     }
 }
 
@@ -91,7 +96,10 @@ fn a_line_that_is_no_packet_is_answered_with_its_error_and_the_others_go_on() {
     for ((pair, (line, says)), number) in answers.chunks(2).zip(bad).zip(0..) {
         let error = pair[0]["error"].as_str().unwrap_or_default();
         let place = format!(":{}: ", 2 * number + 1);
-        assert!(error.contains(&place) && error.contains(says), "{line}: {error:?} has its place and {says:?}");
+        assert!(
+            error.contains(&place) && error.contains(says),
+            "{line}: {error:?} has its place and {says:?}"
+        );
         assert_eq!((&pair[1]["id"], &pair[1]["verdict"]), (&json!("good"), &json!("reject")), "{text}");
     }
 }

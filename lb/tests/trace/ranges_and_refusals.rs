@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::world::{As, World, ingress, local, remote, service, slice, but, unready};
+use crate::world::{As, World, but, ingress, local, remote, service, slice, unready};
 
 const BOTH_ROLES: [As; 2] = [As::Node, As::Gateway];
 const SERVED: &str = "10.244.1.10:8080 snat";
@@ -82,10 +82,11 @@ fn p501_without_a_usable_endpoint_every_address_refuses() {
     let dead = json!({"ready": false, "serving": false, "terminating": true});
     for endpoints in [vec![], vec![but(local(), unready())], vec![but(remote(), dead)]] {
         for (role, address) in [(As::Node, "192.168.0.1"), (As::Gateway, "203.0.113.1")] {
-            let rows: Vec<String> = ["10.96.0.10:80", "192.0.2.7:80", "192.0.2.8:80", &format!("{address}:30080")]
-                .iter()
-                .map(|to| format!("tcp 198.51.100.9 -> {to} => reject"))
-                .collect();
+            let rows: Vec<String> =
+                ["10.96.0.10:80", "192.0.2.7:80", "192.0.2.8:80", &format!("{address}:30080")]
+                    .iter()
+                    .map(|to| format!("tcp 198.51.100.9 -> {to} => reject"))
+                    .collect();
             let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
             guarded(json!([]), endpoints.clone()).check(role, &rows);
         }
@@ -99,10 +100,10 @@ fn p501_without_a_usable_endpoint_every_address_refuses() {
 #[test]
 fn p504_the_first_endpoint_that_is_ready_is_used_at_once() {
     // The same objects but for one condition, and nothing remembered in between.
-    World::new()
-        .with(service("web", json!({})))
-        .with(slice("web", vec![but(local(), unready())]))
-        .check(As::Node, &["udp 10.244.1.5 -> 10.96.0.10:80 => reject", "tcp 10.244.1.5 -> 10.96.0.10:80 => reject"]);
+    World::new().with(service("web", json!({}))).with(slice("web", vec![but(local(), unready())])).check(
+        As::Node,
+        &["udp 10.244.1.5 -> 10.96.0.10:80 => reject", "tcp 10.244.1.5 -> 10.96.0.10:80 => reject"],
+    );
     World::new()
         .with(service("web", json!({})))
         .with(slice("web", vec![local()]))

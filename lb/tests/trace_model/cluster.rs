@@ -198,7 +198,8 @@ impl SlicePort {
 
 impl Endpoint {
     fn json(&self) -> Value {
-        let named = |list: &[String]| -> Vec<Value> { list.iter().map(|name| json!({"name": name})).collect() };
+        let named =
+            |list: &[String]| -> Vec<Value> { list.iter().map(|name| json!({"name": name})).collect() };
         json!({"addresses": self.addresses, "nodeName": self.node,
             "conditions": {"ready": self.ready, "serving": self.serving, "terminating": self.terminating},
             "hints": {"forZones": named(&self.zones), "forNodes": named(&self.nodes)}})
@@ -210,7 +211,8 @@ impl Endpoints {
         let of = |list: &[(IpAddr, Option<String>)]| -> Vec<Value> {
             list.iter().map(|(ip, node)| json!({"ip": ip, "nodeName": node})).collect()
         };
-        let labels = if self.skip { json!({"endpointslice.kubernetes.io/skip-mirror": "true"}) } else { json!({}) };
+        let labels =
+            if self.skip { json!({"endpointslice.kubernetes.io/skip-mirror": "true"}) } else { json!({}) };
         let ports: Vec<Value> = self.ports.iter().map(SlicePort::json).collect();
         json!({"apiVersion": "v1", "kind": "Endpoints",
             "metadata": {"name": self.name, "namespace": self.namespace, "labels": labels},

@@ -139,13 +139,7 @@ fn unserved(cluster: &Cluster, machine: &Machine, ip: IpAddr) -> &'static str {
 }
 
 /// D3 and D6: whether only local endpoints count, and whether the source is replaced.
-fn policy(
-    cluster: &Cluster,
-    machine: &Machine,
-    service: &Service,
-    way: Way,
-    source: IpAddr,
-) -> (bool, bool) {
+fn policy(cluster: &Cluster, machine: &Machine, service: &Service, way: Way, source: IpAddr) -> (bool, bool) {
     if machine.is_gateway {
         // All endpoints count; only policy Local for the outside keeps the client.
         return (false, way == Way::ClusterIp || !service.external_local);
@@ -156,9 +150,7 @@ fn policy(
         // P308
         Way::Localhost => (false, true),
         // P302, P303, P603, P604
-        Way::ClusterIp => {
-            (service.internal_local, machine.masquerade_all || (range.is_some() && !is_pod))
-        }
+        Way::ClusterIp => (service.internal_local, machine.masquerade_all || (range.is_some() && !is_pod)),
         // P317
         Way::Outside if !service.external_local => (false, true),
         // P319, P321

@@ -29,9 +29,10 @@ impl<'a> PortEndpoints<'a> {
                 && slice.service.as_ref() == Some(&service.name)
                 && slice.label.is_none()
                 && slice.family == if ipv4 { "IPv4" } else { "IPv6" };
-            let ports = slice.ports.iter().filter(|p| {
-                belongs && p.name == port.name && p.protocol.unwrap_or("TCP") == port.protocol
-            });
+            let ports = slice
+                .ports
+                .iter()
+                .filter(|p| belongs && p.name == port.name && p.protocol.unwrap_or("TCP") == port.protocol);
             for number in ports.filter_map(|port| port.number.filter(|number| *number != 0)) {
                 for endpoint in &slice.endpoints {
                     all.add(number, endpoint);
@@ -43,14 +44,18 @@ impl<'a> PortEndpoints<'a> {
                 && object.name == service.name
                 && !object.skip
                 && !service.selector;
-            let ports = object.ports.iter().filter(|p| {
-                mirrored && p.name == port.name && p.protocol.unwrap_or("TCP") == port.protocol
-            });
+            let ports = object
+                .ports
+                .iter()
+                .filter(|p| mirrored && p.name == port.name && p.protocol.unwrap_or("TCP") == port.protocol);
             for number in ports.filter_map(|port| port.number) {
                 for (list, ready) in [(&object.ready, true), (&object.unready, false)] {
                     for (ip, node) in list.iter().filter(|(ip, _)| ip.is_ipv4() == ipv4) {
                         let (addresses, node) = (vec![*ip], node.clone());
-                        all.add(number, &Endpoint { addresses, node, ready: Some(ready), ..Endpoint::default() });
+                        all.add(
+                            number,
+                            &Endpoint { addresses, node, ready: Some(ready), ..Endpoint::default() },
+                        );
                     }
                 }
             }
@@ -64,7 +69,9 @@ impl<'a> PortEndpoints<'a> {
         let key = SocketAddr::new(*first, number);
         match self.list.iter_mut().find(|(known, _)| *known == key) {
             None => self.list.push((key, endpoint.clone())),
-            Some((_, known)) if known.is_terminating() && !endpoint.is_terminating() => *known = endpoint.clone(),
+            Some((_, known)) if known.is_terminating() && !endpoint.is_terminating() => {
+                *known = endpoint.clone()
+            }
             Some(_) => {}
         }
     }
@@ -84,7 +91,9 @@ impl<'a> PortEndpoints<'a> {
             return self.keys(Endpoint::is_ready);
         }
         let node = self.machine.name.to_owned();
-        if ready.iter().all(|(_, e)| !e.nodes.is_empty()) && ready.iter().any(|(_, e)| e.nodes.contains(&node)) {
+        if ready.iter().all(|(_, e)| !e.nodes.is_empty())
+            && ready.iter().any(|(_, e)| e.nodes.contains(&node))
+        {
             return self.keys(|e| e.is_ready() && e.nodes.contains(&node));
         }
         if let Some(zone) = self.machine.zone(self.cluster).map(str::to_owned)

@@ -88,7 +88,8 @@ impl Machine {
             return false;
         }
         let localhost: IpAddr = [127, 0, 0, 1].into();
-        let ranges: Vec<IpNet> = self.nodeport_addresses.iter().filter_map(|entry| entry.parse().ok()).collect();
+        let ranges: Vec<IpNet> =
+            self.nodeport_addresses.iter().filter_map(|entry| entry.parse().ok()).collect();
         let mut of_family = ranges.iter().filter(|range| range.addr().is_ipv4()).peekable();
         let excluded = of_family.peek().is_some() && !of_family.any(|range| range.contains(&localhost));
         self.nodeport_addresses.contains(&"localhost") || (self.localhost && !excluded)

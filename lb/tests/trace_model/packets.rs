@@ -30,7 +30,8 @@ pub(crate) fn packet(rng: &mut Rng, cluster: &Cluster) -> Packet {
     let mut addresses: Vec<IpAddr> = service.cluster_ips.iter().flatten().copied().collect();
     addresses.extend(&service.external_ips);
     addresses.extend(service.ingress.iter().filter_map(|(ip, _)| *ip));
-    let node_addresses: Vec<IpAddr> = cluster.nodes.iter().flat_map(|node| &node.addresses).map(|(_, ip)| *ip).collect();
+    let node_addresses: Vec<IpAddr> =
+        cluster.nodes.iter().flat_map(|node| &node.addresses).map(|(_, ip)| *ip).collect();
     let to_node_port = |rng: &mut Rng| port.node_port.unwrap_or_else(|| rng.u16(1..));
     let dst = match rng.u8(..20) {
         0..10 if !addresses.is_empty() => SocketAddr::new(one_of(rng, &addresses), port_near(rng, port)),
@@ -64,7 +65,14 @@ fn source(rng: &mut Rng, cluster: &Cluster, of_service: &[IpAddr], ipv4: bool) -
     };
     let node = some(cluster.nodes.iter().flat_map(|node| &node.addresses).map(|(_, ip)| *ip).collect());
     let service = some(of_service.to_vec());
-    let endpoint = some(cluster.slices.iter().flat_map(|s| &s.endpoints).filter_map(|e| e.addresses.first().copied()).collect());
+    let endpoint = some(
+        cluster
+            .slices
+            .iter()
+            .flat_map(|s| &s.endpoints)
+            .filter_map(|e| e.addresses.first().copied())
+            .collect(),
+    );
     let pod = pod(rng, ipv4);
     let chosen = match rng.u8(..16) {
         0..3 => Some(pod),

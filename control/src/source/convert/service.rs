@@ -117,7 +117,9 @@ fn cluster_address(spec: &ServiceSpec, findings: &mut Findings) -> ClusterAddres
             findings.error(format!("spec.clusterIPs: {ip} is a second {family} address"));
         } else if !families.is_empty() && families.get(place).is_none_or(|listed| listed != family) {
             // P902. Without a list the API server makes one of the addresses.
-            findings.warn(format!("spec.clusterIPs: {ip} is not served: spec.ipFamilies has no {family} at its place"));
+            findings.warn(format!(
+                "spec.clusterIPs: {ip} is not served: spec.ipFamilies has no {family} at its place"
+            ));
         } else {
             assigned.push(ip);
         }
