@@ -151,6 +151,20 @@ fn p702_p703_a_client_stays_with_its_backend_until_it_was_idle_long_enough() {
 }
 
 #[test]
+fn p706_datagram_flows_stay_with_the_backend_of_their_client_too() {
+    let mut world = World::new();
+    world.services[1].affinity = Some(Duration::from_secs(10));
+    let mut gateway = Gateway::new(&world);
+    let chosen: std::collections::HashSet<_> = (5000..5020)
+        .map(|port| {
+            let sent = gateway.receive(UP0, udp(&format!("192.0.2.10:{port}"), "10.96.0.53:53", b"query"));
+            destination(&sent[0].1)
+        })
+        .collect();
+    assert_eq!(chosen.len(), 1, "each source port is a flow of its own: {chosen:?}");
+}
+
+#[test]
 fn p704_p705_affinity_holds_only_among_those_that_may_be_chosen() {
     let mut world = World::new();
     world.services[0].affinity = Some(Duration::from_secs(10));

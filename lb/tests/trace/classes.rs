@@ -1,25 +1,12 @@
 //! P3xx on a node: what each kind of address and each traffic policy means.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::world::{
     As, World, but, ending, endpoint, ingress, local, remote, service, slice, slice_of, unready,
 };
 
 const BOTH: &str = "10.244.1.10:8080 10.244.2.10:8080";
-
-/// `web` with every kind of address: 10.96.0.10:80, 192.0.2.7:80 (external), 192.0.2.8:80 (load balancer) and
-/// NodePort 30080.
-fn reachable(spec: Value, endpoints: Vec<Value>) -> World {
-    let mut own = json!({"type": "LoadBalancer", "externalIPs": ["192.0.2.7"],
-        "ports": [{"port": 80, "nodePort": 30080}]});
-    for (field, value) in spec.as_object().expect("a spec is an object") {
-        own[field] = value.clone();
-    }
-    World::new()
-        .with(ingress(service("web", own), json!([{"ip": "192.0.2.8"}])))
-        .with(slice("web", endpoints))
-}
 
 /// The same for a source and each of the addresses that are meant for the outside.
 fn outside_addresses(world: &World, machine: As, source: &str, wanted: &str) {
@@ -46,7 +33,7 @@ fn p301_a_cluster_ip_is_captured_from_pods_the_node_and_everybody_else() {
 #[test]
 fn p302_internal_policy_local_holds_for_every_source_and_for_the_cluster_ip_only() {
     let policy = || json!({"internalTrafficPolicy": "Local"});
-    reachable(policy(), vec![local(), remote()]).check(
+    World::reachable(policy(), vec![local(), remote()]).check(
         As::Node,
         &[
             "tcp 10.244.1.5 -> 10.96.0.10:80 => 10.244.1.10:8080",
@@ -58,14 +45,14 @@ fn p302_internal_policy_local_holds_for_every_source_and_for_the_cluster_ip_only
     for (endpoints, wanted) in [(vec![remote()], "drop"), (vec![but(remote(), unready())], "reject")] {
         for source in ["10.244.1.5", "192.168.0.1", "198.51.100.9"] {
             let row = format!("tcp {source} -> 10.96.0.10:80 => {wanted}");
-            reachable(policy(), endpoints.clone()).check(As::Node, &[&row]);
+            World::reachable(policy(), endpoints.clone()).check(As::Node, &[&row]);
         }
     }
 }
 
 #[test]
 fn p303_external_policy_local_does_not_restrict_the_cluster_ip() {
-    reachable(json!({"externalTrafficPolicy": "Local"}), vec![local(), remote()]).check(
+    World::reachable(json!({"externalTrafficPolicy": "Local"}), vec![local(), remote()]).check(
         As::Node,
         &[
             &format!("tcp 10.244.1.5 -> 10.96.0.10:80 => {BOTH}"),
@@ -97,7 +84,7 @@ fn p304_a_node_port_is_whatever_number_the_service_has_for_its_protocol() {
 fn p305_p307_x1_a_node_serves_node_ports_on_its_primary_addresses_and_leaves_the_others_alone() {
     let v6 = slice_of("web", "IPv6", json!([{"name": "", "port": 8080}]), vec![endpoint("fd00:244::a", "a")]);
     let spec = json!({"clusterIPs": ["10.96.0.10", "fd00:96::10"], "ipFamilies": ["IPv4", "IPv6"]});
-    reachable(spec, vec![local()]).with(v6).check(
+    World::reachable(spec, vec![local()]).with(v6).check(
         As::Node,
         &[
             "tcp 198.51.100.9 -> 192.168.0.1:30080 => 10.244.1.10:8080 snat",
@@ -114,7 +101,7 @@ fn p306_a_list_says_which_addresses_serve_node_ports() {
     let served = "10.244.1.10:8080 snat";
     let v6 = slice_of("web", "IPv6", json!([{"name": "", "port": 8080}]), vec![endpoint("fd00:244::a", "a")]);
     let spec = json!({"clusterIPs": ["10.96.0.10", "fd00:96::10"], "ipFamilies": ["IPv4", "IPv6"]});
-    let world = reachable(spec, vec![local()]).with(v6);
+    let world = World::reachable(spec, vec![local()]).with(v6);
     for (list, primary, second, v6) in [
         ("primary", true, false, true),
         ("all", true, true, true),
@@ -143,7 +130,7 @@ fn p306_a_list_says_which_addresses_serve_node_ports() {
 #[test]
 fn p308_x2_localhost_serves_node_ports_only_when_asked_and_only_for_the_node() {
     let asked = "--localhost-nodeports";
-    let world = reachable(
+    let world = World::reachable(
         json!({"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"}),
         vec![remote()],
     );
@@ -187,7 +174,7 @@ fn p309_localhost_of_ipv6_never_serves_node_ports() {
 #[test]
 fn p310_a_load_balancer_without_node_ports_is_reached_by_its_address() {
     let spec = json!({"allocateLoadBalancerNodePorts": false, "ports": [{"port": 80, "nodePort": 0}]});
-    reachable(spec, vec![local()]).check(
+    World::reachable(spec, vec![local()]).check(
         As::Node,
         &[
             "tcp 198.51.100.9 -> 192.0.2.8:80 => 10.244.1.10:8080 snat",
@@ -206,7 +193,7 @@ fn p312_a_node_port_of_no_service_is_left_to_the_node() {
 fn p313_a_load_balancer_address_is_captured_at_the_service_port_from_everywhere() {
     // Whatever the type, and whether or not the node owns it.
     for kind in ["LoadBalancer", "NodePort"] {
-        reachable(json!({"type": kind}), vec![local()]).check(
+        World::reachable(json!({"type": kind}), vec![local()]).check(
             As::Node,
             &[
                 "tcp 198.51.100.9 -> 192.0.2.8:80 => 10.244.1.10:8080 snat",
@@ -257,7 +244,7 @@ fn p315_an_external_ip_is_captured_for_any_type_and_source_ranges_do_not_guard_i
 
 #[test]
 fn p316_other_ports_of_outside_addresses_are_left_alone() {
-    reachable(json!({}), vec![local()]).check(
+    World::reachable(json!({}), vec![local()]).check(
         As::Node,
         &[
             "tcp 198.51.100.9 -> 192.0.2.7:443 => pass",
@@ -269,7 +256,7 @@ fn p316_other_ports_of_outside_addresses_are_left_alone() {
 
 #[test]
 fn p317_external_policy_cluster_uses_all_endpoints_and_always_masquerades() {
-    let world = reachable(json!({}), vec![local(), remote()]);
+    let world = World::reachable(json!({}), vec![local(), remote()]);
     for machine in [As::Node, As::NodeWithoutDetector] {
         for source in ["198.51.100.9", "10.244.1.5", "10.244.2.5", "192.168.0.1", "192.168.0.2"] {
             outside_addresses(&world, machine, source, &format!("{BOTH} snat"));
@@ -281,7 +268,7 @@ fn p317_external_policy_cluster_uses_all_endpoints_and_always_masquerades() {
 fn p318_external_policy_local_uses_local_endpoints_and_keeps_the_client() {
     let policy = || json!({"externalTrafficPolicy": "Local"});
     let outside = |endpoints, wanted| {
-        outside_addresses(&reachable(policy(), endpoints), As::Node, "198.51.100.9", wanted);
+        outside_addresses(&World::reachable(policy(), endpoints), As::Node, "198.51.100.9", wanted);
     };
     outside(vec![local(), remote()], "10.244.1.10:8080");
     outside(vec![remote()], "drop");
@@ -292,17 +279,17 @@ fn p318_external_policy_local_uses_local_endpoints_and_keeps_the_client() {
 
 #[test]
 fn p319_a_pod_is_not_bound_by_external_policy_local_where_pods_are_known() {
-    let world = reachable(json!({"externalTrafficPolicy": "Local"}), vec![local(), remote()]);
+    let world = World::reachable(json!({"externalTrafficPolicy": "Local"}), vec![local(), remote()]);
     outside_addresses(&world, As::Node, "10.244.1.5", BOTH);
     outside_addresses(&world, As::NodeWithoutDetector, "10.244.1.5", "10.244.1.10:8080");
-    let elsewhere = reachable(json!({"externalTrafficPolicy": "Local"}), vec![remote()]);
+    let elsewhere = World::reachable(json!({"externalTrafficPolicy": "Local"}), vec![remote()]);
     outside_addresses(&elsewhere, As::Node, "10.244.1.5", "10.244.2.10:8080");
     outside_addresses(&elsewhere, As::NodeWithoutDetector, "10.244.1.5", "drop");
 }
 
 #[test]
 fn p320_the_node_is_not_bound_by_external_policy_local_and_masqueraded() {
-    let world = reachable(json!({"externalTrafficPolicy": "Local"}), vec![remote()]);
+    let world = World::reachable(json!({"externalTrafficPolicy": "Local"}), vec![remote()]);
     for machine in [As::Node, As::NodeWithoutDetector] {
         for source in ["192.168.0.1", "192.168.7.1", "127.0.0.1"] {
             outside_addresses(&world, machine, source, "10.244.2.10:8080 snat");
@@ -314,18 +301,18 @@ fn p320_the_node_is_not_bound_by_external_policy_local_and_masqueraded() {
 
 #[test]
 fn p321_by_the_range_of_the_cluster_pods_of_other_nodes_count_as_local() {
-    let world = reachable(json!({"externalTrafficPolicy": "Local"}), vec![remote()]);
+    let world = World::reachable(json!({"externalTrafficPolicy": "Local"}), vec![remote()]);
     outside_addresses(&world, As::Node, "10.244.2.5", "10.244.2.10:8080");
 }
 
 #[test]
 fn p322_internal_policy_local_does_not_restrict_outside_addresses() {
-    let world = reachable(json!({"internalTrafficPolicy": "Local"}), vec![remote()]);
+    let world = World::reachable(json!({"internalTrafficPolicy": "Local"}), vec![remote()]);
     for source in ["198.51.100.9", "10.244.1.5", "192.168.0.1"] {
         outside_addresses(&world, As::Node, source, "10.244.2.10:8080 snat");
     }
     let both_local = json!({"internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local"});
-    let world = reachable(both_local, vec![remote()]);
+    let world = World::reachable(both_local, vec![remote()]);
     outside_addresses(&world, As::Node, "10.244.1.5", "10.244.2.10:8080");
     world.check(As::Node, &["tcp 10.244.1.5 -> 10.96.0.10:80 => drop"]);
 }

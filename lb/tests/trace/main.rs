@@ -4,6 +4,7 @@
 mod classes;
 mod command;
 mod endpoints;
+mod families;
 mod gateway;
 mod input;
 mod masquerade;

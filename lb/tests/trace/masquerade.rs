@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::world::{As, World, endpoint, ingress, local, service, slice};
+use crate::world::{As, World, endpoint, local, service, slice};
 
 const POD: &str = "10.244.1.5";
 const NODE: &str = "192.168.0.1";
@@ -10,14 +10,7 @@ const OUTSIDE: &str = "198.51.100.9";
 
 /// `web` on all kinds of addresses with one endpoint on the node.
 fn reachable(spec: Value) -> World {
-    let mut own = json!({"type": "LoadBalancer", "externalIPs": ["192.0.2.7"],
-        "ports": [{"port": 80, "nodePort": 30080}]});
-    for (field, value) in spec.as_object().expect("a spec is an object") {
-        own[field] = value.clone();
-    }
-    World::new()
-        .with(ingress(service("web", own), json!([{"ip": "192.0.2.8"}])))
-        .with(slice("web", vec![local()]))
+    World::reachable(spec, vec![local()])
 }
 
 /// Whether the source is replaced on the way to each of these.

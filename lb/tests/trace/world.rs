@@ -42,6 +42,17 @@ impl World {
         Self::new().with(service("web", spec)).with(slice("web", vec![local(), remote()]))
     }
 
+    /// The world with `web` on every kind of address, the fields of `spec` over its own: 10.96.0.10:80, the external
+    /// 192.0.2.7:80, the load balancer's 192.0.2.8:80 (and 192.0.2.9, which a proxy has), and NodePort 30080.
+    pub(crate) fn reachable(spec: Value, endpoints: Vec<Value>) -> Self {
+        let mut own = json!({"type": "LoadBalancer", "externalIPs": ["192.0.2.7"],
+            "ports": [{"port": 80, "nodePort": 30080}]});
+        let Value::Object(fields) = spec else { panic!("a spec is an object") };
+        fields.into_iter().for_each(|(field, value)| own[field] = value);
+        let status = json!([{"ip": "192.0.2.8"}, {"ip": "192.0.2.9", "ipMode": "Proxy"}]);
+        Self::new().with(ingress(service("web", own), status)).with(slice("web", endpoints))
+    }
+
     /// With another object.
     pub(crate) fn with(mut self, object: Value) -> Self {
         self.objects.push(object);

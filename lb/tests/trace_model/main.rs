@@ -13,7 +13,11 @@ mod machine;
 mod packets;
 mod random;
 
-use std::{collections::BTreeMap, env};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    net::SocketAddr,
+};
 
 use command::{Answer, Traced};
 use decide::{Expected, decide};
@@ -67,16 +71,12 @@ fn agree(role: &str, machine: fn(&mut fastrand::Rng) -> Machine) {
 
 fn difference(packet: &Packet, answer: &Answer, expected: &Expected) -> Option<String> {
     // P605 depends on who is chosen.
-    let backend = answer.backend.as_deref().and_then(|text| text.parse::<std::net::SocketAddr>().ok());
+    let backend = answer.backend.as_deref().and_then(|text| text.parse::<SocketAddr>().ok());
     let hairpin = backend.is_some_and(|backend| backend.ip() == packet.src.ip());
+    let candidates: BTreeSet<String> = expected.candidates.iter().map(ToString::to_string).collect();
     let same = answer.verdict == expected.verdict
         && answer.service == expected.service
-        && answer.candidates.iter().eq(expected
-            .candidates
-            .iter()
-            .map(ToString::to_string)
-            .collect::<std::collections::BTreeSet<_>>()
-            .iter())
+        && answer.candidates == candidates
         && answer.snat == (expected.verdict == "forward" && (expected.masquerade || hairpin));
     (!same).then(|| format!("{packet:?}\n  trace: {answer:?}\n  model: {expected:?}"))
 }

@@ -78,8 +78,8 @@ fn source(rng: &mut Rng, cluster: &Cluster, of_service: &[IpAddr], ipv4: bool) -
         0..3 => Some(pod),
         3..6 => endpoint,
         6..10 => node,
-        10 => service,
-        11 => Some(if ipv4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() }),
+        10..12 => service,
+        12 => Some(if ipv4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() }),
         _ => None,
     };
     chosen.unwrap_or_else(|| match ipv4 {

@@ -1,0 +1,245 @@
+//! P1003: after any sequence of changes the tables mean what those of a fresh start mean. Compares by meaning: slots and
+//! numbers may differ, names, sets, refusals and the backend that a flow would get may not.
+#![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use flowgate_control::compile::Compiler;
+use flowgate_control::model::{Desired, Key, Kind, NetState};
+use flowgate_control::source::convert;
+use flowgate_control::{LocalPods, ObjectRef, Role, Settings, compile};
+use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteSpec, SnatSpec};
+use flowgate_tables::{Tables, Treatment, Unserved};
+use flowgate_wire::MacAddr;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// One step of a cluster's life.
+#[derive(Clone, Debug)]
+enum Step {
+    /// An object comes or becomes another: which, and the seed of what it is then.
+    Apply(Kind, u8, u64),
+    /// An object goes.
+    Delete(Kind, u8),
+    /// The machine's addresses and neighbours are others.
+    Network(u8),
+    /// The tables are compiled; between two of these many objects may change.
+    Compile,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let kind = prop::sample::select(vec![
+        Kind::Service,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::EndpointSlice,
+        Kind::EndpointSlice,
+        Kind::Endpoints,
+        Kind::Node,
+        Kind::ServiceCidr,
+    ]);
+    prop_oneof![
+        6 => (kind.clone(), 0..6_u8, any::<u64>()).prop_map(|(kind, number, seed)| Step::Apply(kind, number, seed)),
+        2 => (kind, 0..6_u8).prop_map(|(kind, number)| Step::Delete(kind, number)),
+        1 => (0..3_u8).prop_map(Step::Network),
+        4 => Just(Step::Compile),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn p1003_whatever_changed_before_the_tables_are_those_of_a_fresh_start(
+        is_node in any::<bool>(),
+        steps in prop::collection::vec(step(), 1..80),
+    ) {
+        let settings = settings(if is_node { Role::Node } else { Role::Gateway });
+        let mut compiler = Compiler::new(settings.clone());
+        let (mut desired, mut net) = (Arc::new(Desired::default()), network(0));
+        for step in steps.into_iter().chain([Step::Compile]) {
+            match step {
+                Step::Apply(kind, number, seed) => apply(Arc::make_mut(&mut desired), kind, number, seed),
+                Step::Delete(kind, number) => {
+                    let name = name(kind, number);
+                    Arc::make_mut(&mut desired).delete(&name);
+                }
+                Step::Network(number) => net = network(number),
+                Step::Compile => {
+                    let (tables, report) = compiler.compile(&desired, &net);
+                    let (fresh, fresh_report) = compile(&desired, &net, &settings, &Tables::empty());
+                    prop_assert_eq!(meaning(&tables), meaning(&fresh));
+                    prop_assert_eq!(report.to_string(), fresh_report.to_string());
+                    prop_assert_eq!(compiler.tables().generation, tables.generation);
+                }
+            }
+        }
+        // Nothing changed: nothing is published.
+        let before = compiler.tables().generation;
+        prop_assert_eq!(compiler.compile(&desired, &net).0.generation, before);
+        let same = Arc::new(Desired::clone(&desired));
+        prop_assert_eq!(compiler.compile(&same, &net).0.generation, before);
+    }
+}
+
+/// What tables say, without the numbers that they say it with.
+fn meaning(tables: &Tables) -> String {
+    let mut lines = BTreeSet::new();
+    let services = &tables.services;
+    let backend = |id| {
+        let backend = services.backends().get(id).expect("a set names backends that exist");
+        format!("{}:{}", backend.addr, backend.port)
+    };
+    let treated = |treatment: &Treatment| {
+        let set: BTreeSet<String> = treatment.backends.members().iter().map(|id| backend(*id)).collect();
+        let picks: Vec<String> = (0..32_u32)
+            .map(|n| treatment.backends.pick(n.wrapping_mul(0x9e37_79b9)).map_or_else(String::new, backend))
+            .collect();
+        format!("{set:?} {:?} {:?} {picks:?}", treatment.source_nat, treatment.when_empty)
+    };
+    for frontend in services.frontends() {
+        let service = services.service(frontend.service).expect("a frontend names a Service that exists");
+        let mut line = format!("{:?} {:?} {}", frontend.key, frontend.kind, service.spec.name);
+        for treatment in frontend.treatments.all() {
+            write!(line, "\n  {}", treated(treatment)).unwrap();
+        }
+        write!(line, "\n  {:?} {:?}", frontend.allowed, frontend.affinity).unwrap();
+        lines.insert(line);
+    }
+    lines.extend(services.services().iter().map(|service| format!("{:?}", service.spec)));
+    lines.extend(services.reply_sources().map(|source| format!("reply {source:?}")));
+    lines.extend(services.cluster_ips().map(|ip| format!("cluster IP {ip}")));
+    let unallocated = services.unserved(ip("10.96.0.77")) == Some(Unserved::Unallocated);
+    lines.insert(format!("ranges {:?} {unallocated}", services.service_cidrs()));
+    lines.insert(format!("own 192.0.2.1 {:?}", tables.sources.class(ip("192.0.2.1"))));
+    lines.insert(format!("own 192.0.2.2 {:?}", tables.sources.class(ip("192.0.2.2"))));
+    lines.insert(format!("pod {:?}", tables.sources.class(ip("10.244.1.1"))));
+    lines.into_iter().collect::<Vec<_>>().join("\n")
+}
+
+fn apply(desired: &mut Desired, kind: Kind, number: u8, seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let value = match kind {
+        Kind::Service => service(number, &mut random),
+        Kind::EndpointSlice => slice(&mut random),
+        Kind::Endpoints => endpoints(&mut random),
+        Kind::Node => node(&mut random),
+        _ => {
+            json!({"spec": {"cidrs": [one_of(&mut random, &["10.96.0.0/24", "10.112.0.0/24", "10.96.0.64/26"])]}})
+        }
+    };
+    let name = name(kind, number);
+    let (object, findings) = convert::object(kind, &name, value);
+    let object = object.unwrap_or_else(|| panic!("{name} is valid: {findings:?}"));
+    desired.apply(Key::new(&name.namespace, &name.name), object, None);
+}
+
+fn name(kind: Kind, number: u8) -> ObjectRef {
+    let namespace = if kind.is_namespaced() { "default" } else { "" };
+    ObjectRef::new(kind.name(), namespace, format!("n{number}"))
+}
+
+/// Few addresses and ports, so that Services contest them and inherit them from one another (P1009, P1010).
+fn service(number: u8, random: &mut fastrand::Rng) -> Value {
+    let cluster_ip = one_of(random, &["10.96.0.1", "10.96.0.2", "10.96.0.3", "None"]);
+    let policy = |local: bool| if local { "Local" } else { "Cluster" };
+    let mut ports = vec![json!({"name": "a", "port": 80, "nodePort": 30_000 + i32::from(random.u8(..3))})];
+    if random.bool() {
+        ports.push(json!({"name": "b", "port": 53, "protocol": "UDP"}));
+    }
+    let mut spec = json!({"type": "NodePort", "clusterIP": cluster_ip, "ports": ports,
+        "internalTrafficPolicy": policy(random.u8(..3) == 0), "externalTrafficPolicy": policy(random.bool())});
+    if random.bool() {
+        spec["selector"] = json!({"app": format!("n{number}")});
+    }
+    if random.u8(..3) == 0 {
+        spec["externalIPs"] = json!([one_of(random, &["198.51.100.1", "198.51.100.2"])]);
+    }
+    if random.u8(..4) == 0 {
+        spec["sessionAffinity"] = json!("ClientIP");
+    }
+    if random.u8(..6) == 0 {
+        spec["type"] = json!("ExternalName");
+        spec["externalName"] = json!("db.example.org");
+    }
+    let labels = if random.u8(..6) == 0 { json!({"service.kubernetes.io/headless": ""}) } else { json!({}) };
+    json!({"metadata": {"labels": labels}, "spec": spec})
+}
+
+fn slice(random: &mut fastrand::Rng) -> Value {
+    let endpoints: Vec<Value> = (0..random.u8(..4))
+        .map(|_| {
+            json!({"addresses": [format!("10.244.1.{}", random.u8(1..6))],
+                "nodeName": one_of(random, &["n0", "elsewhere"]),
+                "hints": {"forZones": [{"name": one_of(random, &["z0", "z1"])}]},
+                "conditions": {"ready": random.bool(), "serving": random.bool(), "terminating": random.bool()}})
+        })
+        .collect();
+    // Renamed and renumbered ports too.
+    let mut ports = vec![
+        json!({"name": one_of(random, &["a", "a", "a", "c"]), "port": 8080 + i32::from(random.u8(..2))}),
+    ];
+    if random.bool() {
+        ports.push(json!({"name": "b", "port": 53, "protocol": "UDP"}));
+    }
+    json!({"metadata": {"labels": {"kubernetes.io/service-name": format!("n{}", random.u8(..6))}},
+        "addressType": "IPv4", "endpoints": endpoints, "ports": ports})
+}
+
+fn endpoints(random: &mut fastrand::Rng) -> Value {
+    json!({"subsets": [{"addresses": [{"ip": format!("10.244.1.{}", random.u8(1..6)), "nodeName": "n0"}],
+        "ports": [{"name": "a", "port": 8080}]}]})
+}
+
+fn node(random: &mut fastrand::Rng) -> Value {
+    let (zone, address) = (random.u8(..3), random.u8(1..3));
+    json!({"metadata": {"labels": {"topology.kubernetes.io/zone": format!("z{zone}")}},
+        "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{address}")}]}})
+}
+
+fn one_of(random: &mut fastrand::Rng, list: &[&'static str]) -> &'static str {
+    list[random.usize(..list.len())]
+}
+
+fn settings(role: Role) -> Settings {
+    Settings {
+        role,
+        node_name: "n0".into(),
+        // Over the NodePorts, so that there is something to warn of.
+        snat: SnatSpec { addresses: vec![], ports: (30_001..30_100).collect() },
+        local_pods: LocalPods::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]),
+        ..Settings::default()
+    }
+}
+
+/// One interface with one, another or both addresses, and a neighbour that is resolved or not.
+fn network(number: u8) -> NetState {
+    let addresses = [vec!["192.0.2.1"], vec!["192.0.2.2"], vec!["192.0.2.1", "192.0.2.2"]];
+    let interface = InterfaceSpec {
+        name: "up0".into(),
+        ifindex: 1,
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        mtu: 1500,
+        up: true,
+        addresses: addresses[usize::from(number)].iter().map(|text| ip(text)).collect(),
+    };
+    let route = RouteSpec {
+        prefix: "10.244.0.0/16".parse().unwrap(),
+        interface: 0,
+        via: Some(ip("192.0.2.254")),
+        metric: 0,
+    };
+    let mac = (number > 0).then_some(MacAddr([2, 0, 0, 0, 0, 254]));
+    NetState {
+        interfaces: Arc::new(vec![interface]),
+        routes: Arc::new(vec![route]),
+        neighbours: Arc::new(vec![NeighbourSpec { interface: 0, addr: ip("192.0.2.254"), mac }]),
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
