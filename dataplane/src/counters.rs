@@ -71,6 +71,13 @@ impl Counters {
     /// Counts a verdict under its reason; a packet that is sent or held is counted when it is.
     #[inline]
     pub fn count(&mut self, verdict: Verdict) {
+        if !matches!(verdict, Verdict::Transmit(_)) {
+            self.count_unsent(verdict);
+        }
+    }
+
+    #[cold]
+    fn count_unsent(&mut self, verdict: Verdict) {
         match verdict {
             Verdict::Transmit(_) | Verdict::Hold(_) => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,

@@ -6,11 +6,12 @@
 //! argument. Never reads a clock, takes a lock, allocates, logs or makes a system call.
 
 pub mod choose;
+mod established;
 mod open;
 
 use flowgate_flow::{AffinityTable, FlowTable, Found, NextHopRef, Probe, Tick, Timeouts, prefetch};
 use flowgate_tables::routing::Unresolved;
-use flowgate_tables::{BackendId, NextHop, NextHopId, Tables};
+use flowgate_tables::{BackendId, NextHop, NextHopId, Routing, Tables};
 use flowgate_wire::rewrite::complete_checksum;
 use flowgate_wire::{EtherAddrs, Packet4, Parsed, Protocol, TcpFlags, Translation4, parse};
 
@@ -78,7 +79,7 @@ struct Staged {
 impl Pipeline {
     /// The pipeline of one worker.
     pub fn new(worker: WorkerNumber) -> Self {
-        let empty = Staged { packet: Packet4::EMPTY, probe: Probe::default() };
+        let empty = Staged { packet: Packet4::EMPTY, probe: Probe::EMPTY };
         Self { staged: Box::new([empty; BURST]), router: Router { worker, requests: Requests::default() } }
     }
 }
@@ -101,14 +102,31 @@ impl Router {
         context: &Context<'_>,
         counters: &mut Counters,
     ) -> Verdict {
+        match Self::forward_established(frame, staged, checksums, context, counters) {
+            Some(egress) => Verdict::Transmit(egress),
+            None => self.decide_in_full(frame, staged, checksums, context, counters),
+        }
+    }
+
+    /// Decides any packet. Most never come here.
+    #[cold]
+    fn decide_in_full(
+        &mut self,
+        frame: &mut [u8],
+        staged: &Staged,
+        checksums: RxChecksums,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Verdict {
         let Staged { packet, probe } = staged;
         // RFC 1812 section 5.3.1: a packet whose TTL would become zero is not forwarded.
         if packet.ttl <= 1 {
             return Verdict::Drop(DropReason::TtlExpired);
         }
-        let known = match context.flows.find(probe, &packet.tuple) {
+        let flows = context.flows;
+        let known = match flows.find(probe, &packet.tuple).or_else(|| flows.find_late(probe, &packet.tuple)) {
             Some(over) if is_over(&over, packet, context) => {
-                counters.add(Event::FlowsReplaced, u64::from(context.flows.remove(&over)));
+                counters.add(Event::FlowsReplaced, u64::from(flows.remove(&over)));
                 None
             }
             known => known,
@@ -129,7 +147,6 @@ impl Router {
         self.forward(frame, packet, &found, checksums, context, counters)
     }
 
-    #[inline]
     fn forward(
         &mut self,
         frame: &mut [u8],
@@ -139,31 +156,25 @@ impl Router {
         context: &Context<'_>,
         counters: &mut Counters,
     ) -> Verdict {
-        let routing = &context.tables.routing;
-        let stored = found.forwarding.next_hop.id(routing.epoch()).map(NextHopId::from_bits);
-        let next_hop = match stored.and_then(|id| routing.next_hop(id)) {
-            Some(next_hop) => *next_hop,
+        let next_hop = match current_next_hop(found, &context.tables.routing) {
+            Some(next_hop) => next_hop,
             None => match self.reroute(found, context, counters) {
                 Ok(next_hop) => next_hop,
                 Err(verdict) => return verdict,
             },
         };
-        let ether = match self.resolved(&next_hop, counters) {
+        let ether = match self.resolved(next_hop, counters) {
             Ok(ether) => ether,
             Err(verdict) => return verdict,
         };
         // Not before: a packet that is held comes back here and would be counted again.
-        found.touch(context.now, packet.ip_len());
-        if packet.tuple.protocol == Protocol::Tcp {
-            found.saw_tcp(packet.tcp_flags);
-        }
+        note(found, packet, context);
         let translation = &found.forwarding.translation;
-        self.send(frame, packet, translation, (&next_hop, &ether), checksums, counters)
+        self.send(frame, packet, translation, (next_hop, ether), checksums, counters)
     }
 
     /// Routes a packet as the kernel would have: the XDP program cannot tell the answers to clients whose
     /// address is kept from what else their backend sends.
-    #[cold]
     fn route(
         &mut self,
         frame: &mut [u8],
@@ -176,27 +187,29 @@ impl Router {
             Ok((_, next_hop)) => next_hop,
             Err(verdict) => return verdict,
         };
-        let ether = match self.resolved(&next_hop, counters) {
+        let ether = match self.resolved(next_hop, counters) {
             Ok(ether) => ether,
             Err(verdict) => return verdict,
         };
         let unchanged = Translation4::between(&packet.tuple, &packet.tuple);
-        let verdict = self.send(frame, packet, &unchanged, (&next_hop, &ether), checksums, counters);
+        let verdict = self.send(frame, packet, &unchanged, (next_hop, ether), checksums, counters);
         counters.add(Event::Routed, u64::from(matches!(verdict, Verdict::Transmit(_))));
         verdict
     }
 
     /// The Ethernet header towards a next hop, or the wish to have it resolved.
-    #[inline]
-    fn resolved(&mut self, next_hop: &NextHop, counters: &mut Counters) -> Result<EtherAddrs, Verdict> {
-        next_hop.ether.ok_or_else(|| {
+    fn resolved<'n>(
+        &mut self,
+        next_hop: &'n NextHop,
+        counters: &mut Counters,
+    ) -> Result<&'n EtherAddrs, Verdict> {
+        next_hop.ether.as_ref().ok_or_else(|| {
             let neighbour = Unresolved { egress: next_hop.egress, addr: next_hop.addr };
             self.requests.push(neighbour, counters);
             Verdict::Hold(neighbour)
         })
     }
 
-    #[inline]
     fn send(
         &self,
         frame: &mut [u8],
@@ -209,22 +222,17 @@ impl Router {
         if packet.ip_len() > next_hop.mtu {
             return Verdict::Drop(DropReason::TooBig);
         }
-        translation.apply(frame, packet, ether);
-        if checksums == RxChecksums::MayBePartial && packet.has_partial_checksum() {
-            complete_checksum(frame, packet);
-            counters.add(Event::ChecksumsCompleted, 1);
-        }
+        rewrite(frame, packet, translation, ether, checksums, counters);
         Verdict::Transmit(next_hop.egress)
     }
 
     /// Looks the next hop up, for the first reply or again after a route change, and keeps it.
-    #[cold]
-    fn reroute(
+    fn reroute<'a>(
         &mut self,
         found: &Found<'_>,
-        context: &Context<'_>,
+        context: &Context<'a>,
         counters: &mut Counters,
-    ) -> Result<NextHop, Verdict> {
+    ) -> Result<&'a NextHop, Verdict> {
         let routing = &context.tables.routing;
         let (id, next_hop) = self.next_hop(found.forwarding.translation.dst, context, counters)?;
         found.set_next_hop(NextHopRef::new(id.to_bits(), routing.epoch()));
@@ -283,8 +291,39 @@ impl Process for Pipeline {
     }
 }
 
-/// Whether the flow that was found must give way to a new one for this packet.
+/// The next hop that is kept in the entry, unless routes have changed since.
 #[inline]
+fn current_next_hop<'a>(found: &Found<'_>, routing: &'a Routing) -> Option<&'a NextHop> {
+    let id = found.forwarding.next_hop.id(routing.epoch())?;
+    routing.next_hop(NextHopId::from_bits(id))
+}
+
+/// Notes in the flow that this packet goes on.
+#[inline]
+fn note(found: &Found<'_>, packet: &Packet4, context: &Context<'_>) {
+    found.touch(context.now, packet.ip_len());
+    if packet.tuple.protocol == Protocol::Tcp {
+        found.saw_tcp(packet.tcp_flags);
+    }
+}
+
+#[inline]
+fn rewrite(
+    frame: &mut [u8],
+    packet: &Packet4,
+    translation: &Translation4,
+    ether: &EtherAddrs,
+    checksums: RxChecksums,
+    counters: &mut Counters,
+) {
+    translation.apply(frame, packet, ether);
+    if checksums == RxChecksums::MayBePartial && packet.has_partial_checksum() {
+        complete_checksum(frame, packet);
+        counters.add(Event::ChecksumsCompleted, 1);
+    }
+}
+
+/// Whether the flow that was found must give way to a new one for this packet.
 fn is_over(found: &Found<'_>, packet: &Packet4, context: &Context<'_>) -> bool {
     if packet.tuple.protocol == Protocol::Tcp {
         // RFC 9293 section 3.6.1: a SYN may start a connection anew once the old one has ended.

@@ -1,5 +1,7 @@
-//! The two instructions that Rust has no portable form for. Changes no result, only its speed.
+//! The few instructions that Rust has no portable form for. Changes no result, only its speed.
 #![allow(unsafe_code, reason = "processor instructions behind safe functions")]
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Starts loading the cache line that `target` begins in.
 #[inline(always)]
@@ -15,26 +17,48 @@ pub fn prefetch<T: ?Sized>(target: &T) {
     let _ = target;
 }
 
-/// One bit for each of 32 bytes, in memory order: whether it is `byte`.
+/// One bit for each of the 32 bytes of `words`, in memory order: whether it is `byte`. They are read with
+/// acquire ordering, but not all at once.
 #[inline(always)]
-pub(crate) fn equal_bytes(words: [u64; 4], byte: u8) -> u32 {
+pub(crate) fn equal_bytes(words: &AlignedWords, byte: u8) -> u32 {
     #[cfg(target_arch = "x86_64")]
     {
         // SAFETY: every x86-64 processor has SSE2.
         unsafe { equal_bytes_sse2(words, byte) }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    equal_bytes_portable(words, byte)
+    equal_bytes_portable(words.0.each_ref().map(|word| word.load(Ordering::Acquire)), byte)
 }
+
+/// Four words that can be read as two registers of 16 bytes.
+#[derive(Debug, Default)]
+#[repr(C, align(32))]
+pub(crate) struct AlignedWords(pub(crate) [AtomicU64; 4]);
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse2")]
-fn equal_bytes_sse2(words: [u64; 4], byte: u8) -> u32 {
-    use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set_epi64x, _mm_set1_epi8};
-    let [a, b, c, d] = words.map(u64::cast_signed);
+fn equal_bytes_sse2(words: &AlignedWords, byte: u8) -> u32 {
+    use std::arch::asm;
+    use std::arch::x86_64::{__m128i, _mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set1_epi8};
+    let (low, high): (__m128i, __m128i);
+    // Atomic loads would go through general registers, as the compiler must not join them.
+    // SAFETY: reads the 32 bytes of `words`, which are aligned to 32, and nothing else. The processor may
+    // do so in several steps, as 32 atomic loads of a byte would: no byte is torn.
+    unsafe {
+        asm!(
+            "movdqa {low}, [{words}]",
+            "movdqa {high}, [{words} + 16]",
+            words = in(reg) words,
+            low = out(xmm_reg) low,
+            high = out(xmm_reg) high,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    };
+    // The processor keeps loads in order; this has the compiler keep them too.
+    fence(Ordering::Acquire);
     let wanted = _mm_set1_epi8(byte.cast_signed());
-    let low = _mm_movemask_epi8(_mm_cmpeq_epi8(_mm_set_epi64x(b, a), wanted)).cast_unsigned();
-    let high = _mm_movemask_epi8(_mm_cmpeq_epi8(_mm_set_epi64x(d, c), wanted)).cast_unsigned();
+    let low = _mm_movemask_epi8(_mm_cmpeq_epi8(low, wanted)).cast_unsigned();
+    let high = _mm_movemask_epi8(_mm_cmpeq_epi8(high, wanted)).cast_unsigned();
     low | high << 16
 }
 
@@ -62,7 +86,7 @@ mod tests {
             let byte = |i: usize| if spots >> i & 1 == 1 { wanted } else { bytes[i] };
             let words = std::array::from_fn(|w| u64::from_le_bytes(std::array::from_fn(|b| byte(w * 8 + b))));
             let oracle = (0..32).filter(|&i| byte(i) == wanted).fold(0_u32, |mask, i| mask | 1 << i);
-            prop_assert_eq!(equal_bytes(words, wanted), oracle);
+            prop_assert_eq!(equal_bytes(&AlignedWords(words.map(AtomicU64::new)), wanted), oracle);
             prop_assert_eq!(equal_bytes_portable(words, wanted), oracle);
         }
     }

@@ -140,8 +140,6 @@ pub struct Forwarding {
     pub next_hop: NextHopRef,
     /// The backend, in the form that the tables give.
     pub backend: u32,
-    /// Original or reply.
-    pub side: Side,
 }
 
 impl Entry4 {
@@ -159,7 +157,6 @@ impl Entry4 {
             translation: self.translation(),
             next_hop: NextHopRef(self.next_hop.load(Ordering::Relaxed)),
             backend: self.backend.load(Ordering::Relaxed),
-            side: self.side(),
         };
         // The loads above must be done before the word is read again (Boehm, MSPC 2012, section 4).
         fence(Ordering::Acquire);
@@ -264,8 +261,9 @@ impl Entry4 {
         (self.packets.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
+    /// Original or reply. What a packet needs does not depend on it, so it is no part of that copy.
     #[inline]
-    fn side(&self) -> Side {
+    pub(crate) fn side(&self) -> Side {
         if self.side.load(Ordering::Relaxed) == 0 { Side::Original } else { Side::Reply }
     }
 
@@ -337,7 +335,7 @@ mod tests {
             (forwarding.translation, forwarding.next_hop),
             (direction.translation, direction.next_hop)
         );
-        assert_eq!((forwarding.backend, forwarding.side), (77, Side::Reply));
+        assert_eq!((forwarding.backend, entry.side()), (77, Side::Reply));
         assert_eq!(entry.identity().unwrap().tuple, direction.tuple);
         assert!(entry.forwarding(&direction.tuple.reversed()).is_none());
         assert!(entry.lock(&direction.tuple));

@@ -26,11 +26,14 @@ pub struct OutOfMemory {
 pub(crate) struct Memory {
     mapping: MmapRaw,
     bucket_count: u32,
+    /// Bytes from the start of the mapping: asked for with every packet, so not computed each time.
+    entries_offset: usize,
 }
 
 impl Memory {
     pub(crate) fn new(bucket_count: u32, flows: u32) -> Result<Self, OutOfMemory> {
-        let bytes = entries_offset(bucket_count) + entry_count(bucket_count) * size_of::<Entry4>();
+        let entries_offset = entries_offset(bucket_count);
+        let bytes = entries_offset + entry_count(bucket_count) * size_of::<Entry4>();
         let refused = |source| OutOfMemory { bytes, flows, source };
         let mapping = MmapRaw::from(memmap2::MmapOptions::new().len(bytes).map_anon().map_err(refused)?);
         // Fewer TLB misses where the kernel has huge pages to give; without them it works all the same.
@@ -39,7 +42,7 @@ impl Memory {
         // this advice: there the faults come one by one as before.
         match mapping.advise(memmap2::Advice::PopulateWrite) {
             Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => Err(refused(error)),
-            _ => Ok(Self { mapping, bucket_count }),
+            _ => Ok(Self { mapping, bucket_count, entries_offset }),
         }
     }
 
@@ -61,9 +64,8 @@ impl Memory {
 
     #[inline]
     pub(crate) fn entries(&self) -> &[Entry4] {
-        let offset = entries_offset(self.bucket_count);
         // SAFETY: `new` made the mapping longer than the offset.
-        let first = unsafe { self.mapping.as_ptr().add(offset) }.cast::<Entry4>();
+        let first = unsafe { self.mapping.as_ptr().add(self.entries_offset) }.cast::<Entry4>();
         // SAFETY: entry_count entries follow the offset, which is a multiple of the page size and so of 64;
         // zeroed bytes are a free entry; every field is an atomic; the mapping lives as long as self.
         unsafe { std::slice::from_raw_parts(first, entry_count(self.bucket_count)) }

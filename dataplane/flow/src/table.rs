@@ -16,7 +16,7 @@ use crate::expiry::{self, Timeouts};
 use crate::hash::{FlowHash, HashKey};
 use crate::memory::{Memory, OutOfMemory};
 use crate::state::{TcpPhase, TcpSeen};
-use crate::tags::{BUCKET_SLOTS, Slots};
+use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
 
 /// One fixed-capacity table of flows, shared by all workers.
 #[derive(Debug)]
@@ -30,17 +30,33 @@ pub struct FlowTable {
 }
 
 /// Where an entry may be: computed ahead so that its cache lines can be on their way.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Probe {
     hash: FlowHash,
     buckets: [u32; 2],
-    matches: [Slots; 2],
+    /// The first entry whose tag agrees.
+    likely: EntryIndex,
+    /// The others.
+    others: Candidates,
 }
 
 impl Probe {
+    /// A probe that finds nothing.
+    pub const EMPTY: Self =
+        Self { hash: FlowHash(0), buckets: [0; 2], likely: EntryIndex::NONE, others: Candidates::NONE };
+
     /// The keyed hash of the tuple.
     pub const fn hash(&self) -> FlowHash {
         self.hash
+    }
+
+    /// The entry of the next of `candidates`.
+    #[inline]
+    fn next_of(&self, candidates: &mut Candidates) -> EntryIndex {
+        let [first, second] = self.buckets;
+        candidates.next().map_or(EntryIndex::NONE, |(bucket, slot)| {
+            entry_index(if bucket == 0 { first } else { second }, slot)
+        })
     }
 }
 
@@ -110,44 +126,50 @@ impl FlowTable {
         for bucket in buckets {
             prefetch(&self.memory.tags()[bucket as usize]);
         }
-        Probe { hash, buckets, matches: [Slots::default(); 2] }
+        Probe { hash, buckets, ..Probe::EMPTY }
     }
 
-    /// Step two: compares the tags and starts loading the entry that agrees.
+    /// Step two: compares the tags and starts loading the first entry that agrees.
     #[inline]
     pub fn prefetch(&self, probe: &mut Probe) {
-        let tags = self.memory.tags();
-        let tag = probe.hash.tag();
-        for (matches, bucket) in probe.matches.iter_mut().zip(probe.buckets) {
-            *matches = tags[bucket as usize].matches(tag);
-            if let Some(slot) = matches.first() {
-                prefetch(&self.memory.entries()[entry_index(bucket, slot).0 as usize]);
-                // Most entries live in their first bucket: a second guess would cost more than it brings.
-                break;
-            }
+        let mut candidates = self.candidates(probe);
+        probe.likely = probe.next_of(&mut candidates);
+        probe.others = candidates;
+        if let Some(entry) = self.memory.entries().get(probe.likely.0 as usize) {
+            prefetch(entry);
         }
     }
 
     /// Step three: the entry of a packet with this tuple. Takes no lock.
     #[inline]
     pub fn find(&self, probe: &Probe, tuple: &FiveTuple4) -> Option<Found<'_>> {
-        let [first, second] = probe.buckets;
-        self.find_in(first, probe.matches[0], tuple).or_else(|| {
-            let matches = self.memory.tags()[second as usize].matches(probe.hash.tag());
-            self.find_in(second, matches, tuple)
-        })
-    }
-
-    #[inline]
-    fn find_in(&self, bucket: u32, matches: Slots, tuple: &FiveTuple4) -> Option<Found<'_>> {
-        for slot in matches {
-            let index = entry_index(bucket, slot);
-            let entry = &self.memory.entries()[index.0 as usize];
+        let (mut index, mut others) = (probe.likely, probe.others);
+        // One way out with an entry: the compiler would join several in memory.
+        loop {
+            let entry = self.memory.entries().get(index.0 as usize)?;
             if let Some(forwarding) = entry.forwarding(tuple) {
                 return Some(Found { forwarding, index, entry });
             }
+            index = probe.next_of(&mut others);
         }
-        None
+    }
+
+    /// The entry of a flow that was inserted since step two, by a packet before this one or by another
+    /// worker. Apart from [`find`](Self::find), since most packets find their entry there.
+    #[cold]
+    pub fn find_late(&self, probe: &Probe, tuple: &FiveTuple4) -> Option<Found<'_>> {
+        let mut probe = *probe;
+        self.prefetch(&mut probe);
+        self.find(&probe, tuple)
+    }
+
+    /// The slots whose tags agree, as they are now.
+    #[inline]
+    fn candidates(&self, probe: &Probe) -> Candidates {
+        let tags = self.memory.tags();
+        let tag = probe.hash.tag();
+        let [first, second] = probe.buckets.map(|bucket| tags[bucket as usize].matches(tag));
+        Candidates::new(first, second)
     }
 
     /// All three steps at once, for whoever has no burst.
@@ -196,15 +218,19 @@ impl FlowTable {
 
     /// Whether the flow was silent for longer than its timeout and only waits for the sweep. Cheap for
     /// a flow that has just been used.
-    #[inline]
     pub fn is_expired(&self, found: &Found<'_>, now: Tick, timeouts: &Timeouts) -> bool {
+        self.may_be_expired(found, now) && expiry::is_expired(self, found.index, now, timeouts)
+    }
+
+    /// Whether this direction was silent for so long that [`is_expired`](Self::is_expired) is worth asking.
+    #[inline]
+    pub fn may_be_expired(&self, found: &Found<'_>, now: Tick) -> bool {
         now.since(found.entry.last_seen()) > LAZY_EXPIRY_MS
-            && expiry::is_expired(self, found.index, now, timeouts)
     }
 
     /// The phase of the TCP connection that `found` belongs to.
     pub fn tcp_phase(&self, found: &Found<'_>) -> TcpPhase {
-        self.phase(found.forwarding.side, found.entry)
+        self.phase(found.side(), found.entry)
     }
 
     /// Every flow whose original direction is in bucket `bucket`, as a view for people.
@@ -376,6 +402,12 @@ impl Found<'_> {
     #[inline]
     pub fn touch(&self, now: Tick, ip_len: u16) {
         self.entry.touch(now, ip_len);
+    }
+
+    /// Which direction of its flow this is.
+    #[inline]
+    pub fn side(&self) -> Side {
+        self.entry.side()
     }
 
     /// When this direction last carried a packet.

@@ -6,43 +6,40 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::arch::equal_bytes;
+use crate::arch::{AlignedWords, equal_bytes};
 
 /// Slots in a bucket.
 pub const BUCKET_SLOTS: u32 = 32;
 
 /// The tags of one bucket.
+///
+/// They are read with acquire ordering: whoever sees a tag sees what its owner did to the entry before
+/// releasing the slot.
 #[derive(Debug, Default)]
-#[repr(C, align(32))]
-pub struct Tags([AtomicU64; 4]);
+#[repr(transparent)]
+pub struct Tags(AlignedWords);
 
 impl Tags {
     /// The slots whose tag is `tag`.
     #[inline]
     pub fn matches(&self, tag: u8) -> Slots {
-        Slots(equal_bytes(self.words(), tag))
+        Slots(equal_bytes(&self.0, tag))
     }
 
     /// The slots in use.
     #[inline]
     pub fn used(&self) -> Slots {
-        Slots(!equal_bytes(self.words(), 0))
+        Slots(!equal_bytes(&self.0, 0))
     }
 
     /// Takes a free slot for an entry with this tag; none when all are in use.
     pub fn claim(&self, tag: u8) -> Option<u32> {
-        self.0.iter().zip(0..).find_map(|(word, number)| Some(number * 8 + claim_in(word, tag)?))
+        self.0.0.iter().zip(0..).find_map(|(word, number)| Some(number * 8 + claim_in(word, tag)?))
     }
 
     /// Gives a slot back. Only its owner may.
     pub fn release(&self, slot: u32) {
-        self.0[(slot / 8) as usize].fetch_and(!(0xff << (slot % 8 * 8)), Ordering::AcqRel);
-    }
-
-    #[inline]
-    fn words(&self) -> [u64; 4] {
-        // Acquire: whoever sees a tag sees what its owner did to the entry before releasing the slot.
-        std::array::from_fn(|i| self.0[i].load(Ordering::Acquire))
+        self.0.0[(slot / 8) as usize].fetch_and(!(0xff << (slot % 8 * 8)), Ordering::AcqRel);
     }
 }
 
@@ -87,6 +84,37 @@ impl Iterator for Slots {
     }
 }
 
+/// Some slots of two buckets, one bit each: those of the second bucket above those of the first. A
+/// lookup that walks both at once need not branch on which of them has the entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidates(u64);
+
+impl Candidates {
+    /// None at all.
+    pub const NONE: Self = Self(0);
+
+    /// The slots of both.
+    #[inline]
+    pub const fn new(first: Slots, second: Slots) -> Self {
+        Self(first.0 as u64 | (second.0 as u64) << BUCKET_SLOTS)
+    }
+}
+
+impl Iterator for Candidates {
+    /// Which bucket, and its slot there.
+    type Item = (usize, u32);
+
+    #[inline]
+    fn next(&mut self) -> Option<(usize, u32)> {
+        if self.0 == 0 {
+            return None;
+        }
+        let bit = self.0.trailing_zeros();
+        self.0 &= self.0 - 1;
+        Some(((bit / BUCKET_SLOTS) as usize, bit % BUCKET_SLOTS))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,5 +129,12 @@ mod tests {
         assert_eq!(tags.used().count(), 31);
         assert_eq!(tags.claim(9), Some(19));
         assert_eq!(tags.matches(9).collect::<Vec<_>>(), [19]);
+    }
+
+    #[test]
+    fn candidates_are_the_slots_of_the_first_bucket_and_then_those_of_the_second() {
+        let candidates = Candidates::new(Slots(1 << 31 | 1), Slots(1 << 31 | 2));
+        assert_eq!(candidates.collect::<Vec<_>>(), [(0, 0), (0, 31), (1, 1), (1, 31)]);
+        assert_eq!({ Candidates::NONE }.next(), None);
     }
 }

@@ -65,21 +65,21 @@ impl Router {
             source_nat: choice.source_nat,
             next_hop: NextHopRef::new(id.to_bits(), tables.routing.epoch()),
         };
-        self.insert(tuple, probe, &towards, &next_hop, context, counters)
+        self.insert(tuple, probe, &towards, next_hop, context, counters)
     }
 
     /// The next hop towards `dst`.
-    pub(super) fn next_hop(
+    pub(super) fn next_hop<'a>(
         &mut self,
         dst: Ipv4Addr,
-        context: &Context<'_>,
+        context: &Context<'a>,
         counters: &mut Counters,
-    ) -> Result<(NextHopId, NextHop), Verdict> {
+    ) -> Result<(NextHopId, &'a NextHop), Verdict> {
         let routing = &context.tables.routing;
         match routing.route(dst) {
             Route::Via(id) => {
                 let next_hop = routing.next_hop(id).ok_or(Verdict::Drop(DropReason::NoRoute))?;
-                Ok((id, *next_hop))
+                Ok((id, next_hop))
             }
             Route::Unknown(neighbour) => {
                 self.requests.push(neighbour, counters);

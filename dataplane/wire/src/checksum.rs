@@ -97,14 +97,14 @@ impl Delta {
     #[inline]
     #[must_use]
     pub const fn between(old: Sum, new: Sum) -> Self {
-        Self(fold((!old.fold()) as u64 + new.fold() as u64))
+        Self(add(!old.fold(), new.fold()))
     }
 
     /// Both changes, in any order.
     #[inline]
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
-        Self(fold(self.0 as u64 + other.0 as u64))
+        Self(add(self.0, other.0))
     }
 
     /// The form that a conntrack entry stores.
@@ -136,15 +136,15 @@ impl Checksum {
     #[inline]
     #[must_use]
     pub const fn update(self, delta: Delta) -> Self {
-        let complement = !u16::from_ne_bytes(self.0);
-        Self((!fold(complement as u64 + delta.0 as u64)).to_ne_bytes())
+        Self((!add(!u16::from_ne_bytes(self.0), delta.0)).to_ne_bytes())
     }
 
     /// RFC 768: a computed zero is sent as all ones, since zero means none.
     #[inline]
     #[must_use]
     pub const fn or_all_ones(self) -> Self {
-        if matches!(self.0, [0, 0]) { Self([0xff, 0xff]) } else { self }
+        let field = u16::from_ne_bytes(self.0);
+        Self(if field == 0 { u16::MAX } else { field }.to_ne_bytes())
     }
 
     /// Whether the field holds the bare pseudo-header sum that Linux leaves for a device to complete
@@ -158,14 +158,20 @@ impl Checksum {
     }
 }
 
+/// Adds two words and the carry (RFC 1071 section 2).
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "three folds leave 16 bits of any 64-bit sum")]
+const fn add(a: u16, b: u16) -> u16 {
+    let (sum, carry) = a.overflowing_add(b);
+    // No second carry: the largest sum that carried is 0xfffe.
+    sum + carry as u16
+}
+
+/// A number plus itself with its halves swapped has in its upper half the sum of the halves, into which
+/// the lower half, the same sum, has carried.
+#[inline]
 const fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 #[cfg(test)]
@@ -198,7 +204,21 @@ mod tests {
         assert_eq!(Checksum([0, 1]).or_all_ones(), Checksum([0, 1]));
     }
 
+    /// As RFC 1071 section 4.1 has it: until nothing is left to carry.
+    fn folded_by_the_book(mut sum: u64) -> u64 {
+        while sum >> 16 != 0 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum
+    }
+
     proptest! {
+        #[test]
+        fn folding_and_adding_agree_with_the_loop_of_rfc_1071(sum in any::<u64>(), shift in 0..64_u32, a in any::<u16>(), b in any::<u16>()) {
+            prop_assert_eq!(u64::from(fold(sum >> shift)), folded_by_the_book(sum >> shift));
+            prop_assert_eq!(u64::from(add(a, b)), folded_by_the_book(u64::from(a) + u64::from(b)));
+        }
+
         #[test]
         fn an_incremental_update_equals_a_full_sum(
             mut bytes in proptest::collection::vec(any::<u8>(), 2..200),

@@ -11,7 +11,11 @@ use crate::checksum::{Checksum, Sum};
 pub const ETHERNET_LEN: usize = 14;
 
 /// What a well-formed frame holds.
+///
+/// Its tag has a byte of its own: within the packet, as a niche, it would lie where the protocol does, and
+/// the compiler then keeps both in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Parsed {
     /// TCP or UDP over IPv4, not a fragment.
     L4(Packet4),
@@ -172,14 +176,14 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, Malformed> {
     let l4_len = total_len - header_len;
     let l4_offset = ETHERNET_LEN_U16 + header_len;
     let l4 = &frame[usize::from(l4_offset)..usize::from(l4_offset) + usize::from(l4_len)];
-    let (protocol, ports, checksum, tcp_flags) = match head[23] {
+    let (protocol, checksum, tcp_flags) = match head[23] {
         6 => {
             let tcp = l4.first_chunk::<20>().ok_or(Malformed::Truncated)?;
             let data_offset = u16::from(tcp[12] >> 4) * 4;
             if data_offset < 20 || data_offset > l4_len {
                 return Err(Malformed::L4Length);
             }
-            (Protocol::Tcp, [tcp[0], tcp[1], tcp[2], tcp[3]], [tcp[16], tcp[17]], TcpFlags(tcp[13]))
+            (Protocol::Tcp, tcp.as_chunks::<2>().0[8], TcpFlags(tcp[13]))
         }
         17 => {
             let udp = l4.first_chunk::<8>().ok_or(Malformed::Truncated)?;
@@ -187,12 +191,13 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, Malformed> {
             if u16::from_be_bytes([udp[4], udp[5]]) != l4_len {
                 return Err(Malformed::L4Length);
             }
-            (Protocol::Udp, [udp[0], udp[1], udp[2], udp[3]], [udp[6], udp[7]], TcpFlags::default())
+            (Protocol::Udp, udp.as_chunks::<2>().0[3], TcpFlags::default())
         }
         _ => return Ok(Parsed::NotL4),
     };
-    let src_port = L4Port::from_wire([ports[0], ports[1]]);
-    let dst_port = L4Port::from_wire([ports[2], ports[3]]);
+    // Both begin with the ports.
+    let [src_port, dst_port, ..] = *l4.as_chunks::<2>().0 else { return Err(Malformed::Truncated) };
+    let (src_port, dst_port) = (L4Port::from_wire(src_port), L4Port::from_wire(dst_port));
     if src_port == L4Port::new(0) || dst_port == L4Port::new(0) {
         return Err(Malformed::PortZero);
     }

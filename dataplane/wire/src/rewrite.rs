@@ -72,18 +72,17 @@ impl Translation4 {
         head[24..26].copy_from_slice(&l3_checksum.0);
         head[26..30].copy_from_slice(&self.src.octets());
         head[30..34].copy_from_slice(&self.dst.octets());
-        let [src0, src1] = self.src_port.wire();
-        let [dst0, dst1] = self.dst_port.wire();
-        let ports = [src0, src1, dst0, dst1];
         if packet.tuple.protocol == Protocol::Udp {
             let Some(udp) = l4.first_chunk_mut::<8>() else { return };
-            udp[..4].copy_from_slice(&ports);
+            udp[..2].copy_from_slice(&self.src_port.wire());
+            udp[2..4].copy_from_slice(&self.dst_port.wire());
             if packet.l4_checksum != Checksum::NONE {
                 udp[6..8].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).or_all_ones().0);
             }
         } else {
             let Some(tcp) = l4.first_chunk_mut::<18>() else { return };
-            tcp[..4].copy_from_slice(&ports);
+            tcp[..2].copy_from_slice(&self.src_port.wire());
+            tcp[2..4].copy_from_slice(&self.dst_port.wire());
             tcp[16..18].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).0);
         }
     }

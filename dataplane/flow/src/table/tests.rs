@@ -55,7 +55,7 @@ fn both_directions_are_found_with_their_translations() {
     for (direction, side) in [(flow.original, Side::Original), (flow.reply, Side::Reply)] {
         let found = table.lookup(&direction.tuple).unwrap();
         assert_eq!(found.forwarding.translation, direction.translation);
-        assert_eq!((found.forwarding.side, found.forwarding.backend), (side, 40_000));
+        assert_eq!((found.side(), found.forwarding.backend), (side, 40_000));
     }
     assert!(table.lookup(&flow.original.tuple.reversed()).is_none());
     assert_eq!(table.used_entries(), 2);

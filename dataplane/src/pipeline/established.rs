@@ -1,0 +1,47 @@
+//! The way of most packets: their flow is known, goes on, and so does its next hop.
+//!
+//! One straight line in which nothing is called, so that all of it stays in registers. Never decides
+//! what becomes of a packet that is special in any way: it changes nothing and leaves that packet to
+//! [`Router::decide_in_full`], which starts over.
+
+use flowgate_flow::Found;
+use flowgate_tables::{BackendId, InterfaceId};
+use flowgate_wire::{Packet4, Protocol};
+
+use super::{Context, Router, RxChecksums, Staged, current_next_hop, note, rewrite};
+use crate::counters::{Counters, Event};
+
+impl Router {
+    /// Rewrites the packet and says by which interface it leaves.
+    #[inline]
+    pub(super) fn forward_established(
+        frame: &mut [u8],
+        staged: &Staged,
+        checksums: RxChecksums,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Option<InterfaceId> {
+        let Staged { packet, probe } = staged;
+        let found = context.flows.find(probe, &packet.tuple)?;
+        let next_hop = current_next_hop(&found, &context.tables.routing)?;
+        let ether = next_hop.ether.as_ref()?;
+        if packet.ttl <= 1 || may_be_over(&found, packet, context) || packet.ip_len() > next_hop.mtu {
+            return None;
+        }
+        counters.add(Event::FlowHits, 1);
+        note(&found, packet, context);
+        rewrite(frame, packet, &found.forwarding.translation, ether, checksums, counters);
+        Some(next_hop.egress)
+    }
+}
+
+/// Whether it takes a closer look to tell that the flow goes on.
+#[inline]
+fn may_be_over(found: &Found<'_>, packet: &Packet4, context: &Context<'_>) -> bool {
+    if packet.tuple.protocol == Protocol::Tcp {
+        return packet.tcp_flags.opens();
+    }
+    let backends = context.tables.services.backends();
+    !backends.is_current(BackendId::from_bits(found.forwarding.backend))
+        || context.flows.may_be_expired(found, context.now)
+}
