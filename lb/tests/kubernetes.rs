@@ -142,9 +142,12 @@ fn a_watch_that_expired_while_the_gateway_was_away_loses_no_change() -> Result<(
     cluster.gateway()?.wait_for_service("my-nginx")?;
     let gateway = cluster.topology().gateway().clone();
 
-    // Cut off from the API server, the gateway misses a deletion and a creation; then history is forgotten.
+    // Cut off from the API server, the gateway misses a deletion and a creation; then history is forgotten. It has to
+    // notice that its connections are gone first: those of a link that went silent live until a keep-alive fails.
+    cluster.control_plane_mut().kill_api_server()?;
     gateway.ip("link set mgmt0 down")?;
     let plane = cluster.control_plane_mut();
+    plane.start_api_server()?;
     plane.kubectl(&["delete", "service", "mysql"])?;
     plane.kubectl(&[
         "expose",
