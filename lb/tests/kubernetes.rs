@@ -30,8 +30,8 @@ use flowgate_benches::{
 use serde_json::Value;
 use support::{FLOWGATE, get, number, one_at_a_time, rows, text};
 
-/// For what passes through controllers, API and gateway.
-const CLUSTER_LIMIT: Duration = Duration::from_secs(60);
+/// For what passes through controllers, API and gateway, all on a machine that may be busy with other tests.
+const CLUSTER_LIMIT: Duration = Duration::from_secs(120);
 
 #[test]
 fn samples_applied_by_kubectl_are_served_at_cluster_ip_and_node_port() -> Result<()> {
@@ -90,7 +90,7 @@ fn a_rolling_update_with_terminating_endpoints_fails_no_request() -> Result<()> 
 
     let plane = cluster.control_plane();
     plane.kubectl(&["set", "image", "deployment/my-nginx", "my-nginx=nginx:2"])?;
-    plane.kubectl(&["rollout", "status", "deployment/my-nginx", "--timeout", "60s"])?;
+    plane.kubectl(&["rollout", "status", "deployment/my-nginx", "--timeout", "120s"])?;
     let new = cluster_eventually("only new pods run", || {
         let pods = pod_names(&cluster);
         Ok((pods.len() == 3 && pods.is_disjoint(&old)).then_some(pods))
