@@ -158,14 +158,26 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, Malformed> {
         return Ok(Parsed::NotIpv4);
     }
     let version_and_ihl = head[14];
+    if version_and_ihl == 0x45 {
+        return segment(frame, head, 20);
+    }
     if version_and_ihl >> 4 != 4 {
         return Err(Malformed::Version);
     }
     let header_len = u16::from(version_and_ihl & 0x0f) * 4;
-    let total_len = u16::from_be_bytes([head[16], head[17]]);
     if header_len < 20 {
         return Err(Malformed::HeaderLength);
     }
+    segment(frame, head, header_len)
+}
+
+/// The TCP or UDP segment after an IPv4 header of `header_len` bytes.
+///
+/// Inlined for the header without options, which nearly all packets have: every offset is a constant then.
+/// Inlined for the others as well, since one call would have the packet returned in memory for all.
+#[inline(always)]
+fn segment(frame: &[u8], head: &[u8; ETHERNET_LEN + 20], header_len: u16) -> Result<Parsed, Malformed> {
+    let total_len = u16::from_be_bytes([head[16], head[17]]);
     if total_len < header_len || usize::from(total_len) + ETHERNET_LEN > frame.len() {
         return Err(Malformed::TotalLength);
     }
