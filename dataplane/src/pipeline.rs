@@ -108,7 +108,8 @@ impl Router {
         }
     }
 
-    /// Decides any packet. Most never come here.
+    /// Decides any packet; those that [`forward_established`](Self::forward_established) serves never come
+    /// here.
     #[cold]
     fn decide_in_full(
         &mut self,

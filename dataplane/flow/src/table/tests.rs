@@ -62,6 +62,24 @@ fn both_directions_are_found_with_their_translations() {
 }
 
 #[test]
+fn a_flow_inserted_after_the_tags_were_compared_is_found_late() {
+    let table = FlowTable::new(100, KEY).unwrap();
+    let mut in_second_bucket = 0;
+    for port in 0..100 {
+        let flow = udp(1, 1000 + port, 40_000 + port);
+        let tuple = &flow.original.tuple;
+        let mut probe = table.probe(tuple);
+        table.prefetch(&mut probe);
+        assert!(matches!(table.insert(&flow, Tick(1)), Inserted::New(_)));
+        assert!(table.find(&probe, tuple).is_none());
+        let found = table.find_late(&probe, tuple).unwrap();
+        assert_eq!(found.forwarding.backend, flow.backend);
+        in_second_bucket += u32::from(found.index.0 / BUCKET_SLOTS != probe.buckets[0]);
+    }
+    assert!(in_second_bucket > 0, "both buckets were looked into");
+}
+
+#[test]
 fn the_second_insertion_of_a_tuple_gets_the_first_flow_and_leaves_nothing() {
     let table = FlowTable::new(100, KEY).unwrap();
     table.insert(&udp(1, 1000, 40_000), Tick(1));
