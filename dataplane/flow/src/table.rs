@@ -22,7 +22,7 @@ use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
 #[derive(Debug)]
 pub struct FlowTable {
     key: HashKey,
-    memory: Memory,
+    memory: Memory<Entry4>,
     capacity_flows: u32,
     /// One insertion of the same key at a time: keys are spread over these by hash. They live outside
     /// the shared memory, so that a process that dies with one held harms no other.
