@@ -12,7 +12,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use flowgate_wire::FiveTuple4;
 
 /// The secret of this boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HashKey(
     /// One word added and four multiplied.
     pub [u64; 5],

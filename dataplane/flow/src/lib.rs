@@ -1,7 +1,7 @@
 //! The flow table: one fixed-capacity table for all workers, one conntrack entry per direction.
 //!
 //! Finding a flow takes no lock; only inserting and removing synchronise, and only in here. Memory is
-//! taken at start and never grows. The layout is plain C ([`entry`], [`tags`]), so that an XDP program
+//! taken at start and never grows; it may be a file that the next process takes over ([`keep`], [`adopt`]). The layout is plain C ([`entry`], [`tags`]), so that an XDP program
 //! can read the same table. Never reads a clock, never knows a Service, never touches packet bytes.
 //!
 //! # Required reading
@@ -11,21 +11,25 @@
 //! - What happens when the table is full: [`table::Inserted::Full`] and [`table`].
 #![deny(unsafe_code)]
 
+pub mod adopt;
 pub mod affinity;
 mod arch;
 pub mod entry;
 pub mod expiry;
 pub mod hash;
+pub mod keep;
 mod memory;
 pub mod state;
 pub mod table;
 pub mod tags;
 
+pub use adopt::{Adopted, KeptFlow};
 pub use affinity::{AffinityTable, Bound};
 pub use arch::prefetch;
 pub use entry::{Direction, EntryIndex, NextHopRef, Side, Tick};
 pub use expiry::{Sweep, Timeouts};
 pub use hash::{FlowHash, HashKey};
+pub use keep::{KeepError, Keeping, Misfit, Origin};
 pub use memory::OutOfMemory;
 pub use state::TcpPhase;
 pub use table::{FlowTable, FlowView, Found, Inserted, NewFlow, Probe};
