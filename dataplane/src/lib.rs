@@ -5,6 +5,7 @@
 //! hangs. Never knows Kubernetes, never resolves a name, never logs on the packet path.
 #![forbid(unsafe_code)]
 
+pub mod adopt;
 pub mod counters;
 pub mod device;
 pub mod pipeline;
