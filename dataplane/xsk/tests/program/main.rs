@@ -1,7 +1,9 @@
 //! The steering program packet by packet, run by the kernel's BPF_PROG_TEST_RUN: one packet in, verdict and exactly
 //! one counter out.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod cost;
 
 use std::net::{IpAddr, Ipv4Addr};
 
