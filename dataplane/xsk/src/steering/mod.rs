@@ -6,6 +6,7 @@
 
 mod bpffs;
 mod error;
+mod hold;
 mod link;
 mod maps;
 mod probe;
@@ -27,7 +28,7 @@ pub use error::SteeringError;
 pub use link::LinkOrigin;
 pub use probe::Verdict;
 pub use reason::Reason;
-pub use set::{PortSet, SteeringSet, VipKey};
+pub use set::{ETHERTYPE_8021Q, PortSet, SteeringSet, VipKey, VlanKey};
 pub use sockets::SocketMap;
 
 use bpffs::PinDir;
@@ -170,7 +171,7 @@ impl Steering {
             }
         }
 
-        let (maps, socket_map) = Maps::open(&pins)?;
+        let (maps, socket_map) = Maps::open(&pins, devices.clone())?;
         let sockets = SocketMap::new(socket_map, devices.clone());
         sockets.clear_all()?;
 

@@ -18,6 +18,6 @@ fn cost_of_a_packet() {
     ] {
         let run = || rig.steering.probe_repeatedly(rig.ifindex, &packet, RUNS).expect("test run");
         let best = (0..7).map(|_| run().1).min();
-        println!("{what}: {best:?}");
+        eprintln!("{what}: {best:?}");
     }
 }
