@@ -8,6 +8,8 @@
 pub mod adopt;
 pub mod counters;
 pub mod device;
+#[cfg(feature = "lab")]
+pub mod fault;
 pub mod pipeline;
 mod refusal;
 pub mod verdict;
