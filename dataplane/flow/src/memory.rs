@@ -3,9 +3,10 @@
 //! The only place that turns bytes into entries. Never hands out a unique reference.
 #![allow(unsafe_code, reason = "entries and tags are views of one mapping that other programs may share")]
 
+use std::marker::PhantomData;
+
 use memmap2::MmapRaw;
 
-use crate::entry::Entry4;
 use crate::tags::{BUCKET_SLOTS, Tags};
 
 /// The memory asked for is not to be had.
@@ -23,17 +24,18 @@ pub struct OutOfMemory {
 
 /// Tags first, entries after them, both aligned to a page.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct Memory<E> {
     mapping: MmapRaw,
     bucket_count: u32,
     /// Bytes from the start of the mapping: asked for with every packet, so not computed each time.
     entries_offset: usize,
+    _entries: PhantomData<E>,
 }
 
-impl Memory {
+impl<E: Sync> Memory<E> {
     pub(crate) fn new(bucket_count: u32, flows: u32) -> Result<Self, OutOfMemory> {
         let entries_offset = entries_offset(bucket_count);
-        let bytes = entries_offset + entry_count(bucket_count) * size_of::<Entry4>();
+        let bytes = entries_offset + entry_count(bucket_count) * size_of::<E>();
         let refused = |source| OutOfMemory { bytes, flows, source };
         let mapping = MmapRaw::from(memmap2::MmapOptions::new().len(bytes).map_anon().map_err(refused)?);
         // Fewer TLB misses where the kernel has huge pages to give; without them it works all the same.
@@ -42,7 +44,7 @@ impl Memory {
         // this advice: there the faults come one by one as before.
         match mapping.advise(memmap2::Advice::PopulateWrite) {
             Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => Err(refused(error)),
-            _ => Ok(Self { mapping, bucket_count, entries_offset }),
+            _ => Ok(Self { mapping, bucket_count, entries_offset, _entries: PhantomData }),
         }
     }
 
@@ -63,9 +65,9 @@ impl Memory {
     }
 
     #[inline]
-    pub(crate) fn entries(&self) -> &[Entry4] {
+    pub(crate) fn entries(&self) -> &[E] {
         // SAFETY: `new` made the mapping longer than the offset.
-        let first = unsafe { self.mapping.as_ptr().add(self.entries_offset) }.cast::<Entry4>();
+        let first = unsafe { self.mapping.as_ptr().add(self.entries_offset) }.cast::<E>();
         // SAFETY: entry_count entries follow the offset, which is a multiple of the page size and so of 64;
         // zeroed bytes are a free entry; every field is an atomic; the mapping lives as long as self.
         unsafe { std::slice::from_raw_parts(first, entry_count(self.bucket_count)) }
