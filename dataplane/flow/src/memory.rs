@@ -7,6 +7,8 @@ use std::marker::PhantomData;
 
 use memmap2::MmapRaw;
 
+use crate::address::FlowAddress;
+use crate::entry::Entry;
 use crate::tags::{BUCKET_SLOTS, Tags};
 
 /// The memory asked for is not to be had.
@@ -22,6 +24,16 @@ pub struct OutOfMemory {
     pub source: std::io::Error,
 }
 
+/// What may lie in memory that several threads or programs share.
+///
+/// # Safety
+/// Zeroed bytes are a valid value, every field is an atomic, the size is a multiple of the alignment, and
+/// the alignment is at most a page.
+pub(crate) unsafe trait SharedRecord: Sync {}
+
+// SAFETY: all fields are atomics or arrays of them, and `repr(C, align(64))` makes it 64 or 128 bytes.
+unsafe impl<A: FlowAddress> SharedRecord for Entry<A> {}
+
 /// Tags first, entries after them, both aligned to a page.
 #[derive(Debug)]
 pub(crate) struct Memory<E> {
@@ -29,10 +41,10 @@ pub(crate) struct Memory<E> {
     bucket_count: u32,
     /// Bytes from the start of the mapping: asked for with every packet, so not computed each time.
     entries_offset: usize,
-    _entries: PhantomData<E>,
+    entries: PhantomData<fn() -> E>,
 }
 
-impl<E: Sync> Memory<E> {
+impl<E: SharedRecord> Memory<E> {
     pub(crate) fn new(bucket_count: u32, flows: u32) -> Result<Self, OutOfMemory> {
         let entries_offset = entries_offset(bucket_count);
         let bytes = entries_offset + entry_count(bucket_count) * size_of::<E>();
@@ -44,7 +56,7 @@ impl<E: Sync> Memory<E> {
         // this advice: there the faults come one by one as before.
         match mapping.advise(memmap2::Advice::PopulateWrite) {
             Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => Err(refused(error)),
-            _ => Ok(Self { mapping, bucket_count, entries_offset, _entries: PhantomData }),
+            _ => Ok(Self { mapping, bucket_count, entries_offset, entries: PhantomData }),
         }
     }
 
@@ -68,8 +80,8 @@ impl<E: Sync> Memory<E> {
     pub(crate) fn entries(&self) -> &[E] {
         // SAFETY: `new` made the mapping longer than the offset.
         let first = unsafe { self.mapping.as_ptr().add(self.entries_offset) }.cast::<E>();
-        // SAFETY: entry_count entries follow the offset, which is a multiple of the page size and so of 64;
-        // zeroed bytes are a free entry; every field is an atomic; the mapping lives as long as self.
+        // SAFETY: entry_count entries follow the offset, which is a multiple of the page size; the rest is
+        // what `SharedRecord` promises; the mapping lives as long as self.
         unsafe { std::slice::from_raw_parts(first, entry_count(self.bucket_count)) }
     }
 }
