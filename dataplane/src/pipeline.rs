@@ -140,18 +140,18 @@ impl Router {
             None => match self.open(packet, probe, context, counters) {
                 Ok(found) => found,
                 Err(Verdict::Pass(PassReason::NotOurs)) if open::may_be_kept_reply(packet, context) => {
-                    return self.route(frame, packet, checksums, context, counters);
+                    return self.route(frame, staged, checksums, context, counters);
                 }
                 Err(verdict) => return verdict,
             },
         };
-        self.forward(frame, packet, &found, checksums, context, counters)
+        self.forward(frame, staged, &found, checksums, context, counters)
     }
 
     fn forward(
         &mut self,
         frame: &mut [u8],
-        packet: &Packet4,
+        Staged { packet, probe }: &Staged,
         found: &Found<'_>,
         checksums: RxChecksums,
         context: &Context<'_>,
@@ -159,7 +159,7 @@ impl Router {
     ) -> Verdict {
         let next_hop = match current_next_hop(found, &context.tables.routing) {
             Some(next_hop) => next_hop,
-            None => match self.reroute(found, context, counters) {
+            None => match self.reroute(found, probe, context, counters) {
                 Ok(next_hop) => next_hop,
                 Err(verdict) => return verdict,
             },
@@ -179,12 +179,12 @@ impl Router {
     fn route(
         &mut self,
         frame: &mut [u8],
-        packet: &Packet4,
+        Staged { packet, probe }: &Staged,
         checksums: RxChecksums,
         context: &Context<'_>,
         counters: &mut Counters,
     ) -> Verdict {
-        let next_hop = match self.next_hop(packet.tuple.dst, context, counters) {
+        let next_hop = match self.next_hop(packet.tuple.dst, probe.hash().0, context, counters) {
             Ok((_, next_hop)) => next_hop,
             Err(verdict) => return verdict,
         };
@@ -231,11 +231,13 @@ impl Router {
     fn reroute<'a>(
         &mut self,
         found: &Found<'_>,
+        probe: &Probe,
         context: &Context<'a>,
         counters: &mut Counters,
     ) -> Result<&'a NextHop, Verdict> {
         let routing = &context.tables.routing;
-        let (id, next_hop) = self.next_hop(found.forwarding.translation.dst, context, counters)?;
+        let dst = found.forwarding.translation.dst;
+        let (id, next_hop) = self.next_hop(dst, probe.hash().0, context, counters)?;
         found.set_next_hop(NextHopRef::new(id.to_bits(), routing.epoch()));
         counters.add(Event::Rerouted, u64::from(found.forwarding.next_hop != NextHopRef::NONE));
         Ok(next_hop)

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
 use flowgate_flow::{AffinityTable, FlowTable, HashKey, Tick, Timeouts};
 use flowgate_tables::spec::{
-    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteSpec, ServiceName, ServiceSpec,
-    TreatmentSpec,
+    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceName,
+    ServiceSpec, TreatmentSpec,
 };
 use flowgate_tables::{
     BySource, EmptyAction, FrontendKind, Routing, ServiceTable, SnatPool, SourceNat, Sources, Tables,
@@ -138,14 +138,14 @@ pub(crate) fn tables() -> Tables {
         mtu: 1500,
         up: true,
         addresses: vec![IpAddr::V4(addr)],
+        vlan: None,
     };
     let fabric = Ipv4Addr::new(10, 244, 0, 1);
     let interfaces = vec![interface("up0", 1, Ipv4Addr::new(192, 0, 2, 1)), interface("fab0", 2, fabric)];
     let router = Ipv4Addr::new(192, 0, 2, 254);
     let route = |prefix: &str, interface, via: Option<Ipv4Addr>| RouteSpec {
         prefix: prefix.parse().expect("a prefix"),
-        interface,
-        via: via.map(IpAddr::V4),
+        hops: vec![RouteHopSpec { interface, via: via.map(IpAddr::V4), weight: 1 }],
         metric: 0,
     };
     let routes = [route("10.244.0.0/16", 1, None), route("0.0.0.0/0", 0, Some(router))];
@@ -164,7 +164,7 @@ pub(crate) fn tables() -> Tables {
         mac: Some(MacAddr([4, 0, 0, 0, 0, 1])),
     });
     let routing = Routing::build(&Routing::default(), interfaces, &routes, &neighbours).expect("routes fit");
-    let snat = SnatPool::new(vec![vec![], vec![fabric]], &(20_000..=59_999).collect());
+    let snat = SnatPool::new(&[vec![], vec![IpAddr::V4(fabric)]], &(20_000..=59_999).collect());
     Tables {
         generation: 1,
         services: Arc::new(services),

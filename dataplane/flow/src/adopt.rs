@@ -6,19 +6,20 @@
 //! only if its two entries agree in all: whatever else happened to the memory, no packet is translated
 //! by a guess.
 
-use flowgate_wire::{FiveTuple4, Translation4};
+use flowgate_wire::{FiveTuple, Translation};
 
+use crate::address::FlowAddress;
 use crate::entry::{EntryIndex, NextHopRef, Side, Tick};
 use crate::table::{FlowTable, entry_index};
 use crate::tags::BUCKET_SLOTS;
 
 /// A flow that was taken over.
 #[derive(Clone, Copy, Debug)]
-pub struct KeptFlow {
+pub struct KeptFlow<A> {
     /// As the client sends.
-    pub original: FiveTuple4,
+    pub original: FiveTuple<A>,
     /// As the backend answers.
-    pub reply: FiveTuple4,
+    pub reply: FiveTuple<A>,
     /// When either direction last carried a packet.
     pub last_seen: Tick,
 }
@@ -32,10 +33,10 @@ pub struct Adopted {
     pub cleared: usize,
 }
 
-impl FlowTable {
+impl<A: FlowAddress> FlowTable<A> {
     /// Takes over what is in the table, asking `backend_of` for the backend of each flow. Nobody else may
     /// use the table meanwhile.
-    pub fn adopt(&self, mut backend_of: impl FnMut(&KeptFlow) -> u32) -> Adopted {
+    pub fn adopt(&self, mut backend_of: impl FnMut(&KeptFlow<A>) -> u32) -> Adopted {
         let mut adopted = Adopted::default();
         // Halves first: a flow is whole only if both can be found by their tuples.
         for index in self.used_indices() {
@@ -74,7 +75,7 @@ impl FlowTable {
     }
 
     /// The flow that this entry is half of; none if the other half is missing or is of another flow.
-    fn whole_flow(&self, index: EntryIndex) -> Option<KeptFlow> {
+    fn whole_flow(&self, index: EntryIndex) -> Option<KeptFlow<A>> {
         let (entry, peer) = (self.entry(index), self.peer_of(self.entry(index))?);
         let (bucket, slot) = (entry.peer().0 / BUCKET_SLOTS, entry.peer().0 % BUCKET_SLOTS);
         if !self.used_slots(bucket).contains(slot) {
@@ -88,8 +89,8 @@ impl FlowTable {
         };
         let agree = other.peer == index
             && original.tuple.protocol == reply.tuple.protocol
-            && original.translation == Translation4::between(&original.tuple, &reply.tuple.reversed())
-            && reply.translation == Translation4::between(&reply.tuple, &original.tuple.reversed());
+            && original.translation == Translation::between(&original.tuple, &reply.tuple.reversed())
+            && reply.translation == Translation::between(&reply.tuple, &original.tuple.reversed());
         let last_seen = entry.last_seen().later(peer.last_seen());
         agree.then_some(KeptFlow { original: original.tuple, reply: reply.tuple, last_seen })
     }

@@ -246,7 +246,7 @@ mod tests {
         bucket_count: 10,
         capacity_flows: 131,
         boot: *b"0123456789abcdef",
-        key: HashKey([7; 5]),
+        key: HashKey([7; HashKey::WORDS]),
     };
 
     #[test]
@@ -272,7 +272,10 @@ mod tests {
             (opened.origin, opened.key)
         };
         assert_eq!(make(&LABEL).0, Origin::Begun);
-        assert_eq!(make(&Label { key: HashKey([8; 5]), ..LABEL }), (Origin::Kept, HashKey([7; 5])));
+        assert_eq!(
+            make(&Label { key: HashKey([8; HashKey::WORDS]), ..LABEL }),
+            (Origin::Kept, HashKey([7; HashKey::WORDS]))
+        );
         for (label, misfit) in [
             (Label { boot: [1; 16], ..LABEL }, Misfit::Boot),
             (Label { capacity_flows: 500, boot: [1; 16], ..LABEL }, Misfit::Capacity(131)),

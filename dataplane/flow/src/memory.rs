@@ -10,7 +10,8 @@ use std::marker::PhantomData;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use crate::entry::Entry4;
+use crate::address::FlowAddress;
+use crate::entry::Entry;
 use crate::tags::{BUCKET_SLOTS, Tags};
 
 /// The memory asked for is not to be had.
@@ -33,8 +34,8 @@ pub struct OutOfMemory {
 /// alignment is at most a page.
 pub(crate) unsafe trait SharedRecord: Sync {}
 
-// SAFETY: all fields are atomics, and `repr(C, align(64))` makes it 64 bytes.
-unsafe impl SharedRecord for Entry4 {}
+// SAFETY: all fields are atomics or arrays of them, and `repr(C, align(64))` makes it 64 or 128 bytes.
+unsafe impl<A: FlowAddress> SharedRecord for Entry<A> {}
 
 /// Tags first, entries after them, both aligned to a page.
 #[derive(Debug)]

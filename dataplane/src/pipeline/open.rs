@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use flowgate_flow::{Bound, Direction, Found, Inserted, NewFlow, NextHopRef, Probe};
 use flowgate_tables::routing::{Route, Unresolved};
 use flowgate_tables::service::ServiceKey;
-use flowgate_tables::{Backend, NextHop, NextHopId, Tables};
+use flowgate_tables::{Backend, NextHop, NextHopId};
 use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, Packet4, Protocol, Translation4};
 
 use super::choose::{Decision, Placing, choose};
@@ -52,7 +52,7 @@ impl Router {
         let IpAddr::V4(backend_addr) = choice.backend.addr else {
             return Err(Verdict::Drop(DropReason::NoRoute));
         };
-        let (id, next_hop) = self.next_hop(backend_addr, context, counters)?;
+        let (id, next_hop) = self.next_hop(backend_addr, probe.hash().0, context, counters)?;
         if next_hop.ether.is_none() {
             // No entry for a packet that cannot leave: a flood must not fill the table.
             let neighbour = Unresolved { egress: next_hop.egress, addr: next_hop.addr };
@@ -68,15 +68,16 @@ impl Router {
         self.insert(tuple, probe, &towards, next_hop, context, counters)
     }
 
-    /// The next hop towards `dst`.
+    /// The next hop towards `dst`; `spread` chooses among several.
     pub(super) fn next_hop<'a>(
         &mut self,
         dst: Ipv4Addr,
+        spread: u32,
         context: &Context<'a>,
         counters: &mut Counters,
     ) -> Result<(NextHopId, &'a NextHop), Verdict> {
         let routing = &context.tables.routing;
-        match routing.route(dst) {
+        match routing.route(IpAddr::V4(dst), spread) {
             Route::Via(id) => {
                 let next_hop = routing.next_hop(id).ok_or(Verdict::Drop(DropReason::NoRoute))?;
                 Ok((id, next_hop))
@@ -110,7 +111,7 @@ impl Router {
             return self.insert_any(tuple, towards, sources, DropReason::ReplyTupleTaken, context, counters);
         }
         let snat = &context.tables.snat;
-        let addresses = snat.addresses(egress.egress);
+        let addresses = snat.addresses_v4(egress.egress);
         let ports = snat.worker_ports(self.worker.index, self.worker.count);
         if addresses.is_empty() || ports.is_empty() {
             return Err(Verdict::Drop(DropReason::NoSnatAddress));
@@ -150,9 +151,9 @@ impl Router {
 
 /// The verdict on a packet that has no flow and whose destination is no Service.
 fn no_service(tuple: &FiveTuple4, context: &Context<'_>) -> Verdict {
-    let Tables { snat, routing, .. } = context.tables;
-    let is_reply = snat.ports().binary_search(&tuple.dst_port.number()).is_ok()
-        && routing.interfaces().iter().any(|i| snat.addresses(i.id).contains(&tuple.dst));
+    let snat = &context.tables.snat;
+    let is_reply =
+        snat.ports().binary_search(&tuple.dst_port.number()).is_ok() && snat.contains(IpAddr::V4(tuple.dst));
     if is_reply { Verdict::Drop(DropReason::NoFlow) } else { Verdict::Pass(PassReason::NotOurs) }
 }
 

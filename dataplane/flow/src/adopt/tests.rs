@@ -1,55 +1,63 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::FileExt;
 
-use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, Protocol};
+use flowgate_wire::{FiveTuple, L4Port, Protocol};
 use proptest::prelude::*;
 
 use super::*;
-use crate::entry::{Direction, Entry4};
+use crate::entry::{Direction, Entry};
 use crate::tags::{BUCKET_SLOTS, Tags};
 use crate::{HashKey, Inserted, Keeping, NewFlow, Origin};
 
-const KEY: HashKey = HashKey([3, 0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9, 5]);
 const CAPACITY: u32 = 200;
 
-fn flow(number: u16) -> NewFlow {
+fn addr<A: FlowAddress>(host: u32) -> A {
+    let v6 = 0x2001_0db8 << 96 | u128::from(host);
+    let of = |addr| A::from_ip(addr);
+    of(IpAddr::V4(host.into())).or_else(|| of(IpAddr::V6(v6.into()))).unwrap()
+}
+
+fn flow<A: FlowAddress>(number: u16) -> NewFlow<A> {
     let original = FiveTuple {
         protocol: if number.is_multiple_of(3) { Protocol::Tcp } else { Protocol::Udp },
-        src: (0xc000_0200 + u32::from(number % 7)).into(),
-        dst: 0x0a60_0001.into(),
+        src: addr(0xc000_0200 + u32::from(number % 7)),
+        dst: addr(0x0a60_0001),
         src_port: L4Port::new(number),
         dst_port: L4Port::new(80),
     };
     let reply = FiveTuple {
-        src: 0x0af4_000b.into(),
-        dst: 0x0af4_0001.into(),
+        src: addr(0x0af4_000b),
+        dst: addr(0x0af4_0001),
         src_port: L4Port::new(8080),
         dst_port: L4Port::new(40_000 + number),
         ..original
     };
-    let direction = |from: FiveTuple4, to: FiveTuple4| Direction {
+    let direction = |from: FiveTuple<A>, to: FiveTuple<A>| Direction {
         tuple: from,
-        translation: Translation4::between(&from, &to.reversed()),
+        translation: Translation::between(&from, &to.reversed()),
         next_hop: NextHopRef::new(1, 0),
     };
     NewFlow { original: direction(original, reply), reply: direction(reply, original), backend: 7 }
 }
 
-struct Kept {
+struct Kept<A> {
     _folder: tempfile::TempDir,
     keeping: Keeping,
+    family: PhantomData<A>,
 }
 
-impl Kept {
+impl<A: FlowAddress> Kept<A> {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let keeping = Keeping { path: folder.path().join("flows"), boot: [1; 16] };
-        Self { _folder: folder, keeping }
+        Self { _folder: folder, keeping, family: PhantomData }
     }
 
-    fn open(&self) -> (FlowTable, Origin) {
-        FlowTable::kept(CAPACITY, KEY, &self.keeping).unwrap()
+    fn open(&self) -> (FlowTable<A>, Origin) {
+        FlowTable::kept(CAPACITY, HashKey::random(), &self.keeping).unwrap()
     }
 
     fn write(&self, at: usize, bytes: &[u8]) {
@@ -58,20 +66,20 @@ impl Kept {
     }
 }
 
-fn entries_offset(table: &FlowTable) -> usize {
+fn entries_offset<A: FlowAddress>(table: &FlowTable<A>) -> usize {
     (table.bucket_count() as usize * size_of::<Tags>()).next_multiple_of(4096)
 }
 
 /// The bytes of the file that stand for one direction: its tag, and its entry.
-fn bytes_of(table: &FlowTable, tuple: &FiveTuple4) -> [std::ops::Range<usize>; 2] {
+fn bytes_of<A: FlowAddress>(table: &FlowTable<A>, tuple: &FiveTuple<A>) -> [std::ops::Range<usize>; 2] {
     let index = table.lookup(tuple).unwrap().index().0;
     let (bucket, slot) = ((index / BUCKET_SLOTS) as usize, (index % BUCKET_SLOTS) as usize);
     let tag = bucket * size_of::<Tags>() + slot;
-    let entry = entries_offset(table) + index as usize * size_of::<Entry4>();
-    [tag..tag + 1, entry..entry + size_of::<Entry4>()]
+    let entry = entries_offset(table) + index as usize * size_of::<Entry<A>>();
+    [tag..tag + 1, entry..entry + size_of::<Entry<A>>()]
 }
 
-fn assert_sound(table: &FlowTable, adopted: Adopted) {
+fn assert_sound<A: FlowAddress>(table: &FlowTable<A>, adopted: Adopted) {
     assert_eq!(table.flows().count(), adopted.flows);
     assert_eq!(table.used_entries(), 2 * adopted.flows);
     for index in table.used_indices() {
@@ -82,12 +90,17 @@ fn assert_sound(table: &FlowTable, adopted: Adopted) {
 
 #[test]
 fn flows_outlive_the_table_with_all_that_was_noted_of_them() {
-    let kept = Kept::new();
+    outlive::<Ipv4Addr>();
+    outlive::<Ipv6Addr>();
+}
+
+fn outlive<A: FlowAddress>() {
+    let kept = Kept::<A>::new();
     let (table, origin) = kept.open();
     assert_eq!(origin, Origin::Begun);
     for number in 0..100 {
         let Inserted::New(found) = table.insert(&flow(number), Tick(5)) else { panic!("{number}") };
-        found.touch(Tick(10 + u32::from(number)), 100);
+        found.touch(Tick(10 + u32::from(number)), 100, 77);
     }
     let before: BTreeMap<_, _> = table.flows().map(|view| (view.original.src_port.number(), view)).collect();
     drop(table);
@@ -102,7 +115,8 @@ fn flows_outlive_the_table_with_all_that_was_noted_of_them() {
         let mut expected = before[&number].clone();
         expected.backend = u32::from(number) + 1000;
         assert_eq!(format!("{view:?}"), format!("{expected:?}"));
-        for tuple in [&view.original, &view.reply] {
+        let flow = flow::<A>(number);
+        for tuple in [&flow.original.tuple, &flow.reply.tuple] {
             let forwarding = table.lookup(tuple).unwrap().forwarding;
             assert_eq!((forwarding.next_hop, forwarding.backend), (NextHopRef::NONE, expected.backend));
         }
@@ -112,7 +126,12 @@ fn flows_outlive_the_table_with_all_that_was_noted_of_them() {
 /// What a process leaves that dies between two stores of one operation.
 #[test]
 fn what_was_left_half_done_is_cleared_and_the_rest_goes_on() {
-    let kept = Kept::new();
+    half_done::<Ipv4Addr>();
+    half_done::<Ipv6Addr>();
+}
+
+fn half_done<A: FlowAddress>() {
+    let kept = Kept::<A>::new();
     let (table, _) = kept.open();
     for number in 0..50 {
         table.insert(&flow(number), Tick(5));
@@ -130,7 +149,7 @@ fn what_was_left_half_done_is_cleared_and_the_rest_goes_on() {
     drop(table);
     kept.write(torn.start, &[1]);
     kept.write(empty.start + 4, &[0]);
-    let peer = std::mem::offset_of!(Entry4, peer);
+    let peer = std::mem::offset_of!(Entry<A>, peer);
     kept.write(unlinked.start + peer, &u32::MAX.to_ne_bytes());
     kept.write(tag.start, &[0]);
 
@@ -149,53 +168,72 @@ fn word() -> impl Strategy<Value = u64> {
     prop_oneof![any::<u64>(), any::<u64>().prop_map(|word| word & 0x00ff_0000_ff00_00ff), Just(0), 0_u64..600]
 }
 
+/// A table of some flows, some of them removed, that was damaged here and there.
+#[derive(Clone, Debug)]
+struct Wreck {
+    numbers: HashSet<u16>,
+    removed: Vec<prop::sample::Index>,
+    damage: Vec<(prop::sample::Index, u64)>,
+}
+
+fn wreck() -> impl Strategy<Value = Wreck> {
+    let numbers = prop::collection::hash_set(0_u16..400, 1..150);
+    let removed = prop::collection::vec(any::<prop::sample::Index>(), 0..20);
+    let damage = prop::collection::vec((any::<prop::sample::Index>(), word()), 0..30);
+    (numbers, removed, damage).prop_map(|(numbers, removed, damage)| Wreck { numbers, removed, damage })
+}
+
 proptest! {
     #[test]
     fn whatever_happened_to_the_memory_what_is_left_are_whole_flows_and_none_is_lost_without_need(
-        numbers in prop::collection::hash_set(0_u16..400, 1..150),
-        removed in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
-        damage in prop::collection::vec((any::<prop::sample::Index>(), word()), 0..30),
+        wreck in wreck(),
     ) {
-        let kept = Kept::new();
-        let (table, _) = kept.open();
-        let mut alive: HashSet<u16> = numbers.iter().copied().collect();
-        for number in &alive {
-            table.insert(&flow(*number), Tick(5));
-        }
-        let numbers: Vec<_> = numbers.into_iter().collect();
-        for index in removed {
-            let number = *index.get(&numbers);
-            if let Some(found) = table.lookup(&flow(number).original.tuple) {
-                table.remove(&found);
-                alive.remove(&number);
-            }
-        }
-        let entries = entries_offset(&table);
-        let words = (entries + table.bucket_count() as usize * 32 * size_of::<Entry4>()) / 8;
-        let damage: Vec<_> = damage.iter().map(|(at, value)| (at.index(words) * 8, *value)).collect();
-        let untouched: HashSet<u16> = alive.iter().copied().filter(|number| {
-            let flow = flow(*number);
-            let mut bytes =
-                [&flow.original, &flow.reply].into_iter().flat_map(|d| bytes_of(&table, &d.tuple));
-            bytes.all(|range| damage.iter().all(|(at, _)| at + 8 <= range.start || *at >= range.end))
-        }).collect();
-        drop(table);
-        damage.iter().for_each(|(at, value)| kept.write(*at, &value.to_ne_bytes()));
+        salvage::<Ipv4Addr>(&wreck);
+        salvage::<Ipv6Addr>(&wreck);
+    }
+}
 
-        let (table, origin) = kept.open();
-        prop_assert_eq!(origin, Origin::Kept);
-        let adopted = table.adopt(|_| 9);
-        assert_sound(&table, adopted);
-        for view in table.flows() {
-            let number = view.original.src_port.number();
-            prop_assert!(alive.contains(&number));
-            prop_assert_eq!((view.original, view.reply), (flow(number).original.tuple, flow(number).reply.tuple));
+fn salvage<A: FlowAddress>(wreck: &Wreck) {
+    let kept = Kept::<A>::new();
+    let (table, _) = kept.open();
+    let mut alive = wreck.numbers.clone();
+    for number in &alive {
+        table.insert(&flow(*number), Tick(5));
+    }
+    let numbers: Vec<_> = alive.iter().copied().collect();
+    for index in &wreck.removed {
+        let number = *index.get(&numbers);
+        if let Some(found) = table.lookup(&flow(number).original.tuple) {
+            table.remove(&found);
+            alive.remove(&number);
         }
-        for number in &untouched {
-            prop_assert!(table.lookup(&flow(*number).original.tuple).is_some(), "{} is lost", number);
-        }
-        for number in 0..200 {
-            prop_assert!(!matches!(table.insert(&flow(number), Tick(6)), Inserted::Full));
-        }
+    }
+    let words = (entries_offset(&table) + table.bucket_count() as usize * 32 * size_of::<Entry<A>>()) / 8;
+    let damage: Vec<_> = wreck.damage.iter().map(|(at, value)| (at.index(words) * 8, *value)).collect();
+    let is_untouched = |number: &u16| {
+        let flow = flow(*number);
+        let mut bytes = [&flow.original, &flow.reply].into_iter().flat_map(|d| bytes_of(&table, &d.tuple));
+        bytes.all(|range| damage.iter().all(|(at, _)| at + 8 <= range.start || *at >= range.end))
+    };
+    let untouched: Vec<u16> = alive.iter().copied().filter(is_untouched).collect();
+    drop(table);
+    damage.iter().for_each(|(at, value)| kept.write(*at, &value.to_ne_bytes()));
+
+    let (table, origin) = kept.open();
+    assert_eq!(origin, Origin::Kept);
+    let adopted = table.adopt(|_| 9);
+    assert_sound(&table, adopted);
+    for view in table.flows() {
+        let number = view.original.src_port.number();
+        let expected = flow::<A>(number);
+        assert!(alive.contains(&number), "{number} had been removed");
+        assert_eq!(view.original, expected.original.tuple.any_family());
+        assert_eq!(view.reply, expected.reply.tuple.any_family());
+    }
+    for number in &untouched {
+        assert!(table.lookup(&flow(*number).original.tuple).is_some(), "{number} is lost");
+    }
+    for number in 0..200 {
+        assert!(!matches!(table.insert(&flow(number), Tick(6)), Inserted::Full));
     }
 }
