@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
-use flowgate_flow::{AffinityTable, FlowTable, HashKey, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceName,
     ServiceSpec, TreatmentSpec,
@@ -24,7 +24,7 @@ pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 /// A gateway in memory.
 pub(crate) struct Gateway {
     pub(crate) tables: Tables,
-    pub(crate) flows: FlowTable,
+    pub(crate) flows: Flows,
     pub(crate) affinity: AffinityTable,
     pub(crate) timeouts: Timeouts,
     pub(crate) pipeline: Pipeline,
@@ -36,7 +36,7 @@ impl Gateway {
     pub(crate) fn new(flows: u32) -> Self {
         Self {
             tables: tables(),
-            flows: FlowTable::new(flows, HashKey::random()).expect("memory for the flow table"),
+            flows: Flows::new(flows, flows, HashKey::random()).expect("memory for the flow table"),
             affinity: AffinityTable::new(1024),
             timeouts: Timeouts::default(),
             pipeline: Pipeline::new(WorkerNumber { index: 0, count: 1 }),
@@ -53,6 +53,7 @@ impl Gateway {
             flows: &self.flows,
             affinity: &self.affinity,
             timeouts: &self.timeouts,
+            options: &self.options,
         };
         let checksums = RxChecksums::MayBePartial;
         self.pipeline.process(frames, checksums, &context, &mut self.counters, verdicts);

@@ -15,7 +15,7 @@ use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Counters, DropReason, Event, PassReason, Pipeline, RejectReason, Worker, WorkerConfig, WorkerNumber,
 };
-use flowgate_flow::{AffinityTable, FlowTable, HashKey, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceName,
     ServiceSpec, TreatmentSpec,
@@ -105,7 +105,7 @@ impl World {
 
 pub(crate) struct Gateway {
     pub(crate) worker: Worker<MemoryDevice, Pipeline>,
-    pub(crate) flows: Arc<FlowTable>,
+    pub(crate) flows: Arc<Flows>,
     resolve: Arc<ArrayQueue<flowgate_tables::routing::Unresolved>>,
     publisher: Publisher,
     started: Instant,
@@ -120,7 +120,7 @@ impl Gateway {
     }
 
     pub(crate) fn with(world: &World, capacity: u32, tx_ring_len: usize) -> Self {
-        let flows = Arc::new(FlowTable::new(capacity, KEY).unwrap());
+        let flows = Arc::new(Flows::new(capacity, capacity, KEY).unwrap());
         let resolve = Arc::new(ArrayQueue::new(16));
         #[expect(clippy::disallowed_methods, reason = "only differences matter")]
         let started = Instant::now();

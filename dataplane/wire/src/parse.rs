@@ -128,6 +128,13 @@ impl<A: Address> Packet<A> {
         self.l4_offset - self.l3_offset + self.l4_len
     }
 
+    /// The sequence number of a TCP segment; zero for other protocols.
+    pub fn tcp_sequence(&self, frame: &[u8]) -> u32 {
+        let at = usize::from(self.l4_offset) + 4;
+        let field = frame.get(at..at + 4).and_then(|field| field.first_chunk::<4>());
+        field.filter(|_| self.tuple.protocol == Protocol::Tcp).map_or(0, |field| u32::from_be_bytes(*field))
+    }
+
     /// Whether the transport checksum still waits for a device to complete it.
     #[inline]
     pub fn has_partial_checksum(&self) -> bool {
