@@ -1,5 +1,6 @@
 //! The kernel's network state as the real kernel tells it, each test in a network namespace of its own. They need
 //! root; without it they say so and pass.
+#![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
 use std::net::IpAddr;
 use std::process::Command;

@@ -298,3 +298,115 @@ const fn ip(address: &RouteAddress) -> Option<IpAddr> {
 fn mac(bytes: &[u8]) -> Option<MacAddr> {
     bytes.try_into().ok().map(MacAddr)
 }
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::route::RouteNextHop;
+
+    use super::*;
+
+    fn link_of(attributes: Vec<LinkAttribute>) -> Link {
+        let mut message = LinkMessage::default();
+        message.header.index = 9;
+        message.attributes = attributes;
+        message.attributes.push(LinkAttribute::IfName("x".into()));
+        link(&message).unwrap()
+    }
+
+    #[test]
+    fn a_vlan_is_one_of_a_link_of_this_namespace_with_a_customer_tag() {
+        let vlan = |protocol| {
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vlan),
+                LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Protocol(protocol), InfoVlan::Id(7)])),
+            ])
+        };
+        let customer = || vlan(VlanProtocol::Ieee8021Q);
+        let below = || LinkAttribute::Link(5);
+        assert_eq!(link_of(vec![below(), customer()]).kind, Kind::Vlan { link: 5, id: 7 });
+        assert_eq!(link_of(vec![below(), vlan(VlanProtocol::Ieee8021Ad)]).kind, Kind::Other);
+        let elsewhere = LinkAttribute::LinkNetNsId(0);
+        assert_eq!(link_of(vec![below(), elsewhere, customer()]).kind, Kind::Other);
+    }
+
+    #[test]
+    fn a_port_of_a_bond_tells_whether_it_sends() {
+        let port = |state| {
+            let data = InfoPortData::BondPort(vec![InfoBondPort::BondPortState(state)]);
+            link_of(vec![
+                LinkAttribute::Controller(3),
+                LinkAttribute::LinkInfo(vec![LinkInfo::PortData(data)]),
+            ])
+        };
+        assert_eq!(
+            (port(BondPortState::Active).kind, port(BondPortState::Active).master),
+            (Kind::Other, Some(3))
+        );
+        assert_eq!(port(BondPortState::Backup).kind, Kind::IdleBondPort);
+        let bond = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bond)]);
+        assert_eq!(link_of(vec![bond]).kind, Kind::Bond);
+    }
+
+    fn route_message(kind: RouteType, attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet6;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.kind = kind;
+        message.attributes = attributes;
+        message
+    }
+
+    #[test]
+    fn routes_of_other_tables_types_or_for_some_sources_are_not_ours() {
+        let plain = || route_message(RouteType::Unicast, vec![RouteAttribute::Oif(9)]);
+        let hop = Hop { ifindex: 9, via: None, weight: 1, is_dead: false };
+        let default = "::/0".parse().unwrap();
+        assert_eq!(
+            route(&plain()),
+            Some(Route { prefix: default, metric: 0, preference: 0, hops: vec![hop] })
+        );
+        let mut other = plain();
+        other.attributes.push(RouteAttribute::Table(100));
+        assert_eq!(route(&other), None);
+        for change in [
+            |message: &mut RouteMessage| message.header.source_prefix_length = 64,
+            |message: &mut RouteMessage| message.header.tos = 8,
+            |message: &mut RouteMessage| message.header.kind = RouteType::Local,
+            |message: &mut RouteMessage| message.header.flags = RouteFlags::Cloned,
+        ] {
+            let mut message = plain();
+            change(&mut message);
+            assert_eq!(route(&message), None, "{message:?}");
+        }
+    }
+
+    #[test]
+    fn a_route_to_nowhere_has_no_way_though_the_kernel_names_lo() {
+        for kind in [RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit, RouteType::Throw] {
+            assert_eq!(route(&route_message(kind, vec![RouteAttribute::Oif(1)])).unwrap().hops, []);
+        }
+    }
+
+    #[test]
+    fn a_way_without_carrier_is_told_dead_and_a_tunnel_is_none() {
+        let mut dead = RouteNextHop::default();
+        dead.interface_index = 9;
+        dead.hops = 4;
+        dead.flags = RouteNextHopFlags::Linkdown;
+        let mut tunnel = RouteNextHop::default();
+        tunnel.attributes.push(RouteAttribute::Encap(vec![]));
+        let message = route_message(RouteType::Unicast, vec![RouteAttribute::MultiPath(vec![dead, tunnel])]);
+        let hop = Hop { ifindex: 9, via: None, weight: 5, is_dead: true };
+        assert_eq!(route(&message).unwrap().hops, [hop]);
+    }
+
+    #[test]
+    fn a_group_is_no_neighbour() {
+        let of = |ip: [u8; 4]| {
+            let mut message = NeighbourMessage::default();
+            message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip.into())));
+            neighbour(&message)
+        };
+        assert!(of([224, 0, 0, 1]).is_none() && of([10, 0, 0, 1]).is_some());
+    }
+}
