@@ -62,6 +62,9 @@ fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
     let expected = [
         "cluster_ips",
         "counters",
+        "echo_addrs",
+        "fragments",
+        "hold_until",
         "link-lb0",
         "link-lb1",
         "node_addrs",
@@ -70,7 +73,9 @@ fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
         "reply_sources",
         "service_cidrs",
         "snat_addrs",
+        "vip_addrs",
         "vips",
+        "vlans",
         "xsks",
     ];
     assert_eq!(pins, expected.map(|name| format!("{PIN_DIR}/{name}")));
@@ -219,12 +224,12 @@ fn detaching_and_uninstalling_leave_nothing() {
     namespace.veth("lb0", "peer0");
     let steering = namespace.attach(&["lb0"]).expect("attach");
     let removed = namespace.run(|| steering.detach()).expect("detach");
-    assert_eq!((removed.links, removed.maps), (1, 10));
+    assert_eq!((removed.links, removed.maps), (1, 15));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
 
     drop(namespace.attach(&["lb0"]).expect("attach"));
     let removed = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("uninstall");
-    assert_eq!((removed.links, removed.maps), (1, 10));
+    assert_eq!((removed.links, removed.maps), (1, 15));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
     let again = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("nothing to do is fine");
     assert_eq!((again.links, again.maps), (0, 0));

@@ -36,7 +36,7 @@ fn steering_set(tables: &Tables) -> SteeringSet {
             match key.protocol {
                 flowgate_wire::Protocol::Tcp => set.nodeports_tcp.insert(port),
                 flowgate_wire::Protocol::Udp => set.nodeports_udp.insert(port),
-                flowgate_wire::Protocol::Sctp => false,
+                flowgate_wire::Protocol::Sctp => set.nodeports_sctp.insert(port),
             };
         } else {
             set.vips.insert(vip_key(key));
