@@ -4,9 +4,7 @@
 //! at and by what the backend answers from. A flow whose Service or backend is gone is treated as one of a
 //! removed backend.
 
-use std::net::IpAddr;
-
-use flowgate_flow::{AffinityTable, FlowTable, KeptFlow};
+use flowgate_flow::{Adopted, AffinityTable, FlowAddress, FlowTable, Flows, KeptFlow};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{BackendId, Frontend, ServiceTable};
 
@@ -23,15 +21,28 @@ pub struct Adoption {
     pub cleared: usize,
 }
 
-/// Takes over the flows of an earlier process. Must have the table alone: before any worker runs.
-pub fn adopt(flows: &FlowTable, affinity: &AffinityTable, services: &ServiceTable) -> Adoption {
+/// Takes over the flows of an earlier process. Must have the tables alone: before any worker runs.
+pub fn adopt(flows: &Flows, affinity: &AffinityTable, services: &ServiceTable) -> Adoption {
+    let [v4, v6] = [adopt_family(&flows.v4, affinity, services), adopt_family(&flows.v6, affinity, services)];
+    Adoption {
+        flows: v4.flows + v6.flows,
+        without_backend: v4.without_backend + v6.without_backend,
+        bindings: affinity.len(),
+        cleared: v4.cleared + v6.cleared,
+    }
+}
+
+fn adopt_family<A: FlowAddress>(
+    flows: &FlowTable<A>,
+    affinity: &AffinityTable,
+    services: &ServiceTable,
+) -> Adoption {
     let mut without_backend = 0;
-    let adopted = flows.adopt(|kept| {
-        let frontend = frontend_of(kept, services);
-        let found = frontend.and_then(|frontend| {
+    let Adopted { flows, cleared } = flows.adopt(|kept| {
+        let found = frontend_of(kept, services).and_then(|frontend| {
             let id = backend_of(kept, frontend, services)?;
             if frontend.affinity.is_some() {
-                let client = (IpAddr::from(kept.original.src), frontend.service.0);
+                let client = (kept.original.src.into(), frontend.service.0);
                 affinity.restore(client, id.to_bits(), kept.last_seen);
             }
             Some(id)
@@ -39,10 +50,10 @@ pub fn adopt(flows: &FlowTable, affinity: &AffinityTable, services: &ServiceTabl
         without_backend += usize::from(found.is_none());
         found.unwrap_or(BackendId::NONE).to_bits()
     });
-    Adoption { flows: adopted.flows, without_backend, bindings: affinity.len(), cleared: adopted.cleared }
+    Adoption { flows, without_backend, bindings: 0, cleared }
 }
 
-fn frontend_of<'a>(kept: &KeptFlow, services: &'a ServiceTable) -> Option<&'a Frontend> {
+fn frontend_of<'a, A: FlowAddress>(kept: &KeptFlow<A>, services: &'a ServiceTable) -> Option<&'a Frontend> {
     let aimed_at = &kept.original;
     services.frontend(&ServiceKey {
         protocol: aimed_at.protocol,
@@ -51,6 +62,10 @@ fn frontend_of<'a>(kept: &KeptFlow, services: &'a ServiceTable) -> Option<&'a Fr
     })
 }
 
-fn backend_of(kept: &KeptFlow, frontend: &Frontend, services: &ServiceTable) -> Option<BackendId> {
+fn backend_of<A: FlowAddress>(
+    kept: &KeptFlow<A>,
+    frontend: &Frontend,
+    services: &ServiceTable,
+) -> Option<BackendId> {
     services.backends().find(frontend.service, kept.reply.src.into(), kept.reply.src_port)
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
+use flowgate_wire::refusal::Problem;
 
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict, reasons};
 
@@ -35,6 +36,12 @@ reasons! {
         Routed = "routed",
         /// Refusals sent.
         RejectsSent = "rejects_sent",
+        /// ICMP errors sent about packets that were too big or had no hops left.
+        ErrorsSent = "errors_sent",
+        /// TCP resets that changed nothing, since no endpoint would have taken them.
+        ResetsIgnored = "resets_ignored",
+        /// TCP resets that were taken back, since the other side went on.
+        ResetsRefuted = "resets_refuted",
         /// Clients that stayed with the backend of their last connection.
         AffinityKept = "affinity_kept",
         /// Clients whose backend was forgotten since the affinity table had no room.
@@ -70,18 +77,19 @@ impl Counters {
 
     /// Counts a verdict under its reason; a packet that is sent or held is counted when it is.
     #[inline]
-    pub fn count(&mut self, verdict: Verdict) {
+    pub fn count(&mut self, verdict: &Verdict) {
         if !matches!(verdict, Verdict::Transmit(_)) {
             self.count_unsent(verdict);
         }
     }
 
     #[cold]
-    fn count_unsent(&mut self, verdict: Verdict) {
-        match verdict {
+    fn count_unsent(&mut self, verdict: &Verdict) {
+        match *verdict {
             Verdict::Transmit(_) | Verdict::Hold(_) => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
             Verdict::Reject(reason) => self.0[reject_index(reason)] += 1,
+            Verdict::Report(problem) => self.0[drop_index(problem_reason(problem))] += 1,
             Verdict::Drop(reason) => self.0[drop_index(reason)] += 1,
         }
     }
@@ -146,6 +154,15 @@ impl SharedCounters {
     }
 }
 
+/// The reason under which packets with this problem are counted.
+const fn problem_reason(problem: Problem) -> DropReason {
+    match problem {
+        Problem::TooBig(_) => DropReason::TooBig,
+        Problem::TimeExceeded => DropReason::TtlExpired,
+        Problem::PortUnreachable => DropReason::NoBackend,
+    }
+}
+
 const fn drop_index(reason: DropReason) -> usize {
     Event::ALL.len() + reason.index()
 }
@@ -166,11 +183,11 @@ mod tests {
     #[test]
     fn every_reason_has_a_counter_of_its_own() {
         let mut counters = Counters::default();
-        DropReason::ALL.iter().for_each(|reason| counters.count(Verdict::Drop(*reason)));
-        PassReason::ALL.iter().for_each(|reason| counters.count(Verdict::Pass(*reason)));
-        RejectReason::ALL.iter().for_each(|reason| counters.count(Verdict::Reject(*reason)));
+        DropReason::ALL.iter().for_each(|reason| counters.count(&Verdict::Drop(*reason)));
+        PassReason::ALL.iter().for_each(|reason| counters.count(&Verdict::Pass(*reason)));
+        RejectReason::ALL.iter().for_each(|reason| counters.count(&Verdict::Reject(*reason)));
         Event::ALL.iter().for_each(|event| counters.add(*event, 1));
-        counters.count(Verdict::Transmit(InterfaceId(0)));
+        counters.count(&Verdict::Transmit(InterfaceId(0)));
         assert_eq!(counters, Counters([1; COUNT]));
         let shared = SharedCounters::default();
         shared.publish(&counters);

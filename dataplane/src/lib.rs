@@ -10,6 +10,7 @@ pub mod counters;
 pub mod device;
 #[cfg(feature = "lab")]
 pub mod fault;
+pub mod options;
 pub mod pipeline;
 mod refusal;
 pub mod verdict;
@@ -18,6 +19,7 @@ pub mod worker;
 
 pub use counters::{Counters, Event, SharedCounters};
 pub use device::Device;
+pub use options::Options;
 pub use pipeline::{Context, Pipeline, Process, RxChecksums};
 pub use verdict::{DropReason, PassReason, RejectReason, Verdict};
 pub use worker::{Worker, WorkerConfig, WorkerHandle, WorkerNumber};

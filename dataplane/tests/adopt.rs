@@ -3,21 +3,22 @@
 
 mod gateway;
 
+use std::path::Path;
 use std::time::Duration;
 
 use flowgate_dataplane::adopt::{Adoption, adopt};
 use flowgate_dataplane::pipeline::BURST;
 use flowgate_dataplane::{
-    Context, Counters, Event, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
+    Context, Counters, Event, Options, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
 };
-use flowgate_flow::{AffinityTable, FlowTable, HashKey, Keeping, Origin, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, HashKey, Origin, Tick, Timeouts};
 use flowgate_tables::{BackendId, Tables};
 use flowgate_wire::Protocol;
 use gateway::{FAB0, World, destination, service, tcp, udp};
 
 /// One life of the process.
 struct Life {
-    flows: FlowTable,
+    flows: Flows,
     affinity: AffinityTable,
     tables: Tables,
     pipeline: Pipeline,
@@ -25,11 +26,11 @@ struct Life {
 }
 
 impl Life {
-    fn begin(world: &World, keeping: &Keeping) -> (Self, Adoption) {
-        let (flows, origin) = FlowTable::kept(1000, HashKey::random(), keeping).unwrap();
+    fn begin(world: &World, folder: &Path) -> (Self, Adoption) {
+        let (flows, origins) = Flows::kept([1000, 64], HashKey::random(), folder, [1; 16]).unwrap();
         let tables = world.tables(&Tables::empty());
         let affinity = AffinityTable::new(64);
-        let adopted = if origin == Origin::Kept {
+        let adopted = if origins == [Origin::Kept; 2] {
             adopt(&flows, &affinity, &tables.services)
         } else {
             Adoption::default()
@@ -49,6 +50,7 @@ impl Life {
             flows: &self.flows,
             affinity: &self.affinity,
             timeouts: &timeouts,
+            options: &Options::default(),
         };
         self.pipeline.process(
             &mut burst,
@@ -68,9 +70,8 @@ fn client(number: u16) -> String {
 #[test]
 fn connections_go_on_to_their_backends_under_other_numbers_and_those_of_lost_backends_too() {
     let folder = tempfile::tempdir().unwrap();
-    let keeping = Keeping { path: folder.path().join("flows"), boot: [1; 16] };
     let mut world = World::new();
-    let (mut life, adopted) = Life::begin(&world, &keeping);
+    let (mut life, adopted) = Life::begin(&world, folder.path());
     assert_eq!(adopted, Adoption::default());
     let backends: Vec<_> =
         (0..60).map(|n| life.forward(tcp(&client(n), "10.96.0.80:80", "S"), 1).unwrap()).collect();
@@ -87,7 +88,7 @@ fn connections_go_on_to_their_backends_under_other_numbers_and_those_of_lost_bac
     for set in &mut web.endpoint_sets {
         set.retain(|endpoint| endpoint.addr.to_string() != "10.244.0.12");
     }
-    let (mut life, adopted) = Life::begin(&world, &keeping);
+    let (mut life, adopted) = Life::begin(&world, folder.path());
     let lost = backends.iter().filter(|backend| backend.starts_with("10.244.0.12:")).count();
     assert!(lost > 5 && lost < 40, "{lost}");
     let expected = Adoption { flows: 80, without_backend: lost + 20, bindings: 0, cleared: 0 };
@@ -98,12 +99,12 @@ fn connections_go_on_to_their_backends_under_other_numbers_and_those_of_lost_bac
         assert_eq!(to.as_ref(), Some(backend), "a connection goes on, whatever became of its backend");
     }
     assert_eq!(life.counters.event(Event::FlowsOpened), 0);
-    for view in life.flows.flows() {
+    for view in life.flows.views() {
         let known = life.tables.services.backends().get(BackendId::from_bits(view.backend));
         let address = known.map(|backend| backend.addr);
         let expected = (view.reply.src.to_string() != "10.244.0.12"
             && view.original.protocol == Protocol::Tcp)
-            .then(|| view.reply.src.into());
+            .then_some(view.reply.src);
         assert_eq!(address, expected, "{view:?}");
     }
     assert!(datagrams.iter().all(|to| to.starts_with("10.244.0.1")));
@@ -112,14 +113,13 @@ fn connections_go_on_to_their_backends_under_other_numbers_and_those_of_lost_bac
 #[test]
 fn clients_stay_with_the_backend_that_their_flows_name() {
     let folder = tempfile::tempdir().unwrap();
-    let keeping = Keeping { path: folder.path().join("flows"), boot: [1; 16] };
     let mut world = World::new();
     let web = world.services.iter_mut().find(|service| service.name.name == "web").unwrap();
     web.affinity = Some(Duration::from_secs(60));
-    let (mut life, _) = Life::begin(&world, &keeping);
+    let (mut life, _) = Life::begin(&world, folder.path());
     let first = life.forward(tcp(&client(0), "10.96.0.80:80", "S"), 1).unwrap();
     drop(life);
-    let (mut life, adopted) = Life::begin(&world, &keeping);
+    let (mut life, adopted) = Life::begin(&world, folder.path());
     assert_eq!((adopted.flows, adopted.bindings), (1, 1));
     for number in 1..30 {
         let to = life.forward(tcp(&client(number), "10.96.0.80:80", "S"), 2);

@@ -8,9 +8,9 @@ use std::cell::Cell;
 
 use flowgate_dataplane::pipeline::BURST;
 use flowgate_dataplane::{
-    Context, Counters, Event, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
+    Context, Counters, Event, Options, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
 };
-use flowgate_flow::{AffinityTable, FlowTable, HashKey, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::Tables;
 use gateway::{World, tcp, udp};
 
@@ -51,7 +51,7 @@ fn the_counter_counts() {
 #[test]
 fn the_packet_path_allocates_nothing() {
     let tables = World::new().tables(&Tables::empty());
-    let flows = FlowTable::new(10_000, HashKey::random()).unwrap();
+    let flows = Flows::new(10_000, 10_000, HashKey::random()).unwrap();
     let affinity = AffinityTable::new(64);
     let timeouts = Timeouts::default();
     let mut pipeline = Pipeline::new(WorkerNumber { index: 0, count: 1 });
@@ -77,6 +77,7 @@ fn the_packet_path_allocates_nothing() {
                 flows: &flows,
                 affinity: &affinity,
                 timeouts: &timeouts,
+                options: &Options::default(),
             };
             pipeline.process(&mut burst, RxChecksums::MayBePartial, &context, &mut counters, &mut verdicts);
             pipeline.drain_requests(|_| {});

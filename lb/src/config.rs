@@ -39,6 +39,7 @@ pub(crate) struct Config {
     pub(crate) zero_copy: ZeroCopy,
     pub(crate) rings: Rings,
     pub(crate) flow_capacity: u32,
+    pub(crate) flow_capacity_v6: u32,
     /// Whether flows outlive the process, in `flow_folder`.
     pub(crate) keep_flows: bool,
     pub(crate) flow_folder: PathBuf,
@@ -145,6 +146,13 @@ impl Config {
             return Err(wrong("gateway.interfaces", format!("`{twice}` is listed twice")));
         }
         let (lower, upper) = parse_ports(&raw.snat.ports).map_err(|reason| wrong("snat.ports", reason))?;
+        if let Some(addr) = raw.snat.addresses.iter().find(|addr| !is_source(addr)) {
+            let reason = format!("`{addr}` is no address that packets can come from and be answered to");
+            return Err(wrong("snat.addresses", reason));
+        }
+        if let Some(twice) = first_repeated(&raw.snat.addresses) {
+            return Err(wrong("snat.addresses", format!("`{twice}` is listed twice")));
+        }
         let rings = raw.rings;
         for (key, length) in [("rings.rx", rings.rx), ("rings.tx", rings.tx), ("rings.fill", rings.fill)] {
             if !length.is_power_of_two() || !(64..=32_768).contains(&length) {
@@ -154,11 +162,12 @@ impl Config {
         if ![0, 2048, 4096].contains(&rings.frame_bytes) {
             return Err(wrong("rings.frame_bytes", format!("{} is not 0, 2048 or 4096", rings.frame_bytes)));
         }
-        if !(64..=500_000_000).contains(&raw.flows.capacity) {
-            return Err(wrong(
-                "flows.capacity",
-                format!("{} is not from 64 to 500000000", raw.flows.capacity),
-            ));
+        for (key, capacity) in
+            [("flows.capacity", raw.flows.capacity), ("flows.capacity_v6", raw.flows.capacity_v6)]
+        {
+            if !(64..=500_000_000).contains(&capacity) {
+                return Err(wrong(key, format!("{capacity} is not from 64 to 500000000")));
+            }
         }
         if !(8..=100_000_000).contains(&raw.flows.affinity_capacity) {
             let reason = format!("{} is not from 8 to 100000000", raw.flows.affinity_capacity);
@@ -234,6 +243,7 @@ impl Config {
             },
             rings: Rings { rx: rings.rx, tx: rings.tx, fill: rings.fill, frame_bytes: rings.frame_bytes },
             flow_capacity: raw.flows.capacity,
+            flow_capacity_v6: raw.flows.capacity_v6,
             keep_flows: raw.flows.keep,
             flow_folder: raw.admin.socket.with_file_name("flows"),
             affinity_capacity: raw.flows.affinity_capacity,
@@ -288,6 +298,22 @@ fn parse_listen(text: &str) -> Result<Option<SocketAddr>, String> {
     match address.filter(|address| address.port() != 0) {
         Some(address) => Ok(Some(address)),
         None => Err(format!("`{text}` is neither an address with a port such as \"0.0.0.0:10256\" nor off")),
+    }
+}
+
+/// Whether packets can have the address as their source and be answered beyond the link.
+const fn is_source(addr: &IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(v4) => {
+            !(v4.is_unspecified()
+                || v4.is_loopback()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || v4.is_link_local())
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast() || v6.is_unicast_link_local())
+        }
     }
 }
 
@@ -384,6 +410,14 @@ mod tests {
             (
                 "[snat]\nports = \"5\"",
                 "f.toml: snat.ports: `5` is not a range of ports such as \"40000-59999\"",
+            ),
+            (
+                "[snat]\naddresses = [\"192.0.2.1\", \"fe80::1\"]",
+                "f.toml: snat.addresses: `fe80::1` is no address that packets can come from and be answered to",
+            ),
+            (
+                "[snat]\naddresses = [\"2001:db8::1\", \"2001:db8::1\"]",
+                "f.toml: snat.addresses: `2001:db8::1` is listed twice",
             ),
             ("[snat]\nports = \"9-5\"", "f.toml: snat.ports: 9 is above 5"),
             ("[rings]\nrx = 100", "f.toml: rings.rx: 100 is not a power of two from 64 to 32768"),

@@ -4,8 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
-use flowgate_flow::{AffinityTable, FlowTable, HashKey, Tick, Timeouts};
+use flowgate_dataplane::{Context, Counters, Options, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
+use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceName,
     ServiceSpec, TreatmentSpec,
@@ -24,9 +24,10 @@ pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 /// A gateway in memory.
 pub(crate) struct Gateway {
     pub(crate) tables: Tables,
-    pub(crate) flows: FlowTable,
+    pub(crate) flows: Flows,
     pub(crate) affinity: AffinityTable,
     pub(crate) timeouts: Timeouts,
+    pub(crate) options: Options,
     pub(crate) pipeline: Pipeline,
     pub(crate) counters: Counters,
 }
@@ -36,9 +37,10 @@ impl Gateway {
     pub(crate) fn new(flows: u32) -> Self {
         Self {
             tables: tables(),
-            flows: FlowTable::new(flows, HashKey::random()).expect("memory for the flow table"),
+            flows: Flows::new(flows, flows, HashKey::random()).expect("memory for the flow table"),
             affinity: AffinityTable::new(1024),
             timeouts: Timeouts::default(),
+            options: Options::default(),
             pipeline: Pipeline::new(WorkerNumber { index: 0, count: 1 }),
             counters: Counters::default(),
         }
@@ -53,6 +55,7 @@ impl Gateway {
             flows: &self.flows,
             affinity: &self.affinity,
             timeouts: &self.timeouts,
+            options: &self.options,
         };
         let checksums = RxChecksums::MayBePartial;
         self.pipeline.process(frames, checksums, &context, &mut self.counters, verdicts);

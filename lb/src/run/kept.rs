@@ -3,27 +3,32 @@
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
-use flowgate_flow::{FlowTable, HashKey, KeepError, Keeping, Origin};
+use flowgate_flow::{Flows, HashKey, KeepError, Origin};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use crate::config::Config;
 
-/// The flow table, and whether its flows are those of an earlier process and have to be adopted.
+/// The flow tables, and where their flows come from: those of an earlier process have to be adopted.
 ///
 /// # Errors
-/// Another process has the table, or there is no memory for one.
-pub(crate) fn open(config: &Config) -> anyhow::Result<(FlowTable, bool)> {
+/// Another process has the tables, or there is no memory for them.
+pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
+    let (v4, v6) = (config.flow_capacity, config.flow_capacity_v6);
     if config.keep_flows {
-        match open_kept(config) {
-            Ok((flows, origin)) => {
-                if let Origin::Replaced(misfit) = origin {
-                    tracing::warn!("flows begin anew, those of the last process are of no use: {misfit}");
+        match open_kept(&config.flow_folder, [v4, v6]) {
+            Ok((flows, origins)) => {
+                for (family, origin) in ["IPv4", "IPv6"].into_iter().zip(origins) {
+                    if let Origin::Replaced(misfit) = origin {
+                        tracing::warn!(
+                            "flows of {family} begin anew, the last process left some of no use: {misfit}"
+                        );
+                    }
                 }
-                return Ok((flows, origin == Origin::Kept));
+                return Ok((flows, origins));
             }
             Err(error) if matches!(error.downcast_ref(), Some(KeepError::InUse(_))) => return Err(error),
             // Traffic matters more than what becomes of it at the next start.
@@ -33,14 +38,12 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<(FlowTable, bool)> {
         // What is left there would be out of date by the time that flows are kept again.
         remove(&config.flow_folder)?;
     }
-    Ok((FlowTable::new(config.flow_capacity, HashKey::random())?, false))
+    Ok((Flows::new(v4, v6, HashKey::random())?, [Origin::Begun; 2]))
 }
 
-fn open_kept(config: &Config) -> anyhow::Result<(FlowTable, Origin)> {
-    let folder = &config.flow_folder;
+fn open_kept(folder: &Path, capacities: [u32; 2]) -> anyhow::Result<(Flows, [Origin; 2])> {
     prepare(folder)?;
-    let keeping = Keeping { path: file(folder), boot: boot_id()? };
-    Ok(FlowTable::kept(config.flow_capacity, HashKey::random(), &keeping)?)
+    Ok(Flows::kept(capacities, HashKey::random(), folder, boot_id()?)?)
 }
 
 /// Removes the tables of a process that has ended, and the tmpfs that was mounted for them.
@@ -51,17 +54,13 @@ pub(crate) fn remove(folder: &Path) -> anyhow::Result<()> {
     if !folder.exists() {
         return Ok(());
     }
-    flowgate_flow::keep::remove(&file(folder))?;
+    Flows::remove(folder)?;
     if is_mounted(folder)? {
         umount(folder).with_context(|| format!("unmounting {}", folder.display()))?;
     }
     // Somebody else's files are none of our business.
     let _ = fs::remove_dir(folder);
     Ok(())
-}
-
-fn file(folder: &Path) -> PathBuf {
-    folder.join("ipv4")
 }
 
 /// Makes the folder, in memory.

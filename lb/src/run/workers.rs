@@ -10,8 +10,8 @@ use flowgate_dataplane::adopt::{Adoption, adopt};
 use flowgate_dataplane::device::XskDevice;
 use flowgate_dataplane::watchdog::{Change, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
-use flowgate_dataplane::{Counters, Pipeline, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
-use flowgate_flow::{AffinityTable, FlowTable};
+use flowgate_dataplane::{Counters, Options, Pipeline, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
+use flowgate_flow::{AffinityTable, Flows, Origin};
 use flowgate_tables::Publisher;
 use flowgate_xsk::steering::{AttachReport, SocketMap};
 
@@ -78,7 +78,7 @@ impl Workers {
     pub(crate) fn open(
         config: &Config,
         attached: &[AttachReport],
-        (flows, to_be_adopted): (FlowTable, bool),
+        (flows, origins): (Flows, [Origin; 2]),
         resolve: Resolver,
         started: Instant,
     ) -> anyhow::Result<Self> {
@@ -97,7 +97,7 @@ impl Workers {
             config: config.clone(),
             watchdog: Watchdog::new(config.workers.hang),
             started: false,
-            to_be_adopted,
+            to_be_adopted: origins.contains(&Origin::Kept),
             to_be_reopened: false,
         };
         workers.open_posts(attached)?;
@@ -166,6 +166,7 @@ impl Workers {
             core: post.core,
             idle_before_sleep: self.config.workers.idle_before_sleep,
             timeouts: self.config.timeouts,
+            options: Options::default(),
         };
         let (shared, pipeline) = (self.shared.clone(), Pipeline::new(post.number));
         let worker = Worker::new(config, shared, given.publisher.reader(), device, pipeline);
