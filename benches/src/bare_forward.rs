@@ -16,7 +16,7 @@ use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Context, Counters, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
 };
-use flowgate_flow::{AffinityTable, FlowTable, HashKey, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::routing::Unresolved;
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_wire::EtherAddrs;
@@ -76,7 +76,7 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
         queues.push(RxQueue { interface: InterfaceId(id), checksums: RxChecksums::Complete, port });
     }
     let publisher = Publisher::new();
-    let flows = FlowTable::new(64, HashKey::random()).map_err(|e| failed("flow table".into())(&e))?;
+    let flows = Flows::new(64, 64, HashKey::random()).map_err(|e| failed("flow table".into())(&e))?;
     let shared = Shared {
         flows: Arc::new(flows),
         affinity: Arc::new(AffinityTable::new(1)),

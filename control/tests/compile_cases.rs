@@ -9,7 +9,7 @@ use std::sync::Arc;
 use flowgate_control::model::NetState;
 use flowgate_control::source::manifests;
 use flowgate_control::{NodeAddresses, Role, Settings, compile};
-use flowgate_tables::spec::{InterfaceSpec, RouteSpec, SnatSpec};
+use flowgate_tables::spec::{InterfaceSpec, RouteHopSpec, RouteSpec, SnatSpec};
 use flowgate_tables::{EmptyAction, SourceNat, Tables};
 use flowgate_wire::MacAddr;
 
@@ -152,11 +152,11 @@ fn network() -> NetState {
         mtu: 1500,
         up: true,
         addresses: addresses.iter().map(|a| ip(a)).collect(),
+        vlan: None,
     };
     let route = RouteSpec {
         prefix: "10.244.0.0/16".parse().unwrap(),
-        interface: 1,
-        via: Some(ip("10.0.0.254")),
+        hops: vec![RouteHopSpec { interface: 1, via: Some(ip("10.0.0.254")), weight: 1 }],
         metric: 0,
     };
     NetState {

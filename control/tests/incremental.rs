@@ -11,7 +11,7 @@ use flowgate_control::compile::Compiler;
 use flowgate_control::model::{Desired, Key, Kind, NetState};
 use flowgate_control::source::convert;
 use flowgate_control::{LocalPods, ObjectRef, Role, Settings, compile};
-use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteSpec, SnatSpec};
+use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, SnatSpec};
 use flowgate_tables::{Tables, Treatment, Unserved};
 use flowgate_wire::MacAddr;
 use proptest::prelude::*;
@@ -225,11 +225,11 @@ fn network(number: u8) -> NetState {
         mtu: 1500,
         up: true,
         addresses: addresses[usize::from(number)].iter().map(|text| ip(text)).collect(),
+        vlan: None,
     };
     let route = RouteSpec {
         prefix: "10.244.0.0/16".parse().unwrap(),
-        interface: 0,
-        via: Some(ip("192.0.2.254")),
+        hops: vec![RouteHopSpec { interface: 0, via: Some(ip("192.0.2.254")), weight: 1 }],
         metric: 0,
     };
     let mac = (number > 0).then_some(MacAddr([2, 0, 0, 0, 0, 254]));

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
+use flowgate_wire::refusal::Problem;
 
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict, reasons};
 
@@ -35,6 +36,12 @@ reasons! {
         Routed = "routed",
         /// Refusals sent.
         RejectsSent = "rejects_sent",
+        /// ICMP errors sent about packets that were too big or had no hops left.
+        ErrorsSent = "errors_sent",
+        /// TCP resets that changed nothing, since no endpoint would have taken them.
+        ResetsIgnored = "resets_ignored",
+        /// TCP resets that were taken back, since the other side went on.
+        ResetsRefuted = "resets_refuted",
         /// Clients that stayed with the backend of their last connection.
         AffinityKept = "affinity_kept",
         /// Clients whose backend was forgotten since the affinity table had no room.
@@ -82,6 +89,7 @@ impl Counters {
             Verdict::Transmit(_) | Verdict::Hold(_) => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
             Verdict::Reject(reason) => self.0[reject_index(reason)] += 1,
+            Verdict::Report(problem) => self.0[drop_index(problem_reason(problem))] += 1,
             Verdict::Drop(reason) => self.0[drop_index(reason)] += 1,
         }
     }
@@ -143,6 +151,15 @@ impl SharedCounters {
     /// The counts as last shown.
     pub fn read(&self) -> Counters {
         Counters(std::array::from_fn(|i| self.0[i].load(Ordering::Relaxed)))
+    }
+}
+
+/// The reason under which packets with this problem are counted.
+const fn problem_reason(problem: Problem) -> DropReason {
+    match problem {
+        Problem::TooBig(_) => DropReason::TooBig,
+        Problem::TimeExceeded => DropReason::TtlExpired,
+        Problem::PortUnreachable => DropReason::NoBackend,
     }
 }
 

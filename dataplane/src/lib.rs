@@ -7,6 +7,7 @@
 
 pub mod counters;
 pub mod device;
+pub mod options;
 pub mod pipeline;
 mod refusal;
 pub mod verdict;
@@ -15,6 +16,7 @@ pub mod worker;
 
 pub use counters::{Counters, Event, SharedCounters};
 pub use device::Device;
+pub use options::Options;
 pub use pipeline::{Context, Pipeline, Process, RxChecksums};
 pub use verdict::{DropReason, PassReason, RejectReason, Verdict};
 pub use worker::{Worker, WorkerConfig, WorkerHandle, WorkerNumber};

@@ -7,17 +7,25 @@
 
 pub mod choose;
 mod established;
+mod family;
 mod open;
 
-use flowgate_flow::{AffinityTable, FlowTable, Found, NextHopRef, Probe, Tick, Timeouts, prefetch};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use flowgate_flow::{AffinityTable, Flows, Found, NextHopRef, Probe, Tick, Timeouts, prefetch};
 use flowgate_tables::routing::Unresolved;
 use flowgate_tables::{BackendId, NextHop, NextHopId, Routing, Tables};
+use flowgate_wire::refusal::Problem;
 use flowgate_wire::rewrite::complete_checksum;
-use flowgate_wire::{EtherAddrs, Packet4, Parsed, Protocol, TcpFlags, Translation4, parse};
+use flowgate_wire::{
+    Address, EtherAddrs, EtherType, Malformed, Packet, Parsed, Protocol, TcpFlags, Translation,
+};
 
 use crate::counters::{Counters, Event};
+use crate::options::Options;
 use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::worker::WorkerNumber;
+pub use family::Family;
 
 /// Frames in a burst at most.
 pub const BURST: usize = 64;
@@ -30,11 +38,13 @@ pub struct Context<'a> {
     /// The current generation, one for the whole burst.
     pub tables: &'a Tables,
     /// All flows.
-    pub flows: &'a FlowTable,
+    pub flows: &'a Flows,
     /// Which backends clients stay with.
     pub affinity: &'a AffinityTable,
     /// How long flows may be silent.
     pub timeouts: &'a Timeouts,
+    /// What the operator chose.
+    pub options: &'a Options,
 }
 
 /// What the transport checksums of a device's frames are worth.
@@ -65,22 +75,30 @@ pub trait Process {
 /// One worker's pipeline.
 #[derive(Debug)]
 pub struct Pipeline {
-    staged: Box<[Staged; BURST]>,
+    v4: Box<[Staged<Ipv4Addr>; BURST]>,
+    v6: Box<[Staged<Ipv6Addr>; BURST]>,
     router: Router,
 }
 
 /// A packet between the passes.
 #[derive(Clone, Copy, Debug)]
-struct Staged {
-    packet: Packet4,
+struct Staged<A> {
+    packet: Packet<A>,
     probe: Probe,
+}
+
+impl<A: Address> Staged<A> {
+    const EMPTY: Self = Self { packet: Packet::EMPTY, probe: Probe::EMPTY };
 }
 
 impl Pipeline {
     /// The pipeline of one worker.
     pub fn new(worker: WorkerNumber) -> Self {
-        let empty = Staged { packet: Packet4::EMPTY, probe: Probe::EMPTY };
-        Self { staged: Box::new([empty; BURST]), router: Router { worker, requests: Requests::default() } }
+        Self {
+            v4: Box::new([Staged::EMPTY; BURST]),
+            v6: Box::new([Staged::EMPTY; BURST]),
+            router: Router { worker, requests: Requests::default() },
+        }
     }
 }
 
@@ -94,10 +112,10 @@ struct Router {
 
 impl Router {
     #[inline]
-    fn decide(
+    fn decide<A: Family>(
         &mut self,
         frame: &mut [u8],
-        staged: &Staged,
+        staged: &Staged<A>,
         checksums: RxChecksums,
         context: &Context<'_>,
         counters: &mut Counters,
@@ -111,20 +129,20 @@ impl Router {
     /// Decides any packet; those that [`forward_established`](Self::forward_established) serves never come
     /// here.
     #[cold]
-    fn decide_in_full(
+    fn decide_in_full<A: Family>(
         &mut self,
         frame: &mut [u8],
-        staged: &Staged,
+        staged: &Staged<A>,
         checksums: RxChecksums,
         context: &Context<'_>,
         counters: &mut Counters,
     ) -> Verdict {
         let Staged { packet, probe } = staged;
-        // RFC 1812 section 5.3.1: a packet whose TTL would become zero is not forwarded.
+        // RFC 1812 section 5.3.1, RFC 8200 section 3: a packet whose hops would be used up goes no further.
         if packet.ttl <= 1 {
-            return Verdict::Drop(DropReason::TtlExpired);
+            return Verdict::Report(Problem::TimeExceeded);
         }
-        let flows = context.flows;
+        let flows = A::table(context.flows);
         let known = match flows.find(probe, &packet.tuple).or_else(|| flows.find_late(probe, &packet.tuple)) {
             Some(over) if is_over(&over, packet, context) => {
                 counters.add(Event::FlowsReplaced, u64::from(flows.remove(&over)));
@@ -140,26 +158,26 @@ impl Router {
             None => match self.open(packet, probe, context, counters) {
                 Ok(found) => found,
                 Err(Verdict::Pass(PassReason::NotOurs)) if open::may_be_kept_reply(packet, context) => {
-                    return self.route(frame, packet, checksums, context, counters);
+                    return self.route(frame, staged, checksums, context, counters);
                 }
                 Err(verdict) => return verdict,
             },
         };
-        self.forward(frame, packet, &found, checksums, context, counters)
+        self.forward(frame, staged, &found, checksums, context, counters)
     }
 
-    fn forward(
+    fn forward<A: Family>(
         &mut self,
         frame: &mut [u8],
-        packet: &Packet4,
-        found: &Found<'_>,
+        Staged { packet, probe }: &Staged<A>,
+        found: &Found<'_, A>,
         checksums: RxChecksums,
         context: &Context<'_>,
         counters: &mut Counters,
     ) -> Verdict {
         let next_hop = match current_next_hop(found, &context.tables.routing) {
             Some(next_hop) => next_hop,
-            None => match self.reroute(found, context, counters) {
+            None => match self.reroute(found, probe, context, counters) {
                 Ok(next_hop) => next_hop,
                 Err(verdict) => return verdict,
             },
@@ -169,22 +187,22 @@ impl Router {
             Err(verdict) => return verdict,
         };
         // Not before: a packet that is held comes back here and would be counted again.
-        note(found, packet, context);
+        note_in_full(frame, found, packet, context, counters);
         let translation = &found.forwarding.translation;
         self.send(frame, packet, translation, (next_hop, ether), checksums, counters)
     }
 
     /// Routes a packet as the kernel would have: the XDP program cannot tell the answers to clients whose
     /// address is kept from what else their backend sends.
-    fn route(
+    fn route<A: Family>(
         &mut self,
         frame: &mut [u8],
-        packet: &Packet4,
+        Staged { packet, probe }: &Staged<A>,
         checksums: RxChecksums,
         context: &Context<'_>,
         counters: &mut Counters,
     ) -> Verdict {
-        let next_hop = match self.next_hop(packet.tuple.dst, context, counters) {
+        let next_hop = match self.next_hop(packet.tuple.dst.into(), probe.hash().0, context, counters) {
             Ok((_, next_hop)) => next_hop,
             Err(verdict) => return verdict,
         };
@@ -192,7 +210,7 @@ impl Router {
             Ok(ether) => ether,
             Err(verdict) => return verdict,
         };
-        let unchanged = Translation4::between(&packet.tuple, &packet.tuple);
+        let unchanged = Translation::between(&packet.tuple, &packet.tuple);
         let verdict = self.send(frame, packet, &unchanged, (next_hop, ether), checksums, counters);
         counters.add(Event::Routed, u64::from(matches!(verdict, Verdict::Transmit(_))));
         verdict
@@ -211,31 +229,33 @@ impl Router {
         })
     }
 
-    fn send(
+    fn send<A: Family>(
         &self,
         frame: &mut [u8],
-        packet: &Packet4,
-        translation: &Translation4,
+        packet: &Packet<A>,
+        translation: &Translation<A>,
         (next_hop, ether): (&NextHop, &EtherAddrs),
         checksums: RxChecksums,
         counters: &mut Counters,
     ) -> Verdict {
         if packet.ip_len() > next_hop.mtu {
-            return Verdict::Drop(DropReason::TooBig);
+            return Verdict::Report(Problem::TooBig(next_hop.mtu));
         }
         rewrite(frame, packet, translation, ether, checksums, counters);
         Verdict::Transmit(next_hop.egress)
     }
 
     /// Looks the next hop up, for the first reply or again after a route change, and keeps it.
-    fn reroute<'a>(
+    fn reroute<'a, A: Family>(
         &mut self,
-        found: &Found<'_>,
+        found: &Found<'_, A>,
+        probe: &Probe,
         context: &Context<'a>,
         counters: &mut Counters,
     ) -> Result<&'a NextHop, Verdict> {
         let routing = &context.tables.routing;
-        let (id, next_hop) = self.next_hop(found.forwarding.translation.dst, context, counters)?;
+        let dst: IpAddr = found.forwarding.translation.dst.into();
+        let (id, next_hop) = self.next_hop(dst, probe.hash().0, context, counters)?;
         found.set_next_hop(NextHopRef::new(id.to_bits(), routing.epoch()));
         counters.add(Event::Rerouted, u64::from(found.forwarding.next_hop != NextHopRef::NONE));
         Ok(next_hop)
@@ -258,30 +278,37 @@ impl Process for Pipeline {
         for frame in frames.iter_mut() {
             prefetch(frame.as_mut());
         }
-        let mut segments = 0_u64;
-        let staged = &mut self.staged[..frames.len()];
-        for (i, ((frame, verdict), staged)) in
-            frames.iter_mut().zip(verdicts.iter_mut()).zip(staged.iter_mut()).enumerate()
-        {
+        let Self { v4, v6, router } = self;
+        let (mut segments_v4, mut segments_v6) = (0_u64, 0_u64);
+        for (i, (frame, verdict)) in frames.iter_mut().zip(verdicts.iter_mut()).enumerate() {
             let frame = frame.as_mut();
-            match parse(frame) {
-                Ok(Parsed::L4(packet)) => {
-                    staged.probe = context.flows.probe(&packet.tuple);
-                    staged.packet = packet;
-                    segments |= 1 << i;
-                }
-                other => *verdict = not_a_segment(other),
+            match EtherType::of(frame) {
+                Some(EtherType::Ipv4) => match stage(frame, &mut v4[i], context) {
+                    None => segments_v4 |= 1 << i,
+                    Some(other) => *verdict = not_a_segment(other),
+                },
+                Some(EtherType::Ipv6) => match stage(frame, &mut v6[i], context) {
+                    None => segments_v6 |= 1 << i,
+                    Some(other) => *verdict = not_a_segment(other),
+                },
+                Some(EtherType::Tag | EtherType::Other) => *verdict = Verdict::Pass(PassReason::NotIp),
+                None => *verdict = Verdict::Drop(DropReason::Malformed),
             }
         }
-        for staged in staged.iter_mut() {
+        for staged in &mut v4[..frames.len()] {
             // Harmless for a frame that is no segment: an old probe, whose entry is loaded for nothing.
-            context.flows.prefetch(&mut staged.probe);
+            context.flows.v4.prefetch(&mut staged.probe);
         }
-        for (i, ((frame, verdict), staged)) in
-            frames.iter_mut().zip(verdicts.iter_mut()).zip(staged).enumerate()
-        {
-            if segments & (1 << i) != 0 {
-                *verdict = self.router.decide(frame.as_mut(), staged, checksums, context, counters);
+        let mut left = segments_v6;
+        while left != 0 {
+            context.flows.v6.prefetch(&mut v6[left.trailing_zeros() as usize].probe);
+            left &= left - 1;
+        }
+        for (i, (frame, verdict)) in frames.iter_mut().zip(verdicts.iter_mut()).enumerate() {
+            if segments_v4 & (1 << i) != 0 {
+                *verdict = router.decide(frame.as_mut(), &v4[i], checksums, context, counters);
+            } else if segments_v6 & (1 << i) != 0 {
+                *verdict = router.decide(frame.as_mut(), &v6[i], checksums, context, counters);
             }
             counters.count(*verdict);
         }
@@ -292,27 +319,67 @@ impl Process for Pipeline {
     }
 }
 
+/// Parses a frame and starts its lookup; gives back what is no segment.
+#[inline(always)]
+fn stage<A: Family>(
+    frame: &[u8],
+    staged: &mut Staged<A>,
+    context: &Context<'_>,
+) -> Option<Result<Parsed<A>, Malformed>> {
+    match A::parse(frame) {
+        Ok(Parsed::L4(packet)) => {
+            staged.probe = A::table(context.flows).probe(&packet.tuple);
+            staged.packet = packet;
+            None
+        }
+        other => Some(other),
+    }
+}
+
 /// The next hop that is kept in the entry, unless routes have changed since.
 #[inline]
-fn current_next_hop<'a>(found: &Found<'_>, routing: &'a Routing) -> Option<&'a NextHop> {
+fn current_next_hop<'a, A: Family>(found: &Found<'_, A>, routing: &'a Routing) -> Option<&'a NextHop> {
     let id = found.forwarding.next_hop.id(routing.epoch())?;
     routing.next_hop(NextHopId::from_bits(id))
 }
 
-/// Notes in the flow that this packet goes on.
+/// Notes in the flow that this packet goes on, which is neither a reset nor comes after one.
 #[inline]
-fn note(found: &Found<'_>, packet: &Packet4, context: &Context<'_>) {
-    found.touch(context.now, packet.ip_len());
-    if packet.tuple.protocol == Protocol::Tcp {
+fn note<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) {
+    found.touch(context.now, packet.ip_len(), packet.acked);
+    if packet.tuple.protocol != Protocol::Udp {
         found.saw_tcp(packet.tcp_flags);
     }
 }
 
+/// Notes in the flow that this packet goes on. A reset that cannot be an endpoint's changes nothing, not
+/// even how long the flow has been silent.
+fn note_in_full<A: Family>(
+    frame: &[u8],
+    found: &Found<'_, A>,
+    packet: &Packet<A>,
+    context: &Context<'_>,
+    counters: &mut Counters,
+) {
+    let flows = A::table(context.flows);
+    let flags = packet.tcp_flags;
+    if flags.intersects(TcpFlags::RST) {
+        if !flows.reset(found, packet.tcp_sequence(frame)) {
+            counters.add(Event::ResetsIgnored, 1);
+            return;
+        }
+    } else if flags.intersects(TcpFlags::ACK) && flows.is_reset_by_peer(found) {
+        flows.revive(found);
+        counters.add(Event::ResetsRefuted, 1);
+    }
+    note(found, packet, context);
+}
+
 #[inline]
-fn rewrite(
+fn rewrite<A: Family>(
     frame: &mut [u8],
-    packet: &Packet4,
-    translation: &Translation4,
+    packet: &Packet<A>,
+    translation: &Translation<A>,
     ether: &EtherAddrs,
     checksums: RxChecksums,
     counters: &mut Counters,
@@ -325,25 +392,23 @@ fn rewrite(
 }
 
 /// Whether the flow that was found must give way to a new one for this packet.
-fn is_over(found: &Found<'_>, packet: &Packet4, context: &Context<'_>) -> bool {
-    if packet.tuple.protocol == Protocol::Tcp {
+fn is_over<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
+    let flows = A::table(context.flows);
+    if packet.tuple.protocol != Protocol::Udp {
         // RFC 9293 section 3.6.1: a SYN may start a connection anew once the old one has ended.
-        return packet.tcp_flags.intersects(TcpFlags::SYN)
-            && packet.tcp_flags.opens()
-            && context.flows.tcp_phase(found).is_closing();
+        return packet.tcp_flags.opens() && flows.tcp_phase(found).is_closing();
     }
     // P801: a datagram flow leaves a removed endpoint at once; nobody would tell its client otherwise.
     !context.tables.services.backends().is_current(BackendId::from_bits(found.forwarding.backend))
-        || context.flows.is_expired(found, context.now, context.timeouts)
+        || flows.is_expired(found, context.now, context.timeouts)
 }
 
 #[cold]
-fn not_a_segment(parsed: Result<Parsed, flowgate_wire::Malformed>) -> Verdict {
+fn not_a_segment<A>(parsed: Result<Parsed<A>, Malformed>) -> Verdict {
     match parsed {
         Err(_) => Verdict::Drop(DropReason::Malformed),
-        Ok(Parsed::NotIpv4) => Verdict::Pass(PassReason::NotIpv4),
         Ok(Parsed::Fragment) => Verdict::Pass(PassReason::Fragment),
-        Ok(Parsed::NotL4 | Parsed::L4(_)) => Verdict::Pass(PassReason::NotL4),
+        Ok(Parsed::NotL4 | Parsed::Icmp | Parsed::L4(_)) => Verdict::Pass(PassReason::NotL4),
     }
 }
 

@@ -1,9 +1,11 @@
-//! Turning a packet that is to be refused into its refusal, not more often than is decent. Never decides
-//! what is refused.
+//! Turning a packet that goes no further into the answer to its sender, not more often than is decent.
+//! Never decides what is answered.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flowgate_flow::Tick;
-use flowgate_wire::refusal::{REFUSAL_LEN_MAX, refuse};
-use flowgate_wire::{Parsed, Protocol, parse};
+use flowgate_wire::refusal::{Problem, REFUSAL_LEN_MAX, refuse, report};
+use flowgate_wire::{Address, EtherType, Parsed, Protocol};
 
 use crate::device::FrameBuffer;
 
@@ -23,20 +25,44 @@ impl Default for Refusals {
 impl Refusals {
     /// Writes the refusal over the packet; false if it gets none.
     #[cold]
-    pub(crate) fn write<F: FrameBuffer>(&mut self, frame: &mut F, now: Tick) -> bool {
+    pub(crate) fn refuse<F: FrameBuffer>(&mut self, frame: &mut F, now: Tick) -> bool {
+        match EtherType::of(frame.as_mut()) {
+            Some(EtherType::Ipv4) => self.refuse_family::<Ipv4Addr, F>(frame, now),
+            Some(EtherType::Ipv6) => self.refuse_family::<Ipv6Addr, F>(frame, now),
+            _ => false,
+        }
+    }
+
+    fn refuse_family<A: Address, F: FrameBuffer>(&mut self, frame: &mut F, now: Tick) -> bool {
         let bytes = frame.as_mut();
-        let Ok(Parsed::L4(packet)) = parse(bytes) else { return false };
+        let Ok(Parsed::L4(packet)) = A::parse(bytes) else { return false };
         // RFC 1812 section 4.3.2.8 has ICMP errors limited; a reset is never larger than its segment.
         if packet.tuple.protocol != Protocol::Tcp && !self.take_token(now) {
             return false;
         }
         let mut out = [0; REFUSAL_LEN_MAX];
-        let Some(len) = refuse(bytes, &packet, &mut out) else { return false };
-        if !frame.resize(len) {
+        let len = refuse(bytes, &packet, &mut out);
+        replace(frame, len, &out)
+    }
+
+    /// Writes the ICMP error about the packet over it, as from the first of `own` that is of its family, or
+    /// from its destination; false if it gets none.
+    #[cold]
+    pub(crate) fn report<F: FrameBuffer>(
+        &mut self,
+        frame: &mut F,
+        problem: Problem,
+        own: &[IpAddr],
+        now: Tick,
+    ) -> bool {
+        if !self.take_token(now) {
             return false;
         }
-        frame.as_mut().copy_from_slice(&out[..len]);
-        true
+        match EtherType::of(frame.as_mut()) {
+            Some(EtherType::Ipv4) => report_family::<Ipv4Addr, F>(frame, problem, own),
+            Some(EtherType::Ipv6) => report_family::<Ipv6Addr, F>(frame, problem, own),
+            _ => false,
+        }
     }
 
     fn take_token(&mut self, now: Tick) -> bool {
@@ -49,6 +75,21 @@ impl Refusals {
         self.tokens -= u32::from(has_one);
         has_one
     }
+}
+
+fn report_family<A: Address, F: FrameBuffer>(frame: &mut F, problem: Problem, own: &[IpAddr]) -> bool {
+    let bytes = frame.as_mut();
+    let Ok(datagram) = A::datagram(bytes) else { return false };
+    let from = own.iter().find_map(|addr| A::from_ip(*addr)).unwrap_or(datagram.dst);
+    let mut out = [0; REFUSAL_LEN_MAX];
+    let len = report(bytes, &datagram, problem, from, &mut out);
+    replace(frame, len, &out)
+}
+
+fn replace<F: FrameBuffer>(frame: &mut F, len: Option<usize>, with: &[u8; REFUSAL_LEN_MAX]) -> bool {
+    let Some(len) = len.filter(|len| frame.resize(*len)) else { return false };
+    frame.as_mut().copy_from_slice(&with[..len]);
+    true
 }
 
 /// ICMP errors that a worker sends in a millisecond at most, on average.

@@ -2,6 +2,7 @@
 
 use flowgate_tables::InterfaceId;
 use flowgate_tables::routing::Unresolved;
+use flowgate_wire::refusal::Problem;
 
 /// What happens to a packet. The pipeline has rewritten a packet that is to be sent.
 #[must_use]
@@ -16,6 +17,8 @@ pub enum Verdict {
     Hold(Unresolved),
     /// Tell its sender at once that nobody serves it (P502).
     Reject(RejectReason),
+    /// It ends here, and its sender is told what is wrong with it.
+    Report(Problem),
     /// It ends here.
     Drop(DropReason),
 }
@@ -53,11 +56,11 @@ pub(crate) use reasons;
 reasons! {
     /// Why a packet is the kernel's business.
     PassReason {
-        /// Not an IPv4 packet.
-        NotIpv4 = "not_ipv4",
-        /// Neither TCP nor UDP.
+        /// Neither an IPv4 nor an IPv6 packet.
+        NotIp = "not_ip",
+        /// Neither TCP nor UDP nor SCTP.
         NotL4 = "not_l4",
-        /// A fragment of an IPv4 packet.
+        /// A fragment of a packet.
         Fragment = "fragment",
         /// Its destination is no Service, as right after a Service is removed.
         NotOurs = "not_ours",
@@ -71,6 +74,8 @@ reasons! {
         NoEndpoint = "no_endpoint",
         /// The address is a Service's cluster IP, but the Service has no such port.
         UnknownPort = "unknown_port",
+        /// A TCP segment to a Service, or an answer, that belongs to no connection and opens none.
+        NoConnection = "no_connection",
     }
 }
 

@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use flowgate_flow::{AffinityTable, FlowTable, Sweep, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, Sweep, Tick, Timeouts};
 use flowgate_tables::routing::Unresolved;
 use flowgate_tables::{BackendId, InterfaceId, Tables, TablesReader};
 use flowgate_wire::Protocol;
 
 use crate::counters::{Counters, Event, SharedCounters};
 use crate::device::{Device, NotSent};
+use crate::options::Options;
 use crate::pipeline::{BURST, Context, Process};
 use crate::refusal::Refusals;
 use crate::verdict::{DropReason, PassReason, Verdict};
@@ -41,13 +42,15 @@ pub struct WorkerConfig {
     pub idle_before_sleep: Duration,
     /// How long flows may be silent.
     pub timeouts: Timeouts,
+    /// How packets are treated.
+    pub options: Options,
 }
 
 /// What workers share.
 #[derive(Clone, Debug)]
 pub struct Shared {
     /// All flows.
-    pub flows: Arc<FlowTable>,
+    pub flows: Arc<Flows>,
     /// Which backends clients stay with.
     pub affinity: Arc<AffinityTable>,
     /// Asks for a neighbour to be resolved.
@@ -125,7 +128,7 @@ pub struct Worker<D: Device, P> {
     tables: TablesReader,
     state: Arc<WorkerState>,
     counters: Counters,
-    sweep: Sweep,
+    sweeps: Sweeps,
     swept_at: Tick,
     swept_generation: u64,
     /// Buckets still to be swept at once, since backends may have gone.
@@ -179,8 +182,7 @@ where
 impl<D: Device, P: Process> Worker<D, P> {
     /// A worker that is not running yet.
     pub fn new(config: WorkerConfig, shared: Shared, tables: TablesReader, device: D, process: P) -> Self {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let sweep = Sweep::new(&shared.flows, count(config.number.index), count(config.number.count));
+        let sweeps = Sweeps::new(&shared.flows, config.number);
         Self {
             config,
             shared,
@@ -189,7 +191,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             tables,
             state: Arc::new(WorkerState::default()),
             counters: Counters::default(),
-            sweep,
+            sweeps,
             swept_at: Tick::default(),
             swept_generation: 0,
             urgent_buckets: 0,
@@ -250,6 +252,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             flows: &self.shared.flows,
             affinity: &self.shared.affinity,
             timeouts: &self.config.timeouts,
+            options: &self.config.options,
         };
         self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
         let ingress = self.device.interface(queue);
@@ -270,11 +273,21 @@ impl<D: Device, P: Process> Worker<D, P> {
                     }
                 }
                 Verdict::Reject(_) => {
-                    if self.refusals.write(&mut frame, now) {
+                    if self.refusals.refuse(&mut frame, now) {
                         self.counters.add(Event::RejectsSent, 1);
                         send(&mut self.device, &mut self.counters, ingress, frame);
                     } else {
                         self.counters.count(Verdict::Drop(DropReason::RejectUnanswered));
+                        self.device.recycle(frame);
+                    }
+                }
+                Verdict::Report(problem) => {
+                    let own = context.tables.routing.interfaces().get(ingress.index());
+                    let own = own.map_or(&[][..], |interface| &interface.spec.addresses);
+                    if self.refusals.report(&mut frame, problem, own, now) {
+                        self.counters.add(Event::ErrorsSent, 1);
+                        send(&mut self.device, &mut self.counters, ingress, frame);
+                    } else {
                         self.device.recycle(frame);
                     }
                 }
@@ -311,17 +324,16 @@ impl<D: Device, P: Process> Worker<D, P> {
         let tables = self.tables.current();
         if tables.generation != self.swept_generation {
             self.swept_generation = tables.generation;
-            self.urgent_buckets = self.sweep.len();
+            self.urgent_buckets = self.sweeps.len();
         }
-        let regular = u64::from(self.sweep.len()) * u64::from(elapsed_ms) / SWEEP_MS + 1;
+        let regular = u64::from(self.sweeps.len()) * u64::from(elapsed_ms) / SWEEP_MS + 1;
         let regular = u32::try_from(regular).unwrap_or(u32::MAX);
         let urgent = self.urgent_buckets.min(URGENT_BUCKETS_PER_MS.saturating_mul(elapsed_ms));
         let buckets = regular.max(urgent);
         self.urgent_buckets = self.urgent_buckets.saturating_sub(buckets);
+        let is_stale = |p: Protocol, backend| is_stale(tables, p, backend);
         let removed =
-            self.sweep.step(&self.shared.flows, buckets, now, &self.config.timeouts, |p, backend| {
-                is_stale(tables, p, backend)
-            });
+            self.sweeps.step(&self.shared.flows, buckets, now, &self.config.timeouts, is_stale);
         self.counters.add(Event::FlowsExpired, u64::from(removed));
     }
 
@@ -338,6 +350,41 @@ fn send<D: Device>(device: &mut D, counters: &mut Counters, egress: InterfaceId,
         Ok(()) => counters.add(Event::TxPackets, 1),
         Err(NotSent::RingFull) => counters.count(Verdict::Drop(DropReason::TxRingFull)),
         Err(NotSent::NoEgress) => counters.count(Verdict::Drop(DropReason::NoEgress)),
+    }
+}
+
+/// One worker's shares of the sweeps over both flow tables.
+#[derive(Debug)]
+struct Sweeps {
+    v4: Sweep,
+    v6: Sweep,
+}
+
+impl Sweeps {
+    fn new(flows: &Flows, worker: WorkerNumber) -> Self {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let (index, workers) = (count(worker.index), count(worker.count));
+        Self { v4: Sweep::new(&flows.v4, index, workers), v6: Sweep::new(&flows.v6, index, workers) }
+    }
+
+    /// Buckets of both shares.
+    fn len(&self) -> u32 {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Sweeps so many buckets, of each table in proportion to its share.
+    fn step(
+        &mut self,
+        flows: &Flows,
+        buckets: u32,
+        now: Tick,
+        timeouts: &Timeouts,
+        is_stale: impl Fn(Protocol, u32) -> bool,
+    ) -> u32 {
+        let of_v6 = u64::from(buckets) * u64::from(self.v6.len()) / u64::from(self.len().max(1)) + 1;
+        let of_v6 = u32::try_from(of_v6).unwrap_or(u32::MAX);
+        self.v4.step(&flows.v4, buckets, now, timeouts, &is_stale)
+            + self.v6.step(&flows.v6, of_v6, now, timeouts, &is_stale)
     }
 }
 

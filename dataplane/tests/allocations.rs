@@ -10,7 +10,7 @@ use flowgate_dataplane::pipeline::BURST;
 use flowgate_dataplane::{
     Context, Counters, Event, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
 };
-use flowgate_flow::{AffinityTable, FlowTable, HashKey, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::Tables;
 use gateway::{World, tcp, udp};
 
@@ -51,7 +51,7 @@ fn the_counter_counts() {
 #[test]
 fn the_packet_path_allocates_nothing() {
     let tables = World::new().tables(&Tables::empty());
-    let flows = FlowTable::new(10_000, HashKey::random()).unwrap();
+    let flows = Flows::new(10_000, 10_000, HashKey::random()).unwrap();
     let affinity = AffinityTable::new(64);
     let timeouts = Timeouts::default();
     let mut pipeline = Pipeline::new(WorkerNumber { index: 0, count: 1 });

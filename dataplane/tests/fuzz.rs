@@ -15,14 +15,14 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use flowgate_dataplane::{
     Context, Counters, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
 };
-use flowgate_flow::{AffinityTable, FlowTable, HashKey, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::Tables;
 use flowgate_wire::{Parsed, parse};
 use gateway::{World, tcp, udp};
 
 struct Target {
     tables: Tables,
-    flows: FlowTable,
+    flows: Flows,
     affinity: AffinityTable,
     pipeline: Pipeline,
     counters: Counters,
@@ -33,7 +33,7 @@ impl Target {
     fn new() -> Self {
         Self {
             tables: World::new().tables(&Tables::empty()),
-            flows: FlowTable::new(500, HashKey::random()).unwrap(),
+            flows: Flows::new(500, 500, HashKey::random()).unwrap(),
             affinity: AffinityTable::new(64),
             pipeline: Pipeline::new(WorkerNumber { index: 0, count: 1 }),
             counters: Counters::default(),

@@ -5,7 +5,7 @@ mod dns;
 mod raw;
 mod source;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(crate) struct Config {
     pub(crate) interfaces: Vec<String>,
     pub(crate) nodeport_addresses: Vec<NodePortAddress>,
     pub(crate) node: Node,
-    pub(crate) snat_addresses: Vec<Ipv4Addr>,
+    pub(crate) snat_addresses: Vec<IpAddr>,
     pub(crate) snat_ports: RangeInclusive<u16>,
     pub(crate) workers: Workers,
     pub(crate) pin_dir: PathBuf,

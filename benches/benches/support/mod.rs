@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
-use flowgate_flow::{AffinityTable, FlowTable, HashKey, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::spec::{
-    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteSpec, ServiceName, ServiceSpec,
-    TreatmentSpec,
+    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceName,
+    ServiceSpec, TreatmentSpec,
 };
 use flowgate_tables::{
     BySource, EmptyAction, FrontendKind, Routing, ServiceTable, SnatPool, SourceNat, Sources, Tables,
@@ -24,7 +24,7 @@ pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 /// A gateway in memory.
 pub(crate) struct Gateway {
     pub(crate) tables: Tables,
-    pub(crate) flows: FlowTable,
+    pub(crate) flows: Flows,
     pub(crate) affinity: AffinityTable,
     pub(crate) timeouts: Timeouts,
     pub(crate) pipeline: Pipeline,
@@ -36,7 +36,7 @@ impl Gateway {
     pub(crate) fn new(flows: u32) -> Self {
         Self {
             tables: tables(),
-            flows: FlowTable::new(flows, HashKey::random()).expect("memory for the flow table"),
+            flows: Flows::new(flows, flows, HashKey::random()).expect("memory for the flow table"),
             affinity: AffinityTable::new(1024),
             timeouts: Timeouts::default(),
             pipeline: Pipeline::new(WorkerNumber { index: 0, count: 1 }),
@@ -53,6 +53,7 @@ impl Gateway {
             flows: &self.flows,
             affinity: &self.affinity,
             timeouts: &self.timeouts,
+            options: &self.options,
         };
         let checksums = RxChecksums::MayBePartial;
         self.pipeline.process(frames, checksums, &context, &mut self.counters, verdicts);
@@ -138,14 +139,14 @@ pub(crate) fn tables() -> Tables {
         mtu: 1500,
         up: true,
         addresses: vec![IpAddr::V4(addr)],
+        vlan: None,
     };
     let fabric = Ipv4Addr::new(10, 244, 0, 1);
     let interfaces = vec![interface("up0", 1, Ipv4Addr::new(192, 0, 2, 1)), interface("fab0", 2, fabric)];
     let router = Ipv4Addr::new(192, 0, 2, 254);
     let route = |prefix: &str, interface, via: Option<Ipv4Addr>| RouteSpec {
         prefix: prefix.parse().expect("a prefix"),
-        interface,
-        via: via.map(IpAddr::V4),
+        hops: vec![RouteHopSpec { interface, via: via.map(IpAddr::V4), weight: 1 }],
         metric: 0,
     };
     let routes = [route("10.244.0.0/16", 1, None), route("0.0.0.0/0", 0, Some(router))];
@@ -164,7 +165,7 @@ pub(crate) fn tables() -> Tables {
         mac: Some(MacAddr([4, 0, 0, 0, 0, 1])),
     });
     let routing = Routing::build(&Routing::default(), interfaces, &routes, &neighbours).expect("routes fit");
-    let snat = SnatPool::new(vec![vec![], vec![fabric]], &(20_000..=59_999).collect());
+    let snat = SnatPool::new(&[vec![], vec![IpAddr::V4(fabric)]], &(20_000..=59_999).collect());
     Tables {
         generation: 1,
         services: Arc::new(services),

@@ -1,6 +1,6 @@
 //! Network state to routing tables and the SNAT pool. Never invents an address.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use flowgate_tables::routing::{Route, Unresolved};
@@ -46,18 +46,19 @@ pub(super) fn compile_snat(
     let mut entries = Vec::new();
     let mut by_interface = Vec::with_capacity(net.interfaces.len());
     for interface in net.interfaces.iter() {
-        let addresses: Vec<Ipv4Addr> = if settings.snat.addresses.is_empty() {
-            primary_ipv4(interface).into_iter().collect()
-        } else {
-            settings.snat.addresses.clone()
-        };
-        if addresses.is_empty() && interface.ifindex != 0 {
+        let mut addresses = settings.snat.addresses.clone();
+        for is_family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
+            if !addresses.iter().any(is_family) {
+                addresses.extend(primary(interface, is_family));
+            }
+        }
+        if interface.ifindex != 0 && !addresses.iter().any(IpAddr::is_ipv4) {
             let reason = "has no IPv4 address: flows that leave by it cannot be translated";
             entries.push(finding(Severity::Warning, interface, reason));
         }
         by_interface.push(addresses);
     }
-    let pool = SnatPool::new(by_interface, &settings.snat.ports);
+    let pool = SnatPool::new(&by_interface, &settings.snat.ports);
     (if pool == **previous { Arc::clone(previous) } else { Arc::new(pool) }, entries)
 }
 
@@ -65,8 +66,7 @@ pub(super) fn compile_snat(
 pub fn unresolved_next_hops(tables: &Tables) -> Vec<Unresolved> {
     let mut unresolved: Vec<Unresolved> = Vec::new();
     for backend in tables.services.backends().iter() {
-        let IpAddr::V4(addr) = backend.addr else { continue };
-        match tables.routing.route(addr) {
+        match tables.routing.route(backend.addr, 0) {
             Route::Unknown(neighbour) => unresolved.push(neighbour),
             Route::Via(id) => {
                 let hop = tables.routing.next_hop(id).filter(|hop| hop.ether.is_none());
@@ -80,11 +80,9 @@ pub fn unresolved_next_hops(tables: &Tables) -> Vec<Unresolved> {
     unresolved
 }
 
-fn primary_ipv4(interface: &InterfaceSpec) -> Option<Ipv4Addr> {
-    interface.addresses.iter().find_map(|ip| match ip {
-        IpAddr::V4(v4) => Some(*v4),
-        IpAddr::V6(_) => None,
-    })
+/// The first address of a family; a link-local one comes last, so it is taken only if there is no other.
+fn primary(interface: &InterfaceSpec, is_family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
+    interface.addresses.iter().find(|&addr| is_family(addr)).copied()
 }
 
 fn finding(severity: Severity, interface: &InterfaceSpec, reason: &str) -> Entry {

@@ -125,10 +125,8 @@ fn compile_one(
 
 /// Names the Services that are reached by an address and port that translated flows use as source.
 pub(super) fn snat_overlaps(desired: &Desired, services: &ServiceTable, snat: &SnatPool) -> Vec<Entry> {
-    let addresses = snat.all_addresses();
     let taken = |frontend: &&FrontendSpec| {
-        let IpAddr::V4(addr) = frontend.addr else { return false };
-        addresses.binary_search(&addr).is_ok() && snat.ports().binary_search(&frontend.port.number()).is_ok()
+        snat.contains(frontend.addr) && snat.ports().binary_search(&frontend.port.number()).is_ok()
     };
     let mut entries = Vec::new();
     for service in services.services() {

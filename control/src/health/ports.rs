@@ -264,6 +264,7 @@ endpoints: [{addresses: [10.1.0.1], nodeName: this}, {addresses: [10.1.0.9], nod
             mtu: 1500,
             up: true,
             addresses: ["192.0.2.1", "198.51.100.1", "fe80::1"].map(|ip| ip.parse().unwrap()).to_vec(),
+            vlan: None,
         };
         let net = NetState { interfaces: Arc::new(vec![interface]), ..NetState::default() };
         let objects = desired(&yaml("LoadBalancer", "Local", TWO_HERE));

@@ -5,10 +5,11 @@
 //! address is deleted, so that its events do not add up to its state. After lost events all is listed anew.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
+use flowgate_tables::InterfaceId;
 use flowgate_tables::routing::Unresolved;
+use flowgate_tables::spec::RouteHopSpec;
 use futures::StreamExt;
 use futures::TryStreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
@@ -194,7 +195,7 @@ impl Tracker {
     async fn ask_unresolved(&mut self, wanted: &[Unresolved]) {
         for Unresolved { egress, addr } in wanted {
             let ifindex = self.names.get(egress.index()).map_or(0, |name| self.world.ifindex(name));
-            let ip = IpAddr::V4(*addr);
+            let ip = *addr;
             let resolved = self.world.neighbour(ifindex, ip).is_some_and(|n| n.mac.is_some());
             if ifindex != 0 && !resolved {
                 self.ask((ifindex, ip)).await;
@@ -210,7 +211,7 @@ impl Tracker {
             .collect::<HashSet<u32>>()
             .into_iter()
             .flat_map(|ifindex| self.world.neighbours_on(ifindex))
-            .filter(|n| n.state == NeighbourState::Stale && n.ip.is_ipv4())
+            .filter(|n| n.state == NeighbourState::Stale)
             .map(|n| (n.ifindex, n.ip))
             .take(REFRESHED_PER_SECOND)
             .collect();
@@ -222,14 +223,12 @@ impl Tracker {
     /// The routers of all routes: replies to clients will need them.
     fn routers(&self) -> Vec<Unresolved> {
         let state = self.state.borrow();
-        let router = |route: &flowgate_tables::spec::RouteSpec| match route.via {
-            Some(IpAddr::V4(addr)) => {
-                let egress = u8::try_from(route.interface).ok().map(flowgate_tables::InterfaceId)?;
-                Some(Unresolved { egress, addr })
-            }
-            _ => None,
+        let router = |hop: &RouteHopSpec| {
+            let egress = u8::try_from(hop.interface).ok().map(InterfaceId)?;
+            Some(Unresolved { egress, addr: hop.via? })
         };
-        let all: HashSet<Unresolved> = state.routes.iter().filter_map(router).collect();
+        let hops = state.routes.iter().flat_map(|route| &route.hops);
+        let all: HashSet<Unresolved> = hops.filter_map(router).collect();
         all.into_iter().collect()
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteSpec};
+use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec};
 use flowgate_wire::MacAddr;
 use rtnetlink::packet_route::neighbour::NeighbourState;
 
@@ -81,6 +81,7 @@ impl World {
                 mtu: 0,
                 up: false,
                 addresses: Vec::new(),
+                vlan: None,
             };
         };
         let mut own: Vec<&Address> = self.addresses.iter().filter(|a| a.ifindex == link.ifindex).collect();
@@ -93,6 +94,7 @@ impl World {
             mtu: link.mtu,
             up: link.up,
             addresses: own.into_iter().map(|address| address.ip).collect(),
+            vlan: None,
         }
     }
 }
@@ -103,7 +105,8 @@ fn routes(all: &[Route], position: &HashMap<u32, usize>) -> Vec<RouteSpec> {
     for Route { prefix, metric, hops } in all {
         let hop = hops.iter().find_map(|hop| Some((*position.get(&hop.ifindex)?, hop.via)));
         if let Some((interface, via)) = hop {
-            specs.push(RouteSpec { prefix: *prefix, interface, via, metric: *metric });
+            let hop = RouteHopSpec { interface, via, weight: 1 };
+            specs.push(RouteSpec { prefix: *prefix, hops: vec![hop], metric: *metric });
         }
     }
     specs
@@ -173,8 +176,7 @@ mod tests {
         let state = world.state(&["up0".to_owned()], &NetState::default());
         let expected = RouteSpec {
             prefix: "10.1.0.0/16".parse().unwrap(),
-            interface: 0,
-            via: Some(ip("10.0.0.9")),
+            hops: vec![RouteHopSpec { interface: 0, via: Some(ip("10.0.0.9")), weight: 1 }],
             metric: 5,
         };
         assert_eq!(*state.routes, [expected]);

@@ -1,4 +1,4 @@
-//! The conntrack entry: one direction of one flow, one cache line.
+//! The conntrack entry: one direction of one flow, one cache line for IPv4 and two for IPv6.
 //!
 //! # Who writes what
 //! - The identity (key, translation, peer, backend) is written by whoever owns the slot, between two
@@ -6,15 +6,17 @@
 //!   equal and even means that nothing was torn. Every field is an atomic, so a torn read is a stale
 //!   value and never undefined behaviour.
 //! - `next_hop` may be replaced in place by any worker: one word, always valid by itself.
-//! - `last_seen`, `tcp_seen`, `packets` and `bytes` are written by the one worker that receives this
+//! - `last_seen`, `tcp_seen`, `packets`, `acked` and `bytes` are written by the one worker that receives this
 //!   direction, with plain loads and stores. Should the NIC move a direction to another queue, a count
 //!   or two may be lost, nothing else.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use flowgate_wire::checksum::Delta;
-use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, Protocol, Translation4};
+use flowgate_wire::{FiveTuple, L4Port, Protocol, Translation};
+
+use crate::address::{FlowAddress, PairCell};
 
 /// A coarse clock in milliseconds since some start; wraps after 49 days. Differences below 24 days are
 /// meaningful, and expiry visits every entry far more often.
@@ -83,27 +85,27 @@ impl NextHopRef {
 
 /// Everything about one direction that is decided when the flow begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Direction {
+pub struct Direction<A> {
     /// What its packets look like when they arrive.
-    pub tuple: FiveTuple4,
+    pub tuple: FiveTuple<A>,
     /// How they leave.
-    pub translation: Translation4,
+    pub translation: Translation<A>,
     /// Where they go next.
     pub next_hop: NextHopRef,
 }
 
-/// One direction of one flow; 64 bytes, plain C.
-#[derive(Debug, Default)]
+/// One direction of one flow, plain C: 64 bytes for IPv4, 128 for IPv6.
+#[derive(Debug)]
 #[repr(C, align(64))]
-pub struct Entry4 {
+pub struct Entry<A: FlowAddress> {
     sequence: AtomicU32,
     protocol: AtomicU8,
     side: AtomicU8,
     pub(crate) tcp_seen: AtomicU16,
-    addrs: AtomicU64,
+    addrs: A::Pair,
     ports: AtomicU32,
     new_ports: AtomicU32,
-    new_addrs: AtomicU64,
+    new_addrs: A::Pair,
     l3_delta: AtomicU16,
     l4_delta: AtomicU16,
     next_hop: AtomicU32,
@@ -111,18 +113,21 @@ pub struct Entry4 {
     peer: AtomicU32,
     last_seen: AtomicU32,
     packets: AtomicU32,
-    bytes: AtomicU64,
+    /// The upper half of the last TCP acknowledgement number of this direction in the upper 16 bits, bytes of
+    /// IP modulo 2^48 below.
+    acked_and_bytes: AtomicU64,
 }
 
-const _: () = assert!(size_of::<Entry4>() == 64, "an entry is one cache line");
+const _: () = assert!(size_of::<Entry<Ipv4Addr>>() == 64, "an entry is one cache line");
+const _: () = assert!(size_of::<Entry<Ipv6Addr>>() == 128, "an entry is two cache lines");
 
 /// A consistent copy of the identity of an entry.
 #[derive(Clone, Copy, Debug)]
-pub struct Identity {
+pub struct Identity<A> {
     /// What its packets look like when they arrive.
-    pub tuple: FiveTuple4,
+    pub tuple: FiveTuple<A>,
     /// How they leave.
-    pub translation: Translation4,
+    pub translation: Translation<A>,
     /// Original or reply.
     pub side: Side,
     /// The other direction.
@@ -133,21 +138,27 @@ pub struct Identity {
 
 /// What a packet needs from an entry.
 #[derive(Clone, Copy, Debug)]
-pub struct Forwarding {
+pub struct Forwarding<A> {
     /// How the packet leaves.
-    pub translation: Translation4,
+    pub translation: Translation<A>,
     /// Where it goes next.
     pub next_hop: NextHopRef,
     /// The backend, in the form that the tables give.
     pub backend: u32,
 }
 
-impl Entry4 {
+impl<A: FlowAddress> Entry<A> {
+    /// Something in the second cache line of an entry that has one.
+    #[inline]
+    pub(crate) fn second_line(&self) -> &AtomicU32 {
+        &self.last_seen
+    }
+
     /// What a packet with this tuple needs, if this is its entry and nobody is writing it.
     #[inline]
-    pub(crate) fn forwarding(&self, tuple: &FiveTuple4) -> Option<Forwarding> {
+    pub(crate) fn forwarding(&self, tuple: &FiveTuple<A>) -> Option<Forwarding<A>> {
         let sequence = self.sequence.load(Ordering::Acquire);
-        let mine = self.addrs.load(Ordering::Relaxed) == pack_addrs(tuple.src, tuple.dst)
+        let mine = self.addrs.is(tuple.src, tuple.dst)
             && self.ports.load(Ordering::Relaxed) == pack_ports(tuple.src_port, tuple.dst_port)
             && self.protocol.load(Ordering::Relaxed) == tuple.protocol.number();
         if !mine || sequence & 1 == 1 {
@@ -164,10 +175,10 @@ impl Entry4 {
     }
 
     /// A consistent copy of the identity; none while free or being written.
-    pub(crate) fn identity(&self) -> Option<Identity> {
+    pub(crate) fn identity(&self) -> Option<Identity<A>> {
         let sequence = self.sequence.load(Ordering::Acquire);
         let protocol = Protocol::from_number(self.protocol.load(Ordering::Relaxed))?;
-        let (src, dst) = unpack_addrs(self.addrs.load(Ordering::Relaxed));
+        let [src, dst] = self.addrs.load();
         let (src_port, dst_port) = unpack_ports(self.ports.load(Ordering::Relaxed));
         let identity = Identity {
             tuple: FiveTuple { protocol, src, dst, src_port, dst_port },
@@ -181,7 +192,14 @@ impl Entry4 {
     }
 
     /// Writes the entry of a slot that the caller has claimed.
-    pub(crate) fn write(&self, side: Side, direction: &Direction, backend: u32, peer: EntryIndex, now: Tick) {
+    pub(crate) fn write(
+        &self,
+        side: Side,
+        direction: &Direction<A>,
+        backend: u32,
+        peer: EntryIndex,
+        now: Tick,
+    ) {
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence.store(sequence.wrapping_add(1) | 1, Ordering::Relaxed);
         fence(Ordering::Release);
@@ -189,9 +207,9 @@ impl Entry4 {
         self.protocol.store(tuple.protocol.number(), Ordering::Relaxed);
         self.side.store(side as u8, Ordering::Relaxed);
         self.tcp_seen.store(0, Ordering::Relaxed);
-        self.addrs.store(pack_addrs(tuple.src, tuple.dst), Ordering::Relaxed);
+        self.addrs.store([tuple.src, tuple.dst]);
         self.ports.store(pack_ports(tuple.src_port, tuple.dst_port), Ordering::Relaxed);
-        self.new_addrs.store(pack_addrs(translation.src, translation.dst), Ordering::Relaxed);
+        self.new_addrs.store([translation.src, translation.dst]);
         self.new_ports.store(pack_ports(translation.src_port, translation.dst_port), Ordering::Relaxed);
         self.l3_delta.store(translation.l3_delta.to_bits(), Ordering::Relaxed);
         self.l4_delta.store(translation.l4_delta.to_bits(), Ordering::Relaxed);
@@ -200,13 +218,13 @@ impl Entry4 {
         self.peer.store(peer.0, Ordering::Relaxed);
         self.last_seen.store(now.0, Ordering::Relaxed);
         self.packets.store(0, Ordering::Relaxed);
-        self.bytes.store(0, Ordering::Relaxed);
+        self.acked_and_bytes.store(0, Ordering::Relaxed);
         self.sequence.store((sequence | 1).wrapping_add(1), Ordering::Release);
     }
 
     /// Makes the sequence word odd if the entry still has this tuple; then only the caller may
     /// [`clear`](Self::clear) it. False when another writer was faster.
-    pub(crate) fn lock(&self, tuple: &FiveTuple4) -> bool {
+    pub(crate) fn lock(&self, tuple: &FiveTuple<A>) -> bool {
         let sequence = self.sequence.load(Ordering::Acquire);
         if sequence & 1 == 1 || self.identity().is_none_or(|identity| identity.tuple != *tuple) {
             return false;
@@ -222,20 +240,20 @@ impl Entry4 {
     /// Empties a locked entry. Its slot may be released afterwards.
     pub(crate) fn clear(&self) {
         self.protocol.store(0, Ordering::Relaxed);
-        self.addrs.store(0, Ordering::Relaxed);
+        self.addrs.store([A::UNSPECIFIED; 2]);
         self.ports.store(0, Ordering::Relaxed);
         self.peer.store(EntryIndex::NONE.0, Ordering::Relaxed);
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence.store(sequence.wrapping_add(1), Ordering::Release);
     }
 
-    /// Counts a packet of `ip_len` bytes at `now`.
+    /// Counts a packet of `ip_len` bytes at `now` that acknowledged `acked`.
     #[inline]
-    pub(crate) fn touch(&self, now: Tick, ip_len: u16) {
+    pub(crate) fn touch(&self, now: Tick, ip_len: u16, acked: u16) {
         self.last_seen.store(now.0, Ordering::Relaxed);
         self.packets.store(self.packets.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        self.bytes
-            .store(self.bytes.load(Ordering::Relaxed).wrapping_add(u64::from(ip_len)), Ordering::Relaxed);
+        let bytes = self.acked_and_bytes.load(Ordering::Relaxed).wrapping_add(u64::from(ip_len)) & BYTES_MASK;
+        self.acked_and_bytes.store(u64::from(acked) << BYTES_BITS | bytes, Ordering::Relaxed);
     }
 
     #[inline]
@@ -256,9 +274,14 @@ impl Entry4 {
         self.next_hop.store(next_hop.0, Ordering::Relaxed);
     }
 
-    /// Packets (modulo 2^32) and bytes of IP counted so far.
+    /// Packets (modulo 2^32) and bytes of IP (modulo 2^48) counted so far.
     pub(crate) fn counts(&self) -> (u32, u64) {
-        (self.packets.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+        (self.packets.load(Ordering::Relaxed), self.acked_and_bytes.load(Ordering::Relaxed) & BYTES_MASK)
+    }
+
+    /// The upper half of the last acknowledgement number that this direction sent.
+    pub(crate) fn acked(&self) -> u16 {
+        (self.acked_and_bytes.load(Ordering::Relaxed) >> BYTES_BITS) as u16
     }
 
     /// Original or reply. What a packet needs does not depend on it, so it is no part of that copy.
@@ -268,30 +291,20 @@ impl Entry4 {
     }
 
     #[inline]
-    fn translation(&self) -> Translation4 {
-        let (src, dst) = unpack_addrs(self.new_addrs.load(Ordering::Relaxed));
+    fn translation(&self) -> Translation<A> {
+        let [src, dst] = self.new_addrs.load();
         let (src_port, dst_port) = unpack_ports(self.new_ports.load(Ordering::Relaxed));
         let l3_delta = Delta::from_bits(self.l3_delta.load(Ordering::Relaxed));
         let l4_delta = Delta::from_bits(self.l4_delta.load(Ordering::Relaxed));
-        Translation4 { src, dst, src_port, dst_port, l3_delta, l4_delta }
+        Translation { src, dst, src_port, dst_port, l3_delta, l4_delta }
     }
 }
 
+const BYTES_BITS: u32 = 48;
+const BYTES_MASK: u64 = (1 << BYTES_BITS) - 1;
 const ID_MASK: u32 = 0x00ff_ffff;
 
 // Fields keep the order of the wire in memory: a C reader sees source, then destination.
-
-#[inline]
-fn pack_addrs(src: Ipv4Addr, dst: Ipv4Addr) -> u64 {
-    let ([a, b, c, d], [e, f, g, h]) = (src.octets(), dst.octets());
-    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
-}
-
-#[inline]
-fn unpack_addrs(packed: u64) -> (Ipv4Addr, Ipv4Addr) {
-    let [a, b, c, d, e, f, g, h] = packed.to_ne_bytes();
-    (Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h))
-}
 
 #[inline]
 fn pack_ports(src: L4Port, dst: L4Port) -> u32 {
@@ -309,7 +322,7 @@ fn unpack_ports(packed: u32) -> (L4Port, L4Port) {
 mod tests {
     use super::*;
 
-    fn direction(port: u16) -> Direction {
+    fn direction(port: u16) -> Direction<Ipv4Addr> {
         let tuple = FiveTuple {
             protocol: Protocol::Udp,
             src: Ipv4Addr::new(192, 0, 2, 1),
@@ -319,14 +332,45 @@ mod tests {
         };
         Direction {
             tuple,
-            translation: Translation4::between(&tuple, &tuple.reversed()),
+            translation: Translation::between(&tuple, &tuple.reversed()),
             next_hop: NextHopRef::new(5, 9),
         }
     }
 
+    fn entry() -> Entry<Ipv4Addr> {
+        Entry {
+            sequence: AtomicU32::default(),
+            protocol: AtomicU8::default(),
+            side: AtomicU8::default(),
+            tcp_seen: AtomicU16::default(),
+            addrs: AtomicU64::default(),
+            ports: AtomicU32::default(),
+            new_ports: AtomicU32::default(),
+            new_addrs: AtomicU64::default(),
+            l3_delta: AtomicU16::default(),
+            l4_delta: AtomicU16::default(),
+            next_hop: AtomicU32::default(),
+            backend: AtomicU32::default(),
+            peer: AtomicU32::default(),
+            last_seen: AtomicU32::default(),
+            packets: AtomicU32::default(),
+            acked_and_bytes: AtomicU64::default(),
+        }
+    }
+
+    #[test]
+    fn acknowledgements_and_bytes_share_a_word_and_do_not_meet() {
+        let entry = entry();
+        entry.acked_and_bytes.store(BYTES_MASK, Ordering::Relaxed);
+        entry.touch(Tick(1), 1500, 0xffff);
+        assert_eq!((entry.acked(), entry.counts()), (0xffff, (1, 1499)));
+        entry.touch(Tick(1), 1, 7);
+        assert_eq!((entry.acked(), entry.counts()), (7, (2, 1500)));
+    }
+
     #[test]
     fn what_is_written_is_read_and_a_cleared_entry_is_free() {
-        let entry = Entry4::default();
+        let entry = entry();
         let direction = direction(1000);
         assert!(entry.identity().is_none());
         entry.write(Side::Reply, &direction, 77, EntryIndex(3), Tick(5));

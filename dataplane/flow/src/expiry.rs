@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use flowgate_wire::Protocol;
 
+use crate::address::FlowAddress;
 use crate::entry::{EntryIndex, Side, Tick};
 use crate::state::TcpPhase;
 use crate::table::FlowTable;
@@ -51,11 +52,11 @@ impl Timeouts {
     /// How long a flow in this phase may be silent, in milliseconds.
     fn allowed_ms(&self, protocol: Protocol, phase: TcpPhase, answered: bool) -> u32 {
         let allowed = match (protocol, phase) {
-            (Protocol::Tcp, TcpPhase::SynSent | TcpPhase::SynReceived) => self.tcp_opening,
-            (Protocol::Tcp, TcpPhase::Established) => self.tcp_established,
-            (Protocol::Tcp, TcpPhase::HalfClosed) => self.tcp_half_closed,
-            (Protocol::Tcp, TcpPhase::TimeWait) => self.tcp_time_wait,
-            (Protocol::Tcp, TcpPhase::Reset) => self.tcp_reset,
+            (Protocol::Tcp | Protocol::Sctp, TcpPhase::SynSent | TcpPhase::SynReceived) => self.tcp_opening,
+            (Protocol::Tcp | Protocol::Sctp, TcpPhase::Established) => self.tcp_established,
+            (Protocol::Tcp | Protocol::Sctp, TcpPhase::HalfClosed) => self.tcp_half_closed,
+            (Protocol::Tcp | Protocol::Sctp, TcpPhase::TimeWait) => self.tcp_time_wait,
+            (Protocol::Tcp | Protocol::Sctp, TcpPhase::Reset) => self.tcp_reset,
             _ if answered => self.udp_answered,
             _ => self.udp_unanswered,
         };
@@ -73,7 +74,7 @@ pub struct Sweep {
 
 impl Sweep {
     /// The share of worker `worker` of `worker_count`.
-    pub fn new(flows: &FlowTable, worker: u32, worker_count: u32) -> Self {
+    pub fn new<A: FlowAddress>(flows: &FlowTable<A>, worker: u32, worker_count: u32) -> Self {
         let buckets = u64::from(flows.bucket_count());
         let at = |n: u32| {
             u32::try_from(buckets * u64::from(n) / u64::from(worker_count.max(1))).unwrap_or(u32::MAX)
@@ -93,9 +94,9 @@ impl Sweep {
 
     /// Looks at the next `buckets` buckets and removes flows that were silent too long, or that
     /// `is_stale` (protocol, backend) condemns. Returns how many were removed.
-    pub fn step(
+    pub fn step<A: FlowAddress>(
         &mut self,
-        flows: &FlowTable,
+        flows: &FlowTable<A>,
         buckets: u32,
         now: Tick,
         timeouts: &Timeouts,
@@ -116,8 +117,8 @@ impl Sweep {
     }
 }
 
-fn expire(
-    flows: &FlowTable,
+fn expire<A: FlowAddress>(
+    flows: &FlowTable<A>,
     index: EntryIndex,
     now: Tick,
     timeouts: &Timeouts,
@@ -135,7 +136,12 @@ fn expire(
 }
 
 /// Whether both directions of the flow have been silent for longer than its phase allows.
-pub(crate) fn is_expired(flows: &FlowTable, index: EntryIndex, now: Tick, timeouts: &Timeouts) -> bool {
+pub(crate) fn is_expired<A: FlowAddress>(
+    flows: &FlowTable<A>,
+    index: EntryIndex,
+    now: Tick,
+    timeouts: &Timeouts,
+) -> bool {
     let entry = flows.entry(index);
     let Some(identity) = entry.identity() else { return false };
     let idle = now.since(entry.last_seen());

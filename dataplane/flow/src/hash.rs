@@ -2,23 +2,29 @@
 //!
 //! Attackers choose addresses and ports, so the hash must be keyed with a secret of this boot. It is
 //! multilinear hashing over 32-bit words (Lemire and Kaser, "Strongly universal string hashing is fast",
-//! 2014): `(k0 + k1*x1 + ... + k4*x4 mod 2^64) >> 32` is strongly universal, so without the key no two
+//! 2014): `(k0 + k1*x1 + ... + kn*xn mod 2^64) >> 32` is strongly universal, so without the key no two
 //! tuples can be made to collide with more than chance. A fixed bijection then breaks up the arithmetic
 //! progressions that consecutive ports would leave. Multiplications of 64 bits and shifts only: an XDP
 //! program computes the same.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use flowgate_wire::FiveTuple4;
+use flowgate_wire::FiveTuple;
+
+use crate::address::FlowAddress;
 
 /// The secret of this boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HashKey(
-    /// One word added and four multiplied.
-    pub [u64; 5],
+    /// One word added, two multiplied with ports and protocol, eight with the words of the addresses. IPv4
+    /// needs two of these.
+    pub [u64; HashKey::WORDS],
 );
 
 impl HashKey {
+    /// Words of a key.
+    pub const WORDS: usize = 11;
+
     /// A key from the operating system's randomness.
     pub fn random() -> Self {
         // RandomState is seeded by the OS; each finish gives an independent word.
@@ -31,16 +37,14 @@ impl HashKey {
 
     /// The hash of a five-tuple.
     #[inline]
-    pub fn hash(&self, tuple: &FiveTuple4) -> FlowHash {
-        let [k0, k1, k2, k3, k4] = self.0;
-        let word = |bytes: [u8; 4]| u64::from(u32::from_ne_bytes(bytes));
+    pub fn hash<A: FlowAddress>(&self, tuple: &FiveTuple<A>) -> FlowHash {
+        let [added, ports, protocol, ref addrs @ ..] = self.0;
         let [s0, s1] = tuple.src_port.wire();
         let [d0, d1] = tuple.dst_port.wire();
-        let sum = k0
-            .wrapping_add(k1.wrapping_mul(word(tuple.src.octets())))
-            .wrapping_add(k2.wrapping_mul(word(tuple.dst.octets())))
-            .wrapping_add(k3.wrapping_mul(word([s0, s1, d0, d1])))
-            .wrapping_add(k4.wrapping_mul(u64::from(tuple.protocol.number())));
+        let sum = added
+            .wrapping_add(A::weigh([tuple.src, tuple.dst], addrs))
+            .wrapping_add(ports.wrapping_mul(u64::from(u32::from_ne_bytes([s0, s1, d0, d1]))))
+            .wrapping_add(protocol.wrapping_mul(u64::from(tuple.protocol.number())));
         FlowHash(mix((sum >> 32) as u32))
     }
 }
@@ -86,9 +90,11 @@ const fn mix(mut x: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flowgate_wire::{FiveTuple, L4Port, Protocol};
+    use std::net::Ipv4Addr;
 
-    fn tuple(host: u32, port: u16) -> FiveTuple4 {
+    use flowgate_wire::{L4Port, Protocol};
+
+    fn tuple(host: u32, port: u16) -> FiveTuple<Ipv4Addr> {
         FiveTuple {
             protocol: Protocol::Tcp,
             src: host.into(),
@@ -112,6 +118,12 @@ mod tests {
             0x9876_5432_10fe_dcbb,
             0x5a5a_a5a5_1234_4321,
             7,
+            11,
+            13,
+            17,
+            19,
+            23,
+            29,
         ]);
         let bucket_count = 1 << 10;
         let mut load = vec![0_u32; bucket_count as usize];

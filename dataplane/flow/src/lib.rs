@@ -1,4 +1,4 @@
-//! The flow table: one fixed-capacity table for all workers, one conntrack entry per direction.
+//! The flow table: one fixed-capacity table a family for all workers, one conntrack entry per direction.
 //!
 //! Finding a flow takes no lock; only inserting and removing synchronise, and only in here. Memory is
 //! taken at start and never grows. The layout is plain C ([`entry`], [`tags`]), so that an XDP program
@@ -11,20 +11,24 @@
 //! - What happens when the table is full: [`table::Inserted::Full`] and [`table`].
 #![deny(unsafe_code)]
 
+pub mod address;
 pub mod affinity;
 mod arch;
 pub mod entry;
 pub mod expiry;
+pub mod flows;
 pub mod hash;
 mod memory;
 pub mod state;
 pub mod table;
 pub mod tags;
 
+pub use address::FlowAddress;
 pub use affinity::{AffinityTable, Bound};
 pub use arch::prefetch;
 pub use entry::{Direction, EntryIndex, NextHopRef, Side, Tick};
 pub use expiry::{Sweep, Timeouts};
+pub use flows::Flows;
 pub use hash::{FlowHash, HashKey};
 pub use memory::OutOfMemory;
 pub use state::TcpPhase;

@@ -15,6 +15,8 @@ impl TcpSeen {
     const ACK: u16 = 2;
     const FIN: u16 = 4;
     const RST: u16 = 8;
+    /// The other direction has sent a reset that counts.
+    const RST_FROM_PEER: u16 = 16;
 
     /// From the form that an entry stores.
     #[inline]
@@ -28,7 +30,8 @@ impl TcpSeen {
         self.0
     }
 
-    /// The notes after a segment with these flags.
+    /// The notes after a segment with these flags. A reset counts only if its sequence number is right, so
+    /// it has notes of its own: [`TcpSeen::and_reset`].
     #[inline]
     #[must_use]
     pub const fn after(self, flags: TcpFlags) -> Self {
@@ -42,10 +45,36 @@ impl TcpSeen {
         if flags.intersects(TcpFlags::FIN) {
             bits |= Self::FIN;
         }
-        if flags.intersects(TcpFlags::RST) {
-            bits |= Self::RST;
-        }
         Self(bits)
+    }
+
+    /// The notes of the direction that has sent a reset that counts.
+    #[must_use]
+    pub const fn and_reset(self) -> Self {
+        Self(self.0 | Self::RST)
+    }
+
+    /// The notes of the direction that was sent a reset that counts.
+    #[must_use]
+    pub const fn and_reset_from_peer(self) -> Self {
+        Self(self.0 | Self::RST_FROM_PEER)
+    }
+
+    /// Whether the other direction has reset the connection.
+    #[inline]
+    pub const fn is_reset_by_peer(self) -> bool {
+        self.has(Self::RST_FROM_PEER)
+    }
+
+    /// The notes as if no reset had been sent by either side.
+    #[must_use]
+    pub const fn revived(self) -> Self {
+        Self(self.0 & !(Self::RST | Self::RST_FROM_PEER))
+    }
+
+    /// Whether this direction has acknowledged anything.
+    pub const fn has_acknowledged(self) -> bool {
+        self.has(Self::ACK)
     }
 
     const fn has(self, bits: u16) -> bool {
@@ -124,14 +153,24 @@ mod tests {
         assert_eq!(TcpPhase::of(client, server), TcpPhase::HalfClosed);
         client = client.after(fin.union(ack));
         assert_eq!(TcpPhase::of(client, server), TcpPhase::TimeWait);
-        server = server.after(TcpFlags::RST);
+        server = server.and_reset();
         assert_eq!(TcpPhase::of(client, server), TcpPhase::Reset);
+    }
+
+    #[test]
+    fn a_connection_whose_reset_was_not_taken_lives_on() {
+        let flags = TcpFlags::SYN.union(TcpFlags::ACK);
+        let (client, server) = (TcpSeen::default().after(flags), TcpSeen::default().after(flags));
+        assert_eq!(TcpPhase::of(client.and_reset(), server.and_reset_from_peer()), TcpPhase::Reset);
+        assert!(server.and_reset_from_peer().is_reset_by_peer());
+        let (client, server) = (client.and_reset().revived(), server.and_reset_from_peer().revived());
+        assert_eq!(TcpPhase::of(client, server), TcpPhase::Established);
     }
 
     #[test]
     fn a_refused_connection_is_reset() {
         let client = TcpSeen::default().after(TcpFlags::SYN);
-        let server = TcpSeen::default().after(TcpFlags::RST.union(TcpFlags::ACK));
+        let server = TcpSeen::default().after(TcpFlags::RST.union(TcpFlags::ACK)).and_reset();
         assert!(TcpPhase::of(client, server).is_closing());
     }
 }

@@ -6,23 +6,25 @@
 //! none, [`Inserted::Full`] says so and the caller counts it.
 
 use std::hint;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use flowgate_wire::{FiveTuple4, Protocol, TcpFlags};
+use flowgate_wire::{FiveTuple, Protocol, TcpFlags};
 
+use crate::address::FlowAddress;
 use crate::arch::prefetch;
-use crate::entry::{Direction, Entry4, EntryIndex, Forwarding, Identity, NextHopRef, Side, Tick};
+use crate::entry::{Direction, Entry, EntryIndex, Forwarding, Identity, NextHopRef, Side, Tick};
 use crate::expiry::{self, Timeouts};
 use crate::hash::{FlowHash, HashKey};
 use crate::memory::{Memory, OutOfMemory};
 use crate::state::{TcpPhase, TcpSeen};
 use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
 
-/// One fixed-capacity table of flows, shared by all workers.
+/// One fixed-capacity table of the flows of one family, shared by all workers.
 #[derive(Debug)]
-pub struct FlowTable {
+pub struct FlowTable<A: FlowAddress> {
     key: HashKey,
-    memory: Memory,
+    memory: Memory<Entry<A>>,
     capacity_flows: u32,
     /// One insertion of the same key at a time: keys are spread over these by hash. They live outside
     /// the shared memory, so that a process that dies with one held harms no other.
@@ -62,38 +64,38 @@ impl Probe {
 
 /// An entry that was found.
 #[derive(Clone, Copy, Debug)]
-pub struct Found<'a> {
+pub struct Found<'a, A: FlowAddress> {
     /// What the packet needs.
-    pub forwarding: Forwarding,
+    pub forwarding: Forwarding<A>,
     index: EntryIndex,
-    entry: &'a Entry4,
+    entry: &'a Entry<A>,
 }
 
 /// A flow to be inserted.
 #[derive(Clone, Copy, Debug)]
-pub struct NewFlow {
+pub struct NewFlow<A> {
     /// As the client sends.
-    pub original: Direction,
+    pub original: Direction<A>,
     /// As the backend answers.
-    pub reply: Direction,
+    pub reply: Direction<A>,
     /// The backend, in the form that the tables give.
     pub backend: u32,
 }
 
 /// What became of an insertion.
 #[derive(Clone, Copy, Debug)]
-pub enum Inserted<'a> {
+pub enum Inserted<'a, A: FlowAddress> {
     /// The flow is in; this is its original direction.
-    New(Found<'a>),
+    New(Found<'a, A>),
     /// Another worker inserted a flow with this original tuple first: its original direction.
-    Existing(Found<'a>),
+    Existing(Found<'a, A>),
     /// The reply tuple belongs to another flow: try another source port.
     ReplyTaken,
     /// No slot is free and no flow may be evicted.
     Full,
 }
 
-impl FlowTable {
+impl<A: FlowAddress> FlowTable<A> {
     /// A table for `capacity_flows` flows with 22 % more slots, so that both of a flow's entries find
     /// room until it is full.
     ///
@@ -120,7 +122,7 @@ impl FlowTable {
 
     /// Step one of a lookup: hashes the tuple and starts loading the tags of its two buckets.
     #[inline]
-    pub fn probe(&self, tuple: &FiveTuple4) -> Probe {
+    pub fn probe(&self, tuple: &FiveTuple<A>) -> Probe {
         let hash = self.key.hash(tuple);
         let buckets = hash.buckets(self.memory.bucket_count());
         for bucket in buckets {
@@ -137,12 +139,15 @@ impl FlowTable {
         probe.others = candidates;
         if let Some(entry) = self.memory.entries().get(probe.likely.0 as usize) {
             prefetch(entry);
+            if size_of::<Entry<A>>() > CACHE_LINE {
+                prefetch(entry.second_line());
+            }
         }
     }
 
     /// Step three: the entry of a packet with this tuple. Takes no lock.
     #[inline]
-    pub fn find(&self, probe: &Probe, tuple: &FiveTuple4) -> Option<Found<'_>> {
+    pub fn find(&self, probe: &Probe, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
         let (mut index, mut others) = (probe.likely, probe.others);
         // One way out with an entry: the compiler would join several in memory.
         loop {
@@ -157,7 +162,7 @@ impl FlowTable {
     /// The entry of a flow that was inserted since step two, by a packet before this one or by another
     /// worker. Apart from [`find`](Self::find), since most packets find their entry there.
     #[cold]
-    pub fn find_late(&self, probe: &Probe, tuple: &FiveTuple4) -> Option<Found<'_>> {
+    pub fn find_late(&self, probe: &Probe, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
         let mut probe = *probe;
         self.prefetch(&mut probe);
         self.find(&probe, tuple)
@@ -173,7 +178,7 @@ impl FlowTable {
     }
 
     /// All three steps at once, for whoever has no burst.
-    pub fn lookup(&self, tuple: &FiveTuple4) -> Option<Found<'_>> {
+    pub fn lookup(&self, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
         let mut probe = self.probe(tuple);
         self.prefetch(&mut probe);
         self.find(&probe, tuple)
@@ -182,7 +187,7 @@ impl FlowTable {
     /// Inserts both directions of a flow, or says who was faster.
     ///
     /// The reply direction becomes visible first: nobody can answer a packet that was not sent yet.
-    pub fn insert(&self, flow: &NewFlow, now: Tick) -> Inserted<'_> {
+    pub fn insert(&self, flow: &NewFlow<A>, now: Tick) -> Inserted<'_, A> {
         let NewFlow { original, reply, backend } = flow;
         let reply_index = match self.insert_one(Side::Reply, reply, *backend, EntryIndex::NONE, now) {
             OneInserted::New(index) => index,
@@ -212,28 +217,64 @@ impl FlowTable {
     }
 
     /// Removes both directions of the flow that `found` belongs to. False when another worker is at it.
-    pub fn remove(&self, found: &Found<'_>) -> bool {
+    pub fn remove(&self, found: &Found<'_, A>) -> bool {
         found.entry.identity().is_some_and(|identity| self.remove_flow(found.index, &identity))
     }
 
     /// Whether the flow was silent for longer than its timeout and only waits for the sweep. Cheap for
     /// a flow that has just been used.
-    pub fn is_expired(&self, found: &Found<'_>, now: Tick, timeouts: &Timeouts) -> bool {
+    pub fn is_expired(&self, found: &Found<'_, A>, now: Tick, timeouts: &Timeouts) -> bool {
         self.may_be_expired(found, now) && expiry::is_expired(self, found.index, now, timeouts)
     }
 
     /// Whether this direction was silent for so long that [`is_expired`](Self::is_expired) is worth asking.
     #[inline]
-    pub fn may_be_expired(&self, found: &Found<'_>, now: Tick) -> bool {
+    pub fn may_be_expired(&self, found: &Found<'_, A>, now: Tick) -> bool {
         now.since(found.entry.last_seen()) > LAZY_EXPIRY_MS
     }
 
     /// The phase of the TCP connection that `found` belongs to.
-    pub fn tcp_phase(&self, found: &Found<'_>) -> TcpPhase {
+    pub fn tcp_phase(&self, found: &Found<'_, A>) -> TcpPhase {
         self.phase(found.side(), found.entry)
     }
 
-    /// Every flow whose original direction is in bucket `bucket`, as a view for people.
+    /// Takes note of a reset with this sequence number in the direction of `found`. False if it cannot be meant
+    /// by an endpoint: then nothing is noted.
+    ///
+    /// An endpoint takes a reset whose number lies in its receive window (RFC 9293 section 3.10.7.4), which begins
+    /// where it has acknowledged. Only the upper half of that number is known here, and no window is larger
+    /// than 2^30 bytes, but few are larger than [`RESET_WINDOW`]. One that answers a SYN is told by its
+    /// acknowledgement, so any will do.
+    pub fn reset(&self, found: &Found<'_, A>, sequence: u32) -> bool {
+        let Some(peer) = self.peer_of(found.entry) else { return false };
+        let seen = |entry: &Entry<A>| TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
+        let beyond = ((sequence >> 16) as u16).wrapping_sub(peer.acked()).wrapping_add(1);
+        if seen(peer).has_acknowledged() && beyond > RESET_WINDOW + 1 {
+            return false;
+        }
+        found.entry.tcp_seen.store(seen(found.entry).and_reset().to_bits(), Ordering::Relaxed);
+        // Rare enough for two cores to meet at one line. Its owner may overwrite it: then the phase is that
+        // of a reset connection all the same.
+        peer.tcp_seen.store(seen(peer).and_reset_from_peer().to_bits(), Ordering::Relaxed);
+        true
+    }
+
+    /// Whether the other direction has reset the connection that `found` belongs to.
+    #[inline]
+    pub fn is_reset_by_peer(&self, found: &Found<'_, A>) -> bool {
+        TcpSeen::from_bits(found.entry.tcp_seen.load(Ordering::Relaxed)).is_reset_by_peer()
+    }
+
+    /// Forgets that the connection was reset, since the one that was to end it goes on: it took the reset for
+    /// forged and says so (RFC 5961 section 3.2).
+    pub fn revive(&self, found: &Found<'_, A>) {
+        for entry in [Some(found.entry), self.peer_of(found.entry)].into_iter().flatten() {
+            let seen = TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
+            entry.tcp_seen.store(seen.revived().to_bits(), Ordering::Relaxed);
+        }
+    }
+
+    /// All flows, as views for people.
     pub fn flows(&self) -> impl Iterator<Item = FlowView> {
         (0..self.memory.bucket_count()).flat_map(move |bucket| {
             self.memory.tags()[bucket as usize].used().filter_map(move |slot| {
@@ -243,12 +284,12 @@ impl FlowTable {
                 let reply_identity = reply.identity()?;
                 let (packets, bytes) = entry.counts();
                 let (reply_packets, reply_bytes) = reply.counts();
-                let is_tcp = identity.tuple.protocol == Protocol::Tcp;
+                let has_phases = identity.tuple.protocol != Protocol::Udp;
                 Some(FlowView {
-                    original: identity.tuple,
-                    reply: reply_identity.tuple,
+                    original: identity.tuple.any_family(),
+                    reply: reply_identity.tuple.any_family(),
                     backend: identity.backend,
-                    tcp_phase: is_tcp.then(|| self.phase(Side::Original, entry)),
+                    tcp_phase: has_phases.then(|| self.phase(Side::Original, entry)),
                     answered: reply_packets > 0,
                     last_seen: later(entry.last_seen(), reply.last_seen()),
                     packets: [packets, reply_packets],
@@ -273,16 +314,16 @@ impl FlowTable {
     }
 
     #[inline]
-    pub(crate) fn entry(&self, index: EntryIndex) -> &Entry4 {
+    pub(crate) fn entry(&self, index: EntryIndex) -> &Entry<A> {
         &self.memory.entries()[index.0 as usize]
     }
 
-    pub(crate) fn peer_of(&self, entry: &Entry4) -> Option<&Entry4> {
+    pub(crate) fn peer_of(&self, entry: &Entry<A>) -> Option<&Entry<A>> {
         self.memory.entries().get(entry.peer().0 as usize)
     }
 
-    pub(crate) fn phase(&self, side: Side, entry: &Entry4) -> TcpPhase {
-        let seen = |entry: &Entry4| TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
+    pub(crate) fn phase(&self, side: Side, entry: &Entry<A>) -> TcpPhase {
+        let seen = |entry: &Entry<A>| TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
         let own = seen(entry);
         let other = self.peer_of(entry).map_or_else(TcpSeen::default, seen);
         match side {
@@ -293,7 +334,7 @@ impl FlowTable {
 
     /// Removes both directions: the original one first, whoever asks, so that two removals of one flow
     /// meet at the same entry.
-    pub(crate) fn remove_flow(&self, index: EntryIndex, identity: &Identity) -> bool {
+    pub(crate) fn remove_flow(&self, index: EntryIndex, identity: &Identity<A>) -> bool {
         let (original, reply) = match identity.side {
             Side::Original => (index, identity.peer),
             Side::Reply => (identity.peer, index),
@@ -319,11 +360,11 @@ impl FlowTable {
     fn insert_one(
         &self,
         side: Side,
-        direction: &Direction,
+        direction: &Direction<A>,
         backend: u32,
         peer: EntryIndex,
         now: Tick,
-    ) -> OneInserted<'_> {
+    ) -> OneInserted<'_, A> {
         let tuple = &direction.tuple;
         let hash = self.key.hash(tuple);
         let _guard = self.insert_locks[hash.0 as usize % INSERT_LOCKS].lock();
@@ -368,13 +409,13 @@ impl FlowTable {
         }
     }
 
-    fn may_evict(&self, entry: &Entry4, identity: &Identity) -> bool {
+    fn may_evict(&self, entry: &Entry<A>, identity: &Identity<A>) -> bool {
         let Some(peer) = self.peer_of(entry) else {
             // Not linked yet: it is being inserted right now.
             return false;
         };
         let reply = if identity.side == Side::Reply { entry } else { peer };
-        if identity.tuple.protocol == Protocol::Tcp {
+        if identity.tuple.protocol != Protocol::Udp {
             let phase = self.phase(identity.side, entry);
             phase.is_closing() || phase == TcpPhase::SynSent
         } else {
@@ -382,7 +423,7 @@ impl FlowTable {
         }
     }
 
-    fn remove_one(&self, index: EntryIndex, tuple: &FiveTuple4) -> bool {
+    fn remove_one(&self, index: EntryIndex, tuple: &FiveTuple<A>) -> bool {
         let locked = self.entry(index).lock(tuple);
         if locked {
             self.free(index);
@@ -397,11 +438,12 @@ impl FlowTable {
     }
 }
 
-impl Found<'_> {
-    /// Counts a packet of `ip_len` bytes at `now`.
+impl<A: FlowAddress> Found<'_, A> {
+    /// Counts a packet of `ip_len` bytes at `now` that acknowledged `acked`: the upper half of the TCP
+    /// acknowledgement number, zero for other protocols.
     #[inline]
-    pub fn touch(&self, now: Tick, ip_len: u16) {
-        self.entry.touch(now, ip_len);
+    pub fn touch(&self, now: Tick, ip_len: u16, acked: u16) {
+        self.entry.touch(now, ip_len, acked);
     }
 
     /// Which direction of its flow this is.
@@ -436,12 +478,12 @@ impl Found<'_> {
 #[derive(Clone, Debug)]
 pub struct FlowView {
     /// As the client sends.
-    pub original: FiveTuple4,
+    pub original: FiveTuple<IpAddr>,
     /// As the backend answers.
-    pub reply: FiveTuple4,
+    pub reply: FiveTuple<IpAddr>,
     /// The backend, in the form that the tables give.
     pub backend: u32,
-    /// For TCP, how far it has come.
+    /// For TCP and SCTP, how far it has come.
     pub tcp_phase: Option<TcpPhase>,
     /// Whether the backend has answered.
     pub answered: bool,
@@ -453,9 +495,9 @@ pub struct FlowView {
     pub bytes: [u64; 2],
 }
 
-enum OneInserted<'a> {
+enum OneInserted<'a, A: FlowAddress> {
     New(EntryIndex),
-    Existing(Found<'a>),
+    Existing(Found<'a, A>),
     Full,
 }
 
@@ -494,6 +536,11 @@ fn later(a: Tick, b: Tick) -> Tick {
 const fn entry_index(bucket: u32, slot: u32) -> EntryIndex {
     EntryIndex(bucket * BUCKET_SLOTS + slot)
 }
+
+const CACHE_LINE: usize = 64;
+
+/// How far beyond the last acknowledgement a reset may lie, in units of 64 KiB: 16 MiB.
+const RESET_WINDOW: u16 = 256;
 
 /// A lookup asks about expiry only after a silence as long as the shortest sensible timeout.
 const LAZY_EXPIRY_MS: u32 = 1_000;

@@ -6,23 +6,23 @@
 
 use flowgate_flow::Found;
 use flowgate_tables::{BackendId, InterfaceId};
-use flowgate_wire::{Packet4, Protocol};
+use flowgate_wire::{Packet, Protocol, TcpFlags};
 
-use super::{Context, Router, RxChecksums, Staged, current_next_hop, note, rewrite};
+use super::{Context, Family, Router, RxChecksums, Staged, current_next_hop, note, rewrite};
 use crate::counters::{Counters, Event};
 
 impl Router {
     /// Rewrites the packet and says by which interface it leaves.
     #[inline]
-    pub(super) fn forward_established(
+    pub(super) fn forward_established<A: Family>(
         frame: &mut [u8],
-        staged: &Staged,
+        staged: &Staged<A>,
         checksums: RxChecksums,
         context: &Context<'_>,
         counters: &mut Counters,
     ) -> Option<InterfaceId> {
         let Staged { packet, probe } = staged;
-        let found = context.flows.find(probe, &packet.tuple)?;
+        let found = A::table(context.flows).find(probe, &packet.tuple)?;
         let next_hop = current_next_hop(&found, &context.tables.routing)?;
         let ether = next_hop.ether.as_ref()?;
         if packet.ttl <= 1 || may_be_over(&found, packet, context) || packet.ip_len() > next_hop.mtu {
@@ -37,11 +37,13 @@ impl Router {
 
 /// Whether it takes a closer look to tell that the flow goes on.
 #[inline]
-fn may_be_over(found: &Found<'_>, packet: &Packet4, context: &Context<'_>) -> bool {
-    if packet.tuple.protocol == Protocol::Tcp {
-        return packet.tcp_flags.opens();
+fn may_be_over<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
+    let flows = A::table(context.flows);
+    if packet.tuple.protocol != Protocol::Udp {
+        let special = TcpFlags::SYN.union(TcpFlags::RST);
+        return packet.tcp_flags.intersects(special) || flows.is_reset_by_peer(found);
     }
     let backends = context.tables.services.backends();
     !backends.is_current(BackendId::from_bits(found.forwarding.backend))
-        || context.flows.may_be_expired(found, context.now)
+        || flows.may_be_expired(found, context.now)
 }

@@ -1,17 +1,17 @@
 //! Beginning a flow: the slow path of the pipeline. Never touches packet bytes.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use flowgate_flow::{Bound, Direction, Found, Inserted, NewFlow, NextHopRef, Probe};
 use flowgate_tables::routing::{Route, Unresolved};
 use flowgate_tables::service::ServiceKey;
-use flowgate_tables::{Backend, NextHop, NextHopId, Tables};
-use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, Packet4, Protocol, Translation4};
+use flowgate_tables::{Backend, NextHop, NextHopId};
+use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 
 use super::choose::{Decision, Placing, choose};
-use super::{Context, Router};
+use super::{Context, Family, Router};
 use crate::counters::{Counters, Event};
-use crate::verdict::{DropReason, PassReason, Verdict};
+use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};
 
 /// Source ports tried before a flow is refused. With 95 % of a range in use, 128 random tries fail once
 /// in 700.
@@ -23,36 +23,36 @@ const FIRST_KEPT_PORT: u32 = 1024;
 impl Router {
     /// Opens a flow for a packet that has none, or says why not.
     #[cold]
-    pub(super) fn open<'a>(
+    pub(super) fn open<'a, A: Family>(
         &mut self,
-        packet: &Packet4,
+        packet: &Packet<A>,
         probe: &Probe,
         context: &Context<'a>,
         counters: &mut Counters,
-    ) -> Result<Found<'a>, Verdict> {
+    ) -> Result<Found<'a, A>, Verdict> {
         let tables = context.tables;
         let tuple = &packet.tuple;
-        let key = ServiceKey { protocol: tuple.protocol, addr: IpAddr::V4(tuple.dst), port: tuple.dst_port };
-        let opens = tuple.protocol != Protocol::Tcp || packet.tcp_flags.opens();
+        let any = tuple.any_family();
+        let key = ServiceKey { protocol: any.protocol, addr: any.dst, port: any.dst_port };
+        let opens = tuple.protocol == Protocol::Udp || packet.tcp_flags.opens();
         if !opens && tables.services.frontend(&key).is_some() {
-            return Err(Verdict::Drop(DropReason::NoFlow));
+            return Err(no_connection(packet, context));
         }
         let placing = Placing { affinity: context.affinity, now: context.now };
-        let choice = match choose(tables, Some(&placing), &any_family(tuple)) {
+        let choice = match choose(tables, Some(&placing), &any) {
             Decision::Forward(choice) => choice,
             Decision::Reject(reason) => return Err(Verdict::Reject(reason)),
             Decision::Drop(reason) => return Err(Verdict::Drop(reason)),
-            Decision::NotOurs => return Err(no_service(tuple, context)),
+            Decision::NotOurs => return Err(no_service(packet, context)),
         };
         match choice.bound {
             Some(Bound::Kept(_)) => counters.add(Event::AffinityKept, 1),
             Some(Bound::Evicting(_)) => counters.add(Event::AffinityEvictions, 1),
             Some(Bound::New(_) | Bound::Nobody) | None => {}
         }
-        let IpAddr::V4(backend_addr) = choice.backend.addr else {
-            return Err(Verdict::Drop(DropReason::NoRoute));
-        };
-        let (id, next_hop) = self.next_hop(backend_addr, context, counters)?;
+        // A Service port has endpoints of its own family only.
+        let backend_addr = A::from_ip(choice.backend.addr).ok_or(Verdict::Drop(DropReason::NoRoute))?;
+        let (id, next_hop) = self.next_hop(choice.backend.addr, probe.hash().0, context, counters)?;
         if next_hop.ether.is_none() {
             // No entry for a packet that cannot leave: a flood must not fill the table.
             let neighbour = Unresolved { egress: next_hop.egress, addr: next_hop.addr };
@@ -68,15 +68,16 @@ impl Router {
         self.insert(tuple, probe, &towards, next_hop, context, counters)
     }
 
-    /// The next hop towards `dst`.
+    /// The next hop towards `dst`; `spread` chooses among several.
     pub(super) fn next_hop<'a>(
         &mut self,
-        dst: Ipv4Addr,
+        dst: IpAddr,
+        spread: u32,
         context: &Context<'a>,
         counters: &mut Counters,
     ) -> Result<(NextHopId, &'a NextHop), Verdict> {
         let routing = &context.tables.routing;
-        match routing.route(dst) {
+        match routing.route(dst, spread) {
             Route::Via(id) => {
                 let next_hop = routing.next_hop(id).ok_or(Verdict::Drop(DropReason::NoRoute))?;
                 Ok((id, next_hop))
@@ -89,15 +90,15 @@ impl Router {
         }
     }
 
-    fn insert<'a>(
+    fn insert<'a, A: Family>(
         &self,
-        tuple: &FiveTuple4,
+        tuple: &FiveTuple<A>,
         probe: &Probe,
-        towards: &Towards<'_>,
+        towards: &Towards<'_, A>,
         egress: &NextHop,
         context: &Context<'a>,
         counters: &mut Counters,
-    ) -> Result<Found<'a>, Verdict> {
+    ) -> Result<Found<'a, A>, Verdict> {
         // RFC 6056 section 3.3.3: the first port follows from a keyed hash, so nobody outside can guess it.
         let start = probe.hash().0;
         if !towards.source_nat {
@@ -110,7 +111,7 @@ impl Router {
             return self.insert_any(tuple, towards, sources, DropReason::ReplyTupleTaken, context, counters);
         }
         let snat = &context.tables.snat;
-        let addresses = snat.addresses(egress.egress);
+        let addresses = A::snat_addresses(snat, egress.egress);
         let ports = snat.worker_ports(self.worker.index, self.worker.count);
         if addresses.is_empty() || ports.is_empty() {
             return Err(Verdict::Drop(DropReason::NoSnatAddress));
@@ -128,17 +129,17 @@ impl Router {
     }
 
     /// Inserts the flow from the first source whose answers can be told from those of all other flows.
-    fn insert_any<'a>(
+    fn insert_any<'a, A: Family>(
         &self,
-        tuple: &FiveTuple4,
-        towards: &Towards<'_>,
-        sources: impl Iterator<Item = (Ipv4Addr, L4Port)>,
+        tuple: &FiveTuple<A>,
+        towards: &Towards<'_, A>,
+        sources: impl Iterator<Item = (A, L4Port)>,
         none_left: DropReason,
         context: &Context<'a>,
         counters: &mut Counters,
-    ) -> Result<Found<'a>, Verdict> {
+    ) -> Result<Found<'a, A>, Verdict> {
         for (addr, port) in sources {
-            match context.flows.insert(&towards.flow(tuple, addr, port), context.now) {
+            match A::table(context.flows).insert(&towards.flow(tuple, addr, port), context.now) {
                 Inserted::New(found) => {
                     counters.add(Event::FlowsOpened, 1);
                     return Ok(found);
@@ -152,39 +153,49 @@ impl Router {
     }
 }
 
-/// The verdict on a packet that has no flow and whose destination is no Service.
-fn no_service(tuple: &FiveTuple4, context: &Context<'_>) -> Verdict {
-    let Tables { snat, routing, .. } = context.tables;
-    let is_reply = snat.ports().binary_search(&tuple.dst_port.number()).is_ok()
-        && routing.interfaces().iter().any(|i| snat.addresses(i.id).contains(&tuple.dst));
-    if is_reply { Verdict::Drop(DropReason::NoFlow) } else { Verdict::Pass(PassReason::NotOurs) }
+/// The verdict on a segment of a connection that is not known and that it cannot open. RFC 9293 section
+/// 3.10.7.1: it is told so, and need not find out by its timeouts.
+fn no_connection<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
+    let answered = packet.tuple.protocol == Protocol::Tcp && !packet.tcp_flags.intersects(TcpFlags::RST);
+    if answered && context.options.reset_unknown {
+        Verdict::Reject(RejectReason::NoConnection)
+    } else {
+        Verdict::Drop(DropReason::NoFlow)
+    }
 }
 
-fn any_family(tuple: &FiveTuple4) -> FiveTuple<IpAddr> {
-    let FiveTuple { protocol, src, dst, src_port, dst_port } = *tuple;
-    FiveTuple { protocol, src: IpAddr::V4(src), dst: IpAddr::V4(dst), src_port, dst_port }
+/// The verdict on a packet that has no flow and whose destination is no Service.
+fn no_service<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
+    let snat = &context.tables.snat;
+    let FiveTuple { protocol, dst, dst_port, .. } = packet.tuple;
+    let is_reply = snat.ports().binary_search(&dst_port.number()).is_ok() && snat.contains(dst.into());
+    match (is_reply, protocol) {
+        (false, _) => Verdict::Pass(PassReason::NotOurs),
+        (true, Protocol::Tcp) => no_connection(packet, context),
+        (true, _) => Verdict::Drop(DropReason::NoFlow),
+    }
 }
 
 /// Whether the packet comes from a backend whose clients keep their address.
 #[cold]
-pub(super) fn may_be_kept_reply(packet: &Packet4, context: &Context<'_>) -> bool {
+pub(super) fn may_be_kept_reply<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> bool {
     let FiveTuple { protocol, src, src_port, .. } = packet.tuple;
-    let source = ServiceKey { protocol, addr: IpAddr::V4(src), port: src_port };
+    let source = ServiceKey { protocol, addr: src.into(), port: src_port };
     context.tables.services.is_reply_source(&source)
 }
 
 /// Where a new flow is going.
-struct Towards<'a> {
+struct Towards<'a, A> {
     backend: &'a Backend,
-    addr: Ipv4Addr,
+    addr: A,
     /// Whether the backend sees an address of ours in place of the client's.
     source_nat: bool,
     next_hop: NextHopRef,
 }
 
-impl Towards<'_> {
+impl<A: Family> Towards<'_, A> {
     /// The flow that reaches the backend from `source`.
-    fn flow(&self, original: &FiveTuple4, source: Ipv4Addr, source_port: L4Port) -> NewFlow {
+    fn flow(&self, original: &FiveTuple<A>, source: A, source_port: L4Port) -> NewFlow<A> {
         let sent = FiveTuple {
             protocol: original.protocol,
             src: source,
@@ -195,12 +206,12 @@ impl Towards<'_> {
         NewFlow {
             original: Direction {
                 tuple: *original,
-                translation: Translation4::between(original, &sent),
+                translation: Translation::between(original, &sent),
                 next_hop: self.next_hop,
             },
             reply: Direction {
                 tuple: sent.reversed(),
-                translation: Translation4::between(&sent.reversed(), &original.reversed()),
+                translation: Translation::between(&sent.reversed(), &original.reversed()),
                 // Looked up by the first reply: the client may not have been resolved yet.
                 next_hop: NextHopRef::NONE,
             },

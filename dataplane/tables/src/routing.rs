@@ -1,15 +1,18 @@
 //! Interfaces, routes and next hops. Never asks the kernel: netlink state is handed in.
 
-use std::net::{IpAddr, Ipv4Addr};
+mod multipath;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flowgate_wire::{EtherAddrs, MacAddr};
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
-use crate::fib::Fib4;
-use crate::spec::{InterfaceSpec, NeighbourSpec, RouteSpec};
+use self::multipath::{Hop, Paths};
+use crate::fib::Fib;
+use crate::spec::{InterfaceSpec, NeighbourSpec, RouteSpec, VlanSpec};
 
-/// Numbers an interface in the order of the configuration, which is that of the devices.
+/// Numbers an interface: the devices in the order of the configuration, then their VLANs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct InterfaceId(pub u8);
@@ -53,7 +56,7 @@ impl NextHopId {
     }
 }
 
-/// An interface that workers serve.
+/// An interface that workers serve: a device, or a VLAN of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Its number.
@@ -71,15 +74,8 @@ pub struct NextHop {
     pub egress: InterfaceId,
     /// Largest IP packet, in bytes.
     pub mtu: u16,
-    /// The neighbour's address on the link.
-    pub addr: Ipv4Addr,
-}
-
-/// What the route to a destination says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Hop {
-    egress: InterfaceId,
-    via: Option<Ipv4Addr>,
+    /// The neighbour's address on the link. Its family need not be that of the packets (RFC 5549).
+    pub addr: IpAddr,
 }
 
 /// The answer to "how does a packet get there".
@@ -89,7 +85,7 @@ pub enum Route {
     Via(NextHopId),
     /// By this neighbour, of which the kernel has not heard yet: ask it to resolve the address.
     Unknown(Unresolved),
-    /// No route covers the destination.
+    /// No route covers the destination, or none of the ways of the best one can be taken.
     None,
 }
 
@@ -99,7 +95,7 @@ pub struct Unresolved {
     /// The link it is on.
     pub egress: InterfaceId,
     /// Its address there.
-    pub addr: Ipv4Addr,
+    pub addr: IpAddr,
 }
 
 /// Why a description cannot become routing tables.
@@ -121,13 +117,26 @@ pub enum RoutingError {
         /// How many there are.
         count: usize,
     },
+    /// A VLAN interface names a parent that is none.
+    #[error("VLAN {id} of interface {parent}: its parent must be a device that comes before it")]
+    NoSuchDevice {
+        /// The position it names.
+        parent: usize,
+        /// The VLAN identifier.
+        id: u16,
+    },
 }
 
 /// Interfaces, routes and next hops of one generation.
 #[derive(Clone, Debug, Default)]
 pub struct Routing {
     interfaces: Vec<Interface>,
-    fib: Fib4<Hop>,
+    /// The device of each interface, and the tag of its frames.
+    devices: Vec<(InterfaceId, Option<u16>)>,
+    /// VLAN interfaces by device and identifier.
+    vlans: HashMap<(InterfaceId, u16), InterfaceId>,
+    fib4: Fib<Ipv4Addr, Paths>,
+    fib6: Fib<Ipv6Addr, Paths>,
     next_hops: Vec<Option<NextHop>>,
     by_neighbour: HashMap<Unresolved, NextHopId>,
     epoch: u8,
@@ -136,8 +145,9 @@ pub struct Routing {
 impl Routing {
     /// Builds the tables; next hops keep their numbers.
     ///
-    /// The epoch is raised when a conntrack entry's next hop may no longer be right: a route changed, or
-    /// the number of a forgotten neighbour was given away.
+    /// The epoch is raised when a conntrack entry's next hop may no longer be right: a route or the set of
+    /// ways that it can take changed, an interface got another number, or the number of a forgotten
+    /// neighbour was given away.
     ///
     /// # Errors
     /// [`RoutingError`]: the description contradicts itself; nothing is built.
@@ -147,57 +157,50 @@ impl Routing {
         routes: &[RouteSpec],
         neighbours: &[NeighbourSpec],
     ) -> Result<Self, RoutingError> {
-        let count = interfaces.len();
-        if count > InterfaceId::MAX {
-            return Err(RoutingError::TooManyInterfaces(count));
+        if interfaces.len() > InterfaceId::MAX {
+            return Err(RoutingError::TooManyInterfaces(interfaces.len()));
         }
-        let id = |what: &dyn Fn() -> String, interface: usize| {
-            let number = u8::try_from(interface).ok().filter(|_| interface < count);
-            number.map(InterfaceId).ok_or_else(|| RoutingError::NoSuchInterface {
-                what: what(),
-                interface,
-                count,
-            })
-        };
-        let mut fib: Fib4<Hop> = Fib4::default();
-        let mut sorted: Vec<&RouteSpec> = routes.iter().collect();
-        // The lowest metric is inserted last and stays.
-        sorted.sort_by_key(|route| std::cmp::Reverse(route.metric));
-        for route in sorted {
-            let egress = id(&|| format!("route to {}", route.prefix), route.interface)?;
-            let IpNet::V4(prefix) = route.prefix else { continue };
-            let via = match route.via {
-                Some(IpAddr::V4(via)) => Some(via),
-                Some(IpAddr::V6(_)) => continue,
-                None => None,
-            };
-            fib.insert(prefix.addr(), prefix.prefix_len(), Hop { egress, via });
-        }
-        let interfaces: Vec<Interface> = interfaces
-            .into_iter()
-            .zip(0..)
-            .map(|(spec, id)| Interface { id: InterfaceId(id), spec })
-            .collect();
-        let mut next = Self { interfaces, fib, epoch: previous.epoch, ..Self::default() };
+        let interfaces =
+            interfaces.into_iter().zip(0..).map(|(spec, id)| Interface { id: InterfaceId(id), spec });
+        let mut next = Self { interfaces: interfaces.collect(), epoch: previous.epoch, ..Self::default() };
+        next.number_vlans()?;
         let mut resolved = HashMap::with_capacity(neighbours.len());
         for neighbour in neighbours {
-            let egress = id(&|| format!("neighbour {}", neighbour.addr), neighbour.interface)?;
-            if let IpAddr::V4(addr) = neighbour.addr {
-                resolved.insert(Unresolved { egress, addr }, neighbour.mac);
-            }
+            let egress = next.numbered(neighbour.interface, || format!("neighbour {}", neighbour.addr))?;
+            resolved.insert(Unresolved { egress, addr: neighbour.addr }, neighbour.mac);
         }
         let reused = next.number_next_hops(previous, &resolved)?;
-        if reused || next.fib != previous.fib || next.interfaces.len() != previous.interfaces.len() {
+        next.add_routes(routes)?;
+        let routes_changed = next.fib4 != previous.fib4 || next.fib6 != previous.fib6;
+        if reused || routes_changed || !next.numbers_interfaces_as(previous) {
             next.epoch = next.epoch.wrapping_add(1);
         }
         Ok(next)
     }
 
-    /// The way to a destination.
-    pub fn route(&self, dst: Ipv4Addr) -> Route {
-        let Some(hop) = self.fib.lookup(dst) else { return Route::None };
+    /// The way to a destination. `spread`, a hash of the flow, chooses among several; the choice stays as
+    /// long as the way can be taken.
+    pub fn route(&self, dst: IpAddr, spread: u32) -> Route {
+        let paths = match dst {
+            IpAddr::V4(v4) => self.fib4.lookup(v4),
+            IpAddr::V6(v6) => self.fib6.lookup(v6),
+        };
+        let Some(hop) = paths.and_then(|paths| paths.pick(spread)) else { return Route::None };
         let neighbour = Unresolved { egress: hop.egress, addr: hop.via.unwrap_or(dst) };
         self.by_neighbour.get(&neighbour).map_or(Route::Unknown(neighbour), |&id| Route::Via(id))
+    }
+
+    /// The device whose rings carry the frames of an interface, and the VLAN identifier of their tag. A
+    /// device is its own.
+    #[inline]
+    pub fn device(&self, interface: InterfaceId) -> (InterfaceId, Option<u16>) {
+        self.devices.get(interface.index()).copied().unwrap_or((interface, None))
+    }
+
+    /// The interface to which a frame with this VLAN identifier belongs that a device received.
+    #[inline]
+    pub fn ingress(&self, device: InterfaceId, vlan: u16) -> Option<InterfaceId> {
+        self.vlans.get(&(device, vlan)).copied()
     }
 
     /// The next hop with this number, unless its neighbour was forgotten.
@@ -220,6 +223,79 @@ impl Routing {
     #[inline]
     pub const fn epoch(&self) -> u8 {
         self.epoch
+    }
+
+    /// The number of the interface at a position.
+    fn numbered(&self, interface: usize, what: impl FnOnce() -> String) -> Result<InterfaceId, RoutingError> {
+        let count = self.interfaces.len();
+        match self.interfaces.get(interface) {
+            Some(found) => Ok(found.id),
+            None => Err(RoutingError::NoSuchInterface { what: what(), interface, count }),
+        }
+    }
+
+    fn number_vlans(&mut self) -> Result<(), RoutingError> {
+        for Interface { id, spec } in &self.interfaces {
+            let Some(VlanSpec { parent, id: vlan }) = spec.vlan else {
+                self.devices.push((*id, None));
+                continue;
+            };
+            let is_device = |parent: &&Interface| parent.id < *id && parent.spec.vlan.is_none();
+            let device = self.interfaces.get(parent).filter(is_device);
+            let device = device.ok_or(RoutingError::NoSuchDevice { parent, id: vlan })?.id;
+            self.devices.push((device, Some(vlan)));
+            self.vlans.insert((device, vlan), *id);
+        }
+        Ok(())
+    }
+
+    fn numbers_interfaces_as(&self, previous: &Self) -> bool {
+        let same_name = |(a, b): (&Interface, &Interface)| a.spec.name == b.spec.name;
+        self.devices == previous.devices && self.interfaces.iter().zip(&previous.interfaces).all(same_name)
+    }
+
+    /// Of the routes with one prefix the cheapest that can be taken counts. If none can, the prefix leads
+    /// nowhere: a shorter one is another way, which nobody chose for it.
+    fn add_routes(&mut self, routes: &[RouteSpec]) -> Result<(), RoutingError> {
+        let mut sorted: Vec<&RouteSpec> = routes.iter().collect();
+        // The lowest metric is inserted last and stays.
+        sorted.sort_by_key(|route| std::cmp::Reverse(route.metric));
+        for route in sorted {
+            let mut hops = Vec::with_capacity(route.hops.len());
+            for hop in &route.hops {
+                let egress = self.numbered(hop.interface, || format!("route to {}", route.prefix))?;
+                hops.push(Hop::new(egress, hop.via, hop.weight));
+            }
+            let usable = self.usable(&hops);
+            let is_down = usable.is_empty() && !hops.is_empty();
+            let paths = Paths::new(usable);
+            let len = route.prefix.prefix_len();
+            match route.prefix {
+                IpNet::V4(prefix) if !(is_down && self.fib4.contains(prefix.addr(), len)) => {
+                    self.fib4.insert(prefix.addr(), len, paths);
+                }
+                IpNet::V6(prefix) if !(is_down && self.fib6.contains(prefix.addr(), len)) => {
+                    self.fib6.insert(prefix.addr(), len, paths);
+                }
+                IpNet::V4(_) | IpNet::V6(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The ways that can be taken: by interfaces that are up, and of those, by routers that answer if there
+    /// is one.
+    fn usable(&self, hops: &[Hop]) -> Vec<Hop> {
+        let is_up = |hop: &&Hop| self.interfaces[hop.egress.index()].spec.up;
+        let up: Vec<Hop> = hops.iter().filter(is_up).copied().collect();
+        let answers = |hop: &&Hop| hop.via.is_none_or(|addr| self.is_resolved(hop.egress, addr));
+        let answering: Vec<Hop> = up.iter().filter(answers).copied().collect();
+        if answering.is_empty() { up } else { answering }
+    }
+
+    fn is_resolved(&self, egress: InterfaceId, addr: IpAddr) -> bool {
+        let id = self.by_neighbour.get(&Unresolved { egress, addr });
+        id.and_then(|&id| self.next_hop(id)).is_some_and(|hop| hop.ether.is_some())
     }
 
     /// Returns whether a number went from one neighbour to another.
@@ -261,110 +337,4 @@ impl Routing {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn interface(name: &str, host: u8) -> InterfaceSpec {
-        InterfaceSpec {
-            name: name.into(),
-            ifindex: u32::from(host),
-            mac: MacAddr([2, 0, 0, 0, 0, host]),
-            mtu: 1500,
-            up: true,
-            addresses: vec![IpAddr::V4(Ipv4Addr::new(10, host, 0, 1))],
-        }
-    }
-
-    fn route(prefix: &str, interface: usize, via: Option<&str>) -> RouteSpec {
-        let via = via.map(|via| via.parse().unwrap());
-        RouteSpec { prefix: prefix.parse().unwrap(), interface, via, metric: 0 }
-    }
-
-    fn neighbour(addr: &str, interface: usize, mac: Option<u8>) -> NeighbourSpec {
-        NeighbourSpec {
-            interface,
-            addr: addr.parse().unwrap(),
-            mac: mac.map(|m| MacAddr([4, 0, 0, 0, 0, m])),
-        }
-    }
-
-    fn build(previous: &Routing, routes: &[RouteSpec], neighbours: &[NeighbourSpec]) -> Routing {
-        Routing::build(previous, vec![interface("up0", 1), interface("fab0", 2)], routes, neighbours).unwrap()
-    }
-
-    fn via(routing: &Routing, dst: [u8; 4]) -> NextHop {
-        match routing.route(dst.into()) {
-            Route::Via(id) => *routing.next_hop(id).unwrap(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_routed_destination_goes_to_the_router_and_a_link_one_to_itself() {
-        let routes = [route("10.1.0.0/16", 0, None), route("0.0.0.0/0", 0, Some("10.1.0.9"))];
-        let routing = build(
-            &Routing::default(),
-            &routes,
-            &[neighbour("10.1.0.9", 0, Some(9)), neighbour("10.1.0.5", 0, None)],
-        );
-        let hop = via(&routing, [8, 8, 8, 8]);
-        assert_eq!(hop.ether, Some(EtherAddrs([4, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1])));
-        assert_eq!(via(&routing, [10, 1, 0, 5]).ether, None, "known but not resolved");
-        let unknown = Unresolved { egress: InterfaceId(0), addr: [10, 1, 0, 6].into() };
-        assert_eq!(routing.route([10, 1, 0, 6].into()), Route::Unknown(unknown));
-        assert_eq!(build(&routing, &[], &[]).route([10, 1, 0, 6].into()), Route::None);
-    }
-
-    #[test]
-    fn the_lowest_metric_wins() {
-        let mut costly = route("0.0.0.0/0", 0, Some("10.1.0.9"));
-        costly.metric = 100;
-        let neighbours = [neighbour("10.1.0.9", 0, Some(9)), neighbour("10.2.0.9", 1, Some(8))];
-        let cheap = route("0.0.0.0/0", 1, Some("10.2.0.9"));
-        for routes in [[costly.clone(), cheap.clone()], [cheap, costly]] {
-            assert_eq!(
-                via(&build(&Routing::default(), &routes, &neighbours), [1, 1, 1, 1]).egress,
-                InterfaceId(1)
-            );
-        }
-    }
-
-    #[test]
-    fn a_neighbour_change_keeps_numbers_and_epoch() {
-        let routes = [route("10.1.0.0/16", 0, None)];
-        let first = build(&Routing::default(), &routes, &[neighbour("10.1.0.5", 0, Some(5))]);
-        let both = [neighbour("10.1.0.5", 0, Some(6)), neighbour("10.1.0.7", 0, None)];
-        let second = build(&first, &routes, &both);
-        assert_eq!(first.epoch(), second.epoch());
-        assert_eq!(first.route([10, 1, 0, 5].into()), second.route([10, 1, 0, 5].into()));
-        assert_eq!(via(&second, [10, 1, 0, 5]).ether.unwrap().0[5], 6);
-    }
-
-    #[test]
-    fn a_route_change_and_a_reused_number_raise_the_epoch() {
-        let routes = [route("10.1.0.0/16", 0, None)];
-        let first = build(&Routing::default(), &routes, &[neighbour("10.1.0.5", 0, Some(5))]);
-        let moved = build(&first, &[route("10.1.0.0/16", 1, None)], &[neighbour("10.1.0.5", 0, Some(5))]);
-        assert_ne!(first.epoch(), moved.epoch());
-        let reused = build(&first, &routes, &[neighbour("10.1.0.6", 0, Some(5))]);
-        assert_ne!(first.epoch(), reused.epoch());
-    }
-
-    #[test]
-    fn an_interface_that_is_down_resolves_nothing() {
-        let mut down = interface("up0", 1);
-        down.up = false;
-        let routes = [route("10.1.0.0/16", 0, None)];
-        let routing =
-            Routing::build(&Routing::default(), vec![down], &routes, &[neighbour("10.1.0.5", 0, Some(5))])
-                .unwrap();
-        assert_eq!(via(&routing, [10, 1, 0, 5]).ether, None);
-    }
-
-    #[test]
-    fn a_reference_to_no_interface_is_refused_by_name() {
-        let wrong =
-            Routing::build(&Routing::default(), vec![], &[route("10.0.0.0/8", 2, None)], &[]).unwrap_err();
-        assert_eq!(wrong.to_string(), "route to 10.0.0.0/8 names interface 2, of 0");
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! Source addresses and ports for translated flows. Never hands out a port: workers do.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::routing::InterfaceId;
 
@@ -66,28 +66,50 @@ impl fmt::Debug for PortSet {
 /// Where translated flows get their source from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnatPool {
-    by_interface: Vec<Vec<Ipv4Addr>>,
+    by_interface: Vec<Addresses>,
+    /// Every address once, ascending.
+    all: Vec<IpAddr>,
     ports: Vec<u16>,
+}
+
+/// What flows that leave by one interface may use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Addresses {
+    v4: Vec<Ipv4Addr>,
+    v6: Vec<Ipv6Addr>,
 }
 
 impl SnatPool {
     /// A pool with the addresses that flows leaving by each interface may use.
-    pub fn new(by_interface: Vec<Vec<Ipv4Addr>>, ports: &PortSet) -> Self {
-        Self { by_interface, ports: ports.iter().filter(|&port| port != 0).collect() }
-    }
-
-    /// The addresses for flows that leave by this interface.
-    #[inline]
-    pub fn addresses(&self, egress: InterfaceId) -> &[Ipv4Addr] {
-        self.by_interface.get(egress.index()).map_or(&[], Vec::as_slice)
-    }
-
-    /// Every address of the pool, without repetition.
-    pub fn all_addresses(&self) -> Vec<Ipv4Addr> {
-        let mut all: Vec<_> = self.by_interface.iter().flatten().copied().collect();
+    pub fn new(by_interface: &[Vec<IpAddr>], ports: &PortSet) -> Self {
+        let mut all: Vec<IpAddr> = by_interface.iter().flatten().copied().collect();
         all.sort_unstable();
         all.dedup();
-        all
+        let by_interface = by_interface.iter().map(|addresses| Addresses::new(addresses)).collect();
+        Self { by_interface, all, ports: ports.iter().filter(|&port| port != 0).collect() }
+    }
+
+    /// The IPv4 addresses for flows that leave by this interface.
+    #[inline]
+    pub fn addresses_v4(&self, egress: InterfaceId) -> &[Ipv4Addr] {
+        self.by_interface.get(egress.index()).map_or(&[], |addresses| &addresses.v4)
+    }
+
+    /// The IPv6 addresses for flows that leave by this interface.
+    #[inline]
+    pub fn addresses_v6(&self, egress: InterfaceId) -> &[Ipv6Addr] {
+        self.by_interface.get(egress.index()).map_or(&[], |addresses| &addresses.v6)
+    }
+
+    /// Whether a flow that leaves by any interface may use the address.
+    #[inline]
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        self.all.binary_search(&addr).is_ok()
+    }
+
+    /// Every address of the pool, without repetition, ascending.
+    pub fn all_addresses(&self) -> Vec<IpAddr> {
+        self.all.clone()
     }
 
     /// All ports, ascending.
@@ -104,13 +126,26 @@ impl SnatPool {
     }
 }
 
+impl Addresses {
+    fn new(addresses: &[IpAddr]) -> Self {
+        let mut families = Self::default();
+        for addr in addresses {
+            match addr {
+                IpAddr::V4(v4) => families.v4.push(*v4),
+                IpAddr::V6(v6) => families.v6.push(*v6),
+            }
+        }
+        families
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn workers_share_all_ports_and_no_port_twice() {
-        let pool = SnatPool::new(vec![], &(40_000..=59_999).filter(|p| p % 7 != 0).collect());
+        let pool = SnatPool::new(&[], &(40_000..=59_999).filter(|p| p % 7 != 0).collect());
         for workers in 1..9 {
             let all: Vec<u16> = (0..workers).flat_map(|w| pool.worker_ports(w, workers).to_vec()).collect();
             assert_eq!(all, pool.ports());
@@ -129,7 +164,30 @@ mod tests {
     }
 
     #[test]
+    fn each_interface_has_addresses_of_both_families() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let shared = ip("2001:db8::1");
+        let pool = SnatPool::new(
+            &[vec![shared, ip("192.0.2.1")], vec![ip("10.0.0.1"), shared]],
+            &PortSet::default(),
+        );
+        assert_eq!(pool.addresses_v4(InterfaceId(1)), [Ipv4Addr::new(10, 0, 0, 1)]);
+        for interface in [0, 1] {
+            assert_eq!(
+                pool.addresses_v6(InterfaceId(interface))
+                    .iter()
+                    .map(|&v6| IpAddr::V6(v6))
+                    .collect::<Vec<_>>(),
+                [shared]
+            );
+        }
+        assert!(pool.addresses_v4(InterfaceId(2)).is_empty());
+        assert!(pool.contains(shared) && pool.contains(ip("10.0.0.1")) && !pool.contains(ip("10.0.0.2")));
+        assert_eq!(pool.all_addresses(), [ip("10.0.0.1"), ip("192.0.2.1"), shared]);
+    }
+
+    #[test]
     fn port_zero_is_never_a_source() {
-        assert_eq!(SnatPool::new(vec![], &(0..=2).collect()).ports(), [1, 2]);
+        assert_eq!(SnatPool::new(&[], &(0..=2).collect()).ports(), [1, 2]);
     }
 }

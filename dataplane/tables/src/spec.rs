@@ -1,7 +1,7 @@
 //! What control asks for: plain values with names in place of indices. Never holds a table.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,7 +87,8 @@ pub struct EndpointSpec {
     pub weight: u16,
 }
 
-/// One network interface that workers serve. The order of interfaces is that of the devices.
+/// One network interface that workers serve. The devices come first, in the order of the configuration;
+/// VLAN interfaces follow them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceSpec {
     /// Kernel name.
@@ -102,19 +103,41 @@ pub struct InterfaceSpec {
     pub up: bool,
     /// Its own addresses, the primary one of each family first.
     pub addresses: Vec<IpAddr>,
+    /// For an interface that is a VLAN of a device: which one. None for a device.
+    pub vlan: Option<VlanSpec>,
 }
 
-/// One unicast route through one of the interfaces.
+/// The VLAN that an interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VlanSpec {
+    /// Position of the device whose frames carry the tag.
+    pub parent: usize,
+    /// The VLAN identifier, 12 bits (IEEE 802.1Q section 9.6).
+    pub id: u16,
+}
+
+/// One route through the interfaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteSpec {
     /// Destinations it covers.
     pub prefix: IpNet,
-    /// Position of the interface.
-    pub interface: usize,
-    /// The router, or none for destinations on the link.
-    pub via: Option<IpAddr>,
+    /// The ways it may take. Without one, the destinations cannot be reached, even if a shorter prefix
+    /// covers them.
+    pub hops: Vec<RouteHopSpec>,
     /// Lower wins among routes with the same prefix.
     pub metric: u32,
+}
+
+/// One way of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteHopSpec {
+    /// Position of the interface.
+    pub interface: usize,
+    /// The router, or none for destinations on the link. A router of the other family is asked for by that
+    /// family (RFC 5549).
+    pub via: Option<IpAddr>,
+    /// Its share of the flows, relative to the other ways; at least 1.
+    pub weight: u16,
 }
 
 /// One neighbour that the kernel knows.
@@ -131,8 +154,8 @@ pub struct NeighbourSpec {
 /// Where translated flows get their source from.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct SnatSpec {
-    /// Addresses for every interface; when empty each interface's own primary address is used.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Addresses for every interface. A family without any uses each interface's own primary address.
+    pub addresses: Vec<IpAddr>,
     /// Ports that may be used as source.
     pub ports: crate::snat::PortSet,
 }

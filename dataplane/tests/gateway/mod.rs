@@ -15,10 +15,10 @@ use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Counters, DropReason, Event, PassReason, Pipeline, RejectReason, Worker, WorkerConfig, WorkerNumber,
 };
-use flowgate_flow::{AffinityTable, FlowTable, HashKey, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::spec::{
-    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteSpec, ServiceName, ServiceSpec,
-    TreatmentSpec,
+    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceName,
+    ServiceSpec, TreatmentSpec,
 };
 use flowgate_tables::{
     BySource, EmptyAction, FrontendKind, InterfaceId, PortSet, Publisher, Routing, ServiceTable, SnatPool,
@@ -91,11 +91,8 @@ impl World {
         let routing =
             Routing::build(&previous.routing, self.interfaces.clone(), &self.routes, &self.neighbours)
                 .unwrap();
-        let address = |interface: &InterfaceSpec| match interface.addresses[0] {
-            IpAddr::V4(v4) => vec![v4],
-            IpAddr::V6(_) => vec![],
-        };
-        let snat = SnatPool::new(self.interfaces.iter().map(address).collect(), &self.snat_ports);
+        let addresses: Vec<_> = self.interfaces.iter().map(|interface| interface.addresses.clone()).collect();
+        let snat = SnatPool::new(&addresses, &self.snat_ports);
         Tables {
             generation: previous.generation + 1,
             services: Arc::new(services),
@@ -108,7 +105,7 @@ impl World {
 
 pub(crate) struct Gateway {
     pub(crate) worker: Worker<MemoryDevice, Pipeline>,
-    pub(crate) flows: Arc<FlowTable>,
+    pub(crate) flows: Arc<Flows>,
     resolve: Arc<ArrayQueue<flowgate_tables::routing::Unresolved>>,
     publisher: Publisher,
     started: Instant,
@@ -123,7 +120,7 @@ impl Gateway {
     }
 
     pub(crate) fn with(world: &World, capacity: u32, tx_ring_len: usize) -> Self {
-        let flows = Arc::new(FlowTable::new(capacity, KEY).unwrap());
+        let flows = Arc::new(Flows::new(capacity, capacity, KEY).unwrap());
         let resolve = Arc::new(ArrayQueue::new(16));
         #[expect(clippy::disallowed_methods, reason = "only differences matter")]
         let started = Instant::now();
@@ -337,11 +334,13 @@ fn interface(name: &str, host: u8, addr: &str) -> InterfaceSpec {
         mtu: 1500,
         up: true,
         addresses: vec![ip(addr)],
+        vlan: None,
     }
 }
 
 pub(crate) fn route(prefix: &str, interface: usize, via: Option<&str>) -> RouteSpec {
-    RouteSpec { prefix: prefix.parse().unwrap(), interface, via: via.map(ip), metric: 0 }
+    let hop = RouteHopSpec { interface, via: via.map(ip), weight: 1 };
+    RouteSpec { prefix: prefix.parse().unwrap(), hops: vec![hop], metric: 0 }
 }
 
 pub(crate) fn neighbour(interface: usize, addr: &str, mac: Option<u8>) -> NeighbourSpec {

@@ -1,7 +1,7 @@
 //! Addresses, ports and protocols in the form they have on the wire. Never decides anything.
 
 use core::fmt;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::str::FromStr;
 
 /// A transport port, kept in network order; the host number is for people and configuration.
@@ -171,6 +171,9 @@ pub struct FiveTuple<A> {
 /// The five-tuple of an IPv4 packet.
 pub type FiveTuple4 = FiveTuple<Ipv4Addr>;
 
+/// The five-tuple of an IPv6 packet.
+pub type FiveTuple6 = FiveTuple<Ipv6Addr>;
+
 impl<A> FiveTuple<A> {
     /// The tuple of a packet that answers this one.
     #[inline]
@@ -186,9 +189,20 @@ impl<A> FiveTuple<A> {
     }
 }
 
-impl<A: fmt::Display> fmt::Display for FiveTuple<A> {
+impl<A: Into<IpAddr>> FiveTuple<A> {
+    /// The tuple with addresses of any family.
+    #[inline]
+    pub fn any_family(self) -> FiveTuple<IpAddr> {
+        let Self { protocol, src, dst, src_port, dst_port } = self;
+        FiveTuple { protocol, src: src.into(), dst: dst.into(), src_port, dst_port }
+    }
+}
+
+impl<A: Copy + Into<IpAddr>> fmt::Display for FiveTuple<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}:{} -> {}:{}", self.protocol, self.src, self.src_port, self.dst, self.dst_port)
+        let end = |addr: A, port: L4Port| SocketAddr::new(addr.into(), port.number());
+        let Self { protocol, src, dst, src_port, dst_port } = *self;
+        write!(f, "{protocol} {} -> {}", end(src, src_port), end(dst, dst_port))
     }
 }
 

@@ -5,9 +5,8 @@
 //! [`Sum`] is a running sum, [`Delta`] a folded difference, [`Checksum`] the two bytes in a header;
 //! the types differ so that none is taken for another. Never decides which packet deserves one.
 
-use core::net::Ipv4Addr;
-
-use crate::addr::{L4Port, Protocol};
+use crate::addr::L4Port;
+use crate::family::Address;
 
 /// A running one's complement sum of 16-bit words in memory order, not yet folded.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,12 +23,25 @@ impl Sum {
         Self(self.0 + u16::from_ne_bytes(bytes) as u64)
     }
 
-    /// Adds an IPv4 address.
+    /// The sum of two words, given as they stand in memory.
     #[inline]
     #[must_use]
-    pub const fn addr(self, addr: Ipv4Addr) -> Self {
-        // Two words at once: folding adds the halves later (RFC 1071 section 2 A, any order).
-        Self(self.0 + u32::from_ne_bytes(addr.octets()) as u64)
+    pub const fn half_words(both: u32) -> Self {
+        Self(both as u64)
+    }
+
+    /// Both sums, in any order.
+    #[inline]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// Adds an address.
+    #[inline]
+    #[must_use]
+    pub fn addr<A: Address>(self, addr: A) -> Self {
+        self.and(addr.sum())
     }
 
     /// Adds a port.
@@ -57,11 +69,12 @@ impl Sum {
         Self(sum)
     }
 
-    /// The IPv4 pseudo header of TCP (RFC 9293 section 3.1) and UDP (RFC 768).
+    /// The pseudo header of a transport protocol (RFC 9293 section 3.1, RFC 768, RFC 8200 section 8.1: its
+    /// length has 32 bits there, of which the upper are zero).
     #[inline]
     #[must_use]
-    pub const fn pseudo_header(src: Ipv4Addr, dst: Ipv4Addr, protocol: Protocol, l4_len: u16) -> Self {
-        Self::ZERO.addr(src).addr(dst).word([0, protocol.number()]).word(l4_len.to_be_bytes())
+    pub fn pseudo_header<A: Address>(src: A, dst: A, protocol: u8, l4_len: u16) -> Self {
+        Self::ZERO.addr(src).addr(dst).word([0, protocol]).word(l4_len.to_be_bytes())
     }
 
     /// The sum folded to 16 bits, in memory order. Zero only if every added word was zero.

@@ -2,29 +2,58 @@
 //!
 //! Three outcomes (ours, not ours, malformed) are three answers: see [`parse`].
 
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::addr::{FiveTuple, FiveTuple4, L4Port, Protocol};
+use crate::addr::{FiveTuple, L4Port, Protocol};
 use crate::checksum::{Checksum, Sum};
+use crate::datagram::Datagram;
+use crate::family::Address;
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET_LEN: usize = 14;
 
-/// What a well-formed frame holds.
+/// What the EtherType of a frame says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EtherType {
+    /// An IPv4 packet follows.
+    Ipv4,
+    /// An IPv6 packet follows.
+    Ipv6,
+    /// A VLAN tag follows (IEEE 802.1Q or 802.1ad).
+    Tag,
+    /// Anything else.
+    Other,
+}
+
+impl EtherType {
+    /// That of `frame`; none when it ends within its Ethernet header.
+    #[inline]
+    pub fn of(frame: &[u8]) -> Option<Self> {
+        let head = frame.first_chunk::<ETHERNET_LEN>()?;
+        Some(match [head[12], head[13]] {
+            Ipv4Addr::ETHERTYPE => Self::Ipv4,
+            Ipv6Addr::ETHERTYPE => Self::Ipv6,
+            [0x81, 0x00] | [0x88, 0xa8] => Self::Tag,
+            _ => Self::Other,
+        })
+    }
+}
+
+/// What a well-formed IP packet of one family holds.
 ///
 /// Its tag has a byte of its own: within the packet, as a niche, it would lie where the protocol does, and
 /// the compiler then keeps both in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Parsed {
-    /// TCP or UDP over IPv4, not a fragment.
-    L4(Packet4),
-    /// Not IPv4.
-    NotIpv4,
-    /// IPv4 with a protocol that has no ports we know.
-    NotL4,
-    /// A fragment of an IPv4 packet, the first one included.
+pub enum Parsed<A> {
+    /// TCP, UDP or SCTP, not a fragment.
+    L4(Packet<A>),
+    /// ICMP or ICMPv6, not a fragment.
+    Icmp,
+    /// A fragment of a packet, the first one included.
     Fragment,
+    /// A protocol that has no ports we know.
+    NotL4,
 }
 
 /// Why the bytes of a frame cannot be what its headers say.
@@ -34,9 +63,10 @@ pub enum Malformed {
     Truncated,
     /// The IP version is not that of the EtherType.
     Version,
-    /// The IPv4 header length is below 20 bytes or beyond the packet (RFC 791 section 3.1).
+    /// The IPv4 header length is below 20 bytes or beyond the packet (RFC 791 section 3.1), or an extension
+    /// header contradicts those before it.
     HeaderLength,
-    /// The IPv4 total length is below its headers or beyond the frame.
+    /// The length in the IP header is below its headers or beyond the frame.
     TotalLength,
     /// The TCP data offset or the UDP length contradicts the packet (RFC 9293 3.1, RFC 768).
     L4Length,
@@ -44,34 +74,42 @@ pub enum Malformed {
     PortZero,
 }
 
-/// An IPv4 packet with a TCP or UDP header, all lengths checked against the frame it was parsed from.
+/// An IP packet with a TCP, UDP or SCTP header, all lengths checked against the frame it was parsed from.
 ///
 /// The proof is void once the frame is shortened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet4 {
+pub struct Packet<A> {
     /// The five-tuple as the headers have it.
-    pub tuple: FiveTuple4,
-    /// Where the IPv4 header starts in the frame.
+    pub tuple: FiveTuple<A>,
+    /// Where the IP header starts in the frame.
     pub l3_offset: u16,
-    /// Where the TCP or UDP header starts in the frame.
+    /// Where the transport header starts in the frame.
     pub l4_offset: u16,
     /// Bytes from the transport header to the end of the packet; Ethernet padding is not counted.
     pub l4_len: u16,
     /// Remaining hops.
     pub ttl: u8,
-    /// The TCP flags; none for UDP.
+    /// The TCP flags; for SCTP what its first chunk comes to; none for UDP.
     pub tcp_flags: TcpFlags,
-    /// The transport checksum as received.
+    /// The upper half of the TCP acknowledgement number; zero without one.
+    pub acked: u16,
+    /// The transport checksum as received; none for SCTP, whose CRC is computed anew.
     pub l4_checksum: Checksum,
 }
 
-impl Packet4 {
+/// An IPv4 packet.
+pub type Packet4 = Packet<Ipv4Addr>;
+
+/// An IPv6 packet.
+pub type Packet6 = Packet<Ipv6Addr>;
+
+impl<A: Address> Packet<A> {
     /// A value to fill room with that no packet has.
     pub const EMPTY: Self = Self {
         tuple: FiveTuple {
             protocol: Protocol::Udp,
-            src: Ipv4Addr::UNSPECIFIED,
-            dst: Ipv4Addr::UNSPECIFIED,
+            src: A::UNSPECIFIED,
+            dst: A::UNSPECIFIED,
             src_port: L4Port::new(0),
             dst_port: L4Port::new(0),
         },
@@ -80,6 +118,7 @@ impl Packet4 {
         l4_len: 0,
         ttl: 0,
         tcp_flags: TcpFlags(0),
+        acked: 0,
         l4_checksum: Checksum::NONE,
     };
 
@@ -89,11 +128,18 @@ impl Packet4 {
         self.l4_offset - self.l3_offset + self.l4_len
     }
 
+    /// The sequence number of a TCP segment; zero for other protocols.
+    pub fn tcp_sequence(&self, frame: &[u8]) -> u32 {
+        let at = usize::from(self.l4_offset) + 4;
+        let field = frame.get(at..at + 4).and_then(|field| field.first_chunk::<4>());
+        field.filter(|_| self.tuple.protocol == Protocol::Tcp).map_or(0, |field| u32::from_be_bytes(*field))
+    }
+
     /// Whether the transport checksum still waits for a device to complete it.
     #[inline]
-    pub const fn has_partial_checksum(&self) -> bool {
+    pub fn has_partial_checksum(&self) -> bool {
         let FiveTuple { protocol, src, dst, .. } = self.tuple;
-        self.l4_checksum.is_partial(Sum::pseudo_header(src, dst, protocol, self.l4_len))
+        self.l4_checksum.is_partial(Sum::pseudo_header(src, dst, protocol.number(), self.l4_len))
     }
 }
 
@@ -141,25 +187,13 @@ impl TcpFlags {
     }
 }
 
-/// Parses an Ethernet frame.
-///
-/// # Errors
-/// [`Malformed`] when a length or version contradicts the bytes that are there.
+/// Parses an IPv4 frame.
 #[inline]
-pub fn parse(frame: &[u8]) -> Result<Parsed, Malformed> {
-    let Some(head) = frame.first_chunk::<{ ETHERNET_LEN + 20 }>() else {
-        return if frame.len() >= ETHERNET_LEN && frame[12..14] != ETHERTYPE_IPV4 {
-            Ok(Parsed::NotIpv4)
-        } else {
-            Err(Malformed::Truncated)
-        };
-    };
-    if [head[12], head[13]] != ETHERTYPE_IPV4 {
-        return Ok(Parsed::NotIpv4);
-    }
+pub(crate) fn v4(frame: &[u8]) -> Result<Parsed<Ipv4Addr>, Malformed> {
+    let Some(head) = frame.first_chunk::<{ ETHERNET_LEN + 20 }>() else { return Err(Malformed::Truncated) };
     let version_and_ihl = head[14];
     if version_and_ihl == 0x45 {
-        return segment(frame, head, 20);
+        return segment4(frame, head, 20);
     }
     if version_and_ihl >> 4 != 4 {
         return Err(Malformed::Version);
@@ -168,15 +202,29 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, Malformed> {
     if header_len < 20 {
         return Err(Malformed::HeaderLength);
     }
-    segment(frame, head, header_len)
+    segment4(frame, head, header_len)
 }
 
-/// The TCP or UDP segment after an IPv4 header of `header_len` bytes.
+/// Parses an IPv6 frame.
+#[inline]
+pub(crate) fn v6(frame: &[u8]) -> Result<Parsed<Ipv6Addr>, Malformed> {
+    let datagram = crate::datagram::v6(frame)?;
+    if datagram.fragment.is_some() {
+        return Ok(Parsed::Fragment);
+    }
+    transport(frame, &datagram)
+}
+
+/// The segment after an IPv4 header of `header_len` bytes.
 ///
 /// Inlined for the header without options, which nearly all packets have: every offset is a constant then.
 /// Inlined for the others as well, since one call would have the packet returned in memory for all.
 #[inline(always)]
-fn segment(frame: &[u8], head: &[u8; ETHERNET_LEN + 20], header_len: u16) -> Result<Parsed, Malformed> {
+fn segment4(
+    frame: &[u8],
+    head: &[u8; ETHERNET_LEN + 20],
+    header_len: u16,
+) -> Result<Parsed<Ipv4Addr>, Malformed> {
     let total_len = u16::from_be_bytes([head[16], head[17]]);
     if total_len < header_len || usize::from(total_len) + ETHERNET_LEN > frame.len() {
         return Err(Malformed::TotalLength);
@@ -185,17 +233,33 @@ fn segment(frame: &[u8], head: &[u8; ETHERNET_LEN + 20], header_len: u16) -> Res
     if u16::from_be_bytes([head[20], head[21]]) & 0x3fff != 0 {
         return Ok(Parsed::Fragment);
     }
-    let l4_len = total_len - header_len;
-    let l4_offset = ETHERNET_LEN_U16 + header_len;
+    let datagram = Datagram {
+        src: Ipv4Addr::from_octets([head[26], head[27], head[28], head[29]]),
+        dst: Ipv4Addr::from_octets([head[30], head[31], head[32], head[33]]),
+        l3_offset: ETHERNET_LEN_U16,
+        l4_offset: ETHERNET_LEN_U16 + header_len,
+        l4_len: total_len - header_len,
+        ttl: head[22],
+        protocol: head[23],
+        fragment: None,
+    };
+    transport(frame, &datagram)
+}
+
+/// The transport header of a whole packet, whose lengths were checked.
+#[inline(always)]
+fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<A>, Malformed> {
+    let &Datagram { src, dst, l3_offset, l4_offset, l4_len, ttl, protocol, .. } = datagram;
     let l4 = &frame[usize::from(l4_offset)..usize::from(l4_offset) + usize::from(l4_len)];
-    let (protocol, checksum, tcp_flags) = match head[23] {
+    let (protocol, checksum, tcp_flags, acked) = match protocol {
         6 => {
             let tcp = l4.first_chunk::<20>().ok_or(Malformed::Truncated)?;
             let data_offset = u16::from(tcp[12] >> 4) * 4;
             if data_offset < 20 || data_offset > l4_len {
                 return Err(Malformed::L4Length);
             }
-            (Protocol::Tcp, tcp.as_chunks::<2>().0[8], TcpFlags(tcp[13]))
+            let acked = u16::from_be_bytes([tcp[8], tcp[9]]);
+            (Protocol::Tcp, tcp.as_chunks::<2>().0[8], TcpFlags(tcp[13]), acked)
         }
         17 => {
             let udp = l4.first_chunk::<8>().ok_or(Malformed::Truncated)?;
@@ -203,34 +267,43 @@ fn segment(frame: &[u8], head: &[u8; ETHERNET_LEN + 20], header_len: u16) -> Res
             if u16::from_be_bytes([udp[4], udp[5]]) != l4_len {
                 return Err(Malformed::L4Length);
             }
-            (Protocol::Udp, udp.as_chunks::<2>().0[3], TcpFlags::default())
+            (Protocol::Udp, udp.as_chunks::<2>().0[3], TcpFlags::default(), 0)
         }
+        132 => (Protocol::Sctp, Checksum::NONE.0, sctp_flags(l4)?, 0),
+        other if other == A::ICMP => return Ok(Parsed::Icmp),
         _ => return Ok(Parsed::NotL4),
     };
-    // Both begin with the ports.
+    // All begin with the ports.
     let [src_port, dst_port, ..] = *l4.as_chunks::<2>().0 else { return Err(Malformed::Truncated) };
     let (src_port, dst_port) = (L4Port::from_wire(src_port), L4Port::from_wire(dst_port));
     if src_port == L4Port::new(0) || dst_port == L4Port::new(0) {
         return Err(Malformed::PortZero);
     }
-    Ok(Parsed::L4(Packet4 {
-        tuple: FiveTuple {
-            protocol,
-            src: Ipv4Addr::from_octets([head[26], head[27], head[28], head[29]]),
-            dst: Ipv4Addr::from_octets([head[30], head[31], head[32], head[33]]),
-            src_port,
-            dst_port,
-        },
-        l3_offset: ETHERNET_LEN_U16,
+    Ok(Parsed::L4(Packet {
+        tuple: FiveTuple { protocol, src, dst, src_port, dst_port },
+        l3_offset,
         l4_offset,
         l4_len,
-        ttl: head[22],
+        ttl,
         tcp_flags,
+        acked,
         l4_checksum: Checksum(checksum),
     }))
 }
 
-const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// What the first chunk of an SCTP packet comes to in terms of TCP (RFC 9260 sections 3.2 and 4).
+#[cold]
+fn sctp_flags(l4: &[u8]) -> Result<TcpFlags, Malformed> {
+    let header = l4.first_chunk::<16>().ok_or(Malformed::Truncated)?;
+    Ok(match header[12] {
+        1 => TcpFlags::SYN,
+        2 => TcpFlags::SYN.union(TcpFlags::ACK),
+        6 => TcpFlags::RST.union(TcpFlags::ACK),
+        7 | 8 | 14 => TcpFlags::FIN.union(TcpFlags::ACK),
+        _ => TcpFlags::ACK,
+    })
+}
+
 const ETHERNET_LEN_U16: u16 = 14;
 
 #[cfg(test)]
@@ -255,6 +328,10 @@ mod tests {
         let mut frame = Vec::new();
         builder.write(&mut frame, b"hello").unwrap();
         frame
+    }
+
+    fn parse(frame: &[u8]) -> Result<Parsed<Ipv4Addr>, Malformed> {
+        v4(frame)
     }
 
     fn l4(frame: &[u8]) -> Packet4 {
@@ -301,10 +378,12 @@ mod tests {
     fn what_is_not_ours_is_not_malformed() {
         let mut arp = vec![0; 42];
         arp[12..14].copy_from_slice(&[0x08, 0x06]);
-        assert_eq!(parse(&arp), Ok(Parsed::NotIpv4));
-        assert_eq!(parse(&arp[..20]), Ok(Parsed::NotIpv4));
+        assert_eq!(EtherType::of(&arp), Some(EtherType::Other));
+        assert_eq!(EtherType::of(&arp[..13]), None);
         let mut icmp = udp(b"");
         icmp[23] = 1;
+        assert_eq!(parse(&icmp), Ok(Parsed::Icmp));
+        icmp[23] = 50;
         assert_eq!(parse(&icmp), Ok(Parsed::NotL4));
         let mut first_fragment = udp(b"");
         first_fragment[20] = 0x20;
@@ -340,7 +419,7 @@ mod tests {
         let mut frame = udp(b"some payload");
         assert!(!l4(&frame).has_partial_checksum());
         let packet = l4(&frame);
-        let pseudo = Sum::pseudo_header(packet.tuple.src, packet.tuple.dst, Protocol::Udp, packet.l4_len);
+        let pseudo = Sum::pseudo_header(packet.tuple.src, packet.tuple.dst, 17, packet.l4_len);
         frame[40..42].copy_from_slice(&pseudo.fold().to_ne_bytes());
         assert!(l4(&frame).has_partial_checksum());
     }

@@ -1,35 +1,108 @@
-//! Answers to packets that nobody serves: a TCP reset, or an ICMP port unreachable. Never decides who
-//! deserves one.
+//! Answers to packets that go no further: a TCP reset, or an ICMP error. Never decides who deserves one.
 
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 
 use crate::addr::Protocol;
 use crate::checksum::{Checksum, Sum};
-use crate::parse::{ETHERNET_LEN, Packet4, TcpFlags};
+use crate::datagram::Datagram;
+use crate::family::Address;
+use crate::parse::{ETHERNET_LEN, Packet, TcpFlags};
 
-/// Room for the longest refusal: RFC 1812 section 4.3.2.3 has an ICMP error quote as much as fits into 576
-/// bytes.
-pub const REFUSAL_LEN_MAX: usize = ETHERNET_LEN + 576;
+/// Room for the longest answer: an ICMPv6 error quotes as much as fits into 1280 bytes (RFC 4443 section 2.4
+/// (c)), an ICMP error into 576 (RFC 1812 section 4.3.2.3).
+pub const REFUSAL_LEN_MAX: usize = ETHERNET_LEN + 1280;
+
+/// What is wrong with a packet, in the terms of ICMP (RFC 792) and ICMPv6 (RFC 4443).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// Nobody serves the port.
+    PortUnreachable,
+    /// The way on carries packets of this size in bytes at most (RFC 1191 section 4, RFC 8201).
+    TooBig(u16),
+    /// Its hops are used up.
+    TimeExceeded,
+}
 
 /// Writes the refusal of the packet that was parsed from `frame`, as an Ethernet frame back to its sender,
 /// and says how long it is. None for a packet that nobody may answer with an error: a reset, or one
 /// whose sender is not a single host (RFC 1122 section 3.2.2).
-pub fn refuse(frame: &[u8], packet: &Packet4, out: &mut [u8; REFUSAL_LEN_MAX]) -> Option<usize> {
-    if !is_single_host(packet.tuple.src) || frame.first().is_none_or(|byte| byte & 1 == 1) {
+pub fn refuse<A: Address>(
+    frame: &[u8],
+    packet: &Packet<A>,
+    out: &mut [u8; REFUSAL_LEN_MAX],
+) -> Option<usize> {
+    if packet.tuple.protocol != Protocol::Tcp {
+        let datagram = A::datagram(frame).ok()?;
+        return report(frame, &datagram, Problem::PortUnreachable, datagram.dst, out);
+    }
+    if !may_be_answered(frame, packet.tuple.src.into()) {
         return None;
     }
-    let ip_len = match packet.tuple.protocol {
-        Protocol::Tcp => reset(frame, packet, out)?,
-        Protocol::Udp | Protocol::Sctp => port_unreachable(frame, packet, out)?,
+    let len = reset(frame, packet, out)?;
+    answer(frame, packet.tuple.dst, packet.tuple.src, Protocol::Tcp.number(), len, out)
+}
+
+/// Writes the ICMP error that reports `problem` with the packet in `frame` to its sender, as coming from
+/// `from`, and says how long the frame is. None for a packet about which no error may be sent: one whose
+/// sender is not a single host, that was sent to a group, that is itself an ICMP error, or a fragment that
+/// is not the first (RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e)).
+pub fn report<A: Address>(
+    frame: &[u8],
+    datagram: &Datagram<A>,
+    problem: Problem,
+    from: A,
+    out: &mut [u8; REFUSAL_LEN_MAX],
+) -> Option<usize> {
+    let is_later_fragment = datagram.fragment.is_some_and(|part| part.offset != 0);
+    let is_error = datagram.protocol == A::ICMP && !is_query::<A>(*datagram.payload(frame).first()?);
+    if is_later_fragment || is_error || !may_be_answered(frame, datagram.src.into()) {
+        return None;
+    }
+    let original = frame.get(usize::from(datagram.l3_offset)..)?.get(..usize::from(datagram.ip_len()))?;
+    let l4_offset = ETHERNET_LEN + A::HEADER_LEN;
+    let largest = if A::ICMP == ICMP { 576 } else { 1280 };
+    let quoted = original.len().min(largest - A::HEADER_LEN - ICMP_HEADER_LEN);
+    let icmp = out.get_mut(l4_offset..l4_offset + ICMP_HEADER_LEN + quoted)?;
+    icmp[..ICMP_HEADER_LEN].copy_from_slice(&icmp_header::<A>(problem));
+    icmp[ICMP_HEADER_LEN..].copy_from_slice(&original[..quoted]);
+    let len = ICMP_HEADER_LEN + quoted;
+    let checksum = icmp_sum(from, datagram.src, u16::try_from(len).ok()?).bytes(icmp).checksum();
+    icmp[2..4].copy_from_slice(&checksum.0);
+    answer(frame, from, datagram.src, A::ICMP, len, out)
+}
+
+/// What the checksum of a control message covers besides the message: ICMPv6 has a pseudo header (RFC 4443
+/// section 2.3), ICMP has none.
+pub fn icmp_sum<A: Address>(src: A, dst: A, len: u16) -> Sum {
+    if A::ICMP == ICMP { Sum::ZERO } else { Sum::pseudo_header(src, dst, A::ICMP, len) }
+}
+
+fn icmp_header<A: Address>(problem: Problem) -> [u8; ICMP_HEADER_LEN] {
+    let v4 = A::ICMP == ICMP;
+    let (kind, code, mtu) = match problem {
+        Problem::PortUnreachable if v4 => (3, 3, 0),
+        Problem::TooBig(mtu) if v4 => (3, 4, mtu),
+        Problem::TimeExceeded if v4 => (11, 0, 0),
+        Problem::PortUnreachable => (1, 4, 0),
+        Problem::TooBig(mtu) => (2, 0, mtu),
+        Problem::TimeExceeded => (3, 0, 0),
     };
-    out[..6].copy_from_slice(frame.get(6..12)?);
-    out[6..12].copy_from_slice(frame.get(..6)?);
-    out[12..14].copy_from_slice(&[0x08, 0x00]);
-    Some(ETHERNET_LEN + ip_len)
+    let [high, low] = mtu.to_be_bytes();
+    [kind, code, 0, 0, 0, 0, high, low]
+}
+
+/// Whether a control message asks something, and so may be answered with an error.
+const fn is_query<A: Address>(kind: u8) -> bool {
+    // RFC 4443 section 2.1: errors have the high bit clear. RFC 1122 section 3.2.2 lists those of ICMP.
+    if A::ICMP == ICMP { !matches!(kind, 3 | 4 | 5 | 11 | 12) } else { kind & 0x80 != 0 }
+}
+
+fn may_be_answered(frame: &[u8], sender: IpAddr) -> bool {
+    is_single_host(sender) && frame.first().is_some_and(|byte| byte & 1 == 0)
 }
 
 /// RFC 9293 section 3.10.7.1: a reset for a segment that no connection has.
-fn reset(frame: &[u8], packet: &Packet4, out: &mut [u8; REFUSAL_LEN_MAX]) -> Option<usize> {
+fn reset<A: Address>(frame: &[u8], packet: &Packet<A>, out: &mut [u8; REFUSAL_LEN_MAX]) -> Option<usize> {
     let flags = packet.tcp_flags;
     if flags.intersects(TcpFlags::RST) {
         return None;
@@ -46,68 +119,71 @@ fn reset(frame: &[u8], packet: &Packet4, out: &mut [u8; REFUSAL_LEN_MAX]) -> Opt
     } else {
         (0, word(4).wrapping_add(segment_len), TcpFlags::RST.union(TcpFlags::ACK))
     };
-    let tcp = &mut out[L4_OFFSET..L4_OFFSET + 20];
+    let l4_offset = ETHERNET_LEN + A::HEADER_LEN;
+    let tcp = out.get_mut(l4_offset..l4_offset + 20)?;
     tcp[..2].copy_from_slice(&packet.tuple.dst_port.wire());
     tcp[2..4].copy_from_slice(&packet.tuple.src_port.wire());
     tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
     tcp[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
     tcp[12..20].copy_from_slice(&[5 << 4, reply_flags.0, 0, 0, 0, 0, 0, 0]);
-    let sum = Sum::pseudo_header(packet.tuple.dst, packet.tuple.src, Protocol::Tcp, 20).bytes(tcp);
+    let (src, dst) = (packet.tuple.dst, packet.tuple.src);
+    let sum = Sum::pseudo_header(src, dst, Protocol::Tcp.number(), 20).bytes(tcp);
     tcp[16..18].copy_from_slice(&sum.checksum().0);
-    Some(ip_header(packet, PROTOCOL_TCP, 20, out))
+    Some(20)
 }
 
-/// RFC 792: destination unreachable, port unreachable.
-fn port_unreachable(frame: &[u8], packet: &Packet4, out: &mut [u8; REFUSAL_LEN_MAX]) -> Option<usize> {
-    let original = frame.get(usize::from(packet.l3_offset)..)?.get(..usize::from(packet.ip_len()))?;
-    let quoted = original.len().min(REFUSAL_LEN_MAX - L4_OFFSET - ICMP_HEADER_LEN);
-    let icmp = &mut out[L4_OFFSET..L4_OFFSET + ICMP_HEADER_LEN + quoted];
-    icmp[..ICMP_HEADER_LEN].copy_from_slice(&[UNREACHABLE, PORT, 0, 0, 0, 0, 0, 0]);
-    icmp[ICMP_HEADER_LEN..].copy_from_slice(&original[..quoted]);
-    let checksum = Sum::ZERO.bytes(icmp).checksum();
-    icmp[2..4].copy_from_slice(&checksum.0);
-    Some(ip_header(packet, PROTOCOL_ICMP, ICMP_HEADER_LEN + quoted, out))
+/// Writes the headers of an answer of `payload_len` bytes from `src` to `dst` that goes back by the link
+/// that `frame` came by; the length of the whole.
+fn answer<A: Address>(
+    frame: &[u8],
+    src: A,
+    dst: A,
+    protocol: u8,
+    payload_len: usize,
+    out: &mut [u8; REFUSAL_LEN_MAX],
+) -> Option<usize> {
+    out[..6].copy_from_slice(frame.get(6..12)?);
+    out[6..12].copy_from_slice(frame.get(..6)?);
+    out[12..14].copy_from_slice(&A::ETHERTYPE);
+    let header = out.get_mut(ETHERNET_LEN..ETHERNET_LEN + A::HEADER_LEN)?;
+    if A::ICMP == ICMP {
+        let [high, low] = u16::try_from(A::HEADER_LEN + payload_len).ok()?.to_be_bytes();
+        header[..12].copy_from_slice(&[0x45, 0, high, low, 0, 0, DONT_FRAGMENT, 0, HOPS, protocol, 0, 0]);
+        header[12..20].fill(0);
+        let Checksum(checksum) = Sum::ZERO.bytes(header).checksum();
+        header[10..12].copy_from_slice(&checksum);
+    } else {
+        let [high, low] = u16::try_from(payload_len).ok()?.to_be_bytes();
+        header[..8].copy_from_slice(&[0x60, 0, 0, 0, high, low, protocol, HOPS]);
+    }
+    A::write_pair(header, [src, dst])?;
+    Some(ETHERNET_LEN + A::HEADER_LEN + payload_len)
 }
 
-/// Writes the header of a packet from where `packet` was going to where it came from; its total length.
-fn ip_header(packet: &Packet4, protocol: u8, payload_len: usize, out: &mut [u8; REFUSAL_LEN_MAX]) -> usize {
-    let total_len = IP_HEADER_LEN + payload_len;
-    let [high, low] = u16::try_from(total_len).expect("at most 576").to_be_bytes();
-    let header = &mut out[ETHERNET_LEN..L4_OFFSET];
-    header[..12].copy_from_slice(&[0x45, 0, high, low, 0, 0, DONT_FRAGMENT, 0, 64, protocol, 0, 0]);
-    header[12..16].copy_from_slice(&packet.tuple.dst.octets());
-    header[16..20].copy_from_slice(&packet.tuple.src.octets());
-    let Checksum(checksum) = Sum::ZERO.bytes(header).checksum();
-    header[10..12].copy_from_slice(&checksum);
-    total_len
-}
-
-/// RFC 1122 section 3.2.1.3: what can be the address of one host.
-const fn is_single_host(addr: Ipv4Addr) -> bool {
-    let class_e = addr.octets()[0] >= 240;
+/// RFC 1122 section 3.2.1.3 and RFC 4291 section 2: what can be the address of one host.
+fn is_single_host(addr: IpAddr) -> bool {
+    let class_e = matches!(addr, IpAddr::V4(v4) if v4.octets()[0] >= 240);
     !(addr.is_unspecified() || addr.is_multicast() || addr.is_loopback() || class_e)
 }
 
-const IP_HEADER_LEN: usize = 20;
-const L4_OFFSET: usize = ETHERNET_LEN + IP_HEADER_LEN;
 const ICMP_HEADER_LEN: usize = 8;
-const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_TCP: u8 = 6;
-const UNREACHABLE: u8 = 3;
-const PORT: u8 = 3;
+const ICMP: u8 = 1;
+const HOPS: u8 = 64;
 const DONT_FRAGMENT: u8 = 0x40;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parse::{Parsed, parse};
+    use core::net::Ipv4Addr;
+
+    use crate::parse::Parsed;
     use etherparse::{Icmpv4Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
     const CLIENT: [u8; 4] = [192, 0, 2, 9];
     const VIP: [u8; 4] = [10, 96, 0, 1];
 
     fn refused(frame: &[u8]) -> Option<Vec<u8>> {
-        let Ok(Parsed::L4(packet)) = parse(frame) else { panic!("not a packet") };
+        let Ok(Parsed::L4(packet)) = Ipv4Addr::parse(frame) else { panic!("not a packet") };
         let mut out = [0; REFUSAL_LEN_MAX];
         refuse(frame, &packet, &mut out).map(|len| out[..len].to_vec())
     }

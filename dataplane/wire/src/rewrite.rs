@@ -1,10 +1,12 @@
 //! Translating a packet in place. Never decides where a packet goes.
 
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::addr::{FiveTuple, FiveTuple4, L4Port, MacAddr, Protocol};
+use crate::addr::{FiveTuple, L4Port, MacAddr, Protocol};
 use crate::checksum::{Checksum, Delta, Sum};
-use crate::parse::Packet4;
+use crate::family::Address;
+use crate::parse::Packet;
+use crate::sctp;
 
 /// The first twelve bytes of an Ethernet frame: destination, then source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,26 +29,32 @@ impl EtherAddrs {
 /// New addresses and ports for every packet of one direction of a flow, and what they do to the
 /// checksums: decided once per flow, applied to each packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Translation4 {
+pub struct Translation<A> {
     /// New source address.
-    pub src: Ipv4Addr,
+    pub src: A,
     /// New destination address.
-    pub dst: Ipv4Addr,
+    pub dst: A,
     /// New source port.
     pub src_port: L4Port,
     /// New destination port.
     pub dst_port: L4Port,
-    /// Change of the IPv4 header checksum: the addresses and one hop less.
+    /// Change of the IPv4 header checksum: the addresses and one hop less. IPv6 has none.
     pub l3_delta: Delta,
     /// Change of the transport checksum: addresses (by the pseudo header) and ports.
     pub l4_delta: Delta,
 }
 
-impl Translation4 {
+/// The translation of an IPv4 packet.
+pub type Translation4 = Translation<Ipv4Addr>;
+
+/// The translation of an IPv6 packet.
+pub type Translation6 = Translation<Ipv6Addr>;
+
+impl<A: Address> Translation<A> {
     /// The translation that turns packets of `from` into packets of `to`. Both have one protocol.
-    pub fn between(from: &FiveTuple4, to: &FiveTuple4) -> Self {
-        let addrs = |t: &FiveTuple4| Sum::ZERO.addr(t.src).addr(t.dst);
-        let all = |t: &FiveTuple4| addrs(t).port(t.src_port).port(t.dst_port);
+    pub fn between(from: &FiveTuple<A>, to: &FiveTuple<A>) -> Self {
+        let addrs = |t: &FiveTuple<A>| Sum::ZERO.addr(t.src).addr(t.dst);
+        let all = |t: &FiveTuple<A>| addrs(t).port(t.src_port).port(t.dst_port);
         Self {
             src: to.src,
             dst: to.dst,
@@ -57,52 +65,65 @@ impl Translation4 {
         }
     }
 
+    /// What packets of this direction look like once they are translated.
+    #[inline]
+    pub fn tuple(&self, protocol: Protocol) -> FiveTuple<A> {
+        let Self { src, dst, src_port, dst_port, .. } = *self;
+        FiveTuple { protocol, src, dst, src_port, dst_port }
+    }
+
     /// Rewrites `packet` in `frame`: Ethernet addresses, TTL less one, addresses, ports, checksums.
     ///
     /// `frame` must be the one that `packet` was parsed from, and its TTL above 1: the caller decides
     /// what happens to a packet whose hops are used up. A UDP checksum of zero stays zero (RFC 768).
     #[inline]
-    pub fn apply(&self, frame: &mut [u8], packet: &Packet4, ether: &EtherAddrs) {
+    pub fn apply(&self, frame: &mut [u8], packet: &Packet<A>, ether: &EtherAddrs) {
         let l4_offset = usize::from(packet.l4_offset);
         let (head, l4) = frame.split_at_mut(l4_offset);
-        let Some(head) = head.first_chunk_mut::<34>() else { return };
-        head[..12].copy_from_slice(&ether.0);
-        head[22] = packet.ttl - 1;
-        let l3_checksum = Checksum([head[24], head[25]]).update(self.l3_delta);
-        head[24..26].copy_from_slice(&l3_checksum.0);
-        head[26..30].copy_from_slice(&self.src.octets());
-        head[30..34].copy_from_slice(&self.dst.octets());
-        if packet.tuple.protocol == Protocol::Udp {
-            let Some(udp) = l4.first_chunk_mut::<8>() else { return };
-            udp[..2].copy_from_slice(&self.src_port.wire());
-            udp[2..4].copy_from_slice(&self.dst_port.wire());
-            if packet.l4_checksum != Checksum::NONE {
-                udp[6..8].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).or_all_ones().0);
+        let Some(ether_head) = head.first_chunk_mut::<12>() else { return };
+        *ether_head = ether.0;
+        let Some(()) = A::rewrite(head, packet, self) else { return };
+        match packet.tuple.protocol {
+            Protocol::Udp => {
+                let Some(udp) = l4.first_chunk_mut::<8>() else { return };
+                udp[..2].copy_from_slice(&self.src_port.wire());
+                udp[2..4].copy_from_slice(&self.dst_port.wire());
+                if packet.l4_checksum != Checksum::NONE {
+                    udp[6..8].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).or_all_ones().0);
+                }
             }
-        } else {
-            let Some(tcp) = l4.first_chunk_mut::<18>() else { return };
-            tcp[..2].copy_from_slice(&self.src_port.wire());
-            tcp[2..4].copy_from_slice(&self.dst_port.wire());
-            tcp[16..18].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).0);
+            Protocol::Tcp => {
+                let Some(tcp) = l4.first_chunk_mut::<18>() else { return };
+                tcp[..2].copy_from_slice(&self.src_port.wire());
+                tcp[2..4].copy_from_slice(&self.dst_port.wire());
+                tcp[16..18].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).0);
+            }
+            Protocol::Sctp => {
+                if let Some(sctp) = l4.get_mut(..usize::from(packet.l4_len)) {
+                    sctp::translate(sctp, self.src_port, self.dst_port);
+                }
+            }
         }
     }
 }
 
 /// Computes the transport checksum of `packet` in full and writes it: for a packet whose checksum was
-/// left to a device. Works before or after a translation, from the addresses that `frame` has now.
-pub fn complete_checksum(frame: &mut [u8], packet: &Packet4) {
-    let l4_offset = usize::from(packet.l4_offset);
-    let (head, l4) = frame.split_at_mut(l4_offset);
-    let (Some(head), Some(l4)) = (head.first_chunk::<34>(), l4.get_mut(..usize::from(packet.l4_len))) else {
-        return;
+/// left to a device. Works before or after a translation, from the addresses that `frame` has now. The CRC
+/// of SCTP needs none of this: its translation computes it anyway.
+#[cold]
+pub fn complete_checksum<A: Address>(frame: &mut [u8], packet: &Packet<A>) {
+    let (head, l4) = frame.split_at_mut(usize::from(packet.l4_offset));
+    let addrs = head.get(usize::from(packet.l3_offset)..).and_then(A::read_pair);
+    let (Some([src, dst]), Some(l4)) = (addrs, l4.get_mut(..usize::from(packet.l4_len))) else { return };
+    let protocol = packet.tuple.protocol;
+    let at = match protocol {
+        Protocol::Udp => 6,
+        Protocol::Tcp => 16,
+        Protocol::Sctp => return,
     };
-    let src = Ipv4Addr::from_octets([head[26], head[27], head[28], head[29]]);
-    let dst = Ipv4Addr::from_octets([head[30], head[31], head[32], head[33]]);
-    let FiveTuple { protocol, .. } = packet.tuple;
-    let at = if protocol == Protocol::Udp { 6 } else { 16 };
     let Some(field) = l4.get_mut(at..at + 2) else { return };
     field.copy_from_slice(&[0, 0]);
-    let checksum = Sum::pseudo_header(src, dst, protocol, packet.l4_len).bytes(l4).checksum();
+    let checksum = Sum::pseudo_header(src, dst, protocol.number(), packet.l4_len).bytes(l4).checksum();
     let checksum = if protocol == Protocol::Udp { checksum.or_all_ones() } else { checksum };
     l4[at..at + 2].copy_from_slice(&checksum.0);
 }
@@ -110,7 +131,8 @@ pub fn complete_checksum(frame: &mut [u8], packet: &Packet4) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parse::{Parsed, parse};
+    use crate::addr::FiveTuple4;
+    use crate::parse::{Packet4, Parsed};
     use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
     use proptest::prelude::*;
 
@@ -127,7 +149,7 @@ mod tests {
     }
 
     fn packet(frame: &[u8]) -> Packet4 {
-        match parse(frame) {
+        match Ipv4Addr::parse(frame) {
             Ok(Parsed::L4(packet)) => packet,
             other => panic!("{other:?}"),
         }
@@ -202,7 +224,7 @@ mod tests {
             let mut frame = build(&from, &payload);
             let before = packet(&frame);
             let at = usize::from(before.l4_offset) + if from.protocol == Protocol::Udp { 6 } else { 16 };
-            let partial = Sum::pseudo_header(from.src, from.dst, from.protocol, before.l4_len).fold();
+            let partial = Sum::pseudo_header(from.src, from.dst, from.protocol.number(), before.l4_len).fold();
             frame[at..at + 2].copy_from_slice(&partial.to_ne_bytes());
             let before = packet(&frame);
             prop_assert!(before.has_partial_checksum());

@@ -1,6 +1,6 @@
 //! The configuration as typed: one field a key, with its default. Judges nothing but names and types.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -132,7 +132,7 @@ impl Default for Node {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Snat {
-    pub(super) addresses: Vec<Ipv4Addr>,
+    pub(super) addresses: Vec<IpAddr>,
     pub(super) ports: String,
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
@@ -13,6 +14,7 @@ use flowgate_flow::FlowView;
 use flowgate_tables::{BackendId, ServiceId, SourceNat, Tables};
 use flowgate_xsk::PortStatistics;
 use flowgate_xsk::steering::Reason;
+use flowgate_wire::L4Port;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -46,7 +48,7 @@ impl Answerer for Answers {
 impl Answers {
     fn services(&self, tables: &Tables) -> Vec<view::Service> {
         let mut flows: HashMap<ServiceId, usize> = HashMap::new();
-        for flow in self.workers.borrow().shared.flows.flows() {
+        for flow in self.workers.borrow().shared.flows.views() {
             if let Some(backend) = tables.services.backends().get(BackendId::from_bits(flow.backend)) {
                 *flows.entry(backend.service).or_default() += 1;
             }
@@ -57,7 +59,7 @@ impl Answers {
         }
         let frontend = |spec: &flowgate_tables::spec::FrontendSpec| view::Frontend {
             kind: spec.kind.name().into(),
-            address: std::net::SocketAddr::new(spec.addr, spec.port.number()).to_string(),
+            address: SocketAddr::new(spec.addr, spec.port.number()).to_string(),
             source_nat: match spec.treatments.outside.source_nat {
                 SourceNat::Always => "always".into(),
                 SourceNat::KeepClient => "keep-client".into(),
@@ -79,7 +81,7 @@ impl Answers {
         // By backend, and by address for those that were removed and only have old flows left.
         let mut current: HashMap<BackendId, Load> = HashMap::new();
         let mut removed: HashMap<String, Load> = HashMap::new();
-        for flow in self.workers.borrow().shared.flows.flows() {
+        for flow in self.workers.borrow().shared.flows.views() {
             let id = BackendId::from_bits(flow.backend);
             let load = match tables.services.backends().get(id) {
                 Some(_) => current.entry(id).or_default(),
@@ -103,7 +105,7 @@ impl Answers {
             .iter()
             .map(|backend| {
                 let name = names.get(&backend.service).cloned().unwrap_or_default();
-                let address = std::net::SocketAddr::new(backend.addr, backend.port.number()).to_string();
+                let address = SocketAddr::new(backend.addr, backend.port.number()).to_string();
                 row(name, address, "active", current.get(&backend.id).copied().unwrap_or_default())
             })
             .collect();
@@ -116,7 +118,7 @@ impl Answers {
         let flows = &self.workers.borrow().shared.flows;
         #[expect(clippy::disallowed_methods, reason = "how long ago is for people")]
         let now = tick(Instant::now(), self.started);
-        let mut all: Vec<FlowView> = flows.flows().collect();
+        let mut all: Vec<FlowView> = flows.views().collect();
         let total = all.len();
         let busiest = |flow: &FlowView| std::cmp::Reverse(flow.bytes[0] + flow.bytes[1]);
         if total > limit {
@@ -126,9 +128,9 @@ impl Answers {
         all.sort_by_key(busiest);
         let row = |flow: FlowView| view::Flow {
             protocol: flow.original.protocol.to_string(),
-            client: format!("{}:{}", flow.original.src, flow.original.src_port),
-            vip: format!("{}:{}", flow.original.dst, flow.original.dst_port),
-            snat: format!("{}:{}", flow.reply.dst, flow.reply.dst_port),
+            client: socket(flow.original.src, flow.original.src_port),
+            vip: socket(flow.original.dst, flow.original.dst_port),
+            snat: socket(flow.reply.dst, flow.reply.dst_port),
             backend: backend_address(&flow),
             state: match (flow.tcp_phase, flow.answered) {
                 (Some(phase), _) => phase.name().into(),
@@ -141,7 +143,7 @@ impl Answers {
             bytes: flow.bytes[0],
             reply_bytes: flow.bytes[1],
         };
-        view::Flows { total, capacity: flows.capacity_flows(), flows: all.into_iter().map(row).collect() }
+        view::Flows { total, capacity: flows.capacity(), flows: all.into_iter().map(row).collect() }
     }
 
     fn show_workers(&self) -> Vec<view::Worker> {
@@ -224,7 +226,7 @@ impl Answers {
             snat_addresses: snat_addresses.iter().map(ToString::to_string).collect(),
             snat_ports: tables.snat.ports().len(),
             flow_entries_used: flows.used_entries(),
-            flow_capacity: flows.capacity_flows(),
+            flow_capacity: flows.capacity(),
             flow_table_bytes: flows.len_bytes(),
             retired_generations: self.publishing.borrow_mut().publisher.collect(),
             report: status.findings().map(|e| format!("{}: {e}", e.severity.name())).collect(),
@@ -287,5 +289,9 @@ fn neighbours(tables: &Tables) -> Vec<view::Neighbour> {
 }
 
 fn backend_address(flow: &FlowView) -> String {
-    format!("{}:{}", flow.reply.src, flow.reply.src_port)
+    socket(flow.reply.src, flow.reply.src_port)
+}
+
+fn socket(addr: IpAddr, port: L4Port) -> String {
+    SocketAddr::new(addr, port.number()).to_string()
 }

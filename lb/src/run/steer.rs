@@ -48,7 +48,7 @@ fn steering_set(tables: &Tables) -> SteeringSet {
     set.service_cidrs = cidrs.map(|net| (net.network(), net.prefix_len())).collect();
     let interfaces = tables.routing.interfaces().iter();
     set.own_addresses = interfaces.flat_map(|interface| &interface.spec.addresses).copied().collect();
-    set.snat_addresses = tables.snat.all_addresses().into_iter().map(Into::into).collect();
+    set.snat_addresses = tables.snat.all_addresses().into_iter().collect();
     for &port in tables.snat.ports() {
         set.snat_ports.insert(port);
     }

@@ -9,7 +9,7 @@ use flowgate_dataplane::device::{RxQueue, XskDevice};
 use flowgate_dataplane::watchdog::{Alarm, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{Pipeline, RxChecksums, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
-use flowgate_flow::{AffinityTable, FlowTable, HashKey};
+use flowgate_flow::{AffinityTable, Flows, HashKey};
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap, XdpMode};
 use flowgate_xsk::{BindMode, FramePool, PortConfig, PortStatistics, UmemConfig};
@@ -61,7 +61,7 @@ impl Workers {
             "workers.count is {count}, but an interface has {fewest} queues: each worker needs one of each"
         );
         let cores = choose_cores(config, count)?;
-        let flows = Arc::new(FlowTable::new(config.flow_capacity, HashKey::random())?);
+        let flows = Arc::new(Flows::new(config.flow_capacity, config.flow_capacity, HashKey::random())?);
         let affinity = Arc::new(AffinityTable::new(config.affinity_capacity));
         let shared = Shared { flows, affinity, resolve, started };
         let (mut handles, mut sockets) = (Vec::new(), Vec::new());

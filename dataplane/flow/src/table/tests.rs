@@ -1,20 +1,32 @@
 #![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::thread;
 
-use flowgate_wire::{FiveTuple, L4Port, Translation4};
+use flowgate_wire::{Address, FiveTuple, L4Port, Translation};
 use proptest::prelude::*;
 
 use super::*;
 use crate::expiry::{Sweep, Timeouts};
 
-const KEY: HashKey =
-    HashKey([3, 0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9, 0x27d4_eb2f_1656_67c5]);
+const KEY: HashKey = HashKey([
+    3,
+    0x1656_67b1_9e37_79f9,
+    0x27d4_eb2f_1656_67c5,
+    0x9e37_79b9_7f4a_7c15,
+    0xc2b2_ae3d_27d4_eb4f,
+    5,
+    7,
+    11,
+    13,
+    17,
+    19,
+]);
 
-fn tuple(protocol: Protocol, client: u32, port: u16) -> FiveTuple4 {
+fn tuple(protocol: Protocol, client: u32, port: u16) -> FiveTuple<Ipv4Addr> {
     FiveTuple {
         protocol,
         src: (0xc000_0200 + client).into(),
@@ -24,7 +36,7 @@ fn tuple(protocol: Protocol, client: u32, port: u16) -> FiveTuple4 {
     }
 }
 
-fn reply_tuple(protocol: Protocol, snat_port: u16) -> FiveTuple4 {
+fn reply_tuple(protocol: Protocol, snat_port: u16) -> FiveTuple<Ipv4Addr> {
     FiveTuple {
         protocol,
         src: 0x0af4_000b.into(),
@@ -34,16 +46,22 @@ fn reply_tuple(protocol: Protocol, snat_port: u16) -> FiveTuple4 {
     }
 }
 
-fn flow(original: FiveTuple4, reply: FiveTuple4, backend: u32) -> NewFlow {
-    let direction = |from: FiveTuple4, to: FiveTuple4| Direction {
+fn flow(original: FiveTuple<Ipv4Addr>, reply: FiveTuple<Ipv4Addr>, backend: u32) -> NewFlow<Ipv4Addr> {
+    let direction = |from: FiveTuple<Ipv4Addr>, to: FiveTuple<Ipv4Addr>| Direction {
         tuple: from,
-        translation: Translation4::between(&from, &to.reversed()),
+        translation: Translation::between(&from, &to.reversed()),
         next_hop: NextHopRef::new(backend, 0),
     };
     NewFlow { original: direction(original, reply), reply: direction(reply, original), backend }
 }
 
-fn udp(client: u32, port: u16, snat_port: u16) -> NewFlow {
+fn v4(tuple: &FiveTuple<IpAddr>) -> FiveTuple<Ipv4Addr> {
+    let addr = |addr| Ipv4Addr::from_ip(addr).expect("all test flows are of IPv4");
+    let FiveTuple { protocol, src, dst, src_port, dst_port } = *tuple;
+    FiveTuple { protocol, src: addr(src), dst: addr(dst), src_port, dst_port }
+}
+
+fn udp(client: u32, port: u16, snat_port: u16) -> NewFlow<Ipv4Addr> {
     flow(tuple(Protocol::Udp, client, port), reply_tuple(Protocol::Udp, snat_port), snat_port.into())
 }
 
@@ -112,14 +130,14 @@ fn the_table_holds_the_flows_it_was_made_for_within_a_quarter_more_memory() {
         let flow = flow(tuple(Protocol::Udp, n / 1000, 1000 + (n % 1000) as u16), reply_tuple_of(n), n);
         assert!(matches!(table.insert(&flow, Tick(1)), Inserted::New(_)), "flow {n}");
         let found = table.lookup(&flow.reply.tuple).unwrap();
-        found.touch(Tick(2), 60);
+        found.touch(Tick(2), 60, 0);
     }
     assert_eq!(table.used_entries(), 2 * capacity as usize, "nobody was evicted");
     let per_flow = table.len_bytes() as f64 / f64::from(capacity);
     assert!(per_flow <= 128.0 * 1.25, "{per_flow} bytes per flow");
 }
 
-fn reply_tuple_of(n: u32) -> FiveTuple4 {
+fn reply_tuple_of(n: u32) -> FiveTuple<Ipv4Addr> {
     FiveTuple {
         src: (0x0af4_0000 + n / 20_000).into(),
         ..reply_tuple(Protocol::Udp, 40_000 + (n % 20_000) as u16)
@@ -129,10 +147,10 @@ fn reply_tuple_of(n: u32) -> FiveTuple4 {
 #[test]
 fn a_full_table_evicts_the_unanswered_and_never_the_answered() {
     let table = FlowTable::new(64, KEY).unwrap();
-    let answered: Vec<NewFlow> = (0..40).map(|n| udp(n, 1000, 40_000 + n as u16)).collect();
+    let answered: Vec<NewFlow<Ipv4Addr>> = (0..40).map(|n| udp(n, 1000, 40_000 + n as u16)).collect();
     for flow in &answered {
         table.insert(flow, Tick(1));
-        table.lookup(&flow.reply.tuple).unwrap().touch(Tick(1), 60);
+        table.lookup(&flow.reply.tuple).unwrap().touch(Tick(1), 60, 0);
     }
     let mut full = 0;
     for n in 0..5_000_u32 {
@@ -157,7 +175,7 @@ fn silent_flows_expire_and_busy_ones_stay() {
     let mut sweep = Sweep::new(&table, 0, 1);
     let timeouts = Timeouts::default();
     let step = |sweep: &mut Sweep, now| sweep.step(&table, u32::MAX, Tick(now), &timeouts, |_, _| false);
-    table.lookup(&busy.reply.tuple).unwrap().touch(Tick(29_000), 60);
+    table.lookup(&busy.reply.tuple).unwrap().touch(Tick(29_000), 60, 0);
     assert_eq!(step(&mut sweep, 30_000), 0);
     assert_eq!(step(&mut sweep, 30_001), 1);
     assert!(table.lookup(&silent.original.tuple).is_none());
@@ -174,8 +192,13 @@ fn a_tcp_flow_expires_by_its_phase() {
         let table = FlowTable::new(100, KEY).unwrap();
         let flow = flow(tuple(Protocol::Tcp, 1, 1), reply_tuple(Protocol::Tcp, 40_000), 1);
         table.insert(&flow, Tick(0));
-        original.iter().for_each(|flags| table.lookup(&flow.original.tuple).unwrap().saw_tcp(*flags));
-        reply.iter().for_each(|flags| table.lookup(&flow.reply.tuple).unwrap().saw_tcp(*flags));
+        let see = |tuple: &FiveTuple<Ipv4Addr>, flags: &TcpFlags| {
+            let found = table.lookup(tuple).unwrap();
+            found.saw_tcp(*flags);
+            assert!(!flags.intersects(TcpFlags::RST) || table.reset(&found, 0));
+        };
+        original.iter().for_each(|flags| see(&flow.original.tuple, flags));
+        reply.iter().for_each(|flags| see(&flow.reply.tuple, flags));
         let mut sweep = Sweep::new(&table, 0, 1);
         [9, 11, 31, 61, 3_601, 432_001]
             .into_iter()
@@ -188,6 +211,32 @@ fn a_tcp_flow_expires_by_its_phase() {
     assert_eq!(run(&[syn, ack, fin], &[syn_ack]), Some(3_601));
     assert_eq!(run(&[syn, ack, fin], &[syn_ack, fin]), Some(31));
     assert_eq!(run(&[syn, rst], &[syn_ack]), Some(11));
+}
+
+/// RFC 5961 section 3: a reset out of the receiver's window is none, and one that its receiver answers with
+/// an acknowledgement was none either.
+#[test]
+fn a_reset_counts_only_within_the_window_and_until_its_receiver_goes_on() {
+    let table = FlowTable::new(100, KEY).unwrap();
+    let flow = flow(tuple(Protocol::Tcp, 1, 1), reply_tuple(Protocol::Tcp, 40_000), 1);
+    table.insert(&flow, Tick(0));
+    let (client, server) =
+        (table.lookup(&flow.original.tuple).unwrap(), table.lookup(&flow.reply.tuple).unwrap());
+    client.saw_tcp(TcpFlags::SYN);
+    server.saw_tcp(TcpFlags::SYN.union(TcpFlags::ACK));
+    client.saw_tcp(TcpFlags::ACK);
+    let acked = 0xffff_8000_u32;
+    server.touch(Tick(1), 60, (acked >> 16) as u16);
+    for outside in [acked.wrapping_sub(1 << 17), acked.wrapping_add(17 << 20), acked.wrapping_add(1 << 31)] {
+        assert!(!table.reset(&client, outside), "{outside:#x}");
+        assert_eq!(table.tcp_phase(&client), TcpPhase::Established);
+    }
+    for inside in [acked, acked.wrapping_add(1000), acked.wrapping_add(15 << 20)] {
+        assert!(table.reset(&client, inside), "{inside:#x}");
+        assert_eq!((table.tcp_phase(&client), table.is_reset_by_peer(&server)), (TcpPhase::Reset, true));
+        table.revive(&server);
+        assert_eq!((table.tcp_phase(&client), table.is_reset_by_peer(&server)), (TcpPhase::Established, false));
+    }
 }
 
 #[test]
@@ -203,7 +252,7 @@ fn flows_of_a_condemned_backend_are_swept_at_once() {
 
 #[test]
 fn shares_of_the_sweep_cover_the_table_once() {
-    let table = FlowTable::new(1000, KEY).unwrap();
+    let table = FlowTable::<Ipv4Addr>::new(1000, KEY).unwrap();
     let total: u32 = (0..7).map(|worker| Sweep::new(&table, worker, 7).len()).sum();
     assert_eq!(total, table.bucket_count());
 }
@@ -278,7 +327,7 @@ fn no_torn_entry_is_ever_found() {
     stop.store(true, Ordering::Relaxed);
     readers.into_iter().for_each(|reader| reader.join().unwrap());
     for view in table.flows().collect::<Vec<_>>() {
-        assert!(table.remove(&table.lookup(&view.original).unwrap()));
+        assert!(table.remove(&table.lookup(&v4(&view.original)).unwrap()));
     }
     let mut sweep = Sweep::new(&table, 0, 1);
     sweep.step(&table, u32::MAX, Tick(30_000_000), &Timeouts::default(), |_, _| true);
@@ -340,7 +389,7 @@ proptest! {
                     let found = table.lookup(&tuple(Protocol::Udp, client, 9));
                     prop_assert_eq!(found.map(|f| f.forwarding.backend), model.get(&client).map(|m| u32::from(m.0)));
                     if let Some(found) = found {
-                        found.touch(Tick(now), 60);
+                        found.touch(Tick(now), 60, 0);
                         model.entry(client).and_modify(|m| m.1 = now);
                     }
                 }
@@ -352,7 +401,7 @@ proptest! {
             }
             prop_assert_eq!(table.used_entries(), 2 * model.len());
         }
-        let mut seen: Vec<u32> = table.flows().map(|view| view.original.src.to_bits() - 0xc000_0200).collect();
+        let mut seen: Vec<u32> = table.flows().map(|view| v4(&view.original).src.to_bits() - 0xc000_0200).collect();
         seen.sort_unstable();
         let mut clients: Vec<u32> = model.into_keys().collect();
         clients.sort_unstable();

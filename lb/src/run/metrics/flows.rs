@@ -4,20 +4,20 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use flowgate_flow::FlowTable;
+use flowgate_flow::Flows;
 use flowgate_tables::{Backend, BackendId, Service, ServiceId, Tables};
 
 use super::families::{Families, Kind, Labels, Number};
 use crate::config::MetricsDetail;
 
 /// The use of the flow table, and who uses it.
-pub(super) fn add(families: &mut Families, table: &FlowTable, tables: &Tables, detail: MetricsDetail) {
+pub(super) fn add(families: &mut Families, table: &Flows, tables: &Tables, detail: MetricsDetail) {
     families.gauge("flowgate_flow_entries_used", "Entries of the flow table in use.", table.used_entries());
-    families.gauge("flowgate_flow_capacity", "Flows that the table is made for.", table.capacity_flows());
+    families.gauge("flowgate_flow_capacity", "Flows that the table is made for.", table.capacity());
     families.gauge("flowgate_flow_table_bytes", "Memory of the flow table.", table.len_bytes());
     let mut by_backend: HashMap<BackendId, Load> = HashMap::new();
     let mut all = 0_u64;
-    for flow in table.flows() {
+    for flow in table.views() {
         all += 1;
         by_backend.entry(BackendId::from_bits(flow.backend)).or_default().add(Load {
             flows: 1,

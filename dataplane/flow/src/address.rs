@@ -1,0 +1,130 @@
+//! How the addresses of a family lie in an entry and go into the hash. Never decides anything.
+
+use std::fmt::Debug;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flowgate_wire::Address;
+
+/// An address that a flow table can have.
+pub trait FlowAddress: Address {
+    /// Where an entry keeps two of them.
+    type Pair: PairCell<Self>;
+
+    /// The 32-bit words of two addresses, each multiplied by its key word, summed up modulo 2^64.
+    fn weigh(pair: [Self; 2], key: &[u64; 8]) -> u64;
+}
+
+/// Two addresses that several threads may read and write, word by word. They keep the order of the wire in
+/// memory: a C reader sees source, then destination.
+pub trait PairCell<A>: Debug + Default + Send + Sync {
+    /// Whether these two are in it.
+    fn is(&self, src: A, dst: A) -> bool;
+    /// The two that are in it.
+    fn load(&self) -> [A; 2];
+    /// Puts these two into it.
+    fn store(&self, pair: [A; 2]);
+}
+
+impl FlowAddress for Ipv4Addr {
+    type Pair = AtomicU64;
+
+    #[inline]
+    fn weigh([src, dst]: [Self; 2], key: &[u64; 8]) -> u64 {
+        let word = |addr: Self| u64::from(u32::from_ne_bytes(addr.octets()));
+        key[0].wrapping_mul(word(src)).wrapping_add(key[1].wrapping_mul(word(dst)))
+    }
+}
+
+impl PairCell<Ipv4Addr> for AtomicU64 {
+    #[inline]
+    fn is(&self, src: Ipv4Addr, dst: Ipv4Addr) -> bool {
+        self.load(Ordering::Relaxed) == pack(src, dst)
+    }
+
+    #[inline]
+    fn load(&self) -> [Ipv4Addr; 2] {
+        let [a, b, c, d, e, f, g, h] = self.load(Ordering::Relaxed).to_ne_bytes();
+        [Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h)]
+    }
+
+    #[inline]
+    fn store(&self, [src, dst]: [Ipv4Addr; 2]) {
+        self.store(pack(src, dst), Ordering::Relaxed);
+    }
+}
+
+#[inline]
+fn pack(src: Ipv4Addr, dst: Ipv4Addr) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (src.octets(), dst.octets());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+impl FlowAddress for Ipv6Addr {
+    type Pair = [AtomicU64; 4];
+
+    #[inline]
+    fn weigh(pair: [Self; 2], key: &[u64; 8]) -> u64 {
+        let words = pair.map(|addr| addr.octets());
+        let words = words.iter().flat_map(|octets| octets.as_chunks::<4>().0);
+        words.zip(key).fold(0, |sum: u64, (word, key)| {
+            sum.wrapping_add(key.wrapping_mul(u64::from(u32::from_ne_bytes(*word))))
+        })
+    }
+}
+
+impl PairCell<Ipv6Addr> for [AtomicU64; 4] {
+    #[inline]
+    fn is(&self, src: Ipv6Addr, dst: Ipv6Addr) -> bool {
+        let ([a, b], [c, d]) = (halves(src), halves(dst));
+        let differ = |at: usize, word: u64| self[at].load(Ordering::Relaxed) ^ word;
+        differ(0, a) | differ(1, b) | differ(2, c) | differ(3, d) == 0
+    }
+
+    #[inline]
+    fn load(&self) -> [Ipv6Addr; 2] {
+        let half = |at: usize| self[at].load(Ordering::Relaxed);
+        [join([half(0), half(1)]), join([half(2), half(3)])]
+    }
+
+    #[inline]
+    fn store(&self, [src, dst]: [Ipv6Addr; 2]) {
+        let ([a, b], [c, d]) = (halves(src), halves(dst));
+        self.iter().zip([a, b, c, d]).for_each(|(cell, word)| cell.store(word, Ordering::Relaxed));
+    }
+}
+
+#[inline]
+fn halves(addr: Ipv6Addr) -> [u64; 2] {
+    let bits = u128::from_ne_bytes(addr.octets());
+    let [first, second] = if cfg!(target_endian = "little") { [bits, bits >> 64] } else { [bits >> 64, bits] };
+    [first as u64, second as u64]
+}
+
+#[inline]
+fn join([first, second]: [u64; 2]) -> Ipv6Addr {
+    let mut octets = [0; 16];
+    octets[..8].copy_from_slice(&first.to_ne_bytes());
+    octets[8..].copy_from_slice(&second.to_ne_bytes());
+    Ipv6Addr::from_octets(octets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_pair_is_what_was_stored_in_the_order_of_the_wire(src in any::<u128>(), dst in any::<u128>()) {
+            let pair = [Ipv6Addr::from_bits(src), Ipv6Addr::from_bits(dst)];
+            let cell = <Ipv6Addr as FlowAddress>::Pair::default();
+            cell.store(pair);
+            prop_assert_eq!(PairCell::load(&cell), pair);
+            prop_assert!(cell.is(pair[0], pair[1]));
+            prop_assert!(src == dst || !cell.is(pair[1], pair[0]));
+            let first: Vec<u8> = cell.iter().flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes()).collect();
+            prop_assert_eq!(&first[..16], &pair[0].octets());
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! SCTP (RFC 9260): ports, and the CRC32c over the whole packet. Never decides anything.
+
+use crate::addr::L4Port;
+
+/// Writes new ports into an SCTP packet and computes its checksum.
+///
+/// The checksum covers all bytes, so one that was wrong must stay wrong, or an error on the way would be
+/// hidden from the receiver: the difference from the right one is kept. A checksum of zero was left to a
+/// device, or to nobody (RFC 9653), and a right one is as good to both.
+#[cold]
+pub(crate) fn translate(packet: &mut [u8], src_port: L4Port, dst_port: L4Port) {
+    let Some(received) = packet.get(CHECKSUM..CHECKSUM + 4).and_then(|field| field.first_chunk::<4>()) else {
+        return;
+    };
+    let received = u32::from_le_bytes(*received);
+    let error = if received == 0 { 0 } else { received ^ checksum(packet) };
+    packet[..2].copy_from_slice(&src_port.wire());
+    packet[2..4].copy_from_slice(&dst_port.wire());
+    let sent = checksum(packet) ^ error;
+    packet[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sent.to_le_bytes());
+}
+
+/// The CRC32c of a packet, its checksum field taken as zero (RFC 9260 appendix A).
+fn checksum(packet: &[u8]) -> u32 {
+    let (before, after) = (&packet[..CHECKSUM], &packet[CHECKSUM + 4..]);
+    let crc = crc32c::crc32c(before);
+    crc32c::crc32c_append(crc32c::crc32c_append(crc, &[0; 4]), after)
+}
+
+const CHECKSUM: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// An INIT chunk.
+    fn init() -> Vec<u8> {
+        let mut packet = vec![0x0f, 0xa0, 0x00, 0x50, 0, 0, 0, 0, 0, 0, 0, 0];
+        packet.extend([1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 1]);
+        let right = checksum(&packet);
+        packet[8..12].copy_from_slice(&right.to_le_bytes());
+        packet
+    }
+
+    #[test]
+    fn the_check_value_of_the_castagnoli_polynomial() {
+        assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    proptest! {
+        #[test]
+        fn a_right_checksum_stays_right_and_a_wrong_one_wrong(src in 1_u16.., dst in 1_u16.., flipped in 0..32_u32, wrong in any::<bool>()) {
+            let mut packet = init();
+            if wrong { packet[8 + flipped as usize / 8] ^= 1 << (flipped % 8); }
+            let zero = packet[8..12] == [0; 4];
+            translate(&mut packet, L4Port::new(src), L4Port::new(dst));
+            prop_assert_eq!(&packet[..2], &src.to_be_bytes());
+            prop_assert_eq!(&packet[2..4], &dst.to_be_bytes());
+            let field = u32::from_le_bytes(packet[8..12].try_into().unwrap());
+            prop_assert_eq!(field == checksum(&packet), !wrong || zero);
+        }
+    }
+
+    #[test]
+    fn a_checksum_left_open_is_completed() {
+        let mut packet = init();
+        packet[8..12].copy_from_slice(&[0; 4]);
+        translate(&mut packet, L4Port::new(1), L4Port::new(2));
+        assert_eq!(packet[8..12], checksum(&packet).to_le_bytes());
+    }
+}
