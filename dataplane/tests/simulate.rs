@@ -6,7 +6,6 @@
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 #![allow(clippy::print_stdout, reason = "progress and failures must be seen")]
 
-mod gateway;
 mod model;
 mod simulation;
 

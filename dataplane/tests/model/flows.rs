@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use flowgate_flow::Timeouts;
+use flowgate_tables::spec::RouteHopSpec;
 use flowgate_wire::Protocol;
 
 use super::packet::{Flags, Segment, Tuple};
@@ -20,13 +21,21 @@ pub(crate) struct Flow {
     pub(crate) server: Direction,
 }
 
+/// Which of several hops packets take, and among which it was chosen.
+pub(crate) type Chosen = (RouteHopSpec, Vec<RouteHopSpec>);
+
 /// What one direction has sent.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Direction {
     pub(crate) packets: u32,
     pub(crate) bytes: u64,
     pub(crate) last: u64,
+    /// SYN, ACK and FIN that it has sent, and whether it has sent a reset that counts.
     pub(crate) sent: Flags,
+    /// The last acknowledgement number.
+    pub(crate) acked: u32,
+    /// Its way, once one was taken.
+    pub(crate) hop: Option<Chosen>,
 }
 
 /// Which direction of a flow a packet belongs to.
@@ -66,8 +75,9 @@ impl Flow {
         }
     }
 
-    pub(crate) fn is_tcp(&self) -> bool {
-        self.original.protocol == Protocol::Tcp
+    /// Whether it has phases: all but datagrams.
+    pub(crate) fn is_connection(&self) -> bool {
+        self.original.protocol != Protocol::Udp
     }
 
     /// RFC 9293 section 3.6.1: whether a SYN may begin anew.
@@ -77,12 +87,16 @@ impl Flow {
 
     /// Whether it must make room when the table is full. Established flows never do.
     pub(crate) fn may_make_room(&self) -> bool {
-        if self.is_tcp() { self.is_closing() || self.phase() == "syn-sent" } else { self.server.packets == 0 }
+        if self.is_connection() {
+            self.is_closing() || self.phase() == "syn-sent"
+        } else {
+            self.server.packets == 0
+        }
     }
 
     /// Whether neither side has sent for longer than its phase allows.
     pub(crate) fn is_expired(&self, now: u64, timeouts: &Timeouts) -> bool {
-        let allowed = match (self.is_tcp(), self.phase()) {
+        let allowed = match (self.is_connection(), self.phase()) {
             (true, "syn-sent" | "syn-received") => timeouts.tcp_opening,
             (true, "established") => timeouts.tcp_established,
             (true, "half-closed") => timeouts.tcp_half_closed,
@@ -96,25 +110,40 @@ impl Flow {
 
     /// P801: datagrams leave a removed endpoint at once.
     pub(crate) fn is_stale(&self, lives: &Lives) -> bool {
-        !self.is_tcp() && lives.of_backend(&self.backend) != Some(self.life)
+        !self.is_connection() && lives.of_backend(&self.backend) != Some(self.life)
     }
 
-    /// The flow sends this packet on.
-    pub(crate) fn note(&mut self, side: Side, segment: &Segment, now: u64) {
-        let direction = match side {
-            Side::Client => &mut self.client,
-            Side::Server => &mut self.server,
+    /// The flow sends this packet on. Says what came of its reset, or of one before it.
+    pub(crate) fn note(&mut self, side: Side, segment: &Segment, now: u64) -> Noted {
+        let (own, other) = match side {
+            Side::Client => (&mut self.client, &mut self.server),
+            Side::Server => (&mut self.server, &mut self.client),
         };
-        direction.packets += 1;
-        direction.bytes += u64::from(segment.ip_len);
-        direction.last = now;
-        let (sent, flags) = (&mut direction.sent, segment.flags);
-        *sent = Flags {
-            syn: sent.syn || flags.syn,
-            ack: sent.ack || flags.ack,
-            fin: sent.fin || flags.fin,
-            rst: sent.rst || flags.rst,
-        };
+        let flags = segment.flags;
+        let mut noted = Noted::Plainly;
+        if flags.rst {
+            if segment.tuple.protocol == Protocol::Tcp
+                && other.sent.ack
+                && !is_in_window(segment, other.acked)
+            {
+                return Noted::Ignored;
+            }
+            own.sent.rst = true;
+        } else if flags.ack && other.sent.rst {
+            // RFC 5961 section 3.2: whoever goes on has not believed the reset.
+            (own.sent.rst, other.sent.rst) = (false, false);
+            noted = Noted::Refuted;
+        }
+        own.packets += 1;
+        own.bytes += u64::from(segment.ip_len);
+        own.last = now;
+        own.sent.syn |= flags.syn;
+        own.sent.ack |= flags.ack;
+        own.sent.fin |= flags.fin;
+        if flags.ack {
+            own.acked = segment.acknowledgement;
+        }
+        noted
     }
 
     /// The packet as it leaves.
@@ -124,6 +153,23 @@ impl Flow {
             Side::Server => self.original.reversed(),
         }
     }
+}
+
+/// What became of a segment in the eyes of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Noted {
+    Plainly,
+    /// A reset that no endpoint would take: it changed nothing.
+    Ignored,
+    /// It showed that the reset before was not taken.
+    Refuted,
+}
+
+/// Whether the receiver of a reset may take it for its peer's: from 64 KiB before what it acknowledged to
+/// 16 MiB behind, of which only the upper half is compared.
+fn is_in_window(segment: &Segment, acked: u32) -> bool {
+    let units = (segment.sequence >> 16).wrapping_sub(acked >> 16) & 0xffff;
+    units == 0xffff || units <= 256
 }
 
 /// All flows.
@@ -139,14 +185,16 @@ impl Flows {
         self.0.iter().enumerate().find_map(|(at, flow)| Some((at, side(flow)?)))
     }
 
+    /// Whether a table of one family may be full for somebody: as many entries as a bucket has slots.
+    pub(crate) fn is_crowded(&self, v4: bool) -> bool {
+        2 * self.0.iter().filter(|flow| flow.original.src.is_ipv4() == v4).count() >= 32
+    }
+
     /// Whether no flow has packets of this tuple in either direction.
     pub(crate) fn is_free(&self, tuple: &Tuple) -> bool {
         self.find(tuple).is_none()
     }
 }
-
-/// Slots of a bucket of the table, at which the earliest it can be full for somebody.
-pub(crate) const BUCKET: usize = 32;
 
 /// Compares the table with the flows that must be in it, and forgets those that left it lawfully.
 ///
@@ -161,7 +209,8 @@ pub(crate) fn compare(
     opened: usize,
 ) -> Result<(), String> {
     // Each flow that begins may push out one for each of its directions.
-    let mut may_be_evicted = if 2 * flows.0.len() >= BUCKET { 2 * opened } else { 0 };
+    let crowded = [true, false].map(|v4| flows.is_crowded(v4));
+    let mut may_be_evicted = if crowded.contains(&true) { 2 * opened } else { 0 };
     let mut kept = Vec::with_capacity(flows.0.len());
     for flow in flows.0.drain(..) {
         if let Some(listed) = table.iter().find(|listed| listed.original == flow.original) {
@@ -186,7 +235,7 @@ fn check(flow: &Flow, listed: &Listed, lives: &Lives) -> Result<(), String> {
         original: flow.original,
         reply: flow.reply,
         backend: alive.then_some(flow.backend.1),
-        phase: flow.is_tcp().then(|| flow.phase()),
+        phase: flow.is_connection().then(|| flow.phase()),
         answered: flow.server.packets > 0,
         last: u32::try_from(flow.client.last.max(flow.server.last) & 0xffff_ffff).unwrap(),
         packets: [flow.client.packets, flow.server.packets],

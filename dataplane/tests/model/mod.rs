@@ -6,22 +6,24 @@
 //! on expects it to stay.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod checksums;
 pub(crate) mod flows;
 pub(crate) mod packet;
 pub(crate) mod places;
 pub(crate) mod refusal;
 pub(crate) mod services;
 pub(crate) mod verdicts;
+pub(crate) mod world;
 
 use std::collections::BTreeMap;
 
-use flowgate_dataplane::Verdict;
+use flowgate_dataplane::{Options, Verdict};
 use flowgate_flow::Timeouts;
 use flowgate_tables::InterfaceId;
 
-use crate::gateway::World;
 use flows::Flows;
 use services::{Bindings, Lives};
+use world::World;
 
 /// What the pipeline did that the model does not allow, in words.
 pub(crate) type Difference = String;
@@ -41,6 +43,8 @@ pub(crate) struct Model {
     pub(crate) bindings: Bindings,
     /// How long flows may be silent.
     pub(crate) timeouts: Timeouts,
+    /// What the operator chose.
+    pub(crate) options: Options,
     /// Workers that share the flows.
     pub(crate) worker_count: usize,
     /// What each worker must have counted.
@@ -74,15 +78,17 @@ pub(crate) enum Fate {
     Sent(InterfaceId),
     /// It waits for this neighbour.
     Waits(places::Neighbour),
-    /// Its sender gets an answer, if it may have one.
+    /// Its sender is told that nobody serves it, if it may be told.
     Refused,
+    /// Its sender is told what is wrong with it, if it may be told.
+    Reported(flowgate_wire::refusal::Problem),
     /// Nobody sees it again.
     Ends,
 }
 
 impl Model {
     /// A model of a gateway that has just started.
-    pub(crate) fn new(world: &World, timeouts: Timeouts, worker_count: usize) -> Self {
+    pub(crate) fn new(world: &World, timeouts: Timeouts, options: Options, worker_count: usize) -> Self {
         let mut model = Self {
             world: world.clone(),
             ports: Vec::new(),
@@ -90,6 +96,7 @@ impl Model {
             lives: Lives::default(),
             bindings: Bindings::default(),
             timeouts,
+            options,
             worker_count,
             counts: vec![Counts::new(); worker_count],
         };

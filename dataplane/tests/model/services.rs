@@ -8,7 +8,7 @@ use flowgate_tables::{EmptyAction, FrontendKind, SourceNat};
 use flowgate_wire::Protocol;
 
 use super::packet::Tuple;
-use crate::gateway::World;
+use super::world::World;
 
 /// One Service port.
 pub(crate) type PortKey = (ServiceName, Protocol);

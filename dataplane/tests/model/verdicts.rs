@@ -4,11 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use flowgate_dataplane::Verdict;
 use flowgate_tables::InterfaceId;
+use flowgate_tables::spec::RouteHopSpec;
 use flowgate_wire::Protocol;
+use flowgate_wire::refusal::Problem;
 
-use super::flows::{BUCKET, Direction, Flow, Side};
-use super::packet::{Kind, Segment, Tuple, judge_translation, read};
-use super::places::{Neighbour, Way, snat_addresses, way, worker_ports};
+use super::checksums::judge_translation;
+use super::flows::{Chosen, Direction, Flow, Noted, Side};
+use super::packet::{Kind, Segment, Tuple, read};
+use super::places::{Neighbour, Way, hops, snat_addresses, way, worker_ports};
 use super::services::{Offer, Rule, frontend, may_answer_kept, rule};
 use super::{Decided, Difference, Fate, Model};
 
@@ -20,7 +23,7 @@ impl Model {
     pub(crate) fn judge(&mut self, decided: &Decided<'_>) -> Result<Fate, Difference> {
         let fate = match read(decided.before) {
             Kind::Malformed => self.ends(decided, "drop", "malformed"),
-            Kind::NotIpv4 => self.ends(decided, "pass", "not_ipv4"),
+            Kind::NotIp => self.ends(decided, "pass", "not_ip"),
             Kind::NotL4 => self.ends(decided, "pass", "not_l4"),
             Kind::Fragment => self.ends(decided, "pass", "fragment"),
             Kind::Segment(segment) => self.segment(decided, &segment),
@@ -33,7 +36,7 @@ impl Model {
 
     fn segment(&mut self, decided: &Decided<'_>, segment: &Segment) -> Result<Fate, Difference> {
         if segment.ttl <= 1 {
-            return self.ends(decided, "drop", "ttl_expired");
+            return self.reported(decided, Problem::TimeExceeded);
         }
         if let Some((at, side)) = self.flows.find(&segment.tuple) {
             if !self.is_over(at, segment, decided.now) {
@@ -49,7 +52,7 @@ impl Model {
     /// Whether a flow must give way to a new one for this packet.
     fn is_over(&self, at: usize, segment: &Segment, now: u64) -> bool {
         let flow = &self.flows.0[at];
-        if flow.is_tcp() {
+        if flow.is_connection() {
             segment.flags.opens() && flow.is_closing()
         } else {
             flow.is_stale(&self.lives) || flow.is_expired(now, &self.timeouts)
@@ -63,37 +66,83 @@ impl Model {
         at: usize,
         side: Side,
     ) -> Result<Fate, Difference> {
-        let to = self.flows.0[at].translated(side);
-        let fate = self.leaves(decided, segment, &to)?;
-        let too_big = decided.verdict == Verdict::Drop(flowgate_dataplane::DropReason::TooBig);
-        if matches!(fate, Fate::Sent(_)) || too_big {
-            self.flows.0[at].note(side, segment, decided.now);
+        let flow = &self.flows.0[at];
+        let to = flow.translated(side);
+        let before = match side {
+            Side::Client => flow.client.hop.clone(),
+            Side::Server => flow.server.hop.clone(),
+        };
+        let (fate, chosen) = self.leaves(decided, segment, &to, before)?;
+        if matches!(fate, Fate::Sent(_) | Fate::Reported(_)) {
+            let noted = self.flows.0[at].note(side, segment, decided.now);
+            self.count_noted(decided.worker, noted);
+        }
+        let flow = &mut self.flows.0[at];
+        match side {
+            Side::Client => flow.client.hop = chosen,
+            Side::Server => flow.server.hop = chosen,
         }
         Ok(fate)
     }
 
-    /// The packet is to leave as `to`, by the way there is.
-    fn leaves(&mut self, decided: &Decided<'_>, segment: &Segment, to: &Tuple) -> Result<Fate, Difference> {
-        match way(&self.world, to.dst.ip()) {
-            Way::None => self.ends(decided, "drop", "no_route"),
-            Way::Unresolved(neighbour) => waits(decided, neighbour),
-            Way::Open { mtu, .. } if segment.ip_len > mtu => self.ends(decided, "drop", "too_big"),
-            Way::Open { egress, ether, .. } => {
-                if decided.verdict != Verdict::Transmit(egress) {
-                    return Err(format!("was to be sent by {egress:?}, got {:?}", decided.verdict));
+    fn count_noted(&mut self, worker: usize, noted: Noted) {
+        match noted {
+            Noted::Plainly => {}
+            Noted::Ignored => self.count(worker, "resets_ignored"),
+            Noted::Refuted => self.count(worker, "resets_refuted"),
+        }
+    }
+
+    /// The packet is to leave as `to`, by a way there is: the one it took before, while that can be taken
+    /// and none has come since.
+    fn leaves(
+        &mut self,
+        decided: &Decided<'_>,
+        segment: &Segment,
+        to: &Tuple,
+        before: Option<Chosen>,
+    ) -> Result<(Fate, Option<Chosen>), Difference> {
+        let dst = to.dst.ip();
+        let all = hops(&self.world, dst);
+        if all.is_empty() {
+            return Ok((self.ends(decided, "drop", "no_route")?, before));
+        }
+        let may_take = |hop: &RouteHopSpec| match &before {
+            Some((old, among)) if all.contains(old) => hop == old || !among.contains(hop),
+            _ => true,
+        };
+        let mut refused = Vec::new();
+        for hop in all.iter().filter(|hop| may_take(hop)) {
+            let chosen = Some((*hop, all.clone()));
+            match (way(&self.world, hop, dst), decided.verdict) {
+                (Way::Unresolved(neighbour), _) if held_for(decided) == Some(neighbour) => {
+                    return Ok((Fate::Waits(neighbour), chosen));
                 }
-                judge_translation(decided.before, decided.after, segment, to, &ether)?;
-                Ok(Fate::Sent(egress))
+                (Way::Open { mtu, .. }, Verdict::Report(Problem::TooBig(told)))
+                    if mtu == told && segment.ip_len > mtu =>
+                {
+                    return Ok((self.reported(decided, Problem::TooBig(mtu))?, chosen));
+                }
+                (Way::Open { egress, ether, mtu }, Verdict::Transmit(by))
+                    if egress == by && segment.ip_len <= mtu =>
+                {
+                    match judge_translation(decided.before, decided.after, segment, to, &ether) {
+                        Ok(()) => return Ok((Fate::Sent(egress), chosen)),
+                        Err(what) => refused.push(what),
+                    }
+                }
+                (way, _) => refused.push(format!("{way:?}")),
             }
         }
+        Err(format!("{:?} is none of the ways: {}", decided.verdict, refused.join("; ")))
     }
 
     /// A packet that no flow has.
     fn unknown(&mut self, decided: &Decided<'_>, segment: &Segment) -> Result<Fate, Difference> {
         let tuple = &segment.tuple;
-        let opens = tuple.protocol != Protocol::Tcp || segment.flags.opens();
+        let opens = tuple.protocol == Protocol::Udp || segment.flags.opens();
         if !opens && frontend(&self.world, tuple).is_some() {
-            return self.ends(decided, "drop", "no_flow");
+            return self.without_connection(decided, segment);
         }
         match rule(&self.world, &self.lives, &self.bindings, tuple, decided.now) {
             Rule::Serve(offer) => self.serve(decided, segment, &offer),
@@ -105,15 +154,25 @@ impl Model {
                 self.unbind(tuple);
                 self.ends(decided, "drop", reason)
             }
-            Rule::NotOurs if self.is_to_snat_port(tuple) => self.ends(decided, "drop", "no_flow"),
+            Rule::NotOurs if self.is_to_snat_port(tuple) => self.without_connection(decided, segment),
             Rule::NotOurs if may_answer_kept(&self.world, tuple) => {
-                let fate = self.leaves(decided, segment, tuple)?;
+                let (fate, _) = self.leaves(decided, segment, tuple, None)?;
                 if matches!(fate, Fate::Sent(_)) {
                     self.count(decided.worker, "routed");
                 }
                 Ok(fate)
             }
             Rule::NotOurs => self.ends(decided, "pass", "not_ours"),
+        }
+    }
+
+    /// A segment that belongs to no connection and opens none. RFC 9293 section 3.10.7.1: TCP is told.
+    fn without_connection(&mut self, decided: &Decided<'_>, segment: &Segment) -> Result<Fate, Difference> {
+        let is_told = segment.tuple.protocol == Protocol::Tcp && !segment.flags.rst;
+        if is_told && self.options.reset_unknown {
+            self.ends(decided, "reject", "no_connection")
+        } else {
+            self.ends(decided, "drop", "no_flow")
         }
     }
 
@@ -132,92 +191,99 @@ impl Model {
             && own.flat_map(|i| snat_addresses(&self.world, i, tuple.dst.ip())).any(|a| a == tuple.dst.ip())
     }
 
-    /// A first packet that has candidates: any of them may get it, in any legal form.
+    /// A first packet that has candidates: any of them may get it, by any of its ways, in any legal form.
     fn serve(&mut self, decided: &Decided<'_>, segment: &Segment, offer: &Offer) -> Result<Fate, Difference> {
-        let ways: Vec<(SocketAddr, Way)> =
-            offer.candidates.iter().map(|b| (*b, way(&self.world, b.ip()))).collect();
-        let client = segment.tuple.src.ip();
-        let legal = |fits: &dyn Fn(&SocketAddr, &Way) -> bool| -> Vec<SocketAddr> {
-            ways.iter().filter(|(b, way)| fits(b, way)).map(|(b, _)| *b).collect()
+        let ways: Vec<Chance> = offer.candidates.iter().flat_map(|b| self.chances(*b)).collect();
+        let legal = |fits: &dyn Fn(&Chance) -> bool| -> Vec<SocketAddr> {
+            ways.iter().filter(|chance| fits(chance)).map(|chance| chance.backend).collect()
         };
+        let is_open = |chance: &Chance| matches!(chance.way, Some(Way::Open { .. }));
         let (possible, fate) = match decided.verdict {
-            Verdict::Transmit(egress) => {
-                let (backend, fate) = self.opened(decided, segment, offer, &ways, egress)?;
+            Verdict::Transmit(_) | Verdict::Report(Problem::TooBig(_)) => {
+                let (backend, fate) = self.opened(decided, segment, offer, &ways)?;
                 (vec![backend], fate)
             }
             Verdict::Hold(_) => {
                 let held = held_for(decided);
-                (legal(&|_, way| Some(*way) == held.map(Way::Unresolved)), Fate::Waits(held.unwrap()))
+                (legal(&|chance| chance.way == held.map(Way::Unresolved)), Fate::Waits(held.unwrap()))
             }
             Verdict::Drop(reason) => {
                 self.count(decided.worker, reason.name());
                 let possible = match reason.name() {
-                    "no_route" => legal(&|_, way| *way == Way::None),
-                    "no_snat_address" => legal(&|b, way| self.has_no_source(decided, offer, client, *b, way)),
+                    "no_route" => legal(&|chance| chance.way.is_none()),
+                    "no_snat_address" => legal(&|chance| self.has_no_source(decided, segment, offer, chance)),
                     "snat_ports_exhausted" => {
-                        legal(&|b, way| self.is_exhausted(decided, offer, &segment.tuple, *b, way))
+                        legal(&|chance| self.is_exhausted(decided, segment, offer, chance))
                     }
-                    "flow_table_full" if 2 * self.flows.0.len() >= BUCKET => {
-                        legal(&|_, way| matches!(way, Way::Open { .. }))
+                    "flow_table_full" if self.flows.is_crowded(segment.tuple.src.is_ipv4()) => {
+                        legal(&is_open)
                     }
-                    "too_big" => vec![self.opened_too_big(decided, segment, offer, &ways)?],
                     _ => vec![],
                 };
                 (possible, Fate::Ends)
             }
-            Verdict::Pass(_) | Verdict::Reject(_) => (vec![], Fate::Ends),
+            Verdict::Pass(_) | Verdict::Reject(_) | Verdict::Report(_) => (vec![], Fate::Ends),
         };
         if possible.is_empty() {
             return Err(format!("{:?} is not for a new flow to one of {ways:?}", decided.verdict));
         }
         if offer.bound {
+            let client = segment.tuple.src.ip();
             self.bindings.learn(&self.lives, client, &offer.port, &possible, decided.now);
         }
         Ok(fate)
     }
 
-    /// Learns the flow that a sent packet began.
+    /// All ways to a backend; one that is none when there is no route.
+    fn chances(&self, backend: SocketAddr) -> Vec<Chance> {
+        let among = hops(&self.world, backend.ip());
+        if among.is_empty() {
+            return vec![Chance { backend, way: None, hop: None }];
+        }
+        let chance = |hop: &RouteHopSpec| Chance {
+            backend,
+            way: Some(way(&self.world, hop, backend.ip())),
+            hop: Some((*hop, among.clone())),
+        };
+        among.iter().map(chance).collect()
+    }
+
+    /// Learns the flow that a first packet began. One that is too big for its way opens the flow all the
+    /// same, and only the table shows how.
     fn opened(
         &mut self,
         decided: &Decided<'_>,
         segment: &Segment,
         offer: &Offer,
-        ways: &[(SocketAddr, Way)],
-        egress: InterfaceId,
+        ways: &[Chance],
     ) -> Result<(SocketAddr, Fate), Difference> {
-        let Kind::Segment(sent) = read(decided.after) else { return Err("sent what is no segment".into()) };
-        let reply = sent.tuple.reversed();
-        let (backend, ether) = ways
-            .iter()
-            .find_map(|(backend, way)| match way {
-                Way::Open { egress: by, ether, mtu } if *by == egress && segment.ip_len <= *mtu => {
-                    (*backend == sent.tuple.dst).then_some((*backend, *ether))
-                }
-                _ => None,
-            })
-            .ok_or_else(|| format!("sent to {} by {egress:?}, of {ways:?}", sent.tuple.dst))?;
-        self.open(decided, segment, offer, backend, egress, reply)?;
-        judge_translation(decided.before, decided.after, segment, &sent.tuple, &ether)?;
-        Ok((backend, Fate::Sent(egress)))
-    }
-
-    /// A first packet that is too big for its way opens the flow all the same; only the table shows it.
-    fn opened_too_big(
-        &mut self,
-        decided: &Decided<'_>,
-        segment: &Segment,
-        offer: &Offer,
-        ways: &[(SocketAddr, Way)],
-    ) -> Result<SocketAddr, Difference> {
-        let listed = decided.table.iter().find(|listed| listed.original == segment.tuple);
-        let reply = listed.ok_or("too big, but opened nothing")?.reply;
-        let egress = ways.iter().find_map(|(backend, way)| match way {
-            Way::Open { egress, mtu, .. } if *backend == reply.src && segment.ip_len > *mtu => Some(*egress),
-            _ => None,
-        });
-        let egress = egress.ok_or_else(|| format!("was not too big on any of {ways:?}"))?;
-        self.open(decided, segment, offer, reply.src, egress, reply)?;
-        Ok(reply.src)
+        let reply = match read(decided.after) {
+            Kind::Segment(sent) if matches!(decided.verdict, Verdict::Transmit(_)) => sent.tuple.reversed(),
+            _ => {
+                let listed = decided.table.iter().find(|listed| listed.original == segment.tuple);
+                listed.ok_or("opened nothing")?.reply
+            }
+        };
+        let fits = |chance: &&Chance| match (chance.way, decided.verdict) {
+            _ if chance.backend != reply.src => false,
+            (Some(Way::Open { egress, ether, mtu }), Verdict::Transmit(by)) => {
+                egress == by && segment.ip_len <= mtu && decided.after[..12] == ether
+            }
+            (Some(Way::Open { mtu, .. }), Verdict::Report(Problem::TooBig(told))) => {
+                segment.ip_len > mtu && told == mtu
+            }
+            _ => false,
+        };
+        let chance = ways.iter().find(fits);
+        let chance =
+            chance.ok_or_else(|| format!("{:?} to {} is none of {ways:?}", decided.verdict, reply.src))?;
+        let Some(Way::Open { egress, ether, .. }) = chance.way else { return Err("no way".into()) };
+        self.open(decided, segment, offer, chance, egress, reply)?;
+        if let Verdict::Report(problem) = decided.verdict {
+            return Ok((chance.backend, self.reported(decided, problem)?));
+        }
+        judge_translation(decided.before, decided.after, segment, &reply.reversed(), &ether)?;
+        Ok((chance.backend, Fate::Sent(egress)))
     }
 
     fn open(
@@ -225,11 +291,11 @@ impl Model {
         decided: &Decided<'_>,
         segment: &Segment,
         offer: &Offer,
-        backend: SocketAddr,
+        chance: &Chance,
         egress: InterfaceId,
         reply: Tuple,
     ) -> Result<(), Difference> {
-        let tuple = segment.tuple;
+        let (tuple, backend) = (segment.tuple, chance.backend);
         let source = reply.dst;
         if offer.replaces_source(tuple.src.ip(), backend) {
             let addresses = snat_addresses(&self.world, egress, backend.ip());
@@ -251,7 +317,8 @@ impl Model {
         let key = (offer.port.clone(), backend);
         let life = self.lives.of_backend(&key).ok_or("a backend that is not in the tables")?;
         let server = Direction { last: decided.now, ..Direction::default() };
-        let mut flow = Flow { original: tuple, reply, backend: key, life, client: server, server };
+        let client = Direction { hop: chance.hop.clone(), ..server.clone() };
+        let mut flow = Flow { original: tuple, reply, backend: key, life, client, server };
         flow.note(Side::Client, segment, decided.now);
         self.flows.0.push(flow);
         self.count(decided.worker, "flows_opened");
@@ -261,33 +328,39 @@ impl Model {
     fn has_no_source(
         &self,
         decided: &Decided<'_>,
+        segment: &Segment,
         offer: &Offer,
-        client: IpAddr,
-        backend: SocketAddr,
-        way: &Way,
+        chance: &Chance,
     ) -> bool {
-        let Way::Open { egress, .. } = way else { return false };
-        offer.replaces_source(client, backend)
-            && (snat_addresses(&self.world, *egress, backend.ip()).is_empty()
+        let Some(Way::Open { egress, .. }) = chance.way else { return false };
+        offer.replaces_source(segment.tuple.src.ip(), chance.backend)
+            && (snat_addresses(&self.world, egress, chance.backend.ip()).is_empty()
                 || worker_ports(&self.ports, decided.worker, self.worker_count).is_empty())
     }
 
     /// Whether every source of this worker stands for another flow to this backend.
-    fn is_exhausted(
-        &self,
-        decided: &Decided<'_>,
-        offer: &Offer,
-        tuple: &Tuple,
-        backend: SocketAddr,
-        way: &Way,
-    ) -> bool {
-        let Way::Open { egress, .. } = way else { return false };
+    fn is_exhausted(&self, decided: &Decided<'_>, segment: &Segment, offer: &Offer, chance: &Chance) -> bool {
+        let Some(Way::Open { egress, .. }) = chance.way else { return false };
+        let (protocol, src) = (segment.tuple.protocol, chance.backend);
         let ports = worker_ports(&self.ports, decided.worker, self.worker_count);
-        let reply = |dst| Tuple { protocol: tuple.protocol, src: backend, dst };
-        let all_taken =
-            |addr: IpAddr| ports.iter().all(|port| !self.flows.is_free(&reply(SocketAddr::new(addr, *port))));
-        offer.replaces_source(tuple.src.ip(), backend)
-            && snat_addresses(&self.world, *egress, backend.ip()).into_iter().all(all_taken)
+        let is_taken = |dst| !self.flows.is_free(&Tuple { protocol, src, dst });
+        let all_taken = |addr: IpAddr| ports.iter().all(|port| is_taken(SocketAddr::new(addr, *port)));
+        offer.replaces_source(segment.tuple.src.ip(), chance.backend)
+            && snat_addresses(&self.world, egress, src.ip()).into_iter().all(all_taken)
+    }
+
+    /// The sender must be told of this problem.
+    fn reported(&mut self, decided: &Decided<'_>, problem: Problem) -> Result<Fate, Difference> {
+        if decided.verdict != Verdict::Report(problem) {
+            return Err(format!("was to be reported: {problem:?}, got {:?}", decided.verdict));
+        }
+        let reason = match problem {
+            Problem::TooBig(_) => "too_big",
+            Problem::TimeExceeded => "ttl_expired",
+            Problem::PortUnreachable => return Err("nothing is reported as unreachable".into()),
+        };
+        self.count(decided.worker, reason);
+        Ok(Fate::Reported(problem))
     }
 
     /// The verdict must be this one.
@@ -301,7 +374,7 @@ impl Model {
             Verdict::Drop(reason) => ("drop", reason.name()),
             Verdict::Pass(reason) => ("pass", reason.name()),
             Verdict::Reject(reason) => ("reject", reason.name()),
-            Verdict::Transmit(_) | Verdict::Hold(_) => ("", ""),
+            Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Report(_) => ("", ""),
         };
         if got != (what, reason) {
             return Err(format!("was to be {what} {reason}, got {:?}", decided.verdict));
@@ -311,14 +384,15 @@ impl Model {
     }
 }
 
-fn held_for(decided: &Decided<'_>) -> Option<Neighbour> {
-    let Verdict::Hold(neighbour) = decided.verdict else { return None };
-    Some(Neighbour { egress: neighbour.egress, addr: neighbour.addr.into() })
+/// One way that a new flow may take.
+#[derive(Clone, Debug)]
+struct Chance {
+    backend: SocketAddr,
+    way: Option<Way>,
+    hop: Option<Chosen>,
 }
 
-fn waits(decided: &Decided<'_>, neighbour: Neighbour) -> Result<Fate, Difference> {
-    if held_for(decided) != Some(neighbour) {
-        return Err(format!("was to wait for {neighbour:?}, got {:?}", decided.verdict));
-    }
-    Ok(Fate::Waits(neighbour))
+fn held_for(decided: &Decided<'_>) -> Option<Neighbour> {
+    let Verdict::Hold(neighbour) = decided.verdict else { return None };
+    Some(Neighbour { egress: neighbour.egress, addr: neighbour.addr })
 }

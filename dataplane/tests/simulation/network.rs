@@ -9,8 +9,8 @@ use flowgate_wire::Protocol;
 
 use super::frames::{Packet, frame};
 use super::peers::Peer;
-use crate::gateway::World;
 use crate::model::packet::{Flags, Kind, Tuple, read};
+use crate::model::world::World;
 
 /// All hosts, and the frames that are on their way to the gateway.
 pub(crate) struct Network {
@@ -43,8 +43,8 @@ impl Network {
     /// A new conversation begins.
     fn call(&mut self, world: &World, now: u64, random: &mut Rng) {
         let Some((protocol, remote)) = some_frontend(world, random) else { return };
-        let local =
-            SocketAddr::new(some_client(random), random.u16(1025..1040) * if random.bool() { 1 } else { 40 });
+        let port = random.u16(1025..1040) * if random.bool() { 1 } else { 40 };
+        let local = SocketAddr::new(some_client(remote.is_ipv4(), random), port);
         let mut peer = Peer::client(protocol, local, remote, random);
         let packets = peer.speak(random);
         let key = Tuple { protocol, src: remote, dst: local };
@@ -71,23 +71,26 @@ impl Network {
 
     /// A packet that belongs to nothing.
     fn make_noise(&mut self, world: &World, now: u64, random: &mut Rng) {
-        let protocol = if random.bool() { Protocol::Tcp } else { Protocol::Udp };
+        let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][random.usize(..3)];
+        let v4 = random.bool();
         let dst = match random.u8(..6) {
-            0 => SocketAddr::new(IpAddr::from([10, 96, 0, random.u8(..)]), random.u16(1..)),
-            1 => SocketAddr::new(IpAddr::from([10, 244, 0, 1]), random.u16(39_990..40_100)),
-            2 => SocketAddr::new(IpAddr::from([192, 0, 2, 1]), random.u16(39_990..40_100)),
-            3 => SocketAddr::new(some_client(random), random.u16(1025..1040)),
-            4 => SocketAddr::new(some_server(random), 8080),
+            0 => SocketAddr::new(addr(v4, Net::Cluster, random.u8(..)), random.u16(1..)),
+            1 => SocketAddr::new(addr(v4, Net::Servers, 1), random.u16(39_990..40_100)),
+            2 => SocketAddr::new(addr(v4, Net::Clients, 1), random.u16(39_990..40_100)),
+            3 => SocketAddr::new(some_client(v4, random), random.u16(1025..1040)),
+            4 => SocketAddr::new(some_server(v4, random), 8080),
             _ => match some_frontend(world, random) {
                 Some((_, addr)) => addr,
                 None => return,
             },
         };
+        let v4 = dst.is_ipv4();
         let src = match random.u8(..6) {
-            0 => SocketAddr::new(some_server(random), 8080),
-            1 => SocketAddr::new(IpAddr::from([random.u8(..), 0, 2, 1]), random.u16(..)),
-            2 => SocketAddr::new(IpAddr::from([10, 244, 0, 1]), random.u16(1..)),
-            _ => SocketAddr::new(some_client(random), random.u16(1025..1040)),
+            0 => SocketAddr::new(some_server(v4, random), 8080),
+            1 if v4 => SocketAddr::new(IpAddr::from([random.u8(..), 0, 2, 1]), random.u16(..)),
+            1 => SocketAddr::new(IpAddr::from([random.u16(..), 0, 0, 0, 0, 0, 0, 1]), random.u16(..)),
+            2 => SocketAddr::new(addr(v4, Net::Servers, 1), random.u16(1..)),
+            _ => SocketAddr::new(some_client(v4, random), random.u16(1025..1040)),
         };
         let [syn, ack, fin, rst] = [random.bool(), random.bool(), random.u8(..4) == 0, random.u8(..4) == 0];
         let flags = Flags { syn, ack, fin, rst };
@@ -138,19 +141,56 @@ impl Network {
     }
 }
 
-fn is_server(addr: IpAddr) -> bool {
-    matches!(addr, IpAddr::V4(v4) if v4.octets()[..2] == [10, 244])
+/// Parts of the address plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Net {
+    Clients,
+    /// Clients behind a router.
+    Far,
+    Servers,
+    /// Cluster IPs.
+    Cluster,
+    /// Addresses of load balancers.
+    Public,
 }
 
-fn some_client(random: &mut Rng) -> IpAddr {
-    match random.u8(..4) {
-        0 => IpAddr::from([198, 51, 100, random.u8(1..4)]),
-        _ => IpAddr::from([192, 0, 2, random.u8(10..14)]),
+/// The address of a host in a part of the plan.
+pub(crate) fn addr(v4: bool, net: Net, host: u8) -> IpAddr {
+    match (v4, net) {
+        (true, Net::Clients) => IpAddr::from([192, 0, 2, host]),
+        (true, Net::Far) => IpAddr::from([198, 51, 100, host]),
+        (true, Net::Servers) => IpAddr::from([10, 244, 0, host]),
+        (true, Net::Cluster) => IpAddr::from([10, 96, 0, host]),
+        (true, Net::Public) => IpAddr::from([203, 0, 113, host]),
+        (false, net) => {
+            let subnet = match net {
+                Net::Clients => 1,
+                Net::Far => 2,
+                Net::Servers => 3,
+                Net::Cluster => 4,
+                Net::Public => 5,
+            };
+            IpAddr::from([0x2001, 0xdb8, subnet, 0, 0, 0, 0, u16::from(host)])
+        }
     }
 }
 
-fn some_server(random: &mut Rng) -> IpAddr {
-    IpAddr::from([10, 244, 0, random.u8(11..17)])
+fn is_server(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(v4) => v4.octets()[..3] == [10, 244, 0],
+        IpAddr::V6(v6) => v6.segments()[..3] == [0x2001, 0xdb8, 3],
+    }
+}
+
+fn some_client(v4: bool, random: &mut Rng) -> IpAddr {
+    match random.u8(..4) {
+        0 => addr(v4, Net::Far, random.u8(1..4)),
+        _ => addr(v4, Net::Clients, random.u8(10..14)),
+    }
+}
+
+fn some_server(v4: bool, random: &mut Rng) -> IpAddr {
+    addr(v4, Net::Servers, random.u8(11..17))
 }
 
 fn some_frontend(world: &World, random: &mut Rng) -> Option<(Protocol, SocketAddr)> {

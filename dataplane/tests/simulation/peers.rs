@@ -54,7 +54,7 @@ impl Peer {
 
     /// Says something by itself.
     pub(crate) fn speak(&mut self, random: &mut Rng) -> Vec<Packet> {
-        if self.protocol != Protocol::Tcp {
+        if self.protocol == Protocol::Udp {
             return vec![self.packet(Flags::default(), payload_len(random))];
         }
         match (self.state, random.u8(..20)) {
@@ -87,7 +87,7 @@ impl Peer {
 
     /// Answers what it hears.
     pub(crate) fn hear(&mut self, segment: &Segment, random: &mut Rng) -> Vec<Packet> {
-        if self.protocol != Protocol::Tcp {
+        if self.protocol == Protocol::Udp {
             let answers = self.state == State::Listening && random.u8(..5) > 0;
             return if answers { vec![self.packet(Flags::default(), payload_len(random))] } else { vec![] };
         }

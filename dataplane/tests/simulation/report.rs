@@ -31,8 +31,8 @@ pub(crate) fn shrink(failure: &mut Failure, mut tries: usize) {
 pub(crate) fn story(failure: &Failure) -> String {
     let setup = &failure.setup;
     let mut story = format!(
-        "{} workers, table for {} flows, {:?}, started {} ms ago\n",
-        setup.workers, setup.capacity_flows, setup.timeouts, setup.age_ms
+        "{} workers, table for {} flows, {:?}, {:?}, started {} ms ago\n",
+        setup.workers, setup.capacity_flows, setup.timeouts, setup.options, setup.age_ms
     );
     describe_world(&mut story, &setup.world);
     for step in &failure.steps {
@@ -60,7 +60,7 @@ pub(crate) fn story(failure: &Failure) -> String {
     story
 }
 
-fn describe_world(story: &mut String, world: &crate::gateway::World) {
+fn describe_world(story: &mut String, world: &crate::model::world::World) {
     for service in &world.services {
         let sets: Vec<Vec<_>> =
             service.endpoint_sets.iter().map(|set| set.iter().map(|e| e.addr).collect()).collect();
@@ -78,12 +78,7 @@ fn describe_world(story: &mut String, world: &crate::gateway::World) {
         writeln!(story, "  {} mtu {} up {} {:?}", i.name, i.mtu, i.up, i.addresses).unwrap();
     }
     for route in &world.routes {
-        writeln!(
-            story,
-            "  {} by {} via {:?} metric {}",
-            route.prefix, route.interface, route.via, route.metric
-        )
-        .unwrap();
+        writeln!(story, "  {} by {:?} metric {}", route.prefix, route.hops, route.metric).unwrap();
     }
     for n in &world.neighbours {
         writeln!(story, "  {} on {} is {:?}", n.addr, n.interface, n.mac).unwrap();

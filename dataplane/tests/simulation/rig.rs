@@ -9,19 +9,20 @@ use std::time::{Duration, Instant};
 use flowgate_dataplane::device::MemoryDevice;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
-    Counters, DropReason, Event, PassReason, Pipeline, RejectReason, Worker, WorkerConfig, WorkerNumber,
+    Counters, DropReason, Event, Options, PassReason, Pipeline, RejectReason, Worker, WorkerConfig,
+    WorkerNumber,
 };
-use flowgate_flow::{AffinityTable, FlowTable, FlowView, HashKey, Timeouts};
+use flowgate_flow::{AffinityTable, FlowView, Flows, HashKey, Timeouts};
 use flowgate_tables::{BackendId, InterfaceId, Publisher};
-use flowgate_wire::FiveTuple4;
+use flowgate_wire::FiveTuple;
 
 use super::spy::{Record, Spy};
 use super::waiting::{Held, Waiting};
-use crate::gateway::World;
 use crate::model::flows::{Listed, compare};
 use crate::model::packet::{Tuple, hex};
 use crate::model::places::Neighbour;
-use crate::model::refusal::{Allowance, refusal};
+use crate::model::refusal::{Allowance, refusal, report};
+use crate::model::world::World;
 use crate::model::{Decided, Difference, Fate, Model};
 
 /// What a run begins with.
@@ -29,6 +30,7 @@ use crate::model::{Decided, Difference, Fate, Model};
 pub(crate) struct Setup {
     pub(crate) world: World,
     pub(crate) timeouts: Timeouts,
+    pub(crate) options: Options,
     pub(crate) capacity_flows: u32,
     pub(crate) workers: usize,
     /// Milliseconds that have passed before the first step.
@@ -59,7 +61,7 @@ struct Seat {
 /// Gateway and model.
 pub(crate) struct Rig {
     seats: Vec<Seat>,
-    flows: Arc<FlowTable>,
+    flows: Arc<Flows>,
     publisher: Publisher,
     started: Instant,
     now: u64,
@@ -70,7 +72,7 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new(setup: &Setup) -> Self {
-        let flows = Arc::new(FlowTable::new(setup.capacity_flows, setup.key).unwrap());
+        let flows = Arc::new(Flows::new(setup.capacity_flows, setup.capacity_flows, setup.key).unwrap());
         let affinity = Arc::new(AffinityTable::new(8192));
         let mut publisher = Publisher::new();
         publisher.publish(setup.world.tables(&publisher.current()));
@@ -85,10 +87,11 @@ impl Rig {
                 core: None,
                 idle_before_sleep: Duration::ZERO,
                 timeouts: setup.timeouts,
+                options: setup.options,
             };
             let asked = Arc::clone(&asked);
             let resolve = Resolver(Arc::new(move |n: flowgate_tables::routing::Unresolved| {
-                asked.lock().unwrap().push(Neighbour { egress: n.egress, addr: n.addr.into() });
+                asked.lock().unwrap().push(Neighbour { egress: n.egress, addr: n.addr });
                 true
             }));
             let shared =
@@ -99,7 +102,7 @@ impl Rig {
             Seat { worker, records, waiting: Waiting::default(), allowance: Allowance::default() }
         };
         let seats = (0..setup.workers).map(seat).collect();
-        let model = Model::new(&setup.world, setup.timeouts, setup.workers);
+        let model = Model::new(&setup.world, setup.timeouts, setup.options, setup.workers);
         let mut rig = Self { seats, flows, publisher, started, now: 0, model, asked, asked_at: Vec::new() };
         rig.grow_old(setup.age_ms);
         rig
@@ -240,6 +243,13 @@ impl Rig {
                 }
                 None => self.model.count(worker, "reject_unanswered"),
             },
+            Fate::Reported(problem) => {
+                let own = &self.model.world.interfaces[held.ingress].addresses;
+                if let Some(answer) = report(before, problem, own, &mut seat.allowance, self.now) {
+                    wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), answer));
+                    self.model.count(worker, "errors_sent");
+                }
+            }
             Fate::Waits(neighbour) => {
                 self.asked_at.push((worker, neighbour, u64::MAX));
                 if seat.waiting.admit(Held { neighbour, ..held }, self.now) {
@@ -320,15 +330,15 @@ impl Rig {
             packets: view.packets,
             bytes: view.bytes,
         };
-        self.flows.flows().map(list).collect()
+        self.flows.views().map(list).collect()
     }
 }
 
-fn plain(tuple: &FiveTuple4) -> Tuple {
+fn plain(tuple: &FiveTuple<IpAddr>) -> Tuple {
     Tuple {
         protocol: tuple.protocol,
-        src: SocketAddr::new(tuple.src.into(), tuple.src_port.number()),
-        dst: SocketAddr::new(tuple.dst.into(), tuple.dst_port.number()),
+        src: SocketAddr::new(tuple.src, tuple.src_port.number()),
+        dst: SocketAddr::new(tuple.dst, tuple.dst_port.number()),
     }
 }
 
@@ -341,6 +351,9 @@ fn counted(counters: &Counters) -> impl Iterator<Item = (&'static str, u64)> {
         Event::Routed,
         Event::RejectsSent,
         Event::Held,
+        Event::ErrorsSent,
+        Event::ResetsIgnored,
+        Event::ResetsRefuted,
     ];
     let events = events.into_iter().map(|event| (event.name(), counters.event(event)));
     let drops = DropReason::ALL.iter().map(|reason| (reason.name(), counters.dropped(*reason)));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use fastrand::Rng;
+use flowgate_dataplane::pipeline::BURST;
 
 use super::network::Network;
 use super::rig::{Frames, Rig, Setup, Step};
@@ -96,7 +97,13 @@ fn by_worker(frames: Frames, workers: usize, crowded: bool, random: &mut Rng) ->
             turns[worker].1.push(frame);
         }
     }
-    turns
+    // A worker takes a burst from each queue in a turn.
+    let bursts = turns.into_iter().flat_map(|(worker, frames)| {
+        let mut bursts: Vec<_> = frames.chunks(BURST).map(|burst| (worker, burst.to_vec())).collect();
+        bursts.resize_with(bursts.len().max(1), || (worker, vec![]));
+        bursts
+    });
+    bursts.collect()
 }
 
 fn pause(random: &mut Rng) -> u64 {

@@ -1,18 +1,20 @@
 //! Random tables, and random changes of them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use fastrand::Rng;
+use flowgate_dataplane::Options;
 use flowgate_flow::{HashKey, Timeouts};
 use flowgate_tables::spec::{
-    EndpointSpec, FrontendSpec, InterfaceSpec, ServiceName, ServiceSpec, TreatmentSpec,
+    EndpointSpec, FrontendSpec, InterfaceSpec, RouteHopSpec, ServiceName, ServiceSpec, TreatmentSpec,
 };
 use flowgate_tables::{BySource, EmptyAction, FrontendKind, SourceNat};
 use flowgate_wire::{L4Port, MacAddr, Protocol};
 
+use super::network::{Net, addr};
 use super::rig::Setup;
-use crate::gateway::{World, neighbour, route};
+use crate::model::world::{World, neighbour, route};
 
 /// What a run begins with.
 pub(crate) fn setup(random: &mut Rng) -> Setup {
@@ -31,41 +33,48 @@ pub(crate) fn setup(random: &mut Rng) -> Setup {
     Setup {
         world: world(random),
         timeouts,
+        options: Options { reset_unknown: random.bool() },
         capacity_flows: if random.u8(..4) == 0 { 1 } else { 256 },
         workers: random.usize(1..3),
         age_ms,
-        key: HashKey(
-            [1, 2, 3, 4, 5].map(|odd: u64| odd.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ random.u64(..)),
-        ),
+        key: HashKey(std::array::from_fn(|_| random.u64(..))),
     }
 }
 
-/// Two interfaces, clients on one, some of them behind a router, backends on the other.
+/// Two interfaces, clients on one, some of them behind routers, backends on the other.
 fn world(random: &mut Rng) -> World {
     let few = random.bool();
     let ports = if few { random.u16(1..12) } else { 200 };
     let mut world = World {
         services: Vec::new(),
         interfaces: vec![
-            interface("up0", 1, [192, 0, 2, 1], random),
-            interface("fab0", 2, [10, 244, 0, 1], random),
+            interface("up0", 1, Net::Clients, random),
+            interface("fab0", 2, Net::Servers, random),
         ],
         routes: vec![
             route("192.0.2.0/24", 0, None),
             route("10.244.0.0/24", 1, None),
             route("198.51.100.0/24", 0, Some("192.0.2.254")),
+            route("2001:db8:1::/64", 0, None),
+            route("2001:db8:3::/64", 1, None),
+            route("2001:db8:2::/64", 0, Some("2001:db8:1::fe")),
         ],
-        neighbours: vec![neighbour(0, "192.0.2.254", Some(254)), neighbour(0, "192.0.2.253", Some(253))],
+        neighbours: vec![],
         snat_ports: (40_000..40_000 + ports).collect(),
-        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "2001:db8:4::/112".parse().unwrap()],
     };
-    let clients = (10..14).map(|host| (0, format!("192.0.2.{host}"), host));
-    let backends = (11..17).map(|host| (1, format!("10.244.0.{host}"), host));
-    for (interface, addr, host) in clients.chain(backends) {
-        match random.u8(..12) {
-            0 => {}
-            1 => world.neighbours.push(neighbour(interface, &addr, None)),
-            _ => world.neighbours.push(neighbour(interface, &addr, Some(host))),
+    for v4 in [true, false] {
+        for router in [253, 254] {
+            world.neighbours.push(neighbour(0, addr(v4, Net::Clients, router), Some(router)));
+        }
+        let clients = (10..14).map(|host| (0, addr(v4, Net::Clients, host), host));
+        let backends = (11..17).map(|host| (1, addr(v4, Net::Servers, host), host));
+        for (interface, addr, host) in clients.chain(backends) {
+            match random.u8(..12) {
+                0 => {}
+                1 => world.neighbours.push(neighbour(interface, addr, None)),
+                _ => world.neighbours.push(neighbour(interface, addr, Some(host))),
+            }
         }
     }
     for number in 0..random.u8(1..5) {
@@ -74,46 +83,54 @@ fn world(random: &mut Rng) -> World {
     world
 }
 
-fn interface(name: &str, host: u8, addr: [u8; 4], random: &mut Rng) -> InterfaceSpec {
+fn interface(name: &str, host: u8, net: Net, random: &mut Rng) -> InterfaceSpec {
+    let mut addresses = vec![addr(true, net, 1), addr(false, net, 1)];
+    if random.u8(..4) == 0 {
+        addresses.push(addr(random.bool(), net, 2));
+    }
     InterfaceSpec {
         name: name.into(),
         ifindex: u32::from(host),
         mac: MacAddr([2, 0, 0, 0, 0, host]),
         mtu: if random.u8(..4) == 0 { 1400 } else { 1500 },
         up: true,
-        addresses: vec![IpAddr::from(addr)],
+        addresses,
+        vlan: None,
     }
 }
 
 /// The Service of this number: its addresses are its own.
 fn service(number: u8, random: &mut Rng) -> ServiceSpec {
-    let protocol = if random.u8(..3) == 0 { Protocol::Udp } else { Protocol::Tcp };
+    let protocol = [Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Sctp][random.usize(..4)];
+    let v4 = random.bool();
     let treatment = |random: &mut Rng| TreatmentSpec {
         endpoint_set: random.usize(..2),
         source_nat: if random.u8(..3) == 0 { SourceNat::KeepClient } else { SourceNat::Always },
         when_empty: if random.bool() { EmptyAction::Reject } else { EmptyAction::Drop },
     };
-    let frontend = |addr: [u8; 4], port, kind, random: &mut Rng| {
+    let frontend = |addr: IpAddr, port, kind, random: &mut Rng| {
         let (outside, pod, node) = (treatment(random), treatment(random), treatment(random));
-        let ranges: [&str; 2] = ["192.0.2.8/30", "198.51.100.0/24"];
+        let ranges =
+            if v4 { ["192.0.2.8/30", "198.51.100.0/24"] } else { ["2001:db8:1::8/126", "2001:db8:2::/64"] };
         let allowed = (random.u8(..6) == 0).then(|| ranges.map(|net| net.parse().unwrap()).to_vec().into());
         FrontendSpec {
-            addr: IpAddr::from(addr),
+            addr,
             port: L4Port::new(port),
             kind,
             treatments: BySource { outside, pod, node },
             allowed,
         }
     };
-    let mut frontends = vec![frontend([10, 96, 0, 50 + number], 80, FrontendKind::ClusterIp, random)];
+    let mut frontends =
+        vec![frontend(addr(v4, Net::Cluster, 50 + number), 80, FrontendKind::ClusterIp, random)];
     if random.bool() {
         let node_port = 30_000 + u16::from(number);
-        frontends.push(frontend([192, 0, 2, 1], node_port, FrontendKind::NodePort, random));
+        frontends.push(frontend(addr(v4, Net::Clients, 1), node_port, FrontendKind::NodePort, random));
     }
     if random.bool() {
-        frontends.push(frontend([203, 0, 113, number], 443, FrontendKind::LoadBalancer, random));
+        frontends.push(frontend(addr(v4, Net::Public, number), 443, FrontendKind::LoadBalancer, random));
     }
-    let endpoint_sets = vec![endpoints(random), endpoints(random)];
+    let endpoint_sets = vec![endpoints(v4, random), endpoints(v4, random)];
     ServiceSpec {
         name: ServiceName { namespace: "sim".into(), name: format!("service-{number}"), port: String::new() },
         protocol,
@@ -124,12 +141,9 @@ fn service(number: u8, random: &mut Rng) -> ServiceSpec {
     }
 }
 
-fn endpoints(random: &mut Rng) -> Vec<EndpointSpec> {
-    let endpoint = |host| EndpointSpec {
-        addr: IpAddr::V4(Ipv4Addr::new(10, 244, 0, host)),
-        port: L4Port::new(8080),
-        weight: 1,
-    };
+fn endpoints(v4: bool, random: &mut Rng) -> Vec<EndpointSpec> {
+    let endpoint =
+        |host| EndpointSpec { addr: addr(v4, Net::Servers, host), port: L4Port::new(8080), weight: 1 };
     if random.u8(..8) == 0 {
         return vec![];
     }
@@ -170,34 +184,48 @@ fn change_endpoints(world: &mut World, random: &mut Rng) {
     let Some(at) = random.choice(0..world.services.len()) else { return };
     let service = &mut world.services[at];
     let before: Vec<_> = service.endpoint_sets.iter().flatten().map(|e| (e.addr, e.port)).collect();
-    service.endpoint_sets[random.usize(..2)] = endpoints(random);
+    let v4 = service.frontends[0].addr.is_ipv4();
+    service.endpoint_sets[random.usize(..2)] = endpoints(v4, random);
     // Some of those that are not chosen any more still answer.
     service.serving = if random.bool() { before } else { vec![] };
 }
 
 fn change_neighbour(world: &mut World, random: &mut Rng) {
-    let (interface, addr, host) = match random.bool() {
-        true => (1, format!("10.244.0.{}", random.u8(11..17)), random.u8(11..17)),
-        false => (0, format!("192.0.2.{}", random.u8(10..14)), random.u8(10..14)),
+    let v4 = random.bool();
+    let router = random.u8(253..255);
+    let (interface, addr, host) = match random.u8(..5) {
+        0 => (0, addr(v4, Net::Clients, router), router - if random.bool() { 100 } else { 0 }),
+        1 | 2 => (0, addr(v4, Net::Clients, random.u8(10..14)), random.u8(10..14)),
+        _ => (1, addr(v4, Net::Servers, random.u8(11..17)), random.u8(11..17)),
     };
-    let wanted: IpAddr = addr.parse().unwrap();
-    world.neighbours.retain(|other| other.addr != wanted);
+    world.neighbours.retain(|other| other.addr != addr);
     match random.u8(..4) {
         0 => {}
-        1 => world.neighbours.push(neighbour(interface, &addr, None)),
-        _ => world.neighbours.push(neighbour(interface, &addr, Some(host))),
+        1 => world.neighbours.push(neighbour(interface, addr, None)),
+        _ => world.neighbours.push(neighbour(interface, addr, Some(host))),
     }
 }
 
 fn change_route(world: &mut World, random: &mut Rng) {
-    match random.u8(..4) {
-        0 => world.routes.retain(|route| route.via.is_none()),
-        1 => world.routes.push(route("198.51.100.0/24", 0, Some("192.0.2.253"))),
-        2 => {
-            let mut better = route("198.51.100.0/25", 0, Some("192.0.2.254"));
-            better.metric = random.u32(..3);
-            world.routes.push(better);
+    let v4 = random.bool();
+    let [far, half, all] = if v4 {
+        ["198.51.100.0/24", "198.51.100.0/25", "0.0.0.0/0"]
+    } else {
+        ["2001:db8:2::/64", "2001:db8:2::/65", "::/0"]
+    };
+    let via = |host| RouteHopSpec { interface: 0, via: Some(addr(v4, Net::Clients, host)), weight: 1 };
+    let mut changed = route([far, half, all][random.usize(..3)], random.usize(..2), None);
+    changed.metric = random.u32(..3);
+    match random.u8(..5) {
+        // Nobody can be reached.
+        0 => changed.hops.clear(),
+        // Two routers, one of them now and then stronger.
+        1 | 2 => changed.hops = vec![via(253), RouteHopSpec { weight: random.u16(1..4), ..via(254) }],
+        3 => changed.hops = vec![via(random.u8(253..255))],
+        _ => {
+            world.routes.retain(|route| route.prefix != changed.prefix);
+            return;
         }
-        _ => world.routes.push(route("0.0.0.0/0", random.usize(..2), Some("192.0.2.253"))),
     }
+    world.routes.push(changed);
 }
