@@ -3,6 +3,7 @@
 mod support;
 
 use std::hint::black_box;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,18 +12,18 @@ use flowgate_flow::HashKey;
 use flowgate_tables::maglev::{Maglev, Member};
 use flowgate_tables::{Publisher, Tables};
 use flowgate_wire::checksum::{Delta, Sum};
-use flowgate_wire::{Parsed, parse};
+use flowgate_wire::{Address, Parsed};
 use support::{client_tuple, tables, udp_frame};
 
 fn wire(c: &mut Criterion) {
     let frame = udp_frame(&client_tuple(1));
     let mut group = c.benchmark_group("wire");
     group.throughput(Throughput::Elements(1));
-    group.bench_function("parse", |b| b.iter(|| parse(black_box(&frame.0))));
+    group.bench_function("parse", |b| b.iter(|| Ipv4Addr::parse(black_box(&frame.0))));
     let key = HashKey::random();
     let tuple = client_tuple(7);
     group.bench_function("flow_hash", |b| b.iter(|| key.hash(black_box(&tuple))));
-    let Ok(Parsed::L4(packet)) = parse(&frame.0) else { panic!("a valid frame") };
+    let Ok(Parsed::L4(packet)) = Ipv4Addr::parse(&frame.0) else { panic!("a valid frame") };
     let delta = Delta::between(Sum::ZERO.addr(tuple.src), Sum::ZERO.addr(tuple.dst));
     group.bench_function("checksum_update", |b| {
         b.iter(|| black_box(packet.l4_checksum).update(black_box(delta)))

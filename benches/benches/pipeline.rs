@@ -46,7 +46,7 @@ fn write_headers(frame: &mut Frame, tuple: &FiveTuple4) {
     bytes[34..36].copy_from_slice(&tuple.src_port.wire());
     bytes[36..38].copy_from_slice(&tuple.dst_port.wire());
     bytes[40..42].copy_from_slice(&[0, 0]);
-    let pseudo = Sum::pseudo_header(tuple.src, tuple.dst, tuple.protocol, 26);
+    let pseudo = Sum::pseudo_header(tuple.src, tuple.dst, tuple.protocol.number(), 26);
     let checksum = pseudo.bytes(&bytes[34..60]).checksum().or_all_ones();
     bytes[40..42].copy_from_slice(&checksum.0);
 }

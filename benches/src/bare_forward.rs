@@ -14,7 +14,7 @@ use clap::Args;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
-    Context, Counters, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
+    Context, Counters, Options, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::routing::Unresolved;
@@ -88,6 +88,7 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
         core: args.core,
         idle_before_sleep: Duration::from_micros(200),
         timeouts: Timeouts::default(),
+        options: Options::default(),
     };
     let device = XskDevice::new(pool, queues);
     let worker = Worker::new(worker_config, shared, publisher.reader(), device, BareForward);

@@ -332,8 +332,7 @@ impl<D: Device, P: Process> Worker<D, P> {
         let buckets = regular.max(urgent);
         self.urgent_buckets = self.urgent_buckets.saturating_sub(buckets);
         let is_stale = |p: Protocol, backend| is_stale(tables, p, backend);
-        let removed =
-            self.sweeps.step(&self.shared.flows, buckets, now, &self.config.timeouts, is_stale);
+        let removed = self.sweeps.step(&self.shared.flows, buckets, now, &self.config.timeouts, is_stale);
         self.counters.add(Event::FlowsExpired, u64::from(removed));
     }
 

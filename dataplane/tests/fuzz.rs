@@ -9,15 +9,16 @@
 
 mod gateway;
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use flowgate_dataplane::{
-    Context, Counters, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
+    Context, Counters, Options, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::Tables;
-use flowgate_wire::{Parsed, parse};
+use flowgate_wire::{Address, Parsed};
 use gateway::{World, tcp, udp};
 
 struct Target {
@@ -52,13 +53,18 @@ impl Target {
             flows: &self.flows,
             affinity: &self.affinity,
             timeouts: &timeouts,
+            options: &Options::default(),
         };
         self.pipeline.process(&mut burst, checksums, &context, &mut self.counters, &mut verdict);
         self.pipeline.drain_requests(|_| {});
         let [after] = burst;
         match verdict[0] {
             Verdict::Transmit(_) => check_translation(frame, &after, checksums),
-            Verdict::Pass(_) | Verdict::Drop(_) | Verdict::Reject(_) | Verdict::Hold(_) => {
+            Verdict::Pass(_)
+            | Verdict::Drop(_)
+            | Verdict::Reject(_)
+            | Verdict::Report(_)
+            | Verdict::Hold(_) => {
                 assert_eq!(frame, after, "a frame that stays is untouched")
             }
         }
@@ -67,7 +73,7 @@ impl Target {
 
 fn check_translation(before: &[u8], after: &[u8], checksums: RxChecksums) {
     assert_eq!(before.len(), after.len());
-    let (Ok(Parsed::L4(old)), Ok(Parsed::L4(new))) = (parse(before), parse(after)) else {
+    let (Ok(Parsed::L4(old)), Ok(Parsed::L4(new))) = (Ipv4Addr::parse(before), Ipv4Addr::parse(after)) else {
         panic!("sent what does not parse");
     };
     assert_eq!(old.ttl - 1, new.ttl);

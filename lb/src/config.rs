@@ -37,6 +37,7 @@ pub(crate) struct Config {
     pub(crate) zero_copy: ZeroCopy,
     pub(crate) rings: Rings,
     pub(crate) flow_capacity: u32,
+    pub(crate) flow_capacity_v6: u32,
     pub(crate) affinity_capacity: u32,
     pub(crate) timeouts: Timeouts,
     /// None: off.
@@ -149,11 +150,12 @@ impl Config {
         if ![0, 2048, 4096].contains(&rings.frame_bytes) {
             return Err(wrong("rings.frame_bytes", format!("{} is not 0, 2048 or 4096", rings.frame_bytes)));
         }
-        if !(64..=500_000_000).contains(&raw.flows.capacity) {
-            return Err(wrong(
-                "flows.capacity",
-                format!("{} is not from 64 to 500000000", raw.flows.capacity),
-            ));
+        for (key, capacity) in
+            [("flows.capacity", raw.flows.capacity), ("flows.capacity_v6", raw.flows.capacity_v6)]
+        {
+            if !(64..=500_000_000).contains(&capacity) {
+                return Err(wrong(key, format!("{capacity} is not from 64 to 500000000")));
+            }
         }
         if !(8..=100_000_000).contains(&raw.flows.affinity_capacity) {
             let reason = format!("{} is not from 8 to 100000000", raw.flows.affinity_capacity);
@@ -223,6 +225,7 @@ impl Config {
             },
             rings: Rings { rx: rings.rx, tx: rings.tx, fill: rings.fill, frame_bytes: rings.frame_bytes },
             flow_capacity: raw.flows.capacity,
+            flow_capacity_v6: raw.flows.capacity_v6,
             affinity_capacity: raw.flows.affinity_capacity,
             timeouts,
             dns,

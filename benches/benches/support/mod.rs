@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
+use flowgate_dataplane::{Context, Counters, Options, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceName,
@@ -27,6 +27,7 @@ pub(crate) struct Gateway {
     pub(crate) flows: Flows,
     pub(crate) affinity: AffinityTable,
     pub(crate) timeouts: Timeouts,
+    pub(crate) options: Options,
     pub(crate) pipeline: Pipeline,
     pub(crate) counters: Counters,
 }
@@ -39,6 +40,7 @@ impl Gateway {
             flows: Flows::new(flows, flows, HashKey::random()).expect("memory for the flow table"),
             affinity: AffinityTable::new(1024),
             timeouts: Timeouts::default(),
+            options: Options::default(),
             pipeline: Pipeline::new(WorkerNumber { index: 0, count: 1 }),
             counters: Counters::default(),
         }

@@ -97,7 +97,8 @@ impl PairCell<Ipv6Addr> for [AtomicU64; 4] {
 #[inline]
 fn halves(addr: Ipv6Addr) -> [u64; 2] {
     let bits = u128::from_ne_bytes(addr.octets());
-    let [first, second] = if cfg!(target_endian = "little") { [bits, bits >> 64] } else { [bits >> 64, bits] };
+    let [first, second] =
+        if cfg!(target_endian = "little") { [bits, bits >> 64] } else { [bits >> 64, bits] };
     [first as u64, second as u64]
 }
 

@@ -13,7 +13,8 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use flowgate_dataplane::device::MemoryDevice;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
-    Counters, DropReason, Event, PassReason, Pipeline, RejectReason, Worker, WorkerConfig, WorkerNumber,
+    Counters, DropReason, Event, Options, PassReason, Pipeline, RejectReason, Worker, WorkerConfig,
+    WorkerNumber,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::spec::{
@@ -131,6 +132,7 @@ impl Gateway {
             core: None,
             idle_before_sleep: Duration::ZERO,
             timeouts: Timeouts::default(),
+            options: Options::default(),
         };
         let asked = Arc::clone(&resolve);
         let resolver = Resolver(Arc::new(move |neighbour| asked.push(neighbour).is_ok()));
@@ -365,4 +367,16 @@ const ROUTINE: &[Event] =
     &[Event::RxPackets, Event::RxBytes, Event::TxPackets, Event::FlowHits, Event::BusyLoops, Event::Sleeps];
 
 /// Fixed, so that source ports are the same in every run.
-const KEY: HashKey = HashKey([1, 0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9, 3]);
+const KEY: HashKey = HashKey([
+    1,
+    0x1656_67b1_9e37_79f9,
+    3,
+    0x9e37_79b9_7f4a_7c15,
+    0xc2b2_ae3d_27d4_eb4f,
+    5,
+    7,
+    11,
+    13,
+    17,
+    19,
+]);

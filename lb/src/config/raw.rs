@@ -26,6 +26,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
         "flows",
         &[
             "capacity",
+            "capacity_v6",
             "affinity_capacity",
             "tcp_opening_s",
             "tcp_established_s",
@@ -190,6 +191,7 @@ impl Default for Rings {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Flows {
     pub(super) capacity: u32,
+    pub(super) capacity_v6: u32,
     pub(super) affinity_capacity: u32,
     tcp_opening_s: u64,
     tcp_established_s: u64,
@@ -205,6 +207,7 @@ impl Default for Flows {
         let t = Timeouts::default();
         Self {
             capacity: 262_144,
+            capacity_v6: 65_536,
             affinity_capacity: 65_536,
             tcp_opening_s: t.tcp_opening.as_secs(),
             tcp_established_s: t.tcp_established.as_secs(),

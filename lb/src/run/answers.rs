@@ -12,9 +12,9 @@ use flowgate_dataplane::worker::tick;
 use flowgate_dataplane::{Counters, DropReason, Event, PassReason, RejectReason};
 use flowgate_flow::FlowView;
 use flowgate_tables::{BackendId, ServiceId, SourceNat, Tables};
+use flowgate_wire::L4Port;
 use flowgate_xsk::PortStatistics;
 use flowgate_xsk::steering::Reason;
-use flowgate_wire::L4Port;
 use jiff::Timestamp;
 use tokio::sync::watch;
 

@@ -8,7 +8,7 @@ use anyhow::Context;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
 use flowgate_dataplane::watchdog::{Alarm, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
-use flowgate_dataplane::{Pipeline, RxChecksums, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
+use flowgate_dataplane::{Options, Pipeline, RxChecksums, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows, HashKey};
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap, XdpMode};
@@ -61,7 +61,7 @@ impl Workers {
             "workers.count is {count}, but an interface has {fewest} queues: each worker needs one of each"
         );
         let cores = choose_cores(config, count)?;
-        let flows = Arc::new(Flows::new(config.flow_capacity, config.flow_capacity, HashKey::random())?);
+        let flows = Arc::new(Flows::new(config.flow_capacity, config.flow_capacity_v6, HashKey::random())?);
         let affinity = Arc::new(AffinityTable::new(config.affinity_capacity));
         let shared = Shared { flows, affinity, resolve, started };
         let (mut handles, mut sockets) = (Vec::new(), Vec::new());
@@ -77,6 +77,7 @@ impl Workers {
                 core,
                 idle_before_sleep: config.workers.idle_before_sleep,
                 timeouts: config.timeouts,
+                options: Options::default(),
             };
             let pipeline = Pipeline::new(number);
             let worker = Worker::new(worker_config, shared.clone(), publisher.reader(), device, pipeline);

@@ -235,7 +235,10 @@ fn a_reset_counts_only_within_the_window_and_until_its_receiver_goes_on() {
         assert!(table.reset(&client, inside), "{inside:#x}");
         assert_eq!((table.tcp_phase(&client), table.is_reset_by_peer(&server)), (TcpPhase::Reset, true));
         table.revive(&server);
-        assert_eq!((table.tcp_phase(&client), table.is_reset_by_peer(&server)), (TcpPhase::Established, false));
+        assert_eq!(
+            (table.tcp_phase(&client), table.is_reset_by_peer(&server)),
+            (TcpPhase::Established, false)
+        );
     }
 }
 
