@@ -346,7 +346,9 @@ fn current_next_hop<'a, A: Family>(found: &Found<'_, A>, routing: &'a Routing) -
 /// Notes in the flow that this packet goes on, which is neither a reset nor comes after one.
 #[inline]
 fn note<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) {
-    found.touch(context.now, packet.ip_len(), packet.acked);
+    // RFC 9293 section 3.1: without the flag the number means nothing.
+    let acks = packet.tcp_flags.intersects(TcpFlags::ACK);
+    found.touch(context.now, packet.ip_len(), if acks { packet.acked } else { found.acked() });
     if packet.tuple.protocol != Protocol::Udp {
         found.saw_tcp(packet.tcp_flags);
     }

@@ -446,6 +446,12 @@ impl<A: FlowAddress> Found<'_, A> {
         self.entry.touch(now, ip_len, acked);
     }
 
+    /// The upper half of the last TCP acknowledgement number of this direction.
+    #[inline]
+    pub fn acked(&self) -> u16 {
+        self.entry.acked()
+    }
+
     /// Which direction of its flow this is.
     #[inline]
     pub fn side(&self) -> Side {
