@@ -121,7 +121,9 @@ impl Model {
                 (Way::Open { mtu, .. }, Verdict::Report(Problem::TooBig(told)))
                     if mtu == told && segment.ip_len > mtu =>
                 {
-                    return Ok((self.reported(decided, Problem::TooBig(mtu))?, chosen));
+                    // It does not say which of several ways it is too big for.
+                    let known = if all.len() == 1 { chosen } else { before.clone() };
+                    return Ok((self.reported(decided, Problem::TooBig(mtu))?, known));
                 }
                 (Way::Open { egress, ether, mtu }, Verdict::Transmit(by))
                     if egress == by && segment.ip_len <= mtu =>
