@@ -391,7 +391,10 @@ fn note<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, conte
         Protocol::Udp => {}
         Protocol::Tcp => {
             found.saw_tcp(packet.tcp_flags);
-            found.acknowledged(packet.tcp_acked(frame));
+            // RFC 9293 section 3.1: without the flag the number means nothing.
+            if packet.tcp_flags.intersects(TcpFlags::ACK) {
+                found.acknowledged(packet.tcp_acked(frame));
+            }
         }
         Protocol::Sctp => found.saw_tcp(packet.tcp_flags),
     }

@@ -518,7 +518,7 @@ impl<F> WaitingRoom<F> {
 
 /// P801: flows of a removed endpoint end at once if they are datagrams; connections may finish.
 fn is_stale(tables: &Tables, protocol: Protocol, backend: u32) -> bool {
-    protocol != Protocol::Tcp && !tables.services.backends().is_current(BackendId::from_bits(backend))
+    protocol == Protocol::Udp && !tables.services.backends().is_current(BackendId::from_bits(backend))
 }
 
 /// The time in ticks since `started`.
