@@ -342,8 +342,11 @@ INLINE int is_tag(__be16 ethertype)
 	return ethertype == HTONS(ETH_P_8021Q) || ethertype == HTONS(ETH_P_8021AD);
 }
 
-/* `base`: first socket slot of the interface. A tag that the device took off the frame is not to be seen here: the
- * frame is then taken for an untagged one. */
+/* `base`: first socket slot of the interface.
+ *
+ * Only a tag in the frame is seen. One that a device took off and carries beside it (rxvlan of a NIC, txvlan of the far
+ * end of a veth, in native as in generic mode) is beyond what a program that is not bound to one device may ask for:
+ * the frame looks untagged. Interfaces that receive tags need these offloads turned off. */
 INLINE __u32 parse(struct xdp_md *ctx, __u32 base, struct target *to)
 {
 	void *end = (void *)(long)ctx->data_end;

@@ -1,7 +1,9 @@
 //! VLAN tags: looked into only where the VLAN is served.
 
+use flowgate_xsk::steering::{ETHERTYPE_8021Q, Reason, VlanKey, XdpModeWanted};
+
 use super::*;
-use flowgate_xsk::steering::{ETHERTYPE_8021Q, VlanKey};
+use common::{counter, eventually};
 use frames::{TCP, ethernet, l4, tagged, v6};
 
 const ETHERTYPE_8021AD: u16 = 0x88a8;
@@ -38,4 +40,24 @@ fn a_tagged_frame_is_steered_like_an_untagged_one_where_its_vlan_is_served() {
     rig.redirects("802.1ad", &tagged(ETHERTYPE_8021AD, 100, &six), "redirect_vip");
     rig.passes("802.1Q", &tag(100, &six), "pass_vlan");
     rig.redirects("without a tag", &six, "redirect_vip");
+}
+
+/// The kernel keeps a tag in the frame where no device was asked to carry it beside.
+#[test]
+fn a_tag_in_the_frame_reaches_the_program_in_both_modes() {
+    for mode in [XdpModeWanted::Native, XdpModeWanted::Generic] {
+        let (namespace, far) = (Namespace::new(), Namespace::new());
+        namespace.veth_to("lb0", "peer0", &far);
+        let mut steering = namespace.attach_as(&["lb0"], mode).expect("attach");
+        let mut set = served();
+        set.serve_vlans([(namespace.ifindex("lb0"), 100)]);
+        steering.widen(&set).expect("widen");
+        let sender = far.packet_socket("peer0");
+        for id in [100, 101] {
+            sender.send(&tagged(ETHERTYPE_8021Q, id, &tcp((VIP, 80))));
+        }
+        let came = |reason| eventually(|| counter(&steering, reason) == 1);
+        assert!(came(Reason::PassNoWorker), "{mode:?}: the VLAN that is served");
+        assert!(came(Reason::PassVlan), "{mode:?}: the other one");
+    }
 }
