@@ -7,7 +7,7 @@ mod support;
 use std::{
     collections::BTreeMap,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -60,7 +60,7 @@ fn http_reaches_every_backend_by_cluster_ip_and_node_port_of_both_families() -> 
     }
     for (name, server) in &servers {
         let seen: Vec<_> = server.clients().snapshot().into_keys().collect();
-        assert_eq!(seen, [GATEWAY_FABRIC.into(), twin(GATEWAY_FABRIC).into()], "what {name} sees");
+        assert_eq!(seen, [IpAddr::V4(GATEWAY_FABRIC), twin(GATEWAY_FABRIC).into()], "what {name} sees");
     }
     let flows = lab.show("flows")?;
     let of_v6 =
