@@ -8,6 +8,8 @@
 pub mod choose;
 mod established;
 mod family;
+mod icmp;
+mod mss;
 mod open;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -189,7 +191,11 @@ impl Router {
         // Not before: a packet that is held comes back here and would be counted again.
         note_in_full(frame, found, packet, context, counters);
         let translation = &found.forwarding.translation;
-        self.send(frame, packet, translation, (next_hop, ether), checksums, counters)
+        let verdict = self.send(frame, packet, translation, (next_hop, ether), checksums, counters);
+        if packet.tcp_flags.intersects(TcpFlags::SYN) && matches!(verdict, Verdict::Transmit(_)) {
+            mss::clamp(frame, packet, next_hop, probe.hash().0, context, counters);
+        }
+        verdict
     }
 
     /// Routes a packet as the kernel would have: the XDP program cannot tell the answers to clients whose
@@ -279,16 +285,18 @@ impl Process for Pipeline {
             prefetch(frame.as_mut());
         }
         let Self { v4, v6, router } = self;
-        let (mut segments_v4, mut segments_v6) = (0_u64, 0_u64);
+        let (mut segments_v4, mut segments_v6, mut messages) = (0_u64, 0_u64, 0_u64);
         for (i, (frame, verdict)) in frames.iter_mut().zip(verdicts.iter_mut()).enumerate() {
             let frame = frame.as_mut();
             match EtherType::of(frame) {
                 Some(EtherType::Ipv4) => match stage(frame, &mut v4[i], context) {
                     None => segments_v4 |= 1 << i,
+                    Some(Ok(Parsed::Icmp)) => messages |= 1 << i,
                     Some(other) => *verdict = not_a_segment(other),
                 },
                 Some(EtherType::Ipv6) => match stage(frame, &mut v6[i], context) {
                     None => segments_v6 |= 1 << i,
+                    Some(Ok(Parsed::Icmp)) => messages |= 1 << i,
                     Some(other) => *verdict = not_a_segment(other),
                 },
                 Some(EtherType::Tag | EtherType::Other) => *verdict = Verdict::Pass(PassReason::NotIp),
@@ -309,6 +317,8 @@ impl Process for Pipeline {
                 *verdict = router.decide(frame.as_mut(), &v4[i], checksums, context, counters);
             } else if segments_v6 & (1 << i) != 0 {
                 *verdict = router.decide(frame.as_mut(), &v6[i], checksums, context, counters);
+            } else if messages & (1 << i) != 0 {
+                *verdict = router.control_message(frame.as_mut(), context, counters);
             }
             counters.count(*verdict);
         }
