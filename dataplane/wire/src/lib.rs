@@ -10,6 +10,7 @@ pub mod addr;
 pub mod checksum;
 pub mod datagram;
 pub mod family;
+pub mod fragment;
 pub mod parse;
 pub mod refusal;
 pub mod rewrite;
