@@ -8,6 +8,7 @@
 pub mod choose;
 mod established;
 mod family;
+mod fragments;
 mod open;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,6 +27,9 @@ use crate::options::Options;
 use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::worker::WorkerNumber;
 pub use family::Family;
+pub use fragments::Awaited;
+pub(crate) use fragments::EXPECTED_MS;
+use fragments::Fragments;
 
 /// Frames in a burst at most.
 pub const BURST: usize = 64;
@@ -70,6 +74,10 @@ pub trait Process {
 
     /// Neighbours that are to be resolved since the last call, each handed to `ask`.
     fn drain_requests(&mut self, ask: impl FnMut(Unresolved));
+
+    /// Packets whose awaited fragment has come since the last call, each handed to `ready`: what waits for them is
+    /// to be decided again.
+    fn drain_ready(&mut self, _ready: impl FnMut(Awaited)) {}
 }
 
 /// One worker's pipeline.
@@ -97,7 +105,7 @@ impl Pipeline {
         Self {
             v4: Box::new([Staged::EMPTY; BURST]),
             v6: Box::new([Staged::EMPTY; BURST]),
-            router: Router { worker, requests: Requests::default() },
+            router: Router { worker, requests: Requests::default(), fragments: Fragments::new(worker) },
         }
     }
 }
@@ -108,6 +116,7 @@ impl Pipeline {
 struct Router {
     worker: WorkerNumber,
     requests: Requests,
+    fragments: Fragments,
 }
 
 impl Router {
@@ -280,15 +289,18 @@ impl Process for Pipeline {
         }
         let Self { v4, v6, router } = self;
         let (mut segments_v4, mut segments_v6) = (0_u64, 0_u64);
+        let (mut fragments_v4, mut fragments_v6) = (0_u64, 0_u64);
         for (i, (frame, verdict)) in frames.iter_mut().zip(verdicts.iter_mut()).enumerate() {
             let frame = frame.as_mut();
             match EtherType::of(frame) {
                 Some(EtherType::Ipv4) => match stage(frame, &mut v4[i], context) {
                     None => segments_v4 |= 1 << i,
+                    Some(Ok(Parsed::Fragment)) => fragments_v4 |= 1 << i,
                     Some(other) => *verdict = not_a_segment(other),
                 },
                 Some(EtherType::Ipv6) => match stage(frame, &mut v6[i], context) {
                     None => segments_v6 |= 1 << i,
+                    Some(Ok(Parsed::Fragment)) => fragments_v6 |= 1 << i,
                     Some(other) => *verdict = not_a_segment(other),
                 },
                 Some(EtherType::Tag | EtherType::Other) => *verdict = Verdict::Pass(PassReason::NotIp),
@@ -309,6 +321,10 @@ impl Process for Pipeline {
                 *verdict = router.decide(frame.as_mut(), &v4[i], checksums, context, counters);
             } else if segments_v6 & (1 << i) != 0 {
                 *verdict = router.decide(frame.as_mut(), &v6[i], checksums, context, counters);
+            } else if fragments_v4 & (1 << i) != 0 {
+                *verdict = router.fragment::<Ipv4Addr>(frame.as_mut(), context, counters);
+            } else if fragments_v6 & (1 << i) != 0 {
+                *verdict = router.fragment::<Ipv6Addr>(frame.as_mut(), context, counters);
             }
             counters.count(*verdict);
         }
@@ -316,6 +332,10 @@ impl Process for Pipeline {
 
     fn drain_requests(&mut self, ask: impl FnMut(Unresolved)) {
         self.router.requests.drain(ask);
+    }
+
+    fn drain_ready(&mut self, ready: impl FnMut(Awaited)) {
+        self.router.fragments.drain_ready(ready);
     }
 }
 
@@ -407,8 +427,9 @@ fn is_over<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Contex
 fn not_a_segment<A>(parsed: Result<Parsed<A>, Malformed>) -> Verdict {
     match parsed {
         Err(_) => Verdict::Drop(DropReason::Malformed),
-        Ok(Parsed::Fragment) => Verdict::Pass(PassReason::Fragment),
-        Ok(Parsed::NotL4 | Parsed::Icmp | Parsed::L4(_)) => Verdict::Pass(PassReason::NotL4),
+        Ok(Parsed::NotL4 | Parsed::Icmp | Parsed::Fragment | Parsed::L4(_)) => {
+            Verdict::Pass(PassReason::NotL4)
+        }
     }
 }
 

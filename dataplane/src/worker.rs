@@ -3,6 +3,8 @@
 //! The only place that reads a clock. Busy while frames come; after a short silence it sleeps in the
 //! kernel until the next one. Never resolves, logs or publishes anything.
 
+mod pending;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use crate::options::Options;
 use crate::pipeline::{BURST, Context, Process};
 use crate::refusal::Refusals;
 use crate::verdict::{DropReason, PassReason, Verdict};
+use pending::{Pending, PendingFragments};
 
 /// Which worker, of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +138,7 @@ pub struct Worker<D: Device, P> {
     urgent_buckets: u32,
     frames: Vec<D::Frame>,
     waiting: WaitingRoom<D::Frame>,
+    pending: PendingFragments<D::Frame>,
     asked: Asked,
     refusals: Refusals,
 }
@@ -197,6 +201,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             urgent_buckets: 0,
             frames: Vec::with_capacity(BURST),
             waiting: WaitingRoom::default(),
+            pending: PendingFragments::default(),
             asked: Asked::default(),
             refusals: Refusals::default(),
         }
@@ -220,6 +225,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             received |= self.burst(queue, now);
         }
         self.revisit_waiting(now);
+        self.revisit_pending(now);
         self.device.flush();
         if received {
             self.counters.add(Event::BusyLoops, 1);
@@ -260,14 +266,23 @@ impl<D: Device, P: Process> Worker<D, P> {
             match *verdict {
                 Verdict::Transmit(egress) => send(&mut self.device, &mut self.counters, egress, frame),
                 Verdict::Hold(neighbour) => {
-                    let since = match arrival {
-                        Arrival::JustNow => now,
-                        Arrival::Held { since } => since,
-                    };
+                    let since = arrival.since(now);
                     match self.waiting.admit(Waiting { frame, neighbour, queue, since }, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
                             self.counters.count(Verdict::Drop(DropReason::NoNeighbour));
+                            self.device.recycle(frame);
+                        }
+                    }
+                }
+                Verdict::Await(of) => {
+                    let since = arrival.since(now);
+                    match self.pending.admit(Pending { frame, of, queue, since, is_called: false }) {
+                        Ok(()) => self
+                            .counters
+                            .add(Event::FragmentsAwaiting, u64::from(arrival == Arrival::JustNow)),
+                        Err(frame) => {
+                            self.counters.count(Verdict::Drop(DropReason::FragmentExcess));
                             self.device.recycle(frame);
                         }
                     }
@@ -306,6 +321,21 @@ impl<D: Device, P: Process> Worker<D, P> {
         }
     }
 
+    /// Decides fragments again whose first has come, and drops those that waited in vain.
+    fn revisit_pending(&mut self, now: Tick) {
+        loop {
+            let pending = &mut self.pending;
+            self.process.drain_ready(|of| pending.call(of));
+            let Some(Pending { frame, queue, since, .. }) = self.pending.next_called() else { break };
+            self.frames.push(frame);
+            self.decide(queue, now, Arrival::Held { since });
+        }
+        while let Some(frame) = self.pending.next_expired(now) {
+            self.counters.count(Verdict::Drop(DropReason::FragmentNoFirst));
+            self.device.recycle(frame);
+        }
+    }
+
     fn housekeeping(&mut self, now: Tick) {
         let (resolve, asked, counters) = (&self.shared.resolve.0, &mut self.asked, &mut self.counters);
         self.process.drain_requests(|neighbour| {
@@ -318,7 +348,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             return;
         }
         if cfg!(debug_assertions) {
-            self.device.assert_no_leak(self.waiting.len());
+            self.device.assert_no_leak(self.waiting.len() + self.pending.len());
         }
         self.swept_at = now;
         let tables = self.tables.current();
@@ -419,6 +449,16 @@ impl Asked {
 enum Arrival {
     JustNow,
     Held { since: Tick },
+}
+
+impl Arrival {
+    /// When the frame came, which is `now` or before.
+    fn since(self, now: Tick) -> Tick {
+        match self {
+            Self::JustNow => now,
+            Self::Held { since } => since,
+        }
+    }
 }
 
 #[derive(Debug)]
