@@ -14,15 +14,16 @@ use std::time::{Duration, Instant};
 
 use flowgate_flow::{AffinityTable, Flows, Sweep, Tick, Timeouts};
 use flowgate_tables::routing::Unresolved;
-use flowgate_tables::{BackendId, InterfaceId, Tables, TablesReader};
+use flowgate_tables::{BackendId, InterfaceId, Routing, Tables, TablesReader};
 use flowgate_wire::Protocol;
 
 use crate::counters::{Counters, Event, SharedCounters};
-use crate::device::{Device, NotSent};
+use crate::device::{Device, FrameBuffer, NotSent};
 use crate::options::Options;
 use crate::pipeline::{BURST, Context, Process};
 use crate::refusal::Refusals;
 use crate::verdict::{DropReason, PassReason, Verdict};
+use crate::vlan;
 use pending::{Pending, PendingFragments};
 
 /// Which worker, of how many.
@@ -137,6 +138,8 @@ pub struct Worker<D: Device, P> {
     /// Buckets still to be swept at once, since backends may have gone.
     urgent_buckets: u32,
     frames: Vec<D::Frame>,
+    /// Where each of `frames` came in.
+    ingress: Box<[InterfaceId; BURST]>,
     waiting: WaitingRoom<D::Frame>,
     pending: PendingFragments<D::Frame>,
     asked: Asked,
@@ -200,6 +203,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             swept_generation: 0,
             urgent_buckets: 0,
             frames: Vec::with_capacity(BURST),
+            ingress: Box::new([InterfaceId(0); BURST]),
             waiting: WaitingRoom::default(),
             pending: PendingFragments::default(),
             asked: Asked::default(),
@@ -242,6 +246,14 @@ impl<D: Device, P: Process> Worker<D, P> {
             let bytes: usize = self.frames.iter_mut().map(|frame| frame.as_mut().len()).sum();
             self.counters.add(Event::RxPackets, self.frames.len() as u64);
             self.counters.add(Event::RxBytes, bytes as u64);
+            let device = self.device.interface(queue);
+            let routing = &self.tables.current().routing;
+            self.ingress[..self.frames.len()].fill(device);
+            if routing.has_vlans() {
+                for (frame, ingress) in self.frames.iter_mut().zip(self.ingress.iter_mut()) {
+                    *ingress = untag(frame, device, routing);
+                }
+            }
             self.decide(queue, now, Arrival::JustNow);
         }
         received
@@ -261,28 +273,31 @@ impl<D: Device, P: Process> Worker<D, P> {
             options: &self.config.options,
         };
         self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
-        let ingress = self.device.interface(queue);
-        for (mut frame, verdict) in self.frames.drain(..).zip(verdicts) {
+        let routing = &context.tables.routing;
+        for ((mut frame, verdict), &ingress) in self.frames.drain(..).zip(verdicts).zip(&*self.ingress) {
             match *verdict {
-                Verdict::Transmit(egress) => send(&mut self.device, &mut self.counters, egress, frame),
+                Verdict::Transmit(egress) => {
+                    send(&mut self.device, routing, &mut self.counters, egress, frame)
+                }
                 Verdict::Hold(neighbour) => {
                     let since = arrival.since(now);
-                    match self.waiting.admit(Waiting { frame, neighbour, queue, since }, now) {
+                    match self.waiting.admit(Waiting { frame, neighbour, queue, ingress, since }, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
-                            self.counters.count(Verdict::Drop(DropReason::NoNeighbour));
+                            self.counters.count(&Verdict::Drop(DropReason::NoNeighbour));
                             self.device.recycle(frame);
                         }
                     }
                 }
                 Verdict::Await(of) => {
                     let since = arrival.since(now);
-                    match self.pending.admit(Pending { frame, of, queue, since, is_called: false }) {
+                    let fragment = Pending { frame, of, queue, ingress, since, is_called: false };
+                    match self.pending.admit(fragment) {
                         Ok(()) => self
                             .counters
                             .add(Event::FragmentsAwaiting, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
-                            self.counters.count(Verdict::Drop(DropReason::FragmentExcess));
+                            self.counters.count(&Verdict::Drop(DropReason::FragmentExcess));
                             self.device.recycle(frame);
                         }
                     }
@@ -290,18 +305,18 @@ impl<D: Device, P: Process> Worker<D, P> {
                 Verdict::Reject(_) => {
                     if self.refusals.refuse(&mut frame, now) {
                         self.counters.add(Event::RejectsSent, 1);
-                        send(&mut self.device, &mut self.counters, ingress, frame);
+                        send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
-                        self.counters.count(Verdict::Drop(DropReason::RejectUnanswered));
+                        self.counters.count(&Verdict::Drop(DropReason::RejectUnanswered));
                         self.device.recycle(frame);
                     }
                 }
                 Verdict::Report(problem) => {
-                    let own = context.tables.routing.interfaces().get(ingress.index());
+                    let own = routing.interfaces().get(ingress.index());
                     let own = own.map_or(&[][..], |interface| &interface.spec.addresses);
                     if self.refusals.report(&mut frame, problem, own, now) {
                         self.counters.add(Event::ErrorsSent, 1);
-                        send(&mut self.device, &mut self.counters, ingress, frame);
+                        send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
                         self.device.recycle(frame);
                     }
@@ -315,8 +330,9 @@ impl<D: Device, P: Process> Worker<D, P> {
     fn revisit_waiting(&mut self, now: Tick) {
         let generation = self.tables.current().generation;
         for _ in 0..self.waiting.due(generation, now) {
-            let Some(Waiting { frame, queue, since, .. }) = self.waiting.leave() else { break };
+            let Some(Waiting { frame, queue, ingress, since, .. }) = self.waiting.leave() else { break };
             self.frames.push(frame);
+            self.ingress[0] = ingress;
             self.decide(queue, now, Arrival::Held { since });
         }
     }
@@ -326,12 +342,15 @@ impl<D: Device, P: Process> Worker<D, P> {
         loop {
             let pending = &mut self.pending;
             self.process.drain_ready(|of| pending.call(of));
-            let Some(Pending { frame, queue, since, .. }) = self.pending.next_called() else { break };
+            let Some(Pending { frame, queue, ingress, since, .. }) = self.pending.next_called() else {
+                break;
+            };
             self.frames.push(frame);
+            self.ingress[0] = ingress;
             self.decide(queue, now, Arrival::Held { since });
         }
         while let Some(frame) = self.pending.next_expired(now) {
-            self.counters.count(Verdict::Drop(DropReason::FragmentNoFirst));
+            self.counters.count(&Verdict::Drop(DropReason::FragmentNoFirst));
             self.device.recycle(frame);
         }
     }
@@ -372,13 +391,41 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 }
 
-/// Hands a frame that is ready to a device, and counts what became of it.
+/// Takes the tag off a frame and says to which interface it belongs. A frame of a VLAN that is not served
+/// keeps its tag, by which the pipeline knows that it is not ours.
+#[cold]
+fn untag<F: FrameBuffer>(frame: &mut F, device: InterfaceId, routing: &Routing) -> InterfaceId {
+    match vlan::pop(frame) {
+        // A tag that only has a priority.
+        None | Some(0) => device,
+        Some(identifier) => routing.ingress(device, identifier).unwrap_or_else(|| {
+            vlan::push(frame, identifier);
+            device
+        }),
+    }
+}
+
+/// Hands a frame that is ready to the device of an interface, and counts what became of it.
 #[inline]
-fn send<D: Device>(device: &mut D, counters: &mut Counters, egress: InterfaceId, frame: D::Frame) {
-    match device.send(egress, frame) {
+fn send<D: Device>(
+    device: &mut D,
+    routing: &Routing,
+    counters: &mut Counters,
+    egress: InterfaceId,
+    mut frame: D::Frame,
+) {
+    let (port, tag) = routing.device(egress);
+    if let Some(identifier) = tag
+        && !vlan::push(&mut frame, identifier)
+    {
+        counters.count(&Verdict::Drop(DropReason::TooBig));
+        device.recycle(frame);
+        return;
+    }
+    match device.send(port, frame) {
         Ok(()) => counters.add(Event::TxPackets, 1),
-        Err(NotSent::RingFull) => counters.count(Verdict::Drop(DropReason::TxRingFull)),
-        Err(NotSent::NoEgress) => counters.count(Verdict::Drop(DropReason::NoEgress)),
+        Err(NotSent::RingFull) => counters.count(&Verdict::Drop(DropReason::TxRingFull)),
+        Err(NotSent::NoEgress) => counters.count(&Verdict::Drop(DropReason::NoEgress)),
     }
 }
 
@@ -466,6 +513,7 @@ struct Waiting<F> {
     frame: F,
     neighbour: Unresolved,
     queue: usize,
+    ingress: InterfaceId,
     since: Tick,
 }
 

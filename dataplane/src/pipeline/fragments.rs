@@ -217,7 +217,7 @@ impl Router {
         let staged = Staged { packet: *packet, probe };
         let before = sctp_fields(frame, packet);
         // A device can complete the checksum of a whole packet only, so none was left open here.
-        let verdict = self.decide(frame, &staged, RxChecksums::Complete, context, counters);
+        let verdict = self.decide_in_full(frame, &staged, RxChecksums::Complete, context, counters);
         if let (Verdict::Transmit(_), Some((ports, checksum)), Some(len)) = (verdict, before, sctp_len) {
             mend_sctp(frame, packet, ports, checksum, len);
         }
@@ -248,7 +248,6 @@ impl Router {
             id,
             ports: [src_port, dst_port],
             protocol,
-            acked: packet.acked,
             spread,
             end,
         });
@@ -321,7 +320,7 @@ impl Router {
             dst_port: decided.ports[1],
         };
         if let Some(found) = A::table(context.flows).lookup(&tuple) {
-            found.touch(context.now, datagram.ip_len(), decided.acked);
+            found.touch(context.now, datagram.ip_len());
         }
         let rewritten = fragment::rewrite(frame, datagram, pair.into(), ether);
         rewritten.ok_or(Verdict::Drop(DropReason::Malformed))?;

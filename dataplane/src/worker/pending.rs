@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use flowgate_flow::Tick;
+use flowgate_tables::InterfaceId;
 
 use crate::pipeline::{Awaited, EXPECTED_MS};
 
@@ -12,6 +13,7 @@ pub(super) struct Pending<F> {
     pub(super) frame: F,
     pub(super) of: Awaited,
     pub(super) queue: usize,
+    pub(super) ingress: InterfaceId,
     pub(super) since: Tick,
     /// Whether what it waited for has come.
     pub(super) is_called: bool,

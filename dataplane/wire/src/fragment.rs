@@ -71,7 +71,7 @@ pub fn first<A: Address>(
     if l4_len < header_len(protocol) {
         return Err(Unfit::Tiny);
     }
-    let (l4_checksum, tcp_flags, acked, whole_len) = match protocol {
+    let (l4_checksum, tcp_flags, whole_len) = match protocol {
         Protocol::Tcp => {
             let tcp = l4.first_chunk::<20>().ok_or(Unfit::Tiny)?;
             let data_offset = u16::from(tcp[12] >> 4) * 4;
@@ -81,8 +81,7 @@ pub fn first<A: Address>(
             if data_offset > l4_len {
                 return Err(Unfit::Tiny);
             }
-            let acked = u16::from_be_bytes([tcp[8], tcp[9]]);
-            (Checksum([tcp[16], tcp[17]]), TcpFlags(tcp[13]), acked, None)
+            (Checksum([tcp[16], tcp[17]]), TcpFlags(tcp[13]), None)
         }
         Protocol::Udp => {
             let udp = l4.first_chunk::<8>().ok_or(Unfit::Tiny)?;
@@ -90,9 +89,9 @@ pub fn first<A: Address>(
             if whole_len <= l4_len {
                 return Err(malformed);
             }
-            (Checksum([udp[6], udp[7]]), TcpFlags::default(), 0, Some(whole_len))
+            (Checksum([udp[6], udp[7]]), TcpFlags::default(), Some(whole_len))
         }
-        Protocol::Sctp => (Checksum::NONE, sctp_flags(l4).map_err(Unfit::Malformed)?, 0, None),
+        Protocol::Sctp => (Checksum::NONE, sctp_flags(l4).map_err(Unfit::Malformed)?, None),
     };
     let [s0, s1, d0, d1, ..] = *l4 else { return Err(Unfit::Tiny) };
     let (src_port, dst_port) = (L4Port::from_wire([s0, s1]), L4Port::from_wire([d0, d1]));
@@ -100,7 +99,7 @@ pub fn first<A: Address>(
         return Err(Unfit::Malformed(Malformed::PortZero));
     }
     let tuple = FiveTuple { protocol, src, dst, src_port, dst_port };
-    let packet = Packet { tuple, l3_offset, l4_offset, l4_len, ttl, tcp_flags, acked, l4_checksum };
+    let packet = Packet { tuple, l3_offset, l4_offset, l4_len, ttl, tcp_flags, l4_checksum };
     Ok((packet, whole_len))
 }
 

@@ -39,8 +39,6 @@ pub(super) struct Decided {
     /// The ports and protocol of its flow, to count its fragments there.
     pub(super) ports: [L4Port; 2],
     pub(super) protocol: flowgate_wire::Protocol,
-    /// The upper half of what its segment acknowledged.
-    pub(super) acked: u16,
     /// Chooses among several ways as the flow's hash does.
     pub(super) spread: u32,
     /// Where the packet must end by its transport header.
@@ -190,7 +188,6 @@ mod tests {
             id: None,
             ports: [L4Port::new(1); 2],
             protocol: flowgate_wire::Protocol::Udp,
-            acked: 0,
             spread: 0,
             end: None,
         })
