@@ -1,6 +1,6 @@
 //! The packets whose fragments are on their way. Fixed size; never looks at a frame and never allocates.
 //!
-//! Entries lie in sets of eight, chosen by a keyed hash. A packet whose first fragment is known makes room only
+//! Entries lie in sets of eight, chosen by a keyed hash. A packet whose first fragment came lately makes room only
 //! for others of its kind, so that fragments which belong to nothing cannot push it out.
 
 use std::net::IpAddr;
@@ -93,7 +93,8 @@ impl Entry {
             (State::Ended(_), _) => Some((2, age)),
             (State::Expected, _) => Some((1, age)),
             (State::Decided(_), Newcomer::First) => Some((0, age)),
-            (State::Decided(_), Newcomer::Later) => None,
+            // Fragments of one packet follow one another closely: after a flood of first ones there is room again.
+            (State::Decided(_), Newcomer::Later) => (age > EXPECTED_MS).then_some((0, age)),
         }
     }
 }
@@ -217,7 +218,8 @@ mod tests {
             .collect();
         assert_eq!(cache.slot(key(8), 7, Newcomer::Later, Tick(9)), None);
         assert_eq!(cache.slot(key(8), 7, Newcomer::First, Tick(9)), Some(slots[0]), "the oldest");
-        assert_eq!(cache.slot(key(9), 7, Newcomer::Later, Tick(16_000)), Some(slots[1]), "an old one");
+        cache.entry(slots[0]).state = decided();
+        assert_eq!(cache.slot(key(9), 7, Newcomer::Later, Tick(1_010)), Some(slots[1]), "an old one");
     }
 
     #[test]
