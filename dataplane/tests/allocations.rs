@@ -59,7 +59,7 @@ fn the_packet_path_allocates_nothing() {
     let mut verdicts = [Verdict::Pass(PassReason::NotOurs); BURST];
     let frame = |n: usize| {
         let client = format!("192.0.2.10:{}", 1000 + n);
-        match n % 6 {
+        match n % 8 {
             0 => tcp(&client, "10.96.0.80:80", "S"),
             1 => tcp(&client, "10.96.0.80:80", "A"),
             2 => tcp(&client, "10.96.0.99:80", "S"),
@@ -68,7 +68,7 @@ fn the_packet_path_allocates_nothing() {
                 // Fragments: of five packets, first ones and others, in any order.
                 let mut fragment = udp(&client, "10.96.0.53:53", b"12345678");
                 fragment[19] = u8::try_from(n % 5).unwrap();
-                (fragment[20], fragment[21]) = if n % 4 == 0 { (0x20, 0) } else { (0, 2) };
+                (fragment[20], fragment[21]) = if n % 16 == 4 { (0x20, 0) } else { (0, 2) };
                 fragment[39] = 32;
                 fragment
             }
