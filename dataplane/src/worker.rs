@@ -267,7 +267,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                     match self.waiting.admit(Waiting { frame, neighbour, queue, since }, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
-                            self.counters.count(Verdict::Drop(DropReason::NoNeighbour));
+                            self.counters.count(&Verdict::Drop(DropReason::NoNeighbour));
                             self.device.recycle(frame);
                         }
                     }
@@ -277,7 +277,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                         self.counters.add(Event::RejectsSent, 1);
                         send(&mut self.device, &mut self.counters, ingress, frame);
                     } else {
-                        self.counters.count(Verdict::Drop(DropReason::RejectUnanswered));
+                        self.counters.count(&Verdict::Drop(DropReason::RejectUnanswered));
                         self.device.recycle(frame);
                     }
                 }
@@ -347,8 +347,8 @@ impl<D: Device, P: Process> Worker<D, P> {
 fn send<D: Device>(device: &mut D, counters: &mut Counters, egress: InterfaceId, frame: D::Frame) {
     match device.send(egress, frame) {
         Ok(()) => counters.add(Event::TxPackets, 1),
-        Err(NotSent::RingFull) => counters.count(Verdict::Drop(DropReason::TxRingFull)),
-        Err(NotSent::NoEgress) => counters.count(Verdict::Drop(DropReason::NoEgress)),
+        Err(NotSent::RingFull) => counters.count(&Verdict::Drop(DropReason::TxRingFull)),
+        Err(NotSent::NoEgress) => counters.count(&Verdict::Drop(DropReason::NoEgress)),
     }
 }
 
