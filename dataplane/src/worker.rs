@@ -12,15 +12,16 @@ use std::time::{Duration, Instant};
 
 use flowgate_flow::{AffinityTable, Flows, Sweep, Tick, Timeouts};
 use flowgate_tables::routing::Unresolved;
-use flowgate_tables::{BackendId, InterfaceId, Tables, TablesReader};
+use flowgate_tables::{BackendId, InterfaceId, Routing, Tables, TablesReader};
 use flowgate_wire::Protocol;
 
 use crate::counters::{Counters, Event, SharedCounters};
-use crate::device::{Device, NotSent};
+use crate::device::{Device, FrameBuffer, NotSent};
 use crate::options::Options;
 use crate::pipeline::{BURST, Context, Process};
 use crate::refusal::Refusals;
 use crate::verdict::{DropReason, PassReason, Verdict};
+use crate::vlan;
 
 /// Which worker, of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +135,8 @@ pub struct Worker<D: Device, P> {
     /// Buckets still to be swept at once, since backends may have gone.
     urgent_buckets: u32,
     frames: Vec<D::Frame>,
+    /// Where each of `frames` came in.
+    ingress: Box<[InterfaceId; BURST]>,
     waiting: WaitingRoom<D::Frame>,
     asked: Asked,
     refusals: Refusals,
@@ -196,6 +199,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             swept_generation: 0,
             urgent_buckets: 0,
             frames: Vec::with_capacity(BURST),
+            ingress: Box::new([InterfaceId(0); BURST]),
             waiting: WaitingRoom::default(),
             asked: Asked::default(),
             refusals: Refusals::default(),
@@ -236,6 +240,14 @@ impl<D: Device, P: Process> Worker<D, P> {
             let bytes: usize = self.frames.iter_mut().map(|frame| frame.as_mut().len()).sum();
             self.counters.add(Event::RxPackets, self.frames.len() as u64);
             self.counters.add(Event::RxBytes, bytes as u64);
+            let device = self.device.interface(queue);
+            let routing = &self.tables.current().routing;
+            self.ingress[..self.frames.len()].fill(device);
+            if routing.has_vlans() {
+                for (frame, ingress) in self.frames.iter_mut().zip(self.ingress.iter_mut()) {
+                    *ingress = untag(frame, device, routing);
+                }
+            }
             self.decide(queue, now, Arrival::JustNow);
         }
         received
@@ -255,16 +267,18 @@ impl<D: Device, P: Process> Worker<D, P> {
             options: &self.config.options,
         };
         self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
-        let ingress = self.device.interface(queue);
-        for (mut frame, verdict) in self.frames.drain(..).zip(verdicts) {
+        let routing = &context.tables.routing;
+        for ((mut frame, verdict), &ingress) in self.frames.drain(..).zip(verdicts).zip(&*self.ingress) {
             match *verdict {
-                Verdict::Transmit(egress) => send(&mut self.device, &mut self.counters, egress, frame),
+                Verdict::Transmit(egress) => {
+                    send(&mut self.device, routing, &mut self.counters, egress, frame)
+                }
                 Verdict::Hold(neighbour) => {
                     let since = match arrival {
                         Arrival::JustNow => now,
                         Arrival::Held { since } => since,
                     };
-                    match self.waiting.admit(Waiting { frame, neighbour, queue, since }, now) {
+                    match self.waiting.admit(Waiting { frame, neighbour, queue, ingress, since }, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
                             self.counters.count(&Verdict::Drop(DropReason::NoNeighbour));
@@ -275,18 +289,18 @@ impl<D: Device, P: Process> Worker<D, P> {
                 Verdict::Reject(_) => {
                     if self.refusals.refuse(&mut frame, now) {
                         self.counters.add(Event::RejectsSent, 1);
-                        send(&mut self.device, &mut self.counters, ingress, frame);
+                        send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
                         self.counters.count(&Verdict::Drop(DropReason::RejectUnanswered));
                         self.device.recycle(frame);
                     }
                 }
                 Verdict::Report(problem) => {
-                    let own = context.tables.routing.interfaces().get(ingress.index());
+                    let own = routing.interfaces().get(ingress.index());
                     let own = own.map_or(&[][..], |interface| &interface.spec.addresses);
                     if self.refusals.report(&mut frame, problem, own, now) {
                         self.counters.add(Event::ErrorsSent, 1);
-                        send(&mut self.device, &mut self.counters, ingress, frame);
+                        send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
                         self.device.recycle(frame);
                     }
@@ -300,8 +314,9 @@ impl<D: Device, P: Process> Worker<D, P> {
     fn revisit_waiting(&mut self, now: Tick) {
         let generation = self.tables.current().generation;
         for _ in 0..self.waiting.due(generation, now) {
-            let Some(Waiting { frame, queue, since, .. }) = self.waiting.leave() else { break };
+            let Some(Waiting { frame, queue, ingress, since, .. }) = self.waiting.leave() else { break };
             self.frames.push(frame);
+            self.ingress[0] = ingress;
             self.decide(queue, now, Arrival::Held { since });
         }
     }
@@ -342,10 +357,38 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 }
 
-/// Hands a frame that is ready to a device, and counts what became of it.
+/// Takes the tag off a frame and says to which interface it belongs. A frame of a VLAN that is not served
+/// keeps its tag, by which the pipeline knows that it is not ours.
+#[cold]
+fn untag<F: FrameBuffer>(frame: &mut F, device: InterfaceId, routing: &Routing) -> InterfaceId {
+    match vlan::pop(frame) {
+        // A tag that only has a priority.
+        None | Some(0) => device,
+        Some(identifier) => routing.ingress(device, identifier).unwrap_or_else(|| {
+            vlan::push(frame, identifier);
+            device
+        }),
+    }
+}
+
+/// Hands a frame that is ready to the device of an interface, and counts what became of it.
 #[inline]
-fn send<D: Device>(device: &mut D, counters: &mut Counters, egress: InterfaceId, frame: D::Frame) {
-    match device.send(egress, frame) {
+fn send<D: Device>(
+    device: &mut D,
+    routing: &Routing,
+    counters: &mut Counters,
+    egress: InterfaceId,
+    mut frame: D::Frame,
+) {
+    let (port, tag) = routing.device(egress);
+    if let Some(identifier) = tag
+        && !vlan::push(&mut frame, identifier)
+    {
+        counters.count(&Verdict::Drop(DropReason::TooBig));
+        device.recycle(frame);
+        return;
+    }
+    match device.send(port, frame) {
         Ok(()) => counters.add(Event::TxPackets, 1),
         Err(NotSent::RingFull) => counters.count(&Verdict::Drop(DropReason::TxRingFull)),
         Err(NotSent::NoEgress) => counters.count(&Verdict::Drop(DropReason::NoEgress)),
@@ -426,6 +469,7 @@ struct Waiting<F> {
     frame: F,
     neighbour: Unresolved,
     queue: usize,
+    ingress: InterfaceId,
     since: Tick,
 }
 
