@@ -14,12 +14,13 @@ pub mod options;
 pub mod pipeline;
 mod refusal;
 pub mod verdict;
+mod vlan;
 pub mod watchdog;
 pub mod worker;
 
 pub use counters::{Counters, Event, SharedCounters};
 pub use device::Device;
-pub use options::Options;
+pub use options::{MssClamp, Options};
 pub use pipeline::{Context, Pipeline, Process, RxChecksums};
 pub use verdict::{DropReason, PassReason, RejectReason, Verdict};
 pub use worker::{Worker, WorkerConfig, WorkerHandle, WorkerNumber};

@@ -52,6 +52,10 @@ fn steering_set(tables: &Tables) -> SteeringSet {
     let cidrs = tables.services.service_cidrs().iter();
     set.service_cidrs = cidrs.map(|net| (net.network(), net.prefix_len())).collect();
     let interfaces = tables.routing.interfaces().iter();
+    set.serve_vlans(interfaces.clone().filter_map(|interface| {
+        let vlan = interface.spec.vlan.as_ref()?;
+        Some((tables.routing.interfaces().get(vlan.parent)?.spec.ifindex, vlan.id))
+    }));
     set.own_addresses = interfaces.flat_map(|interface| &interface.spec.addresses).copied().collect();
     set.snat_addresses = tables.snat.all_addresses().into_iter().collect();
     for &port in tables.snat.ports() {
