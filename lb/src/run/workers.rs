@@ -8,7 +8,7 @@ use anyhow::Context;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
 use flowgate_dataplane::watchdog::{Alarm, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
-use flowgate_dataplane::{Options, Pipeline, RxChecksums, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
+use flowgate_dataplane::{Pipeline, RxChecksums, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows, HashKey};
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap, XdpMode};
@@ -77,7 +77,7 @@ impl Workers {
                 core,
                 idle_before_sleep: config.workers.idle_before_sleep,
                 timeouts: config.timeouts,
-                options: Options::default(),
+                options: config.options,
             };
             let pipeline = Pipeline::new(number);
             let worker = Worker::new(worker_config, shared.clone(), publisher.reader(), device, pipeline);
