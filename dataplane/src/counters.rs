@@ -83,15 +83,15 @@ impl Counters {
 
     /// Counts a verdict under its reason; a packet that is sent or held is counted when it is.
     #[inline]
-    pub fn count(&mut self, verdict: Verdict) {
+    pub fn count(&mut self, verdict: &Verdict) {
         if !matches!(verdict, Verdict::Transmit(_)) {
             self.count_unsent(verdict);
         }
     }
 
     #[cold]
-    fn count_unsent(&mut self, verdict: Verdict) {
-        match verdict {
+    fn count_unsent(&mut self, verdict: &Verdict) {
+        match *verdict {
             Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Answer => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
             Verdict::Reject(reason) => self.0[reject_index(reason)] += 1,
@@ -189,11 +189,11 @@ mod tests {
     #[test]
     fn every_reason_has_a_counter_of_its_own() {
         let mut counters = Counters::default();
-        DropReason::ALL.iter().for_each(|reason| counters.count(Verdict::Drop(*reason)));
-        PassReason::ALL.iter().for_each(|reason| counters.count(Verdict::Pass(*reason)));
-        RejectReason::ALL.iter().for_each(|reason| counters.count(Verdict::Reject(*reason)));
+        DropReason::ALL.iter().for_each(|reason| counters.count(&Verdict::Drop(*reason)));
+        PassReason::ALL.iter().for_each(|reason| counters.count(&Verdict::Pass(*reason)));
+        RejectReason::ALL.iter().for_each(|reason| counters.count(&Verdict::Reject(*reason)));
         Event::ALL.iter().for_each(|event| counters.add(*event, 1));
-        counters.count(Verdict::Transmit(InterfaceId(0)));
+        counters.count(&Verdict::Transmit(InterfaceId(0)));
         assert_eq!(counters, Counters([1; COUNT]));
         let shared = SharedCounters::default();
         shared.publish(&counters);

@@ -11,6 +11,7 @@ pub mod options;
 pub mod pipeline;
 mod refusal;
 pub mod verdict;
+mod vlan;
 pub mod watchdog;
 pub mod worker;
 

@@ -113,6 +113,7 @@ struct Router {
 }
 
 impl Router {
+    /// Puts the fate of a packet into `verdict` and counts it.
     #[inline]
     fn decide<A: Family>(
         &mut self,
@@ -121,11 +122,44 @@ impl Router {
         checksums: RxChecksums,
         context: &Context<'_>,
         counters: &mut Counters,
-    ) -> Verdict {
+        verdict: &mut Verdict,
+    ) {
         match Self::forward_established(frame, staged, checksums, context, counters) {
-            Some(egress) => Verdict::Transmit(egress),
-            None => self.decide_in_full(frame, staged, checksums, context, counters),
+            Some(egress) => *verdict = Verdict::Transmit(egress),
+            None => {
+                *verdict = self.decide_in_full(frame, staged, checksums, context, counters);
+                counters.count(verdict);
+            }
         }
+    }
+
+    /// As [`decide`](Self::decide), but a function of its own: see [`stage_v6`].
+    #[inline(never)]
+    fn decide_v6(
+        &mut self,
+        frame: &mut [u8],
+        staged: &Staged<Ipv6Addr>,
+        checksums: RxChecksums,
+        context: &Context<'_>,
+        counters: &mut Counters,
+        verdict: &mut Verdict,
+    ) {
+        self.decide(frame, staged, checksums, context, counters, verdict);
+    }
+
+    /// Decides what is no segment and not decided yet, and counts it.
+    #[cold]
+    fn decide_rest(
+        &mut self,
+        frame: &mut [u8],
+        context: &Context<'_>,
+        counters: &mut Counters,
+        verdict: &mut Verdict,
+    ) {
+        if *verdict == Verdict::Pass(PassReason::NotL4) {
+            *verdict = self.control_message(frame, context, counters);
+        }
+        counters.count(verdict);
     }
 
     /// Decides any packet; those that [`forward_established`](Self::forward_established) serves never come
@@ -285,25 +319,22 @@ impl Process for Pipeline {
             prefetch(frame.as_mut());
         }
         let Self { v4, v6, router } = self;
-        let (mut segments_v4, mut segments_v6, mut messages) = (0_u64, 0_u64, 0_u64);
-        for (i, (frame, verdict)) in frames.iter_mut().zip(verdicts.iter_mut()).enumerate() {
+        let v4 = &mut v4[..frames.len()];
+        let (mut segments_v4, mut segments_v6) = (0_u64, 0_u64);
+        for (i, ((frame, verdict), staged)) in
+            frames.iter_mut().zip(verdicts.iter_mut()).zip(v4.iter_mut()).enumerate()
+        {
             let frame = frame.as_mut();
-            match EtherType::of(frame) {
-                Some(EtherType::Ipv4) => match stage(frame, &mut v4[i], context) {
-                    None => segments_v4 |= 1 << i,
-                    Some(Ok(Parsed::Icmp)) => messages |= 1 << i,
-                    Some(other) => *verdict = not_a_segment(other),
-                },
-                Some(EtherType::Ipv6) => match stage(frame, &mut v6[i], context) {
-                    None => segments_v6 |= 1 << i,
-                    Some(Ok(Parsed::Icmp)) => messages |= 1 << i,
-                    Some(other) => *verdict = not_a_segment(other),
-                },
-                Some(EtherType::Tag | EtherType::Other) => *verdict = Verdict::Pass(PassReason::NotIp),
-                None => *verdict = Verdict::Drop(DropReason::Malformed),
+            if EtherType::of(frame) != Some(EtherType::Ipv4) {
+                segments_v6 |= u64::from(stage_v6(frame, &mut v6[i], context, verdict)) << i;
+                continue;
+            }
+            match stage(frame, staged, context) {
+                None => segments_v4 |= 1 << i,
+                Some(other) => *verdict = not_a_segment(other),
             }
         }
-        for staged in &mut v4[..frames.len()] {
+        for staged in v4.iter_mut() {
             // Harmless for a frame that is no segment: an old probe, whose entry is loaded for nothing.
             context.flows.v4.prefetch(&mut staged.probe);
         }
@@ -312,21 +343,41 @@ impl Process for Pipeline {
             context.flows.v6.prefetch(&mut v6[left.trailing_zeros() as usize].probe);
             left &= left - 1;
         }
-        for (i, (frame, verdict)) in frames.iter_mut().zip(verdicts.iter_mut()).enumerate() {
+        for (i, ((frame, verdict), staged)) in frames.iter_mut().zip(verdicts.iter_mut()).zip(v4).enumerate()
+        {
             if segments_v4 & (1 << i) != 0 {
-                *verdict = router.decide(frame.as_mut(), &v4[i], checksums, context, counters);
+                router.decide(frame.as_mut(), staged, checksums, context, counters, verdict);
             } else if segments_v6 & (1 << i) != 0 {
-                *verdict = router.decide(frame.as_mut(), &v6[i], checksums, context, counters);
-            } else if messages & (1 << i) != 0 {
-                *verdict = router.control_message(frame.as_mut(), context, counters);
+                router.decide_v6(frame.as_mut(), &v6[i], checksums, context, counters, verdict);
+            } else {
+                router.decide_rest(frame.as_mut(), context, counters, verdict);
             }
-            counters.count(*verdict);
         }
     }
 
     fn drain_requests(&mut self, ask: impl FnMut(Unresolved)) {
         self.router.requests.drain(ask);
     }
+}
+
+/// Stages what is no IPv4 frame, and says whether it is a segment. A function of its own, so that the loop
+/// over IPv4 keeps its registers.
+#[inline(never)]
+fn stage_v6(
+    frame: &[u8],
+    staged: &mut Staged<Ipv6Addr>,
+    context: &Context<'_>,
+    verdict: &mut Verdict,
+) -> bool {
+    *verdict = match EtherType::of(frame) {
+        Some(EtherType::Ipv6) => match stage(frame, staged, context) {
+            None => return true,
+            Some(other) => not_a_segment(other),
+        },
+        Some(_) => Verdict::Pass(PassReason::NotIp),
+        None => Verdict::Drop(DropReason::Malformed),
+    };
+    false
 }
 
 /// Parses a frame and starts its lookup; gives back what is no segment.
@@ -355,10 +406,18 @@ fn current_next_hop<'a, A: Family>(found: &Found<'_, A>, routing: &'a Routing) -
 
 /// Notes in the flow that this packet goes on, which is neither a reset nor comes after one.
 #[inline]
-fn note<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) {
-    found.touch(context.now, packet.ip_len(), packet.acked);
-    if packet.tuple.protocol != Protocol::Udp {
-        found.saw_tcp(packet.tcp_flags);
+fn note<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) {
+    found.touch(context.now, packet.ip_len());
+    match packet.tuple.protocol {
+        Protocol::Udp => {}
+        Protocol::Tcp => {
+            found.saw_tcp(packet.tcp_flags);
+            // RFC 9293 section 3.1: without the flag the number means nothing.
+            if packet.tcp_flags.intersects(TcpFlags::ACK) {
+                found.acknowledged(packet.tcp_acked(frame));
+            }
+        }
+        Protocol::Sctp => found.saw_tcp(packet.tcp_flags),
     }
 }
 
@@ -382,10 +441,10 @@ fn note_in_full<A: Family>(
         flows.revive(found);
         counters.add(Event::ResetsRefuted, 1);
     }
-    note(found, packet, context);
+    note(frame, found, packet, context);
 }
 
-#[inline]
+#[inline(always)]
 fn rewrite<A: Family>(
     frame: &mut [u8],
     packet: &Packet<A>,

@@ -3,6 +3,8 @@
 //! The only place that reads a clock. Busy while frames come; after a short silence it sleeps in the
 //! kernel until the next one. Never resolves, logs or publishes anything.
 
+mod sweeping;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -10,17 +12,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use flowgate_flow::{AffinityTable, Flows, Sweep, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, Tick, Timeouts};
 use flowgate_tables::routing::Unresolved;
-use flowgate_tables::{BackendId, InterfaceId, Tables, TablesReader};
-use flowgate_wire::Protocol;
+use flowgate_tables::{InterfaceId, Routing, TablesReader};
 
 use crate::counters::{Counters, Event, SharedCounters};
-use crate::device::{Device, NotSent};
+use crate::device::{Device, FrameBuffer, NotSent};
 use crate::options::Options;
 use crate::pipeline::{BURST, Context, Process};
 use crate::refusal::Refusals;
 use crate::verdict::{DropReason, PassReason, Verdict};
+use crate::vlan;
+use sweeping::Sweeping;
 
 /// Which worker, of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,12 +131,10 @@ pub struct Worker<D: Device, P> {
     tables: TablesReader,
     state: Arc<WorkerState>,
     counters: Counters,
-    sweeps: Sweeps,
-    swept_at: Tick,
-    swept_generation: u64,
-    /// Buckets still to be swept at once, since backends may have gone.
-    urgent_buckets: u32,
+    sweeping: Sweeping,
     frames: Vec<D::Frame>,
+    /// Where each of `frames` came in.
+    ingress: Box<[InterfaceId; BURST]>,
     waiting: WaitingRoom<D::Frame>,
     asked: Asked,
     refusals: Refusals,
@@ -182,7 +183,7 @@ where
 impl<D: Device, P: Process> Worker<D, P> {
     /// A worker that is not running yet.
     pub fn new(config: WorkerConfig, shared: Shared, tables: TablesReader, device: D, process: P) -> Self {
-        let sweeps = Sweeps::new(&shared.flows, config.number);
+        let sweeping = Sweeping::new(&shared.flows, config.number);
         Self {
             config,
             shared,
@@ -191,11 +192,9 @@ impl<D: Device, P: Process> Worker<D, P> {
             tables,
             state: Arc::new(WorkerState::default()),
             counters: Counters::default(),
-            sweeps,
-            swept_at: Tick::default(),
-            swept_generation: 0,
-            urgent_buckets: 0,
+            sweeping,
             frames: Vec::with_capacity(BURST),
+            ingress: Box::new([InterfaceId(0); BURST]),
             waiting: WaitingRoom::default(),
             asked: Asked::default(),
             refusals: Refusals::default(),
@@ -236,6 +235,14 @@ impl<D: Device, P: Process> Worker<D, P> {
             let bytes: usize = self.frames.iter_mut().map(|frame| frame.as_mut().len()).sum();
             self.counters.add(Event::RxPackets, self.frames.len() as u64);
             self.counters.add(Event::RxBytes, bytes as u64);
+            let device = self.device.interface(queue);
+            let routing = &self.tables.current().routing;
+            self.ingress[..self.frames.len()].fill(device);
+            if routing.has_vlans() {
+                for (frame, ingress) in self.frames.iter_mut().zip(self.ingress.iter_mut()) {
+                    *ingress = untag(frame, device, routing);
+                }
+            }
             self.decide(queue, now, Arrival::JustNow);
         }
         received
@@ -255,19 +262,21 @@ impl<D: Device, P: Process> Worker<D, P> {
             options: &self.config.options,
         };
         self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
-        let ingress = self.device.interface(queue);
-        for (mut frame, verdict) in self.frames.drain(..).zip(verdicts) {
+        let routing = &context.tables.routing;
+        for ((mut frame, verdict), &ingress) in self.frames.drain(..).zip(verdicts).zip(&*self.ingress) {
             match *verdict {
-                Verdict::Transmit(egress) => send(&mut self.device, &mut self.counters, egress, frame),
+                Verdict::Transmit(egress) => {
+                    send(&mut self.device, routing, &mut self.counters, egress, frame)
+                }
                 Verdict::Hold(neighbour) => {
                     let since = match arrival {
                         Arrival::JustNow => now,
                         Arrival::Held { since } => since,
                     };
-                    match self.waiting.admit(Waiting { frame, neighbour, queue, since }, now) {
+                    match self.waiting.admit(Waiting { frame, neighbour, queue, ingress, since }, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
-                            self.counters.count(Verdict::Drop(DropReason::NoNeighbour));
+                            self.counters.count(&Verdict::Drop(DropReason::NoNeighbour));
                             self.device.recycle(frame);
                         }
                     }
@@ -275,18 +284,18 @@ impl<D: Device, P: Process> Worker<D, P> {
                 Verdict::Reject(_) => {
                     if self.refusals.refuse(&mut frame, now) {
                         self.counters.add(Event::RejectsSent, 1);
-                        send(&mut self.device, &mut self.counters, ingress, frame);
+                        send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
-                        self.counters.count(Verdict::Drop(DropReason::RejectUnanswered));
+                        self.counters.count(&Verdict::Drop(DropReason::RejectUnanswered));
                         self.device.recycle(frame);
                     }
                 }
                 Verdict::Report(problem) => {
-                    let own = context.tables.routing.interfaces().get(ingress.index());
+                    let own = routing.interfaces().get(ingress.index());
                     let own = own.map_or(&[][..], |interface| &interface.spec.addresses);
                     if self.refusals.report(&mut frame, problem, own, now) {
                         self.counters.add(Event::ErrorsSent, 1);
-                        send(&mut self.device, &mut self.counters, ingress, frame);
+                        send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
                         self.device.recycle(frame);
                     }
@@ -301,8 +310,9 @@ impl<D: Device, P: Process> Worker<D, P> {
     fn revisit_waiting(&mut self, now: Tick) {
         let generation = self.tables.current().generation;
         for _ in 0..self.waiting.due(generation, now) {
-            let Some(Waiting { frame, queue, since, .. }) = self.waiting.leave() else { break };
+            let Some(Waiting { frame, queue, ingress, since, .. }) = self.waiting.leave() else { break };
             self.frames.push(frame);
+            self.ingress[0] = ingress;
             self.decide(queue, now, Arrival::Held { since });
         }
     }
@@ -314,26 +324,14 @@ impl<D: Device, P: Process> Worker<D, P> {
                 counters.add(Event::ResolveOverflows, 1);
             }
         });
-        let elapsed_ms = now.since(self.swept_at);
-        if elapsed_ms == 0 {
+        if self.sweeping.since_last(now) == 0 {
             return;
         }
         if cfg!(debug_assertions) {
             self.device.assert_no_leak(self.waiting.len());
         }
-        self.swept_at = now;
-        let tables = self.tables.current();
-        if tables.generation != self.swept_generation {
-            self.swept_generation = tables.generation;
-            self.urgent_buckets = self.sweeps.len();
-        }
-        let regular = u64::from(self.sweeps.len()) * u64::from(elapsed_ms) / SWEEP_MS + 1;
-        let regular = u32::try_from(regular).unwrap_or(u32::MAX);
-        let urgent = self.urgent_buckets.min(URGENT_BUCKETS_PER_MS.saturating_mul(elapsed_ms));
-        let buckets = regular.max(urgent);
-        self.urgent_buckets = self.urgent_buckets.saturating_sub(buckets);
-        let is_stale = |p: Protocol, backend| is_stale(tables, p, backend);
-        let removed = self.sweeps.step(&self.shared.flows, buckets, now, &self.config.timeouts, is_stale);
+        let removed =
+            self.sweeping.step(&self.shared.flows, self.tables.current(), now, &self.config.timeouts);
         self.counters.add(Event::FlowsExpired, u64::from(removed));
     }
 
@@ -343,48 +341,41 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 }
 
-/// Hands a frame that is ready to a device, and counts what became of it.
+/// Takes the tag off a frame and says to which interface it belongs. A frame of a VLAN that is not served
+/// keeps its tag, by which the pipeline knows that it is not ours.
+#[cold]
+fn untag<F: FrameBuffer>(frame: &mut F, device: InterfaceId, routing: &Routing) -> InterfaceId {
+    match vlan::pop(frame) {
+        // A tag that only has a priority.
+        None | Some(0) => device,
+        Some(identifier) => routing.ingress(device, identifier).unwrap_or_else(|| {
+            vlan::push(frame, identifier);
+            device
+        }),
+    }
+}
+
+/// Hands a frame that is ready to the device of an interface, and counts what became of it.
 #[inline]
-fn send<D: Device>(device: &mut D, counters: &mut Counters, egress: InterfaceId, frame: D::Frame) {
-    match device.send(egress, frame) {
+fn send<D: Device>(
+    device: &mut D,
+    routing: &Routing,
+    counters: &mut Counters,
+    egress: InterfaceId,
+    mut frame: D::Frame,
+) {
+    let (port, tag) = routing.device(egress);
+    if let Some(identifier) = tag
+        && !vlan::push(&mut frame, identifier)
+    {
+        counters.count(&Verdict::Drop(DropReason::TooBig));
+        device.recycle(frame);
+        return;
+    }
+    match device.send(port, frame) {
         Ok(()) => counters.add(Event::TxPackets, 1),
-        Err(NotSent::RingFull) => counters.count(Verdict::Drop(DropReason::TxRingFull)),
-        Err(NotSent::NoEgress) => counters.count(Verdict::Drop(DropReason::NoEgress)),
-    }
-}
-
-/// One worker's shares of the sweeps over both flow tables.
-#[derive(Debug)]
-struct Sweeps {
-    v4: Sweep,
-    v6: Sweep,
-}
-
-impl Sweeps {
-    fn new(flows: &Flows, worker: WorkerNumber) -> Self {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let (index, workers) = (count(worker.index), count(worker.count));
-        Self { v4: Sweep::new(&flows.v4, index, workers), v6: Sweep::new(&flows.v6, index, workers) }
-    }
-
-    /// Buckets of both shares.
-    fn len(&self) -> u32 {
-        self.v4.len() + self.v6.len()
-    }
-
-    /// Sweeps so many buckets, of each table in proportion to its share.
-    fn step(
-        &mut self,
-        flows: &Flows,
-        buckets: u32,
-        now: Tick,
-        timeouts: &Timeouts,
-        is_stale: impl Fn(Protocol, u32) -> bool,
-    ) -> u32 {
-        let of_v6 = u64::from(buckets) * u64::from(self.v6.len()) / u64::from(self.len().max(1)) + 1;
-        let of_v6 = u32::try_from(of_v6).unwrap_or(u32::MAX);
-        self.v4.step(&flows.v4, buckets, now, timeouts, &is_stale)
-            + self.v6.step(&flows.v6, of_v6, now, timeouts, &is_stale)
+        Err(NotSent::RingFull) => counters.count(&Verdict::Drop(DropReason::TxRingFull)),
+        Err(NotSent::NoEgress) => counters.count(&Verdict::Drop(DropReason::NoEgress)),
     }
 }
 
@@ -427,6 +418,7 @@ struct Waiting<F> {
     frame: F,
     neighbour: Unresolved,
     queue: usize,
+    ingress: InterfaceId,
     since: Tick,
 }
 
@@ -473,11 +465,6 @@ impl<F> WaitingRoom<F> {
     }
 }
 
-/// P801: flows of a removed endpoint end at once if they are datagrams; connections may finish.
-fn is_stale(tables: &Tables, protocol: Protocol, backend: u32) -> bool {
-    protocol != Protocol::Tcp && !tables.services.backends().is_current(BackendId::from_bits(backend))
-}
-
 /// The time in ticks since `started`.
 pub fn tick(time: Instant, started: Instant) -> Tick {
     let ms = time.duration_since(started).as_millis() & u128::from(u32::MAX);
@@ -488,12 +475,6 @@ pub fn tick(time: Instant, started: Instant) -> Tick {
 fn now() -> Instant {
     Instant::now()
 }
-
-/// The sweep passes over the whole table in this time.
-const SWEEP_MS: u64 = 16_000;
-
-/// After a new generation the sweep hurries, but never longer than some tens of microseconds a time.
-const URGENT_BUCKETS_PER_MS: u32 = 64;
 
 /// A neighbour is asked for again after this time.
 const ASK_AGAIN_MS: u32 = 100;

@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf, process::Command};
 
-const SOURCES: [&str; 3] = ["bpf/steer.bpf.c", "bpf/bpf.h", "bpf/reasons.h"];
+const SOURCES: [&str; 5] = ["bpf/steer.bpf.c", "bpf/bpf.h", "bpf/maps.h", "bpf/parse.h", "bpf/reasons.h"];
 
 fn main() {
     for source in SOURCES {

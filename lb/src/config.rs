@@ -145,6 +145,13 @@ impl Config {
             return Err(wrong("gateway.interfaces", format!("`{twice}` is listed twice")));
         }
         let (lower, upper) = parse_ports(&raw.snat.ports).map_err(|reason| wrong("snat.ports", reason))?;
+        if let Some(addr) = raw.snat.addresses.iter().find(|addr| !is_source(addr)) {
+            let reason = format!("`{addr}` is no address that packets can come from and be answered to");
+            return Err(wrong("snat.addresses", reason));
+        }
+        if let Some(twice) = first_repeated(&raw.snat.addresses) {
+            return Err(wrong("snat.addresses", format!("`{twice}` is listed twice")));
+        }
         let rings = raw.rings;
         for (key, length) in [("rings.rx", rings.rx), ("rings.tx", rings.tx), ("rings.fill", rings.fill)] {
             if !length.is_power_of_two() || !(64..=32_768).contains(&length) {
@@ -287,6 +294,22 @@ fn parse_listen(text: &str) -> Result<Option<SocketAddr>, String> {
     }
 }
 
+/// Whether packets can have the address as their source and be answered beyond the link.
+const fn is_source(addr: &IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(v4) => {
+            !(v4.is_unspecified()
+                || v4.is_loopback()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || v4.is_link_local())
+        }
+        IpAddr::V6(v6) => {
+            !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast() || v6.is_unicast_link_local())
+        }
+    }
+}
+
 fn first_repeated<T: PartialEq + Clone>(items: &[T]) -> Option<T> {
     items.iter().enumerate().find(|(i, item)| items[..*i].contains(item)).map(|(_, item)| item.clone())
 }
@@ -379,6 +402,14 @@ mod tests {
             (
                 "[snat]\nports = \"5\"",
                 "f.toml: snat.ports: `5` is not a range of ports such as \"40000-59999\"",
+            ),
+            (
+                "[snat]\naddresses = [\"192.0.2.1\", \"fe80::1\"]",
+                "f.toml: snat.addresses: `fe80::1` is no address that packets can come from and be answered to",
+            ),
+            (
+                "[snat]\naddresses = [\"2001:db8::1\", \"2001:db8::1\"]",
+                "f.toml: snat.addresses: `2001:db8::1` is listed twice",
             ),
             ("[snat]\nports = \"9-5\"", "f.toml: snat.ports: 9 is above 5"),
             ("[rings]\nrx = 100", "f.toml: rings.rx: 100 is not a power of two from 64 to 32768"),

@@ -11,6 +11,7 @@ mod steer;
 mod workers;
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -28,9 +29,11 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
         !config.interfaces.is_empty(),
         "no interface to serve: set gateway.interfaces in the configuration, or pass --interface IF"
     );
+    let devices = host::devices(&config.interfaces, Path::new("/sys/class/net"))?;
+    let config = Config { interfaces: devices, ..config.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, gateway::serve(config))?;
+    local.block_on(&runtime, gateway::serve(&config))?;
     Ok(ExitCode::SUCCESS)
 }
 

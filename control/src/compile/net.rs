@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use flowgate_tables::routing::{Route, Unresolved};
-use flowgate_tables::spec::InterfaceSpec;
-use flowgate_tables::{Routing, SnatPool, Tables};
+use flowgate_tables::spec::{InterfaceSpec, RouteSpec};
+use flowgate_tables::{InterfaceId, Routing, SnatPool, Tables};
+use ipnet::IpNet;
 
 use super::Settings;
 use crate::model::NetState;
@@ -22,6 +23,10 @@ pub(super) fn compile_routing(net: &NetState, previous: &Arc<Routing>) -> (Arc<R
             "does not exist: nothing is received or sent by it",
         ));
     }
+    if let (InterfaceId::MAX, Some(last)) = (net.interfaces.len(), net.interfaces.last()) {
+        let reason = "is the last that can be numbered: further VLAN interfaces, if any, are not served";
+        entries.push(finding(Severity::Warning, last, reason));
+    }
     match built {
         Ok(routing) => {
             let unchanged = routing.epoch() == previous.epoch()
@@ -37,7 +42,7 @@ pub(super) fn compile_routing(net: &NetState, previous: &Arc<Routing>) -> (Arc<R
     }
 }
 
-/// Builds the SNAT pool: the configured addresses, else each interface's own primary one.
+/// Builds the SNAT pool: of each family the configured addresses, else each interface's own primary one.
 pub(super) fn compile_snat(
     net: &NetState,
     settings: &Settings,
@@ -45,7 +50,7 @@ pub(super) fn compile_snat(
 ) -> (Arc<SnatPool>, Vec<Entry>) {
     let mut entries = Vec::new();
     let mut by_interface = Vec::with_capacity(net.interfaces.len());
-    for interface in net.interfaces.iter() {
+    for (position, interface) in net.interfaces.iter().enumerate() {
         let mut addresses = settings.snat.addresses.clone();
         for is_family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
             if !addresses.iter().any(is_family) {
@@ -53,7 +58,12 @@ pub(super) fn compile_snat(
             }
         }
         if interface.ifindex != 0 && !addresses.iter().any(IpAddr::is_ipv4) {
-            let reason = "has no IPv4 address: flows that leave by it cannot be translated";
+            let reason = "has no IPv4 address: IPv4 flows that leave by it cannot be translated";
+            entries.push(finding(Severity::Warning, interface, reason));
+        }
+        if !addresses.iter().any(is_global_v6) && routes_v6(net, position) {
+            let reason =
+                "has no global IPv6 address: IPv6 flows that leave by it get no answer from beyond the link";
             entries.push(finding(Severity::Warning, interface, reason));
         }
         by_interface.push(addresses);
@@ -83,6 +93,19 @@ pub fn unresolved_next_hops(tables: &Tables) -> Vec<Unresolved> {
 /// The first address of a family; a link-local one comes last, so it is taken only if there is no other.
 fn primary(interface: &InterfaceSpec, is_family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
     interface.addresses.iter().find(|&addr| is_family(addr)).copied()
+}
+
+const fn is_global_v6(addr: &IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(v6) if !v6.is_unicast_link_local())
+}
+
+/// Whether IPv6 packets leave by an interface to further than its link.
+fn routes_v6(net: &NetState, interface: usize) -> bool {
+    let leads = |route: &RouteSpec| {
+        matches!(route.prefix, IpNet::V6(prefix) if !prefix.addr().is_unicast_link_local())
+            && route.hops.iter().any(|hop| hop.interface == interface)
+    };
+    net.routes.iter().any(leads)
 }
 
 fn finding(severity: Severity, interface: &InterfaceSpec, reason: &str) -> Entry {

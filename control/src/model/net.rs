@@ -7,9 +7,10 @@ use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteSpec};
 /// Links, routes and neighbours of the served interfaces. Parts that did not change keep their `Arc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetState {
-    /// The served interfaces, in the order of the configuration; also those that do not exist.
+    /// The served interfaces, in the order of the configuration, also those that do not exist; then their
+    /// VLANs.
     pub interfaces: Arc<Vec<InterfaceSpec>>,
-    /// Unicast routes of the main table through them.
+    /// Routes of the main table through them, and those that lead nowhere.
     pub routes: Arc<Vec<RouteSpec>>,
     /// Neighbours on them.
     pub neighbours: Arc<Vec<NeighbourSpec>>,

@@ -6,12 +6,16 @@ use flowgate_wire::MacAddr;
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, State};
+use rtnetlink::packet_route::link::{
+    BondPortState, InfoBondPort, InfoData, InfoKind, InfoPortData, InfoVlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, State, VlanProtocol,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHopFlags, RoutePreference,
+    RouteType, RouteVia,
 };
 
 /// A link.
@@ -22,6 +26,23 @@ pub(super) struct Link {
     pub(super) mac: MacAddr,
     pub(super) mtu: u16,
     pub(super) up: bool,
+    pub(super) kind: Kind,
+    /// The kernel's index of the bond, bridge or VRF that it is a port of.
+    pub(super) master: Option<u32>,
+}
+
+/// What a link is, as far as it matters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Anything else.
+    #[default]
+    Other,
+    /// Sends and receives tagged frames by another link of this namespace (IEEE 802.1Q).
+    Vlan { link: u32, id: u16 },
+    /// Sends and receives by its ports.
+    Bond,
+    /// A port of a bond that is not to send.
+    IdleBondPort,
 }
 
 /// An address of an interface.
@@ -29,15 +50,20 @@ pub(super) struct Link {
 pub(super) struct Address {
     pub(super) ifindex: u32,
     pub(super) ip: IpAddr,
+    /// An IPv4 address given after another of its subnet, or a temporary IPv6 one (RFC 8981).
     pub(super) is_secondary: bool,
+    /// RFC 4862 section 5.5.4: not to be used for new flows.
+    pub(super) is_deprecated: bool,
 }
 
-/// A unicast route of the main table.
+/// A route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) prefix: IpNet,
     pub(super) metric: u32,
-    /// The ways it may take, in the kernel's order.
+    /// Higher is better among routes with the same prefix and metric (RFC 4191).
+    pub(super) preference: i8,
+    /// The ways it may take, in the kernel's order. None if the destinations are not to be reached.
     pub(super) hops: Vec<Hop>,
 }
 
@@ -46,6 +72,10 @@ pub(super) struct Route {
 pub(super) struct Hop {
     pub(super) ifindex: u32,
     pub(super) via: Option<IpAddr>,
+    /// Its share relative to the others.
+    pub(super) weight: u16,
+    /// The kernel says that it leads nowhere now.
+    pub(super) is_dead: bool,
 }
 
 /// A neighbour as the kernel knows it.
@@ -64,21 +94,56 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         mac: MacAddr::default(),
         mtu: u16::MAX,
         up: false,
+        kind: Kind::Other,
+        master: None,
     };
     let mut state = State::Unknown;
+    let (mut below, mut is_below_elsewhere, mut infos) = (None, false, [].as_slice());
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(bytes) => link.mac = mac(bytes).unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(*mtu).unwrap_or(u16::MAX),
             LinkAttribute::OperState(oper) => state = *oper,
+            LinkAttribute::Controller(index) => link.master = Some(*index).filter(|&index| index != 0),
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => is_below_elsewhere = true,
+            LinkAttribute::LinkInfo(info) => infos = info,
             _ => {}
         }
     }
+    link.kind = kind(infos, below.filter(|_| !is_below_elsewhere));
     // Drivers that do not report an operational state still report the carrier.
     let flags = LinkFlags::Up | LinkFlags::LowerUp;
     link.up = message.header.flags.contains(flags) && matches!(state, State::Up | State::Unknown);
     (!link.name.is_empty()).then_some(link)
+}
+
+fn kind(infos: &[LinkInfo], below: Option<u32>) -> Kind {
+    let mut kind = Kind::Other;
+    for info in infos {
+        match info {
+            LinkInfo::Kind(InfoKind::Bond) => kind = Kind::Bond,
+            LinkInfo::Data(InfoData::Vlan(attributes)) => {
+                let id = attributes.iter().find_map(|attribute| match attribute {
+                    InfoVlan::Id(id) => Some(*id),
+                    _ => None,
+                });
+                // A service tag (IEEE 802.1ad) is none that workers know.
+                let is_service = attributes.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
+                if let (Some(link), Some(id), false) = (below, id, is_service) {
+                    kind = Kind::Vlan { link, id };
+                }
+            }
+            LinkInfo::PortData(InfoPortData::BondPort(attributes))
+                if attributes.contains(&InfoBondPort::BondPortState(BondPortState::Backup)) =>
+            {
+                kind = Kind::IdleBondPort;
+            }
+            _ => {}
+        }
+    }
+    kind
 }
 
 pub(super) fn address(message: &AddressMessage) -> Option<Address> {
@@ -97,14 +162,19 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
     if flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed) {
         return None;
     }
-    let is_secondary = flags.contains(AddressFlags::Secondary);
-    Some(Address { ifindex: message.header.index, ip: local.or(address)?, is_secondary })
+    Some(Address {
+        ifindex: message.header.index,
+        ip: local.or(address)?,
+        is_secondary: flags.contains(AddressFlags::Secondary),
+        is_deprecated: flags.contains(AddressFlags::Deprecated),
+    })
 }
 
 pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
     let mut table = u32::from(header.table);
     let mut metric = 0;
+    let mut preference = 0;
     let mut destination = None;
     let mut single = RawHop::default();
     let mut hops = Vec::new();
@@ -113,10 +183,18 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Destination(to) => destination = Some(ip(to)?),
+            RouteAttribute::Preference(RoutePreference::High) => preference = 1,
+            RouteAttribute::Preference(RoutePreference::Low) => preference = -1,
             RouteAttribute::MultiPath(paths) => {
                 let dead = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
-                for path in paths.iter().filter(|path| !path.flags.intersects(dead)) {
-                    let mut hop = RawHop { ifindex: path.interface_index, ..RawHop::default() };
+                for path in paths {
+                    let mut hop = RawHop {
+                        ifindex: path.interface_index,
+                        // The kernel tells the weight less one.
+                        weight: u16::from(path.hops) + 1,
+                        is_dead: path.flags.intersects(dead),
+                        ..RawHop::default()
+                    };
                     path.attributes.iter().for_each(|attribute| hop.read(attribute));
                     hops.extend(hop.usable());
                 }
@@ -125,12 +203,21 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
         }
     }
     let is_main = table == u32::from(RouteHeader::RT_TABLE_MAIN);
-    let off = RouteFlags::Cloned | RouteFlags::Dead | RouteFlags::Linkdown;
-    if !is_main || header.kind != RouteType::Unicast || header.flags.intersects(off) {
+    // Routes for a type of service or for some sources only are nobody else's.
+    let is_special = header.tos != 0 || header.source_prefix_length != 0;
+    if !is_main || is_special || header.flags.contains(RouteFlags::Cloned) {
         return None;
     }
-    if single.ifindex != 0 {
-        hops.extend(single.usable());
+    match header.kind {
+        RouteType::Unicast if single.ifindex != 0 => {
+            single.is_dead = header.flags.intersects(RouteFlags::Dead | RouteFlags::Linkdown);
+            hops.extend(single.usable());
+        }
+        RouteType::Unicast => {}
+        RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => {
+            hops.clear()
+        }
+        _ => return None,
     }
     let everything = match header.address_family {
         AddressFamily::Inet => IpAddr::from([0; 4]),
@@ -138,7 +225,7 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
         _ => return None,
     };
     let prefix = IpNet::new(destination.unwrap_or(everything), header.destination_prefix_length).ok()?;
-    Some(Route { prefix, metric, hops })
+    Some(Route { prefix, metric, preference, hops })
 }
 
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
@@ -154,22 +241,31 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
             _ => {}
         }
     }
+    // A group is no neighbour, though the kernel keeps its Ethernet address.
+    let ip = ip.filter(|ip| !ip.is_multicast())?;
     let state = message.header.state;
     // A failed entry may still carry the address that failed.
     let valid = !matches!(
         state,
         NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None | NeighbourState::Other(_)
     );
-    Some(Neighbour { ifindex: message.header.ifindex, ip: ip?, mac: lladdr.filter(|_| valid), state })
+    Some(Neighbour { ifindex: message.header.ifindex, ip, mac: lladdr.filter(|_| valid), state })
 }
 
 /// A way of a route while its attributes are read.
-#[derive(Default)]
 struct RawHop {
     ifindex: u32,
     via: Option<IpAddr>,
-    /// A router of the other family, or a tunnel: nothing that plain frames can take.
+    weight: u16,
+    is_dead: bool,
+    /// A tunnel, or a router of another kind than IP: nothing that plain frames can take.
     is_foreign: bool,
+}
+
+impl Default for RawHop {
+    fn default() -> Self {
+        Self { ifindex: 0, via: None, weight: 1, is_dead: false, is_foreign: false }
+    }
 }
 
 impl RawHop {
@@ -177,13 +273,17 @@ impl RawHop {
         match attribute {
             RouteAttribute::Oif(ifindex) => self.ifindex = *ifindex,
             RouteAttribute::Gateway(to) => self.via = ip(to),
+            // RFC 5549: a router of the other family.
+            RouteAttribute::Via(RouteVia::Inet(v4)) => self.via = Some(IpAddr::V4(*v4)),
+            RouteAttribute::Via(RouteVia::Inet6(v6)) => self.via = Some(IpAddr::V6(*v6)),
             RouteAttribute::Via(_) | RouteAttribute::Encap(_) => self.is_foreign = true,
             _ => {}
         }
     }
 
     fn usable(self) -> Option<Hop> {
-        (!self.is_foreign).then_some(Hop { ifindex: self.ifindex, via: self.via })
+        let Self { ifindex, via, weight, is_dead, is_foreign } = self;
+        (!is_foreign).then_some(Hop { ifindex, via, weight, is_dead })
     }
 }
 
@@ -197,4 +297,116 @@ const fn ip(address: &RouteAddress) -> Option<IpAddr> {
 
 fn mac(bytes: &[u8]) -> Option<MacAddr> {
     bytes.try_into().ok().map(MacAddr)
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::route::RouteNextHop;
+
+    use super::*;
+
+    fn link_of(attributes: Vec<LinkAttribute>) -> Link {
+        let mut message = LinkMessage::default();
+        message.header.index = 9;
+        message.attributes = attributes;
+        message.attributes.push(LinkAttribute::IfName("x".into()));
+        link(&message).unwrap()
+    }
+
+    #[test]
+    fn a_vlan_is_one_of_a_link_of_this_namespace_with_a_customer_tag() {
+        let vlan = |protocol| {
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vlan),
+                LinkInfo::Data(InfoData::Vlan(vec![InfoVlan::Protocol(protocol), InfoVlan::Id(7)])),
+            ])
+        };
+        let customer = || vlan(VlanProtocol::Ieee8021Q);
+        let below = || LinkAttribute::Link(5);
+        assert_eq!(link_of(vec![below(), customer()]).kind, Kind::Vlan { link: 5, id: 7 });
+        assert_eq!(link_of(vec![below(), vlan(VlanProtocol::Ieee8021Ad)]).kind, Kind::Other);
+        let elsewhere = LinkAttribute::LinkNetNsId(0);
+        assert_eq!(link_of(vec![below(), elsewhere, customer()]).kind, Kind::Other);
+    }
+
+    #[test]
+    fn a_port_of_a_bond_tells_whether_it_sends() {
+        let port = |state| {
+            let data = InfoPortData::BondPort(vec![InfoBondPort::BondPortState(state)]);
+            link_of(vec![
+                LinkAttribute::Controller(3),
+                LinkAttribute::LinkInfo(vec![LinkInfo::PortData(data)]),
+            ])
+        };
+        assert_eq!(
+            (port(BondPortState::Active).kind, port(BondPortState::Active).master),
+            (Kind::Other, Some(3))
+        );
+        assert_eq!(port(BondPortState::Backup).kind, Kind::IdleBondPort);
+        let bond = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bond)]);
+        assert_eq!(link_of(vec![bond]).kind, Kind::Bond);
+    }
+
+    fn route_message(kind: RouteType, attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet6;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.kind = kind;
+        message.attributes = attributes;
+        message
+    }
+
+    #[test]
+    fn routes_of_other_tables_types_or_for_some_sources_are_not_ours() {
+        let plain = || route_message(RouteType::Unicast, vec![RouteAttribute::Oif(9)]);
+        let hop = Hop { ifindex: 9, via: None, weight: 1, is_dead: false };
+        let default = "::/0".parse().unwrap();
+        assert_eq!(
+            route(&plain()),
+            Some(Route { prefix: default, metric: 0, preference: 0, hops: vec![hop] })
+        );
+        let mut other = plain();
+        other.attributes.push(RouteAttribute::Table(100));
+        assert_eq!(route(&other), None);
+        for change in [
+            |message: &mut RouteMessage| message.header.source_prefix_length = 64,
+            |message: &mut RouteMessage| message.header.tos = 8,
+            |message: &mut RouteMessage| message.header.kind = RouteType::Local,
+            |message: &mut RouteMessage| message.header.flags = RouteFlags::Cloned,
+        ] {
+            let mut message = plain();
+            change(&mut message);
+            assert_eq!(route(&message), None, "{message:?}");
+        }
+    }
+
+    #[test]
+    fn a_route_to_nowhere_has_no_way_though_the_kernel_names_lo() {
+        for kind in [RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit, RouteType::Throw] {
+            assert_eq!(route(&route_message(kind, vec![RouteAttribute::Oif(1)])).unwrap().hops, []);
+        }
+    }
+
+    #[test]
+    fn a_way_without_carrier_is_told_dead_and_a_tunnel_is_none() {
+        let mut dead = RouteNextHop::default();
+        dead.interface_index = 9;
+        dead.hops = 4;
+        dead.flags = RouteNextHopFlags::Linkdown;
+        let mut tunnel = RouteNextHop::default();
+        tunnel.attributes.push(RouteAttribute::Encap(vec![]));
+        let message = route_message(RouteType::Unicast, vec![RouteAttribute::MultiPath(vec![dead, tunnel])]);
+        let hop = Hop { ifindex: 9, via: None, weight: 5, is_dead: true };
+        assert_eq!(route(&message).unwrap().hops, [hop]);
+    }
+
+    #[test]
+    fn a_group_is_no_neighbour() {
+        let of = |ip: [u8; 4]| {
+            let mut message = NeighbourMessage::default();
+            message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip.into())));
+            neighbour(&message)
+        };
+        assert!(of([224, 0, 0, 1]).is_none() && of([10, 0, 0, 1]).is_some());
+    }
 }

@@ -1,10 +1,12 @@
 //! What the kernel knows of the network, followed by rtnetlink in the namespace of the calling thread.
 //!
-//! Only the served interfaces matter. The kernel is asked to resolve neighbours with its own ARP; nothing
-//! here invents an Ethernet address, changes a route or touches an interface.
+//! Only the served interfaces and their VLANs matter. The kernel is asked to resolve neighbours with its own
+//! ARP and neighbour discovery; nothing here invents an Ethernet address, changes a route or touches an interface.
 
 mod ask;
 mod message;
+mod nexthops;
+mod routes;
 mod tracker;
 mod world;
 

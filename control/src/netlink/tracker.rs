@@ -24,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::ask::{Limiter, Target};
 use super::message;
+use super::nexthops::NextHopEvents;
 use super::world::World;
 use super::{NetlinkError, Resolve};
 use crate::model::NetState;
@@ -36,6 +37,7 @@ pub struct Tracker {
     names: Vec<String>,
     handle: Handle,
     events: Events,
+    next_hops: NextHopEvents,
     world: World,
     state: watch::Sender<NetState>,
     wishes: mpsc::Receiver<Resolve>,
@@ -48,12 +50,13 @@ impl Tracker {
         names: Vec<String>,
         wishes: mpsc::Receiver<Resolve>,
     ) -> Result<(Self, watch::Receiver<NetState>), NetlinkError> {
-        let (handle, events) = connect()?;
+        let (handle, events, next_hops) = connect()?;
         let (state, receiver) = watch::channel(NetState::default());
         let mut tracker = Self {
             names,
             handle,
             events,
+            next_hops,
             world: World::default(),
             state,
             wishes,
@@ -83,11 +86,15 @@ impl Tracker {
                             sleep(RETRY_AFTER).await;
                             dirty = Dirty::ALL;
                             match connect() {
-                                Ok((handle, events)) => (self.handle, self.events) = (handle, events),
+                                Ok(connected) => (self.handle, self.events, self.next_hops) = connected,
                                 Err(error) => tracing::warn!(%error, "cannot reconnect to netlink"),
                             }
                         }
                     }
+                    due.get_or_insert_with(|| Instant::now() + FOLD);
+                }
+                () = self.next_hops.next() => {
+                    dirty.routes = true;
                     due.get_or_insert_with(|| Instant::now() + FOLD);
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
@@ -193,9 +200,9 @@ impl Tracker {
     }
 
     async fn ask_unresolved(&mut self, wanted: &[Unresolved]) {
-        for Unresolved { egress, addr } in wanted {
-            let ifindex = self.names.get(egress.index()).map_or(0, |name| self.world.ifindex(name));
-            let ip = *addr;
+        let networks = self.world.networks(&self.names);
+        for &Unresolved { egress, addr: ip } in wanted {
+            let ifindex = networks.get(egress.index()).copied().unwrap_or(0);
             let resolved = self.world.neighbour(ifindex, ip).is_some_and(|n| n.mac.is_some());
             if ifindex != 0 && !resolved {
                 self.ask((ifindex, ip)).await;
@@ -206,9 +213,8 @@ impl Tracker {
     /// Has the kernel confirm neighbours that went stale. It does not see the traffic of the workers, and
     /// would neither notice that an address moved nor keep the entry.
     async fn refresh(&mut self) {
-        let served = self.names.iter().map(|name| self.world.ifindex(name)).filter(|&ifindex| ifindex != 0);
+        let served: HashSet<u32> = self.world.networks(&self.names).into_iter().collect();
         let stale: Vec<Target> = served
-            .collect::<HashSet<u32>>()
             .into_iter()
             .flat_map(|ifindex| self.world.neighbours_on(ifindex))
             .filter(|n| n.state == NeighbourState::Stale)
@@ -252,7 +258,7 @@ impl Tracker {
 
 /// Opens two sockets, one for events and one for questions, so that a flood of the former cannot lose an
 /// answer to the latter.
-fn connect() -> Result<(Handle, Events), NetlinkError> {
+fn connect() -> Result<(Handle, Events, NextHopEvents), NetlinkError> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Neigh,
@@ -268,7 +274,7 @@ fn connect() -> Result<(Handle, Events), NetlinkError> {
     });
     let (connection, handle, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);
-    Ok((handle, events))
+    Ok((handle, events, NextHopEvents::open()?))
 }
 
 /// What must be listed anew.

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec};
+use flowgate_tables::InterfaceId;
+use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, VlanSpec};
 use flowgate_wire::MacAddr;
 use rtnetlink::packet_route::neighbour::NeighbourState;
 
-use super::message::{Address, Link, Neighbour, Route};
+use super::message::{Address, Kind, Link, Neighbour, Route};
+use super::routes;
 use crate::model::NetState;
 
 /// Everything the kernel said.
@@ -47,34 +49,59 @@ impl World {
         self.neighbours.range(all).map(|(_, n)| n).take_while(move |n| n.ifindex == ifindex)
     }
 
-    /// The index of an interface; 0 when there is none.
-    pub(super) fn ifindex(&self, name: &str) -> u32 {
-        self.links.iter().find(|link| link.name == name).map_or(0, |link| link.ifindex)
-    }
-
-    /// What matters for the named interfaces; parts that are as in `previous` are shared with it.
+    /// What matters for the named devices and their VLANs; parts that are as in `previous` are shared with
+    /// it.
     pub(super) fn state(&self, names: &[String], previous: &NetState) -> NetState {
-        let interfaces: Vec<InterfaceSpec> = names.iter().map(|name| self.interface(name)).collect();
-        let position: HashMap<u32, usize> = (0..)
-            .zip(&interfaces)
-            .filter(|(_, interface)| interface.ifindex != 0)
-            .map(|(at, interface)| (interface.ifindex, at))
-            .collect();
+        let served = self.served(names);
+        let mut positions: HashMap<u32, Vec<usize>> = HashMap::new();
         let mut neighbours = Vec::new();
-        for (at, interface) in interfaces.iter().enumerate().filter(|(_, i)| i.ifindex != 0) {
-            let specs = self.neighbours_on(interface.ifindex).filter(|n| n.state != NeighbourState::None);
+        for (at, Served { network, .. }) in served.iter().enumerate().filter(|(_, s)| s.network != 0) {
+            positions.entry(*network).or_default().push(at);
+            let specs = self.neighbours_on(*network).filter(|n| n.state != NeighbourState::None);
             neighbours.extend(specs.map(|n| NeighbourSpec { interface: at, addr: n.ip, mac: n.mac }));
         }
+        let interfaces = served.into_iter().map(|served| served.spec).collect();
         NetState {
-            routes: share(routes(&self.routes, &position), &previous.routes),
+            routes: share(routes::specs(&self.routes, &positions), &previous.routes),
             interfaces: share(interfaces, &previous.interfaces),
             neighbours: share(neighbours, &previous.neighbours),
         }
     }
 
-    fn interface(&self, name: &str) -> InterfaceSpec {
+    /// The links that have the addresses, routes and neighbours of the named devices and their VLANs, by the
+    /// positions of those; 0 for a device that does not exist.
+    pub(super) fn networks(&self, names: &[String]) -> Vec<u32> {
+        self.served(names).into_iter().map(|served| served.network).collect()
+    }
+
+    /// The named devices, then their VLANs by device and identifier, as many as can be numbered.
+    fn served(&self, names: &[String]) -> Vec<Served> {
+        let mut all: Vec<Served> = names.iter().map(|name| self.device(name)).collect();
+        for parent in 0..names.len() {
+            let device = &all[parent];
+            let (below, is_up) = ([device.spec.ifindex, device.network], device.spec.up);
+            let id = |link: &Link| match link.kind {
+                Kind::Vlan { link, id } if below.contains(&link) => Some(id),
+                _ => None,
+            };
+            // Whoever names a VLAN interface has it served as a device.
+            let others = self.links.iter().filter(|link| !names.contains(&link.name));
+            let mut vlans: Vec<(u16, &Link)> = others.filter_map(|link| Some((id(link)?, link))).collect();
+            vlans.sort_unstable_by_key(|(id, link)| (*id, link.ifindex));
+            all.extend(vlans.into_iter().map(|(id, link)| {
+                let mut spec = self.spec(link, link);
+                spec.up &= is_up;
+                spec.vlan = Some(VlanSpec { parent, id });
+                Served { spec, network: link.ifindex }
+            }));
+        }
+        all.truncate(InterfaceId::MAX);
+        all
+    }
+
+    fn device(&self, name: &str) -> Served {
         let Some(link) = self.links.iter().find(|link| link.name == name) else {
-            return InterfaceSpec {
+            let spec = InterfaceSpec {
                 name: name.to_owned(),
                 ifindex: 0,
                 mac: MacAddr::default(),
@@ -83,33 +110,36 @@ impl World {
                 addresses: Vec::new(),
                 vlan: None,
             };
+            return Served { spec, network: 0 };
         };
-        let mut own: Vec<&Address> = self.addresses.iter().filter(|a| a.ifindex == link.ifindex).collect();
+        let bond = self.links.iter().find(|l| Some(l.ifindex) == link.master && l.kind == Kind::Bond);
+        let network = bond.unwrap_or(link);
+        Served { spec: self.spec(link, network), network: network.ifindex }
+    }
+
+    /// A link that has its addresses by itself or, as a port of a bond, by that.
+    fn spec(&self, link: &Link, network: &Link) -> InterfaceSpec {
+        let mut own: Vec<&Address> = self.addresses.iter().filter(|a| a.ifindex == network.ifindex).collect();
         // The sort is stable: the kernel lists primary addresses in the order they were given.
-        own.sort_by_key(|a| (a.ip.is_ipv6(), a.is_secondary, is_link_local(a.ip)));
+        own.sort_by_key(|a| (a.ip.is_ipv6(), is_link_local(a.ip), a.is_deprecated, a.is_secondary));
         InterfaceSpec {
             name: link.name.clone(),
             ifindex: link.ifindex,
-            mac: link.mac,
-            mtu: link.mtu,
-            up: link.up,
+            mac: network.mac,
+            mtu: link.mtu.min(network.mtu),
+            up: link.up && network.up && link.kind != Kind::IdleBondPort,
             addresses: own.into_iter().map(|address| address.ip).collect(),
             vlan: None,
         }
     }
 }
 
-/// Each route by the first of its ways that leads through a served interface.
-fn routes(all: &[Route], position: &HashMap<u32, usize>) -> Vec<RouteSpec> {
-    let mut specs = Vec::new();
-    for Route { prefix, metric, hops } in all {
-        let hop = hops.iter().find_map(|hop| Some((*position.get(&hop.ifindex)?, hop.via)));
-        if let Some((interface, via)) = hop {
-            let hop = RouteHopSpec { interface, via, weight: 1 };
-            specs.push(RouteSpec { prefix: *prefix, hops: vec![hop], metric: *metric });
-        }
-    }
-    specs
+/// An interface that workers serve.
+struct Served {
+    spec: InterfaceSpec,
+    /// The kernel's index of the link that has its addresses, routes and neighbours: itself, or the bond that
+    /// it is a port of.
+    network: u32,
 }
 
 fn share<T: PartialEq>(new: Vec<T>, previous: &Arc<Vec<T>>) -> Arc<Vec<T>> {
@@ -125,11 +155,18 @@ const fn is_link_local(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::Hop;
     use super::*;
 
     fn link(ifindex: u32, name: &str) -> Link {
-        Link { ifindex, name: name.into(), mac: MacAddr([2; 6]), mtu: 1500, up: true }
+        Link {
+            ifindex,
+            name: name.into(),
+            mac: MacAddr([2; 6]),
+            mtu: 1500,
+            up: true,
+            kind: Kind::Other,
+            master: None,
+        }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -138,12 +175,19 @@ mod tests {
 
     #[test]
     fn interfaces_come_in_configured_order_with_primary_addresses_first() {
-        let address = |ifindex, text, is_secondary| Address { ifindex, ip: ip(text), is_secondary };
+        let address = |ifindex, text, is_secondary| Address {
+            ifindex,
+            ip: ip(text),
+            is_secondary,
+            is_deprecated: text == "fd00::2",
+        };
         let world = World {
             links: vec![link(1, "lo"), link(7, "fab0"), link(9, "up0")],
             addresses: vec![
                 address(9, "fe80::1", false),
                 address(9, "10.0.0.2", true),
+                address(9, "fd00::2", false),
+                address(9, "fd00::3", true),
                 address(9, "fd00::1", false),
                 address(9, "10.0.0.1", false),
                 address(1, "127.0.0.1", false),
@@ -156,30 +200,88 @@ mod tests {
         assert_eq!(indices, [9, 0, 7]);
         assert_eq!(
             state.interfaces[0].addresses,
-            [ip("10.0.0.1"), ip("10.0.0.2"), ip("fd00::1"), ip("fe80::1")]
+            ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::3", "fd00::2", "fe80::1"].map(ip)
         );
         assert!(!state.interfaces[1].up);
     }
 
     #[test]
-    fn a_route_takes_its_first_way_through_a_served_interface() {
-        let hop = |ifindex, via: &str| Hop { ifindex, via: Some(ip(via)) };
-        let route = |prefix: &str, hops: Vec<Hop>| Route { prefix: prefix.parse().unwrap(), metric: 5, hops };
+    fn vlans_of_served_devices_are_served_after_them() {
+        let vlan =
+            |ifindex, name, below, id| Link { kind: Kind::Vlan { link: below, id }, ..link(ifindex, name) };
+        let address =
+            |ifindex, text| Address { ifindex, ip: ip(text), is_secondary: false, is_deprecated: false };
         let world = World {
-            links: vec![link(1, "lo"), link(9, "up0")],
-            routes: vec![
-                route("10.1.0.0/16", vec![hop(1, "10.0.0.8"), hop(9, "10.0.0.9"), hop(9, "10.0.0.10")]),
-                route("10.2.0.0/16", vec![hop(1, "10.0.0.8")]),
+            links: vec![
+                vlan(12, "fab0.9", 7, 9),
+                vlan(11, "storage", 7, 5),
+                vlan(13, "mgmt.5", 3, 5),
+                vlan(14, "fab0.7", 7, 7),
+                link(7, "fab0"),
+                Link { up: false, ..link(9, "up0") },
+                vlan(15, "up0.2", 9, 2),
             ],
+            addresses: vec![address(11, "10.5.0.1")],
             ..World::default()
         };
-        let state = world.state(&["up0".to_owned()], &NetState::default());
-        let expected = RouteSpec {
-            prefix: "10.1.0.0/16".parse().unwrap(),
-            hops: vec![RouteHopSpec { interface: 0, via: Some(ip("10.0.0.9")), weight: 1 }],
-            metric: 5,
+        let names = ["up0", "fab0", "fab0.7"].map(str::to_owned);
+        let state = world.state(&names, &NetState::default());
+        let seen: Vec<_> =
+            state.interfaces.iter().map(|i| (i.name.as_str(), i.vlan.map(|v| (v.parent, v.id)))).collect();
+        assert_eq!(
+            seen,
+            [
+                ("up0", None),
+                ("fab0", None),
+                ("fab0.7", None),
+                ("up0.2", Some((0, 2))),
+                ("storage", Some((1, 5))),
+                ("fab0.9", Some((1, 9))),
+            ]
+        );
+        assert_eq!(state.interfaces[4].addresses, [ip("10.5.0.1")]);
+        assert!(!state.interfaces[3].up, "its device is down");
+        assert_eq!(world.networks(&names), [9, 7, 14, 15, 11, 12]);
+    }
+
+    #[test]
+    fn ports_of_a_bond_have_its_addresses_routes_and_neighbours() {
+        let port =
+            |ifindex, name, kind| Link { master: Some(5), mac: MacAddr([7; 6]), kind, ..link(ifindex, name) };
+        let mut world = World {
+            links: vec![
+                port(7, "eth0", Kind::Other),
+                port(8, "eth1", Kind::IdleBondPort),
+                Link { kind: Kind::Bond, ..link(5, "bond0") },
+                Link { kind: Kind::Vlan { link: 5, id: 9 }, ..link(6, "bond0.9") },
+            ],
+            addresses: vec![Address {
+                ifindex: 5,
+                ip: ip("10.0.0.1"),
+                is_secondary: false,
+                is_deprecated: false,
+            }],
+            ..World::default()
         };
-        assert_eq!(*state.routes, [expected]);
+        world.set_neighbours(vec![Neighbour {
+            ifindex: 5,
+            ip: ip("10.0.0.5"),
+            mac: None,
+            state: NeighbourState::Incomplete,
+        }]);
+        let names = ["eth0".to_owned(), "eth1".to_owned()];
+        let state = world.state(&names, &NetState::default());
+        for (at, is_up) in [(0, true), (1, false)] {
+            let spec = &state.interfaces[at];
+            assert_eq!(
+                (&*spec.addresses, spec.mac, spec.up),
+                (&[ip("10.0.0.1")][..], MacAddr([2; 6]), is_up)
+            );
+            assert_eq!(state.neighbours[at].interface, at);
+            assert_eq!(state.interfaces[2 + at].vlan, Some(VlanSpec { parent: at, id: 9 }));
+            assert_eq!(state.interfaces[2 + at].up, is_up);
+        }
+        assert_eq!(world.networks(&names), [5, 5, 6, 6]);
     }
 
     #[test]

@@ -247,13 +247,21 @@ impl<A: FlowAddress> Entry<A> {
         self.sequence.store(sequence.wrapping_add(1), Ordering::Release);
     }
 
-    /// Counts a packet of `ip_len` bytes at `now` that acknowledged `acked`.
+    /// Counts a packet of `ip_len` bytes at `now`.
     #[inline]
-    pub(crate) fn touch(&self, now: Tick, ip_len: u16, acked: u16) {
+    pub(crate) fn touch(&self, now: Tick, ip_len: u16) {
         self.last_seen.store(now.0, Ordering::Relaxed);
         self.packets.store(self.packets.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        let bytes = self.acked_and_bytes.load(Ordering::Relaxed).wrapping_add(u64::from(ip_len)) & BYTES_MASK;
-        self.acked_and_bytes.store(u64::from(acked) << BYTES_BITS | bytes, Ordering::Relaxed);
+        // What overflows 48 bits runs into a number that the next segment replaces.
+        let word = self.acked_and_bytes.load(Ordering::Relaxed).wrapping_add(u64::from(ip_len));
+        self.acked_and_bytes.store(word, Ordering::Relaxed);
+    }
+
+    /// Notes the upper half of an acknowledgement number.
+    #[inline]
+    pub(crate) fn acknowledged(&self, high: u16) {
+        let bytes = self.acked_and_bytes.load(Ordering::Relaxed) & BYTES_MASK;
+        self.acked_and_bytes.store(u64::from(high) << BYTES_BITS | bytes, Ordering::Relaxed);
     }
 
     #[inline]
@@ -362,9 +370,11 @@ mod tests {
     fn acknowledgements_and_bytes_share_a_word_and_do_not_meet() {
         let entry = entry();
         entry.acked_and_bytes.store(BYTES_MASK, Ordering::Relaxed);
-        entry.touch(Tick(1), 1500, 0xffff);
+        entry.touch(Tick(1), 1500);
+        entry.acknowledged(0xffff);
         assert_eq!((entry.acked(), entry.counts()), (0xffff, (1, 1499)));
-        entry.touch(Tick(1), 1, 7);
+        entry.touch(Tick(1), 1);
+        entry.acknowledged(7);
         assert_eq!((entry.acked(), entry.counts()), (7, (2, 1500)));
     }
 

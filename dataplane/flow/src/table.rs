@@ -439,11 +439,16 @@ impl<A: FlowAddress> FlowTable<A> {
 }
 
 impl<A: FlowAddress> Found<'_, A> {
-    /// Counts a packet of `ip_len` bytes at `now` that acknowledged `acked`: the upper half of the TCP
-    /// acknowledgement number, zero for other protocols.
+    /// Counts a packet of `ip_len` bytes at `now`.
     #[inline]
-    pub fn touch(&self, now: Tick, ip_len: u16, acked: u16) {
-        self.entry.touch(now, ip_len, acked);
+    pub fn touch(&self, now: Tick, ip_len: u16) {
+        self.entry.touch(now, ip_len);
+    }
+
+    /// Notes the upper half of the acknowledgement number of a TCP segment of this direction.
+    #[inline]
+    pub fn acknowledged(&self, high: u16) {
+        self.entry.acknowledged(high);
     }
 
     /// Which direction of its flow this is.

@@ -13,7 +13,7 @@ use crate::counters::{Counters, Event};
 
 impl Router {
     /// Rewrites the packet and says by which interface it leaves.
-    #[inline]
+    #[inline(always)]
     pub(super) fn forward_established<A: Family>(
         frame: &mut [u8],
         staged: &Staged<A>,
@@ -29,7 +29,7 @@ impl Router {
             return None;
         }
         counters.add(Event::FlowHits, 1);
-        note(&found, packet, context);
+        note(frame, &found, packet, context);
         rewrite(frame, packet, &found.forwarding.translation, ether, checksums, counters);
         Some(next_hop.egress)
     }

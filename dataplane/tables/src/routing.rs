@@ -203,6 +203,12 @@ impl Routing {
         self.vlans.get(&(device, vlan)).copied()
     }
 
+    /// Whether any interface is a VLAN on a device.
+    #[inline]
+    pub fn has_vlans(&self) -> bool {
+        !self.vlans.is_empty()
+    }
+
     /// The next hop with this number, unless its neighbour was forgotten.
     #[inline]
     pub fn next_hop(&self, id: NextHopId) -> Option<&NextHop> {

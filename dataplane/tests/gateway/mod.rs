@@ -221,6 +221,10 @@ impl Gateway {
     }
 
     /// All that happened, for a snapshot.
+    pub(crate) fn counters(&self) -> Counters {
+        self.worker.state().counters.read()
+    }
+
     pub(crate) fn story(&self) -> &str {
         &self.story
     }

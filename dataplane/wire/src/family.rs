@@ -7,7 +7,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::checksum::{Checksum, Delta, Sum};
 use crate::datagram::{self, Datagram};
 use crate::parse::{self, Malformed, Packet, Parsed};
-use crate::rewrite::Translation;
+use crate::rewrite::{EtherAddrs, Translation};
 
 /// An address of one of the two families, and what differs between their headers.
 pub trait Address:
@@ -40,9 +40,14 @@ pub trait Address:
     /// [`Malformed`] when a length or version contradicts the bytes that are there.
     fn parse(frame: &[u8]) -> Result<Parsed<Self>, Malformed>;
 
-    /// Writes addresses, hop limit and header checksum of a packet that is translated. `head` are the
-    /// bytes before its transport header.
-    fn rewrite(head: &mut [u8], packet: &Packet<Self>, translation: &Translation<Self>) -> Option<()>;
+    /// Writes the Ethernet addresses, and addresses, hop limit and header checksum of a packet that is
+    /// translated. `head` are the bytes before its transport header.
+    fn rewrite(
+        head: &mut [u8],
+        packet: &Packet<Self>,
+        translation: &Translation<Self>,
+        ether: &EtherAddrs,
+    ) -> Option<()>;
 
     /// The source and destination in the IP header at `header`.
     fn read_pair(header: &[u8]) -> Option<[Self; 2]>;
@@ -91,8 +96,14 @@ impl Address for Ipv4Addr {
     }
 
     #[inline]
-    fn rewrite(head: &mut [u8], packet: &Packet<Self>, translation: &Translation<Self>) -> Option<()> {
+    fn rewrite(
+        head: &mut [u8],
+        packet: &Packet<Self>,
+        translation: &Translation<Self>,
+        ether: &EtherAddrs,
+    ) -> Option<()> {
         let head = head.first_chunk_mut::<34>()?;
+        head[..12].copy_from_slice(&ether.0);
         head[22] = packet.ttl - 1;
         let checksum = Checksum([head[24], head[25]]).update(translation.l3_delta);
         head[24..26].copy_from_slice(&checksum.0);
@@ -161,9 +172,15 @@ impl Address for Ipv6Addr {
     }
 
     #[inline]
-    fn rewrite(head: &mut [u8], packet: &Packet<Self>, translation: &Translation<Self>) -> Option<()> {
+    fn rewrite(
+        head: &mut [u8],
+        packet: &Packet<Self>,
+        translation: &Translation<Self>,
+        ether: &EtherAddrs,
+    ) -> Option<()> {
         // RFC 8200 has no checksum in the header.
         let head = head.first_chunk_mut::<54>()?;
+        head[..12].copy_from_slice(&ether.0);
         head[21] = packet.ttl - 1;
         head[22..38].copy_from_slice(&translation.src.octets());
         head[38..54].copy_from_slice(&translation.dst.octets());

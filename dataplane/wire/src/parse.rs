@@ -91,8 +91,6 @@ pub struct Packet<A> {
     pub ttl: u8,
     /// The TCP flags; for SCTP what its first chunk comes to; none for UDP.
     pub tcp_flags: TcpFlags,
-    /// The upper half of the TCP acknowledgement number; zero without one.
-    pub acked: u16,
     /// The transport checksum as received; none for SCTP, whose CRC is computed anew.
     pub l4_checksum: Checksum,
 }
@@ -118,7 +116,6 @@ impl<A: Address> Packet<A> {
         l4_len: 0,
         ttl: 0,
         tcp_flags: TcpFlags(0),
-        acked: 0,
         l4_checksum: Checksum::NONE,
     };
 
@@ -126,6 +123,13 @@ impl<A: Address> Packet<A> {
     #[inline]
     pub const fn ip_len(&self) -> u16 {
         self.l4_offset - self.l3_offset + self.l4_len
+    }
+
+    /// The upper half of the acknowledgement number of a TCP segment.
+    #[inline]
+    pub fn tcp_acked(&self, frame: &[u8]) -> u16 {
+        let at = usize::from(self.l4_offset) + 8;
+        frame.get(at..at + 2).map_or(0, |high| u16::from_be_bytes([high[0], high[1]]))
     }
 
     /// The sequence number of a TCP segment; zero for other protocols.
@@ -251,15 +255,14 @@ fn segment4(
 fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<A>, Malformed> {
     let &Datagram { src, dst, l3_offset, l4_offset, l4_len, ttl, protocol, .. } = datagram;
     let l4 = &frame[usize::from(l4_offset)..usize::from(l4_offset) + usize::from(l4_len)];
-    let (protocol, checksum, tcp_flags, acked) = match protocol {
+    let (protocol, checksum, tcp_flags) = match protocol {
         6 => {
             let tcp = l4.first_chunk::<20>().ok_or(Malformed::Truncated)?;
             let data_offset = u16::from(tcp[12] >> 4) * 4;
             if data_offset < 20 || data_offset > l4_len {
                 return Err(Malformed::L4Length);
             }
-            let acked = u16::from_be_bytes([tcp[8], tcp[9]]);
-            (Protocol::Tcp, tcp.as_chunks::<2>().0[8], TcpFlags(tcp[13]), acked)
+            (Protocol::Tcp, tcp.as_chunks::<2>().0[8], TcpFlags(tcp[13]))
         }
         17 => {
             let udp = l4.first_chunk::<8>().ok_or(Malformed::Truncated)?;
@@ -267,9 +270,9 @@ fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<
             if u16::from_be_bytes([udp[4], udp[5]]) != l4_len {
                 return Err(Malformed::L4Length);
             }
-            (Protocol::Udp, udp.as_chunks::<2>().0[3], TcpFlags::default(), 0)
+            (Protocol::Udp, udp.as_chunks::<2>().0[3], TcpFlags::default())
         }
-        132 => (Protocol::Sctp, Checksum::NONE.0, sctp_flags(l4)?, 0),
+        132 => (Protocol::Sctp, Checksum::NONE.0, sctp_flags(l4)?),
         other if other == A::ICMP => return Ok(Parsed::Icmp),
         _ => return Ok(Parsed::NotL4),
     };
@@ -286,7 +289,6 @@ fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<
         l4_len,
         ttl,
         tcp_flags,
-        acked,
         l4_checksum: Checksum(checksum),
     }))
 }

@@ -76,13 +76,11 @@ impl<A: Address> Translation<A> {
     ///
     /// `frame` must be the one that `packet` was parsed from, and its TTL above 1: the caller decides
     /// what happens to a packet whose hops are used up. A UDP checksum of zero stays zero (RFC 768).
-    #[inline]
+    #[inline(always)]
     pub fn apply(&self, frame: &mut [u8], packet: &Packet<A>, ether: &EtherAddrs) {
         let l4_offset = usize::from(packet.l4_offset);
         let (head, l4) = frame.split_at_mut(l4_offset);
-        let Some(ether_head) = head.first_chunk_mut::<12>() else { return };
-        *ether_head = ether.0;
-        let Some(()) = A::rewrite(head, packet, self) else { return };
+        let Some(()) = A::rewrite(head, packet, self, ether) else { return };
         match packet.tuple.protocol {
             Protocol::Udp => {
                 let Some(udp) = l4.first_chunk_mut::<8>() else { return };

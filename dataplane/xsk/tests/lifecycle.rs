@@ -11,7 +11,8 @@ use std::{
     time::Duration,
 };
 
-use common::{Namespace, PIN_DIR, counter, eventually, small_port, small_umem, tcp};
+use aya::maps::Array;
+use common::{Namespace, PIN_DIR, counter, eventually, small_port, small_umem, tcp, udp};
 use flowgate_xsk::{
     FramePool,
     steering::{
@@ -62,6 +63,9 @@ fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
     let expected = [
         "cluster_ips",
         "counters",
+        "echo_addrs",
+        "fragments",
+        "hold_until",
         "link-lb0",
         "link-lb1",
         "node_addrs",
@@ -70,7 +74,9 @@ fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
         "reply_sources",
         "service_cidrs",
         "snat_addrs",
+        "vip_addrs",
         "vips",
+        "vlans",
         "xsks",
     ];
     assert_eq!(pins, expected.map(|name| format!("{PIN_DIR}/{name}")));
@@ -153,6 +159,58 @@ fn a_pin_of_the_wrong_shape_is_replaced_with_a_message() {
     steering.widen(&vips(&[80])).expect("the maps work");
 }
 
+/// The maps of the version before IPv6 was steered: three port sets, and none of the maps added since.
+#[test]
+fn the_pins_of_an_earlier_version_are_replaced_or_added_and_the_others_kept() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let mut first = namespace.attach(&["lb0"]).expect("attach");
+    first.widen(&vips(&[80])).expect("widen");
+    drop(first);
+    namespace.run(|| {
+        for added in ["echo_addrs", "fragments", "hold_until", "port_sets", "vip_addrs", "vlans"] {
+            fs::remove_file(format!("{PIN_DIR}/{added}")).expect("unpin");
+        }
+        let port_sets = Array::<_, [u8; 8192]>::create(3, 0).expect("a map");
+        port_sets.pin(format!("{PIN_DIR}/port_sets")).expect("pinned");
+    });
+    let mut steering = namespace.attach(&["lb0"]).expect("attach over the old pins");
+    let notices = steering.notices();
+    assert_eq!(notices, [format!("replaced {PIN_DIR}/port_sets: it is not the map this version uses")]);
+    assert_eq!(steering.report()[0].link, LinkOrigin::Reused);
+    assert_eq!(steering.applied(), &vips(&[80]), "the VIPs are still there");
+    assert_eq!(namespace.pins().expect("pins").len(), 16);
+
+    // The VIP's address follows from its ports, though the old version had not noted it.
+    steering.narrow(&vips(&[80])).expect("narrow");
+    steering.widen(&vips(&[80])).expect("widen");
+    let mut later = udp((VIP, 80), b"and so on");
+    later[21] = 2; // the fragment's offset
+    steering.probe(namespace.ifindex("lb0"), &later).expect("test run");
+    assert_eq!(counter(&steering, Reason::PassFragment), 0, "a fragment to the VIP is ours");
+    assert_eq!(counter(&steering, Reason::PassNoWorker), 1);
+}
+
+#[test]
+fn vlans_of_an_interface_that_is_not_configured_any_more_are_forgotten() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    namespace.veth("lb1", "peer1");
+    let (lb0, lb1) = (namespace.ifindex("lb0"), namespace.ifindex("lb1"));
+    let mut set = vips(&[80]);
+    set.serve_vlans([(lb0, 1), (lb1, 4094)]);
+    let mut steering = namespace.attach(&["lb0", "lb1"]).expect("attach");
+    steering.widen(&set).expect("widen");
+    assert_eq!(steering.applied(), &set);
+    drop(steering);
+    let steering = namespace.attach(&["lb0", "lb1"]).expect("attach again");
+    assert_eq!(steering.applied(), &set, "what the dead process left is known");
+    drop(steering);
+    let steering = namespace.attach(&["lb0"]).expect("attach one");
+    set.vlans.retain(|vlan| vlan.ifindex == lb0);
+    assert_eq!(steering.applied(), &set);
+}
+
 #[test]
 fn a_foreign_program_is_named_and_left_alone() {
     let namespace = Namespace::new();
@@ -219,12 +277,12 @@ fn detaching_and_uninstalling_leave_nothing() {
     namespace.veth("lb0", "peer0");
     let steering = namespace.attach(&["lb0"]).expect("attach");
     let removed = namespace.run(|| steering.detach()).expect("detach");
-    assert_eq!((removed.links, removed.maps), (1, 10));
+    assert_eq!((removed.links, removed.maps), (1, 15));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
 
     drop(namespace.attach(&["lb0"]).expect("attach"));
     let removed = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("uninstall");
-    assert_eq!((removed.links, removed.maps), (1, 10));
+    assert_eq!((removed.links, removed.maps), (1, 15));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
     let again = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("nothing to do is fine");
     assert_eq!((again.links, again.maps), (0, 0));

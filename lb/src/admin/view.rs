@@ -41,7 +41,7 @@ pub(crate) struct Backend {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Flows {
     pub(crate) total: usize,
-    pub(crate) capacity: u32,
+    pub(crate) capacity: u64,
     pub(crate) flows: Vec<Flow>,
 }
 
@@ -121,7 +121,7 @@ pub(crate) struct Tables {
     pub(crate) snat_addresses: Vec<String>,
     pub(crate) snat_ports: usize,
     pub(crate) flow_entries_used: usize,
-    pub(crate) flow_capacity: u32,
+    pub(crate) flow_capacity: u64,
     pub(crate) flow_table_bytes: usize,
     pub(crate) retired_generations: usize,
     pub(crate) report: Vec<String>,

@@ -1,11 +1,35 @@
-//! What Flowgate needs of the host besides its interfaces: source ports of its own, and locked memory.
+//! What Flowgate needs of the host: its devices, source ports of its own, and locked memory.
 
 use std::fs;
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use anyhow::Context;
 use flowgate_tables::PortSet;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+
+/// The devices that have rings for the named interfaces: a bond has none, but its ports have. Its addresses,
+/// routes and neighbours count for each of them. `class` is `/sys/class/net`.
+///
+/// # Errors
+/// A bond has no port, or one of its ports is named as well.
+pub(crate) fn devices(names: &[String], class: &Path) -> anyhow::Result<Vec<String>> {
+    let mut devices = Vec::with_capacity(names.len());
+    for name in names {
+        match fs::read_to_string(class.join(name).join("bonding/slaves")) {
+            Ok(ports) => {
+                anyhow::ensure!(!ports.trim().is_empty(), "bond {name} has no port to send and receive by");
+                devices.extend(ports.split_ascii_whitespace().map(str::to_owned));
+            }
+            // No bond, or nothing at all: whoever opens it will say so.
+            Err(_) => devices.push(name.clone()),
+        }
+    }
+    for (at, device) in devices.iter().enumerate() {
+        anyhow::ensure!(!devices[..at].contains(device), "{device} is named beside the bond it is a port of");
+    }
+    Ok(devices)
+}
 
 /// Keeps the range from the kernel's own choice of source ports, then leaves out the ports on which the
 /// node has sockets already, so that its connections and ours never meet on one tuple.
@@ -98,6 +122,25 @@ const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bond_stands_for_its_ports() {
+        let class = tempfile::tempdir().unwrap();
+        let bond = |name: &str, ports: &str| {
+            let dir = class.path().join(name).join("bonding");
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("slaves"), ports).unwrap();
+        };
+        bond("bond0", "eth1 eth2\n");
+        bond("bond1", "\n");
+        let of = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            devices(&names, class.path()).map_err(|error| error.to_string())
+        };
+        assert_eq!(of(&["eth0", "bond0"]).unwrap(), ["eth0", "eth1", "eth2"]);
+        assert_eq!(of(&["bond1"]).unwrap_err(), "bond bond1 has no port to send and receive by");
+        assert_eq!(of(&["eth1", "bond0"]).unwrap_err(), "eth1 is named beside the bond it is a port of");
+    }
 
     #[test]
     fn ranges_are_read_and_written_as_the_kernel_does() {

@@ -10,13 +10,18 @@ use flowgate_xsk::steering::{Steering, SteeringError, SteeringSet, VipKey};
 pub(crate) struct Publishing {
     pub(crate) publisher: Publisher,
     pub(crate) steering: Steering,
+    /// Whether workers answer the echo requests that VIPs receive.
+    pub(crate) answers_echo: bool,
 }
 
 impl Publishing {
     /// Makes a generation current. What is gone is no longer sent up before the workers forget it; what
     /// is new is sent up only once they know it.
     pub(crate) fn publish(&mut self, update: Update) -> Result<(), SteeringError> {
-        let wanted = steering_set(&update.tables);
+        let mut wanted = steering_set(&update.tables);
+        if self.answers_echo {
+            wanted.answer_echo();
+        }
         self.steering.narrow(&wanted)?;
         self.publisher.publish(update.tables);
         self.steering.widen(&wanted)
@@ -36,7 +41,7 @@ fn steering_set(tables: &Tables) -> SteeringSet {
             match key.protocol {
                 flowgate_wire::Protocol::Tcp => set.nodeports_tcp.insert(port),
                 flowgate_wire::Protocol::Udp => set.nodeports_udp.insert(port),
-                flowgate_wire::Protocol::Sctp => false,
+                flowgate_wire::Protocol::Sctp => set.nodeports_sctp.insert(port),
             };
         } else {
             set.vips.insert(vip_key(key));
@@ -47,6 +52,10 @@ fn steering_set(tables: &Tables) -> SteeringSet {
     let cidrs = tables.services.service_cidrs().iter();
     set.service_cidrs = cidrs.map(|net| (net.network(), net.prefix_len())).collect();
     let interfaces = tables.routing.interfaces().iter();
+    set.serve_vlans(interfaces.clone().filter_map(|interface| {
+        let vlan = interface.spec.vlan.as_ref()?;
+        Some((tables.routing.interfaces().get(vlan.parent)?.spec.ifindex, vlan.id))
+    }));
     set.own_addresses = interfaces.flat_map(|interface| &interface.spec.addresses).copied().collect();
     set.snat_addresses = tables.snat.all_addresses().into_iter().collect();
     for &port in tables.snat.ports() {

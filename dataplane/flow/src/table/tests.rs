@@ -130,7 +130,7 @@ fn the_table_holds_the_flows_it_was_made_for_within_a_quarter_more_memory() {
         let flow = flow(tuple(Protocol::Udp, n / 1000, 1000 + (n % 1000) as u16), reply_tuple_of(n), n);
         assert!(matches!(table.insert(&flow, Tick(1)), Inserted::New(_)), "flow {n}");
         let found = table.lookup(&flow.reply.tuple).unwrap();
-        found.touch(Tick(2), 60, 0);
+        found.touch(Tick(2), 60);
     }
     assert_eq!(table.used_entries(), 2 * capacity as usize, "nobody was evicted");
     let per_flow = table.len_bytes() as f64 / f64::from(capacity);
@@ -150,7 +150,7 @@ fn a_full_table_evicts_the_unanswered_and_never_the_answered() {
     let answered: Vec<NewFlow<Ipv4Addr>> = (0..40).map(|n| udp(n, 1000, 40_000 + n as u16)).collect();
     for flow in &answered {
         table.insert(flow, Tick(1));
-        table.lookup(&flow.reply.tuple).unwrap().touch(Tick(1), 60, 0);
+        table.lookup(&flow.reply.tuple).unwrap().touch(Tick(1), 60);
     }
     let mut full = 0;
     for n in 0..5_000_u32 {
@@ -175,7 +175,7 @@ fn silent_flows_expire_and_busy_ones_stay() {
     let mut sweep = Sweep::new(&table, 0, 1);
     let timeouts = Timeouts::default();
     let step = |sweep: &mut Sweep, now| sweep.step(&table, u32::MAX, Tick(now), &timeouts, |_, _| false);
-    table.lookup(&busy.reply.tuple).unwrap().touch(Tick(29_000), 60, 0);
+    table.lookup(&busy.reply.tuple).unwrap().touch(Tick(29_000), 60);
     assert_eq!(step(&mut sweep, 30_000), 0);
     assert_eq!(step(&mut sweep, 30_001), 1);
     assert!(table.lookup(&silent.original.tuple).is_none());
@@ -226,7 +226,7 @@ fn a_reset_counts_only_within_the_window_and_until_its_receiver_goes_on() {
     server.saw_tcp(TcpFlags::SYN.union(TcpFlags::ACK));
     client.saw_tcp(TcpFlags::ACK);
     let acked = 0xffff_8000_u32;
-    server.touch(Tick(1), 60, (acked >> 16) as u16);
+    server.acknowledged((acked >> 16) as u16);
     for outside in [acked.wrapping_sub(1 << 17), acked.wrapping_add(17 << 20), acked.wrapping_add(1 << 31)] {
         assert!(!table.reset(&client, outside), "{outside:#x}");
         assert_eq!(table.tcp_phase(&client), TcpPhase::Established);
@@ -392,7 +392,7 @@ proptest! {
                     let found = table.lookup(&tuple(Protocol::Udp, client, 9));
                     prop_assert_eq!(found.map(|f| f.forwarding.backend), model.get(&client).map(|m| u32::from(m.0)));
                     if let Some(found) = found {
-                        found.touch(Tick(now), 60, 0);
+                        found.touch(Tick(now), 60);
                         model.entry(client).and_modify(|m| m.1 = now);
                     }
                 }

@@ -96,6 +96,9 @@ pub enum SteeringError {
     /// The verifier or the kernel refused the program.
     #[error("the kernel refused the XDP program: {0}")]
     Program(#[from] ProgramError),
+    /// The monotonic clock cannot be read.
+    #[error("cannot read CLOCK_MONOTONIC, which says until when packets are held: {0}")]
+    Clock(nix::errno::Errno),
     /// A map operation failed.
     #[error("cannot change a map of the XDP program: {0}")]
     Map(#[from] MapError),

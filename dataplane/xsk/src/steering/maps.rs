@@ -3,7 +3,7 @@
 //! What is in the maps is read once, when they are opened; from then on this process is their only writer (the pin
 //! directory is locked), so `applied` is the truth and updates touch only what differs.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, XskMap};
@@ -11,11 +11,13 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpu
 use super::{
     Reason, SteeringError,
     bpffs::PinDir,
-    set::{PortSet, SteeringSet, VipKey, address_from_key, address_key, prefix_from_key, prefix_key},
+    set::{
+        PortSet, SteeringSet, VipKey, VlanKey, address_from_key, address_key, prefix_from_key, prefix_key,
+    },
 };
 
 const BPF_F_NO_PREALLOC: u32 = 1;
-const PORT_SETS: u32 = 3;
+const PORT_SETS: u32 = 4;
 const PORT_SET_LEN: usize = 8192; // 65536 bits
 
 /// Interfaces that one set of maps serves.
@@ -32,17 +34,22 @@ struct Shape {
     flags: u32,
 }
 
-/// The maps of `bpf/steer.bpf.c`. A test holds this list against the object.
-const SHAPES: [Shape; 10] = [
+/// The maps of `bpf/maps.h`. A test holds this list against the object.
+const SHAPES: [Shape; 15] = [
     Shape::new("vips", MapType::Hash, 20, 4, 262_144, BPF_F_NO_PREALLOC),
+    Shape::new("vip_addrs", MapType::Hash, 16, 4, 262_144, BPF_F_NO_PREALLOC),
+    Shape::new("echo_addrs", MapType::Hash, 16, 4, 262_144, BPF_F_NO_PREALLOC),
     Shape::new("node_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
     Shape::new("snat_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
     Shape::new("reply_sources", MapType::Hash, 20, 4, 65_536, BPF_F_NO_PREALLOC),
     Shape::new("own_addrs", MapType::Hash, 16, 4, 4096, BPF_F_NO_PREALLOC),
     Shape::new("cluster_ips", MapType::Hash, 16, 4, 65_536, BPF_F_NO_PREALLOC),
     Shape::new("service_cidrs", MapType::LpmTrie, 20, 4, 1024, BPF_F_NO_PREALLOC),
+    Shape::new("vlans", MapType::Hash, 8, 4, 65_536, BPF_F_NO_PREALLOC),
     Shape::new("port_sets", MapType::Array, 4, 8192, PORT_SETS, 0),
+    Shape::new("fragments", MapType::LruHash, 40, 16, 16_384, 0),
     Shape::new("xsks", MapType::XskMap, 4, 4, MAX_INTERFACES * QUEUES_PER_INTERFACE, 0),
+    Shape::new("hold_until", MapType::Array, 4, 8, 1, 0),
     Shape::new("counters", MapType::PerCpuArray, 4, 8, 64, 0),
 ];
 
@@ -91,34 +98,64 @@ pub(super) fn remove_misfits(pins: &PinDir) -> Result<Vec<String>, SteeringError
 /// All maps, opened from their pins.
 pub(super) struct Maps {
     vips: HashMap<MapData, [u8; 20], u32>,
+    vip_addrs: HashMap<MapData, [u8; 16], u32>,
+    echo_addrs: HashMap<MapData, [u8; 16], u32>,
     node_addrs: HashMap<MapData, [u8; 16], u32>,
     snat_addrs: HashMap<MapData, [u8; 16], u32>,
     reply_sources: HashMap<MapData, [u8; 20], u32>,
     own_addrs: HashMap<MapData, [u8; 16], u32>,
     cluster_ips: HashMap<MapData, [u8; 16], u32>,
     service_cidrs: LpmTrie<MapData, [u8; 16], u32>,
+    vlans: HashMap<MapData, [u8; 8], u32>,
     port_sets: Array<MapData, [u8; PORT_SET_LEN]>,
+    hold_until: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
+    /// Interface index and first socket slot.
+    bases: Vec<(u32, u32)>,
     applied: SteeringSet,
+    /// What `vip_addrs` holds: it follows from `vips`, but need not when a process died between the two.
+    applied_vip_addresses: BTreeSet<IpAddr>,
 }
 
 impl Maps {
-    /// Opens the pinned maps and reads what they hold.
-    pub(super) fn open(pins: &PinDir) -> Result<(Self, XskMap<MapData>), SteeringError> {
+    /// Opens the pinned maps and reads what they hold. `bases`: index and first socket slot of each interface.
+    pub(super) fn open(
+        pins: &PinDir,
+        bases: Vec<(u32, u32)>,
+    ) -> Result<(Self, XskMap<MapData>), SteeringError> {
         let mut maps = Self {
             vips: open(&pins.file("vips"))?,
+            vip_addrs: open(&pins.file("vip_addrs"))?,
+            echo_addrs: open(&pins.file("echo_addrs"))?,
             node_addrs: open(&pins.file("node_addrs"))?,
             snat_addrs: open(&pins.file("snat_addrs"))?,
             reply_sources: open(&pins.file("reply_sources"))?,
             own_addrs: open(&pins.file("own_addrs"))?,
             cluster_ips: open(&pins.file("cluster_ips"))?,
             service_cidrs: open(&pins.file("service_cidrs"))?,
+            vlans: open(&pins.file("vlans"))?,
             port_sets: open(&pins.file("port_sets"))?,
+            hold_until: open(&pins.file("hold_until"))?,
             counters: open(&pins.file("counters"))?,
+            bases,
             applied: SteeringSet::default(),
+            applied_vip_addresses: BTreeSet::new(),
         };
+        maps.forget_vlans_of_strangers()?;
         maps.applied = maps.read()?;
+        maps.applied_vip_addresses = read(&maps.vip_addrs, address_from_key)?;
         Ok((maps, open(&pins.file("xsks"))?))
+    }
+
+    /// An earlier process may have had more interfaces: the VLANs on them mean nothing any more.
+    fn forget_vlans_of_strangers(&mut self) -> Result<(), MapError> {
+        let keys: Vec<[u8; 8]> = self.vlans.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            if VlanKey::from_key(key, |base| ifindex_of(&self.bases, base)).is_none() {
+                self.vlans.remove(&key)?;
+            }
+        }
+        Ok(())
     }
 
     fn read(&self) -> Result<SteeringSet, MapError> {
@@ -138,6 +175,12 @@ impl Maps {
             nodeports_tcp: ports(0)?,
             nodeports_udp: ports(1)?,
             snat_ports: ports(2)?,
+            nodeports_sctp: ports(3)?,
+            echo_addresses: read(&self.echo_addrs, address_from_key)?,
+            vlans: read(&self.vlans, |key| VlanKey::from_key(key, |base| ifindex_of(&self.bases, base)))?
+                .into_iter()
+                .flatten()
+                .collect(),
         })
     }
 
@@ -147,8 +190,14 @@ impl Maps {
 
     /// Removes what `next` lacks.
     pub(super) fn narrow(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
-        let Self { applied, .. } = self;
+        let Self { applied, bases, .. } = self;
         retain(&mut self.vips, &mut applied.vips, &next.vips, VipKey::to_key)?;
+        let (of_vips, wanted) = (&mut self.applied_vip_addresses, next.vip_addresses());
+        retain(&mut self.vip_addrs, of_vips, &wanted, address_key)?;
+        retain(&mut self.echo_addrs, &mut applied.echo_addresses, &next.echo_addresses, address_key)?;
+        retain(&mut self.vlans, &mut applied.vlans, &next.vlans, |vlan| {
+            vlan.to_key(base_of(bases, vlan).expect("applied are only those of attached interfaces"))
+        })?;
         retain(&mut self.node_addrs, &mut applied.node_addresses, &next.node_addresses, address_key)?;
         retain(&mut self.snat_addrs, &mut applied.snat_addresses, &next.snat_addresses, address_key)?;
         retain(&mut self.reply_sources, &mut applied.reply_sources, &next.reply_sources, VipKey::to_key)?;
@@ -161,7 +210,7 @@ impl Maps {
     /// Adds what is missing of `next`.
     pub(super) fn widen(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
         self.set_ports(next, PortSet::union)?;
-        let Self { applied, .. } = self;
+        let Self { applied, bases, .. } = self;
         let (own, node) = (&mut self.own_addrs, &mut self.node_addrs);
         extend(own, "own_addrs", &mut applied.own_addresses, &next.own_addresses, address_key)?;
         extend(node, "node_addrs", &mut applied.node_addresses, &next.node_addresses, address_key)?;
@@ -172,7 +221,20 @@ impl Maps {
         extend(snat, "snat_addrs", &mut applied.snat_addresses, &next.snat_addresses, address_key)?;
         let replies = &mut self.reply_sources;
         extend(replies, "reply_sources", &mut applied.reply_sources, &next.reply_sources, VipKey::to_key)?;
-        extend(&mut self.vips, "vips", &mut applied.vips, &next.vips, VipKey::to_key)
+        extend(&mut self.vips, "vips", &mut applied.vips, &next.vips, VipKey::to_key)?;
+        let (of_vips, wanted) = (&mut self.applied_vip_addresses, next.vip_addresses());
+        extend(&mut self.vip_addrs, "vip_addrs", of_vips, &wanted, address_key)?;
+        let (echo, vlans) = (&mut self.echo_addrs, &mut self.vlans);
+        extend(echo, "echo_addrs", &mut applied.echo_addresses, &next.echo_addresses, address_key)?;
+        let known = next.vlans.iter().copied().filter(|vlan| base_of(bases, *vlan).is_some()).collect();
+        extend(vlans, "vlans", &mut applied.vlans, &known, |vlan| {
+            vlan.to_key(base_of(bases, vlan).expect("the others were left out"))
+        })
+    }
+
+    /// Until when the program holds: ns of `CLOCK_MONOTONIC`.
+    pub(super) fn set_hold_until(&mut self, ns: u64) -> Result<(), SteeringError> {
+        Ok(self.hold_until.set(0, ns, 0)?)
     }
 
     fn set_ports(
@@ -185,6 +247,7 @@ impl Maps {
             (0, &mut applied.nodeports_tcp, &next.nodeports_tcp),
             (1, &mut applied.nodeports_udp, &next.nodeports_udp),
             (2, &mut applied.snat_ports, &next.snat_ports),
+            (3, &mut applied.nodeports_sctp, &next.nodeports_sctp),
         ] {
             let wanted = combine(now, next);
             if wanted != *now {
@@ -204,6 +267,14 @@ impl Maps {
         }
         Ok(counters)
     }
+}
+
+fn ifindex_of(bases: &[(u32, u32)], wanted: u32) -> Option<u32> {
+    bases.iter().find(|(_, base)| *base == wanted).map(|(ifindex, _)| *ifindex)
+}
+
+fn base_of(bases: &[(u32, u32)], vlan: VlanKey) -> Option<u32> {
+    bases.iter().find(|(ifindex, _)| *ifindex == vlan.ifindex).map(|(_, base)| *base)
 }
 
 fn open<T: TryFrom<Map, Error = MapError>>(path: &Path) -> Result<T, MapError> {
@@ -287,7 +358,7 @@ mod tests {
 
     #[test]
     fn slots_of_the_socket_map_are_what_the_program_has() {
-        let program = include_str!("../../bpf/steer.bpf.c");
+        let program = include_str!("../../bpf/maps.h");
         assert!(program.contains(&format!("#define QUEUE_SLOTS {}", MAX_INTERFACES * QUEUES_PER_INTERFACE)));
     }
 }

@@ -6,8 +6,10 @@
 
 mod bpffs;
 mod error;
+mod hold;
 mod link;
 mod maps;
+mod probe;
 mod reason;
 mod set;
 mod sockets;
@@ -19,16 +21,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf, EbpfLoader, TestRunOptions,
-    programs::{TestRun, Xdp},
-};
+use aya::{Ebpf, EbpfLoader, programs::Xdp};
 use nix::net::if_::if_nametoindex;
 
 pub use error::SteeringError;
 pub use link::LinkOrigin;
+pub use probe::Verdict;
 pub use reason::Reason;
-pub use set::{PortSet, SteeringSet, VipKey};
+pub use set::{ETHERTYPE_8021Q, PortSet, SteeringSet, VipKey, VlanKey};
 pub use sockets::SocketMap;
 
 use bpffs::PinDir;
@@ -116,17 +116,6 @@ pub struct Uninstalled {
     pub maps: usize,
 }
 
-/// What the program does with one packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// To the kernel.
-    Pass,
-    /// To a worker's socket.
-    Redirect,
-    /// Another XDP action: never, unless the program is broken.
-    Other(u32),
-}
-
 /// The attached program of all interfaces, and its maps.
 ///
 /// Dropping it changes nothing in the kernel: the program stays attached. [`detach`](Self::detach) takes it away.
@@ -182,7 +171,7 @@ impl Steering {
             }
         }
 
-        let (maps, socket_map) = Maps::open(&pins)?;
+        let (maps, socket_map) = Maps::open(&pins, devices.clone())?;
         let sockets = SocketMap::new(socket_map, devices.clone());
         sockets.clear_all()?;
 
@@ -272,24 +261,6 @@ impl Steering {
     /// What the kernel says.
     pub fn counters(&self) -> Result<Vec<(Reason, u64)>, SteeringError> {
         self.maps.counters()
-    }
-
-    /// Runs an interface's program on one packet, as received on queue 0, without sending it anywhere. It counts.
-    ///
-    /// # Errors
-    ///
-    /// An interface that is not attached, or what the kernel says: it wants 14 bytes at least.
-    pub fn probe(&self, ifindex: u32, packet: &[u8]) -> Result<Verdict, SteeringError> {
-        const XDP_PASS: u32 = 2;
-        const XDP_REDIRECT: u32 = 4;
-        let known = self.reports.iter().position(|report| report.ifindex == ifindex);
-        let program = &self.programs[known.ok_or(SteeringError::NoSlot { ifindex, queue: 0 })?];
-        let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::new() };
-        Ok(match xdp(program)?.test_run(options)?.return_value {
-            XDP_PASS => Verdict::Pass,
-            XDP_REDIRECT => Verdict::Redirect,
-            other => Verdict::Other(other),
-        })
     }
 
     /// Detaches from every interface and leaves no pin behind.

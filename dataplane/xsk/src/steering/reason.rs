@@ -10,15 +10,15 @@ pub enum Reason {
     RedirectNodeport,
     /// To a worker: the answer to a flow that Flowgate masqueraded.
     RedirectSnatReply,
-    /// To the kernel: neither IPv4 nor, later, IPv6.
+    /// To the kernel: neither IPv4 nor IPv6.
     PassNotIp,
-    /// To the kernel: IP, but neither TCP nor UDP.
+    /// To the kernel: IP, but neither TCP, UDP, SCTP, an ICMP error nor an echo request.
     PassNotL4,
-    /// To the kernel: an IPv4 fragment.
+    /// To the kernel: a fragment whose first one was not ours, or is not known.
     PassFragment,
     /// To the kernel: a header that ends early or contradicts itself.
     PassMalformed,
-    /// To the kernel: TCP or UDP to nothing that Flowgate serves.
+    /// To the kernel: to nothing that Flowgate serves.
     PassNotOurs,
     /// To the kernel: ours, but no socket stands in the slot of this queue.
     PassNoWorker,
@@ -26,11 +26,23 @@ pub enum Reason {
     RedirectKeptReply,
     /// To a worker: a port or an address for cluster IPs that no Service has.
     RedirectUnserved,
+    /// To a worker: a later fragment of a datagram that is ours.
+    RedirectFragment,
+    /// To a worker: an ICMP error about a flow of ours.
+    RedirectIcmpError,
+    /// To a worker: an echo request to an address that answers them.
+    RedirectEcho,
+    /// To the kernel: a VLAN tag of no served VLAN interface, or two tags.
+    PassVlan,
+    /// To the kernel: IPv6 extension headers that are not followed.
+    PassExtensions,
+    /// Dropped: ours, no socket in the slot, and within the time to hold.
+    DropHeld,
 }
 
 impl Reason {
     /// Every reason, in the order of the counter map.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 17] = [
         Self::RedirectVip,
         Self::RedirectNodeport,
         Self::RedirectSnatReply,
@@ -42,6 +54,12 @@ impl Reason {
         Self::PassNoWorker,
         Self::RedirectKeptReply,
         Self::RedirectUnserved,
+        Self::RedirectFragment,
+        Self::RedirectIcmpError,
+        Self::RedirectEcho,
+        Self::PassVlan,
+        Self::PassExtensions,
+        Self::DropHeld,
     ];
 
     /// The name that metrics, `flowgate show` and the documentation share.
@@ -59,6 +77,12 @@ impl Reason {
             Self::PassNoWorker => "pass_no_worker",
             Self::RedirectKeptReply => "redirect_kept_reply",
             Self::RedirectUnserved => "redirect_unserved",
+            Self::RedirectFragment => "redirect_fragment",
+            Self::RedirectIcmpError => "redirect_icmp_error",
+            Self::RedirectEcho => "redirect_echo",
+            Self::PassVlan => "pass_vlan",
+            Self::PassExtensions => "pass_extensions",
+            Self::DropHeld => "drop_held",
         }
     }
 }
@@ -71,14 +95,22 @@ impl Reason {
             Self::RedirectVip => "Sent up: the destination is a VIP.",
             Self::RedirectNodeport => "Sent up: a NodePort on one of the node's own addresses.",
             Self::RedirectSnatReply => "Sent up: the answer to a flow whose source was replaced.",
-            Self::PassNotIp => "Passed to the kernel: not IPv4, ARP for example.",
-            Self::PassNotL4 => "Passed to the kernel: neither TCP nor UDP.",
-            Self::PassFragment => "Passed to the kernel: a fragment.",
+            Self::PassNotIp => "Passed to the kernel: neither IPv4 nor IPv6, ARP for example.",
+            Self::PassNotL4 => "Passed to the kernel: no TCP, UDP or SCTP, nor ICMP about a Service.",
+            Self::PassFragment => "Passed to the kernel: a fragment of a datagram that is not ours.",
             Self::PassMalformed => "Passed to the kernel: a header ends early or contradicts itself.",
             Self::PassNotOurs => "Passed to the kernel: to nothing that is served.",
             Self::PassNoWorker => "Passed to the kernel: for a Service, but no worker has the queue.",
             Self::RedirectKeptReply => "Sent up: the answer of a backend whose clients keep their address.",
             Self::RedirectUnserved => "Sent up: a port or an address for cluster IPs that no Service has.",
+            Self::RedirectFragment => "Sent up: a later fragment of a datagram that is ours.",
+            Self::RedirectIcmpError => "Sent up: an ICMP error about a packet of a flow of ours.",
+            Self::RedirectEcho => "Sent up: an echo request to a VIP.",
+            Self::PassVlan => "Passed to the kernel: a VLAN tag of no served VLAN interface, or two tags.",
+            Self::PassExtensions => {
+                "Passed to the kernel: too many IPv6 extension headers, or a route that is not at its end."
+            }
+            Self::DropHeld => "Dropped: for a Service, while Flowgate is replaced.",
         }
     }
 }

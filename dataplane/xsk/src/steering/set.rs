@@ -17,6 +17,8 @@ pub struct SteeringSet {
     pub nodeports_tcp: PortSet,
     /// UDP NodePorts.
     pub nodeports_udp: PortSet,
+    /// SCTP NodePorts.
+    pub nodeports_sctp: PortSet,
     /// Addresses that Flowgate masquerades with.
     pub snat_addresses: BTreeSet<IpAddr>,
     /// Ports that Flowgate masquerades with, on any of these addresses.
@@ -29,6 +31,65 @@ pub struct SteeringSet {
     pub cluster_ips: BTreeSet<IpAddr>,
     /// Ranges of which every address is ours: base address and length of the prefix in bits.
     pub service_cidrs: BTreeSet<(IpAddr, u8)>,
+    /// Addresses whose echo requests a worker answers (RFC 1122, 3.2.2.6; RFC 4443, 4.1).
+    pub echo_addresses: BTreeSet<IpAddr>,
+    /// The VLANs whose frames are looked into. Frames with another tag, or with two, pass.
+    pub vlans: BTreeSet<VlanKey>,
+}
+
+impl SteeringSet {
+    /// The addresses of the VIPs.
+    #[must_use]
+    pub fn vip_addresses(&self) -> BTreeSet<IpAddr> {
+        self.vips.iter().map(|vip| vip.addr).collect()
+    }
+
+    /// Lets echo requests to every VIP up, but for those that are the node's own addresses: there the kernel answers.
+    pub fn answer_echo(&mut self) {
+        self.echo_addresses = self.vip_addresses();
+        self.echo_addresses.retain(|address| !self.own_addresses.contains(address));
+    }
+
+    /// Lets frames with an 802.1Q tag in: of each VLAN the index of the device that receives the tag, and the id.
+    pub fn serve_vlans(&mut self, vlans: impl IntoIterator<Item = (u32, u16)>) {
+        let vlans = vlans.into_iter();
+        self.vlans.extend(vlans.map(|(ifindex, id)| VlanKey { ifindex, ethertype: ETHERTYPE_8021Q, id }));
+    }
+}
+
+/// The EtherType of an 802.1Q tag.
+pub const ETHERTYPE_8021Q: u16 = 0x8100;
+
+/// One VLAN of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VlanKey {
+    /// The device that receives the tagged frames. One that is not attached is left out.
+    pub ifindex: u32,
+    /// The tag's EtherType: 0x8100 (802.1Q) or 0x88a8 (802.1ad).
+    pub ethertype: u16,
+    /// The VLAN's id, 0 to 4094. 0 is a priority tag: no VLAN, the device itself.
+    pub id: u16,
+}
+
+impl VlanKey {
+    /// The program knows devices by their first socket slot.
+    pub(super) fn to_key(self, base: u32) -> [u8; 8] {
+        let mut key = [0; 8];
+        key[..4].copy_from_slice(&base.to_ne_bytes());
+        key[4..6].copy_from_slice(&self.ethertype.to_be_bytes());
+        key[6..].copy_from_slice(&self.id.to_ne_bytes());
+        key
+    }
+
+    /// `ifindex_of` tells the device that has a first slot now.
+    pub(super) fn from_key(key: [u8; 8], ifindex_of: impl Fn(u32) -> Option<u32>) -> Option<Self> {
+        let [b0, b1, b2, b3, e0, e1, i0, i1] = key;
+        Some(Self {
+            ifindex: ifindex_of(u32::from_ne_bytes([b0, b1, b2, b3]))?,
+            ethertype: u16::from_be_bytes([e0, e1]),
+            id: u16::from_ne_bytes([i0, i1]),
+        })
+    }
 }
 
 /// One address, port and protocol that clients aim at.
@@ -38,7 +99,7 @@ pub struct VipKey {
     pub addr: IpAddr,
     /// The L4 port.
     pub port: u16,
-    /// The IP protocol number: 6 or 17.
+    /// The IP protocol number: 6, 17 or 132.
     pub protocol: u8,
 }
 
@@ -252,6 +313,28 @@ mod tests {
             let key = VipKey { addr: addr.to_canonical(), port, protocol };
             prop_assert_eq!(VipKey::from_key(key.to_key()), key);
         }
+    }
+
+    #[test]
+    fn a_vlan_survives_its_map_key_while_its_device_is_attached() {
+        let vlan = VlanKey { ifindex: 7, ethertype: 0x88a8, id: 4094 };
+        let ifindex_of = |base| (base == 256).then_some(7);
+        assert_eq!(VlanKey::from_key(vlan.to_key(256), ifindex_of), Some(vlan));
+        assert_eq!(VlanKey::from_key(vlan.to_key(512), ifindex_of), None);
+    }
+
+    #[test]
+    fn echo_is_answered_for_vips_that_are_not_the_nodes() {
+        let vip = |addr: &str, port| VipKey { addr: addr.parse().unwrap(), port, protocol: 6 };
+        let mut set = SteeringSet {
+            vips: [vip("192.0.2.1", 80), vip("10.96.0.10", 80), vip("10.96.0.10", 81), vip("fd00::1", 80)]
+                .into(),
+            own_addresses: ["192.0.2.1".parse().unwrap()].into(),
+            ..SteeringSet::default()
+        };
+        set.answer_echo();
+        let expected: BTreeSet<IpAddr> = ["10.96.0.10".parse().unwrap(), "fd00::1".parse().unwrap()].into();
+        assert_eq!(set.echo_addresses, expected);
     }
 
     #[test]

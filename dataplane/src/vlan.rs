@@ -1,0 +1,85 @@
+//! VLAN tags (IEEE 802.1Q) of frames: taken off when a frame comes in and put on when it leaves, so that
+//! nobody in between sees one. Never decides which network a frame belongs to.
+
+use crate::device::FrameBuffer;
+
+/// Takes the tag off a frame that has exactly one and gives back its VLAN identifier; zero for a frame that
+/// only has a priority. None for a frame without a tag, or with several.
+pub(crate) fn pop<F: FrameBuffer>(frame: &mut F) -> Option<u16> {
+    let bytes = frame.as_mut();
+    let (&[_, .., kind_high, kind_low], &[tag_high, tag_low, inner_high, inner_low, ..]) =
+        (bytes.first_chunk::<14>()?, bytes.get(14..)?)
+    else {
+        return None;
+    };
+    if [kind_high, kind_low] != TAGGED || is_tag([inner_high, inner_low]) {
+        return None;
+    }
+    let len = bytes.len();
+    bytes.copy_within(ADDRESSES_LEN + TAG_LEN.., ADDRESSES_LEN);
+    frame.resize(len - TAG_LEN).then_some(u16::from_be_bytes([tag_high, tag_low]) & IDENTIFIER)
+}
+
+/// Puts a tag with this VLAN identifier on a frame; false if it has no room for one.
+pub(crate) fn push<F: FrameBuffer>(frame: &mut F, identifier: u16) -> bool {
+    let len = frame.as_mut().len();
+    if len < ADDRESSES_LEN || !frame.resize(len + TAG_LEN) {
+        return false;
+    }
+    let bytes = frame.as_mut();
+    bytes.copy_within(ADDRESSES_LEN..len, ADDRESSES_LEN + TAG_LEN);
+    bytes[ADDRESSES_LEN..ADDRESSES_LEN + 2].copy_from_slice(&TAGGED);
+    bytes[ADDRESSES_LEN + 2..ADDRESSES_LEN + TAG_LEN]
+        .copy_from_slice(&(identifier & IDENTIFIER).to_be_bytes());
+    true
+}
+
+const fn is_tag(kind: [u8; 2]) -> bool {
+    matches!(kind, TAGGED | SERVICE_TAGGED)
+}
+
+const ADDRESSES_LEN: usize = 12;
+const TAG_LEN: usize = 4;
+const TAGGED: [u8; 2] = [0x81, 0x00];
+const SERVICE_TAGGED: [u8; 2] = [0x88, 0xa8];
+/// The identifier is the lower twelve bits; above it are priority and drop eligibility.
+const IDENTIFIER: u16 = 0x0fff;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::MemoryFrame;
+
+    fn untagged() -> MemoryFrame {
+        MemoryFrame([&[1; 6][..], &[2; 6], &[0x08, 0x00], b"payload"].concat())
+    }
+
+    #[test]
+    fn a_tag_that_is_put_on_comes_off_again() {
+        let mut frame = untagged();
+        assert!(push(&mut frame, 100));
+        assert_eq!(&frame.0[12..18], &[0x81, 0, 0, 100, 0x08, 0]);
+        assert_eq!(pop(&mut frame), Some(100));
+        assert_eq!(frame, untagged());
+    }
+
+    #[test]
+    fn priorities_are_no_part_of_the_identifier() {
+        let mut frame = untagged();
+        assert!(push(&mut frame, 5));
+        frame.0[14] |= 0xf0;
+        assert_eq!(pop(&mut frame), Some(5));
+    }
+
+    #[test]
+    fn no_tag_two_tags_and_half_a_tag_stay() {
+        let mut twice = untagged();
+        assert!(push(&mut twice, 1) && push(&mut twice, 2));
+        let half = MemoryFrame(twice.0[..17].to_vec());
+        for frame in [untagged(), twice, half, MemoryFrame(vec![])] {
+            let mut after = frame.clone();
+            assert_eq!(pop(&mut after), None);
+            assert_eq!(after, frame);
+        }
+    }
+}

@@ -1,0 +1,382 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT
+ *
+ * From a frame to a `struct target`. Every parser hands back a reason to pass, or one of `enum parsed`. None of
+ * them asks a map what is served, but for the VLANs. `tests/program/model.rs` says the same in Rust.
+ */
+#ifndef FLOWGATE_PARSE_H
+#define FLOWGATE_PARSE_H
+
+#include "maps.h"
+
+#define IP_MORE 0x2000	    /* RFC 791, 3.1: more fragments */
+#define IP_OFFSET 0x1fff    /* ... and the offset */
+#define IPV6_MORE 0x0001    /* RFC 8200, 4.5 */
+#define IPV6_OFFSET 0xfff8
+#define IPV6_EXTENSIONS 6   /* extension headers that are followed */
+#define VLAN_ID 0x0fff
+#define FURTHEST 0x3fff	    /* no header is looked for behind: more than all that are followed can come to */
+
+/* What a parser may find, besides a reason to pass. */
+enum parsed {
+	PARSED = REASON_COUNT, /* a whole packet with ports */
+	PARSED_FIRST,	       /* a first fragment with ports */
+	PARSED_LATER,	       /* another fragment: it has none */
+	PARSED_ERROR,	       /* an ICMP error, with the ports of the packet that it is about */
+	PARSED_ECHO,	       /* an echo request */
+};
+
+/* Where a packet goes and comes from: all that steering looks at. For an ICMP error, where the answers to the
+ * packet that it is about would go and come from. */
+struct target {
+	struct address address;
+	struct address source;
+	__u16 port; /* host byte order */
+	__u16 source_port;
+	__u32 fragment_id;
+	__u8 protocol;
+	__u8 fragment_protocol; /* 0 for IPv6 */
+	__u16 zero;
+};
+
+struct vlan_tag {
+	__be16 control;
+	__be16 ethertype;
+};
+
+struct icmp_header { /* RFC 792 and RFC 4443, 2.1 */
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 rest;
+};
+
+struct extension { /* RFC 8200, 4.2: the part that hop-by-hop, routing and destination options share */
+	__u8 next;
+	__u8 len; /* in 8 bytes, not counting the first 8 */
+	__u8 routing_type;
+	__u8 segments_left;
+	__be32 rest;
+};
+
+struct fragment_header { /* RFC 8200, 4.5 */
+	__u8 next;
+	__u8 reserved;
+	__be16 offset;
+	__be32 id;
+};
+
+/* Both ports come first in all three. */
+struct l4_ports {
+	__be16 source;
+	__be16 dest;
+};
+
+struct sctp_header { /* RFC 9260, 3.1 */
+	struct l4_ports ports;
+	__be32 tag;
+	__be32 checksum;
+};
+
+/* A part of the packet: from `offset`, `len` bytes of it belong to the headers around. */
+struct part {
+	__u32 offset;
+	__u32 len;
+};
+
+/* The part's first `size` bytes, or null where it or the frame is shorter. */
+INLINE void *header_at(struct xdp_md *ctx, const struct part *part, __u32 size)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	if (part->len < size || part->offset > FURTHEST || data + part->offset + size > end)
+		return 0;
+	return data + part->offset;
+}
+
+INLINE void skip(struct part *part, __u32 size)
+{
+	part->offset += size;
+	part->len -= size;
+}
+
+INLINE int has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+INLINE __u32 parse_ports(void *l4, void *end, __u32 l4_len, struct target *to)
+{
+	struct l4_ports *ports = l4;
+	if (to->protocol == IPPROTO_TCP) {
+		if (l4 + sizeof(struct tcphdr) > end || l4_len < sizeof(struct tcphdr))
+			return REASON_pass_malformed;
+	} else if (to->protocol == IPPROTO_UDP) {
+		if (l4 + sizeof(struct udphdr) > end || l4_len < sizeof(struct udphdr))
+			return REASON_pass_malformed;
+	} else if (to->protocol == IPPROTO_SCTP) {
+		if (l4 + sizeof(struct sctp_header) > end || l4_len < sizeof(struct sctp_header))
+			return REASON_pass_malformed;
+	} else {
+		return REASON_pass_not_l4;
+	}
+	to->port = NTOHS(ports->dest);
+	to->source_port = NTOHS(ports->source);
+	return PARSED;
+}
+
+/* The ports of a packet inside an ICMP error, seen from its answers. RFC 792 promises 8 bytes; 4 are enough. */
+INLINE __u32 parse_embedded_ports(struct xdp_md *ctx, const struct part *l4, struct target *to)
+{
+	if (!has_ports(to->protocol))
+		return REASON_pass_not_l4;
+	struct l4_ports *ports = header_at(ctx, l4, sizeof(*ports));
+	if (!ports)
+		return REASON_pass_malformed;
+	to->port = NTOHS(ports->source);
+	to->source_port = NTOHS(ports->dest);
+	return PARSED_ERROR;
+}
+
+/* ICMP, not fragmented. An error goes to the source of the packet inside (RFC 1812, 4.3.2.3): one that goes
+ * elsewhere is not about a flow of ours. */
+OUTLINE __u32 parse_icmpv4(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
+{
+	struct part part = { offset, len };
+	struct icmp_header *icmp = header_at(ctx, &part, sizeof(*icmp));
+	if (!icmp || !to)
+		return REASON_pass_malformed;
+	if (icmp->type == 8)
+		return PARSED_ECHO;
+	if (icmp->type != 3 && icmp->type != 11 && icmp->type != 12)
+		return REASON_pass_not_l4;
+
+	skip(&part, sizeof(*icmp));
+	struct iphdr *ip = header_at(ctx, &part, sizeof(*ip));
+	if (!ip)
+		return REASON_pass_malformed;
+	__u32 header_len = ip->ihl * 4;
+	if (ip->version != 4 || header_len < sizeof(*ip) || part.len < header_len)
+		return REASON_pass_malformed;
+	if (ip->frag_off & HTONS(IP_OFFSET))
+		return REASON_pass_fragment;
+	if (ip->saddr != to->address.word[3])
+		return REASON_pass_not_ours;
+	to->source.word[3] = ip->daddr;
+	to->protocol = ip->protocol;
+	skip(&part, header_len);
+	return parse_embedded_ports(ctx, &part, to);
+}
+
+INLINE __u32 parse_ipv4(struct xdp_md *ctx, void *l3, void *end, struct target *to)
+{
+	struct iphdr *ip = l3;
+	if ((void *)(ip + 1) > end)
+		return REASON_pass_malformed;
+
+	__u32 header_len = ip->ihl * 4;
+	__u32 total_len = NTOHS(ip->tot_len);
+	if (ip->version != 4 || header_len < sizeof(*ip) || total_len < header_len)
+		return REASON_pass_malformed;
+	if (l3 + total_len > end)
+		return REASON_pass_malformed;
+
+	to->address.word[2] = HTONL(0xffff); /* RFC 4291, 2.5.5.2: ::ffff:a.b.c.d */
+	to->address.word[3] = ip->daddr;
+	to->source.word[2] = HTONL(0xffff);
+	to->source.word[3] = ip->saddr;
+	to->protocol = ip->protocol;
+
+	void *l4 = l3 + header_len;
+	__u32 l4_len = total_len - header_len;
+	if (LIKELY(!(ip->frag_off & HTONS(IP_MORE | IP_OFFSET)))) {
+		if (UNLIKELY(ip->protocol == IPPROTO_ICMP))
+			return parse_icmpv4(ctx, l4 - (void *)(long)ctx->data, l4_len, to);
+		return parse_ports(l4, end, l4_len, to);
+	}
+	to->fragment_id = ip->id;
+	to->fragment_protocol = ip->protocol;
+	if (ip->frag_off & HTONS(IP_OFFSET))
+		return PARSED_LATER;
+	if (!has_ports(ip->protocol))
+		return REASON_pass_fragment;
+	__u32 parsed = parse_ports(l4, end, l4_len, to);
+	return parsed == PARSED ? PARSED_FIRST : parsed;
+}
+
+/* An IPv6 packet never carries v4-mapped addresses (RFC 4291, 2.5.5.2), and IPv4's entries in the maps are not
+ * for one that does. */
+INLINE int is_mapped(const struct address *address)
+{
+	return !address->word[0] && !address->word[1] && address->word[2] == HTONL(0xffff);
+}
+
+INLINE void copy_ipv6(struct address *to, const struct in6_addr *from)
+{
+	const __u32 *words = (const void *)from;
+	to->word[0] = words[0];
+	to->word[1] = words[1];
+	to->word[2] = words[2];
+	to->word[3] = words[3];
+}
+
+INLINE int is_same(const struct address *a, const struct address *b)
+{
+	return !((a->word[0] ^ b->word[0]) | (a->word[1] ^ b->word[1]) | (a->word[2] ^ b->word[2]) |
+		 (a->word[3] ^ b->word[3]));
+}
+
+/* Follows the extension headers from `to->protocol` on, which becomes the upper layer's, as `part` does. */
+INLINE __u32 walk_extensions(struct xdp_md *ctx, struct part *part, struct target *to)
+{
+	__u32 parsed = PARSED;
+	for (int i = 0; i <= IPV6_EXTENSIONS; i++) {
+		__u8 next = to->protocol;
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT)
+			return parsed;
+		/* Hop-by-hop options stand first or are an error (RFC 8200, 4.1). */
+		if (i == IPV6_EXTENSIONS || (i > 0 && next == IPPROTO_HOPOPTS))
+			return REASON_pass_extensions;
+
+		struct extension *extension = header_at(ctx, part, sizeof(*extension));
+		if (!extension)
+			return REASON_pass_malformed;
+		to->protocol = extension->next;
+		__u32 len = sizeof(*extension);
+		if (next == IPPROTO_FRAGMENT) {
+			struct fragment_header *fragment = (void *)extension;
+			to->fragment_id = fragment->id;
+			if (fragment->offset & HTONS(IPV6_OFFSET))
+				return PARSED_LATER;
+			/* Neither more nor an offset: a whole packet (RFC 6946). */
+			if (fragment->offset & HTONS(IPV6_MORE))
+				parsed = PARSED_FIRST;
+		} else {
+			len += extension->len * 8;
+			if (part->len < len)
+				return REASON_pass_malformed;
+			/* The destination is another one still (RFC 8200, 4.4). */
+			if (next == IPPROTO_ROUTING && extension->segments_left)
+				return REASON_pass_extensions;
+		}
+		skip(part, len);
+	}
+	return REASON_pass_extensions;
+}
+
+/* As parse_icmpv4(). Neighbour discovery and MLD are other types: they pass. */
+OUTLINE __u32 parse_icmpv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
+{
+	struct part part = { offset, len };
+	struct icmp_header *icmp = header_at(ctx, &part, sizeof(*icmp));
+	if (!icmp || !to)
+		return REASON_pass_malformed;
+	if (icmp->type == 128)
+		return PARSED_ECHO;
+	if (icmp->type < 1 || icmp->type > 4)
+		return REASON_pass_not_l4;
+
+	skip(&part, sizeof(*icmp));
+	struct ipv6hdr *ip = header_at(ctx, &part, sizeof(*ip));
+	if (!ip || ip->version != 6)
+		return REASON_pass_malformed;
+	struct address source;
+	copy_ipv6(&source, &ip->saddr);
+	if (!is_same(&source, &to->address))
+		return REASON_pass_not_ours;
+	copy_ipv6(&to->source, &ip->daddr);
+	if (is_mapped(&to->source))
+		return REASON_pass_not_ours;
+
+	to->protocol = ip->nexthdr;
+	skip(&part, sizeof(*ip));
+	__u32 parsed = walk_extensions(ctx, &part, to);
+	if (parsed == PARSED_LATER)
+		return REASON_pass_fragment;
+	if (parsed < PARSED)
+		return parsed;
+	return parse_embedded_ports(ctx, &part, to);
+}
+
+/* IPv6 with something else than ports behind its header. */
+OUTLINE __u32 parse_beyond_ipv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
+{
+	struct part part = { offset, len };
+	if (!to)
+		return REASON_pass_malformed;
+	__u32 parsed = walk_extensions(ctx, &part, to);
+	if (parsed < PARSED || parsed == PARSED_LATER)
+		return parsed;
+	if (to->protocol == IPPROTO_ICMPV6 && parsed == PARSED)
+		return parse_icmpv6(ctx, part.offset, part.len, to);
+	if (!has_ports(to->protocol))
+		return parsed == PARSED_FIRST ? REASON_pass_fragment : REASON_pass_not_l4;
+	void *l4 = header_at(ctx, &part, sizeof(struct l4_ports));
+	if (!l4)
+		return REASON_pass_malformed;
+	__u32 ports = parse_ports(l4, (void *)(long)ctx->data_end, part.len, to);
+	return ports == PARSED ? parsed : ports;
+}
+
+INLINE __u32 parse_ipv6(struct xdp_md *ctx, void *l3, void *end, struct target *to)
+{
+	struct ipv6hdr *ip = l3;
+	if ((void *)(ip + 1) > end)
+		return REASON_pass_malformed;
+	__u32 len = NTOHS(ip->payload_len);
+	if (ip->version != 6 || (void *)(ip + 1) + len > end)
+		return REASON_pass_malformed;
+
+	copy_ipv6(&to->address, &ip->daddr);
+	copy_ipv6(&to->source, &ip->saddr);
+	if (is_mapped(&to->address) || is_mapped(&to->source))
+		return REASON_pass_not_ours;
+	to->protocol = ip->nexthdr;
+	if (LIKELY(has_ports(to->protocol)))
+		return parse_ports(ip + 1, end, len, to);
+	return parse_beyond_ipv6(ctx, (void *)(ip + 1) - (void *)(long)ctx->data, len, to);
+}
+
+INLINE int is_tag(__be16 ethertype)
+{
+	return ethertype == HTONS(ETH_P_8021Q) || ethertype == HTONS(ETH_P_8021AD);
+}
+
+/* `base`: first socket slot of the interface.
+ *
+ * Only a tag in the frame is seen. One that a device took off and carries beside it (rxvlan of a NIC, txvlan of the far
+ * end of a veth, in native as in generic mode) is beyond what a program that is not bound to one device may ask for:
+ * the frame looks untagged. Interfaces that receive tags need these offloads turned off. */
+INLINE __u32 parse(struct xdp_md *ctx, __u32 base, struct target *to)
+{
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = (void *)(long)ctx->data;
+	if ((void *)(eth + 1) > end)
+		return REASON_pass_malformed;
+
+	__be16 ethertype = eth->h_proto;
+	if (LIKELY(ethertype == HTONS(ETH_P_IP)))
+		return parse_ipv4(ctx, eth + 1, end, to);
+	void *l3 = eth + 1;
+	if (is_tag(ethertype)) {
+		struct vlan_tag *tag = l3;
+		if ((void *)(tag + 1) > end)
+			return REASON_pass_malformed;
+		struct vlan_key key = {
+			.base = base,
+			.ethertype = ethertype,
+			.id = NTOHS(tag->control) & VLAN_ID,
+		};
+		if (is_tag(tag->ethertype) || !bpf_map_lookup_elem(&vlans, &key))
+			return REASON_pass_vlan;
+		ethertype = tag->ethertype;
+		l3 = tag + 1;
+		if (ethertype == HTONS(ETH_P_IP))
+			return parse_ipv4(ctx, l3, end, to);
+	}
+	if (ethertype == HTONS(ETH_P_IPV6))
+		return parse_ipv6(ctx, l3, end, to);
+	return REASON_pass_not_ip;
+}
+
+#endif
