@@ -32,7 +32,10 @@ const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const ECHO: u16 = 7;
 const CONNECTIONS: usize = 40;
 /// After how long a worker that stands still is said to hang: shorter than by default.
-const HANG: &str = "[workers]\nhang_ms = 400\n";
+const HANG: &str = "hold_ms = 30000\n[workers]\nhang_ms = 400\n";
+/// How long traffic is held: a start may be slow where many tests run. The key belongs to the section `xdp`, which is
+/// the last that the lab writes.
+const HOLD: &str = "hold_ms = 30000\n";
 
 /// A lab with Service `web`, whose port 80 is HTTP and whose port 7 echoes.
 struct Served {
@@ -80,7 +83,8 @@ impl Served {
         let target = SocketAddr::from((CLUSTER_IP, ECHO));
         let mut options = StreamOptions::new(target, CONNECTIONS, Duration::from_secs(600), exchange);
         options.pause = Duration::from_millis(10);
-        options.exchange_timeout = Duration::from_secs(30);
+        // After some outages in a row a lost segment is sent again half a minute later.
+        options.exchange_timeout = Duration::from_secs(120);
         let run = stream::start(self.lab.client(), options)?;
         eventually("all connections are open", || Ok(run.snapshot().connects == CONNECTIONS as u64))?;
         Ok(run)
@@ -142,7 +146,7 @@ fn now() -> Instant {
 #[test]
 fn open_connections_survive_restarts_and_kills() -> Result<()> {
     let _turn = one_at_a_time();
-    let mut served = Served::with_two_backends("")?;
+    let mut served = Served::with_two_backends(HOLD)?;
     let load = served.load()?;
     for round in 0..2 {
         let start = now();
@@ -205,7 +209,7 @@ fn a_table_of_another_size_begins_anew_and_says_so() -> Result<()> {
 #[test]
 fn a_worker_that_panics_is_replaced_and_one_that_always_does_is_given_up() -> Result<()> {
     let _turn = one_at_a_time();
-    let served = Served::with_two_backends("")?;
+    let served = Served::with_two_backends(HOLD)?;
     let load = served.load()?;
     let pid = served.lab.gateway.process_id();
     let counted = served.lab.event("rx_packets")?;
@@ -298,7 +302,7 @@ fn an_interface_that_is_made_anew_is_served_again_and_the_others_meanwhile() -> 
 #[test]
 fn an_interface_that_is_away_for_a_moment_costs_no_connection() -> Result<()> {
     let _turn = one_at_a_time();
-    let served = Served::with_two_backends("")?;
+    let served = Served::with_two_backends(HOLD)?;
     let gateway = served.lab.topology.gateway();
     let load = served.load()?;
     let start = now();
@@ -335,7 +339,7 @@ fn other_queues_and_longer_packets_are_followed() -> Result<()> {
     // program must have a queue for each that its peer sends by.
     channels(&topology.client().namespace, "eth0", 1)?;
     channels(topology.gateway(), UPLINK, 1)?;
-    let served = Served::on(topology, "")?;
+    let served = Served::on(topology, HOLD)?;
     let (client, gateway) = (served.lab.client(), served.lab.topology.gateway());
     assert_eq!(served.worker_states()?, ["running"]);
     let load = served.load()?;

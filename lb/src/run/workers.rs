@@ -14,6 +14,7 @@ use flowgate_dataplane::{Counters, Pipeline, Worker, WorkerConfig, WorkerHandle,
 use flowgate_flow::{AffinityTable, Flows, Origin};
 use flowgate_tables::Publisher;
 use flowgate_xsk::steering::{AttachReport, SocketMap};
+use flowgate_xsk::{BindMode, ZeroCopy};
 
 use super::device::{self, QueueSocket};
 use crate::config::Config;
@@ -219,13 +220,18 @@ impl Workers {
             return;
         }
         tracing::error!(worker = index, "worker is dead");
+        let mut config = self.config.clone();
+        if config.zero_copy == ZeroCopy::Auto && post.sockets.iter().any(|s| s.mode == BindMode::Copy) {
+            // The same devices refused it: asking again costs time.
+            config.zero_copy = ZeroCopy::Off;
+        }
         post.vacate();
         post.panics.push_back(now);
         if !post.may_try_again(now) {
             tracing::error!(worker = index, "no other worker takes its place: it would be the same again");
             return;
         }
-        let opened = device::open(&self.config, given.attached, post.number);
+        let opened = device::open(&config, given.attached, post.number);
         let replaced = opened.and_then(|(device, sockets)| {
             let post = &mut self.posts[index];
             (post.stage, post.sockets) = (Stage::Ready(device), sockets);
