@@ -146,7 +146,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Step one of a lookup: hashes the tuple and starts loading the tags of its two buckets.
-    #[inline]
+    #[inline(always)]
     pub fn probe(&self, tuple: &FiveTuple<A>) -> Probe {
         let hash = self.key.hash(tuple);
         let buckets = hash.buckets(self.memory.bucket_count());
@@ -157,7 +157,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Step two: compares the tags and starts loading the first entry that agrees.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch(&self, probe: &mut Probe) {
         let mut candidates = self.candidates(probe);
         probe.likely = probe.next_of(&mut candidates);
@@ -171,7 +171,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Step three: the entry of a packet with this tuple. Takes no lock.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, probe: &Probe, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
         let (mut index, mut others) = (probe.likely, probe.others);
         // One way out with an entry: the compiler would join several in memory.
