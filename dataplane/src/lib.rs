@@ -5,8 +5,11 @@
 //! hangs. Never knows Kubernetes, never resolves a name, never logs on the packet path.
 #![forbid(unsafe_code)]
 
+pub mod adopt;
 pub mod counters;
 pub mod device;
+#[cfg(feature = "lab")]
+pub mod fault;
 pub mod options;
 pub mod pipeline;
 mod refusal;
@@ -17,7 +20,7 @@ pub mod worker;
 
 pub use counters::{Counters, Event, SharedCounters};
 pub use device::Device;
-pub use options::Options;
+pub use options::{MssClamp, Options};
 pub use pipeline::{Context, Pipeline, Process, RxChecksums};
 pub use verdict::{DropReason, PassReason, RejectReason, Verdict};
 pub use worker::{Worker, WorkerConfig, WorkerHandle, WorkerNumber};
