@@ -44,8 +44,29 @@ const OBJECTS: &[(&str, &str)] = &[
 ];
 
 const WORDS: &[&[u8]] = &[
-    b"---\n", b"null", b"[]", b"{}", b"\"items\":", b"List", b"&a", b"*a", b"!!binary ", b"|-\n  ", b"<<: ", b"-1",
-    b"65536", b"0.0.0.0", b"::", b"\"ports\":", b"\"None\"", b"SCTP", b"1e99", b"\xef\xbb\xbf", b"\r\n", b"\t", b"\\u0000",
+    b"---\n",
+    b"null",
+    b"[]",
+    b"{}",
+    b"\"items\":",
+    b"List",
+    b"&a",
+    b"*a",
+    b"!!binary ",
+    b"|-\n  ",
+    b"<<: ",
+    b"-1",
+    b"65536",
+    b"0.0.0.0",
+    b"::",
+    b"\"ports\":",
+    b"\"None\"",
+    b"SCTP",
+    b"1e99",
+    b"\xef\xbb\xbf",
+    b"\r\n",
+    b"\t",
+    b"\\u0000",
 ];
 
 #[test]
@@ -127,7 +148,12 @@ fn whatever_a_client_sends_the_name_server_goes_on_answering() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(served.addr).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let names = ["web.default.svc.cluster.local.", "_a._tcp.web.default.svc.cluster.local.", ".", "1.0.244.10.in-addr.arpa."];
+    let names = [
+        "web.default.svc.cluster.local.",
+        "_a._tcp.web.default.svc.cluster.local.",
+        ".",
+        "1.0.244.10.in-addr.arpa.",
+    ];
     let types = [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::PTR, RecordType::ANY];
     let make = |random: &mut Rng| {
         let question = query(names[random.usize(..names.len())], types[random.usize(..types.len())]);

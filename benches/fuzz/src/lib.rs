@@ -21,9 +21,8 @@ pub use fastrand::Rng;
 use mutate::mutated;
 
 /// All fuzz targets of the workspace: each gets an even share of the time.
-pub const TARGETS: [&str; 10] = [
-    "admin", "config", "dns", "flow_table", "frames", "headers", "kube", "manifests", "netlink", "trace",
-];
+pub const TARGETS: [&str; 10] =
+    ["admin", "config", "dns", "flow_table", "frames", "headers", "kube", "manifests", "netlink", "trace"];
 
 /// What an input showed: inputs with the same value are alike to the target.
 pub type Seen = u64;

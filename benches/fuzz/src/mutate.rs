@@ -3,8 +3,7 @@
 use fastrand::Rng;
 
 /// Numbers at the edges of what fields can hold.
-const EDGES: [u64; 12] =
-    [0, 1, 7, 8, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, u64::MAX];
+const EDGES: [u64; 12] = [0, 1, 7, 8, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, u64::MAX];
 
 /// An input made from another.
 pub(crate) fn mutated(input: &[u8], pool: &[Vec<u8>], words: &[&[u8]], random: &mut Rng) -> Vec<u8> {

@@ -217,7 +217,9 @@ fn take(choices: &mut Choices<'_>, world: &mut World) -> String {
             shape
         }
         more => {
-            let Some(neighbour) = message::neighbour(&neighbour(choices)) else { return "no neighbour".into() };
+            let Some(neighbour) = message::neighbour(&neighbour(choices)) else {
+                return "no neighbour".into();
+            };
             let shape = format!("neighbour {more} {:?} {}", neighbour.state, neighbour.mac.is_some());
             if more == 3 {
                 world.remove_neighbour(&neighbour);

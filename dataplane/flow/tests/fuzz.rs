@@ -44,7 +44,8 @@ struct Pair<A: FlowAddress> {
 
 /// Plays a script of four bytes an operation: what, on which flow, with what.
 fn play<A: FlowAddress>(script: &[u8], addr: impl Fn(u32) -> A) -> Seen {
-    let table = FlowTable::new(1, HashKey(std::array::from_fn(|i| 0x9e37_79b9_7f4a_7c15 ^ i as u64))).unwrap();
+    let table =
+        FlowTable::new(1, HashKey(std::array::from_fn(|i| 0x9e37_79b9_7f4a_7c15 ^ i as u64))).unwrap();
     let sweep = Sweep::new(&table, 0, 1);
     let mut pair = Pair { table, list: Vec::new(), sweep, now: 0, next: 0 };
     let mut story = Vec::new();
@@ -95,7 +96,8 @@ impl<A: FlowAddress> Pair<A> {
             reply: direction(&reply, &original),
             backend: self.next,
         };
-        let has = |tuple: &FiveTuple<A>| self.list.iter().position(|f| f.original == *tuple || f.reply == *tuple);
+        let has =
+            |tuple: &FiveTuple<A>| self.list.iter().position(|f| f.original == *tuple || f.reply == *tuple);
         let outcome = match self.table.insert(&flow, Tick(self.now)) {
             Inserted::New(found) => {
                 assert!(has(&original).is_none() && has(&reply).is_none());
