@@ -8,6 +8,9 @@
 pub mod choose;
 mod established;
 mod family;
+mod fragments;
+mod icmp;
+mod mss;
 mod open;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,6 +29,9 @@ use crate::options::Options;
 use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::worker::WorkerNumber;
 pub use family::Family;
+pub use fragments::Awaited;
+pub(crate) use fragments::EXPECTED_MS;
+use fragments::Fragments;
 
 /// Frames in a burst at most.
 pub const BURST: usize = 64;
@@ -70,6 +76,10 @@ pub trait Process {
 
     /// Neighbours that are to be resolved since the last call, each handed to `ask`.
     fn drain_requests(&mut self, ask: impl FnMut(Unresolved));
+
+    /// Packets whose awaited fragment has come since the last call, each handed to `ready`: what waits for them is
+    /// to be decided again.
+    fn drain_ready(&mut self, _ready: impl FnMut(Awaited)) {}
 }
 
 /// One worker's pipeline.
@@ -97,7 +107,7 @@ impl Pipeline {
         Self {
             v4: Box::new([Staged::EMPTY; BURST]),
             v6: Box::new([Staged::EMPTY; BURST]),
-            router: Router { worker, requests: Requests::default() },
+            router: Router { worker, requests: Requests::default(), fragments: Fragments::new(worker) },
         }
     }
 }
@@ -108,6 +118,7 @@ impl Pipeline {
 struct Router {
     worker: WorkerNumber,
     requests: Requests,
+    fragments: Fragments,
 }
 
 impl Router {
@@ -143,6 +154,28 @@ impl Router {
         verdict: &mut Verdict,
     ) {
         self.decide(frame, staged, checksums, context, counters, verdict);
+    }
+
+    /// Decides what is no segment and not decided yet, and counts it.
+    #[cold]
+    fn decide_rest(
+        &mut self,
+        frame: &mut [u8],
+        context: &Context<'_>,
+        counters: &mut Counters,
+        verdict: &mut Verdict,
+    ) {
+        match *verdict {
+            Verdict::Pass(PassReason::NotL4) => *verdict = self.control_message(frame, context, counters),
+            Verdict::Pass(PassReason::Fragment) => {
+                *verdict = match EtherType::of(frame) {
+                    Some(EtherType::Ipv6) => self.fragment::<Ipv6Addr>(frame, context, counters),
+                    _ => self.fragment::<Ipv4Addr>(frame, context, counters),
+                };
+            }
+            _ => {}
+        }
+        counters.count(verdict);
     }
 
     /// Decides any packet; those that [`forward_established`](Self::forward_established) serves never come
@@ -208,7 +241,11 @@ impl Router {
         // Not before: a packet that is held comes back here and would be counted again.
         note_in_full(frame, found, packet, context, counters);
         let translation = &found.forwarding.translation;
-        self.send(frame, packet, translation, (next_hop, ether), checksums, counters)
+        let verdict = self.send(frame, packet, translation, (next_hop, ether), checksums, counters);
+        if packet.tcp_flags.intersects(TcpFlags::SYN) && matches!(verdict, Verdict::Transmit(_)) {
+            mss::clamp(frame, packet, next_hop, probe.hash().0, context, counters);
+        }
+        verdict
     }
 
     /// Routes a packet as the kernel would have: the XDP program cannot tell the answers to clients whose
@@ -329,13 +366,17 @@ impl Process for Pipeline {
             } else if segments_v6 & (1 << i) != 0 {
                 router.decide_v6(frame.as_mut(), &v6[i], checksums, context, counters, verdict);
             } else {
-                counters.count(verdict);
+                router.decide_rest(frame.as_mut(), context, counters, verdict);
             }
         }
     }
 
     fn drain_requests(&mut self, ask: impl FnMut(Unresolved)) {
         self.router.requests.drain(ask);
+    }
+
+    fn drain_ready(&mut self, ready: impl FnMut(Awaited)) {
+        self.router.fragments.drain_ready(ready);
     }
 }
 
