@@ -3,8 +3,9 @@
 CARGO ?= cargo
 FLOWGATE := target/release/flowgate
 FUZZ_SECONDS ?= 60
+SEEDS ?= 10000
 
-.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz clean deps root
+.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz simulate clean deps root
 
 build: deps
 	$(CARGO) build --release -p flowgate
@@ -44,6 +45,10 @@ bench-control: root build kubernetes
 
 fuzz: deps
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release -p flowgate-dataplane --test fuzz -- --nocapture
+
+# Whole conversations against an independent model, one run a seed; ends with one line of JSON.
+simulate: deps
+	SEEDS=$(SEEDS) $(CARGO) test -q --release -p flowgate-dataplane --test simulate
 
 clean:
 	$(CARGO) clean

@@ -77,7 +77,7 @@ pub trait Process {
 
     /// Packets whose awaited fragment has come since the last call, each handed to `ready`: what waits for them is
     /// to be decided again.
-    fn drain_ready(&mut self, _ready: impl FnMut(Awaited)) {}
+    fn drain_ready(&mut self, ready: impl FnMut(Awaited));
 }
 
 /// One worker's pipeline.
@@ -422,7 +422,10 @@ fn note<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, conte
         Protocol::Udp => {}
         Protocol::Tcp => {
             found.saw_tcp(packet.tcp_flags);
-            found.acknowledged(packet.tcp_acked(frame));
+            // RFC 9293 section 3.1: without the flag the number means nothing.
+            if packet.tcp_flags.intersects(TcpFlags::ACK) {
+                found.acknowledged(packet.tcp_acked(frame));
+            }
         }
         Protocol::Sctp => found.saw_tcp(packet.tcp_flags),
     }

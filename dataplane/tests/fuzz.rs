@@ -3,7 +3,7 @@
 //! Valid packets are mutated by a seeded generator; the seed of a run is printed and can be given as
 //! `FUZZ_SEED`. Whatever comes in, nothing may panic; what leaves must be the packet that came, translated,
 //! with checksums as right as they were; what does not leave must be untouched. Frames that once broke
-//! something are kept in `corpus/` and replayed first.
+//! something are kept in `corpus/frames/` and replayed first.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 #![allow(clippy::print_stdout, reason = "the seed and the frame that broke something must be seen")]
 
@@ -187,7 +187,7 @@ fn frame(random: &mut Random) -> Vec<u8> {
 
 #[test]
 fn frames_that_once_broke_something_do_not_any_more() {
-    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/frames");
     let mut replayed = 0;
     for entry in std::fs::read_dir(corpus).unwrap() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();

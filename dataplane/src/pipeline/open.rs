@@ -116,8 +116,12 @@ impl Router {
         if addresses.is_empty() || ports.is_empty() {
             return Err(Verdict::Drop(DropReason::NoSnatAddress));
         }
-        let sources = (0..SNAT_ATTEMPTS).map(|attempt| {
-            let choice = spread(start, attempt) as usize;
+        // Steps may miss the last free one of a few: those are walked through as well.
+        let few = u32::try_from(addresses.len() * ports.len()).unwrap_or(u32::MAX);
+        let every_one_of_few = 0..if few <= SNAT_ATTEMPTS { few } else { 0 };
+        let choices = (0..SNAT_ATTEMPTS).map(|attempt| spread(start, attempt)).chain(every_one_of_few);
+        let sources = choices.map(|choice| {
+            let choice = choice as usize;
             let port = ports[(choice / addresses.len()) % ports.len()];
             (addresses[choice % addresses.len()], L4Port::new(port))
         });

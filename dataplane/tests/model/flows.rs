@@ -1,0 +1,245 @@
+//! Connection tracking as the RFCs have it, in a list.
+
+use std::net::SocketAddr;
+
+use flowgate_flow::Timeouts;
+use flowgate_tables::spec::RouteHopSpec;
+use flowgate_wire::Protocol;
+
+use super::packet::{Flags, Segment, Tuple};
+use super::services::{BackendKey, Lives};
+
+/// One flow.
+#[derive(Clone, Debug)]
+pub(crate) struct Flow {
+    pub(crate) original: Tuple,
+    pub(crate) reply: Tuple,
+    pub(crate) backend: BackendKey,
+    /// Which life of the backend it was opened to.
+    pub(crate) life: u64,
+    pub(crate) client: Direction,
+    pub(crate) server: Direction,
+}
+
+/// Which of several hops packets take, and among which it was chosen.
+pub(crate) type Chosen = (RouteHopSpec, Vec<RouteHopSpec>);
+
+/// What one direction has sent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Direction {
+    pub(crate) packets: u32,
+    pub(crate) bytes: u64,
+    pub(crate) last: u64,
+    /// SYN, ACK and FIN that it has sent, and whether it has sent a reset that counts.
+    pub(crate) sent: Flags,
+    /// The last acknowledgement number.
+    pub(crate) acked: u32,
+    /// Its way, once one was taken.
+    pub(crate) hop: Option<Chosen>,
+}
+
+/// Which direction of a flow a packet belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Server,
+}
+
+/// A flow as the flow table shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) original: Tuple,
+    pub(crate) reply: Tuple,
+    /// The backend, unless it was removed.
+    pub(crate) backend: Option<SocketAddr>,
+    pub(crate) phase: Option<&'static str>,
+    pub(crate) answered: bool,
+    /// Milliseconds, modulo 2^32.
+    pub(crate) last: u32,
+    pub(crate) packets: [u32; 2],
+    pub(crate) bytes: [u64; 2],
+}
+
+impl Flow {
+    /// The phase of a connection (RFC 9293 section 3.3.2, seen from the middle).
+    pub(crate) fn phase(&self) -> &'static str {
+        let (client, server) = (self.client.sent, self.server.sent);
+        match () {
+            () if client.rst || server.rst => "reset",
+            () if client.fin && server.fin => "time-wait",
+            () if client.fin || server.fin => "half-closed",
+            // Whatever else a server says, without its SYN there is no connection.
+            () if !server.syn => "syn-sent",
+            () if client.ack => "established",
+            () => "syn-received",
+        }
+    }
+
+    /// Whether it has phases: all but datagrams.
+    pub(crate) fn is_connection(&self) -> bool {
+        self.original.protocol != Protocol::Udp
+    }
+
+    /// RFC 9293 section 3.6.1: whether a SYN may begin anew.
+    pub(crate) fn is_closing(&self) -> bool {
+        ["reset", "time-wait"].contains(&self.phase())
+    }
+
+    /// Whether it must make room when the table is full. Established flows never do.
+    pub(crate) fn may_make_room(&self) -> bool {
+        if self.is_connection() {
+            self.is_closing() || self.phase() == "syn-sent"
+        } else {
+            self.server.packets == 0
+        }
+    }
+
+    /// Whether neither side has sent for longer than its phase allows.
+    pub(crate) fn is_expired(&self, now: u64, timeouts: &Timeouts) -> bool {
+        let allowed = match (self.is_connection(), self.phase()) {
+            (true, "syn-sent" | "syn-received") => timeouts.tcp_opening,
+            (true, "established") => timeouts.tcp_established,
+            (true, "half-closed") => timeouts.tcp_half_closed,
+            (true, "time-wait") => timeouts.tcp_time_wait,
+            (true, _) => timeouts.tcp_reset,
+            (false, _) if self.server.packets > 0 => timeouts.udp_answered,
+            (false, _) => timeouts.udp_unanswered,
+        };
+        u128::from(now - self.client.last.max(self.server.last)) > allowed.as_millis()
+    }
+
+    /// P801: datagrams leave a removed endpoint at once.
+    pub(crate) fn is_stale(&self, lives: &Lives) -> bool {
+        !self.is_connection() && lives.of_backend(&self.backend) != Some(self.life)
+    }
+
+    /// The flow sends this packet on. Says what came of its reset, or of one before it.
+    pub(crate) fn note(&mut self, side: Side, segment: &Segment, now: u64) -> Noted {
+        let (own, other) = match side {
+            Side::Client => (&mut self.client, &mut self.server),
+            Side::Server => (&mut self.server, &mut self.client),
+        };
+        let flags = segment.flags;
+        let mut noted = Noted::Plainly;
+        if flags.rst {
+            if segment.tuple.protocol == Protocol::Tcp
+                && other.sent.ack
+                && !is_in_window(segment, other.acked)
+            {
+                return Noted::Ignored;
+            }
+            own.sent.rst = true;
+        } else if flags.ack && other.sent.rst {
+            // RFC 5961 section 3.2: whoever goes on has not believed the reset.
+            (own.sent.rst, other.sent.rst) = (false, false);
+            noted = Noted::Refuted;
+        }
+        own.packets += 1;
+        own.bytes += u64::from(segment.ip_len);
+        own.last = now;
+        own.sent.syn |= flags.syn;
+        own.sent.ack |= flags.ack;
+        own.sent.fin |= flags.fin;
+        if flags.ack {
+            own.acked = segment.acknowledgement;
+        }
+        noted
+    }
+
+    /// The packet as it leaves.
+    pub(crate) fn translated(&self, side: Side) -> Tuple {
+        match side {
+            Side::Client => self.reply.reversed(),
+            Side::Server => self.original.reversed(),
+        }
+    }
+}
+
+/// What became of a segment in the eyes of its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Noted {
+    Plainly,
+    /// A reset that no endpoint would take: it changed nothing.
+    Ignored,
+    /// It showed that the reset before was not taken.
+    Refuted,
+}
+
+/// Whether the receiver of a reset may take it for its peer's: from 64 KiB before what it acknowledged to
+/// 16 MiB behind, of which only the upper half is compared.
+fn is_in_window(segment: &Segment, acked: u32) -> bool {
+    let units = (segment.sequence >> 16).wrapping_sub(acked >> 16) & 0xffff;
+    units == 0xffff || units <= 256
+}
+
+/// All flows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Flows(pub(crate) Vec<Flow>);
+
+impl Flows {
+    pub(crate) fn find(&self, tuple: &Tuple) -> Option<(usize, Side)> {
+        let side = |flow: &Flow| {
+            let client = (flow.original == *tuple).then_some(Side::Client);
+            client.or_else(|| (flow.reply == *tuple).then_some(Side::Server))
+        };
+        self.0.iter().enumerate().find_map(|(at, flow)| Some((at, side(flow)?)))
+    }
+
+    /// Whether a table of one family may be full for somebody: as many entries as a bucket has slots.
+    pub(crate) fn is_crowded(&self, v4: bool) -> bool {
+        2 * self.0.iter().filter(|flow| flow.original.src.is_ipv4() == v4).count() >= 32
+    }
+
+    /// Whether no flow has packets of this tuple in either direction.
+    pub(crate) fn is_free(&self, tuple: &Tuple) -> bool {
+        self.find(tuple).is_none()
+    }
+}
+
+/// Compares the table with the flows that must be in it, and forgets those that left it lawfully.
+///
+/// # Errors
+/// A flow is there that must not be, is missing, or differs.
+pub(crate) fn compare(
+    flows: &mut Flows,
+    lives: &Lives,
+    timeouts: &Timeouts,
+    table: &[Listed],
+    now: u64,
+    opened: usize,
+) -> Result<(), String> {
+    // Each flow that begins may push out one for each of its directions.
+    let crowded = [true, false].map(|v4| flows.is_crowded(v4));
+    let mut may_be_evicted = if crowded.contains(&true) { 2 * opened } else { 0 };
+    let mut kept = Vec::with_capacity(flows.0.len());
+    for flow in flows.0.drain(..) {
+        if let Some(listed) = table.iter().find(|listed| listed.original == flow.original) {
+            check(&flow, listed, lives)?;
+            kept.push(flow);
+        } else if flow.is_expired(now, timeouts) || flow.is_stale(lives) {
+            // The sweep was here.
+        } else if flow.may_make_room() && may_be_evicted > 0 {
+            may_be_evicted -= 1;
+        } else {
+            return Err(format!("the table lost a flow that was to stay: {} {flow:?}", flow.phase()));
+        }
+    }
+    flows.0 = kept;
+    let unknown = table.iter().find(|listed| !flows.0.iter().any(|flow| flow.original == listed.original));
+    unknown.map_or(Ok(()), |listed| Err(format!("the table has a flow that nothing opened: {listed:?}")))
+}
+
+fn check(flow: &Flow, listed: &Listed, lives: &Lives) -> Result<(), String> {
+    let alive = lives.of_backend(&flow.backend) == Some(flow.life);
+    let wanted = Listed {
+        original: flow.original,
+        reply: flow.reply,
+        backend: alive.then_some(flow.backend.1),
+        phase: flow.is_connection().then(|| flow.phase()),
+        answered: flow.server.packets > 0,
+        last: u32::try_from(flow.client.last.max(flow.server.last) & 0xffff_ffff).unwrap(),
+        packets: [flow.client.packets, flow.server.packets],
+        bytes: [flow.client.bytes, flow.server.bytes],
+    };
+    if *listed == wanted { Ok(()) } else { Err(format!("a flow is {listed:?}, but must be {wanted:?}")) }
+}

@@ -1,0 +1,224 @@
+//! Who may serve a packet: the rules of Services, read off the descriptions.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+
+use flowgate_tables::spec::{FrontendSpec, ServiceName, ServiceSpec, TreatmentSpec};
+use flowgate_tables::{EmptyAction, FrontendKind, SourceNat};
+use flowgate_wire::Protocol;
+
+use super::packet::Tuple;
+use super::world::World;
+
+/// One Service port.
+pub(crate) type PortKey = (ServiceName, Protocol);
+
+/// One endpoint of one Service port.
+pub(crate) type BackendKey = (PortKey, SocketAddr);
+
+/// How long Services and backends have been there: what goes and comes back is another one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lives {
+    services: HashMap<PortKey, u64>,
+    backends: HashMap<BackendKey, u64>,
+    born: u64,
+}
+
+impl Lives {
+    /// Follows a change of tables.
+    pub(crate) fn follow(&mut self, world: &World) {
+        let services: Vec<(PortKey, &ServiceSpec)> =
+            world.services.iter().map(|s| ((s.name.clone(), s.protocol), s)).collect();
+        let mut backends: HashSet<BackendKey> = HashSet::new();
+        for (key, service) in &services {
+            let in_sets = service.endpoint_sets.iter().flatten().map(|e| (e.addr, e.port));
+            let all = in_sets.chain(service.serving.iter().copied());
+            let mut own: HashSet<BackendKey> =
+                all.map(|(addr, port)| (key.clone(), SocketAddr::new(addr, port.number()))).collect();
+            if own.is_empty() {
+                // P804: nobody ends the flows of the last endpoints before there are others.
+                own = self.backends.keys().filter(|(owner, _)| owner == key).cloned().collect();
+            }
+            backends.extend(own);
+        }
+        let names: HashSet<PortKey> = services.into_iter().map(|(key, _)| key).collect();
+        self.services.retain(|key, _| names.contains(key));
+        self.backends.retain(|key, _| backends.contains(key));
+        for key in names {
+            self.born += 1;
+            self.services.entry(key).or_insert(self.born);
+        }
+        for key in backends {
+            self.born += 1;
+            self.backends.entry(key).or_insert(self.born);
+        }
+    }
+
+    /// Which life of this backend it is; none when it is gone.
+    pub(crate) fn of_backend(&self, key: &BackendKey) -> Option<u64> {
+        self.backends.get(key).copied()
+    }
+
+    fn of_service(&self, key: &PortKey) -> u64 {
+        self.services[key]
+    }
+}
+
+/// What the rules say about a first packet.
+#[derive(Clone, Debug)]
+pub(crate) enum Rule {
+    /// One of these may have it.
+    Serve(Offer),
+    Reject(&'static str),
+    Drop(&'static str),
+    NotOurs,
+}
+
+/// Who may have a first packet.
+#[derive(Clone, Debug)]
+pub(crate) struct Offer {
+    pub(crate) port: PortKey,
+    pub(crate) candidates: Vec<SocketAddr>,
+    pub(crate) source_nat: SourceNat,
+    /// Whether session affinity was asked.
+    pub(crate) bound: bool,
+}
+
+impl Offer {
+    /// Whether `backend` must not see the client's address. P605: nobody is its own client.
+    pub(crate) fn replaces_source(&self, client: IpAddr, backend: SocketAddr) -> bool {
+        self.source_nat == SourceNat::Always || client == backend.ip()
+    }
+}
+
+/// The Service port and frontend at a destination.
+pub(crate) fn frontend<'w>(world: &'w World, tuple: &Tuple) -> Option<(&'w ServiceSpec, &'w FrontendSpec)> {
+    let all = world.services.iter().filter(|s| s.protocol == tuple.protocol);
+    let mut found: Vec<_> = all
+        .flat_map(|s| s.frontends.iter().map(move |f| (s, f)))
+        .filter(|(_, f)| f.addr == tuple.dst.ip() && f.port.number() == tuple.dst.port())
+        .collect();
+    // The first name keeps what two claim.
+    found.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+    found.first().copied()
+}
+
+/// Applies the rules to a first packet at time `now`.
+pub(crate) fn rule(world: &World, lives: &Lives, bindings: &Bindings, tuple: &Tuple, now: u64) -> Rule {
+    let Some((service, frontend)) = frontend(world, tuple) else { return unserved(world, tuple.dst.ip()) };
+    let client = tuple.src.ip();
+    if frontend.allowed.as_ref().is_some_and(|ranges| !ranges.iter().any(|net| net.contains(&client))) {
+        return Rule::Drop("source_not_allowed");
+    }
+    let is_node = is_own_address(world, client);
+    let treatment: &TreatmentSpec =
+        if is_node { &frontend.treatments.node } else { &frontend.treatments.outside };
+    let set = &service.endpoint_sets[treatment.endpoint_set];
+    let candidates: Vec<SocketAddr> = set.iter().map(|e| SocketAddr::new(e.addr, e.port.number())).collect();
+    if candidates.is_empty() {
+        return match treatment.when_empty {
+            EmptyAction::Reject => Rule::Reject("no_endpoint"),
+            EmptyAction::Drop => Rule::Drop("no_backend"),
+        };
+    }
+    let port = (service.name.clone(), service.protocol);
+    let candidates = match service.affinity {
+        Some(timeout) => {
+            let timeout_ms = u64::try_from(timeout.as_millis()).unwrap();
+            bindings.narrow(lives, client, &port, candidates, now, timeout_ms)
+        }
+        None => candidates,
+    };
+    Rule::Serve(Offer {
+        port,
+        candidates,
+        source_nat: treatment.source_nat,
+        bound: service.affinity.is_some(),
+    })
+}
+
+/// Whether the address is one of the node's.
+pub(crate) fn is_own_address(world: &World, addr: IpAddr) -> bool {
+    addr.is_loopback() || world.interfaces.iter().any(|i| i.addresses.contains(&addr))
+}
+
+/// P505, P506.
+fn unserved(world: &World, dst: IpAddr) -> Rule {
+    if is_own_address(world, dst) {
+        return Rule::NotOurs;
+    }
+    let mut frontends = world.services.iter().flat_map(|s| &s.frontends);
+    if frontends.any(|f| f.kind == FrontendKind::ClusterIp && f.addr == dst) {
+        Rule::Reject("unknown_port")
+    } else if world.service_cidrs.iter().any(|net| net.contains(&dst)) {
+        Rule::Drop("unallocated_cluster_ip")
+    } else {
+        Rule::NotOurs
+    }
+}
+
+/// Whether a packet of this source may answer a client whose address was kept.
+pub(crate) fn may_answer_kept(world: &World, tuple: &Tuple) -> bool {
+    world.services.iter().filter(|s| s.protocol == tuple.protocol).any(|service| {
+        let kept = service
+            .frontends
+            .iter()
+            .flat_map(|f| [f.treatments.outside, f.treatments.pod, f.treatments.node])
+            .filter(|t| t.source_nat == SourceNat::KeepClient);
+        kept.flat_map(|t| &service.endpoint_sets[t.endpoint_set])
+            .any(|e| e.addr == tuple.src.ip() && e.port.number() == tuple.src.port())
+    })
+}
+
+/// Session affinity: which backends a client may be bound to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Bindings(HashMap<(IpAddr, u64), Binding>);
+
+#[derive(Clone, Debug)]
+struct Binding {
+    /// One of these; more than one while nothing has shown which. Each with its life.
+    possible: BTreeSet<(SocketAddr, u64)>,
+    used: u64,
+}
+
+impl Bindings {
+    fn narrow(
+        &self,
+        lives: &Lives,
+        client: IpAddr,
+        port: &PortKey,
+        candidates: Vec<SocketAddr>,
+        now: u64,
+        timeout_ms: u64,
+    ) -> Vec<SocketAddr> {
+        let Some(binding) = self.0.get(&(client, lives.of_service(port))) else { return candidates };
+        if now - binding.used > timeout_ms {
+            return candidates;
+        }
+        let alive = |(addr, life): &(SocketAddr, u64)| {
+            candidates.contains(addr) && lives.of_backend(&(port.clone(), *addr)) == Some(*life)
+        };
+        let chosen: Vec<SocketAddr> = binding.possible.iter().filter(|b| alive(b)).map(|b| b.0).collect();
+        // Should the binding be to one that is gone, any may be chosen anew.
+        if chosen.len() == binding.possible.len() { chosen } else { candidates }
+    }
+
+    /// Learns that the client is bound to one of `possible` from now on.
+    pub(crate) fn learn(
+        &mut self,
+        lives: &Lives,
+        client: IpAddr,
+        port: &PortKey,
+        possible: &[SocketAddr],
+        now: u64,
+    ) {
+        let with_life = |addr: &SocketAddr| Some((*addr, lives.of_backend(&(port.clone(), *addr))?));
+        let possible = possible.iter().filter_map(with_life).collect();
+        self.0.insert((client, lives.of_service(port)), Binding { possible, used: now });
+    }
+
+    /// P704: nobody may be chosen, so nobody is remembered.
+    pub(crate) fn forget(&mut self, lives: &Lives, client: IpAddr, port: &PortKey) {
+        self.0.remove(&(client, lives.of_service(port)));
+    }
+}

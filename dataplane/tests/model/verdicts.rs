@@ -1,0 +1,402 @@
+//! Judging what the pipeline did with one packet.
+
+use std::net::{IpAddr, SocketAddr};
+
+use flowgate_dataplane::Verdict;
+use flowgate_tables::InterfaceId;
+use flowgate_tables::spec::RouteHopSpec;
+use flowgate_wire::Protocol;
+use flowgate_wire::refusal::Problem;
+
+use super::checksums::judge_translation;
+use super::flows::{Chosen, Direction, Flow, Noted, Side};
+use super::packet::{Kind, Segment, Tuple, read};
+use super::places::{Neighbour, Way, hops, snat_addresses, way, worker_ports};
+use super::services::{Offer, Rule, frontend, may_answer_kept, rule};
+use super::{Decided, Difference, Fate, Model};
+
+impl Model {
+    /// Judges one decision and learns from it.
+    ///
+    /// # Errors
+    /// What the pipeline did is not among what it may do.
+    pub(crate) fn judge(&mut self, decided: &Decided<'_>) -> Result<Fate, Difference> {
+        let fate = match read(decided.before) {
+            Kind::Malformed => self.ends(decided, "drop", "malformed"),
+            Kind::NotIp => self.ends(decided, "pass", "not_ip"),
+            Kind::NotL4 => self.ends(decided, "pass", "not_l4"),
+            Kind::Fragment => self.ends(decided, "pass", "fragment"),
+            Kind::Segment(segment) => self.segment(decided, &segment),
+        }?;
+        if !matches!(fate, Fate::Sent(_)) && decided.before != decided.after {
+            return Err("a frame that is not sent was changed".into());
+        }
+        Ok(fate)
+    }
+
+    fn segment(&mut self, decided: &Decided<'_>, segment: &Segment) -> Result<Fate, Difference> {
+        if segment.ttl <= 1 {
+            return self.reported(decided, Problem::TimeExceeded);
+        }
+        if let Some((at, side)) = self.flows.find(&segment.tuple) {
+            if !self.is_over(at, segment, decided.now) {
+                self.count(decided.worker, "flow_hits");
+                return self.known(decided, segment, at, side);
+            }
+            self.flows.0.swap_remove(at);
+            self.count(decided.worker, "flows_replaced");
+        }
+        self.unknown(decided, segment)
+    }
+
+    /// Whether a flow must give way to a new one for this packet.
+    fn is_over(&self, at: usize, segment: &Segment, now: u64) -> bool {
+        let flow = &self.flows.0[at];
+        if flow.is_connection() {
+            segment.flags.opens() && flow.is_closing()
+        } else {
+            flow.is_stale(&self.lives) || flow.is_expired(now, &self.timeouts)
+        }
+    }
+
+    fn known(
+        &mut self,
+        decided: &Decided<'_>,
+        segment: &Segment,
+        at: usize,
+        side: Side,
+    ) -> Result<Fate, Difference> {
+        let flow = &self.flows.0[at];
+        let to = flow.translated(side);
+        let before = match side {
+            Side::Client => flow.client.hop.clone(),
+            Side::Server => flow.server.hop.clone(),
+        };
+        let (fate, chosen) = self.leaves(decided, segment, &to, before)?;
+        if matches!(fate, Fate::Sent(_) | Fate::Reported(_)) {
+            let noted = self.flows.0[at].note(side, segment, decided.now);
+            self.count_noted(decided.worker, noted);
+        }
+        let flow = &mut self.flows.0[at];
+        match side {
+            Side::Client => flow.client.hop = chosen,
+            Side::Server => flow.server.hop = chosen,
+        }
+        Ok(fate)
+    }
+
+    fn count_noted(&mut self, worker: usize, noted: Noted) {
+        match noted {
+            Noted::Plainly => {}
+            Noted::Ignored => self.count(worker, "resets_ignored"),
+            Noted::Refuted => self.count(worker, "resets_refuted"),
+        }
+    }
+
+    /// The packet is to leave as `to`, by a way there is: the one it took before, while that can be taken
+    /// and none has come since.
+    fn leaves(
+        &mut self,
+        decided: &Decided<'_>,
+        segment: &Segment,
+        to: &Tuple,
+        before: Option<Chosen>,
+    ) -> Result<(Fate, Option<Chosen>), Difference> {
+        let dst = to.dst.ip();
+        let all = hops(&self.world, dst);
+        if all.is_empty() {
+            return Ok((self.ends(decided, "drop", "no_route")?, before));
+        }
+        let may_take = |hop: &RouteHopSpec| match &before {
+            Some((old, among)) if all.contains(old) => hop == old || !among.contains(hop),
+            _ => true,
+        };
+        let mut refused = Vec::new();
+        for hop in all.iter().filter(|hop| may_take(hop)) {
+            let chosen = Some((*hop, all.clone()));
+            match (way(&self.world, hop, dst), decided.verdict) {
+                (Way::Unresolved(neighbour), _) if held_for(decided) == Some(neighbour) => {
+                    return Ok((Fate::Waits(neighbour), chosen));
+                }
+                (Way::Open { mtu, .. }, Verdict::Report(Problem::TooBig(told)))
+                    if mtu == told && segment.ip_len > mtu =>
+                {
+                    // It does not say which of several ways it is too big for.
+                    let known = if all.len() == 1 { chosen } else { before.clone() };
+                    return Ok((self.reported(decided, Problem::TooBig(mtu))?, known));
+                }
+                (Way::Open { egress, ether, mtu }, Verdict::Transmit(by))
+                    if egress == by && segment.ip_len <= mtu =>
+                {
+                    match judge_translation(decided.before, decided.after, segment, to, &ether) {
+                        Ok(()) => return Ok((Fate::Sent(egress), chosen)),
+                        Err(what) => refused.push(what),
+                    }
+                }
+                (way, _) => refused.push(format!("{way:?}")),
+            }
+        }
+        Err(format!("{:?} is none of the ways: {}", decided.verdict, refused.join("; ")))
+    }
+
+    /// A packet that no flow has.
+    fn unknown(&mut self, decided: &Decided<'_>, segment: &Segment) -> Result<Fate, Difference> {
+        let tuple = &segment.tuple;
+        let opens = tuple.protocol == Protocol::Udp || segment.flags.opens();
+        if !opens && frontend(&self.world, tuple).is_some() {
+            return self.without_connection(decided, segment);
+        }
+        match rule(&self.world, &self.lives, &self.bindings, tuple, decided.now) {
+            Rule::Serve(offer) => self.serve(decided, segment, &offer),
+            Rule::Reject(reason) => {
+                self.unbind(tuple);
+                self.ends(decided, "reject", reason)
+            }
+            Rule::Drop(reason) => {
+                self.unbind(tuple);
+                self.ends(decided, "drop", reason)
+            }
+            Rule::NotOurs if self.is_to_snat_port(tuple) => self.without_connection(decided, segment),
+            Rule::NotOurs if may_answer_kept(&self.world, tuple) => {
+                let (fate, _) = self.leaves(decided, segment, tuple, None)?;
+                if matches!(fate, Fate::Sent(_)) {
+                    self.count(decided.worker, "routed");
+                }
+                Ok(fate)
+            }
+            Rule::NotOurs => self.ends(decided, "pass", "not_ours"),
+        }
+    }
+
+    /// A segment that belongs to no connection and opens none. RFC 9293 section 3.10.7.1: TCP is told.
+    fn without_connection(&mut self, decided: &Decided<'_>, segment: &Segment) -> Result<Fate, Difference> {
+        let is_told = segment.tuple.protocol == Protocol::Tcp && !segment.flags.rst;
+        if is_told && self.options.reset_unknown {
+            self.ends(decided, "reject", "no_connection")
+        } else {
+            self.ends(decided, "drop", "no_flow")
+        }
+    }
+
+    fn unbind(&mut self, tuple: &Tuple) {
+        let Some((service, frontend)) = frontend(&self.world, tuple) else { return };
+        let admits =
+            |addr| frontend.allowed.as_ref().is_none_or(|nets| nets.iter().any(|n| n.contains(addr)));
+        if service.affinity.is_some() && admits(&tuple.src.ip()) {
+            self.bindings.forget(&self.lives, tuple.src.ip(), &(service.name.clone(), service.protocol));
+        }
+    }
+
+    fn is_to_snat_port(&self, tuple: &Tuple) -> bool {
+        let own = (0..).map(InterfaceId).take(self.world.interfaces.len());
+        self.world.snat_ports.contains(tuple.dst.port())
+            && own.flat_map(|i| snat_addresses(&self.world, i, tuple.dst.ip())).any(|a| a == tuple.dst.ip())
+    }
+
+    /// A first packet that has candidates: any of them may get it, by any of its ways, in any legal form.
+    fn serve(&mut self, decided: &Decided<'_>, segment: &Segment, offer: &Offer) -> Result<Fate, Difference> {
+        let ways: Vec<Chance> = offer.candidates.iter().flat_map(|b| self.chances(*b)).collect();
+        let legal = |fits: &dyn Fn(&Chance) -> bool| -> Vec<SocketAddr> {
+            ways.iter().filter(|chance| fits(chance)).map(|chance| chance.backend).collect()
+        };
+        let is_open = |chance: &Chance| matches!(chance.way, Some(Way::Open { .. }));
+        let (possible, fate) = match decided.verdict {
+            Verdict::Transmit(_) | Verdict::Report(Problem::TooBig(_)) => {
+                let (backend, fate) = self.opened(decided, segment, offer, &ways)?;
+                (vec![backend], fate)
+            }
+            Verdict::Hold(_) => {
+                let held = held_for(decided);
+                (legal(&|chance| chance.way == held.map(Way::Unresolved)), Fate::Waits(held.unwrap()))
+            }
+            Verdict::Drop(reason) => {
+                self.count(decided.worker, reason.name());
+                let possible = match reason.name() {
+                    "no_route" => legal(&|chance| chance.way.is_none()),
+                    "no_snat_address" => legal(&|chance| self.has_no_source(decided, segment, offer, chance)),
+                    "snat_ports_exhausted" => {
+                        legal(&|chance| self.is_exhausted(decided, segment, offer, chance))
+                    }
+                    "flow_table_full" if self.flows.is_crowded(segment.tuple.src.is_ipv4()) => {
+                        legal(&is_open)
+                    }
+                    _ => vec![],
+                };
+                (possible, Fate::Ends)
+            }
+            Verdict::Pass(_) | Verdict::Reject(_) | Verdict::Report(_) | Verdict::Await(_) => {
+                (vec![], Fate::Ends)
+            }
+        };
+        if possible.is_empty() {
+            return Err(format!("{:?} is not for a new flow to one of {ways:?}", decided.verdict));
+        }
+        if offer.bound {
+            let client = segment.tuple.src.ip();
+            self.bindings.learn(&self.lives, client, &offer.port, &possible, decided.now);
+        }
+        Ok(fate)
+    }
+
+    /// All ways to a backend; one that is none when there is no route.
+    fn chances(&self, backend: SocketAddr) -> Vec<Chance> {
+        let among = hops(&self.world, backend.ip());
+        if among.is_empty() {
+            return vec![Chance { backend, way: None, hop: None }];
+        }
+        let chance = |hop: &RouteHopSpec| Chance {
+            backend,
+            way: Some(way(&self.world, hop, backend.ip())),
+            hop: Some((*hop, among.clone())),
+        };
+        among.iter().map(chance).collect()
+    }
+
+    /// Learns the flow that a first packet began. One that is too big for its way opens the flow all the
+    /// same, and only the table shows how.
+    fn opened(
+        &mut self,
+        decided: &Decided<'_>,
+        segment: &Segment,
+        offer: &Offer,
+        ways: &[Chance],
+    ) -> Result<(SocketAddr, Fate), Difference> {
+        let reply = match read(decided.after) {
+            Kind::Segment(sent) if matches!(decided.verdict, Verdict::Transmit(_)) => sent.tuple.reversed(),
+            _ => {
+                let listed = decided.table.iter().find(|listed| listed.original == segment.tuple);
+                listed.ok_or("opened nothing")?.reply
+            }
+        };
+        let fits = |chance: &&Chance| match (chance.way, decided.verdict) {
+            _ if chance.backend != reply.src => false,
+            (Some(Way::Open { egress, ether, mtu }), Verdict::Transmit(by)) => {
+                egress == by && segment.ip_len <= mtu && decided.after[..12] == ether
+            }
+            (Some(Way::Open { mtu, .. }), Verdict::Report(Problem::TooBig(told))) => {
+                segment.ip_len > mtu && told == mtu
+            }
+            _ => false,
+        };
+        let chance = ways.iter().find(fits);
+        let chance =
+            chance.ok_or_else(|| format!("{:?} to {} is none of {ways:?}", decided.verdict, reply.src))?;
+        let Some(Way::Open { egress, ether, .. }) = chance.way else { return Err("no way".into()) };
+        self.open(decided, segment, offer, chance, egress, reply)?;
+        if let Verdict::Report(problem) = decided.verdict {
+            return Ok((chance.backend, self.reported(decided, problem)?));
+        }
+        judge_translation(decided.before, decided.after, segment, &reply.reversed(), &ether)?;
+        Ok((chance.backend, Fate::Sent(egress)))
+    }
+
+    fn open(
+        &mut self,
+        decided: &Decided<'_>,
+        segment: &Segment,
+        offer: &Offer,
+        chance: &Chance,
+        egress: InterfaceId,
+        reply: Tuple,
+    ) -> Result<(), Difference> {
+        let (tuple, backend) = (segment.tuple, chance.backend);
+        let source = reply.dst;
+        if offer.replaces_source(tuple.src.ip(), backend) {
+            let addresses = snat_addresses(&self.world, egress, backend.ip());
+            let ports = worker_ports(&self.ports, decided.worker, self.worker_count);
+            if !addresses.contains(&source.ip()) || !ports.contains(&source.port()) {
+                return Err(format!("{source} is no source of worker {}", decided.worker));
+            }
+        } else {
+            let as_it_was = Tuple { protocol: tuple.protocol, src: backend, dst: tuple.src };
+            let another_port =
+                source.ip() == tuple.src.ip() && source.port() >= 1024 && !self.flows.is_free(&as_it_was);
+            if source != tuple.src && !another_port {
+                return Err(format!("the client's source {} became {source}", tuple.src));
+            }
+        }
+        if !self.flows.is_free(&reply) {
+            return Err(format!("answers of {reply:?} belong to another flow"));
+        }
+        let key = (offer.port.clone(), backend);
+        let life = self.lives.of_backend(&key).ok_or("a backend that is not in the tables")?;
+        let server = Direction { last: decided.now, ..Direction::default() };
+        let client = Direction { hop: chance.hop.clone(), ..server.clone() };
+        let mut flow = Flow { original: tuple, reply, backend: key, life, client, server };
+        flow.note(Side::Client, segment, decided.now);
+        self.flows.0.push(flow);
+        self.count(decided.worker, "flows_opened");
+        Ok(())
+    }
+
+    fn has_no_source(
+        &self,
+        decided: &Decided<'_>,
+        segment: &Segment,
+        offer: &Offer,
+        chance: &Chance,
+    ) -> bool {
+        let Some(Way::Open { egress, .. }) = chance.way else { return false };
+        offer.replaces_source(segment.tuple.src.ip(), chance.backend)
+            && (snat_addresses(&self.world, egress, chance.backend.ip()).is_empty()
+                || worker_ports(&self.ports, decided.worker, self.worker_count).is_empty())
+    }
+
+    /// Whether every source of this worker stands for another flow to this backend.
+    fn is_exhausted(&self, decided: &Decided<'_>, segment: &Segment, offer: &Offer, chance: &Chance) -> bool {
+        let Some(Way::Open { egress, .. }) = chance.way else { return false };
+        let (protocol, src) = (segment.tuple.protocol, chance.backend);
+        let ports = worker_ports(&self.ports, decided.worker, self.worker_count);
+        let is_taken = |dst| !self.flows.is_free(&Tuple { protocol, src, dst });
+        let all_taken = |addr: IpAddr| ports.iter().all(|port| is_taken(SocketAddr::new(addr, *port)));
+        offer.replaces_source(segment.tuple.src.ip(), chance.backend)
+            && snat_addresses(&self.world, egress, src.ip()).into_iter().all(all_taken)
+    }
+
+    /// The sender must be told of this problem.
+    fn reported(&mut self, decided: &Decided<'_>, problem: Problem) -> Result<Fate, Difference> {
+        if decided.verdict != Verdict::Report(problem) {
+            return Err(format!("was to be reported: {problem:?}, got {:?}", decided.verdict));
+        }
+        let reason = match problem {
+            Problem::TooBig(_) => "too_big",
+            Problem::TimeExceeded => "ttl_expired",
+            Problem::PortUnreachable => return Err("nothing is reported as unreachable".into()),
+        };
+        self.count(decided.worker, reason);
+        Ok(Fate::Reported(problem))
+    }
+
+    /// The verdict must be this one.
+    fn ends(
+        &mut self,
+        decided: &Decided<'_>,
+        what: &'static str,
+        reason: &'static str,
+    ) -> Result<Fate, Difference> {
+        let got = match decided.verdict {
+            Verdict::Drop(reason) => ("drop", reason.name()),
+            Verdict::Pass(reason) => ("pass", reason.name()),
+            Verdict::Reject(reason) => ("reject", reason.name()),
+            Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Await(_) | Verdict::Report(_) => ("", ""),
+        };
+        if got != (what, reason) {
+            return Err(format!("was to be {what} {reason}, got {:?}", decided.verdict));
+        }
+        self.count(decided.worker, reason);
+        Ok(if what == "reject" { Fate::Refused } else { Fate::Ends })
+    }
+}
+
+/// One way that a new flow may take.
+#[derive(Clone, Debug)]
+struct Chance {
+    backend: SocketAddr,
+    way: Option<Way>,
+    hop: Option<Chosen>,
+}
+
+fn held_for(decided: &Decided<'_>) -> Option<Neighbour> {
+    let Verdict::Hold(neighbour) = decided.verdict else { return None };
+    Some(Neighbour { egress: neighbour.egress, addr: neighbour.addr })
+}

@@ -1,0 +1,125 @@
+//! Frames as hosts of the simulated network send them: right most of the time.
+
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::{
+    IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6FlowLabel, Ipv6Header,
+    Ipv6RawExtHeader, PacketBuilder,
+};
+use fastrand::Rng;
+use flowgate_wire::Protocol;
+
+use crate::model::checksums::{l4_field, pseudo_header, sctp_checksum, sum};
+use crate::model::packet::{Flags, Kind, read};
+
+/// What a host sends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packet {
+    pub(crate) protocol: Protocol,
+    pub(crate) src: SocketAddr,
+    pub(crate) dst: SocketAddr,
+    pub(crate) flags: Flags,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
+    pub(crate) payload_len: usize,
+}
+
+/// The frame of a packet.
+pub(crate) fn frame(packet: &Packet, random: &mut Rng) -> Vec<u8> {
+    let ttl = if random.u8(..50) == 0 { random.u8(0..3) } else { random.u8(2..=255) };
+    let (ip, host) = match (packet.src.ip(), packet.dst.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut ip = Ipv4Header::new(0, ttl, IpNumber::UDP, src.octets(), dst.octets()).unwrap();
+            ip.identification = random.u16(..);
+            ip.dont_fragment = random.bool();
+            if random.u8(..40) == 0 {
+                // No operation, no operation, no operation, end of options (RFC 791 section 3.1).
+                ip.options = [1, 1, 1, 0].into();
+            }
+            (IpHeaders::Ipv4(ip, Ipv4Extensions::default()), src.octets()[3])
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let ip = Ipv6Header {
+                traffic_class: random.u8(..),
+                flow_label: Ipv6FlowLabel::try_new(random.u32(..1 << 20)).unwrap(),
+                hop_limit: ttl,
+                source: src.octets(),
+                destination: dst.octets(),
+                ..Ipv6Header::default()
+            };
+            let mut extensions = Ipv6Extensions::default();
+            if random.u8(..20) == 0 {
+                // Six bytes of padding (RFC 8200 section 4.2).
+                let options = Ipv6RawExtHeader::new_raw(IpNumber::UDP, &[1, 4, 0, 0, 0, 0]).unwrap();
+                extensions.hop_by_hop_options = Some(options);
+            }
+            (IpHeaders::Ipv6(ip, extensions), src.octets()[15])
+        }
+        _ => panic!("two families"),
+    };
+    let builder = PacketBuilder::ethernet2([4, 0, 0, 0, 0, host], [2, 0, 0, 0, 0, 1]).ip(ip);
+    let payload = vec![random.u8(..); packet.payload_len];
+    let mut frame = Vec::new();
+    let (src, dst) = (packet.src.port(), packet.dst.port());
+    match packet.protocol {
+        Protocol::Tcp => {
+            let mut tcp = etherparse::TcpHeader::new(src, dst, packet.sequence, random.u16(..));
+            let Flags { syn, ack, fin, rst } = packet.flags;
+            (tcp.syn, tcp.ack, tcp.fin, tcp.rst) = (syn, ack, fin, rst);
+            tcp.acknowledgment_number = packet.acknowledgement;
+            builder.tcp_header(tcp).write(&mut frame, &payload).unwrap();
+        }
+        Protocol::Udp => builder.udp(src, dst).write(&mut frame, &payload).unwrap(),
+        Protocol::Sctp => builder.write(&mut frame, IpNumber::SCTP, &sctp(packet, &payload, random)).unwrap(),
+    }
+    spoil(&mut frame, random);
+    frame
+}
+
+/// An SCTP packet with one chunk, padded as chunks are (RFC 9260 section 3.2).
+fn sctp(packet: &Packet, payload: &[u8], random: &mut Rng) -> Vec<u8> {
+    let chunk = match packet.flags {
+        Flags { rst: true, .. } => 6,
+        Flags { syn: true, ack: false, .. } => 1,
+        Flags { syn: true, .. } => 2,
+        Flags { fin: true, .. } => [7, 8, 14][random.usize(..3)],
+        _ => [0, 3, 4, 5, 10, 11][random.usize(..6)],
+    };
+    let mut bytes = Vec::new();
+    bytes.extend(packet.src.port().to_be_bytes());
+    bytes.extend(packet.dst.port().to_be_bytes());
+    bytes.extend(packet.sequence.to_be_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend([chunk, 0]);
+    bytes.extend(u16::try_from(4 + payload.len()).unwrap().to_be_bytes());
+    bytes.extend(payload);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let checksum = sctp_checksum(&bytes);
+    bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+/// What links and careless hosts do to a frame.
+fn spoil(frame: &mut Vec<u8>, random: &mut Rng) {
+    let Kind::Segment(segment) = read(frame) else { return };
+    let field = l4_field(segment.tuple.protocol, segment.l4_at);
+    match random.u8(..30) {
+        0 => frame[field.start] ^= 1 << random.u8(..8),
+        1 if segment.tuple.src.is_ipv4() => frame[24] ^= 1 << random.u8(..8),
+        2 if segment.tuple.protocol == Protocol::Udp => frame[field].fill(0),
+        3 | 4 if segment.tuple.protocol == Protocol::Sctp => frame[field].fill(0),
+        // Left to a device that does not exist, as a virtual interface does.
+        3 | 4 => {
+            let sum = sum(&pseudo_header(frame, &segment));
+            frame[field].copy_from_slice(&sum.to_be_bytes());
+        }
+        5 if segment.tuple.protocol == Protocol::Udp => {
+            frame[segment.l4_at + 8..].iter_mut().for_each(|byte| *byte ^= random.u8(..));
+        }
+        _ => {}
+    }
+    if frame.len() < 60 && random.bool() {
+        // IEEE 802.3: padded to the least length.
+        frame.resize(60, random.u8(..));
+    }
+}

@@ -1,0 +1,13 @@
+//! A small network in one thread: clients and backends that talk through the gateway's own workers, over
+//! links that lose, delay, reorder and double, while tables change and time passes. Everything follows from
+//! a seed. Each packet is held against the model.
+
+pub(crate) mod frames;
+pub(crate) mod network;
+pub(crate) mod peers;
+pub(crate) mod report;
+pub(crate) mod rig;
+pub(crate) mod run;
+pub(crate) mod spy;
+pub(crate) mod waiting;
+pub(crate) mod worlds;
