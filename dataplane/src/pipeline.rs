@@ -9,6 +9,8 @@ pub mod choose;
 mod established;
 mod family;
 mod fragments;
+mod icmp;
+mod mss;
 mod open;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -163,11 +165,15 @@ impl Router {
         counters: &mut Counters,
         verdict: &mut Verdict,
     ) {
-        if *verdict == Verdict::Pass(PassReason::Fragment) {
-            *verdict = match EtherType::of(frame) {
-                Some(EtherType::Ipv6) => self.fragment::<Ipv6Addr>(frame, context, counters),
-                _ => self.fragment::<Ipv4Addr>(frame, context, counters),
-            };
+        match *verdict {
+            Verdict::Pass(PassReason::NotL4) => *verdict = self.control_message(frame, context, counters),
+            Verdict::Pass(PassReason::Fragment) => {
+                *verdict = match EtherType::of(frame) {
+                    Some(EtherType::Ipv6) => self.fragment::<Ipv6Addr>(frame, context, counters),
+                    _ => self.fragment::<Ipv4Addr>(frame, context, counters),
+                };
+            }
+            _ => {}
         }
         counters.count(verdict);
     }
@@ -235,7 +241,11 @@ impl Router {
         // Not before: a packet that is held comes back here and would be counted again.
         note_in_full(frame, found, packet, context, counters);
         let translation = &found.forwarding.translation;
-        self.send(frame, packet, translation, (next_hop, ether), checksums, counters)
+        let verdict = self.send(frame, packet, translation, (next_hop, ether), checksums, counters);
+        if packet.tcp_flags.intersects(TcpFlags::SYN) && matches!(verdict, Verdict::Transmit(_)) {
+            mss::clamp(frame, packet, next_hop, probe.hash().0, context, counters);
+        }
+        verdict
     }
 
     /// Routes a packet as the kernel would have: the XDP program cannot tell the answers to clients whose

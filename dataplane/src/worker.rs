@@ -315,6 +315,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                         self.device.recycle(frame);
                     }
                 }
+                Verdict::Answer => send(&mut self.device, routing, &mut self.counters, ingress, frame),
                 Verdict::Pass(_) | Verdict::Drop(_) => self.device.recycle(frame),
             }
         }
