@@ -461,6 +461,9 @@ fn note_in_full<A: Family>(
         flows.revive(found);
         counters.add(Event::ResetsRefuted, 1);
     }
+    if flags.intersects(TcpFlags::SYN) {
+        flows.answered(found);
+    }
     note(frame, found, packet, context);
 }
 
