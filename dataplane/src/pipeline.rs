@@ -79,7 +79,7 @@ pub trait Process {
 
     /// Packets whose awaited fragment has come since the last call, each handed to `ready`: what waits for them is
     /// to be decided again.
-    fn drain_ready(&mut self, _ready: impl FnMut(Awaited)) {}
+    fn drain_ready(&mut self, ready: impl FnMut(Awaited));
 }
 
 /// One worker's pipeline.
@@ -472,6 +472,9 @@ fn note_in_full<A: Family>(
     } else if flags.intersects(TcpFlags::ACK) && flows.is_reset_by_peer(found) {
         flows.revive(found);
         counters.add(Event::ResetsRefuted, 1);
+    }
+    if flags.intersects(TcpFlags::SYN) {
+        flows.answered(found);
     }
     note(frame, found, packet, context);
 }

@@ -99,10 +99,9 @@ impl PairCell<Ipv6Addr> for [AtomicU64; 4] {
 
 #[inline]
 fn halves(addr: Ipv6Addr) -> [u64; 2] {
-    let bits = u128::from_ne_bytes(addr.octets());
-    let [first, second] =
-        if cfg!(target_endian = "little") { [bits, bits >> 64] } else { [bits >> 64, bits] };
-    [first as u64, second as u64]
+    let octets = addr.octets();
+    let [first, second] = *octets.as_chunks::<8>().0 else { return [0; 2] };
+    [u64::from_ne_bytes(first), u64::from_ne_bytes(second)]
 }
 
 #[inline]

@@ -18,7 +18,7 @@ use crate::address::FlowAddress;
 pub struct HashKey(
     /// One word added, two multiplied with ports and protocol, eight with the words of the addresses. IPv4
     /// needs two of these.
-    pub [u64; HashKey::WORDS],
+    pub [u64; Self::WORDS],
 );
 
 impl HashKey {
