@@ -6,7 +6,7 @@ mod common;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     time::Duration,
 };
 
@@ -15,8 +15,13 @@ use flowgate_benches::lab::topology::{FABRIC, Host, Topology, TopologyOptions, U
 
 /// Sends a line from one host to another through the gateway and says which address the receiver saw.
 fn talk(from: &Host, to: &Host) -> std::io::Result<SocketAddr> {
-    let listener = to.namespace.run(|| TcpListener::bind("0.0.0.0:7000"))?;
-    let target = SocketAddr::from((to.address, 7000));
+    talk_at(from, to, to.address.into())
+}
+
+/// The same to this address of the receiver.
+fn talk_at(from: &Host, to: &Host, address: IpAddr) -> std::io::Result<SocketAddr> {
+    let target = SocketAddr::from((address, 7000));
+    let listener = to.namespace.run(move || TcpListener::bind(target))?;
     let mut sender = from
         .namespace
         .enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(3)))
@@ -37,6 +42,8 @@ fn client_and_backend_talk_through_the_gateway_with_offloads_on() {
     for backend in lab.backends() {
         let peer = talk(lab.client(), backend).unwrap();
         assert_eq!(peer.ip(), Ipv4Addr::new(192, 0, 2, 10), "the kernel forwards without translation");
+        let peer = talk_at(lab.client(), backend, backend.address_v6.into()).unwrap();
+        assert_eq!(peer.ip(), lab.client().address_v6, "nor that of IPv6");
     }
 }
 

@@ -4,10 +4,11 @@
 use std::{
     fmt::Write as _,
     fs, io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
+use super::topology::twin;
 use crate::error::{Error, Result};
 
 /// A directory of manifests.
@@ -67,6 +68,17 @@ pub struct ServiceSpec {
     pub cluster_ip: Ipv4Addr,
     /// Its ports.
     pub ports: Vec<ServicePort>,
+    /// Which address families it has.
+    pub families: Families,
+}
+
+/// The address families of a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4.
+    V4,
+    /// IPv4 first, and IPv6 with the [`twin`]s of ClusterIP and backends.
+    Dual,
 }
 
 /// One port of a Service.
@@ -113,7 +125,13 @@ impl ServiceSpec {
         target_port: u16,
     ) -> Self {
         let port = ServicePort { name: "main".into(), protocol, port, target_port, node_port: None };
-        Self { name: name.into(), cluster_ip, ports: vec![port] }
+        Self { name: name.into(), cluster_ip, ports: vec![port], families: Families::V4 }
+    }
+
+    /// The same Service for both address families.
+    pub fn dual_stack(mut self) -> Self {
+        self.families = Families::Dual;
+        self
     }
 
     /// The same Service, its first port also a NodePort.
@@ -128,9 +146,15 @@ impl ServiceSpec {
         let Self { name, cluster_ip, .. } = self;
         let kind =
             if self.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" };
+        let (policy, families, addresses) = match self.families {
+            Families::V4 => ("SingleStack", "IPv4", cluster_ip.to_string()),
+            Families::Dual => {
+                ("RequireDualStack", "IPv4, IPv6", format!("{cluster_ip}, \"{}\"", twin(*cluster_ip)))
+            }
+        };
         let mut yaml = format!(
             "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: default\nspec:\n  type: {kind}\n  \
-             clusterIP: {cluster_ip}\n  clusterIPs: [{cluster_ip}]\n  selector:\n    app: {name}\n  ports:\n"
+             clusterIP: {cluster_ip}\n  clusterIPs: [{addresses}]\n  ipFamilyPolicy: {policy}\n  ipFamilies: [{families}]\n  selector:\n    app: {name}\n  ports:\n"
         );
         for port in &self.ports {
             let ServicePort { name, protocol, port, target_port, node_port } = port;
@@ -145,20 +169,33 @@ impl ServiceSpec {
         yaml
     }
 
+    /// One slice for each family, as EndpointSlices are.
     fn endpoint_slice_yaml(&self, backends: &[Ipv4Addr]) -> String {
+        let v4 = self.slice_yaml("IPv4", backends.iter().copied().map(IpAddr::V4));
+        match self.families {
+            Families::V4 => v4,
+            Families::Dual => {
+                let v6 = self.slice_yaml("IPv6", backends.iter().map(|&backend| IpAddr::V6(twin(backend))));
+                format!("{v4}---\n{v6}")
+            }
+        }
+    }
+
+    fn slice_yaml(&self, family: &str, backends: impl ExactSizeIterator<Item = IpAddr>) -> String {
         let Self { name, .. } = self;
         let mut yaml = format!(
-            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-lab\n  namespace: \
-             default\n  labels:\n    kubernetes.io/service-name: {name}\naddressType: IPv4\nports:\n"
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-lab-{}\n  namespace: \
+             default\n  labels:\n    kubernetes.io/service-name: {name}\naddressType: {family}\nports:\n",
+            family.to_lowercase()
         );
         for ServicePort { name, protocol, target_port, .. } in &self.ports {
             let protocol = protocol.kubernetes_name();
             writeln!(yaml, "- {{name: {name}, protocol: {protocol}, port: {target_port}}}")
                 .expect("a String takes everything");
         }
-        yaml.push_str(if backends.is_empty() { "endpoints: []\n" } else { "endpoints:\n" });
+        yaml.push_str(if backends.len() == 0 { "endpoints: []\n" } else { "endpoints:\n" });
         for backend in backends {
-            writeln!(yaml, "- {{addresses: [{backend}], conditions: {{ready: true}}}}")
+            writeln!(yaml, "- {{addresses: [\"{backend}\"], conditions: {{ready: true}}}}")
                 .expect("a String takes everything");
         }
         yaml
@@ -187,6 +224,21 @@ mod tests {
         assert!(slice.contains("10.244.0.11") && !slice.contains("10.244.0.12"), "{slice}");
         let service = fs::read_to_string(manifests.path().join("web-service.yaml")).unwrap();
         assert!(service.contains("type: NodePort") && service.contains("nodePort: 30080"), "{service}");
+    }
+
+    #[test]
+    fn a_service_of_both_families_has_a_slice_of_each() {
+        let service =
+            ServiceSpec::single("web", Ipv4Addr::new(10, 96, 0, 9), L4Protocol::Tcp, 80, 8080).dual_stack();
+        assert!(
+            service.yaml().contains("clusterIPs: [10.96.0.9, \"2001:db8:10:96::9\"]"),
+            "{}",
+            service.yaml()
+        );
+        let slices = service.endpoint_slice_yaml(&[Ipv4Addr::new(10, 244, 0, 11)]);
+        let (v4, v6) = slices.split_once("---\n").unwrap();
+        assert!(v4.contains("addressType: IPv4") && v4.contains("\"10.244.0.11\""), "{v4}");
+        assert!(v6.contains("addressType: IPv6") && v6.contains("\"2001:db8:10:244::11\""), "{v6}");
     }
 
     #[test]

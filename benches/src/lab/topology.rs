@@ -4,10 +4,13 @@
 //! client 192.0.2.10 --- up0 192.0.2.1 gateway 10.244.0.1 fab0 --- bridge --- backend-1 10.244.0.11
 //!                                                                        \-- backend-2 10.244.0.12 ...
 //! ```
+//! Everybody has an IPv6 address too, the [`twin`] of the other: 10.244.0.11 is 2001:db8:10:244::11. Addresses are used at
+//! once, without the check for duplicates (RFC 4862 section 5.4), and nobody asks for routers.
+//!
 //! Offloads stay as the kernel sets them: frames of local stacks arrive at the gateway with partial checksums, as they do
 //! on a real node, and completing them is the gateway's work.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::{
     error::{Error, Result},
@@ -25,6 +28,17 @@ pub const UPLINK: &str = "up0";
 pub const FABRIC: &str = "fab0";
 /// The range of ClusterIPs, which clients reach through the gateway.
 pub const SERVICE_RANGE: &str = "10.96.0.0/12";
+
+/// The IPv6 address that goes with an IPv4 address of the lab. It reads alike: each octet, as it is written in decimal,
+/// is a group. The first two octets are the network, a /64.
+pub const fn twin(address: Ipv4Addr) -> Ipv6Addr {
+    const fn group(octet: u8) -> u16 {
+        let octet = octet as u16;
+        (octet / 100) << 8 | (octet / 10 % 10) << 4 | octet % 10
+    }
+    let [a, b, c, d] = address.octets();
+    Ipv6Addr::new(0x2001, 0xdb8, group(a), group(b), 0, 0, group(c), group(d))
+}
 
 const FIRST_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const FIRST_BACKEND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
@@ -60,6 +74,8 @@ pub struct Host {
     pub name: String,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, the [`twin`] of the other.
+    pub address_v6: Ipv6Addr,
     /// Where its processes and sockets live.
     pub namespace: Namespace,
 }
@@ -140,8 +156,10 @@ impl Topology {
         link.connect(&self.fabric, &port, &namespace, HOST_INTERFACE)?;
         join_bridge(&self.fabric, &port)?;
         configure_host(&namespace, address)?;
+        let address_v6 = add_twin(&namespace, HOST_INTERFACE, address)?;
         namespace.ip(&format!("route add default via {GATEWAY_FABRIC}"))?;
-        let host = Host { name: name.to_owned(), address, namespace };
+        namespace.ip(&format!("route add default via {}", twin(GATEWAY_FABRIC)))?;
+        let host = Host { name: name.to_owned(), address, address_v6, namespace };
         self.backends.push(host.clone());
         Ok(host)
     }
@@ -191,10 +209,12 @@ impl Topology {
             }
             let address = nth(FIRST_CLIENT, number);
             configure_host(&namespace, address)?;
-            namespace.ip(&format!("route add {SERVICE_RANGE} via {GATEWAY_UPLINK}"))?;
+            let address_v6 = add_twin(&namespace, HOST_INTERFACE, address)?;
+            let host = Host { name, address, address_v6, namespace };
+            host.route(SERVICE_RANGE, GATEWAY_UPLINK)?;
             // Backends of Services that keep the client's address, and the gateway's far side.
-            namespace.ip(&format!("route add 10.244.0.0/16 via {GATEWAY_UPLINK}"))?;
-            self.clients.push(Host { name, address, namespace });
+            host.route("10.244.0.0/16", GATEWAY_UPLINK)?;
+            self.clients.push(host);
         }
         Ok(())
     }
@@ -202,8 +222,20 @@ impl Topology {
     fn configure_gateway(&self) -> Result<()> {
         for (interface, address) in [(UPLINK, GATEWAY_UPLINK), (FABRIC, GATEWAY_FABRIC)] {
             self.gateway.ip(&format!("addr add {address}/24 dev {interface}"))?;
+            add_twin(&self.gateway, interface, address)?;
         }
+        self.gateway.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         self.gateway.sysctl("net/ipv4/ip_forward", "1")
+    }
+}
+
+impl Host {
+    /// Adds a route to an IPv4 network, and one to the network of its [`twin`]s.
+    pub fn route(&self, network: &str, via: Ipv4Addr) -> Result<()> {
+        let first = network.split('/').next().and_then(|first| first.parse().ok());
+        let first = first.ok_or_else(|| Error::Option(format!("{network} is no IPv4 network")))?;
+        self.namespace.ip(&format!("route add {network} via {via}"))?;
+        self.namespace.ip(&format!("route add {}/64 via {}", twin(first), twin(via))).map(drop)
     }
 }
 
@@ -230,7 +262,7 @@ impl Link {
             right.path().display()
         ))?;
         for (namespace, end) in [(left, left_end), (right, right_end)] {
-            // Neighbour discovery would add packets that no test sent.
+            // Neighbour discovery would add packets that no test sent: only who gets an address speaks IPv6.
             namespace.sysctl(&format!("net/ipv6/conf/{end}/disable_ipv6"), "1")?;
             let mtu = self.mtu.map(|mtu| format!(" mtu {mtu}")).unwrap_or_default();
             namespace.ip(&format!("link set {end}{mtu} up"))?;
@@ -261,6 +293,32 @@ pub(crate) fn configure_host(namespace: &Namespace, address: Ipv4Addr) -> Result
     namespace.ip(&format!("addr add {address}/24 dev {HOST_INTERFACE}")).map(drop)
 }
 
+/// Lets an interface speak IPv6, with the [`twin`] of its address.
+fn add_twin(namespace: &Namespace, interface: &str, address: Ipv4Addr) -> Result<Ipv6Addr> {
+    for (key, value) in [("accept_dad", "0"), ("router_solicitations", "0"), ("disable_ipv6", "0")] {
+        namespace.sysctl(&format!("net/ipv6/conf/{interface}/{key}"), value)?;
+    }
+    let address = twin(address);
+    namespace.ip(&format!("addr add {address}/64 dev {interface} nodad"))?;
+    Ok(address)
+}
+
 fn nth(first: Ipv4Addr, number: u8) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(first) + u32::from(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_twin_reads_like_the_address() {
+        for (address, reads) in [
+            (FIRST_BACKEND, "2001:db8:10:244::11"),
+            (FIRST_CLIENT, "2001:db8:192::2:10"),
+            (Ipv4Addr::new(203, 0, 113, 255), "2001:db8:203::113:255"),
+        ] {
+            assert_eq!(twin(address).to_string(), reads);
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     path::Path,
     process::{Command, ExitStatus},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -219,7 +219,8 @@ pub(crate) fn get_from_here(target: SocketAddr) -> Result<String> {
 /// Who answers a datagram from this source port.
 pub(crate) fn ask_by_udp(source_port: u16, target: SocketAddr) -> Result<String> {
     let exchange = || {
-        let socket = UdpSocket::bind(("0.0.0.0", source_port))?;
+        let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let socket = UdpSocket::bind((any, source_port))?;
         socket.set_read_timeout(Some(LIMIT))?;
         socket.connect(target)?;
         socket.send(b"who?")?;
@@ -240,6 +241,14 @@ pub(crate) fn snmp(namespace: &Namespace, protocol: &str, counter: &str) -> Resu
     let mut columns = names.into_iter().flatten().zip(values.into_iter().flatten());
     let value = columns.find(|(name, _)| *name == counter).and_then(|(_, value)| value.parse().ok());
     value.with_context(|| format!("no {protocol} {counter} in {table}"))
+}
+
+/// A counter of `/proc/net/snmp6` in a namespace.
+pub(crate) fn snmp6(namespace: &Namespace, counter: &str) -> Result<u64> {
+    let table = namespace.run(|| fs::read_to_string("/proc/thread-self/net/snmp6"))?;
+    let mut rows = table.lines().map(str::split_whitespace);
+    let value = rows.find_map(|mut row| (row.next() == Some(counter)).then(|| row.next()?.parse().ok())?);
+    value.with_context(|| format!("no {counter} in {table}"))
 }
 
 /// How a command ended.

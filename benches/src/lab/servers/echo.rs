@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -49,7 +49,7 @@ impl EchoAnswer {
         match self {
             Self::Echo => None,
             Self::Name => Some(name.to_owned()),
-            Self::NameAndClient => Some(format!("{name} {}", client.ip())),
+            Self::NameAndClient => Some(format!("{name} {}", client.ip().to_canonical())),
         }
     }
 }
@@ -64,9 +64,14 @@ pub enum EchoFault {
 }
 
 impl EchoOptions {
-    /// A correct server on every address.
+    /// A correct server on every address of both families.
     pub fn new(name: &str, port: u16, answer: EchoAnswer) -> Self {
-        Self { name: name.to_owned(), listen: SocketAddr::from(([0, 0, 0, 0], port)), answer, fault: None }
+        Self {
+            name: name.to_owned(),
+            listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+            answer,
+            fault: None,
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{
     convert::Infallible,
     future::poll_fn,
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -53,9 +53,9 @@ pub struct HttpServerOptions {
 }
 
 impl HttpServerOptions {
-    /// A correct server without delay on every address.
+    /// A correct server without delay on every address of both families.
     pub fn new(name: &str, port: u16) -> Self {
-        let listen = SocketAddr::from(([0, 0, 0, 0], port));
+        let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         Self { name: name.to_owned(), listen, delay: Duration::ZERO, corrupt_byte: None }
     }
 }

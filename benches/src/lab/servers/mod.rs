@@ -40,6 +40,8 @@ impl ClientsSeen {
     }
 
     fn note(&self, client: IpAddr) {
+        // A socket for both families sees IPv4 addresses as IPv6 ones (RFC 3493 section 3.7).
+        let client = client.to_canonical();
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(client).or_default() += 1;
     }
 }

@@ -79,7 +79,7 @@ fn config(name: &str, port: u16) -> String {
     format!(
         "daemon off;\nmaster_process off;\nworker_rlimit_nofile 65536;\npid nginx.pid;\nevents {{ worker_connections \
          16384; }}\nhttp {{\n  access_log off;\n  tcp_nodelay on;\n  keepalive_timeout 3600;\n  keepalive_requests \
-         1000000000;\n{temporary}  server {{\n    listen {port} backlog=4096;\n    root html;\n    default_type \
+         1000000000;\n{temporary}  server {{\n    listen {port} backlog=4096;\n    listen [::]:{port} ipv6only=on backlog=4096;\n    root html;\n    default_type \
          text/plain;\n    add_header {BACKEND_HEADER} {name} always;\n  }}\n}}\n"
     )
 }
