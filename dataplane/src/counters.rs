@@ -38,6 +38,12 @@ reasons! {
         RejectsSent = "rejects_sent",
         /// ICMP errors sent about packets that were too big or had no hops left.
         ErrorsSent = "errors_sent",
+        /// ICMP errors about packets of flows, translated and sent on.
+        IcmpErrorsTranslated = "icmp_errors_translated",
+        /// Echo requests to VIPs that were answered.
+        EchoesAnswered = "echoes_answered",
+        /// SYNs and SYN-ACKs whose segment size was lowered.
+        MssClamped = "mss_clamped",
         /// TCP resets that changed nothing, since no endpoint would have taken them.
         ResetsIgnored = "resets_ignored",
         /// TCP resets that were taken back, since the other side went on.
@@ -86,7 +92,7 @@ impl Counters {
     #[cold]
     fn count_unsent(&mut self, verdict: &Verdict) {
         match *verdict {
-            Verdict::Transmit(_) | Verdict::Hold(_) => {}
+            Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Answer => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
             Verdict::Reject(reason) => self.0[reject_index(reason)] += 1,
             Verdict::Report(problem) => self.0[drop_index(problem_reason(problem))] += 1,

@@ -17,7 +17,7 @@ pub mod worker;
 
 pub use counters::{Counters, Event, SharedCounters};
 pub use device::Device;
-pub use options::Options;
+pub use options::{MssClamp, Options};
 pub use pipeline::{Context, Pipeline, Process, RxChecksums};
 pub use verdict::{DropReason, PassReason, RejectReason, Verdict};
 pub use worker::{Worker, WorkerConfig, WorkerHandle, WorkerNumber};

@@ -6,10 +6,25 @@ pub struct Options {
     /// Whether a TCP segment of a connection that is not known is answered with a reset, as its receiver
     /// would (RFC 9293 section 3.10.7.1), and not dropped.
     pub reset_unknown: bool,
+    /// Whether VIPs that are no addresses of the node answer echo requests.
+    pub echo_vips: bool,
+    /// The largest TCP segment that the ends of a connection may offer each other.
+    pub mss_clamp: MssClamp,
+}
+
+/// How the maximum segment size in SYNs and SYN-ACKs is limited (RFC 9293 section 3.7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MssClamp {
+    /// Not at all: the ends learn of smaller MTUs by ICMP.
+    Off,
+    /// To what fits into a packet by the next hops of both directions.
+    Auto,
+    /// To so many bytes.
+    To(u16),
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reset_unknown: true }
+        Self { reset_unknown: true, echo_vips: false, mss_clamp: MssClamp::Off }
     }
 }

@@ -8,6 +8,8 @@
 pub mod choose;
 mod established;
 mod family;
+mod icmp;
+mod mss;
 mod open;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -145,6 +147,21 @@ impl Router {
         self.decide(frame, staged, checksums, context, counters, verdict);
     }
 
+    /// Decides what is no segment and not decided yet, and counts it.
+    #[cold]
+    fn decide_rest(
+        &mut self,
+        frame: &mut [u8],
+        context: &Context<'_>,
+        counters: &mut Counters,
+        verdict: &mut Verdict,
+    ) {
+        if *verdict == Verdict::Pass(PassReason::NotL4) {
+            *verdict = self.control_message(frame, context, counters);
+        }
+        counters.count(verdict);
+    }
+
     /// Decides any packet; those that [`forward_established`](Self::forward_established) serves never come
     /// here.
     #[cold]
@@ -208,7 +225,11 @@ impl Router {
         // Not before: a packet that is held comes back here and would be counted again.
         note_in_full(frame, found, packet, context, counters);
         let translation = &found.forwarding.translation;
-        self.send(frame, packet, translation, (next_hop, ether), checksums, counters)
+        let verdict = self.send(frame, packet, translation, (next_hop, ether), checksums, counters);
+        if packet.tcp_flags.intersects(TcpFlags::SYN) && matches!(verdict, Verdict::Transmit(_)) {
+            mss::clamp(frame, packet, next_hop, probe.hash().0, context, counters);
+        }
+        verdict
     }
 
     /// Routes a packet as the kernel would have: the XDP program cannot tell the answers to clients whose
@@ -329,7 +350,7 @@ impl Process for Pipeline {
             } else if segments_v6 & (1 << i) != 0 {
                 router.decide_v6(frame.as_mut(), &v6[i], checksums, context, counters, verdict);
             } else {
-                counters.count(verdict);
+                router.decide_rest(frame.as_mut(), context, counters, verdict);
             }
         }
     }

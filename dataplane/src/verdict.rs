@@ -19,6 +19,8 @@ pub enum Verdict {
     Reject(RejectReason),
     /// It ends here, and its sender is told what is wrong with it.
     Report(Problem),
+    /// It became the answer to its sender: send it back by the interface that it came by.
+    Answer,
     /// It ends here.
     Drop(DropReason),
 }

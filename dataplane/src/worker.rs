@@ -3,6 +3,8 @@
 //! The only place that reads a clock. Busy while frames come; after a short silence it sleeps in the
 //! kernel until the next one. Never resolves, logs or publishes anything.
 
+mod sweeping;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -10,10 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use flowgate_flow::{AffinityTable, Flows, Sweep, Tick, Timeouts};
+use flowgate_flow::{AffinityTable, Flows, Tick, Timeouts};
 use flowgate_tables::routing::Unresolved;
-use flowgate_tables::{BackendId, InterfaceId, Routing, Tables, TablesReader};
-use flowgate_wire::Protocol;
+use flowgate_tables::{InterfaceId, Routing, TablesReader};
 
 use crate::counters::{Counters, Event, SharedCounters};
 use crate::device::{Device, FrameBuffer, NotSent};
@@ -22,6 +23,7 @@ use crate::pipeline::{BURST, Context, Process};
 use crate::refusal::Refusals;
 use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::vlan;
+use sweeping::Sweeping;
 
 /// Which worker, of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,11 +131,7 @@ pub struct Worker<D: Device, P> {
     tables: TablesReader,
     state: Arc<WorkerState>,
     counters: Counters,
-    sweeps: Sweeps,
-    swept_at: Tick,
-    swept_generation: u64,
-    /// Buckets still to be swept at once, since backends may have gone.
-    urgent_buckets: u32,
+    sweeping: Sweeping,
     frames: Vec<D::Frame>,
     /// Where each of `frames` came in.
     ingress: Box<[InterfaceId; BURST]>,
@@ -185,7 +183,7 @@ where
 impl<D: Device, P: Process> Worker<D, P> {
     /// A worker that is not running yet.
     pub fn new(config: WorkerConfig, shared: Shared, tables: TablesReader, device: D, process: P) -> Self {
-        let sweeps = Sweeps::new(&shared.flows, config.number);
+        let sweeping = Sweeping::new(&shared.flows, config.number);
         Self {
             config,
             shared,
@@ -194,10 +192,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             tables,
             state: Arc::new(WorkerState::default()),
             counters: Counters::default(),
-            sweeps,
-            swept_at: Tick::default(),
-            swept_generation: 0,
-            urgent_buckets: 0,
+            sweeping,
             frames: Vec::with_capacity(BURST),
             ingress: Box::new([InterfaceId(0); BURST]),
             waiting: WaitingRoom::default(),
@@ -305,6 +300,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                         self.device.recycle(frame);
                     }
                 }
+                Verdict::Answer => send(&mut self.device, &mut self.counters, ingress, frame),
                 Verdict::Pass(_) | Verdict::Drop(_) => self.device.recycle(frame),
             }
         }
@@ -328,26 +324,14 @@ impl<D: Device, P: Process> Worker<D, P> {
                 counters.add(Event::ResolveOverflows, 1);
             }
         });
-        let elapsed_ms = now.since(self.swept_at);
-        if elapsed_ms == 0 {
+        if self.sweeping.since_last(now) == 0 {
             return;
         }
         if cfg!(debug_assertions) {
             self.device.assert_no_leak(self.waiting.len());
         }
-        self.swept_at = now;
-        let tables = self.tables.current();
-        if tables.generation != self.swept_generation {
-            self.swept_generation = tables.generation;
-            self.urgent_buckets = self.sweeps.len();
-        }
-        let regular = u64::from(self.sweeps.len()) * u64::from(elapsed_ms) / SWEEP_MS + 1;
-        let regular = u32::try_from(regular).unwrap_or(u32::MAX);
-        let urgent = self.urgent_buckets.min(URGENT_BUCKETS_PER_MS.saturating_mul(elapsed_ms));
-        let buckets = regular.max(urgent);
-        self.urgent_buckets = self.urgent_buckets.saturating_sub(buckets);
-        let is_stale = |p: Protocol, backend| is_stale(tables, p, backend);
-        let removed = self.sweeps.step(&self.shared.flows, buckets, now, &self.config.timeouts, is_stale);
+        let removed =
+            self.sweeping.step(&self.shared.flows, self.tables.current(), now, &self.config.timeouts);
         self.counters.add(Event::FlowsExpired, u64::from(removed));
     }
 
@@ -392,41 +376,6 @@ fn send<D: Device>(
         Ok(()) => counters.add(Event::TxPackets, 1),
         Err(NotSent::RingFull) => counters.count(&Verdict::Drop(DropReason::TxRingFull)),
         Err(NotSent::NoEgress) => counters.count(&Verdict::Drop(DropReason::NoEgress)),
-    }
-}
-
-/// One worker's shares of the sweeps over both flow tables.
-#[derive(Debug)]
-struct Sweeps {
-    v4: Sweep,
-    v6: Sweep,
-}
-
-impl Sweeps {
-    fn new(flows: &Flows, worker: WorkerNumber) -> Self {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let (index, workers) = (count(worker.index), count(worker.count));
-        Self { v4: Sweep::new(&flows.v4, index, workers), v6: Sweep::new(&flows.v6, index, workers) }
-    }
-
-    /// Buckets of both shares.
-    fn len(&self) -> u32 {
-        self.v4.len() + self.v6.len()
-    }
-
-    /// Sweeps so many buckets, of each table in proportion to its share.
-    fn step(
-        &mut self,
-        flows: &Flows,
-        buckets: u32,
-        now: Tick,
-        timeouts: &Timeouts,
-        is_stale: impl Fn(Protocol, u32) -> bool,
-    ) -> u32 {
-        let of_v6 = u64::from(buckets) * u64::from(self.v6.len()) / u64::from(self.len().max(1)) + 1;
-        let of_v6 = u32::try_from(of_v6).unwrap_or(u32::MAX);
-        self.v4.step(&flows.v4, buckets, now, timeouts, &is_stale)
-            + self.v6.step(&flows.v6, of_v6, now, timeouts, &is_stale)
     }
 }
 
@@ -516,11 +465,6 @@ impl<F> WaitingRoom<F> {
     }
 }
 
-/// P801: flows of a removed endpoint end at once if they are datagrams; connections may finish.
-fn is_stale(tables: &Tables, protocol: Protocol, backend: u32) -> bool {
-    protocol == Protocol::Udp && !tables.services.backends().is_current(BackendId::from_bits(backend))
-}
-
 /// The time in ticks since `started`.
 pub fn tick(time: Instant, started: Instant) -> Tick {
     let ms = time.duration_since(started).as_millis() & u128::from(u32::MAX);
@@ -531,12 +475,6 @@ pub fn tick(time: Instant, started: Instant) -> Tick {
 fn now() -> Instant {
     Instant::now()
 }
-
-/// The sweep passes over the whole table in this time.
-const SWEEP_MS: u64 = 16_000;
-
-/// After a new generation the sweep hurries, but never longer than some tens of microseconds a time.
-const URGENT_BUCKETS_PER_MS: u32 = 64;
 
 /// A neighbour is asked for again after this time.
 const ASK_AGAIN_MS: u32 = 100;

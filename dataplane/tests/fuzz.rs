@@ -12,12 +12,15 @@ mod gateway;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use etherparse::Icmpv4Type::DestinationUnreachable as Unreachable;
+use etherparse::icmpv4::DestUnreachableHeader::{self, Port};
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use flowgate_dataplane::{
     Context, Counters, Options, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::Tables;
+use flowgate_wire::checksum::Sum;
 use flowgate_wire::{Address, Parsed};
 use gateway::{World, tcp, udp};
 
@@ -59,7 +62,11 @@ impl Target {
         self.pipeline.drain_requests(|_| {});
         let [after] = burst;
         match verdict[0] {
+            Verdict::Transmit(_) if Ipv4Addr::parse(frame) == Ok(Parsed::Icmp) => {
+                check_message(frame, &after)
+            }
             Verdict::Transmit(_) => check_translation(frame, &after, checksums),
+            Verdict::Answer => assert_eq!(frame.len(), after.len(), "an answer is as long as its question"),
             Verdict::Pass(_)
             | Verdict::Drop(_)
             | Verdict::Reject(_)
@@ -87,6 +94,19 @@ fn check_translation(before: &[u8], after: &[u8], checksums: RxChecksums) {
     } else {
         assert_eq!(l4_checksum_is_right(before), l4_checksum_is_right(after), "errors end at the receiver");
     }
+    assert_eq!(l3_checksum_is_right(before), l3_checksum_is_right(after));
+}
+
+/// That an error that was translated is one still, as right or wrong as it was.
+fn check_message(before: &[u8], after: &[u8]) {
+    assert_eq!(before.len(), after.len());
+    assert_eq!(Ipv4Addr::parse(after), Ok(Parsed::Icmp));
+    assert_eq!((before[22] - 1, &before[34..36]), (after[22], &after[34..36]));
+    let sum = |frame: &[u8]| {
+        let datagram = Ipv4Addr::datagram(frame).unwrap();
+        Sum::ZERO.bytes(datagram.payload(frame)).checksum()
+    };
+    assert_eq!(sum(before), sum(after), "errors end at the receiver");
     assert_eq!(l3_checksum_is_right(before), l3_checksum_is_right(after));
 }
 
@@ -131,11 +151,33 @@ impl Random {
     }
 }
 
+/// An error about a packet that may be one of a flow: of a client, or to a backend.
+fn error(random: &mut Random, client: &str, payload: &[u8]) -> Vec<u8> {
+    let (from, sender, about) = match random.below(3) {
+        0 => ([198, 51, 100, 9], [10, 96, 0, 53], udp("10.96.0.53:53", client, payload)),
+        1 => ([198, 51, 100, 9], [10, 96, 0, 80], tcp("10.96.0.80:80", client, "A")),
+        _ => {
+            let ours = format!("10.244.0.1:{}", 40_000 + random.below(100));
+            ([10, 244, 0, 11], [10, 244, 0, 1], udp(&ours, "10.244.0.11:5353", payload))
+        }
+    };
+    let kinds =
+        [Unreachable(DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1400 }), Unreachable(Port)];
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([4, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 1])
+        .ipv4(from, sender, 64)
+        .icmpv4(kinds[random.below(2)].clone())
+        .write(&mut frame, &about[14..about.len() - random.below(about.len() - 40)])
+        .unwrap();
+    frame
+}
+
 fn frame(random: &mut Random) -> Vec<u8> {
     let client = format!("192.0.2.10:{}", 1 + random.below(300));
     let payload = vec![0xa5; random.below(60)];
     let vips = ["10.96.0.80:80", "192.0.2.1:30380", "203.0.113.7:80", "10.96.0.99:80", "10.244.0.1:40050"];
-    let mut frame = match random.below(3) {
+    let mut frame = match random.below(4) {
+        3 => error(random, &client, &payload),
         0 => udp(&client, "10.96.0.53:53", &payload),
         1 => udp(
             &format!("10.244.0.1{}:5353", 1 + random.below(2)),
@@ -211,5 +253,6 @@ fn mutated_frames_break_nothing() {
     }
     println!("{frames} frames");
     let sent = target.counters.event(flowgate_dataplane::Event::FlowsOpened);
-    assert!(sent > 0, "a fuzzer that reaches nothing finds nothing");
+    let translated = target.counters.event(flowgate_dataplane::Event::IcmpErrorsTranslated);
+    assert!(sent > 0 && translated > 0, "a fuzzer that reaches nothing finds nothing");
 }

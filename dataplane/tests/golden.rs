@@ -51,6 +51,26 @@ fn a_tcp_connection_goes_there_and_back_and_ends() {
 }
 
 #[test]
+fn p801_a_connection_to_a_removed_backend_goes_on_until_the_deadline() {
+    let mut world = World::new();
+    let mut gateway = Gateway::new(&world);
+    let vip = "10.96.0.80:80";
+    let (backend, snat) = connect(&mut gateway, CLIENT, vip);
+    world.services[0].endpoint_sets[0].retain(|endpoint| format!("{}:8080", endpoint.addr) != backend);
+    gateway.publish(&world);
+    gateway.wait(Duration::from_millis(100));
+    for hour in 1..24 {
+        gateway.wait(Duration::from_secs(3600));
+        assert_eq!(source(&gateway.receive(FAB0, tcp(&backend, &snat, "A"))[0].1), vip, "hour {hour}");
+    }
+    gateway.wait(Duration::from_secs(3601));
+    gateway.wait(Duration::from_secs(16));
+    assert_eq!(gateway.flows.used_entries(), 0);
+    let answer = gateway.receive(FAB0, tcp(&backend, &snat, "A"));
+    assert_eq!((source(&answer[0].1), answer[0].1[47] & 0x04), (snat, 0x04), "a reset");
+}
+
+#[test]
 fn a_udp_exchange_goes_there_and_back() {
     let mut gateway = Gateway::new(&World::new());
     let sent = gateway.receive(UP0, udp(CLIENT, "10.96.0.53:53", b"question"));

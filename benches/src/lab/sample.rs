@@ -1,9 +1,10 @@
-//! The sample cluster of `lab up` and `lab demo`: nginx behind `my-nginx` and `my-nginx-nodeport`, a stand-in for a
-//! database behind `mysql`, and UDP Services for the load generator, all through one gateway.
+//! The sample cluster of `lab up` and `lab demo`: nginx behind `my-nginx`, `my-nginx-nodeport` and, for both address
+//! families, `my-nginx-dual-stack`, a stand-in for a database behind `mysql`, and UDP Services for the load generator, all
+//! through one gateway.
 
 use std::{
     fmt::Write as _,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
 };
 
@@ -14,7 +15,7 @@ use super::{
         echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer},
         nginx::Nginx,
     },
-    topology::{GATEWAY_UPLINK, HOST_INTERFACE, Host, Topology, TopologyOptions},
+    topology::{GATEWAY_UPLINK, HOST_INTERFACE, Host, Topology, TopologyOptions, twin},
 };
 use crate::{
     error::{Error, Result},
@@ -25,6 +26,12 @@ use crate::{
 pub const NGINX: ([u8; 4], u16) = ([10, 96, 0, 80], 80);
 /// The NodePort of Service `my-nginx-nodeport`.
 pub const NGINX_NODE_PORT: u16 = 30380;
+/// The IPv4 ClusterIP of Service `my-nginx-dual-stack`; its IPv6 one is the [`twin`].
+pub const DUAL_STACK: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 82);
+/// Its IPv4 address at the load balancer; its IPv6 one is the [`twin`].
+pub const BALANCER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
+/// Its NodePort.
+pub const DUAL_STACK_NODE_PORT: u16 = 30382;
 /// The address of Service `mysql`.
 pub const MYSQL: ([u8; 4], u16) = ([10, 96, 0, 33], 3306);
 /// The address of Service `udp-echo`.
@@ -57,6 +64,9 @@ pub(super) const SAMPLES: [(&str, &str); 4] = [
     sample!("mysql.yaml"),
 ];
 
+/// The sample of both address families. A cluster must have both to take it.
+const DUAL_STACK_SAMPLE: (&str, &str) = sample!("my-nginx-dual-stack.yaml");
+
 /// A nginx backend.
 struct Web {
     host: Host,
@@ -79,6 +89,7 @@ impl SampleCluster {
     /// Builds the network: a client, the gateway, the fabric, and three backends without servers.
     pub fn build_network() -> Result<Self> {
         let topology = Topology::build(TopologyOptions::default())?;
+        topology.client().route("203.0.113.0/24", GATEWAY_UPLINK)?;
         Ok(Self { gateway: None, web: Vec::new(), mysql: None, udp_echo: None, sink_host: None, topology })
     }
 
@@ -107,17 +118,17 @@ impl SampleCluster {
     /// Gives the gateway the sample manifests, and waits until it lists the Services.
     pub fn apply_manifests(&self) -> Result<()> {
         let gateway = self.gateway()?;
-        for (name, text) in SAMPLES {
+        for (name, text) in SAMPLES.into_iter().chain([DUAL_STACK_SAMPLE]) {
             gateway.manifests().write(name, text)?;
         }
         for (name, (address, port), host) in
             [("udp-echo", UDP_ECHO, UDP_ECHO_HOST), ("packets", PACKETS, SINK_HOST)]
         {
             let service = ServiceSpec::single(name, address.into(), L4Protocol::Udp, port, port);
-            gateway.manifests().apply(&service, &[host])?;
+            gateway.manifests().apply(&service.dual_stack(), &[host])?;
         }
         self.set_web_endpoints(&self.web_hosts())?;
-        for name in ["my-nginx", "my-nginx-nodeport", "mysql", "udp-echo", "packets"] {
+        for name in ["my-nginx", "my-nginx-nodeport", "my-nginx-dual-stack", "mysql", "udp-echo", "packets"] {
             gateway.wait_for_service(name)?;
         }
         Ok(())
@@ -130,7 +141,7 @@ impl SampleCluster {
         Ok(host)
     }
 
-    /// Replaces the endpoints of both nginx Services.
+    /// Replaces the endpoints of all nginx Services.
     pub fn set_web_endpoints(&self, hosts: &[Host]) -> Result<()> {
         let addresses: Vec<_> = hosts.iter().map(|host| host.address).collect();
         self.gateway()?.manifests().write(ENDPOINTS_FILE, &web_endpoints(&addresses))
@@ -173,17 +184,26 @@ pub fn node_port_address() -> SocketAddr {
     SocketAddr::from((GATEWAY_UPLINK, NGINX_NODE_PORT))
 }
 
-/// The EndpointSlices of both nginx Services, as `config/manifests` has them.
+/// The EndpointSlices of all nginx Services, as `config/manifests` has them.
 fn web_endpoints(addresses: &[Ipv4Addr]) -> String {
-    let slices = ["my-nginx", "my-nginx-nodeport"].map(|service| {
+    let v4: Vec<_> = addresses.iter().map(|&address| IpAddr::V4(address)).collect();
+    let v6: Vec<_> = addresses.iter().map(|&address| IpAddr::V6(twin(address))).collect();
+    let slices = [
+        ("my-nginx", "my-nginx-1", &v4),
+        ("my-nginx-nodeport", "my-nginx-nodeport-1", &v4),
+        ("my-nginx-dual-stack", "my-nginx-dual-stack-1", &v4),
+        ("my-nginx-dual-stack", "my-nginx-dual-stack-2", &v6),
+    ]
+    .map(|(service, name, addresses)| {
+        let family = if name.ends_with('2') { "IPv6" } else { "IPv4" };
         let mut yaml = format!(
-            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {service}-1\n  namespace: \
-             default\n  labels:\n    kubernetes.io/service-name: {service}\naddressType: IPv4\nports:\n- name: http\n  \
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}\n  namespace: \
+             default\n  labels:\n    kubernetes.io/service-name: {service}\naddressType: {family}\nports:\n- name: http\n  \
              protocol: TCP\n  port: 80\n"
         );
         yaml.push_str(if addresses.is_empty() { "endpoints: []\n" } else { "endpoints:\n" });
         for address in addresses {
-            writeln!(yaml, "- addresses: [{address}]\n  conditions:\n    ready: true")
+            writeln!(yaml, "- addresses: [\"{address}\"]\n  conditions:\n    ready: true")
                 .expect("a String takes everything");
         }
         yaml
@@ -205,11 +225,15 @@ mod tests {
 
     #[test]
     fn the_samples_hold_the_addresses_that_the_lab_talks_to() {
-        let all: String = SAMPLES.iter().map(|(_, text)| *text).collect();
+        let all: String = SAMPLES.iter().chain([&DUAL_STACK_SAMPLE]).map(|(_, text)| *text).collect();
         let [nginx, mysql] = [NGINX, MYSQL].map(|(address, _)| Ipv4Addr::from(address));
         for needle in [
             format!("clusterIP: {nginx}\n"),
             format!("clusterIP: {mysql}\n"),
+            format!("clusterIPs: [{DUAL_STACK}, \"{}\"]\n", twin(DUAL_STACK)),
+            format!("nodePort: {DUAL_STACK_NODE_PORT}"),
+            format!("ip: {BALANCER}\n"),
+            format!("ip: \"{}\"\n", twin(BALANCER)),
             format!("nodePort: {NGINX_NODE_PORT}"),
             format!("port: {}\n", MYSQL.1),
             format!("ip: {MYSQL_HOST}\n"),

@@ -27,6 +27,8 @@ pub struct Timeouts {
     pub udp_unanswered: Duration,
     /// UDP once both sides have sent.
     pub udp_answered: Duration,
+    /// How long connections to a removed backend may go on, silent or not; none for as long as they last.
+    pub drain: Option<Duration>,
 }
 
 impl Default for Timeouts {
@@ -41,6 +43,7 @@ impl Default for Timeouts {
             tcp_reset: Duration::from_secs(10),
             udp_unanswered: Duration::from_secs(30),
             udp_answered: Duration::from_secs(120),
+            drain: Some(Duration::from_secs(24 * 3600)),
         }
     }
 }
@@ -48,6 +51,11 @@ impl Default for Timeouts {
 impl Timeouts {
     /// The longest silence in milliseconds that any timeout may be set to.
     pub const MAX: Duration = Duration::from_secs(24 * 24 * 3600);
+
+    /// How long connections to a removed backend may go on, in milliseconds.
+    pub fn drain_ms(&self) -> Option<u32> {
+        self.drain.map(|drain| u32::try_from(drain.min(Self::MAX).as_millis()).unwrap_or(u32::MAX / 2))
+    }
 
     /// How long a flow in this phase may be silent, in milliseconds.
     fn allowed_ms(&self, protocol: Protocol, phase: TcpPhase, answered: bool) -> u32 {
@@ -100,13 +108,13 @@ impl Sweep {
         buckets: u32,
         now: Tick,
         timeouts: &Timeouts,
-        is_stale: impl Fn(Protocol, u32) -> bool,
+        mut is_stale: impl FnMut(Protocol, u32) -> bool,
     ) -> u32 {
         let mut removed = 0;
         for _ in 0..buckets.min(self.len()) {
             for slot in flows.used_slots(self.next) {
                 let index = EntryIndex(self.next * BUCKET_SLOTS + slot);
-                removed += u32::from(expire(flows, index, now, timeouts, &is_stale));
+                removed += u32::from(expire(flows, index, now, timeouts, &mut is_stale));
             }
             self.next += 1;
             if self.next >= self.to {
@@ -122,7 +130,7 @@ fn expire<A: FlowAddress>(
     index: EntryIndex,
     now: Tick,
     timeouts: &Timeouts,
-    is_stale: &impl Fn(Protocol, u32) -> bool,
+    is_stale: &mut impl FnMut(Protocol, u32) -> bool,
 ) -> bool {
     let entry = flows.entry(index);
     let Some(identity) = entry.identity() else { return false };

@@ -221,6 +221,8 @@ pub struct ServiceTable {
     /// Where answers to clients whose address is kept come from.
     reply_sources: HashSet<ServiceKey>,
     cluster_ips: HashSet<IpAddr>,
+    /// The addresses of all frontends that are no NodePorts.
+    vips: HashSet<IpAddr>,
     service_cidrs: Vec<IpNet>,
 }
 
@@ -265,6 +267,11 @@ impl ServiceTable {
         } else {
             None
         }
+    }
+
+    /// Whether a Service has the address to itself, by whatever port: one that is no NodePort's.
+    pub fn is_vip(&self, addr: IpAddr) -> bool {
+        self.vips.contains(&addr)
     }
 
     /// All cluster IPs in use, in no order.

@@ -120,7 +120,15 @@ impl Gateway {
         Self::with(world, 1000, 256)
     }
 
+    pub(crate) fn with_options(world: &World, options: Options) -> Self {
+        Self::build(world, 1000, 256, options)
+    }
+
     pub(crate) fn with(world: &World, capacity: u32, tx_ring_len: usize) -> Self {
+        Self::build(world, capacity, tx_ring_len, Options::default())
+    }
+
+    fn build(world: &World, capacity: u32, tx_ring_len: usize, options: Options) -> Self {
         let flows = Arc::new(Flows::new(capacity, capacity, KEY).unwrap());
         let resolve = Arc::new(ArrayQueue::new(16));
         #[expect(clippy::disallowed_methods, reason = "only differences matter")]
@@ -132,7 +140,7 @@ impl Gateway {
             core: None,
             idle_before_sleep: Duration::ZERO,
             timeouts: Timeouts::default(),
-            options: Options::default(),
+            options,
         };
         let asked = Arc::clone(&resolve);
         let resolver = Resolver(Arc::new(move |neighbour| asked.push(neighbour).is_ok()));

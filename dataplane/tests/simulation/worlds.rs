@@ -27,6 +27,7 @@ pub(crate) fn setup(random: &mut Rng) -> Setup {
         tcp_reset: seconds(random, 3_000),
         udp_unanswered: seconds(random, 4_000),
         udp_answered: seconds(random, 20_000),
+        drain: None,
     };
     let wrap = 1 << 32;
     let age_ms = if random.bool() { 1 } else { wrap - random.u64(..10_000) };

@@ -158,7 +158,7 @@ fn fragment(header: &[u8], high: u8, low: u8, at: u16) -> Option<Fragment> {
     (offset != 0 || more).then_some(Fragment { id, offset, more, id_offset: at + 4 })
 }
 
-const fn is_extension(protocol: u8) -> bool {
+pub(crate) const fn is_extension(protocol: u8) -> bool {
     matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
 }
 
@@ -166,8 +166,8 @@ const fn is_extension(protocol: u8) -> bool {
 pub const EXTENSIONS_MAX: usize = 6;
 
 const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(crate) const ROUTING: u8 = 43;
+pub(crate) const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
 const ETHERNET_LEN_U16: u16 = 14;

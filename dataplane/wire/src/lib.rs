@@ -1,8 +1,9 @@
 //! Headers, addresses and checksums: what the bytes of a frame mean.
 //!
 //! Parses a frame once into a value whose offsets are proven ([`parse`]), translates it in place
-//! ([`rewrite`]), answers what nobody serves ([`refusal`]) and keeps checksums right ([`checksum`]). All of it is
-//! written once for both families ([`family`]). Never knows a service, a backend or a flow; never allocates; holds
+//! ([`rewrite`]), as it does errors about what it translated ([`icmp`]), answers what nobody serves ([`refusal`]),
+//! lowers the segment size of connections ([`mss`]) and keeps checksums right ([`checksum`]). All of it is written
+//! once for both families ([`family`]). Never knows a service, a backend or a flow; never allocates; holds
 //! no unsafe code.
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,8 @@ pub mod addr;
 pub mod checksum;
 pub mod datagram;
 pub mod family;
+pub mod icmp;
+pub mod mss;
 pub mod parse;
 pub mod refusal;
 pub mod rewrite;

@@ -97,7 +97,7 @@ const fn is_query<A: Address>(kind: u8) -> bool {
     if A::ICMP == ICMP { !matches!(kind, 3 | 4 | 5 | 11 | 12) } else { kind & 0x80 != 0 }
 }
 
-fn may_be_answered(frame: &[u8], sender: IpAddr) -> bool {
+pub(crate) fn may_be_answered(frame: &[u8], sender: IpAddr) -> bool {
     is_single_host(sender) && frame.first().is_some_and(|byte| byte & 1 == 0)
 }
 
@@ -168,7 +168,7 @@ fn is_single_host(addr: IpAddr) -> bool {
 
 const ICMP_HEADER_LEN: usize = 8;
 const ICMP: u8 = 1;
-const HOPS: u8 = 64;
+pub(crate) const HOPS: u8 = 64;
 const DONT_FRAGMENT: u8 = 0x40;
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ fn checksum(packet: &[u8]) -> u32 {
 
 const CHECKSUM: usize = 8;
 
+/// Length of the common header (RFC 9260 section 3.1).
+pub(crate) const HEADER_LEN: usize = 12;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -35,6 +35,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "tcp_reset_s",
             "udp_unanswered_s",
             "udp_answered_s",
+            "drain_s",
         ],
     ),
     ("dns", Dns::KEYS),
@@ -200,6 +201,7 @@ pub(super) struct Flows {
     tcp_reset_s: u64,
     udp_unanswered_s: u64,
     udp_answered_s: u64,
+    drain_s: u64,
 }
 
 impl Default for Flows {
@@ -216,6 +218,7 @@ impl Default for Flows {
             tcp_reset_s: t.tcp_reset.as_secs(),
             udp_unanswered_s: t.udp_unanswered.as_secs(),
             udp_answered_s: t.udp_answered.as_secs(),
+            drain_s: t.drain.map_or(0, |drain| drain.as_secs()),
         }
     }
 }
@@ -238,6 +241,7 @@ impl Flows {
             tcp_reset: timeout("flows.tcp_reset_s", self.tcp_reset_s)?,
             udp_unanswered: timeout("flows.udp_unanswered_s", self.udp_unanswered_s)?,
             udp_answered: timeout("flows.udp_answered_s", self.udp_answered_s)?,
+            drain: (self.drain_s != 0).then(|| timeout("flows.drain_s", self.drain_s)).transpose()?,
         })
     }
 }

@@ -14,8 +14,11 @@ use std::{
 use super::{
     gateway::last_lines,
     interrupt,
-    sample::{self, FILE_LEN, MYSQL, NGINX, PACKETS, PACKETS_SINK, SampleCluster, UDP_ECHO},
-    topology::Host,
+    sample::{
+        self, BALANCER, DUAL_STACK, DUAL_STACK_NODE_PORT, FILE_LEN, MYSQL, NGINX, PACKETS, PACKETS_SINK,
+        SampleCluster, UDP_ECHO,
+    },
+    topology::{GATEWAY_UPLINK, Host, twin},
 };
 use crate::{
     clock,
@@ -26,7 +29,7 @@ use crate::{
         report::{Report as _, grouped, human_rate},
         stop::Stop,
         stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport, StreamRun},
-        udp::{self, UdpOptions},
+        udp::{self, UdpOptions, UdpReport},
     },
     netns::{Namespace, find_program},
 };
@@ -61,6 +64,7 @@ pub fn demo(options: &DemoOptions, flowgate: &Path, stop: &Stop) -> Result<DemoO
     let mut steps = Steps::new(stop);
     let mut cluster = set_up(&mut steps, flowgate)?;
     requests(&mut steps, &cluster)?;
+    requests_of_both_families(&mut steps, &cluster, stop)?;
     churn(&mut steps, &mut cluster, options, stop)?;
     views(&mut steps, &cluster, &["services", "backends", "workers", "drops"])?;
     packets_per_second(&mut steps, &cluster, options, stop)?;
@@ -93,6 +97,7 @@ fn set_up(steps: &mut Steps<'_>, flowgate: &Path) -> Result<SampleCluster> {
     let mut cluster = steps.step("build the network: client, gateway, fabric, 3 backends", |findings| {
         findings
             .detail("client 192.0.2.10 - up0 192.0.2.1 [gateway] 10.244.0.1 fab0 - backends 10.244.0.11...");
+        findings.detail("and the same in IPv6: 10.244.0.11 is 2001:db8:10:244::11 as well, and so on");
         SampleCluster::build_network()
     })?;
     steps.step("start nginx in every backend, and the stand-in for mysql", |_| cluster.start_servers())?;
@@ -101,8 +106,9 @@ fn set_up(steps: &mut Steps<'_>, flowgate: &Path) -> Result<SampleCluster> {
         findings.detail(format!("flowgate run --config {}", cluster.gateway()?.config_path().display()));
         Ok(())
     })?;
-    steps
-        .step("apply config/manifests: my-nginx, my-nginx-nodeport, mysql", |_| cluster.apply_manifests())?;
+    steps.step("apply config/manifests: my-nginx, my-nginx-nodeport, my-nginx-dual-stack, mysql", |_| {
+        cluster.apply_manifests()
+    })?;
     Ok(cluster)
 }
 
@@ -136,6 +142,37 @@ fn requests(steps: &mut Steps<'_>, cluster: &SampleCluster) -> Result<()> {
         let text = format!("{} bytes echoed and verified at mysql", grouped(report.bytes_verified));
         findings.expect(report.is_clean() && report.by_backend.contains_key("mysql"), text);
         findings.details_of_failure(&report);
+        Ok(())
+    })
+}
+
+/// One Service by all its addresses of both families, then UDP over IPv6.
+fn requests_of_both_families(steps: &mut Steps<'_>, cluster: &SampleCluster, stop: &Stop) -> Result<()> {
+    let client = &cluster.topology().client().namespace;
+    let names: Vec<_> = cluster.web_hosts().into_iter().map(|host| host.name).collect();
+    for (how, address, port) in [
+        ("LoadBalancer", BALANCER, 80),
+        ("ClusterIP", DUAL_STACK, 80),
+        ("NodePort", GATEWAY_UPLINK, DUAL_STACK_NODE_PORT),
+    ] {
+        for target in [SocketAddr::from((address, port)), SocketAddr::from((twin(address), port))] {
+            steps.step(&format!("my-nginx-dual-stack at http://{target}/ ({how})"), |findings| {
+                let answer = await_answer(client, target)?;
+                findings.detail(format!("answer: {}", answer.trim()));
+                let report = new_connections(client, target, Duration::from_millis(300))?;
+                show_spread(findings, &report);
+                let all = names.iter().all(|name| report.by_backend.contains_key(name));
+                findings.expect(all && report.is_clean(), "every backend got connections, none failed");
+                Ok(())
+            })?;
+        }
+    }
+    let (address, port) = UDP_ECHO;
+    let target = SocketAddr::from((twin(address.into()), port));
+    steps.step(&format!("udp-echo at {target}: UDP over IPv6, 1,000 per second"), |findings| {
+        let probe = UdpOptions::new(target, 1000, Duration::from_secs(1));
+        let report = client.enter(|| udp::run(&probe, Show::Nothing, stop))??;
+        show_datagrams(findings, &report);
         Ok(())
     })
 }
@@ -238,12 +275,7 @@ fn packets_per_second(
     steps.step("latency of UDP there and back, 5,000 per second", |findings| {
         let probe = UdpOptions::new(SocketAddr::from(UDP_ECHO), 5000, Duration::from_secs(3));
         let report = client.enter(|| udp::run(&probe, Show::Bar, stop))??;
-        findings.detail(report.latency.line());
-        let (lost, wrong) = (report.lost, report.mismatches);
-        let text =
-            format!("{} sent, {lost} lost, {} reordered, {wrong} wrong", report.sent, report.reordered);
-        // The first datagrams of a flow may be lost while the gateway asks for its neighbour's address.
-        findings.expect(report.received > 0 && lost <= u64::from(report.flows) && wrong == 0, text);
+        show_datagrams(findings, &report);
         Ok(())
     })?;
     let title = format!("packets per second, 60-byte UDP, {} flows", grouped(options.flows.into()));
@@ -333,6 +365,14 @@ fn show_spread(findings: &mut Findings, report: &StreamReport) {
             .expect("a String takes everything");
     }
     findings.detail(line);
+}
+
+fn show_datagrams(findings: &mut Findings, report: &UdpReport) {
+    findings.detail(report.latency.line());
+    let (lost, wrong) = (report.lost, report.mismatches);
+    let text = format!("{} sent, {lost} lost, {} reordered, {wrong} wrong", report.sent, report.reordered);
+    // The first datagrams of a flow may be lost while the gateway asks for its neighbour's address.
+    findings.expect(report.received > 0 && lost <= u64::from(report.flows) && wrong == 0, text);
 }
 
 fn show_open(findings: &mut Findings, report: &StreamReport) {

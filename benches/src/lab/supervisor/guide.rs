@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, path::Path};
 
 use super::{LabPlace, LabState};
-use crate::lab::sample::{MYSQL, NGINX, node_port_address};
+use crate::lab::sample::{BALANCER, MYSQL, NGINX, node_port_address};
+use crate::lab::topology::twin;
 
 impl LabState {
     /// Addresses and commands to try.
@@ -14,18 +15,19 @@ impl LabState {
         let socket = self.socket.as_deref().unwrap_or_else(|| Path::new("(starting)")).display();
         let binary = binary.display();
         let mut lines = vec![
-            format!("my-nginx           http://{nginx}/ (ClusterIP)"),
-            format!("my-nginx-nodeport  http://{node_port}/ (NodePort)"),
-            format!("mysql              {mysql}"),
+            format!("my-nginx             http://{nginx}/ (ClusterIP)"),
+            format!("my-nginx-nodeport    http://{node_port}/ (NodePort)"),
+            format!("mysql                {mysql}"),
+            format!("my-nginx-dual-stack  http://{BALANCER}/ http://[{}]/ (LoadBalancer)", twin(BALANCER)),
         ];
         if let Some(manifests) = &self.manifests {
-            lines.push(format!("manifests          {}", manifests.display()));
+            lines.push(format!("manifests            {}", manifests.display()));
         }
         if let Some(kubernetes) = &self.kubernetes {
-            lines.push(format!("kubeconfig         {}", kubernetes.kubeconfig.display()));
+            lines.push(format!("kubeconfig           {}", kubernetes.kubeconfig.display()));
         }
         lines.extend([
-            format!("namespaces         {}", self.names.join(" ")),
+            format!("namespaces           {}", self.names.join(" ")),
             String::new(),
             "Try:".to_owned(),
             format!("  {client} curl http://{nginx}/"),

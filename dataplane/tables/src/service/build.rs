@@ -160,6 +160,9 @@ impl ServiceTable {
             if spec.kind == FrontendKind::ClusterIp {
                 self.cluster_ips.insert(addr);
             }
+            if spec.kind != FrontendKind::NodePort {
+                self.vips.insert(addr);
+            }
             for treatment in spec.treatments.all() {
                 if treatment.source_nat == SourceNat::KeepClient {
                     let endpoints = &endpoint_sets[treatment.endpoint_set];

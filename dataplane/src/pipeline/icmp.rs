@@ -1,0 +1,140 @@
+//! Control messages: an error about a packet of a flow goes to whom it is meant for, and VIPs answer echo requests
+//! where the operator wants it. A flow never learns of them: anybody can send one (RFC 5927).
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use flowgate_flow::Found;
+use flowgate_tables::service::ServiceKey;
+use flowgate_wire::icmp::{self, Message, NewError, Quoted};
+use flowgate_wire::{Address, Datagram, EtherType, FiveTuple};
+
+use super::{Context, Family, Router, current_next_hop};
+use crate::counters::{Counters, Event};
+use crate::verdict::{DropReason, PassReason, Verdict};
+
+impl Router {
+    /// Decides a control message and rewrites it.
+    #[cold]
+    pub(super) fn control_message(
+        &mut self,
+        frame: &mut [u8],
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Verdict {
+        match EtherType::of(frame) {
+            Some(EtherType::Ipv4) => self.control_message_of::<Ipv4Addr>(frame, context, counters),
+            Some(EtherType::Ipv6) => self.control_message_of::<Ipv6Addr>(frame, context, counters),
+            _ => Verdict::Pass(PassReason::NotIp),
+        }
+    }
+
+    fn control_message_of<A: Family>(
+        &mut self,
+        frame: &mut [u8],
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Verdict {
+        let Ok(datagram) = A::datagram(frame) else { return Verdict::Drop(DropReason::Malformed) };
+        match Message::of(frame, &datagram) {
+            Message::Error(quoted) => self.pass_error_on(frame, &datagram, &quoted, context, counters),
+            Message::EchoRequest => answer_echo(frame, &datagram, context, counters),
+            Message::Other => Verdict::Pass(PassReason::NotL4),
+        }
+    }
+
+    /// The packet that an error is about went one way; the error goes the other, as an answer to it would.
+    fn pass_error_on<A: Family>(
+        &mut self,
+        frame: &mut [u8],
+        datagram: &Datagram<A>,
+        quoted: &Quoted<A>,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Verdict {
+        // RFC 1812 section 4.3.2.3: it is sent to the source of that packet.
+        if datagram.dst != quoted.tuple.src {
+            return Verdict::Pass(PassReason::NotOurs);
+        }
+        // Nobody is told that an error was lost (RFC 1122 section 3.2.2).
+        if datagram.ttl <= 1 {
+            return Verdict::Drop(DropReason::TtlExpired);
+        }
+        let answer = quoted.tuple.reversed();
+        let flows = A::table(context.flows);
+        let probe = flows.probe(&answer);
+        let found = flows.find_late(&probe, &answer);
+        if found.is_none() && !is_kept_reply(&answer, context) {
+            return Verdict::Drop(DropReason::NoFlow);
+        }
+        let stored = found.as_ref().and_then(|found| current_next_hop(found, &context.tables.routing));
+        let dst = found.as_ref().map_or(datagram.dst, |found| found.forwarding.translation.dst);
+        let next_hop = match stored {
+            Some(next_hop) => next_hop,
+            None => match self.next_hop(dst.into(), probe.hash().0, context, counters) {
+                Ok((_, next_hop)) => next_hop,
+                Err(verdict) => return verdict,
+            },
+        };
+        let ether = match self.resolved(next_hop, counters) {
+            Ok(ether) => ether,
+            Err(verdict) => return verdict,
+        };
+        if datagram.ip_len() > next_hop.mtu {
+            return Verdict::Drop(DropReason::TooBig);
+        }
+        let (done, event) = match found {
+            Some(found) => {
+                let new = new_error(datagram.src, &answer, &found);
+                (icmp::translate(frame, datagram, quoted, &new, ether), Event::IcmpErrorsTranslated)
+            }
+            None => (icmp::route(frame, datagram, ether), Event::Routed),
+        };
+        if done.is_none() {
+            return Verdict::Drop(DropReason::Malformed);
+        }
+        counters.add(event, 1);
+        Verdict::Transmit(next_hop.egress)
+    }
+}
+
+/// What the error becomes on its way in the direction of `found`, whose packets come as `answer`.
+///
+/// Its receiver has never heard of the address that the quoted packet had here, so it finds there what it sent
+/// itself. The sender of the error is replaced where that of an answer would be, since routes to it may not exist
+/// on the other side, and else is left.
+fn new_error<A: Family>(sender: A, answer: &FiveTuple<A>, found: &Found<'_, A>) -> NewError<A> {
+    let translation = &found.forwarding.translation;
+    let src = if translation.src == answer.src { sender } else { translation.src };
+    NewError { src, dst: translation.dst, about: translation.tuple(answer.protocol).reversed() }
+}
+
+/// Whether the error is about a packet to a backend whose clients keep their address, and not of a flow: routed as
+/// the kernel would have.
+fn is_kept_reply<A: Family>(answer: &FiveTuple<A>, context: &Context<'_>) -> bool {
+    let source = ServiceKey { protocol: answer.protocol, addr: answer.src.into(), port: answer.src_port };
+    let tables = context.tables;
+    tables.services.is_reply_source(&source) && !tables.sources.is_node(answer.dst.into())
+}
+
+/// P505 has other packets to a cluster IP refused; nothing says what becomes of an echo request, and kube-proxy's
+/// VIPs are silent in some of its modes and answer in others.
+fn answer_echo<A: Address>(
+    frame: &mut [u8],
+    datagram: &Datagram<A>,
+    context: &Context<'_>,
+    counters: &mut Counters,
+) -> Verdict {
+    let tables = context.tables;
+    let vip = datagram.dst.into();
+    // The node's own addresses are answered for by its kernel.
+    if !context.options.echo_vips || !tables.services.is_vip(vip) || tables.sources.is_node(vip) {
+        return Verdict::Pass(PassReason::NotOurs);
+    }
+    match icmp::answer_echo(frame, datagram) {
+        Some(()) => {
+            counters.add(Event::EchoesAnswered, 1);
+            Verdict::Answer
+        }
+        None => Verdict::Drop(DropReason::RejectUnanswered),
+    }
+}

@@ -1,0 +1,47 @@
+//! How large the segments of a connection may be, where the operator limits it. Only SYNs come here.
+
+use flowgate_tables::NextHop;
+use flowgate_tables::routing::Route;
+use flowgate_wire::{Packet, mss};
+
+use super::{Context, Family};
+use crate::counters::{Counters, Event};
+use crate::options::MssClamp;
+
+/// Lowers the segment size that a SYN or SYN-ACK offers, which has been translated and leaves by `next_hop`.
+#[cold]
+pub(super) fn clamp<A: Family>(
+    frame: &mut [u8],
+    packet: &Packet<A>,
+    next_hop: &NextHop,
+    spread: u32,
+    context: &Context<'_>,
+    counters: &mut Counters,
+) {
+    let largest = match context.options.mss_clamp {
+        MssClamp::Off => return,
+        MssClamp::To(bytes) => bytes,
+        MssClamp::Auto => segment_size(packet, next_hop, spread, context),
+    };
+    counters.add(Event::MssClamped, u64::from(mss::clamp(frame, packet, largest)));
+}
+
+/// What fits both ways: the segments that answer come back by the way to the sender.
+fn segment_size<A: Family>(
+    packet: &Packet<A>,
+    next_hop: &NextHop,
+    spread: u32,
+    context: &Context<'_>,
+) -> u16 {
+    let routing = &context.tables.routing;
+    let back = match routing.route(packet.tuple.src.into(), spread) {
+        Route::Via(id) => routing.next_hop(id).map(|hop| hop.mtu),
+        Route::Unknown(neighbour) => {
+            routing.interfaces().get(neighbour.egress.index()).map(|interface| interface.spec.mtu)
+        }
+        Route::None => None,
+    };
+    let mtu = back.unwrap_or(u16::MAX).min(next_hop.mtu);
+    // RFC 6691: less the headers without options.
+    mtu.saturating_sub(if A::HEADER_LEN == 20 { 40 } else { 60 })
+}
