@@ -34,10 +34,15 @@ pub(crate) struct Config {
     pub(crate) workers: Workers,
     pub(crate) pin_dir: PathBuf,
     pub(crate) xdp_mode: XdpModeWanted,
+    /// How long traffic is held for a successor.
+    pub(crate) hold: Duration,
     pub(crate) zero_copy: ZeroCopy,
     pub(crate) rings: Rings,
     pub(crate) flow_capacity: u32,
     pub(crate) flow_capacity_v6: u32,
+    /// Whether flows outlive the process, in `flow_folder`.
+    pub(crate) keep_flows: bool,
+    pub(crate) flow_folder: PathBuf,
     pub(crate) affinity_capacity: u32,
     pub(crate) timeouts: Timeouts,
     /// None: off.
@@ -174,6 +179,11 @@ impl Config {
                 format!("{} is below 200: a sleeping worker moves every 100 ms", raw.workers.hang_ms),
             ));
         }
+        if raw.xdp.hold_ms > HOLD_MAX_MS {
+            let reason =
+                format!("{} is above {HOLD_MAX_MS}: all that time nobody is served", raw.xdp.hold_ms);
+            return Err(wrong("xdp.hold_ms", reason));
+        }
         let count = if raw.workers.count == 0 { raw.workers.cores.len() } else { raw.workers.count };
         if !raw.workers.cores.is_empty() && raw.workers.cores.len() != count {
             let reason = format!("{} cores for {count} workers", raw.workers.cores.len());
@@ -222,6 +232,7 @@ impl Config {
                     return Err(wrong("xdp.mode", format!("`{other}` is none of auto, native, generic")));
                 }
             },
+            hold: Duration::from_millis(raw.xdp.hold_ms),
             zero_copy: match raw.xdp.zero_copy.as_str() {
                 "auto" => ZeroCopy::Auto,
                 "force" => ZeroCopy::Force,
@@ -233,6 +244,8 @@ impl Config {
             rings: Rings { rx: rings.rx, tx: rings.tx, fill: rings.fill, frame_bytes: rings.frame_bytes },
             flow_capacity: raw.flows.capacity,
             flow_capacity_v6: raw.flows.capacity_v6,
+            keep_flows: raw.flows.keep,
+            flow_folder: raw.admin.socket.with_file_name("flows"),
             affinity_capacity: raw.flows.affinity_capacity,
             timeouts,
             dns,
@@ -312,6 +325,8 @@ fn first_repeated<T: PartialEq + Clone>(items: &[T]) -> Option<T> {
 pub(crate) fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
+
+const HOLD_MAX_MS: u64 = 60_000;
 
 #[cfg(test)]
 mod tests {

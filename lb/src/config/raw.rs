@@ -20,13 +20,14 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
     ("node", &["detect_local", "cluster_cidrs", "masquerade_all", "localhost_nodeports"]),
     ("snat", &["addresses", "ports"]),
     ("workers", &["count", "cores", "idle_before_sleep_us", "hang_ms"]),
-    ("xdp", &["pin_dir", "mode", "zero_copy"]),
+    ("xdp", &["pin_dir", "mode", "zero_copy", "hold_ms"]),
     ("rings", &["rx", "tx", "fill", "frame_bytes"]),
     (
         "flows",
         &[
             "capacity",
             "capacity_v6",
+            "keep",
             "affinity_capacity",
             "tcp_opening_s",
             "tcp_established_s",
@@ -165,11 +166,17 @@ pub(super) struct Xdp {
     pub(super) pin_dir: PathBuf,
     pub(super) mode: String,
     pub(super) zero_copy: String,
+    pub(super) hold_ms: u64,
 }
 
 impl Default for Xdp {
     fn default() -> Self {
-        Self { pin_dir: "/sys/fs/bpf/flowgate".into(), mode: "auto".into(), zero_copy: "auto".into() }
+        Self {
+            pin_dir: "/sys/fs/bpf/flowgate".into(),
+            mode: "auto".into(),
+            zero_copy: "auto".into(),
+            hold_ms: 5000,
+        }
     }
 }
 
@@ -193,6 +200,7 @@ impl Default for Rings {
 pub(super) struct Flows {
     pub(super) capacity: u32,
     pub(super) capacity_v6: u32,
+    pub(super) keep: bool,
     pub(super) affinity_capacity: u32,
     tcp_opening_s: u64,
     tcp_established_s: u64,
@@ -210,6 +218,7 @@ impl Default for Flows {
         Self {
             capacity: 262_144,
             capacity_v6: 65_536,
+            keep: true,
             affinity_capacity: 65_536,
             tcp_opening_s: t.tcp_opening.as_secs(),
             tcp_established_s: t.tcp_established.as_secs(),
