@@ -54,6 +54,10 @@ reasons! {
         AffinityEvictions = "affinity_evictions",
         /// Packets held while their next hop was resolved.
         Held = "held",
+        /// Fragments forwarded, first ones included.
+        FragmentsForwarded = "fragments_forwarded",
+        /// Fragments held until another of their packet came.
+        FragmentsAwaiting = "fragments_awaiting",
         /// Loops that brought at least one packet.
         BusyLoops = "busy_loops",
         /// Times the worker went to sleep.
@@ -92,7 +96,7 @@ impl Counters {
     #[cold]
     fn count_unsent(&mut self, verdict: &Verdict) {
         match *verdict {
-            Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Answer => {}
+            Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Await(_) | Verdict::Answer => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
             Verdict::Reject(reason) => self.0[reject_index(reason)] += 1,
             Verdict::Report(problem) => self.0[drop_index(problem_reason(problem))] += 1,

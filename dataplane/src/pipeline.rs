@@ -8,6 +8,7 @@
 pub mod choose;
 mod established;
 mod family;
+mod fragments;
 mod icmp;
 mod mss;
 mod open;
@@ -28,6 +29,9 @@ use crate::options::Options;
 use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::worker::WorkerNumber;
 pub use family::Family;
+pub use fragments::Awaited;
+pub(crate) use fragments::EXPECTED_MS;
+use fragments::Fragments;
 
 /// Frames in a burst at most.
 pub const BURST: usize = 64;
@@ -72,6 +76,10 @@ pub trait Process {
 
     /// Neighbours that are to be resolved since the last call, each handed to `ask`.
     fn drain_requests(&mut self, ask: impl FnMut(Unresolved));
+
+    /// Packets whose awaited fragment has come since the last call, each handed to `ready`: what waits for them is
+    /// to be decided again.
+    fn drain_ready(&mut self, _ready: impl FnMut(Awaited)) {}
 }
 
 /// One worker's pipeline.
@@ -99,7 +107,7 @@ impl Pipeline {
         Self {
             v4: Box::new([Staged::EMPTY; BURST]),
             v6: Box::new([Staged::EMPTY; BURST]),
-            router: Router { worker, requests: Requests::default() },
+            router: Router { worker, requests: Requests::default(), fragments: Fragments::new(worker) },
         }
     }
 }
@@ -110,6 +118,7 @@ impl Pipeline {
 struct Router {
     worker: WorkerNumber,
     requests: Requests,
+    fragments: Fragments,
 }
 
 impl Router {
@@ -156,8 +165,15 @@ impl Router {
         counters: &mut Counters,
         verdict: &mut Verdict,
     ) {
-        if *verdict == Verdict::Pass(PassReason::NotL4) {
-            *verdict = self.control_message(frame, context, counters);
+        match *verdict {
+            Verdict::Pass(PassReason::NotL4) => *verdict = self.control_message(frame, context, counters),
+            Verdict::Pass(PassReason::Fragment) => {
+                *verdict = match EtherType::of(frame) {
+                    Some(EtherType::Ipv6) => self.fragment::<Ipv6Addr>(frame, context, counters),
+                    _ => self.fragment::<Ipv4Addr>(frame, context, counters),
+                };
+            }
+            _ => {}
         }
         counters.count(verdict);
     }
@@ -357,6 +373,10 @@ impl Process for Pipeline {
 
     fn drain_requests(&mut self, ask: impl FnMut(Unresolved)) {
         self.router.requests.drain(ask);
+    }
+
+    fn drain_ready(&mut self, ready: impl FnMut(Awaited)) {
+        self.router.fragments.drain_ready(ready);
     }
 }
 

@@ -35,7 +35,12 @@ impl Refusals {
 
     fn refuse_family<A: Address, F: FrameBuffer>(&mut self, frame: &mut F, now: Tick) -> bool {
         let bytes = frame.as_mut();
-        let Ok(Parsed::L4(packet)) = A::parse(bytes) else { return false };
+        let packet = match A::parse(bytes) {
+            Ok(Parsed::L4(packet)) => packet,
+            // What a reset must acknowledge is in the other fragments: it gets an error, as datagrams do.
+            Ok(Parsed::Fragment) => return self.report(frame, Problem::PortUnreachable, &[], now),
+            _ => return false,
+        };
         // RFC 1812 section 4.3.2.8 has ICMP errors limited; a reset is never larger than its segment.
         if packet.tuple.protocol != Protocol::Tcp && !self.take_token(now) {
             return false;

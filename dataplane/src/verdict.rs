@@ -4,6 +4,8 @@ use flowgate_tables::InterfaceId;
 use flowgate_tables::routing::Unresolved;
 use flowgate_wire::refusal::Problem;
 
+use crate::pipeline::Awaited;
+
 /// What happens to a packet. The pipeline has rewritten a packet that is to be sent.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub enum Verdict {
     Pass(PassReason),
     /// Its next hop is being resolved: decide again when the tables have changed. Nothing was rewritten.
     Hold(Unresolved),
+    /// Another fragment of its packet must be decided before it. Nothing was rewritten.
+    Await(Awaited),
     /// Tell its sender at once that nobody serves it (P502).
     Reject(RejectReason),
     /// It ends here, and its sender is told what is wrong with it.
@@ -62,7 +66,7 @@ reasons! {
         NotIp = "not_ip",
         /// Neither TCP nor UDP nor SCTP.
         NotL4 = "not_l4",
-        /// A fragment of a packet.
+        /// A fragment of a packet whose first fragment was the kernel's business.
         Fragment = "fragment",
         /// Its destination is no Service, as right after a Service is removed.
         NotOurs = "not_ours",
@@ -110,6 +114,16 @@ reasons! {
         ReplyTupleTaken = "reply_tuple_taken",
         /// No room in the flow table and no flow that may be evicted.
         FlowTableFull = "flow_table_full",
+        /// A fragment that cuts up the headers of its packet (RFC 1858, RFC 7112).
+        FragmentTiny = "fragment_tiny",
+        /// A fragment that overlaps another, or a part of a packet that has such (RFC 5722).
+        FragmentOverlap = "fragment_overlap",
+        /// A fragment whose bytes were forwarded before.
+        FragmentDuplicate = "fragment_duplicate",
+        /// A fragment whose packet's first fragment did not come in time, or was not forwarded itself.
+        FragmentNoFirst = "fragment_no_first",
+        /// A fragment more than can be remembered or can wait.
+        FragmentExcess = "fragment_excess",
         /// Larger than the MTU of its way out.
         TooBig = "too_big",
         /// The transmit ring of its way out is full.

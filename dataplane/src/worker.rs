@@ -3,6 +3,7 @@
 //! The only place that reads a clock. Busy while frames come; after a short silence it sleeps in the
 //! kernel until the next one. Never resolves, logs or publishes anything.
 
+mod pending;
 mod sweeping;
 
 use std::collections::VecDeque;
@@ -23,6 +24,7 @@ use crate::pipeline::{BURST, Context, Process};
 use crate::refusal::Refusals;
 use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::vlan;
+use pending::{Pending, PendingFragments};
 use sweeping::Sweeping;
 
 /// Which worker, of how many.
@@ -149,6 +151,7 @@ pub struct Worker<D: Device, P> {
     /// Where each of `frames` came in.
     ingress: Box<[InterfaceId; BURST]>,
     waiting: WaitingRoom<D::Frame>,
+    pending: PendingFragments<D::Frame>,
     asked: Asked,
     refusals: Refusals,
 }
@@ -211,6 +214,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             frames: Vec::with_capacity(BURST),
             ingress: Box::new([InterfaceId(0); BURST]),
             waiting: WaitingRoom::default(),
+            pending: PendingFragments::default(),
             asked: Asked::default(),
             refusals: Refusals::default(),
         }
@@ -242,6 +246,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             received |= self.burst(queue, now);
         }
         self.revisit_waiting(now);
+        self.revisit_pending(now);
         self.device.flush();
         if received {
             self.counters.add(Event::BusyLoops, 1);
@@ -292,14 +297,24 @@ impl<D: Device, P: Process> Worker<D, P> {
                     send(&mut self.device, routing, &mut self.counters, egress, frame)
                 }
                 Verdict::Hold(neighbour) => {
-                    let since = match arrival {
-                        Arrival::JustNow => now,
-                        Arrival::Held { since } => since,
-                    };
+                    let since = arrival.since(now);
                     match self.waiting.admit(Waiting { frame, neighbour, queue, ingress, since }, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
                             self.counters.count(&Verdict::Drop(DropReason::NoNeighbour));
+                            self.device.recycle(frame);
+                        }
+                    }
+                }
+                Verdict::Await(of) => {
+                    let since = arrival.since(now);
+                    let fragment = Pending { frame, of, queue, ingress, since, is_called: false };
+                    match self.pending.admit(fragment) {
+                        Ok(()) => self
+                            .counters
+                            .add(Event::FragmentsAwaiting, u64::from(arrival == Arrival::JustNow)),
+                        Err(frame) => {
+                            self.counters.count(&Verdict::Drop(DropReason::FragmentExcess));
                             self.device.recycle(frame);
                         }
                     }
@@ -323,7 +338,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                         self.device.recycle(frame);
                     }
                 }
-                Verdict::Answer => send(&mut self.device, &mut self.counters, ingress, frame),
+                Verdict::Answer => send(&mut self.device, routing, &mut self.counters, ingress, frame),
                 Verdict::Pass(_) | Verdict::Drop(_) => self.device.recycle(frame),
             }
         }
@@ -340,6 +355,24 @@ impl<D: Device, P: Process> Worker<D, P> {
         }
     }
 
+    /// Decides fragments again whose first has come, and drops those that waited in vain.
+    fn revisit_pending(&mut self, now: Tick) {
+        loop {
+            let pending = &mut self.pending;
+            self.process.drain_ready(|of| pending.call(of));
+            let Some(Pending { frame, queue, ingress, since, .. }) = self.pending.next_called() else {
+                break;
+            };
+            self.frames.push(frame);
+            self.ingress[0] = ingress;
+            self.decide(queue, now, Arrival::Held { since });
+        }
+        while let Some(frame) = self.pending.next_expired(now) {
+            self.counters.count(&Verdict::Drop(DropReason::FragmentNoFirst));
+            self.device.recycle(frame);
+        }
+    }
+
     fn housekeeping(&mut self, now: Tick) {
         let (resolve, asked, counters) = (&self.shared.resolve.0, &mut self.asked, &mut self.counters);
         self.process.drain_requests(|neighbour| {
@@ -351,7 +384,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             return;
         }
         if cfg!(debug_assertions) {
-            self.device.assert_no_leak(self.waiting.len());
+            self.device.assert_no_leak(self.waiting.len() + self.pending.len());
         }
         let removed =
             self.sweeping.step(&self.shared.flows, self.tables.current(), now, &self.config.timeouts);
@@ -434,6 +467,16 @@ impl Asked {
 enum Arrival {
     JustNow,
     Held { since: Tick },
+}
+
+impl Arrival {
+    /// When the frame came, which is `now` or before.
+    fn since(self, now: Tick) -> Tick {
+        match self {
+            Self::JustNow => now,
+            Self::Held { since } => since,
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -244,6 +244,7 @@ fn what_is_not_ours_is_named() {
     gateway.receive(UP0, vec![0; 60]);
     let mut fragment = udp(CLIENT, "10.96.0.53:53", b"fragment");
     fragment[20] = 0x20;
+    fragment[23] = 50;
     gateway.receive(UP0, fragment);
     let mut icmp = udp(CLIENT, "10.96.0.53:53", b"echo");
     icmp[23] = 1;

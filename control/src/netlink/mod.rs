@@ -4,6 +4,8 @@
 //! ARP and neighbour discovery; nothing here invents an Ethernet address, changes a route or touches an interface.
 
 mod ask;
+#[cfg(test)]
+mod fuzz;
 mod message;
 mod nexthops;
 mod routes;

@@ -77,6 +77,10 @@ pub(crate) fn read(frame: &[u8]) -> Kind {
         }
         Some(NetSlice::Ipv6(ip)) => {
             let header = ip.header();
+            // Etherparse takes a length of zero for that of a jumbogram (RFC 2675), which no link here carries.
+            if header.payload_length() == 0 {
+                return Kind::Malformed;
+            }
             let (src, dst) = (header.source_addr().into(), header.destination_addr().into());
             (src, dst, header.hop_limit(), header.payload_length() + 40, ip.payload())
         }
@@ -160,6 +164,12 @@ fn sctp(bytes: &[u8]) -> Option<Transport> {
         numbers: (0, 0),
         payload_len: bytes.len() - 16,
     })
+}
+
+/// Whether a frame has extension headers of IPv6. Etherparse refuses those that are out of order (RFC 8200
+/// section 4.1 only recommends one), or that are too many for it.
+pub(crate) fn has_extensions(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&[0x86, 0xdd]) && [0, 43, 44, 60].contains(&frame[20])
 }
 
 /// A frame in hexadecimal.

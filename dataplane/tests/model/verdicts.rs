@@ -224,7 +224,11 @@ impl Model {
                 };
                 (possible, Fate::Ends)
             }
-            Verdict::Pass(_) | Verdict::Reject(_) | Verdict::Report(_) => (vec![], Fate::Ends),
+            Verdict::Pass(_)
+            | Verdict::Reject(_)
+            | Verdict::Report(_)
+            | Verdict::Await(_)
+            | Verdict::Answer => (vec![], Fate::Ends),
         };
         if possible.is_empty() {
             return Err(format!("{:?} is not for a new flow to one of {ways:?}", decided.verdict));
@@ -376,7 +380,11 @@ impl Model {
             Verdict::Drop(reason) => ("drop", reason.name()),
             Verdict::Pass(reason) => ("pass", reason.name()),
             Verdict::Reject(reason) => ("reject", reason.name()),
-            Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Report(_) => ("", ""),
+            Verdict::Transmit(_)
+            | Verdict::Hold(_)
+            | Verdict::Report(_)
+            | Verdict::Await(_)
+            | Verdict::Answer => ("", ""),
         };
         if got != (what, reason) {
             return Err(format!("was to be {what} {reason}, got {:?}", decided.verdict));

@@ -2,6 +2,8 @@
 //! links that lose, delay, reorder and double, while tables change and time passes. Everything follows from
 //! a seed. Each packet is held against the model.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 pub(crate) mod frames;
 pub(crate) mod network;
 pub(crate) mod peers;

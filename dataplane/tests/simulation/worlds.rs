@@ -34,7 +34,7 @@ pub(crate) fn setup(random: &mut Rng) -> Setup {
     Setup {
         world: world(random),
         timeouts,
-        options: Options { reset_unknown: random.bool() },
+        options: Options { reset_unknown: random.bool(), ..Options::default() },
         capacity_flows: if random.u8(..4) == 0 { 1 } else { 256 },
         workers: random.usize(1..3),
         age_ms,

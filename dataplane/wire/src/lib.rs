@@ -11,6 +11,7 @@ pub mod addr;
 pub mod checksum;
 pub mod datagram;
 pub mod family;
+pub mod fragment;
 pub mod icmp;
 pub mod mss;
 pub mod parse;

@@ -295,7 +295,7 @@ fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<
 
 /// What the first chunk of an SCTP packet comes to in terms of TCP (RFC 9260 sections 3.2 and 4).
 #[cold]
-fn sctp_flags(l4: &[u8]) -> Result<TcpFlags, Malformed> {
+pub(crate) fn sctp_flags(l4: &[u8]) -> Result<TcpFlags, Malformed> {
     let header = l4.first_chunk::<16>().ok_or(Malformed::Truncated)?;
     Ok(match header[12] {
         1 => TcpFlags::SYN,

@@ -20,6 +20,18 @@ pub(crate) fn translate(packet: &mut [u8], src_port: L4Port, dst_port: L4Port) {
     packet[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sent.to_le_bytes());
 }
 
+/// What the checksum of a packet of `len` bytes becomes when its first four are changed from one of `ports` to the
+/// other: see [`crate::fragment::sctp_checksum`].
+#[cold]
+pub(crate) fn update(received: [u8; 4], [old, new]: [[u8; 4]; 2], len: u16) -> [u8; 4] {
+    if received == [0; 4] {
+        return received;
+    }
+    let change = crc32c::crc32c(&old) ^ crc32c::crc32c(&new);
+    let behind = usize::from(len).saturating_sub(4);
+    (u32::from_le_bytes(received) ^ crc32c::crc32c_combine(change, 0, behind)).to_le_bytes()
+}
+
 /// The CRC32c of a packet, its checksum field taken as zero (RFC 9260 appendix A).
 fn checksum(packet: &[u8]) -> u32 {
     let (before, after) = (&packet[..CHECKSUM], &packet[CHECKSUM + 4..]);

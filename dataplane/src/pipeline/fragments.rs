@@ -1,0 +1,381 @@
+//! Fragments of packets to and from Services: the first is decided as a whole packet would be, the others follow
+//! it. Nothing is reassembled.
+//!
+//! A fragment that comes before the first of its packet waits in the worker: [`Verdict::Await`]. What a receiver
+//! would have to puzzle over goes no further: fragments that overlap end their whole packet (RFC 5722, RFC 8200
+//! section 4.5), headers that are cut up end at once (RFC 1858, RFC 7112). Never touches what a fragment carries,
+//! but for the transport header of the first.
+
+mod cache;
+mod identification;
+mod ranges;
+
+use flowgate_tables::InterfaceId;
+use flowgate_wire::fragment::{self, Part, Unfit};
+use flowgate_wire::{Datagram, FiveTuple, Fragment, L4Port, Packet, Protocol};
+
+pub use cache::Awaited;
+pub(crate) use cache::EXPECTED_MS;
+
+use cache::{Cache, Decided, Key, Newcomer, State};
+use identification::Identifications;
+use ranges::Fit;
+
+use super::{BURST, Context, Family, Router, RxChecksums, Staged};
+use crate::counters::{Counters, Event};
+use crate::verdict::{DropReason, PassReason, Verdict};
+use crate::worker::WorkerNumber;
+use flowgate_wire::refusal::Problem;
+
+/// One worker's packets that come in fragments.
+#[derive(Debug)]
+pub(super) struct Fragments {
+    cache: Cache,
+    identifications: Identifications,
+    /// Packets that were waited for since the last call of `drain_ready`.
+    ready: [Option<Awaited>; BURST],
+    ready_count: usize,
+}
+
+impl Fragments {
+    pub(super) fn new(worker: WorkerNumber) -> Self {
+        Self {
+            cache: Cache::new(),
+            identifications: Identifications::new(worker),
+            ready: [None; BURST],
+            ready_count: 0,
+        }
+    }
+
+    pub(super) fn drain_ready(&mut self, ready: impl FnMut(Awaited)) {
+        self.ready[..self.ready_count].iter_mut().filter_map(Option::take).for_each(ready);
+        self.ready_count = 0;
+    }
+
+    /// Calls those that wait for the packet in `slot`. There is room for one packet a frame of a burst.
+    fn call(&mut self, slot: usize) {
+        let is_awaited = std::mem::take(&mut self.cache.entry(slot).is_awaited);
+        if is_awaited && let Some(free) = self.ready.get_mut(self.ready_count) {
+            *free = Some(self.cache.awaited(slot));
+            self.ready_count += 1;
+        }
+    }
+
+    fn wait(&mut self, slot: usize) -> Verdict {
+        self.cache.entry(slot).is_awaited = true;
+        Verdict::Await(self.cache.awaited(slot))
+    }
+
+    /// Ends the other fragments of the packet in `slot`, those that wait included.
+    fn end(&mut self, slot: usize, of_others: Verdict) {
+        self.cache.entry(slot).state = State::Ended(of_others);
+        self.call(slot);
+    }
+
+    /// Ends all fragments of the packet in `slot` for a reason that holds for each of them.
+    fn drop_all(&mut self, slot: usize, reason: DropReason) -> Verdict {
+        self.end(slot, Verdict::Drop(reason));
+        Verdict::Drop(reason)
+    }
+
+    /// None if the part may go on. One that overlaps ends its packet; a mere duplicate only itself.
+    fn unfit(&mut self, slot: usize, part: &Part) -> Option<Verdict> {
+        match self.cache.entry(slot).ranges.fit(part) {
+            Fit::New => None,
+            Fit::Duplicate => Some(Verdict::Drop(DropReason::FragmentDuplicate)),
+            Fit::Excess => Some(Verdict::Drop(DropReason::FragmentExcess)),
+            Fit::Overlap => Some(self.drop_all(slot, DropReason::FragmentOverlap)),
+        }
+    }
+
+    /// Notes that the part was sent on. A packet that is complete is forgotten, so that its identification may
+    /// come again.
+    fn sent(&mut self, slot: usize, part: &Part) {
+        let ranges = &mut self.cache.entry(slot).ranges;
+        ranges.add(part);
+        if ranges.is_complete() {
+            self.cache.remove(slot);
+        }
+    }
+}
+
+/// A fragment between parsing and the decision.
+struct Piece<A> {
+    datagram: Datagram<A>,
+    fragment: Fragment,
+    part: Part,
+    slot: usize,
+}
+
+impl Router {
+    /// Decides a frame that was parsed as a fragment.
+    #[cold]
+    pub(super) fn fragment<A: Family>(
+        &mut self,
+        frame: &mut [u8],
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Verdict {
+        let Ok(datagram) = A::datagram(frame) else { return Verdict::Drop(DropReason::Malformed) };
+        let Some(fragment) = datagram.fragment else { return Verdict::Pass(PassReason::NotL4) };
+        let protocol = Protocol::from_number(datagram.protocol);
+        let is_first = fragment.offset == 0;
+        if protocol.is_none() && (is_first || !may_hide_protocol::<A>(datagram.protocol)) {
+            return Verdict::Pass(PassReason::NotL4);
+        }
+        let part = match Part::of(&datagram, &fragment) {
+            Ok(part) => part,
+            Err(unfit) => return drop_unfit(unfit),
+        };
+        let newcomer = if is_first { Newcomer::First } else { Newcomer::Later };
+        let Some(slot) = self.fragment_slot(&datagram, &fragment, newcomer, context) else {
+            return Verdict::Drop(DropReason::FragmentExcess);
+        };
+        let piece = Piece { datagram, fragment, part, slot };
+        let verdict = match protocol {
+            Some(protocol) if is_first => self.first_fragment(frame, &piece, protocol, context, counters),
+            _ => self.later_fragment(frame, &piece, context, counters),
+        };
+        counters.add(Event::FragmentsForwarded, u64::from(matches!(verdict, Verdict::Transmit(_))));
+        verdict
+    }
+
+    fn fragment_slot<A: Family>(
+        &mut self,
+        datagram: &Datagram<A>,
+        fragment: &Fragment,
+        newcomer: Newcomer,
+        context: &Context<'_>,
+    ) -> Option<usize> {
+        let protocol = if A::HEADER_LEN == IPV6_HEADER_LEN { 0 } else { datagram.protocol };
+        let key = Key { src: datagram.src.into(), dst: datagram.dst.into(), id: fragment.id, protocol };
+        let [high, low] = [(fragment.id >> 16) as u16, (fragment.id & 0xffff) as u16];
+        let hash = keyed_hash([datagram.src, datagram.dst], [high, low], context);
+        self.fragments.cache.slot(key, hash, newcomer, context.now)
+    }
+
+    /// Decides a first fragment as a whole packet with these ports would be, and keeps the decision for the others.
+    fn first_fragment<A: Family>(
+        &mut self,
+        frame: &mut [u8],
+        piece: &Piece<A>,
+        protocol: Protocol,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Verdict {
+        let Piece { datagram, fragment, part, slot } = piece;
+        let (packet, whole_len) = match fragment::first(frame, datagram, protocol) {
+            Ok(first) => first,
+            Err(unfit) => return drop_unfit(unfit),
+        };
+        if let State::Ended(verdict) = self.fragments.cache.entry(*slot).state {
+            return verdict;
+        }
+        if let Some(verdict) = self.fragments.unfit(*slot, part) {
+            return verdict;
+        }
+        let end = whole_len.map(|len| fragment::l4_start(datagram, fragment).saturating_add(len));
+        let total = self.fragments.cache.entry(*slot).ranges.total();
+        if end.is_some_and(|end| total.is_some_and(|total| total != end)) {
+            return self.fragments.drop_all(*slot, DropReason::Malformed);
+        }
+        if protocol == Protocol::Sctp && total.is_none() {
+            // How a change of ports changes its CRC depends on the length of the whole.
+            return self.fragments.wait(*slot);
+        }
+        let sctp_len = total.map(|total| total.saturating_sub(fragment::l4_start(datagram, fragment)));
+        let (verdict, spread) = self.decide_first(frame, &packet, sctp_len, context, counters);
+        match verdict {
+            Verdict::Transmit(egress) => {
+                self.keep(frame, piece, &packet, end, spread, context);
+                Verdict::Transmit(egress)
+            }
+            // It comes back, and nothing was done.
+            Verdict::Hold(_) => verdict,
+            Verdict::Pass(_) => {
+                self.fragments.end(*slot, Verdict::Pass(PassReason::Fragment));
+                verdict
+            }
+            _ => {
+                self.fragments.end(*slot, Verdict::Drop(DropReason::FragmentNoFirst));
+                verdict
+            }
+        }
+    }
+
+    fn decide_first<A: Family>(
+        &mut self,
+        frame: &mut [u8],
+        packet: &Packet<A>,
+        sctp_len: Option<u16>,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> (Verdict, u32) {
+        let flows = A::table(context.flows);
+        let mut probe = flows.probe(&packet.tuple);
+        flows.prefetch(&mut probe);
+        let staged = Staged { packet: *packet, probe };
+        let before = sctp_fields(frame, packet);
+        // A device can complete the checksum of a whole packet only, so none was left open here.
+        let verdict = self.decide_in_full(frame, &staged, RxChecksums::Complete, context, counters);
+        if let (Verdict::Transmit(_), Some((ports, checksum)), Some(len)) = (verdict, before, sctp_len) {
+            mend_sctp(frame, packet, ports, checksum, len);
+        }
+        (verdict, probe.hash().0)
+    }
+
+    /// Keeps what became of a first fragment that was just rewritten.
+    fn keep<A: Family>(
+        &mut self,
+        frame: &mut [u8],
+        piece: &Piece<A>,
+        packet: &Packet<A>,
+        end: Option<u16>,
+        spread: u32,
+        context: &Context<'_>,
+    ) {
+        let Piece { datagram, fragment, part, slot } = piece;
+        let header = frame.get(usize::from(packet.l3_offset)..);
+        let Some(pair) = header.and_then(A::read_pair) else { return };
+        let id = (pair[0] != datagram.src).then(|| {
+            let id = self.fragments.identifications.next(keyed_hash(pair, [0, 0], context));
+            fragment::write_identification(frame, datagram, fragment, id);
+            id
+        });
+        let FiveTuple { protocol, src_port, dst_port, .. } = packet.tuple;
+        self.fragments.cache.entry(*slot).state = State::Decided(Decided {
+            pair: pair.map(Into::into),
+            id,
+            ports: [src_port, dst_port],
+            protocol,
+            spread,
+            end,
+        });
+        self.fragments.call(*slot);
+        self.fragments.sent(*slot, part);
+    }
+
+    /// Sends a fragment that is not the first after the first, or lets it wait for that.
+    fn later_fragment<A: Family>(
+        &mut self,
+        frame: &mut [u8],
+        piece: &Piece<A>,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Verdict {
+        let Piece { part, slot, .. } = piece;
+        let state = self.fragments.cache.entry(*slot).state;
+        if let State::Ended(verdict) = state {
+            return verdict;
+        }
+        if let Some(verdict) = self.fragments.unfit(*slot, part) {
+            return verdict;
+        }
+        let State::Decided(decided) = state else {
+            let ranges = &mut self.fragments.cache.entry(*slot).ranges;
+            let is_news = !part.more && ranges.total().is_none();
+            ranges.learn_total(part);
+            if is_news {
+                // A first fragment of SCTP may wait for this.
+                self.fragments.call(*slot);
+            }
+            return self.fragments.wait(*slot);
+        };
+        if decided.end.is_some_and(|end| part.end > end || (part.more == (part.end == end))) {
+            return self.fragments.drop_all(*slot, DropReason::Malformed);
+        }
+        match self.follow(frame, piece, &decided, context, counters) {
+            Ok(egress) => {
+                self.fragments.sent(*slot, part);
+                Verdict::Transmit(egress)
+            }
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// Rewrites a fragment as the first of its packet was.
+    fn follow<A: Family>(
+        &mut self,
+        frame: &mut [u8],
+        Piece { datagram, fragment, .. }: &Piece<A>,
+        decided: &Decided,
+        context: &Context<'_>,
+        counters: &mut Counters,
+    ) -> Result<InterfaceId, Verdict> {
+        if datagram.ttl <= 1 {
+            return Err(Verdict::Report(Problem::TimeExceeded));
+        }
+        let [src, dst] = decided.pair;
+        let (_, next_hop) = self.next_hop(dst, decided.spread, context, counters)?;
+        let ether = self.resolved(next_hop, counters)?;
+        if datagram.ip_len() > next_hop.mtu {
+            return Err(Verdict::Report(Problem::TooBig(next_hop.mtu)));
+        }
+        let pair = A::from_ip(src).zip(A::from_ip(dst)).ok_or(Verdict::Drop(DropReason::Malformed))?;
+        let tuple = FiveTuple {
+            protocol: decided.protocol,
+            src: datagram.src,
+            dst: datagram.dst,
+            src_port: decided.ports[0],
+            dst_port: decided.ports[1],
+        };
+        if let Some(found) = A::table(context.flows).lookup(&tuple) {
+            found.touch(context.now, datagram.ip_len());
+        }
+        let rewritten = fragment::rewrite(frame, datagram, pair.into(), ether);
+        rewritten.ok_or(Verdict::Drop(DropReason::Malformed))?;
+        if let Some(id) = decided.id {
+            fragment::write_identification(frame, datagram, fragment, id);
+        }
+        Ok(next_hop.egress)
+    }
+}
+
+/// Whether a fragment that is not the first may belong to a packet of ours though it names another protocol: in
+/// IPv6 it names what its fragment header was followed by, which may be another extension header.
+fn may_hide_protocol<A: Family>(protocol: u8) -> bool {
+    A::HEADER_LEN == IPV6_HEADER_LEN && protocol != A::ICMP && IPV6_EXTENSIONS.contains(&protocol)
+}
+
+fn drop_unfit(unfit: Unfit) -> Verdict {
+    Verdict::Drop(match unfit {
+        Unfit::Tiny => DropReason::FragmentTiny,
+        Unfit::Malformed(_) => DropReason::Malformed,
+    })
+}
+
+/// A hash of two addresses and two numbers that nobody outside can foresee: that of the flow table, whose secret
+/// all workers share.
+fn keyed_hash<A: Family>([src, dst]: [A; 2], numbers: [u16; 2], context: &Context<'_>) -> u32 {
+    let [src_port, dst_port] = numbers.map(L4Port::new);
+    let tuple = FiveTuple { protocol: Protocol::Udp, src, dst, src_port, dst_port };
+    A::table(context.flows).probe(&tuple).hash().0
+}
+
+/// The ports and the checksum of an SCTP packet.
+fn sctp_fields<A: Family>(frame: &[u8], packet: &Packet<A>) -> Option<([u8; 4], [u8; 4])> {
+    let header = frame.get(usize::from(packet.l4_offset)..)?.first_chunk::<12>()?;
+    let (fields, _) = header.as_chunks::<4>();
+    (packet.tuple.protocol == Protocol::Sctp).then_some((fields[0], fields[2]))
+}
+
+/// Puts the checksum right that the translation computed over the first fragment alone.
+fn mend_sctp<A: Family>(
+    frame: &mut [u8],
+    packet: &Packet<A>,
+    old_ports: [u8; 4],
+    received: [u8; 4],
+    whole_len: u16,
+) {
+    let Some((new_ports, _)) = sctp_fields(frame, packet) else { return };
+    let checksum = fragment::sctp_checksum(received, [old_ports, new_ports], whole_len);
+    let at = usize::from(packet.l4_offset) + 8;
+    if let Some(field) = frame.get_mut(at..at + 4) {
+        field.copy_from_slice(&checksum);
+    }
+}
+
+const IPV6_HEADER_LEN: usize = 40;
+
+/// Hop-by-hop, routing, fragment, authentication and destination options (RFC 8200 section 4).
+const IPV6_EXTENSIONS: [u8; 5] = [0, 43, 44, 51, 60];

@@ -1,0 +1,245 @@
+//! The packets whose fragments are on their way. Fixed size; never looks at a frame and never allocates.
+//!
+//! Entries lie in sets of eight, chosen by a keyed hash. A packet whose first fragment came lately makes room only
+//! for others of its kind, so that fragments which belong to nothing cannot push it out.
+
+use std::net::IpAddr;
+
+use flowgate_flow::Tick;
+use flowgate_wire::L4Port;
+
+use super::ranges::Ranges;
+use crate::verdict::Verdict;
+
+/// What all fragments of one packet share (RFC 791 section 3.2, RFC 8200 section 4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    pub(super) src: IpAddr,
+    pub(super) dst: IpAddr,
+    pub(super) id: u32,
+    /// The transport protocol in IPv4; zero in IPv6, where only the first fragment knows it.
+    pub(super) protocol: u8,
+}
+
+/// A packet that is in the cache, for whoever waits for its first fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    slot: u16,
+    /// Differs from that of whatever was in the slot before.
+    stamp: u32,
+}
+
+/// What was decided by the first fragment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Decided {
+    /// The addresses that its fragments get, both of one family.
+    pub(super) pair: [IpAddr; 2],
+    /// Another identification; none when it stays.
+    pub(super) id: Option<u32>,
+    /// The ports and protocol of its flow, to count its fragments there.
+    pub(super) ports: [L4Port; 2],
+    pub(super) protocol: flowgate_wire::Protocol,
+    /// Chooses among several ways as the flow's hash does.
+    pub(super) spread: u32,
+    /// Where the packet must end by its transport header.
+    pub(super) end: Option<u16>,
+}
+
+/// How far a packet is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum State {
+    /// Its first fragment was not decided yet.
+    Expected,
+    /// Its fragments go on.
+    Decided(Decided),
+    /// Its fragments end.
+    Ended(Verdict),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    key: Option<Key>,
+    stamp: u32,
+    since: Tick,
+    pub(super) state: State,
+    pub(super) ranges: Ranges,
+    /// Whether frames may wait for the first fragment.
+    pub(super) is_awaited: bool,
+}
+
+impl Entry {
+    const EMPTY: Self = Self {
+        key: None,
+        stamp: 0,
+        since: Tick(0),
+        state: State::Expected,
+        ranges: Ranges::EMPTY,
+        is_awaited: false,
+    };
+
+    fn is_over(&self, now: Tick) -> bool {
+        let lifetime = match self.state {
+            State::Expected => EXPECTED_MS,
+            State::Decided(_) | State::Ended(_) => LIFETIME_MS,
+        };
+        self.key.is_none() || now.since(self.since) > lifetime
+    }
+
+    /// How gladly the entry is given up for another: none if it is kept.
+    fn worth_less_than(&self, newcomer: Newcomer, now: Tick) -> Option<(u8, u32)> {
+        let age = now.since(self.since);
+        match (self.state, newcomer) {
+            _ if self.is_over(now) => Some((3, age)),
+            (State::Ended(_), _) => Some((2, age)),
+            (State::Expected, _) => Some((1, age)),
+            (State::Decided(_), Newcomer::First) => Some((0, age)),
+            // Fragments of one packet follow one another closely: after a flood of first ones there is room again.
+            (State::Decided(_), Newcomer::Later) => (age > EXPECTED_MS).then_some((0, age)),
+        }
+    }
+}
+
+/// Which fragment asks for an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Newcomer {
+    First,
+    Later,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Cache {
+    entries: Box<[Entry]>,
+    stamp: u32,
+}
+
+impl Cache {
+    pub(super) fn new() -> Self {
+        Self { entries: vec![Entry::EMPTY; SETS * WAYS].into_boxed_slice(), stamp: 0 }
+    }
+
+    /// The slot of the packet with this key and keyed hash, a new one if it is not there. None if there is no room.
+    ///
+    /// A first fragment that comes again after [`RENEW_MS`] is another packet: identifications of 16 bits come
+    /// round soon (RFC 4963), and duplicates follow one another closely.
+    pub(super) fn slot(&mut self, key: Key, hash: u32, newcomer: Newcomer, now: Tick) -> Option<usize> {
+        let first_slot = hash as usize % SETS * WAYS;
+        let set = &mut self.entries[first_slot..first_slot + WAYS];
+        let known = set.iter().position(|entry| entry.key == Some(key) && !entry.is_over(now));
+        let is_renewed = |entry: &Entry| {
+            newcomer == Newcomer::First
+                && !matches!(entry.state, State::Expected)
+                && now.since(entry.since) > RENEW_MS
+        };
+        let way = match known {
+            Some(way) if !is_renewed(&set[way]) => return Some(first_slot + way),
+            Some(way) => way,
+            None => {
+                let candidates = set.iter().enumerate();
+                let given_up = candidates
+                    .filter_map(|(way, entry)| Some((entry.worth_less_than(newcomer, now)?, way)))
+                    .max()?;
+                given_up.1
+            }
+        };
+        self.stamp = self.stamp.wrapping_add(1);
+        set[way] = Entry { key: Some(key), stamp: self.stamp, since: now, ..Entry::EMPTY };
+        Some(first_slot + way)
+    }
+
+    pub(super) fn entry(&mut self, slot: usize) -> &mut Entry {
+        &mut self.entries[slot]
+    }
+
+    /// The name under which frames wait for the packet in `slot`.
+    pub(super) fn awaited(&self, slot: usize) -> Awaited {
+        Awaited { slot: u16::try_from(slot).unwrap_or(u16::MAX), stamp: self.entries[slot].stamp }
+    }
+
+    pub(super) fn remove(&mut self, slot: usize) {
+        self.entries[slot].key = None;
+    }
+}
+
+const SETS: usize = 128;
+const WAYS: usize = 8;
+
+/// How long a packet's fragments go the way of its first. RFC 8200 section 4.5 lets receivers wait 60 s; what is
+/// bridged here is only the spread of fragments on their way.
+const LIFETIME_MS: u32 = 15_000;
+
+/// How long a first fragment is expected.
+pub(crate) const EXPECTED_MS: u32 = 1_000;
+
+const RENEW_MS: u32 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::DropReason;
+
+    fn key(id: u32) -> Key {
+        let addr = "192.0.2.1".parse().unwrap();
+        Key { src: addr, dst: addr, id, protocol: 17 }
+    }
+
+    fn decided() -> State {
+        State::Decided(Decided {
+            pair: [key(0).src; 2],
+            id: None,
+            ports: [L4Port::new(1); 2],
+            protocol: flowgate_wire::Protocol::Udp,
+            spread: 0,
+            end: None,
+        })
+    }
+
+    #[test]
+    fn what_belongs_to_nothing_pushes_no_decided_packet_out() {
+        let mut cache = Cache::new();
+        let kept = cache.slot(key(0), 7, Newcomer::First, Tick(0)).unwrap();
+        cache.entry(kept).state = decided();
+        for id in 1..100 {
+            assert!(cache.slot(key(id), 7, Newcomer::Later, Tick(1)).is_some());
+        }
+        assert_eq!(cache.slot(key(0), 7, Newcomer::Later, Tick(2)), Some(kept));
+        assert!(matches!(cache.entry(kept).state, State::Decided(_)));
+    }
+
+    #[test]
+    fn a_set_full_of_decided_packets_takes_a_first_fragment_and_no_other() {
+        let mut cache = Cache::new();
+        let slots: Vec<usize> = (0..8)
+            .map(|id| {
+                let slot = cache.slot(key(id), 7, Newcomer::First, Tick(id)).unwrap();
+                cache.entry(slot).state = decided();
+                slot
+            })
+            .collect();
+        assert_eq!(cache.slot(key(8), 7, Newcomer::Later, Tick(9)), None);
+        assert_eq!(cache.slot(key(8), 7, Newcomer::First, Tick(9)), Some(slots[0]), "the oldest");
+        cache.entry(slots[0]).state = decided();
+        assert_eq!(cache.slot(key(9), 7, Newcomer::Later, Tick(1_010)), Some(slots[1]), "an old one");
+    }
+
+    #[test]
+    fn a_slot_that_is_used_anew_has_another_name() {
+        let mut cache = Cache::new();
+        let slot = cache.slot(key(1), 0, Newcomer::Later, Tick(0)).unwrap();
+        let before = cache.awaited(slot);
+        cache.remove(slot);
+        assert_eq!(cache.slot(key(1), 0, Newcomer::First, Tick(1)), Some(slot));
+        assert_ne!(cache.awaited(slot), before);
+    }
+
+    #[test]
+    fn a_first_fragment_begins_anew_once_its_like_is_old() {
+        let mut cache = Cache::new();
+        let slot = cache.slot(key(1), 0, Newcomer::First, Tick(0)).unwrap();
+        cache.entry(slot).state = State::Ended(Verdict::Drop(DropReason::FragmentOverlap));
+        cache.slot(key(1), 0, Newcomer::First, Tick(1_000));
+        assert!(matches!(cache.entry(slot).state, State::Ended(_)));
+        assert_eq!(cache.slot(key(1), 0, Newcomer::First, Tick(1_001)), Some(slot));
+        assert!(matches!(cache.entry(slot).state, State::Expected));
+    }
+}

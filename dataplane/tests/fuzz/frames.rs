@@ -1,0 +1,198 @@
+//! Frames through a whole worker, several in a row: a script of bytes.
+//!
+//! A script is one byte that chooses the world, then any number of frames, each behind three bytes: how it
+//! arrives, and how long it is.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use flowgate_dataplane::device::MemoryDevice;
+use flowgate_dataplane::worker::{Resolver, Shared};
+use flowgate_dataplane::{Pipeline, Verdict, Worker, WorkerConfig, WorkerNumber};
+use flowgate_flow::{AffinityTable, Flows};
+use flowgate_fuzz::{Rng, Seen, seen};
+use flowgate_tables::{InterfaceId, Publisher, Tables};
+
+use crate::model::checksums::judge_translation;
+use crate::model::packet::{Kind, Segment, has_extensions, hex, read};
+use crate::model::services::{frontend, may_answer_kept};
+use crate::model::world::World;
+use crate::simulation::network::Network;
+use crate::simulation::rig::Setup;
+use crate::simulation::spy::{Record, Spy};
+use crate::simulation::worlds::setup;
+
+/// A few frames of clients and servers, as hosts would send them.
+pub(crate) fn script(random: &mut Rng) -> Vec<u8> {
+    let world = random.u8(..);
+    let mut network = Network::new(random);
+    let mut script = vec![world];
+    let worlds = worlds();
+    let (setup, _) = &worlds[usize::from(world) % worlds.len()];
+    for _ in 0..random.usize(1..6) {
+        network.stir(&setup.world, 0, random);
+    }
+    for (by, frame) in network.arrived(1000) {
+        let arrival = by.0 | random.u8(..) << 1;
+        script.push(arrival);
+        script.extend(u16::try_from(frame.len()).unwrap().to_be_bytes());
+        script.extend(frame);
+    }
+    script
+}
+
+/// Plays a script and looks at everything that happens.
+pub(crate) fn check(script: &[u8]) -> Seen {
+    let Some((world, mut rest)) = script.split_first() else { return 0 };
+    let worlds = worlds();
+    let (setup, tables) = &worlds[usize::from(*world) % worlds.len()];
+    let mut gateway = Gateway::new(setup, tables);
+    let mut story = Vec::new();
+    for _ in 0..FRAMES_MAX {
+        let [arrival, high, low, bytes @ ..] = rest else { break };
+        let (frame, behind) = bytes.split_at(usize::from(u16::from_be_bytes([*high, *low])).min(bytes.len()));
+        rest = behind;
+        let pause = [0, 1, 5_000, 40_000][usize::from(arrival >> 1) % 4];
+        gateway.receive(InterfaceId(arrival & 1), frame, pause, &mut story);
+    }
+    seen(&story)
+}
+
+/// A few worlds and their tables.
+fn worlds() -> &'static [(Setup, Tables)] {
+    static WORLDS: OnceLock<Vec<(Setup, Tables)>> = OnceLock::new();
+    WORLDS.get_or_init(|| {
+        let world = |seed| {
+            let mut setup = setup(&mut Rng::with_seed(seed));
+            setup.workers = 1;
+            let tables = setup.world.tables(&Tables::empty());
+            (setup, tables)
+        };
+        (1..=16).map(world).collect()
+    })
+}
+
+struct Gateway<'a> {
+    world: &'a World,
+    worker: Worker<MemoryDevice, Spy>,
+    records: Rc<RefCell<Vec<Record>>>,
+    started: Instant,
+    now: u64,
+}
+
+impl<'a> Gateway<'a> {
+    fn new(setup: &'a Setup, tables: &Tables) -> Self {
+        let mut publisher = Publisher::new();
+        publisher.publish(tables.clone());
+        let number = WorkerNumber { index: 0, count: 1 };
+        let records = Rc::new(RefCell::new(Vec::new()));
+        #[expect(clippy::disallowed_methods, reason = "only differences matter")]
+        let started = Instant::now();
+        let config = WorkerConfig {
+            number,
+            core: None,
+            idle_before_sleep: Duration::ZERO,
+            timeouts: setup.timeouts,
+            options: setup.options,
+        };
+        let shared = Shared {
+            flows: Arc::new(Flows::new(1, 1, setup.key).unwrap()),
+            affinity: Arc::new(AffinityTable::new(8)),
+            resolve: Resolver(Arc::new(|_| true)),
+            started,
+        };
+        let spy = Spy::new(Pipeline::new(number), Rc::clone(&records));
+        let device = MemoryDevice::new(setup.world.interfaces.len(), 1024);
+        let worker = Worker::new(config, shared, publisher.reader(), device, spy);
+        Self { world: &setup.world, worker, records, started, now: 0 }
+    }
+
+    fn receive(&mut self, by: InterfaceId, frame: &[u8], pause_ms: u64, story: &mut Vec<String>) {
+        self.now += pause_ms;
+        self.worker.device().deliver(by, frame.to_vec());
+        // Debug builds count the frames of the device after each turn.
+        self.worker.turn(self.started + Duration::from_millis(self.now));
+        let mut sent: Vec<(InterfaceId, Vec<u8>)> = Vec::new();
+        for interface in (0..2).map(InterfaceId) {
+            sent.extend(self.worker.device().take_sent(interface).into_iter().map(|f| (interface, f.0)));
+        }
+        for record in self.records.take() {
+            story.push(shape(&record));
+            match record.verdict {
+                Verdict::Transmit(egress) => {
+                    check_translation(self.world, &record);
+                    let left = sent.iter().position(|s| *s == (egress, record.after.clone()));
+                    sent.remove(left.unwrap_or_else(|| panic!("not sent: {}", hex(&record.after))));
+                }
+                _ => assert_eq!(record.before, record.after, "a frame that is not sent stays as it is"),
+            }
+        }
+        for (egress, answer) in sent {
+            assert_eq!(egress, by, "an answer goes back by the link that it came by");
+            check_answer(frame, &answer);
+        }
+    }
+}
+
+/// What kind of thing happened, without addresses.
+fn shape(record: &Record) -> String {
+    let kind = match read(&record.before) {
+        Kind::Segment(Segment { tuple, flags, .. }) => {
+            format!("{} {flags:?} {}", tuple.protocol, tuple.src.is_ipv4())
+        }
+        other => format!("{other:?}"),
+    };
+    let verdict = match record.verdict {
+        Verdict::Hold(_) => "hold".into(),
+        other => format!("{other:?}"),
+    };
+    format!("{kind} {verdict}")
+}
+
+fn check_translation(world: &World, record: &Record) {
+    let Record { before, after, .. } = record;
+    let (Kind::Segment(old), Kind::Segment(new)) = (read(before), read(after)) else {
+        assert!(has_extensions(before), "sent what is no packet: {} as {}", hex(before), hex(after));
+        return;
+    };
+    let ether = *after.first_chunk::<12>().unwrap();
+    let (was, is) = (old.tuple, new.tuple);
+    judge_translation(before, after, &old, &is, &ether).unwrap_or_else(|what| panic!("{what}"));
+    assert!(was != is || may_answer_kept(world, &was), "nothing leaves untranslated: {was:?}");
+    if let Some((service, _)) = frontend(world, &was) {
+        let mut backends = service.endpoint_sets.iter().flatten();
+        let is_one = backends.any(|e| e.addr == is.dst.ip() && e.port.number() == is.dst.port());
+        assert!(is_one, "{was:?} left as {is:?}");
+    }
+    let own = world.interfaces.iter().flat_map(|i| &i.addresses).any(|addr| *addr == is.dst.ip());
+    assert!(!own, "a packet to ourselves left: {is:?}");
+}
+
+/// A reset or an ICMP error: right in itself, and addressed to whoever sent the frame.
+fn check_answer(frame: &[u8], answer: &[u8]) {
+    assert_eq!((&answer[..6], &answer[6..12]), (&frame[6..12], &frame[..6]));
+    let sliced = etherparse::SlicedPacket::from_ethernet(answer).unwrap();
+    let v4 = frame[12..14] == [8, 0];
+    let (sender, receiver) = if v4 { (26..30, 30..34) } else { (22..38, 38..54) };
+    assert_eq!(frame[sender], answer[receiver], "an answer goes to the sender");
+    match sliced.transport.unwrap() {
+        etherparse::TransportSlice::Tcp(tcp) => {
+            assert!(tcp.rst() && crate::model::checksums::are_right(answer));
+        }
+        etherparse::TransportSlice::Icmpv4(icmp) => {
+            assert_eq!(icmp.icmp_type().calc_checksum(icmp.payload()), icmp.header().checksum);
+        }
+        etherparse::TransportSlice::Icmpv6(icmp) => {
+            let Some(etherparse::NetSlice::Ipv6(ip)) = sliced.net else { panic!("not IPv6") };
+            let (src, dst) = (ip.header().source(), ip.header().destination());
+            let sum = icmp.icmp_type().calc_checksum(src, dst, icmp.payload()).unwrap();
+            assert_eq!(sum, icmp.header().checksum);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Frames of a script at most.
+const FRAMES_MAX: usize = 40;

@@ -1,0 +1,294 @@
+//! Fragments of a packet (RFC 791 section 3.2, RFC 8200 section 4.5): what each holds, and how it is rewritten.
+//! Never remembers one and never decides what becomes of it.
+
+use crate::addr::{FiveTuple, L4Port, Protocol};
+use crate::checksum::{Checksum, Delta, Sum};
+use crate::datagram::{Datagram, Fragment};
+use crate::family::Address;
+use crate::parse::{Malformed, Packet, TcpFlags, sctp_flags};
+use crate::rewrite::EtherAddrs;
+use crate::sctp;
+
+/// The bytes of a fragment in the packet that it is a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where they begin, in bytes of what was cut up.
+    pub start: u16,
+    /// Where they end: the first byte behind them.
+    pub end: u16,
+    /// Whether others come behind it.
+    pub more: bool,
+}
+
+/// Why a fragment cannot be part of any packet that may be forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// It is the first and does not hold its headers whole (RFC 7112), or it would overwrite the transport header
+    /// of the first (RFC 1858, RFC 3128).
+    Tiny,
+    /// Its lengths contradict each other or the largest packet.
+    Malformed(Malformed),
+}
+
+impl Part {
+    /// The bytes that `fragment` of `datagram` holds.
+    ///
+    /// # Errors
+    /// [`Unfit`] when they are none, end within a unit of eight bytes though others follow, would end beyond the
+    /// largest packet, or lie within the transport header.
+    pub fn of<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> Result<Self, Unfit> {
+        let too_long = Unfit::Malformed(Malformed::TotalLength);
+        let len = datagram.ip_len() + datagram.l3_offset - part_offset(datagram, fragment);
+        if len == 0 || (fragment.more && !len.is_multiple_of(UNIT)) {
+            return Err(too_long);
+        }
+        let end = fragment.offset.checked_add(len).ok_or(too_long)?;
+        // RFC 791 section 3.1: the total length counts the header; RFC 8200 section 3: the payload length does not.
+        if A::HEADER_LEN == IPV4_HEADER_LEN && usize::from(end) > usize::from(u16::MAX) - IPV4_HEADER_LEN {
+            return Err(too_long);
+        }
+        let start = fragment.offset;
+        match Protocol::from_number(datagram.protocol) {
+            Some(protocol) if start != 0 && start < header_len(protocol) => Err(Unfit::Tiny),
+            _ => Ok(Self { start, end, more: fragment.more }),
+        }
+    }
+}
+
+/// The packet whose first fragment `frame` is, as far as it is there: `l4_len` are the bytes in this fragment. With
+/// it the length of the transport packet in what was cut up, where a header tells it.
+///
+/// # Errors
+/// [`Unfit`] when the transport header is not whole or contradicts itself.
+pub fn first<A: Address>(
+    frame: &[u8],
+    datagram: &Datagram<A>,
+    protocol: Protocol,
+) -> Result<(Packet<A>, Option<u16>), Unfit> {
+    let &Datagram { src, dst, l3_offset, l4_offset, l4_len, ttl, .. } = datagram;
+    let l4 = datagram.payload(frame);
+    let malformed = Unfit::Malformed(Malformed::L4Length);
+    if l4_len < header_len(protocol) {
+        return Err(Unfit::Tiny);
+    }
+    let (l4_checksum, tcp_flags, whole_len) = match protocol {
+        Protocol::Tcp => {
+            let tcp = l4.first_chunk::<20>().ok_or(Unfit::Tiny)?;
+            let data_offset = u16::from(tcp[12] >> 4) * 4;
+            if data_offset < 20 {
+                return Err(malformed);
+            }
+            if data_offset > l4_len {
+                return Err(Unfit::Tiny);
+            }
+            (Checksum([tcp[16], tcp[17]]), TcpFlags(tcp[13]), None)
+        }
+        Protocol::Udp => {
+            let udp = l4.first_chunk::<8>().ok_or(Unfit::Tiny)?;
+            let whole_len = u16::from_be_bytes([udp[4], udp[5]]);
+            if whole_len <= l4_len {
+                return Err(malformed);
+            }
+            (Checksum([udp[6], udp[7]]), TcpFlags::default(), Some(whole_len))
+        }
+        Protocol::Sctp => (Checksum::NONE, sctp_flags(l4).map_err(Unfit::Malformed)?, None),
+    };
+    let [s0, s1, d0, d1, ..] = *l4 else { return Err(Unfit::Tiny) };
+    let (src_port, dst_port) = (L4Port::from_wire([s0, s1]), L4Port::from_wire([d0, d1]));
+    if src_port == L4Port::new(0) || dst_port == L4Port::new(0) {
+        return Err(Unfit::Malformed(Malformed::PortZero));
+    }
+    let tuple = FiveTuple { protocol, src, dst, src_port, dst_port };
+    let packet = Packet { tuple, l3_offset, l4_offset, l4_len, ttl, tcp_flags, l4_checksum };
+    Ok((packet, whole_len))
+}
+
+/// Bytes between the begin of what was cut up and the transport header: extension headers that only the
+/// destination reads.
+pub fn l4_start<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> u16 {
+    datagram.l4_offset - part_offset(datagram, fragment)
+}
+
+/// Rewrites a fragment that has no transport header: Ethernet addresses, hops less one, addresses,
+/// identification. Its hops must be above 1. None leaves the frame of another fragment broken, which parsing
+/// excludes.
+pub fn rewrite<A: Address>(
+    frame: &mut [u8],
+    datagram: &Datagram<A>,
+    pair: [A; 2],
+    ether: &EtherAddrs,
+) -> Option<()> {
+    let (ethernet, header) = frame.split_at_mut_checked(usize::from(datagram.l3_offset))?;
+    *ethernet.first_chunk_mut::<12>()? = ether.0;
+    A::decrement_hops(header)?;
+    A::write_pair(header, pair)
+}
+
+/// Writes another identification into `fragment` and keeps an IPv4 header checksum right. IPv4 takes the lower
+/// 16 bits.
+pub fn write_identification<A: Address>(
+    frame: &mut [u8],
+    datagram: &Datagram<A>,
+    fragment: &Fragment,
+    id: u32,
+) -> Option<()> {
+    let bytes = id.to_be_bytes();
+    let at = usize::from(fragment.id_offset);
+    if A::HEADER_LEN != IPV4_HEADER_LEN {
+        *frame.get_mut(at..)?.first_chunk_mut::<4>()? = bytes;
+        return Some(());
+    }
+    let new = [bytes[2], bytes[3]];
+    let field = frame.get_mut(at..)?.first_chunk_mut::<2>()?;
+    let delta = Delta::between(Sum::ZERO.word(*field), Sum::ZERO.word(new));
+    *field = new;
+    let checksum = frame.get_mut(usize::from(datagram.l3_offset) + 10..)?.first_chunk_mut::<2>()?;
+    *checksum = Checksum(*checksum).update(delta).0;
+    Some(())
+}
+
+/// What the checksum of an SCTP packet becomes when `ports`, its first four bytes, were changed: `received` is the
+/// old one, `len` the length of the whole packet in bytes.
+///
+/// The CRC of a sum is the sum of the CRCs, so only the change and its distance from the end count, and a wrong
+/// checksum stays wrong. Zero stays zero: it stands for none (RFC 9653).
+pub fn sctp_checksum(received: [u8; 4], ports: [[u8; 4]; 2], len: u16) -> [u8; 4] {
+    sctp::update(received, ports, len)
+}
+
+/// Where what was cut up begins in the frame.
+fn part_offset<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> u16 {
+    if A::HEADER_LEN == IPV4_HEADER_LEN { datagram.l4_offset } else { fragment.id_offset + 4 }
+}
+
+/// Bytes of the transport header that a first fragment must hold; for SCTP with the head of a chunk.
+const fn header_len(protocol: Protocol) -> u16 {
+    match protocol {
+        Protocol::Tcp => 20,
+        Protocol::Udp => 8,
+        Protocol::Sctp => 16,
+    }
+}
+
+/// Fragments begin at multiples of this.
+const UNIT: u16 = 8;
+
+const IPV4_HEADER_LEN: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::{Ipv4Addr, Ipv6Addr};
+    use proptest::prelude::*;
+
+    fn v4(protocol: u8, flags_and_offset: u16, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![1; 12];
+        frame.extend(Ipv4Addr::ETHERTYPE);
+        let total = u16::try_from(20 + payload.len()).unwrap();
+        frame.extend([0x45, 0]);
+        frame.extend(total.to_be_bytes());
+        frame.extend([0x12, 0x34]);
+        frame.extend(flags_and_offset.to_be_bytes());
+        frame.extend([64, protocol, 0, 0, 192, 0, 2, 1, 10, 0, 0, 1]);
+        let checksum = Sum::ZERO.bytes(&frame[14..34]).checksum();
+        frame[24..26].copy_from_slice(&checksum.0);
+        frame.extend(payload);
+        frame
+    }
+
+    fn part(frame: &[u8]) -> Result<Part, Unfit> {
+        let datagram = Ipv4Addr::datagram(frame).unwrap();
+        Part::of(&datagram, &datagram.fragment.unwrap())
+    }
+
+    #[test]
+    fn a_part_lies_within_the_largest_packet_and_outside_of_the_header() {
+        assert_eq!(part(&v4(17, 0x2000, &[0; 16])), Ok(Part { start: 0, end: 16, more: true }));
+        assert_eq!(part(&v4(17, 2, &[0; 3])), Ok(Part { start: 16, end: 19, more: false }));
+        let too_long = Err(Unfit::Malformed(Malformed::TotalLength));
+        assert_eq!(part(&v4(17, 0x2000, &[0; 15])), too_long);
+        assert_eq!(part(&v4(17, 2, &[])), too_long);
+        // The ping of death.
+        assert_eq!(part(&v4(17, 0x1fff, &[0; 8])), too_long);
+        assert_eq!(part(&v4(6, 1, &[0; 8])), Err(Unfit::Tiny));
+        assert_eq!(part(&v4(6, 2, &[0; 8])), Err(Unfit::Tiny));
+        assert!(part(&v4(6, 3, &[0; 8])).is_ok());
+        assert!(part(&v4(17, 1, &[0; 8])).is_ok());
+    }
+
+    #[test]
+    fn a_first_fragment_holds_its_header_whole() {
+        let ask = |frame: &[u8]| {
+            let datagram = Ipv4Addr::datagram(frame).unwrap();
+            first(frame, &datagram, Protocol::from_number(datagram.protocol).unwrap())
+        };
+        let udp = [0x0f, 0xa0, 0, 53, 0, 40, 0xab, 0xcd, 1, 2, 3, 4, 5, 6, 7, 8];
+        let (packet, whole_len) = ask(&v4(17, 0x2000, &udp)).unwrap();
+        assert_eq!((packet.tuple.src_port, packet.tuple.dst_port), (L4Port::new(4000), L4Port::new(53)));
+        assert_eq!((packet.l4_len, whole_len, packet.l4_checksum.0), (16, Some(40), [0xab, 0xcd]));
+        assert_eq!(ask(&v4(6, 0x2000, &[0; 16])), Err(Unfit::Tiny));
+        let mut options_elsewhere = [1; 24];
+        options_elsewhere[12] = 0x70;
+        assert_eq!(ask(&v4(6, 0x2000, &options_elsewhere)), Err(Unfit::Tiny));
+        let mut short = udp;
+        short[5] = 16;
+        assert_eq!(ask(&v4(17, 0x2000, &short)), Err(Unfit::Malformed(Malformed::L4Length)));
+    }
+
+    /// An IPv6 fragment with destination options in what was cut up.
+    fn v6() -> Vec<u8> {
+        let mut frame = vec![1; 12];
+        frame.extend(Ipv6Addr::ETHERTYPE);
+        frame.extend([0x60, 0, 0, 0, 0, 32, 44, 64]);
+        frame.extend([0x20; 32]);
+        frame.extend([60, 0, 0, 1, 0xde, 0xad, 0xbe, 0xef]);
+        frame.extend([17, 0, 1, 4, 0, 0, 0, 0]);
+        frame.extend([0x0f, 0xa0, 0, 53, 0, 40, 0xab, 0xcd, 1, 2, 3, 4, 5, 6, 7, 8]);
+        frame
+    }
+
+    #[test]
+    fn extension_headers_behind_the_fragment_header_are_part_of_what_was_cut_up() {
+        let mut frame = v6();
+        let datagram = Ipv6Addr::datagram(&frame).unwrap();
+        let fragment = datagram.fragment.unwrap();
+        assert_eq!(Part::of(&datagram, &fragment), Ok(Part { start: 0, end: 24, more: true }));
+        assert_eq!(l4_start(&datagram, &fragment), 8);
+        assert!(first(&frame, &datagram, Protocol::Udp).is_ok());
+        write_identification(&mut frame, &datagram, &fragment, 7).unwrap();
+        assert_eq!(Ipv6Addr::datagram(&frame).unwrap().fragment.unwrap().id, 7);
+    }
+
+    proptest! {
+        #[test]
+        fn a_rewritten_fragment_keeps_its_payload_and_a_right_header_checksum(
+            payload in proptest::collection::vec(any::<u8>(), 8..64), id in any::<u16>(), src in any::<u32>(), dst in any::<u32>(),
+        ) {
+            let mut frame = v4(17, 185, &payload);
+            let datagram = Ipv4Addr::datagram(&frame).unwrap();
+            let pair = [Ipv4Addr::from_bits(src), Ipv4Addr::from_bits(dst)];
+            rewrite(&mut frame, &datagram, pair, &EtherAddrs([7; 12])).unwrap();
+            write_identification(&mut frame, &datagram, &datagram.fragment.unwrap(), id.into()).unwrap();
+            let after = Ipv4Addr::datagram(&frame).unwrap();
+            prop_assert_eq!([after.src, after.dst], pair);
+            prop_assert_eq!((after.ttl, after.fragment.unwrap().id), (63, u32::from(id)));
+            prop_assert_eq!(Sum::ZERO.bytes(&frame[14..34]).fold(), u16::MAX);
+            prop_assert!(frame.ends_with(&payload));
+        }
+
+        #[test]
+        fn the_checksum_of_sctp_follows_its_ports_from_afar(
+            body in proptest::collection::vec(any::<u8>(), 12..200), ports in any::<[u8; 4]>(), wrong in any::<bool>(),
+        ) {
+            let whole = |ports: &[u8], field: &[u8]| [ports, &body[..4], field, &body[4..]].concat();
+            let crc = |ports: &[u8]| crc32c::crc32c(&whole(ports, &[0; 4]));
+            let old = [0x0f, 0xa0, 0, 80];
+            let error = u32::from(wrong) << 7;
+            let received = crc(&old) ^ error;
+            prop_assume!(received != 0);
+            let len = u16::try_from(body.len() + 8).unwrap();
+            let updated = u32::from_le_bytes(sctp_checksum(received.to_le_bytes(), [old, ports], len));
+            prop_assert_eq!(updated, crc(&ports) ^ error);
+        }
+    }
+}
