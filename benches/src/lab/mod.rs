@@ -7,6 +7,7 @@ pub mod bench;
 pub mod compare;
 pub mod control_bench;
 pub mod demo;
+pub mod faults;
 pub mod gateway;
 pub mod interrupt;
 pub mod kubernetes;
