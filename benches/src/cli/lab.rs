@@ -1,4 +1,4 @@
-//! `flowgate lab up|down|kubectl|demo|bench|compare|bench-control|faults`.
+//! `flowgate lab up|down|kubectl|demo|bench|compare|bench-control|faults|soak`.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,6 +18,7 @@ use crate::{
         demo::{DemoOptions, demo},
         faults::{FaultOptions, case_names, faults},
         interrupt,
+        soak::{SoakOptions, soak},
         supervisor::{Down, LabKind, LabPlace, Up, down, kubectl, supervise, up},
     },
 };
@@ -43,6 +44,8 @@ pub enum LabCommand {
     BenchControl(BenchControlArgs),
     /// Break everything that can break around a gateway under load, one case after the other; ends with one line of JSON.
     Faults(FaultsArgs),
+    /// Everything of `faults` at random and all at once for a time; ends with one line of JSON.
+    Soak(SoakArgs),
     /// Hold the lab: what `up` starts.
     #[command(hide = true)]
     Supervise(UpArgs),
@@ -138,6 +141,20 @@ pub struct FaultsArgs {
     pub seed: u64,
 }
 
+/// The options of `flowgate lab soak`.
+#[derive(Debug, Clone, Args)]
+pub struct SoakArgs {
+    /// Seconds in which things happen.
+    #[arg(long, default_value_t = 60)]
+    pub seconds: u64,
+    /// TCP connections at work.
+    #[arg(long, default_value_t = 200)]
+    pub connections: usize,
+    /// What random choices follow from.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
 /// The options of `flowgate lab bench-control`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchControlArgs {
@@ -222,6 +239,17 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
             let report = faults(&options, flowgate, &interrupt::listen()?)?;
             super::loadgen::print(&report.json());
             return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        LabCommand::Soak(args) => {
+            let options = SoakOptions {
+                duration: Duration::from_secs(args.seconds),
+                connections: args.connections,
+                seed: args.seed,
+            };
+            let report = soak(&options, flowgate, &interrupt::listen()?)?;
+            let success = report.is_success();
+            super::loadgen::print(&report.json());
+            return Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         LabCommand::BareForward(args) => return bare_forward::run(args),
         LabCommand::Supervise(args) => {

@@ -15,5 +15,6 @@ pub mod manifests;
 pub mod sample;
 mod scratch;
 pub mod servers;
+pub mod soak;
 pub mod supervisor;
 pub mod topology;

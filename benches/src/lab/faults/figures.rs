@@ -47,20 +47,20 @@ impl Figures {
         self.skipped = Some(reason);
     }
 
-    pub(super) fn lost_connections(&self) -> u64 {
+    pub(in crate::lab) fn lost_connections(&self) -> u64 {
         self.lost_connections
     }
 
-    pub(super) fn failed(&self) -> bool {
+    pub(in crate::lab) fn failed(&self) -> bool {
         !self.failures.is_empty()
     }
 
-    pub(super) fn is_skipped(&self) -> bool {
+    pub(in crate::lab) fn is_skipped(&self) -> bool {
         self.skipped.is_some() && self.failures.is_empty()
     }
 
     /// For people, while the others still run.
-    pub(super) fn line(&self, name: &str) -> String {
+    pub(in crate::lab) fn line(&self, name: &str) -> String {
         let sign = if self.failed() {
             '✗'
         } else if self.is_skipped() {
@@ -78,7 +78,7 @@ impl Figures {
         line
     }
 
-    pub(super) fn json(self) -> Value {
+    pub(in crate::lab) fn json(self) -> Value {
         let mut values = self.values;
         values.insert("lost_connections".into(), self.lost_connections.into());
         if !self.failures.is_empty() {

@@ -15,7 +15,7 @@ const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Kept connections at work, in groups of one target each; ended when dropped.
-pub(super) struct Load {
+pub(in crate::lab) struct Load {
     groups: Vec<Group>,
 }
 
@@ -27,28 +27,28 @@ struct Group {
 
 /// What the connections do.
 #[derive(Debug, Clone)]
-pub(super) struct Work {
+pub(in crate::lab) struct Work {
     /// What one exchange is.
-    pub(super) exchange: Exchange,
+    pub(in crate::lab) exchange: Exchange,
     /// The pause of a connection between two exchanges.
-    pub(super) pause: Duration,
+    pub(in crate::lab) pause: Duration,
 }
 
 impl Work {
     /// Small HTTP requests, a few each second.
-    pub(super) fn http() -> Self {
+    pub(in crate::lab) fn http() -> Self {
         Self { exchange: Exchange::Http { path: "/bytes/512".into() }, pause: Duration::from_millis(400) }
     }
 
     /// Bytes to an echo server that introduces itself, and back.
-    pub(super) fn echo(len: usize, pause: Duration) -> Self {
+    pub(in crate::lab) fn echo(len: usize, pause: Duration) -> Self {
         Self { exchange: Exchange::Echo { len, greeting: Greeting::Name }, pause }
     }
 }
 
 impl Load {
     /// Starts `connections` in all, spread over the targets, and waits until each has had an answer.
-    pub(super) fn start(
+    pub(in crate::lab) fn start(
         client: &Namespace,
         targets: &[(&'static str, SocketAddr)],
         connections: usize,
@@ -75,22 +75,22 @@ impl Load {
     }
 
     /// Looks for silences from here on.
-    pub(super) fn forget_gaps(&self) {
+    pub(in crate::lab) fn forget_gaps(&self) {
         self.groups.iter().for_each(|group| group.run.forget_gaps());
     }
 
     /// Answers so far.
-    pub(super) fn exchanges(&self) -> u64 {
+    pub(in crate::lab) fn exchanges(&self) -> u64 {
         self.groups.iter().map(|group| group.run.snapshot().exchanges).sum()
     }
 
     /// Bytes that came back so far.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(in crate::lab) fn bytes(&self) -> u64 {
         self.groups.iter().map(|group| group.run.snapshot().bytes_verified).sum()
     }
 
     /// Waits until every group has answers again, and returns how long that took.
-    pub(super) fn await_answers(&self) -> Result<Duration> {
+    pub(in crate::lab) fn await_answers(&self) -> Result<Duration> {
         let before: Vec<_> = self.groups.iter().map(|group| group.run.snapshot().exchanges).collect();
         eventually("every group of connections has answers again", || {
             let now = self.groups.iter().map(|group| group.run.snapshot().exchanges);
@@ -99,12 +99,12 @@ impl Load {
     }
 
     /// The longest time in which a whole group had no answer, in milliseconds.
-    pub(super) fn longest_gap_ms(&self) -> f64 {
+    pub(in crate::lab) fn longest_gap_ms(&self) -> f64 {
         self.groups.iter().map(|group| group.run.snapshot().longest_gap_ms).fold(0.0, f64::max)
     }
 
-    /// Ends the connections and notes which were lost.
-    pub(super) fn finish(self, figures: &mut Figures) -> Result<()> {
+    /// Ends the connections and notes which were lost. `who` begins the names of the figures.
+    pub(in crate::lab) fn finish(self, who: &str, figures: &mut Figures) -> Result<()> {
         let (mut connections, mut exchanges) = (0, 0);
         for group in self.groups {
             let report = group.run.finish()?;
@@ -116,8 +116,8 @@ impl Load {
             });
             figures.lost(report.failures() + report.closed_idle, why.as_deref());
         }
-        figures.figure("connections", connections);
-        figures.figure("exchanges", exchanges);
+        figures.figure(&format!("{who}_connections"), connections);
+        figures.figure(&format!("{who}_exchanges"), exchanges);
         Ok(())
     }
 }
@@ -127,7 +127,7 @@ fn open(report: &StreamReport) -> u64 {
 }
 
 /// Whether `attempts` new connections one after the other all have their answer.
-pub(super) fn new_connections_work(
+pub(in crate::lab) fn new_connections_work(
     client: &Namespace,
     target: SocketAddr,
     exchange: &Exchange,

@@ -3,13 +3,13 @@
 //! Each case has a network and a gateway of its own and ends with figures: the connections that were lost although their
 //! backend lived, the longest silence where it matters, and what was not as it must be.
 
-mod cases;
-mod figures;
-mod load;
+pub(super) mod cases;
+pub(super) mod figures;
+pub(super) mod load;
 mod raw;
 mod report;
-mod rig;
-mod show;
+pub(super) mod rig;
+pub(super) mod show;
 
 use std::{
     io::{self, Write as _},
@@ -43,11 +43,11 @@ impl Default for FaultOptions {
 }
 
 /// What a case is given.
-pub(super) struct Setting<'a> {
-    pub(super) flowgate: &'a Path,
-    pub(super) connections: usize,
-    pub(super) seed: u64,
-    pub(super) stop: &'a Stop,
+pub(in crate::lab) struct Setting<'a> {
+    pub(in crate::lab) flowgate: &'a Path,
+    pub(in crate::lab) connections: usize,
+    pub(in crate::lab) seed: u64,
+    pub(in crate::lab) stop: &'a Stop,
 }
 
 /// One thing that can happen.
@@ -94,7 +94,7 @@ pub fn faults(options: &FaultOptions, flowgate: &Path, stop: &Stop) -> Result<Fa
 }
 
 /// A line of progress, beside the report.
-pub(super) fn say(text: &str) {
+pub(in crate::lab) fn say(text: &str) {
     // A reader that has gone does not stop the lab from cleaning up.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

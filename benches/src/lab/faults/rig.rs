@@ -26,28 +26,28 @@ use crate::{
 };
 
 /// The HTTP Service, and its NodePort.
-pub(super) const WEB: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 10), 80);
-pub(super) const WEB_NODE_PORT: u16 = 30_080;
+pub(in crate::lab) const WEB: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 10), 80);
+pub(in crate::lab) const WEB_NODE_PORT: u16 = 30_080;
 /// The Service of TCP echo servers, which begin with their name.
-pub(super) const STREAM: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 11), 90);
+pub(in crate::lab) const STREAM: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 11), 90);
 /// The Service of UDP echo servers.
-pub(super) const DATAGRAMS: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 12), 7000);
+pub(in crate::lab) const DATAGRAMS: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 12), 7000);
 /// The node's own server: no Service, as its ssh is none.
 const NODE_PORT_OF_ITS_OWN: u16 = 2222;
 const WEB_PORT: u16 = 8080;
-pub(super) const STREAM_PORT: u16 = 9090;
+pub(in crate::lab) const STREAM_PORT: u16 = 9090;
 const DATAGRAM_PORT: u16 = 7001;
 
 /// How a case differs from the others.
 #[derive(Debug, Clone)]
-pub(super) struct RigOptions {
-    pub(super) clients: u8,
-    pub(super) backends: u8,
-    pub(super) queues: u32,
+pub(in crate::lab) struct RigOptions {
+    pub(in crate::lab) clients: u8,
+    pub(in crate::lab) backends: u8,
+    pub(in crate::lab) queues: u32,
     /// Served beside uplink and fabric; the case makes them before the gateway starts.
-    pub(super) interfaces: Vec<String>,
+    pub(in crate::lab) interfaces: Vec<String>,
     /// More configuration.
-    pub(super) config: String,
+    pub(in crate::lab) config: String,
 }
 
 impl Default for RigOptions {
@@ -58,29 +58,29 @@ impl Default for RigOptions {
 }
 
 /// Everything at work; the gateway ends first.
-pub(super) struct Rig {
-    pub(super) gateway: Gateway,
-    pub(super) servers: Servers,
+pub(in crate::lab) struct Rig {
+    pub(in crate::lab) gateway: Gateway,
+    pub(in crate::lab) servers: Servers,
     _own: TcpEchoServer,
-    pub(super) topology: Topology,
+    pub(in crate::lab) topology: Topology,
 }
 
 /// The servers of the backends.
 #[derive(Default)]
-pub(super) struct Servers {
+pub(in crate::lab) struct Servers {
     http: Vec<HttpServer>,
-    pub(super) tcp: Vec<TcpEchoServer>,
-    pub(super) udp: Vec<(Ipv4Addr, UdpEchoServer)>,
+    pub(in crate::lab) tcp: Vec<TcpEchoServer>,
+    pub(in crate::lab) udp: Vec<(Ipv4Addr, UdpEchoServer)>,
 }
 
 impl Rig {
     /// The usual network and gateway.
-    pub(super) fn usual(setting: &Setting<'_>) -> Result<Self> {
+    pub(in crate::lab) fn usual(setting: &Setting<'_>) -> Result<Self> {
         Self::build(setting, RigOptions::default(), |_| Ok(()))
     }
 
     /// Builds the network, lets `prepare` change it, and starts everything.
-    pub(super) fn build(
+    pub(in crate::lab) fn build(
         setting: &Setting<'_>,
         options: RigOptions,
         prepare: impl FnOnce(&mut Topology) -> Result<()>,
@@ -104,7 +104,7 @@ impl Rig {
     }
 
     /// Gives all Services these backends, and waits until the gateway serves them.
-    pub(super) fn set_backends(&self, backends: &[Ipv4Addr]) -> Result<()> {
+    pub(in crate::lab) fn set_backends(&self, backends: &[Ipv4Addr]) -> Result<()> {
         for service in services() {
             self.gateway.manifests().apply(&service, backends)?;
         }
@@ -114,23 +114,23 @@ impl Rig {
     }
 
     /// The addresses of the backends of the moment.
-    pub(super) fn backends(&self) -> Vec<Ipv4Addr> {
+    pub(in crate::lab) fn backends(&self) -> Vec<Ipv4Addr> {
         self.topology.backends().iter().map(|host| host.address).collect()
     }
 
     /// The client's namespace.
-    pub(super) fn client(&self) -> &Namespace {
+    pub(in crate::lab) fn client(&self) -> &Namespace {
         &self.topology.client().namespace
     }
 
     /// Kept HTTP connections by cluster IP and NodePort of both families.
-    pub(super) fn web_load(&self, connections: usize) -> Result<Load> {
+    pub(in crate::lab) fn web_load(&self, connections: usize) -> Result<Load> {
         Load::start(self.client(), &web_targets(), connections, &Work::http())
     }
 
     /// Connections to the node's own server, by the same interface as everything else; one answer each few
     /// milliseconds.
-    pub(super) fn own_load(&self) -> Result<Load> {
+    pub(in crate::lab) fn own_load(&self) -> Result<Load> {
         let targets = [
             ("the node, IPv4", SocketAddr::from((GATEWAY_UPLINK, NODE_PORT_OF_ITS_OWN))),
             ("the node, IPv6", SocketAddr::from((twin(GATEWAY_UPLINK), NODE_PORT_OF_ITS_OWN))),
@@ -139,7 +139,7 @@ impl Rig {
     }
 
     /// What must hold at the end of every case: the gateway runs, and no thread of it has panicked unasked.
-    pub(super) fn check_end(&mut self, figures: &mut Figures, panics_allowed: usize) {
+    pub(in crate::lab) fn check_end(&mut self, figures: &mut Figures, panics_allowed: usize) {
         let log = self.gateway.log();
         let panics = log.lines().filter(|line| line.contains("panicked at")).count();
         figures
@@ -151,7 +151,7 @@ impl Rig {
 
 impl Servers {
     /// Starts one server of each kind.
-    pub(super) fn start(&mut self, host: &Host) -> Result<()> {
+    pub(in crate::lab) fn start(&mut self, host: &Host) -> Result<()> {
         let (at, name) = (&host.namespace, &host.name);
         self.http.push(HttpServer::start(at, HttpServerOptions::new(name, WEB_PORT))?);
         self.tcp.push(TcpEchoServer::start(at, EchoOptions::new(name, STREAM_PORT, EchoAnswer::Name))?);
@@ -161,7 +161,7 @@ impl Servers {
     }
 
     /// The datagrams that the backend with this address has seen.
-    pub(super) fn datagrams_at(&self, address: Ipv4Addr) -> Result<u64> {
+    pub(in crate::lab) fn datagrams_at(&self, address: Ipv4Addr) -> Result<u64> {
         let server = self.udp.iter().find(|(at, _)| *at == address);
         let server = server.ok_or_else(|| Error::State(format!("no server runs at {address}")))?;
         Ok(server.1.clients().total())
@@ -169,7 +169,7 @@ impl Servers {
 }
 
 /// HTTP by cluster IP and NodePort of both families.
-pub(super) fn web_targets() -> [(&'static str, SocketAddr); 4] {
+pub(in crate::lab) fn web_targets() -> [(&'static str, SocketAddr); 4] {
     [
         ("cluster IP, IPv4", SocketAddr::from(WEB)),
         ("cluster IP, IPv6", SocketAddr::from((twin(WEB.0), WEB.1))),
@@ -179,12 +179,12 @@ pub(super) fn web_targets() -> [(&'static str, SocketAddr); 4] {
 }
 
 /// The TCP echo Service by both families.
-pub(super) fn stream_targets() -> [(&'static str, SocketAddr); 2] {
+pub(in crate::lab) fn stream_targets() -> [(&'static str, SocketAddr); 2] {
     both(STREAM)
 }
 
 /// The UDP echo Service by both families.
-pub(super) fn datagram_targets() -> [(&'static str, SocketAddr); 2] {
+pub(in crate::lab) fn datagram_targets() -> [(&'static str, SocketAddr); 2] {
     both(DATAGRAMS)
 }
 
@@ -193,7 +193,7 @@ fn both((address, port): (Ipv4Addr, u16)) -> [(&'static str, SocketAddr); 2] {
 }
 
 /// What the gateway serves.
-pub(super) fn services() -> [ServiceSpec; 3] {
+pub(in crate::lab) fn services() -> [ServiceSpec; 3] {
     [
         ServiceSpec::single("web", WEB.0, L4Protocol::Tcp, WEB.1, WEB_PORT).with_node_port(WEB_NODE_PORT),
         ServiceSpec::single("stream", STREAM.0, L4Protocol::Tcp, STREAM.1, STREAM_PORT),

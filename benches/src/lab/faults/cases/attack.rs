@@ -62,7 +62,7 @@ fn rst_attack(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
     figures.expect(ignored > 0, || "no reset was counted as ignored".into());
     figures.expect(!flows.is_empty() && sent > 0, || "there was no flow to attack".into());
     figures.expect(load.exchanges() > before, || "nothing moves after the attack".into());
-    load.finish(figures)?;
+    load.finish("service", figures)?;
     rig.check_end(figures, 0);
     Ok(())
 }

@@ -41,8 +41,8 @@ pub(super) fn disturb(
             format!("new connections to {label} fail afterwards: {:?}", fresh.first_failure)
         });
     }
-    load.finish(figures)?;
-    own.finish(figures)?;
+    load.finish("service", figures)?;
+    own.finish("node", figures)?;
     rig.check_end(figures, 0);
     Ok(())
 }

@@ -55,7 +55,7 @@ fn backend_drain(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
     figures.figure("datagrams_to_the_removed", late);
     figures.expect(late == 0, || format!("{late} datagrams still went to the removed backend"));
     figures.expect(moved > 0, || "no datagram went to another backend".into());
-    load.finish(figures)?;
+    load.finish("service", figures)?;
     rig.check_end(figures, 0);
     Ok(())
 }

@@ -58,7 +58,7 @@ fn syn_flood(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
         format!("throughput fell to {ratio:.2} of what it was, not at least {LEAST_RATIO}")
     });
     figures.expect(packets_per_second > 10_000.0, || "the flood was none".into());
-    load.finish(figures)?;
+    load.finish("service", figures)?;
     rig.check_end(figures, 0);
     Ok(())
 }

@@ -42,7 +42,7 @@ fn no_leak(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
         rig.set_backends(&backends)?;
     }
     load.await_answers()?;
-    load.finish(figures)?;
+    load.finish("service", figures)?;
     let (seen, leaked) = watch.end()?;
     figures.figure("packets_seen", seen);
     figures.figure("packets_leaked", leaked.len());

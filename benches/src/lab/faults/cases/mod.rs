@@ -1,13 +1,13 @@
 //! The cases, by what they break.
 
 mod address;
-mod attack;
+pub(in crate::lab) mod attack;
 mod control;
 mod disturb;
 mod drain;
-mod flood;
+pub(in crate::lab) mod flood;
 mod fragments;
-mod leak;
+pub(in crate::lab) mod leak;
 mod link;
 mod neighbours;
 mod pmtu;

@@ -46,7 +46,7 @@ fn table_full(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
     figures.expect(answered < asked, || "every flow had room: the table was not full".into());
     recover(&rig, SocketAddr::from(STREAM), &work, figures)?;
     figures.figure("gap_ms", load.longest_gap_ms());
-    load.finish(figures)?;
+    load.finish("service", figures)?;
     rig.check_end(figures, 0);
     Ok(())
 }
@@ -75,7 +75,7 @@ fn ports_exhausted(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
     figures.expect(more.broken.is_empty(), || format!("connections with a port broke: {:?}", more.broken));
     recover(&rig, target, &work, figures)?;
     figures.figure("gap_ms", load.longest_gap_ms());
-    load.finish(figures)?;
+    load.finish("service", figures)?;
     rig.check_end(figures, 0);
     Ok(())
 }

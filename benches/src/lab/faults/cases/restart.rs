@@ -65,8 +65,8 @@ fn restart(
     figures.figure("restart_ms", restarted.as_secs_f64() * 1e3);
     figures.figure("gap_ms", load.longest_gap_ms());
     figures.figure("node_gap_ms", own.longest_gap_ms());
-    load.finish(figures)?;
-    own.finish(figures)?;
+    load.finish("service", figures)?;
+    own.finish("node", figures)?;
     rig.check_end(figures, 0);
     Ok(())
 }

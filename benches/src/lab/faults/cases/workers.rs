@@ -66,8 +66,8 @@ fn break_worker(
         format!("the node's own connections were silent for {node_gap:.0} ms, not below {NODE_GAP_MS}")
     });
     figures.expect(rig.gateway.process_id() == process, || "the process is another one".into());
-    load.finish(figures)?;
-    own.finish(figures)?;
+    load.finish("service", figures)?;
+    own.finish("node", figures)?;
     rig.check_end(figures, panics_allowed);
     Ok(())
 }
