@@ -100,7 +100,7 @@ fn outlive<A: FlowAddress>() {
     assert_eq!(origin, Origin::Begun);
     for number in 0..100 {
         let Inserted::New(found) = table.insert(&flow(number), Tick(5)) else { panic!("{number}") };
-        found.touch(Tick(10 + u32::from(number)), 100, 77);
+        found.touch(Tick(10 + u32::from(number)), 100);
     }
     let before: BTreeMap<_, _> = table.flows().map(|view| (view.original.src_port.number(), view)).collect();
     drop(table);
