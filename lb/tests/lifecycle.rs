@@ -82,7 +82,7 @@ impl Served {
         options.pause = Duration::from_millis(10);
         options.exchange_timeout = Duration::from_secs(30);
         let run = stream::start(self.lab.client(), options)?;
-        eventually("all connections are open", || Ok(run.snapshot().exchanges > 3 * CONNECTIONS as u64))?;
+        eventually("all connections are open", || Ok(run.snapshot().connects == CONNECTIONS as u64))?;
         Ok(run)
     }
 

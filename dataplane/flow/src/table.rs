@@ -343,6 +343,10 @@ impl<A: FlowAddress> FlowTable<A> {
         &self.memory.entries()[index.0 as usize]
     }
 
+    pub(crate) fn entries(&self) -> &[Entry<A>] {
+        self.memory.entries()
+    }
+
     pub(crate) fn peer_of(&self, entry: &Entry<A>) -> Option<&Entry<A>> {
         self.memory.entries().get(entry.peer().0 as usize)
     }
