@@ -419,6 +419,24 @@ fn stage<A: Family>(
     staged: &mut Staged<A>,
     context: &Context<'_>,
 ) -> Option<Result<Parsed<A>, Malformed>> {
+    match A::plain(frame) {
+        Some(packet) => {
+            staged.probe = A::table(context.flows).probe(&packet.tuple);
+            staged.packet = packet;
+            None
+        }
+        None => stage_odd(frame, staged, context),
+    }
+}
+
+/// The same for a frame with anything unusual in it.
+#[cold]
+#[inline(never)]
+fn stage_odd<A: Family>(
+    frame: &[u8],
+    staged: &mut Staged<A>,
+    context: &Context<'_>,
+) -> Option<Result<Parsed<A>, Malformed>> {
     match A::parse(frame) {
         Ok(Parsed::L4(packet)) => {
             staged.probe = A::table(context.flows).probe(&packet.tuple);
