@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::hint;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, Ordering};
 
 use flowgate_wire::{FiveTuple, Protocol, TcpFlags};
 
@@ -369,8 +369,8 @@ impl<A: FlowAddress> FlowTable<A> {
             entry.identity().filter(|found| found.peer == peer).map(|found| found.tuple)
         };
         let Some(tuple) = peers_with(original, reply) else {
-            // The other direction is gone or was never linked: only this one is left to remove.
-            return self.remove_one(index, &identity.tuple);
+            // Only this direction is left. If it ever had another, whoever removed that one removed the flow.
+            return self.remove_one(index, &identity.tuple) && identity.peer == EntryIndex::NONE;
         };
         if !self.entry(original).lock(&tuple) {
             return false;
