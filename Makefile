@@ -24,6 +24,7 @@ demo: root build
 # Everything: format, lints, unit, property, golden, fuzz replay, and the network tests, which need root.
 test: root lint kubernetes
 	$(CARGO) test --workspace
+	$(CARGO) test -p flowgate-flow --features interleave --test interleave
 
 lint: deps
 	$(CARGO) fmt --all --check

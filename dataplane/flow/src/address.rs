@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 use flowgate_wire::Address;
 

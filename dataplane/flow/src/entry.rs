@@ -11,7 +11,7 @@
 //!   or two may be lost, nothing else.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use flowgate_wire::checksum::Delta;
 use flowgate_wire::{FiveTuple, L4Port, Protocol, Translation};

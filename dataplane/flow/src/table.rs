@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::hint;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use flowgate_wire::{FiveTuple, Protocol, TcpFlags};
 
@@ -20,6 +19,7 @@ use crate::hash::{FlowHash, HashKey};
 use crate::keep::{self, KeepError, Keeping, Label, Opened, Origin};
 use crate::memory::{self, Memory, OutOfMemory};
 use crate::state::{TcpPhase, TcpSeen};
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
 
 /// One fixed-capacity table of the flows of one family, shared by all workers.
@@ -428,8 +428,8 @@ impl<A: FlowAddress> FlowTable<A> {
             entry.identity().filter(|found| found.peer == peer).map(|found| found.tuple)
         };
         let Some(tuple) = peers_with(original, reply) else {
-            // The other direction is gone or was never linked: only this one is left to remove.
-            return self.remove_one(index, &identity.tuple);
+            // Only this direction is left. If it ever had another, whoever removed that one removed the flow.
+            return self.remove_one(index, &identity.tuple) && identity.peer == EntryIndex::NONE;
         };
         if !self.entry(original).lock(&tuple) {
             return false;
