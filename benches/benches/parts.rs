@@ -13,7 +13,7 @@ use flowgate_tables::maglev::{Maglev, Member};
 use flowgate_tables::{Publisher, Tables};
 use flowgate_wire::checksum::{Delta, Sum};
 use flowgate_wire::{Address, Parsed};
-use support::{client_tuple, tables, udp_frame};
+use support::{Family, client_tuple, tables, udp_frame};
 
 fn wire(c: &mut Criterion) {
     let frame = udp_frame(&client_tuple(1));
@@ -55,7 +55,7 @@ fn maglev(c: &mut Criterion) {
 }
 
 fn publish(c: &mut Criterion) {
-    let tables = tables();
+    let tables = tables(Family::V4);
     let mut publisher = Publisher::new();
     let mut reader = publisher.reader();
     let mut group = c.benchmark_group("publish");

@@ -12,17 +12,23 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flowgate_dataplane::{Event, PassReason, Verdict};
 use flowgate_flow::Tick;
 use flowgate_tables::InterfaceId;
-use flowgate_wire::FiveTuple4;
-use support::{BURST, Frame, Gateway, Random, client_tuple, udp_frame};
+use flowgate_wire::checksum::Sum;
+use flowgate_wire::{Address, FiveTuple, FiveTuple4, FiveTuple6};
+use support::{BURST, Family, Frame, Gateway, Random, client_tuple, twin, udp_frame, udp_frame_v6};
 
-/// Runs `bursts` bursts of frames made by `next_tuple` and says how long `process` took.
-fn timed(gateway: &mut Gateway, bursts: u64, mut next_tuple: impl FnMut() -> FiveTuple4) -> Duration {
-    let mut frames: Vec<Frame> = (0..BURST).map(|_| udp_frame(&client_tuple(0))).collect();
+/// Runs `bursts` bursts of frames, each made by `write`, and says how long `process` took.
+fn timed<const N: usize>(
+    gateway: &mut Gateway,
+    bursts: u64,
+    template: &Frame<N>,
+    mut write: impl FnMut(&mut Frame<N>),
+) -> Duration {
+    let mut frames: Vec<Frame<N>> = vec![template.clone(); BURST];
     let mut verdicts = [Verdict::Pass(PassReason::NotOurs); BURST];
     let mut spent = Duration::ZERO;
     for _ in 0..bursts {
         for frame in &mut frames {
-            write_headers(frame, &next_tuple());
+            write(frame);
         }
         #[expect(clippy::disallowed_methods, reason = "measuring")]
         let start = Instant::now();
@@ -34,8 +40,7 @@ fn timed(gateway: &mut Gateway, bursts: u64, mut next_tuple: impl FnMut() -> Fiv
 }
 
 /// Rewrites addresses, ports and checksums of a template; the payload is all the same.
-fn write_headers(frame: &mut Frame, tuple: &FiveTuple4) {
-    use flowgate_wire::checksum::Sum;
+fn write_headers(frame: &mut Frame<60>, tuple: &FiveTuple4) {
     let bytes = &mut frame.0;
     bytes[22] = 64;
     bytes[24..26].copy_from_slice(&[0, 0]);
@@ -43,32 +48,68 @@ fn write_headers(frame: &mut Frame, tuple: &FiveTuple4) {
     bytes[30..34].copy_from_slice(&tuple.dst.octets());
     let ip_checksum = Sum::ZERO.bytes(&bytes[14..34]).checksum();
     bytes[24..26].copy_from_slice(&ip_checksum.0);
-    bytes[34..36].copy_from_slice(&tuple.src_port.wire());
-    bytes[36..38].copy_from_slice(&tuple.dst_port.wire());
-    bytes[40..42].copy_from_slice(&[0, 0]);
-    let pseudo = Sum::pseudo_header(tuple.src, tuple.dst, tuple.protocol.number(), 26);
-    let checksum = pseudo.bytes(&bytes[34..60]).checksum().or_all_ones();
-    bytes[40..42].copy_from_slice(&checksum.0);
+    write_udp(&mut bytes[34..], tuple);
 }
 
-fn established(c: &mut Criterion) {
-    let mut group = c.benchmark_group("established");
+/// The same over IPv6.
+fn write_headers_v6(frame: &mut Frame<80>, tuple: &FiveTuple6) {
+    let bytes = &mut frame.0;
+    bytes[21] = 64;
+    bytes[22..38].copy_from_slice(&tuple.src.octets());
+    bytes[38..54].copy_from_slice(&tuple.dst.octets());
+    write_udp(&mut bytes[54..], tuple);
+}
+
+fn write_udp<A: Address>(udp: &mut [u8], tuple: &FiveTuple<A>) {
+    udp[..2].copy_from_slice(&tuple.src_port.wire());
+    udp[2..4].copy_from_slice(&tuple.dst_port.wire());
+    udp[6..8].copy_from_slice(&[0, 0]);
+    let pseudo = Sum::pseudo_header(tuple.src, tuple.dst, tuple.protocol.number(), 26);
+    let checksum = pseudo.bytes(udp).checksum().or_all_ones();
+    udp[6..8].copy_from_slice(&checksum.0);
+}
+
+/// Packets of known flows, drawn at random, each written by `write` from the number of its flow.
+fn established_of<const N: usize>(
+    c: &mut Criterion,
+    group: &str,
+    family: Family,
+    template: &Frame<N>,
+    write: impl Fn(&mut Frame<N>, u32),
+) {
+    let mut group = c.benchmark_group(group);
     group.throughput(Throughput::Elements(BURST as u64));
     for (name, flows) in [("1k", 1_000), ("100k", 100_000), ("1m", 1_000_000)] {
-        let mut gateway = Gateway::new(flows);
+        let mut gateway = Gateway::new(family, flows);
         let mut number = 0;
-        timed(&mut gateway, u64::from(flows).div_ceil(BURST as u64), || {
+        timed(&mut gateway, u64::from(flows).div_ceil(BURST as u64), template, |frame| {
             number = (number + 1) % flows;
-            client_tuple(number)
+            write(frame, number);
         });
         assert_eq!(gateway.counters.event(Event::FlowsOpened), u64::from(flows));
         let mut random = Random(0x5eed);
         group.bench_function(name, |b| {
-            b.iter_custom(|bursts| timed(&mut gateway, bursts, || client_tuple(random.below(flows))));
+            b.iter_custom(|bursts| {
+                timed(&mut gateway, bursts, template, |frame| write(frame, random.below(flows)))
+            });
         });
         assert_eq!(gateway.counters.event(Event::FlowsOpened), u64::from(flows), "every packet hit its flow");
     }
     group.finish();
+}
+
+fn established(c: &mut Criterion) {
+    let template = udp_frame(&client_tuple(0));
+    established_of(c, "established", Family::V4, &template, |frame, flow| {
+        write_headers(frame, &client_tuple(flow));
+    });
+}
+
+fn established_v6(c: &mut Criterion) {
+    let template = udp_frame_v6(&twin(&client_tuple(0)));
+    established_of(c, "established_v6", Family::V6, &template, |frame, flow| {
+        write_headers_v6(frame, &twin(&client_tuple(flow)));
+    });
 }
 
 fn new_flows(c: &mut Criterion) {
@@ -81,12 +122,12 @@ fn new_flows(c: &mut Criterion) {
             let per_table = u64::from(FLOWS) / BURST as u64;
             let (mut left, mut spent) = (bursts, Duration::ZERO);
             while left > 0 {
-                let mut gateway = Gateway::new(FLOWS);
+                let mut gateway = Gateway::new(Family::V4, FLOWS);
                 let mut number = 0;
                 let run = left.min(per_table);
-                spent += timed(&mut gateway, run, || {
+                spent += timed(&mut gateway, run, &udp_frame(&client_tuple(0)), |frame| {
                     number += 1;
-                    client_tuple(number)
+                    write_headers(frame, &client_tuple(number));
                 });
                 assert_eq!(gateway.counters.event(Event::FlowsOpened), run * BURST as u64);
                 left -= run;
@@ -100,6 +141,6 @@ fn new_flows(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(4));
-    targets = established, new_flows
+    targets = established, established_v6, new_flows
 }
 criterion_main!(benches);

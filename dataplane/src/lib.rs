@@ -5,8 +5,11 @@
 //! hangs. Never knows Kubernetes, never resolves a name, never logs on the packet path.
 #![forbid(unsafe_code)]
 
+pub mod adopt;
 pub mod counters;
 pub mod device;
+#[cfg(feature = "lab")]
+pub mod fault;
 pub mod options;
 pub mod pipeline;
 mod refusal;

@@ -1,13 +1,14 @@
-//! Sees when a worker hangs. Never touches packets: what is to be done is told to an [`Alarm`].
+//! Sees when a worker hangs. Never touches a worker: it says what has changed.
 
 use std::time::{Duration, Instant};
 
-/// What is to be done about a worker.
-pub trait Alarm {
-    /// The worker has not moved for the time allowed, or is dead: take its traffic away.
-    fn hangs(&mut self, worker: usize);
-    /// The worker moves again: give its traffic back.
-    fn recovers(&mut self, worker: usize);
+/// What has become of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The worker with this number has not moved for the time allowed.
+    Hangs(usize),
+    /// The worker with this number moves again.
+    Recovers(usize),
 }
 
 /// Watches the heartbeats of workers.
@@ -19,43 +20,41 @@ pub struct Watchdog {
 
 #[derive(Debug)]
 struct Seen {
-    heartbeat: u64,
+    heartbeat: Option<u64>,
     at: Instant,
     hanging: bool,
 }
 
 impl Watchdog {
-    /// Watches `workers` workers, each of which may stand still for `allowed`.
-    pub fn new(workers: usize, allowed: Duration, now: Instant) -> Self {
-        let seen = (0..workers).map(|_| Seen { heartbeat: 0, at: now, hanging: false }).collect();
-        Self { allowed, seen }
+    /// Watches workers, each of which may stand still for `allowed`.
+    pub fn new(allowed: Duration) -> Self {
+        Self { allowed, seen: Vec::new() }
     }
 
-    /// Looks at the heartbeat of each worker and tells `alarm` what has changed. A dead worker has none.
-    pub fn look(&mut self, heartbeats: &[Option<u64>], now: Instant, alarm: &mut impl Alarm) {
+    /// Looks at the heartbeat of each worker and says what has changed. A worker that does not run has
+    /// none, and is not said to hang.
+    pub fn look(&mut self, heartbeats: &[Option<u64>], now: Instant) -> Vec<Change> {
+        self.seen.resize_with(heartbeats.len(), || Seen { heartbeat: None, at: now, hanging: false });
+        let mut changes = Vec::new();
         for (worker, (seen, heartbeat)) in self.seen.iter_mut().zip(heartbeats).enumerate() {
-            match *heartbeat {
-                Some(heartbeat) if heartbeat != seen.heartbeat => {
-                    *seen = Seen { heartbeat, at: now, hanging: seen.hanging };
-                    if seen.hanging {
-                        seen.hanging = false;
-                        alarm.recovers(worker);
-                    }
-                }
-                alive => {
-                    let silent = now.duration_since(seen.at) > self.allowed;
-                    if !seen.hanging && (alive.is_none() || silent) {
-                        seen.hanging = true;
-                        alarm.hangs(worker);
-                    }
-                }
+            let moves = *heartbeat != seen.heartbeat || heartbeat.is_none();
+            if moves {
+                *seen = Seen { heartbeat: *heartbeat, at: now, hanging: seen.hanging };
             }
+            let hangs = !moves && now.duration_since(seen.at) > self.allowed;
+            if hangs && !seen.hanging {
+                changes.push(Change::Hangs(worker));
+            } else if moves && seen.hanging {
+                changes.push(Change::Recovers(worker));
+            }
+            seen.hanging = hangs || (seen.hanging && !moves);
         }
+        changes
     }
 
-    /// Workers that hang or are dead.
-    pub fn hanging(&self) -> impl Iterator<Item = usize> {
-        self.seen.iter().enumerate().filter(|(_, seen)| seen.hanging).map(|(worker, _)| worker)
+    /// Whether a worker hangs.
+    pub fn is_hanging(&self, worker: usize) -> bool {
+        self.seen.get(worker).is_some_and(|seen| seen.hanging)
     }
 }
 
@@ -63,33 +62,21 @@ impl Watchdog {
 mod tests {
     use super::*;
 
-    #[derive(Default)]
-    struct Log(Vec<String>);
-
-    impl Alarm for Log {
-        fn hangs(&mut self, worker: usize) {
-            self.0.push(format!("{worker} hangs"));
-        }
-        fn recovers(&mut self, worker: usize) {
-            self.0.push(format!("{worker} recovers"));
-        }
-    }
-
     #[test]
     fn a_worker_that_stands_still_is_reported_once_and_so_is_its_recovery() {
         #[expect(clippy::disallowed_methods, reason = "only differences matter")]
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut watchdog = Watchdog::new(2, Duration::from_millis(500), start);
-        let mut log = Log::default();
-        watchdog.look(&[Some(1), Some(1)], at(0), &mut log);
-        watchdog.look(&[Some(1), Some(2)], at(400), &mut log);
-        assert!(log.0.is_empty());
-        watchdog.look(&[Some(1), Some(3)], at(501), &mut log);
-        watchdog.look(&[Some(1), Some(4)], at(900), &mut log);
-        assert_eq!(log.0, ["0 hangs"]);
-        assert_eq!(watchdog.hanging().collect::<Vec<_>>(), [0]);
-        watchdog.look(&[Some(2), None], at(1000), &mut log);
-        assert_eq!(log.0, ["0 hangs", "0 recovers", "1 hangs"]);
+        let mut watchdog = Watchdog::new(Duration::from_millis(500));
+        assert_eq!(watchdog.look(&[Some(1), Some(1)], at(0)), []);
+        assert_eq!(watchdog.look(&[Some(1), Some(2)], at(400)), []);
+        assert_eq!(watchdog.look(&[Some(1), Some(3)], at(501)), [Change::Hangs(0)]);
+        assert_eq!(watchdog.look(&[Some(1), Some(4)], at(900)), []);
+        assert!(watchdog.is_hanging(0) && !watchdog.is_hanging(1));
+        assert_eq!(watchdog.look(&[Some(2), None], at(1000)), [Change::Recovers(0)]);
+        assert_eq!(watchdog.look(&[Some(2), None], at(1400)), []);
+        assert_eq!(watchdog.look(&[Some(3), None], at(5000)), [], "a worker that is away does not hang");
+        assert_eq!(watchdog.look(&[Some(4), Some(0)], at(5100)), []);
+        assert_eq!(watchdog.look(&[Some(5), Some(0)], at(5601)), [Change::Hangs(1)]);
     }
 }

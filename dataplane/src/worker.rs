@@ -86,12 +86,20 @@ pub struct WorkerState {
     heartbeat: AtomicU64,
     stop: AtomicBool,
     running_cpu: AtomicU64,
+    #[cfg(feature = "lab")]
+    fault: crate::fault::Injected,
 }
 
 impl WorkerState {
     /// Grows with every loop; a worker whose heartbeat stands still for long hangs or is dead.
     pub fn heartbeat(&self) -> u64 {
         self.heartbeat.load(Ordering::Relaxed)
+    }
+
+    /// Breaks it, for tests.
+    #[cfg(feature = "lab")]
+    pub fn inject(&self, fault: crate::fault::Fault) {
+        self.fault.set(fault);
     }
 
     /// The core that it is bound to, once it runs and if it is.
@@ -116,9 +124,14 @@ impl<D> WorkerHandle<D> {
         self.thread.is_finished()
     }
 
+    /// Asks it to stop, and waits for nothing.
+    pub fn ask_to_stop(&self) {
+        self.state.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Asks it to stop and waits; gives the device back, or nothing if the worker panicked.
     pub fn stop(self) -> Option<D> {
-        self.state.stop.store(true, Ordering::Relaxed);
+        self.ask_to_stop();
         self.thread.join().ok()
     }
 }
@@ -168,6 +181,8 @@ where
         }
         let mut last_frame = now();
         while !self.state.stop.load(Ordering::Relaxed) {
+            #[cfg(feature = "lab")]
+            self.state.fault.strike();
             let time = now();
             if self.turn(time) {
                 last_frame = time;
@@ -203,6 +218,14 @@ impl<D: Device, P: Process> Worker<D, P> {
             asked: Asked::default(),
             refusals: Refusals::default(),
         }
+    }
+
+    /// The same, counting on from what a worker in its place had counted.
+    #[must_use]
+    pub fn counting_from(mut self, counters: Counters) -> Self {
+        self.counters = counters;
+        self.state.counters.publish(&counters);
+        self
     }
 
     /// What it shows of itself.

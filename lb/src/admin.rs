@@ -1,6 +1,6 @@
 //! The admin socket: one question as a line of JSON, one answer as a line of JSON.
 //!
-//! Both sides share the types of [`view`]. Never changes anything: it only shows.
+//! Both sides share the types of [`view`]. Never changes anything: it only shows, but for tests.
 
 mod client;
 mod server;
@@ -20,11 +20,28 @@ pub(crate) const DEFAULT_SOCKET: &str = "/run/flowgate/admin.sock";
 pub(crate) enum Question {
     Services,
     Backends,
-    Flows { limit: usize },
+    Flows {
+        limit: usize,
+    },
     Neighbours,
     Workers,
     Drops,
     Tables,
+    /// Breaks a worker; not in packages.
+    #[cfg(feature = "lab")]
+    Fault {
+        worker: usize,
+        fault: Fault,
+    },
+}
+
+/// How a worker is broken.
+#[cfg(feature = "lab")]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Fault {
+    Panic,
+    Hang,
 }
 
 /// What comes back.

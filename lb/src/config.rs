@@ -2,6 +2,7 @@
 //! anything is opened; every error names the file and the key.
 
 mod dns;
+mod packets;
 mod raw;
 mod source;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use flowgate_control::source::kube::Scope;
 use flowgate_control::{LocalPods, NodePortAddress, Role, Source, dns as control_dns};
+use flowgate_dataplane::Options;
 use flowgate_flow::Timeouts;
 use flowgate_xsk::ZeroCopy;
 use flowgate_xsk::steering::XdpModeWanted;
@@ -34,12 +36,19 @@ pub(crate) struct Config {
     pub(crate) workers: Workers,
     pub(crate) pin_dir: PathBuf,
     pub(crate) xdp_mode: XdpModeWanted,
+    /// How long traffic is held for a successor.
+    pub(crate) hold: Duration,
     pub(crate) zero_copy: ZeroCopy,
     pub(crate) rings: Rings,
     pub(crate) flow_capacity: u32,
     pub(crate) flow_capacity_v6: u32,
+    /// Whether flows outlive the process, in `flow_folder`.
+    pub(crate) keep_flows: bool,
+    pub(crate) flow_folder: PathBuf,
     pub(crate) affinity_capacity: u32,
     pub(crate) timeouts: Timeouts,
+    /// How single packets are treated.
+    pub(crate) options: Options,
     /// None: off.
     pub(crate) dns: Option<control_dns::Config>,
     pub(crate) admin_socket: PathBuf,
@@ -174,6 +183,11 @@ impl Config {
                 format!("{} is below 200: a sleeping worker moves every 100 ms", raw.workers.hang_ms),
             ));
         }
+        if raw.xdp.hold_ms > HOLD_MAX_MS {
+            let reason =
+                format!("{} is above {HOLD_MAX_MS}: all that time nobody is served", raw.xdp.hold_ms);
+            return Err(wrong("xdp.hold_ms", reason));
+        }
         let count = if raw.workers.count == 0 { raw.workers.cores.len() } else { raw.workers.count };
         if !raw.workers.cores.is_empty() && raw.workers.cores.len() != count {
             let reason = format!("{} cores for {count} workers", raw.workers.cores.len());
@@ -191,6 +205,7 @@ impl Config {
         let scope = if dns.is_some() { Scope::Named } else { Scope::Served };
         let source = source::source(raw.source, overrides.source, scope, followed)
             .map_err(|(key, reason)| wrong(key, reason))?;
+        let options = packets::meant(&raw.tcp, &raw.icmp).map_err(|(key, reason)| wrong(key, reason))?;
         let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;
         Ok(Self {
             role,
@@ -222,6 +237,7 @@ impl Config {
                     return Err(wrong("xdp.mode", format!("`{other}` is none of auto, native, generic")));
                 }
             },
+            hold: Duration::from_millis(raw.xdp.hold_ms),
             zero_copy: match raw.xdp.zero_copy.as_str() {
                 "auto" => ZeroCopy::Auto,
                 "force" => ZeroCopy::Force,
@@ -233,8 +249,11 @@ impl Config {
             rings: Rings { rx: rings.rx, tx: rings.tx, fill: rings.fill, frame_bytes: rings.frame_bytes },
             flow_capacity: raw.flows.capacity,
             flow_capacity_v6: raw.flows.capacity_v6,
+            keep_flows: raw.flows.keep,
+            flow_folder: raw.admin.socket.with_file_name("flows"),
             affinity_capacity: raw.flows.affinity_capacity,
             timeouts,
+            options,
             dns,
             admin_socket: raw.admin.socket,
             health_listen: parse_listen(&raw.health.listen)
@@ -313,9 +332,12 @@ pub(crate) fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
+const HOLD_MAX_MS: u64 = 60_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flowgate_dataplane::MssClamp;
 
     fn load(text: &str) -> Result<Config, String> {
         let raw = Raw::parse(text, "f.toml").map_err(|error| error.to_string())?;
@@ -421,11 +443,25 @@ mod tests {
                 "[metrics]\ndetail = \"all\"",
                 "f.toml: metrics.detail: `all` is none of totals, services, backends",
             ),
+            (
+                "[tcp]\nmss_clamp = \"on\"",
+                "f.toml: tcp.mss_clamp: `on` is neither off, auto nor a number of bytes",
+            ),
+            ("[tcp]\nmss_clamp = 500", "f.toml: tcp.mss_clamp: 500 is not from 536 to 65495"),
         ] {
             assert_eq!(load(text).unwrap_err(), message);
         }
         let error = load("[flows]\ncapacity = \"many\"").unwrap_err();
         assert!(error.starts_with("f.toml:2: ") && error.contains("invalid type"), "{error}");
+    }
+
+    #[test]
+    fn how_packets_are_treated_can_be_chosen() {
+        assert_eq!(load("").unwrap().options, Options::default());
+        let text = "[tcp]\nreset_unknown = false\nmss_clamp = \"auto\"\n[icmp]\necho_vips = true";
+        let chosen = Options { reset_unknown: false, echo_vips: true, mss_clamp: MssClamp::Auto };
+        assert_eq!(load(text).unwrap().options, chosen);
+        assert_eq!(load("[tcp]\nmss_clamp = 1360").unwrap().options.mss_clamp, MssClamp::To(1360));
     }
 
     #[test]

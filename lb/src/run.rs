@@ -1,12 +1,17 @@
 //! `flowgate run`, `check` and `detach`: wiring, in the order in which things must come up.
 //!
 //! Until the first generation is published no socket is in the socket map, so all traffic passes to the
-//! kernel; from then on a packet that the XDP program sends up finds tables that know it.
+//! kernel or, if an earlier process ended a moment ago, is held by the XDP program; from then on a packet
+//! that the program sends up finds tables that know it, and the flows of that process.
 
 mod answers;
+mod care;
+mod device;
 mod gateway;
 mod host;
+mod kept;
 mod metrics;
+mod reexec;
 mod steer;
 mod workers;
 
@@ -20,6 +25,7 @@ use flowgate_tables::PortSet;
 use flowgate_tables::spec::SnatSpec;
 use flowgate_xsk::steering;
 
+use self::gateway::Ended;
 use crate::config::Config;
 
 /// Serves until a signal ends it.
@@ -33,8 +39,10 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let config = Config { interfaces: devices, ..config.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, gateway::serve(&config))?;
-    Ok(ExitCode::SUCCESS)
+    match local.block_on(&runtime, gateway::serve(&config))? {
+        Ended::Signal(_) => Ok(ExitCode::SUCCESS),
+        Ended::Hang(reexecutions) => Err(reexecutions.again()),
+    }
 }
 
 /// Compiles everything and opens nothing.
@@ -62,6 +70,7 @@ pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
 #[expect(clippy::print_stdout, reason = "says what it did")]
 pub(crate) fn detach(config: &Config) -> anyhow::Result<ExitCode> {
     let removed = steering::uninstall(&config.pin_dir).context("detaching")?;
+    kept::remove(&config.flow_folder).context("removing the flows")?;
     host::release_ports(&config.snat_ports)?;
     println!("detached from {} interfaces, removed {} maps", removed.links, removed.maps);
     Ok(ExitCode::SUCCESS)

@@ -141,6 +141,8 @@ fn sigterm_leaves_the_program_attached_and_detach_leaves_nothing() -> Result<()>
         assert!(ended.status.success() && ended.stdout.starts_with(expected), "{ended:?}");
         assert_eq!(served.programs()?, [None, None]);
         assert_eq!(pins(gateway)?, BTreeMap::new());
+        let flows = socket.with_file_name("flows");
+        assert!(!gateway.run(move || flows.exists()), "the flows are gone");
         assert_eq!(reserved()?.trim(), "");
     }
     goes_on("the connections to the node run after that", &ssh)?;

@@ -1,7 +1,7 @@
 //! What the benches share: a gateway's tables, a full flow table, and frames of its flows.
 #![allow(dead_code, reason = "each bench uses its part")]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use flowgate_dataplane::{Context, Counters, Options, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
@@ -13,13 +13,20 @@ use flowgate_tables::spec::{
 use flowgate_tables::{
     BySource, EmptyAction, FrontendKind, Routing, ServiceTable, SnatPool, SourceNat, Sources, Tables,
 };
-use flowgate_wire::{FiveTuple, FiveTuple4, L4Port, MacAddr, Protocol};
+use flowgate_wire::{FiveTuple, FiveTuple4, FiveTuple6, L4Port, MacAddr, Protocol};
 
 /// Frames of a burst.
 pub(crate) const BURST: usize = 64;
 
 /// The VIP that all flows aim at.
 pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
+
+/// One of the two families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
 
 /// A gateway in memory.
 pub(crate) struct Gateway {
@@ -34,10 +41,11 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// A gateway with one Service of 64 backends and room for `flows` flows.
-    pub(crate) fn new(flows: u32) -> Self {
+    pub(crate) fn new(family: Family, flows: u32) -> Self {
+        let (v4, v6) = if family == Family::V4 { (flows, 64) } else { (64, flows) };
         Self {
-            tables: tables(),
-            flows: Flows::new(flows, flows, HashKey::random()).expect("memory for the flow table"),
+            tables: tables(family),
+            flows: Flows::new(v4, v6, HashKey::random()).expect("memory for the flow table"),
             affinity: AffinityTable::new(1024),
             timeouts: Timeouts::default(),
             options: Options::default(),
@@ -48,7 +56,7 @@ impl Gateway {
 
     /// Runs a burst.
     #[inline]
-    pub(crate) fn process(&mut self, frames: &mut [Frame], now: Tick, verdicts: &mut [Verdict]) {
+    pub(crate) fn process<const N: usize>(&mut self, frames: &mut [Frame<N>], now: Tick, verdicts: &mut [Verdict]) {
         let context = Context {
             now,
             tables: &self.tables,
@@ -62,12 +70,12 @@ impl Gateway {
     }
 }
 
-/// A 60-byte frame, alone in its cache line as UMEM chunks are.
+/// A frame of `N` bytes, in cache lines of its own as UMEM chunks are.
 #[repr(align(64))]
 #[derive(Clone)]
-pub(crate) struct Frame(pub(crate) [u8; 60]);
+pub(crate) struct Frame<const N: usize>(pub(crate) [u8; N]);
 
-impl AsMut<[u8]> for Frame {
+impl<const N: usize> AsMut<[u8]> for Frame<N> {
     fn as_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
@@ -84,14 +92,34 @@ pub(crate) fn client_tuple(flow: u32) -> FiveTuple4 {
     }
 }
 
-/// A UDP frame with this tuple and valid checksums.
-pub(crate) fn udp_frame(tuple: &FiveTuple4) -> Frame {
+/// The twin of a tuple in IPv6.
+pub(crate) fn twin(tuple: &FiveTuple4) -> FiveTuple6 {
+    let FiveTuple { protocol, src, dst, src_port, dst_port } = *tuple;
+    FiveTuple { protocol, src: twin_addr(src), dst: twin_addr(dst), src_port, dst_port }
+}
+
+fn twin_addr(addr: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(addr.to_bits()))
+}
+
+/// A UDP frame with this tuple and valid checksums: 60 bytes.
+pub(crate) fn udp_frame(tuple: &FiveTuple4) -> Frame<60> {
     let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
         .ipv4(tuple.src.octets(), tuple.dst.octets(), 64)
         .udp(tuple.src_port.number(), tuple.dst_port.number());
     let mut bytes = Vec::with_capacity(60);
     builder.write(&mut bytes, &[0x5a; 18]).expect("writing to a vector");
     Frame(bytes.try_into().expect("14 + 20 + 8 + 18 bytes"))
+}
+
+/// The same over IPv6: 80 bytes.
+pub(crate) fn udp_frame_v6(tuple: &FiveTuple6) -> Frame<80> {
+    let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv6(tuple.src.octets(), tuple.dst.octets(), 64)
+        .udp(tuple.src_port.number(), tuple.dst_port.number());
+    let mut bytes = Vec::with_capacity(80);
+    builder.write(&mut bytes, &[0x5a; 18]).expect("writing to a vector");
+    Frame(bytes.try_into().expect("14 + 40 + 8 + 18 bytes"))
 }
 
 /// A small generator of random numbers, seeded: the same flows in every run.
@@ -109,16 +137,21 @@ impl Random {
     }
 }
 
-/// Tables of a gateway with two interfaces, routes both ways, and one Service with 64 backends.
-pub(crate) fn tables() -> Tables {
+/// Tables of a gateway with two interfaces, routes both ways, and one Service with 64 backends; in IPv4, or
+/// their twins.
+pub(crate) fn tables(family: Family) -> Tables {
+    let ip = |addr: Ipv4Addr| match family {
+        Family::V4 => IpAddr::V4(addr),
+        Family::V6 => IpAddr::V6(twin_addr(addr)),
+    };
     let backends: Vec<Ipv4Addr> = (1..=64).map(|n| Ipv4Addr::new(10, 244, 0, n + 10)).collect();
     let endpoint =
-        |addr: &Ipv4Addr| EndpointSpec { addr: IpAddr::V4(*addr), port: L4Port::new(8080), weight: 1 };
+        |addr: &Ipv4Addr| EndpointSpec { addr: ip(*addr), port: L4Port::new(8080), weight: 1 };
     let service = ServiceSpec {
         name: ServiceName { namespace: "default".into(), name: "bench".into(), port: "http".into() },
         protocol: Protocol::Udp,
         frontends: vec![FrontendSpec {
-            addr: IpAddr::V4(VIP),
+            addr: ip(VIP),
             port: L4Port::new(80),
             kind: FrontendKind::ClusterIp,
             treatments: BySource::same(TreatmentSpec {
@@ -140,34 +173,42 @@ pub(crate) fn tables() -> Tables {
         mac: MacAddr([2, 0, 0, 0, 0, host]),
         mtu: 1500,
         up: true,
-        addresses: vec![IpAddr::V4(addr)],
+        addresses: vec![ip(addr)],
         vlan: None,
     };
     let fabric = Ipv4Addr::new(10, 244, 0, 1);
     let interfaces = vec![interface("up0", 1, Ipv4Addr::new(192, 0, 2, 1)), interface("fab0", 2, fabric)];
     let router = Ipv4Addr::new(192, 0, 2, 254);
-    let route = |prefix: &str, interface, via: Option<Ipv4Addr>| RouteSpec {
-        prefix: prefix.parse().expect("a prefix"),
-        hops: vec![RouteHopSpec { interface, via: via.map(IpAddr::V4), weight: 1 }],
+    let route = |base: Ipv4Addr, bits: u8, interface, via: Option<Ipv4Addr>| RouteSpec {
+        prefix: match family {
+            Family::V4 => format!("{base}/{bits}"),
+            Family::V6 => format!("{}/{}", ip(base), 96 + bits),
+        }
+        .parse()
+        .expect("a prefix"),
+        hops: vec![RouteHopSpec { interface, via: via.map(ip), weight: 1 }],
         metric: 0,
     };
-    let routes = [route("10.244.0.0/16", 1, None), route("0.0.0.0/0", 0, Some(router))];
+    let routes = [
+        route(Ipv4Addr::new(10, 244, 0, 0), 16, 1, None),
+        route(Ipv4Addr::UNSPECIFIED, 0, 0, Some(router)),
+    ];
     let mut neighbours: Vec<NeighbourSpec> = backends
         .iter()
         .zip(0..)
         .map(|(addr, n)| NeighbourSpec {
             interface: 1,
-            addr: IpAddr::V4(*addr),
+            addr: ip(*addr),
             mac: Some(MacAddr([4, 0, 0, 0, 1, n])),
         })
         .collect();
     neighbours.push(NeighbourSpec {
         interface: 0,
-        addr: IpAddr::V4(router),
+        addr: ip(router),
         mac: Some(MacAddr([4, 0, 0, 0, 0, 1])),
     });
     let routing = Routing::build(&Routing::default(), interfaces, &routes, &neighbours).expect("routes fit");
-    let snat = SnatPool::new(&[vec![], vec![IpAddr::V4(fabric)]], &(20_000..=59_999).collect());
+    let snat = SnatPool::new(&[vec![], vec![ip(fabric)]], &(20_000..=59_999).collect());
     Tables {
         generation: 1,
         services: Arc::new(services),

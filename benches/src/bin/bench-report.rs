@@ -34,6 +34,11 @@ fn report(folder: &Path) -> Result<Value, String> {
             "100k": ns("established/100k")?,
             "1m": ns("established/1m")?,
         },
+        "pipeline_v6_ns": {
+            "1k": ns("established_v6/1k")?,
+            "100k": ns("established_v6/100k")?,
+            "1m": ns("established_v6/1m")?,
+        },
         "new_flow_ns": ns("new_flows/udp")?,
     }))
 }

@@ -6,7 +6,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::entry::Tick;
 
@@ -68,9 +68,7 @@ impl AffinityTable {
         may_be_chosen: impl Fn(u32) -> bool,
         choose: impl FnOnce() -> Option<u32>,
     ) -> Bound {
-        let hash = self.key.hash_one((client, service));
-        let number = usize::try_from(hash % self.sets.len() as u64).expect("below the number of sets");
-        let mut set = self.sets[number].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut set = self.set(client, service);
         let own =
             set.iter().position(|slot| slot.is_some_and(|b| b.client == client && b.service == service));
         if let Some(binding) = own.and_then(|at| set[at].as_mut())
@@ -91,6 +89,26 @@ impl AffinityTable {
         let evicts = own.is_none() && set[at].is_some();
         set[at] = Some(Binding { client, service, backend, used: now });
         if evicts { Bound::Evicting(backend) } else { Bound::New(backend) }
+    }
+
+    /// Binds a client as it was bound by an earlier process, unless it is bound since a later time. False
+    /// when there is no room.
+    pub fn restore(&self, (client, service): (IpAddr, u32), backend: u32, used: Tick) -> bool {
+        let mut set = self.set(client, service);
+        let own =
+            set.iter().position(|slot| slot.is_some_and(|b| b.client == client && b.service == service));
+        let later = own.and_then(|at| set[at]).is_some_and(|binding| binding.used.since(used) > 0);
+        let Some(at) = own.or_else(|| set.iter().position(Option::is_none)) else { return false };
+        if !later {
+            set[at] = Some(Binding { client, service, backend, used });
+        }
+        true
+    }
+
+    fn set(&self, client: IpAddr, service: u32) -> MutexGuard<'_, BindingSet> {
+        let hash = self.key.hash_one((client, service));
+        let number = usize::try_from(hash % self.sets.len() as u64).expect("below the number of sets");
+        self.sets[number].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bindings that are held, those that have timed out included.
@@ -131,6 +149,19 @@ mod tests {
 
     fn place(table: &AffinityTable, n: u32, now: u32, choice: u32) -> Bound {
         table.place((client(n), 1), Tick(now), TIMEOUT_MS, |_| true, || Some(choice))
+    }
+
+    #[test]
+    fn a_restored_client_stays_with_the_backend_that_it_used_last() {
+        let table = AffinityTable::new(8);
+        for (backend, used) in [(7, 50), (8, 90), (9, 70)] {
+            assert!(table.restore((client(1), 1), backend, Tick(used)));
+        }
+        assert_eq!(place(&table, 1, 90 + TIMEOUT_MS, 5), Bound::Kept(8));
+        for n in 2..9 {
+            assert!(table.restore((client(n), 1), 7, Tick(1)));
+        }
+        assert!(!table.restore((client(9), 1), 7, Tick(1)), "no binding makes room for another");
     }
 
     #[test]

@@ -35,6 +35,12 @@ impl Tick {
         // Two workers read the clock on their own: one may be a little ahead.
         if elapsed > u32::MAX / 2 { 0 } else { elapsed }
     }
+
+    /// The later of both.
+    #[must_use]
+    pub const fn later(self, other: Self) -> Self {
+        if self.since(other) > 0 { self } else { other }
+    }
 }
 
 /// Which direction of its flow an entry stands for.
@@ -110,7 +116,7 @@ pub struct Entry<A: FlowAddress> {
     l4_delta: AtomicU16,
     next_hop: AtomicU32,
     backend: AtomicU32,
-    peer: AtomicU32,
+    pub(crate) peer: AtomicU32,
     last_seen: AtomicU32,
     packets: AtomicU32,
     /// The upper half of the last TCP acknowledgement number of this direction in the upper 16 bits, bytes of
@@ -237,6 +243,11 @@ impl<A: FlowAddress> Entry<A> {
         locked
     }
 
+    /// Makes the sequence word odd whatever is in the entry. For whoever has the table alone.
+    pub(crate) fn lock_any(&self) {
+        self.sequence.fetch_or(1, Ordering::AcqRel);
+    }
+
     /// Empties a locked entry. Its slot may be released afterwards.
     pub(crate) fn clear(&self) {
         self.protocol.store(0, Ordering::Relaxed);
@@ -276,6 +287,11 @@ impl<A: FlowAddress> Entry<A> {
 
     pub(crate) fn set_peer(&self, peer: EntryIndex) {
         self.peer.store(peer.0, Ordering::Relaxed);
+    }
+
+    /// For whoever has the table alone.
+    pub(crate) fn set_backend(&self, backend: u32) {
+        self.backend.store(backend, Ordering::Relaxed);
     }
 
     pub(crate) fn set_next_hop(&self, next_hop: NextHopRef) {

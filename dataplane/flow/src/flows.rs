@@ -1,10 +1,15 @@
 //! The flows of both families. Never looks into an entry.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use crate::hash::HashKey;
+use crate::keep::{self, KeepError, Keeping, Origin};
 use crate::memory::OutOfMemory;
 use crate::table::{FlowTable, FlowView};
+
+/// The tables' files, IPv4 first.
+const FILES: [&str; 2] = ["flows-ipv4", "flows-ipv6"];
 
 /// The flow tables of both families, shared by all workers.
 #[derive(Debug)]
@@ -22,6 +27,31 @@ impl Flows {
     /// [`OutOfMemory`]: the kernel gives no such mapping.
     pub fn new(capacity_v4: u32, capacity_v6: u32, key: HashKey) -> Result<Self, OutOfMemory> {
         Ok(Self { v4: FlowTable::new(capacity_v4, key)?, v6: FlowTable::new(capacity_v6, key)? })
+    }
+
+    /// The same in files that outlive the process, in the folder `folder`. Where [`Origin::Kept`] says so
+    /// of a family, its flows have to be adopted before the tables are used.
+    ///
+    /// # Errors
+    /// [`KeepError`]: another process has a file, or the file system or its memory is not to be had.
+    pub fn kept(
+        [capacity_v4, capacity_v6]: [u32; 2],
+        key: HashKey,
+        folder: &Path,
+        boot: [u8; 16],
+    ) -> Result<(Self, [Origin; 2]), KeepError> {
+        let [v4, v6] = FILES.map(|name| Keeping { path: folder.join(name), boot });
+        let (v4, origin_v4) = FlowTable::kept(capacity_v4, key, &v4)?;
+        let (v6, origin_v6) = FlowTable::kept(capacity_v6, key, &v6)?;
+        Ok((Self { v4, v6 }, [origin_v4, origin_v6]))
+    }
+
+    /// Removes the files in `folder`. Those that do not exist are fine.
+    ///
+    /// # Errors
+    /// [`KeepError`]: a process has a file, or the file system refuses.
+    pub fn remove(folder: &Path) -> Result<(), KeepError> {
+        FILES.iter().try_for_each(|name| keep::remove(&folder.join(name)))
     }
 
     /// All flows, as views for people.

@@ -14,7 +14,7 @@ use flowgate_wire::FiveTuple;
 use crate::address::FlowAddress;
 
 /// The secret of this boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HashKey(
     /// One word added, two multiplied with ports and protocol, eight with the words of the addresses. IPv4
     /// needs two of these.

@@ -1,8 +1,9 @@
 //! The flow table: one fixed-capacity table a family for all workers, one conntrack entry per direction.
 //!
 //! Finding a flow takes no lock; only inserting and removing synchronise, and only in here. Memory is
-//! taken at start and never grows. The layout is plain C ([`entry`], [`tags`]), so that an XDP program
-//! can read the same table. Never reads a clock, never knows a Service, never touches packet bytes.
+//! taken at start and never grows; it may be a file that the next process takes over ([`keep`],
+//! [`adopt`]). The layout is plain C ([`entry`], [`tags`]), so that an XDP program can read the same table.
+//! Never reads a clock, never knows a Service, never touches packet bytes.
 //!
 //! # Required reading
 //! - Readers: [`table::FlowTable::find`] and the sequence word in [`entry`].
@@ -12,24 +13,28 @@
 #![deny(unsafe_code)]
 
 pub mod address;
+pub mod adopt;
 pub mod affinity;
 mod arch;
 pub mod entry;
 pub mod expiry;
 pub mod flows;
 pub mod hash;
+pub mod keep;
 mod memory;
 pub mod state;
 pub mod table;
 pub mod tags;
 
 pub use address::FlowAddress;
+pub use adopt::{Adopted, KeptFlow};
 pub use affinity::{AffinityTable, Bound};
 pub use arch::prefetch;
 pub use entry::{Direction, EntryIndex, NextHopRef, Side, Tick};
 pub use expiry::{Sweep, Timeouts};
 pub use flows::Flows;
 pub use hash::{FlowHash, HashKey};
+pub use keep::{KeepError, Keeping, Misfit, Origin};
 pub use memory::OutOfMemory;
 pub use state::TcpPhase;
 pub use table::{FlowTable, FlowView, Found, Inserted, NewFlow, Probe};

@@ -1,11 +1,14 @@
-//! The memory of the flow table: one anonymous mapping, zeroed by the kernel, never moved or grown.
+//! The memory of the flow table: one mapping, zeroed when it is new, never moved or grown.
 //!
 //! The only place that turns bytes into entries. Never hands out a unique reference.
 #![allow(unsafe_code, reason = "entries and tags are views of one mapping that other programs may share")]
 
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::marker::PhantomData;
 
-use memmap2::MmapRaw;
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::address::FlowAddress;
 use crate::entry::Entry;
@@ -21,14 +24,14 @@ pub struct OutOfMemory {
     pub flows: u32,
     /// What the kernel said.
     #[source]
-    pub source: std::io::Error,
+    pub source: io::Error,
 }
 
 /// What may lie in memory that several threads or programs share.
 ///
 /// # Safety
-/// Zeroed bytes are a valid value, every field is an atomic, the size is a multiple of the alignment, and
-/// the alignment is at most a page.
+/// Any bytes are a valid value, every field is an atomic, the size is a multiple of the alignment, and the
+/// alignment is at most a page.
 pub(crate) unsafe trait SharedRecord: Sync {}
 
 // SAFETY: all fields are atomics or arrays of them, and `repr(C, align(64))` makes it 64 or 128 bytes.
@@ -45,19 +48,37 @@ pub(crate) struct Memory<E> {
 }
 
 impl<E: SharedRecord> Memory<E> {
+    /// Memory that ends with the process.
     pub(crate) fn new(bucket_count: u32, flows: u32) -> Result<Self, OutOfMemory> {
-        let entries_offset = entries_offset(bucket_count);
-        let bytes = entries_offset + entry_count(bucket_count) * size_of::<E>();
+        let bytes = len_bytes::<E>(bucket_count);
+        let mapped = MmapOptions::new().len(bytes).map_anon().map(MmapRaw::from);
         let refused = |source| OutOfMemory { bytes, flows, source };
-        let mapping = MmapRaw::from(memmap2::MmapOptions::new().len(bytes).map_anon().map_err(refused)?);
-        // Fewer TLB misses where the kernel has huge pages to give; without them it works all the same.
-        let _ = mapping.advise(memmap2::Advice::HugePage);
-        // The first packets of new flows must not wait for page faults. Kernels before 5.14 do not know
-        // this advice: there the faults come one by one as before.
-        match mapping.advise(memmap2::Advice::PopulateWrite) {
-            Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => Err(refused(error)),
-            _ => Ok(Self { mapping, bucket_count, entries_offset, entries: PhantomData }),
+        let memory = Self::over(mapped.map_err(refused)?, bucket_count);
+        match memory.mapping.advise(Advice::PopulateWrite) {
+            Err(error) if error.kind() == ErrorKind::OutOfMemory => Err(refused(error)),
+            // Kernels before 5.14 do not know this advice: there the faults come one by one.
+            _ => Ok(memory),
         }
+    }
+
+    /// The memory that is the beginning of `file`, whose pages are taken now: one that is not to be had
+    /// later would end the process.
+    pub(crate) fn in_file(file: &File, bucket_count: u32, flows: u32) -> Result<Self, OutOfMemory> {
+        let bytes = len_bytes::<E>(bucket_count);
+        let refused = |source| OutOfMemory { bytes, flows, source };
+        let len = i64::try_from(bytes).unwrap_or(i64::MAX);
+        fallocate(file, FallocateFlags::empty(), 0, len).map_err(|errno| refused(errno.into()))?;
+        let memory = Self::over(MmapOptions::new().len(bytes).map_raw(file).map_err(refused)?, bucket_count);
+        // Only spares the first packets the page faults.
+        let _ = memory.mapping.advise(Advice::PopulateWrite);
+        Ok(memory)
+    }
+
+    fn over(mapping: MmapRaw, bucket_count: u32) -> Self {
+        // Fewer TLB misses where the kernel has huge pages to give; without them it works all the same.
+        let _ = mapping.advise(Advice::HugePage);
+        let entries_offset = entries_offset(bucket_count);
+        Self { mapping, bucket_count, entries_offset, entries: PhantomData }
     }
 
     pub(crate) const fn bucket_count(&self) -> u32 {
@@ -71,19 +92,24 @@ impl<E: SharedRecord> Memory<E> {
     #[inline]
     pub(crate) fn tags(&self) -> &[Tags] {
         let first = self.mapping.as_ptr().cast::<Tags>();
-        // SAFETY: the mapping begins with bucket_count tag words, is page aligned, zeroed (a valid value),
-        // lives as long as self, and is only ever reached through atomics.
+        // SAFETY: the mapping begins with bucket_count tag words, is page aligned, any bytes are a valid
+        // value, lives as long as self, and is only ever reached through atomics.
         unsafe { std::slice::from_raw_parts(first, self.bucket_count as usize) }
     }
 
     #[inline]
     pub(crate) fn entries(&self) -> &[E] {
-        // SAFETY: `new` made the mapping longer than the offset.
+        // SAFETY: the mapping is longer than the offset.
         let first = unsafe { self.mapping.as_ptr().add(self.entries_offset) }.cast::<E>();
         // SAFETY: entry_count entries follow the offset, which is a multiple of the page size; the rest is
         // what `SharedRecord` promises; the mapping lives as long as self.
         unsafe { std::slice::from_raw_parts(first, entry_count(self.bucket_count)) }
     }
+}
+
+/// Bytes of a table with so many buckets, in whole pages.
+pub(crate) const fn len_bytes<E>(bucket_count: u32) -> usize {
+    (entries_offset(bucket_count) + entry_count(bucket_count) * size_of::<E>()).next_multiple_of(PAGE_BYTES)
 }
 
 const fn entry_count(bucket_count: u32) -> usize {
@@ -94,4 +120,4 @@ const fn entries_offset(bucket_count: u32) -> usize {
     (bucket_count as usize * size_of::<Tags>()).next_multiple_of(PAGE_BYTES)
 }
 
-const PAGE_BYTES: usize = 4096;
+pub(crate) const PAGE_BYTES: usize = 4096;

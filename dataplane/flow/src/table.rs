@@ -5,6 +5,7 @@
 //! that is closing, or that nobody has answered, makes room; an established flow never does. If there is
 //! none, [`Inserted::Full`] says so and the caller counts it.
 
+use std::fs::File;
 use std::hint;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -16,7 +17,8 @@ use crate::arch::prefetch;
 use crate::entry::{Direction, Entry, EntryIndex, Forwarding, Identity, NextHopRef, Side, Tick};
 use crate::expiry::{self, Timeouts};
 use crate::hash::{FlowHash, HashKey};
-use crate::memory::{Memory, OutOfMemory};
+use crate::keep::{self, KeepError, Keeping, Label, Opened, Origin};
+use crate::memory::{self, Memory, OutOfMemory};
 use crate::state::{TcpPhase, TcpSeen};
 use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
 
@@ -31,6 +33,8 @@ pub struct FlowTable<A: FlowAddress> {
     /// One insertion of the same key at a time: keys are spread over these by hash. They live outside
     /// the shared memory, so that a process that dies with one held harms no other.
     insert_locks: Box<[SpinLock]>,
+    /// Keeps other processes from the file, if there is one.
+    _lock: Option<File>,
 }
 
 /// Where an entry may be: computed ahead so that its cache lines can be on their way.
@@ -104,12 +108,33 @@ impl<A: FlowAddress> FlowTable<A> {
     /// # Errors
     /// [`OutOfMemory`]: the kernel gives no such mapping.
     pub fn new(capacity_flows: u32, key: HashKey) -> Result<Self, OutOfMemory> {
-        let capacity_flows = capacity_flows.clamp(64, CAPACITY_MAX);
-        let slots = u64::from(capacity_flows) * 2 * 122 / 100;
-        let bucket_count = u32::try_from(slots.div_ceil(u64::from(BUCKET_SLOTS))).unwrap_or(u32::MAX);
-        let memory = Memory::new(bucket_count, capacity_flows)?;
+        let (capacity_flows, bucket_count) = dimensions(capacity_flows);
+        Ok(Self::over(Memory::new(bucket_count, capacity_flows)?, capacity_flows, key, None))
+    }
+
+    /// The same in a file that outlives the process. Where the file holds flows already
+    /// ([`Origin::Kept`]) they have to be [adopted](Self::adopt) before the table is used.
+    ///
+    /// # Errors
+    /// [`KeepError`]: another process has the file, or the file system or its memory is not to be had.
+    pub fn kept(capacity_flows: u32, key: HashKey, keeping: &Keeping) -> Result<(Self, Origin), KeepError> {
+        let (capacity_flows, bucket_count) = dimensions(capacity_flows);
+        let entry_bytes = u32::try_from(size_of::<Entry<A>>()).expect("an entry is a few cache lines");
+        let label = Label { entry_bytes, bucket_count, capacity_flows, boot: keeping.boot, key };
+        let len = memory::len_bytes::<Entry<A>>(bucket_count) as u64;
+        let Opened { file, key, origin } = keep::open(&keeping.path, &label, len)?;
+        let path = || keeping.path.clone();
+        let memory = Memory::in_file(&file, bucket_count, capacity_flows)
+            .map_err(|source| KeepError::OutOfMemory { path: path(), source })?;
+        if origin != Origin::Kept {
+            keep::write_label(&file, &label, len).map_err(|source| KeepError::Io { path: path(), source })?;
+        }
+        Ok((Self::over(memory, capacity_flows, key, Some(file)), origin))
+    }
+
+    fn over(memory: Memory<Entry<A>>, capacity_flows: u32, key: HashKey, file: Option<File>) -> Self {
         let insert_locks = (0..INSERT_LOCKS).map(|_| SpinLock::default()).collect();
-        Ok(Self { key, memory, capacity_flows, half_open: AtomicU32::new(0), insert_locks })
+        Self { key, memory, capacity_flows, half_open: AtomicU32::new(0), insert_locks, _lock: file }
     }
 
     /// Flows that it is made for.
@@ -239,10 +264,18 @@ impl<A: FlowAddress> FlowTable<A> {
         self.half_open.load(Ordering::Relaxed)
     }
 
-    /// Counts the half-open connections anew: for a table whose flows another process has left.
-    pub fn recount_half_open(&self) {
-        let is_half_open = |flow: &FlowView| flow.tcp_phase == Some(TcpPhase::SynSent);
-        let count = self.flows().filter(is_half_open).count();
+    /// Counts the half-open connections anew: another process has left them.
+    pub(crate) fn recount_half_open(&self) {
+        let is_half_open = |index: EntryIndex| {
+            let entry = self.entry(index);
+            let identity = entry.identity().filter(|identity| identity.side == Side::Original)?;
+            let reply = self.peer_of(entry)?;
+            (identity.tuple.protocol != Protocol::Udp && !Self::has_synchronised(reply)).then_some(())
+        };
+        let count = (0..self.bucket_count())
+            .flat_map(|bucket| self.used_slots(bucket).map(move |slot| entry_index(bucket, slot)))
+            .filter_map(is_half_open)
+            .count();
         self.half_open.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
@@ -345,7 +378,7 @@ impl<A: FlowAddress> FlowTable<A> {
                     backend: identity.backend,
                     tcp_phase: has_phases.then(|| self.phase(Side::Original, entry)),
                     answered: reply_packets > 0,
-                    last_seen: later(entry.last_seen(), reply.last_seen()),
+                    last_seen: entry.last_seen().later(reply.last_seen()),
                     packets: [packets, reply_packets],
                     bytes: [bytes, reply_bytes],
                 })
@@ -495,7 +528,7 @@ impl<A: FlowAddress> FlowTable<A> {
         locked
     }
 
-    fn free(&self, index: EntryIndex) {
+    pub(crate) fn free(&self, index: EntryIndex) {
         self.entry(index).clear();
         // The tag goes last: until then nobody else can claim the slot.
         self.memory.tags()[(index.0 / BUCKET_SLOTS) as usize].release(index.0 % BUCKET_SLOTS);
@@ -519,6 +552,10 @@ impl<A: FlowAddress> Found<'_, A> {
     #[inline]
     pub fn side(&self) -> Side {
         self.entry.side()
+    }
+
+    pub(crate) fn index(&self) -> EntryIndex {
+        self.index
     }
 
     /// When this direction last carried a packet.
@@ -597,12 +634,15 @@ impl Drop for SpinGuard<'_> {
     }
 }
 
-fn later(a: Tick, b: Tick) -> Tick {
-    if a.since(b) > 0 { a } else { b }
+/// The flows that so many really are, and the buckets that they need.
+fn dimensions(capacity_flows: u32) -> (u32, u32) {
+    let capacity_flows = capacity_flows.clamp(64, CAPACITY_MAX);
+    let slots = u64::from(capacity_flows) * 2 * 122 / 100;
+    (capacity_flows, u32::try_from(slots.div_ceil(u64::from(BUCKET_SLOTS))).unwrap_or(u32::MAX))
 }
 
 #[inline]
-const fn entry_index(bucket: u32, slot: u32) -> EntryIndex {
+pub(crate) const fn entry_index(bucket: u32, slot: u32) -> EntryIndex {
     EntryIndex(bucket * BUCKET_SLOTS + slot)
 }
 

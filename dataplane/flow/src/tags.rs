@@ -66,6 +66,11 @@ impl Slots {
         self.0.count_ones()
     }
 
+    /// Whether this slot is one of them.
+    pub const fn contains(self, slot: u32) -> bool {
+        self.0 & 1 << slot != 0
+    }
+
     /// The lowest, if any.
     #[inline]
     pub const fn first(self) -> Option<u32> {

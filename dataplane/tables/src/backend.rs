@@ -16,8 +16,11 @@ use crate::service::ServiceId;
 pub struct BackendId(u32);
 
 impl BackendId {
-    /// Slots that exist at most.
+    /// Slots that can be numbered; the last one is that of [`NONE`](Self::NONE).
     pub const SLOTS_MAX: u32 = 1 << SLOT_BITS;
+
+    /// That of no backend: never current.
+    pub const NONE: Self = Self(u32::MAX);
 
     const fn new(slot: u32, epoch: u8) -> Self {
         Self(slot | (epoch as u32) << SLOT_BITS)
@@ -79,6 +82,11 @@ impl BackendTable {
         self.slots.get(id.slot())?.as_ref().filter(|backend| backend.id == id)
     }
 
+    /// The backend of a Service port at this address.
+    pub fn find(&self, service: ServiceId, addr: IpAddr, port: L4Port) -> Option<BackendId> {
+        self.id_of(&(service, addr, port))
+    }
+
     /// Whether the backend has not been removed. One byte is read.
     #[inline]
     pub fn is_current(&self, id: BackendId) -> bool {
@@ -134,7 +142,7 @@ impl BackendTable {
                 next.slots.len() - 1
             });
             let slot_number =
-                u32::try_from(slot).ok().filter(|&n| n < BackendId::SLOTS_MAX).ok_or(TooManyBackends)?;
+                u32::try_from(slot).ok().filter(|&n| n < BackendId::SLOTS_MAX - 1).ok_or(TooManyBackends)?;
             next.place(key, BackendId::new(slot_number, next.epochs[slot]));
         }
         Ok(next)
@@ -190,6 +198,13 @@ mod tests {
         assert!(!third.is_current(removed));
         assert!(third.is_current(newcomer));
         assert_eq!(third.get(removed), None);
+    }
+
+    #[test]
+    fn no_backend_is_never_current() {
+        let table = BackendTable::default().rebuilt([1].map(key).into_iter()).unwrap();
+        assert!(!table.is_current(BackendId::NONE));
+        assert_eq!(table.get(BackendId::NONE), None);
     }
 
     #[test]

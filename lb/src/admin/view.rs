@@ -76,7 +76,7 @@ pub(crate) struct Neighbour {
 pub(crate) struct Worker {
     pub(crate) worker: usize,
     pub(crate) core: Option<u64>,
-    /// `running`, `hanging` (its traffic passes to the kernel) or `dead`.
+    /// `starting`, `running`, or `hanging` or `dead`, when its traffic passes to the kernel.
     pub(crate) state: String,
     pub(crate) queues: Vec<Queue>,
     pub(crate) rx_packets: u64,

@@ -11,6 +11,7 @@ use toml::de::DeTable;
 
 use super::ConfigError;
 use super::dns::Dns;
+use super::packets::{Icmp, Tcp};
 
 /// Every key, by section; the keys outside of sections first.
 pub(super) const KEYS: &[(&str, &[&str])] = &[
@@ -20,13 +21,14 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
     ("node", &["detect_local", "cluster_cidrs", "masquerade_all", "localhost_nodeports"]),
     ("snat", &["addresses", "ports"]),
     ("workers", &["count", "cores", "idle_before_sleep_us", "hang_ms"]),
-    ("xdp", &["pin_dir", "mode", "zero_copy"]),
+    ("xdp", &["pin_dir", "mode", "zero_copy", "hold_ms"]),
     ("rings", &["rx", "tx", "fill", "frame_bytes"]),
     (
         "flows",
         &[
             "capacity",
             "capacity_v6",
+            "keep",
             "affinity_capacity",
             "tcp_opening_s",
             "tcp_established_s",
@@ -38,6 +40,8 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "drain_s",
         ],
     ),
+    ("tcp", Tcp::KEYS),
+    ("icmp", Icmp::KEYS),
     ("dns", Dns::KEYS),
     ("admin", &["socket"]),
     ("health", &["listen"]),
@@ -57,6 +61,8 @@ pub(crate) struct Raw {
     pub(super) xdp: Xdp,
     pub(super) rings: Rings,
     pub(super) flows: Flows,
+    pub(super) tcp: Tcp,
+    pub(super) icmp: Icmp,
     pub(super) dns: Dns,
     pub(super) admin: Admin,
     pub(super) health: Health,
@@ -76,6 +82,8 @@ impl Default for Raw {
             xdp: Xdp::default(),
             rings: Rings::default(),
             flows: Flows::default(),
+            tcp: Tcp::default(),
+            icmp: Icmp::default(),
             dns: Dns::default(),
             admin: Admin::default(),
             health: Health::default(),
@@ -165,11 +173,17 @@ pub(super) struct Xdp {
     pub(super) pin_dir: PathBuf,
     pub(super) mode: String,
     pub(super) zero_copy: String,
+    pub(super) hold_ms: u64,
 }
 
 impl Default for Xdp {
     fn default() -> Self {
-        Self { pin_dir: "/sys/fs/bpf/flowgate".into(), mode: "auto".into(), zero_copy: "auto".into() }
+        Self {
+            pin_dir: "/sys/fs/bpf/flowgate".into(),
+            mode: "auto".into(),
+            zero_copy: "auto".into(),
+            hold_ms: 5000,
+        }
     }
 }
 
@@ -193,6 +207,7 @@ impl Default for Rings {
 pub(super) struct Flows {
     pub(super) capacity: u32,
     pub(super) capacity_v6: u32,
+    pub(super) keep: bool,
     pub(super) affinity_capacity: u32,
     tcp_opening_s: u64,
     tcp_established_s: u64,
@@ -210,6 +225,7 @@ impl Default for Flows {
         Self {
             capacity: 262_144,
             capacity_v6: 65_536,
+            keep: true,
             affinity_capacity: 65_536,
             tcp_opening_s: t.tcp_opening.as_secs(),
             tcp_established_s: t.tcp_established.as_secs(),

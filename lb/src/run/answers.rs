@@ -18,8 +18,9 @@ use flowgate_xsk::steering::Reason;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::device::QueueSocket;
 use super::steer::Publishing;
-use super::workers::{QueueSocket, Workers};
+use super::workers::{Post, Workers};
 use crate::admin::{Answer, Answerer, Question, view};
 
 /// Knows all the answers.
@@ -40,12 +41,28 @@ impl Answerer for Answers {
             Question::Neighbours => Answer::Neighbours(neighbours(&tables)),
             Question::Workers => Answer::Workers(self.show_workers()),
             Question::Drops => self.drops().map_or_else(Answer::Error, Answer::Drops),
+            #[cfg(feature = "lab")]
+            Question::Fault { worker, fault } => self.break_worker(worker, fault),
             Question::Tables => Answer::Tables(Box::new(self.show_tables(&tables))),
         }
     }
 }
 
 impl Answers {
+    #[cfg(feature = "lab")]
+    fn break_worker(&self, worker: usize, fault: crate::admin::Fault) -> Answer {
+        use flowgate_dataplane::fault::Fault;
+        let fault = match fault {
+            crate::admin::Fault::Panic => Fault::Panic,
+            crate::admin::Fault::Hang => Fault::Hang,
+        };
+        let workers = self.workers.borrow();
+        match workers.posts.get(worker).map(|post| post.inject(fault)) {
+            Some(true) => Answer::Workers(Vec::new()),
+            _ => Answer::Error(format!("there is no worker {worker}")),
+        }
+    }
+
     fn services(&self, tables: &Tables) -> Vec<view::Service> {
         let mut flows: HashMap<ServiceId, usize> = HashMap::new();
         for flow in self.workers.borrow().shared.flows.views() {
@@ -154,14 +171,13 @@ impl Answers {
             xdp: socket.xdp.name().into(),
             mode: socket.mode.name().into(),
         };
-        let row = |(index, sockets): (usize, &Vec<QueueSocket>)| {
-            let handle = &workers.handles[index];
-            let counters = handle.state.counters.read();
+        let row = |(index, post): (usize, &Post)| {
+            let counters = post.counters();
             view::Worker {
                 worker: index,
-                core: handle.state.core(),
+                core: post.core(),
                 state: workers.state(index).into(),
-                queues: sockets.iter().map(queue).collect(),
+                queues: post.sockets.iter().map(queue).collect(),
                 rx_packets: counters.event(Event::RxPackets),
                 tx_packets: counters.event(Event::TxPackets),
                 drops: counters.dropped_total(),
@@ -171,7 +187,7 @@ impl Answers {
                 events: Event::ALL.iter().map(|e| (e.name().into(), counters.event(*e))).collect(),
             }
         };
-        workers.sockets.iter().enumerate().map(row).collect()
+        workers.posts.iter().enumerate().map(row).collect()
     }
 
     fn drops(&self) -> Result<Vec<view::Drop>, String> {
@@ -189,16 +205,14 @@ impl Answers {
             .map(|(reason, packets)| row("xdp", reason.name(), *packets, reason.meaning()))
             .collect();
         let workers = self.workers.borrow();
-        let sockets: Vec<_> = workers.sockets.iter().flatten().filter_map(QueueSocket::statistics).collect();
+        let sockets: Vec<_> =
+            workers.posts.iter().flat_map(|post| &post.sockets).filter_map(QueueSocket::statistics).collect();
         rows.extend(
             SOCKET_DROPS.iter().map(|(reason, meaning, count)| {
                 row("socket", reason, sockets.iter().map(count).sum(), meaning)
             }),
         );
-        let total = workers
-            .handles
-            .iter()
-            .fold(Counters::default(), |sum, handle| sum.plus(&handle.state.counters.read()));
+        let total = workers.posts.iter().fold(Counters::default(), |sum, post| sum.plus(&post.counters()));
         rows.extend(DropReason::ALL.iter().map(|r| row("worker", r.name(), total.dropped(*r), r.meaning())));
         rows.extend(
             RejectReason::ALL.iter().map(|r| row("worker", r.name(), total.rejected(*r), r.meaning())),

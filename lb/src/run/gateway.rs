@@ -10,21 +10,33 @@ use flowgate_control::health::{self, ProbeCounts, Vitals};
 use flowgate_control::{Observer, Status, Update, dns};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::{PortSet, Publisher};
-use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, SocketMap, Steering, SteeringConfig};
+use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, SteeringError};
+use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::answers::Answers;
-use super::host;
-use super::metrics::Metrics;
+use super::care::{Care, given};
+use super::metrics::{Extent, Metrics};
+use super::reexec::Reexecutions;
 use super::steer::Publishing;
 use super::workers::Workers;
+use super::{host, kept};
 use crate::admin::AdminServer;
 use crate::config::Config;
 
-/// Brings everything up, serves until a signal, and brings the workers down. Program, maps and links stay
-/// for the next start; without sockets in the map all traffic passes to the kernel.
-pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
+/// Why serving has ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// A signal, by its name for people.
+    Signal(&'static str),
+    /// A worker hangs: only another process gets rid of it.
+    Hang(Reexecutions),
+}
+
+/// Brings everything up, serves until a signal, and brings the workers down. Program, maps, links and flows
+/// stay for the next start. For a while the program holds the traffic for it; then all passes to the kernel.
+pub(crate) async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let admin = AdminServer::bind(&config.admin_socket)?;
     let dns = config.dns.as_ref().map(dns::Server::bind).transpose()?;
     if let Some(dns) = &dns {
@@ -32,15 +44,17 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         tracing::info!(?addresses, ?domain, "DNS listens");
     }
     let (steering, snat_ports) = attach(config)?;
-    let socket_map = steering.sockets();
     let publisher = Publisher::new();
-    let started = now();
+    let started = clock_start();
     let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
     let resolve = Resolver(Arc::new(move |neighbour| requests.try_send(neighbour).is_ok()));
-    let workers = match Workers::start(config, steering.report(), &publisher, resolve, started) {
+    let opened = kept::open(config)
+        .and_then(|flows| Workers::open(config, steering.report(), flows, resolve, started));
+    let workers = match opened {
         Ok(workers) => workers,
         Err(error) => return Err(undo_attach(config, steering, error)),
     };
+    let reexecutions = Reexecutions::so_far();
     let settings = super::settings(config, snat_ports);
     let (status, status_receiver) = watch::channel(Status::default());
     let (desired, desired_receiver) = watch::channel(Arc::default());
@@ -55,26 +69,25 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
     let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
     let workers = Rc::new(RefCell::new(workers));
-    let publishing = Rc::new(RefCell::new(Publishing { publisher, steering, answers_echo: false }));
+    let publishing =
+        Rc::new(RefCell::new(Publishing { publisher, steering, answers_echo: config.options.echo_vips }));
     let answers = Answers {
         workers: Rc::clone(&workers),
         publishing: Rc::clone(&publishing),
         status: status_receiver.clone(),
         started,
     };
-    let sink = Sink {
-        publishing: Rc::clone(&publishing),
-        workers: Rc::clone(&workers),
-        socket_map: socket_map.clone(),
-        connected: false,
-    };
+    let sink = Sink { publishing: Rc::clone(&publishing), workers: Rc::clone(&workers), hold: config.hold };
     let metrics = Metrics::new(
         Rc::clone(&workers),
         Rc::clone(&publishing),
         vitals.clone(),
         &probe_counts,
-        dns.as_ref().map(dns::Server::counters),
-        config.metrics_detail,
+        Extent {
+            dns: dns.as_ref().map(dns::Server::counters),
+            detail: config.metrics_detail,
+            hangs: reexecutions.total(),
+        },
     );
     let metrics_status = status.clone();
     let control = flowgate_control::run(
@@ -92,36 +105,42 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<()> {
         },
         sink.into_fn(),
     );
-    let look_after = async {
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
-        loop {
-            ticks.tick().await;
-            workers.borrow_mut().watch(&socket_map, now());
-            show_ailments(&workers.borrow(), &ailments);
-            publishing.borrow_mut().publisher.collect();
-        }
-    };
+    let care =
+        Care::new(Rc::clone(&workers), Rc::clone(&publishing), ailments, reexecutions.clone(), config.hold);
     let logged = log_reports(status_receiver);
     let signalled = signalled()?;
     let outcome = tokio::select! {
-        ended = control => ended.context("the control plane"),
-        () = look_after => Ok(()),
-        () = logged => Ok(()),
-        () = admin.serve(Rc::new(answers)) => Ok(()),
-        () = metrics.serve(config.metrics_listen, &metrics_status) => Ok(()),
-        how = signalled => {
-            tracing::info!("{how}: traffic passes to the kernel");
-            Ok(())
+        ended = control => ended.context("the control plane").map(|()| Ended::Signal("ended")),
+        worker = care.until_a_worker_hangs() => {
+            tracing::error!(worker, "the process begins anew; its flows go on");
+            Ok(Ended::Hang(reexecutions))
         }
+        () = logged => Ok(Ended::Signal("ended")),
+        () = admin.serve(Rc::new(answers)) => Ok(Ended::Signal("ended")),
+        () = metrics.serve(config.metrics_listen, &metrics_status) => Ok(Ended::Signal("ended")),
+        how = signalled => Ok(Ended::Signal(how)),
     };
     drop((shutdown, metrics));
+    let cleared = stop_traffic(&mut publishing.borrow_mut(), config.hold);
+    match outcome {
+        Ok(Ended::Hang(_)) => return outcome,
+        Ok(Ended::Signal(how)) => {
+            tracing::info!("{how}: traffic is held for a successor, then passes to the kernel")
+        }
+        Err(_) => {}
+    }
     // First the traffic, then those who serve it.
-    let cleared = socket_map.clear_all();
     if let Ok(workers) = Rc::try_unwrap(workers) {
         workers.into_inner().stop();
     }
     cleared.context("taking the traffic away")?;
     outcome
+}
+
+/// Takes the traffic from the workers; the program holds it for a while.
+fn stop_traffic(publishing: &mut Publishing, hold: Duration) -> Result<(), SteeringError> {
+    publishing.steering.hold_for(hold)?;
+    publishing.steering.clear_all_sockets()
 }
 
 /// Attaches the XDP program and takes the source ports from the kernel.
@@ -171,39 +190,27 @@ fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> any
 struct Sink {
     publishing: Rc<RefCell<Publishing>>,
     workers: Rc<RefCell<Workers>>,
-    socket_map: SocketMap,
-    connected: bool,
+    hold: Duration,
 }
 
 impl Sink {
-    fn into_fn(mut self) -> impl FnMut(Update) -> anyhow::Result<()> {
+    fn into_fn(self) -> impl FnMut(Update) -> anyhow::Result<()> {
+        let mut first = true;
         move |update| {
             let generation = update.tables.generation;
             let (services, backends) =
                 (update.tables.services.services().len(), update.tables.services.backends().len());
-            self.publishing.borrow_mut().publish(update)?;
-            if !self.connected {
-                self.workers.borrow().connect(&self.socket_map)?;
-                self.connected = true;
+            let mut publishing = self.publishing.borrow_mut();
+            if std::mem::take(&mut first) {
+                // What is ours from now on must not pass to the kernel before the workers have it.
+                publishing.steering.hold_for(self.hold)?;
             }
+            publishing.publish(update)?;
+            self.workers.borrow_mut().start(&given(&publishing))?;
             tracing::info!(generation, services, backends, "published");
             Ok(())
         }
     }
-}
-
-/// Tells health which workers are not well.
-fn show_ailments(workers: &Workers, ailments: &watch::Sender<Arc<[String]>>) {
-    let states = (0..workers.handles.len()).map(|index| (index, workers.state(index)));
-    let unwell: Arc<[String]> = states
-        .filter(|(_, state)| *state != "running")
-        .map(|(index, state)| format!("worker {index} is {state}: its traffic passes to the kernel"))
-        .collect();
-    ailments.send_if_modified(|shown| {
-        let changed = *shown != unwell;
-        *shown = unwell;
-        changed
-    });
 }
 
 /// Each finding is logged once, when it appears.
@@ -227,11 +234,13 @@ async fn log_reports(mut status: watch::Receiver<Status>) {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the start of the clock that workers and watchdog share")]
-fn now() -> Instant {
-    Instant::now()
+/// Where ticks count from: the beginning of the monotonic clock, so that those that one process writes into
+/// the flow table mean the same to the next.
+fn clock_start() -> Instant {
+    let since = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    #[expect(clippy::disallowed_methods, reason = "the clock that workers and watchdog share")]
+    let now = Instant::now();
+    now.checked_sub(since).unwrap_or(now)
 }
 
-/// How often heartbeats are looked at and retired generations freed.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 const REQUESTS_WAITING: usize = 1024;

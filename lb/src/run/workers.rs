@@ -1,261 +1,385 @@
-//! Opening every worker's sockets and starting it, and taking its traffic away when it hangs.
+//! The workers: starting them, watching them, and putting others in the place of those that panic. Decides
+//! nothing about the process: a worker that hangs is reported, since its thread cannot be ended.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use flowgate_dataplane::device::{RxQueue, XskDevice};
-use flowgate_dataplane::watchdog::{Alarm, Watchdog};
+use flowgate_dataplane::adopt::{Adoption, adopt};
+use flowgate_dataplane::device::XskDevice;
+use flowgate_dataplane::watchdog::{Change, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
-use flowgate_dataplane::{Options, Pipeline, RxChecksums, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
-use flowgate_flow::{AffinityTable, Flows, HashKey};
-use flowgate_tables::{InterfaceId, Publisher};
-use flowgate_xsk::steering::{AttachReport, SocketMap, XdpMode};
-use flowgate_xsk::{BindMode, FramePool, PortConfig, PortStatistics, UmemConfig};
+use flowgate_dataplane::{Counters, Pipeline, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
+use flowgate_flow::{AffinityTable, Flows, Origin};
+use flowgate_tables::Publisher;
+use flowgate_xsk::steering::{AttachReport, SocketMap};
 
+use super::device::{self, QueueSocket};
 use crate::config::Config;
 
-/// All workers, running.
+/// All workers.
 pub(crate) struct Workers {
     pub(crate) shared: Shared,
-    pub(crate) handles: Vec<WorkerHandle<XskDevice>>,
-    /// The sockets of each worker.
-    pub(crate) sockets: Vec<Vec<QueueSocket>>,
+    pub(crate) posts: Vec<Post>,
+    pub(crate) restarts: Restarts,
+    /// What was taken over from an earlier process, once that is done.
+    pub(crate) adoption: Adoption,
+    config: Config,
     watchdog: Watchdog,
+    started: bool,
+    /// Whether the flows are those of an earlier process and nobody has adopted them yet.
+    to_be_adopted: bool,
+    /// Whether the sockets could not be opened after a change of the interfaces.
+    pub(crate) to_be_reopened: bool,
 }
 
-/// One AF_XDP socket, for the socket map and for people.
-pub(crate) struct QueueSocket {
-    pub(crate) interface: String,
-    pub(crate) ifindex: u32,
-    pub(crate) queue: u32,
-    pub(crate) xdp: XdpMode,
-    pub(crate) mode: BindMode,
-    fd: OwnedFd,
+/// How often workers were put in the place of others, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Restarts {
+    /// One panicked.
+    pub(crate) panic: u64,
+    /// An interface came, went, or changed its queues or its MTU: all workers.
+    pub(crate) interface: u64,
 }
 
-impl QueueSocket {
-    /// The kernel's counters of the socket; none once its device is gone.
-    pub(crate) fn statistics(&self) -> Option<PortStatistics> {
-        PortStatistics::of(self.fd.as_fd()).ok()
-    }
+/// What a worker is given.
+pub(crate) struct Given<'a> {
+    pub(crate) attached: &'a [AttachReport],
+    pub(crate) publisher: &'a Publisher,
+    pub(crate) map: SocketMap,
+}
+
+/// The place of a worker; it stays when the worker is replaced.
+pub(crate) struct Post {
+    number: WorkerNumber,
+    core: Option<usize>,
+    pub(crate) sockets: Vec<QueueSocket>,
+    stage: Stage,
+    /// What the workers before the present one had counted.
+    counted: Counters,
+    /// When workers here panicked lately.
+    panics: VecDeque<Instant>,
+}
+
+enum Stage {
+    /// Its sockets are open.
+    Ready(XskDevice),
+    Running(WorkerHandle<XskDevice>),
+    /// Nobody works here.
+    Vacant,
 }
 
 impl Workers {
-    /// Opens the sockets of all queues of the attached interfaces and starts the workers.
+    /// Opens the sockets of all queues of the attached interfaces.
     ///
     /// # Errors
     /// What is missing, with its interface and queue.
-    pub(crate) fn start(
+    pub(crate) fn open(
         config: &Config,
         attached: &[AttachReport],
-        publisher: &Publisher,
+        (flows, origins): (Flows, [Origin; 2]),
         resolve: Resolver,
         started: Instant,
     ) -> anyhow::Result<Self> {
-        let fewest = attached.iter().map(|report| report.queues).min().unwrap_or(1).max(1) as usize;
-        let count = if config.workers.count == 0 { fewest } else { config.workers.count };
+        let fewest = device::workers_possible(attached);
         anyhow::ensure!(
-            count <= fewest,
-            "workers.count is {count}, but an interface has {fewest} queues: each worker needs one of each"
+            config.workers.count <= fewest,
+            "workers.count is {}, but an interface has {fewest} queues: each worker needs one of each",
+            config.workers.count
         );
-        let cores = choose_cores(config, count)?;
-        let flows = Arc::new(Flows::new(config.flow_capacity, config.flow_capacity_v6, HashKey::random())?);
         let affinity = Arc::new(AffinityTable::new(config.affinity_capacity));
-        let shared = Shared { flows, affinity, resolve, started };
-        let (mut handles, mut sockets) = (Vec::new(), Vec::new());
-        for (index, core) in cores.into_iter().enumerate() {
-            let number = WorkerNumber { index, count };
-            let (device, own_sockets) = open_device(config, attached, number)?;
-            for socket in &own_sockets {
-                let (mode, queue) = (socket.mode.name(), socket.queue);
-                tracing::info!(worker = index, interface = socket.interface, queue, mode, "AF_XDP socket");
-            }
-            let worker_config = WorkerConfig {
-                number,
-                core,
-                idle_before_sleep: config.workers.idle_before_sleep,
-                timeouts: config.timeouts,
-                options: Options::default(),
-            };
-            let pipeline = Pipeline::new(number);
-            let worker = Worker::new(worker_config, shared.clone(), publisher.reader(), device, pipeline);
-            handles.push(worker.spawn().with_context(|| format!("starting worker {index}"))?);
-            sockets.push(own_sockets);
-        }
-        let watchdog = Watchdog::new(count, config.workers.hang, started);
-        Ok(Self { shared, handles, sockets, watchdog })
+        let mut workers = Self {
+            shared: Shared { flows: Arc::new(flows), affinity, resolve, started },
+            posts: Vec::new(),
+            restarts: Restarts::default(),
+            adoption: Adoption::default(),
+            config: config.clone(),
+            watchdog: Watchdog::new(config.workers.hang),
+            started: false,
+            to_be_adopted: origins.contains(&Origin::Kept),
+            to_be_reopened: false,
+        };
+        workers.open_posts(attached)?;
+        Ok(workers)
     }
 
-    /// Puts every worker's sockets into the socket map: from here on it has its traffic.
+    /// Opens all sockets; on an error everything stays as it is.
+    fn open_posts(&mut self, attached: &[AttachReport]) -> anyhow::Result<()> {
+        let (wanted, possible) = (self.config.workers.count, device::workers_possible(attached));
+        let count = if wanted == 0 { possible } else { wanted.min(possible) };
+        let cores = device::choose_cores(&self.config, count)?;
+        let mut posts = Vec::new();
+        for (index, core) in cores.into_iter().enumerate() {
+            let number = WorkerNumber { index, count };
+            let (device, sockets) = device::open(&self.config, attached, number)?;
+            let stage = Stage::Ready(device);
+            posts.push(Post {
+                number,
+                core,
+                sockets,
+                stage,
+                counted: Counters::default(),
+                panics: VecDeque::new(),
+            });
+        }
+        // What was counted where nobody works any more stays in the sum.
+        for (index, post) in std::mem::take(&mut self.posts).into_iter().enumerate() {
+            let heir = index.min(posts.len() - 1);
+            posts[heir].counted = posts[heir].counted.plus(&post.counted);
+            posts[heir].panics.extend(post.panics);
+        }
+        self.posts = posts;
+        Ok(())
+    }
+
+    /// Starts the workers with the first generation, which must be published by now, and gives them their
+    /// traffic. The flows of an earlier process are adopted before.
     ///
     /// # Errors
-    /// The kernel refuses one.
-    pub(crate) fn connect(&self, map: &SocketMap) -> anyhow::Result<()> {
-        for socket in self.sockets.iter().flatten() {
-            map.set(socket.ifindex, socket.queue, socket.fd.as_fd())
+    /// The kernel refuses a thread or a slot.
+    pub(crate) fn start(&mut self, given: &Given<'_>) -> anyhow::Result<()> {
+        if self.started {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.to_be_adopted) {
+            self.adoption =
+                adopt(&self.shared.flows, &self.shared.affinity, &given.publisher.current().services);
+            let Adoption { flows, without_backend, bindings, cleared } = self.adoption;
+            tracing::info!(
+                flows,
+                without_backend,
+                bindings,
+                cleared,
+                "adopted the flows of the last process"
+            );
+        }
+        self.started = true;
+        (0..self.posts.len()).try_for_each(|index| self.start_one(index, given))
+    }
+
+    fn start_one(&mut self, index: usize, given: &Given<'_>) -> anyhow::Result<()> {
+        let post = &mut self.posts[index];
+        let Stage::Ready(device) = std::mem::replace(&mut post.stage, Stage::Vacant) else { return Ok(()) };
+        let config = WorkerConfig {
+            number: post.number,
+            core: post.core,
+            idle_before_sleep: self.config.workers.idle_before_sleep,
+            timeouts: self.config.timeouts,
+            options: self.config.options,
+        };
+        let (shared, pipeline) = (self.shared.clone(), Pipeline::new(post.number));
+        let worker = Worker::new(config, shared, given.publisher.reader(), device, pipeline);
+        let handle = worker.counting_from(post.counted).spawn();
+        post.stage = Stage::Running(handle.with_context(|| format!("starting worker {index}"))?);
+        for socket in &post.sockets {
+            socket
+                .connect(&given.map)
                 .with_context(|| format!("{} queue {}", socket.interface, socket.queue))?;
         }
         Ok(())
     }
 
-    /// Looks after the workers: one that hangs or died loses its traffic to the kernel.
-    pub(crate) fn watch(&mut self, map: &SocketMap, now: Instant) {
-        let heartbeat =
-            |handle: &WorkerHandle<XskDevice>| (!handle.is_finished()).then(|| handle.state.heartbeat());
-        let heartbeats: Vec<_> = self.handles.iter().map(heartbeat).collect();
-        let mut alarm = SocketAlarm { map, sockets: &self.sockets };
-        self.watchdog.look(&heartbeats, now, &mut alarm);
+    /// Looks after the workers: one that has panicked gets a successor, and those that have begun to hang
+    /// are told.
+    pub(crate) fn watch(&mut self, given: &Given<'_>, now: Instant) -> Vec<usize> {
+        if !self.started {
+            return Vec::new();
+        }
+        if !self.to_be_reopened {
+            (0..self.posts.len()).for_each(|index| self.succeed(index, given, now));
+        }
+        let heartbeats: Vec<_> = self.posts.iter().map(Post::heartbeat).collect();
+        let mut hanging = Vec::new();
+        for change in self.watchdog.look(&heartbeats, now) {
+            match change {
+                Change::Hangs(worker) => {
+                    tracing::error!(worker, "worker hangs");
+                    self.posts[worker].for_each_socket("take its traffic away", |s| s.disconnect(&given.map));
+                    hanging.push(worker);
+                }
+                Change::Recovers(worker) => {
+                    tracing::info!(worker, "worker moves again: it gets its traffic back");
+                    self.posts[worker].for_each_socket("give its traffic back", |s| s.connect(&given.map));
+                }
+            }
+        }
+        hanging
     }
 
-    /// `running`, `hanging` or `dead`.
-    pub(crate) fn state(&self, worker: usize) -> &'static str {
-        if self.handles[worker].is_finished() {
-            "dead"
-        } else if self.watchdog.hanging().any(|hanging| hanging == worker) {
-            "hanging"
-        } else {
-            "running"
+    /// Puts another worker in the place of one that has panicked, unless that happens all the time.
+    fn succeed(&mut self, index: usize, given: &Given<'_>, now: Instant) {
+        let post = &mut self.posts[index];
+        match &post.stage {
+            Stage::Running(handle) if !handle.is_finished() => return,
+            Stage::Ready(_) => return,
+            Stage::Running(_) | Stage::Vacant => {}
+        }
+        if matches!(post.stage, Stage::Vacant) && !post.may_try_again(now) {
+            return;
+        }
+        tracing::error!(worker = index, "worker is dead");
+        post.vacate();
+        post.panics.push_back(now);
+        if !post.may_try_again(now) {
+            tracing::error!(worker = index, "no other worker takes its place: it would be the same again");
+            return;
+        }
+        let opened = device::open(&self.config, given.attached, post.number);
+        let replaced = opened.and_then(|(device, sockets)| {
+            let post = &mut self.posts[index];
+            (post.stage, post.sockets) = (Stage::Ready(device), sockets);
+            self.start_one(index, given)
+        });
+        match replaced {
+            Ok(()) => {
+                self.restarts.panic += 1;
+                tracing::info!(worker = index, "another worker has taken its place");
+            }
+            Err(error) => {
+                self.posts[index].vacate();
+                tracing::error!(worker = index, "no worker can take its place yet: {error:#}");
+            }
         }
     }
 
-    /// Stops all workers and waits for them.
-    pub(crate) fn stop(self) {
-        for handle in self.handles {
+    /// Opens the sockets of all interfaces anew, after some have changed, with as many workers as they allow.
+    ///
+    /// # Errors
+    /// What is missing, with its interface and queue. Then nobody works until another call has more luck.
+    pub(crate) fn reopen(&mut self, given: &Given<'_>) -> anyhow::Result<()> {
+        self.ask_to_stop();
+        for (worker, post) in self.posts.iter_mut().enumerate() {
+            anyhow::ensure!(post.has_stopped_within(STOP_LIMIT), "worker {worker} does not stop");
+            post.vacate();
+        }
+        self.watchdog = Watchdog::new(self.config.workers.hang);
+        self.to_be_reopened = true;
+        self.open_posts(given.attached)?;
+        self.to_be_reopened = false;
+        self.restarts.interface += 1;
+        if self.started {
+            (0..self.posts.len()).try_for_each(|index| self.start_one(index, given))?;
+        }
+        Ok(())
+    }
+
+    /// Whether every place has a worker that moves, as far as is known.
+    pub(crate) fn are_well(&self) -> bool {
+        (0..self.posts.len()).all(|worker| self.state(worker) == "running")
+    }
+
+    /// `starting`, `running`, `hanging` or `dead`.
+    pub(crate) fn state(&self, worker: usize) -> &'static str {
+        match &self.posts[worker].stage {
+            Stage::Ready(_) => "starting",
+            Stage::Running(handle) if handle.is_finished() => "dead",
+            Stage::Running(_) if self.watchdog.is_hanging(worker) => "hanging",
+            Stage::Running(_) => "running",
+            Stage::Vacant => "dead",
+        }
+    }
+
+    fn ask_to_stop(&self) {
+        for post in &self.posts {
+            if let Stage::Running(handle) = &post.stage {
+                handle.ask_to_stop();
+            }
+        }
+    }
+
+    /// Stops all workers and waits for them, though not for one that hangs.
+    pub(crate) fn stop(mut self) {
+        self.ask_to_stop();
+        for (worker, post) in self.posts.iter_mut().enumerate() {
+            if !self.watchdog.is_hanging(worker) && post.has_stopped_within(STOP_LIMIT) {
+                post.vacate();
+            } else {
+                tracing::error!(worker, "worker does not stop: it ends with the process");
+            }
+        }
+    }
+}
+
+impl Post {
+    /// What workers here have counted.
+    pub(crate) fn counters(&self) -> Counters {
+        match &self.stage {
+            Stage::Running(handle) => handle.state.counters.read(),
+            Stage::Ready(_) | Stage::Vacant => self.counted,
+        }
+    }
+
+    /// The core that the worker is bound to, once it runs and if it is.
+    pub(crate) fn core(&self) -> Option<u64> {
+        match &self.stage {
+            Stage::Running(handle) => handle.state.core(),
+            Stage::Ready(_) | Stage::Vacant => None,
+        }
+    }
+
+    /// Breaks the worker here, if there is one.
+    #[cfg(feature = "lab")]
+    pub(crate) fn inject(&self, fault: flowgate_dataplane::fault::Fault) -> bool {
+        let running = if let Stage::Running(handle) = &self.stage { Some(handle) } else { None };
+        running.map(|handle| handle.state.inject(fault)).is_some()
+    }
+
+    fn heartbeat(&self) -> Option<u64> {
+        match &self.stage {
+            Stage::Running(handle) if !handle.is_finished() => Some(handle.state.heartbeat()),
+            _ => None,
+        }
+    }
+
+    /// Takes away the worker, who must have stopped or be about to, and its sockets.
+    fn vacate(&mut self) {
+        self.counted = self.counters();
+        self.sockets.clear();
+        if let Stage::Running(handle) = std::mem::replace(&mut self.stage, Stage::Vacant) {
             drop(handle.stop());
         }
     }
-}
 
-struct SocketAlarm<'a> {
-    map: &'a SocketMap,
-    sockets: &'a [Vec<QueueSocket>],
-}
-
-impl Alarm for SocketAlarm<'_> {
-    fn hangs(&mut self, worker: usize) {
-        tracing::error!(worker, "worker hangs or died: its traffic passes to the kernel");
-        for socket in &self.sockets[worker] {
-            if let Err(error) = self.map.clear(socket.ifindex, socket.queue) {
-                tracing::error!(worker, %error, "cannot take its traffic away");
-            }
-        }
-    }
-
-    fn recovers(&mut self, worker: usize) {
-        tracing::info!(worker, "worker moves again: it gets its traffic back");
-        for socket in &self.sockets[worker] {
-            if let Err(error) = self.map.set(socket.ifindex, socket.queue, socket.fd.as_fd()) {
-                tracing::error!(worker, %error, "cannot give its traffic back");
-            }
-        }
-    }
-}
-
-/// Queues are dealt to workers in turn: worker `w` of `n` has the queues `w`, `w + n`, ... of every
-/// interface, so each worker can send by each interface.
-fn open_device(
-    config: &Config,
-    attached: &[AttachReport],
-    number: WorkerNumber,
-) -> anyhow::Result<(XskDevice, Vec<QueueSocket>)> {
-    let mut ports = Vec::new();
-    let mut owners = Vec::new();
-    for (interface, report) in attached.iter().enumerate() {
-        for queue in (0..report.queues).filter(|queue| *queue as usize % number.count == number.index) {
-            ports.push(PortConfig {
-                rx_ring_len: config.rings.rx,
-                tx_ring_len: config.rings.tx,
-                fill_ring_len: config.rings.fill,
-                completion_ring_len: config.rings.tx,
-                zero_copy: config.zero_copy,
-                ..PortConfig::new(report.interface.clone(), queue)
-            });
-            owners.push(InterfaceId(u8::try_from(interface).context("too many interfaces")?));
-        }
-    }
-    let umem = UmemConfig {
-        frame_count: UmemConfig::frames_for(&ports).next_power_of_two(),
-        chunk_len: chunk_len(config, attached)?,
-        ..UmemConfig::default()
-    };
-    let (pool, opened) = FramePool::new(&umem, &ports)?;
-    if let Some(reason) = pool.zero_copy_refusal() {
-        tracing::info!(worker = number.index, reason, "AF_XDP works in copy mode");
-    }
-    let mut sockets = Vec::new();
-    let mut queues = Vec::new();
-    for (port, interface) in opened.into_iter().zip(owners) {
-        let report = &attached[interface.index()];
-        sockets.push(QueueSocket {
-            interface: report.interface.clone(),
-            ifindex: report.ifindex,
-            queue: port.queue(),
-            xdp: report.mode,
-            mode: port.bind_mode(),
-            fd: port.fd().try_clone_to_owned()?,
-        });
-        // A zero-copy NIC delivers what was on the wire; anything else may be a virtual device or the
-        // kernel's own stack, and telling costs a few additions.
-        let checksums = match port.bind_mode() {
-            BindMode::ZeroCopy => RxChecksums::Complete,
-            BindMode::Copy => RxChecksums::MayBePartial,
+    fn has_stopped_within(&self, limit: Duration) -> bool {
+        let finished = || match &self.stage {
+            Stage::Running(handle) => handle.is_finished(),
+            Stage::Ready(_) | Stage::Vacant => true,
         };
-        queues.push(RxQueue { interface, checksums, port });
+        (0..limit.as_millis() / STEP.as_millis()).any(|_| {
+            let done = finished();
+            if !done {
+                std::thread::sleep(STEP);
+            }
+            done
+        })
     }
-    Ok((XskDevice::new(pool, queues), sockets))
-}
 
-/// A chunk must hold the 256 bytes that the kernel keeps, an Ethernet header with a tag, and a packet.
-fn chunk_len(config: &Config, attached: &[AttachReport]) -> anyhow::Result<u32> {
-    let mut largest = 0;
-    for report in attached {
-        let path = format!("/sys/class/net/{}/mtu", report.interface);
-        let mtu = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u32>().ok());
-        largest = largest.max(mtu.unwrap_or(1500));
-    }
-    let needed = largest + KERNEL_HEADROOM + ETHERNET_AND_TAG;
-    let chosen = match config.rings.frame_bytes {
-        0 if needed <= 2048 => 2048,
-        0 => 4096,
-        configured => configured,
-    };
-    anyhow::ensure!(
-        needed <= chosen,
-        "an MTU of {largest} does not fit into frames of {chosen} bytes: at most {} does",
-        chosen - KERNEL_HEADROOM - ETHERNET_AND_TAG
-    );
-    Ok(chosen)
-}
-
-/// The last cores by default: interrupts and the rest of the system gather on the first.
-fn choose_cores(config: &Config, count: usize) -> anyhow::Result<Vec<Option<usize>>> {
-    let allowed: Vec<usize> =
-        core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
-    if !config.workers.cores.is_empty() {
-        if let Some(missing) = config.workers.cores.iter().find(|core| !allowed.contains(core)) {
-            anyhow::bail!(
-                "workers.cores: core {missing} is not among the cores that this process may use {allowed:?}"
-            );
+    fn may_try_again(&mut self, now: Instant) -> bool {
+        while self.panics.front().is_some_and(|at| now.duration_since(*at) > PANICS_WINDOW) {
+            self.panics.pop_front();
         }
-        anyhow::ensure!(
-            config.workers.cores.len() == count,
-            "workers.cores names {} cores, but the queues make {count} workers",
-            config.workers.cores.len()
-        );
-        return Ok(config.workers.cores.iter().copied().map(Some).collect());
+        self.panics.len() <= PANICS_MAX
     }
-    if allowed.len() < count {
-        tracing::warn!(
-            cores = allowed.len(),
-            workers = count,
-            "fewer cores than workers: they are not bound"
-        );
-        return Ok(vec![None; count]);
+
+    fn for_each_socket(
+        &self,
+        what: &str,
+        act: impl Fn(&QueueSocket) -> Result<(), flowgate_xsk::steering::SteeringError>,
+    ) {
+        for socket in &self.sockets {
+            if let Err(error) = act(socket) {
+                let (interface, queue) = (&socket.interface, socket.queue);
+                tracing::error!(worker = self.number.index, interface, queue, %error, "cannot {what}");
+            }
+        }
     }
-    Ok(allowed[allowed.len() - count..].iter().copied().map(Some).collect())
 }
 
-const KERNEL_HEADROOM: u32 = 256;
-const ETHERNET_AND_TAG: u32 = 18;
+/// A worker is replaced at most so many times in this time.
+const PANICS_MAX: usize = 5;
+const PANICS_WINDOW: Duration = Duration::from_secs(60);
+
+/// How long the end of the process waits for a worker: one that sleeps wakes after a tenth of a second.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+const STEP: Duration = Duration::from_millis(2);

@@ -5,8 +5,9 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    os::unix::net::UnixStream,
     path::Path,
     process::{Command, ExitStatus},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -229,6 +230,19 @@ pub(crate) fn ask_by_udp(source_port: u16, target: SocketAddr) -> Result<String>
         Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..len]).into_owned())
     };
     exchange().with_context(|| format!("UDP from port {source_port} to {target}"))
+}
+
+/// The answer to one question on an admin socket.
+pub(crate) fn admin(socket: &Path, question: &str) -> Result<String> {
+    let exchange = || -> std::io::Result<String> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        writeln!(stream, "{question}")?;
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer)?;
+        Ok(answer)
+    };
+    exchange().with_context(|| format!("asking {question} on {}", socket.display()))
 }
 
 /// A counter of `/proc/net/snmp` in a namespace.

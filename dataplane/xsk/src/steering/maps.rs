@@ -147,6 +147,13 @@ impl Maps {
         Ok((maps, open(&pins.file("xsks"))?))
     }
 
+    /// Other devices have taken the places of some: what is applied to a place is applied to its new device.
+    pub(super) fn follow(&mut self, bases: Vec<(u32, u32)>) -> Result<(), SteeringError> {
+        self.bases = bases;
+        self.applied = self.read()?;
+        Ok(())
+    }
+
     /// An earlier process may have had more interfaces: the VLANs on them mean nothing any more.
     fn forget_vlans_of_strangers(&mut self) -> Result<(), MapError> {
         let keys: Vec<[u8; 8]> = self.vlans.keys().collect::<Result<_, _>>()?;

@@ -6,6 +6,7 @@
 
 mod bpffs;
 mod error;
+mod follow;
 mod hold;
 mod link;
 mod maps;
@@ -25,6 +26,7 @@ use aya::{Ebpf, EbpfLoader, programs::Xdp};
 use nix::net::if_::if_nametoindex;
 
 pub use error::SteeringError;
+pub use follow::Device;
 pub use link::LinkOrigin;
 pub use probe::Verdict;
 pub use reason::Reason;
@@ -34,8 +36,6 @@ pub use sockets::SocketMap;
 use bpffs::PinDir;
 use link::PinnedLink;
 use maps::{MAX_INTERFACES, Maps, QUEUES_PER_INTERFACE};
-
-use crate::sys::{ethtool, netlink};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 const PROGRAM: &str = "flowgate_steer";
@@ -97,8 +97,10 @@ pub struct AttachReport {
     pub interface: String,
     /// The device's index.
     pub ifindex: u32,
-    /// Its receive queues, counted after attaching (some drivers change them then).
+    /// Its receive queues, counted after attaching (some drivers change them then). None while there is no such device.
     pub queues: u32,
+    /// Its largest IP packet, in bytes.
+    pub mtu: u32,
     /// Read back from the kernel.
     pub mode: XdpMode,
     /// New or taken over.
@@ -123,6 +125,7 @@ pub struct Steering {
     programs: Vec<Ebpf>,
     links: Vec<PinnedLink>,
     reports: Vec<AttachReport>,
+    wanted: Vec<XdpModeWanted>,
     notices: Vec<String>,
     maps: Maps,
     sockets: SocketMap,
@@ -182,7 +185,8 @@ impl Steering {
             .zip(&mut links)
             .map(|((interface, (ifindex, _)), link)| report(&interface.name, *ifindex, link))
             .collect::<Result<_, _>>()?;
-        Ok(Self { programs, links, reports, notices, maps, sockets, pins })
+        let wanted = config.interfaces.iter().map(|interface| interface.mode).collect();
+        Ok(Self { programs, links, reports, wanted, notices, maps, sockets, pins })
     }
 
     /// How each interface was attached, in the order of the configuration.
@@ -353,19 +357,9 @@ fn undo(pins: &PinDir, links: &[PinnedLink]) {
 
 fn report(interface: &str, ifindex: u32, link: &mut PinnedLink) -> Result<AttachReport, SteeringError> {
     let mut messages = std::mem::take(&mut link.messages);
-    let queues = match ethtool::rx_queue_count(interface) {
-        Ok(queues) => queues,
-        // Drivers without channels have one queue or as many as were allocated.
-        Err(_) => {
-            netlink::device_xdp(ifindex)
-                .map_err(|source| SteeringError::Attach {
-                    interface: interface.to_owned(),
-                    action: "count the queues",
-                    source,
-                })?
-                .rx_queues_allocated
-        }
-    };
+    let Device { queues, mtu, .. } = Device::named(interface)
+        .filter(|device| device.ifindex == ifindex)
+        .ok_or_else(|| SteeringError::NoInterface { interface: interface.to_owned() })?;
     if queues > QUEUES_PER_INTERFACE {
         messages.push(format!(
             "{queues} queues, of which {QUEUES_PER_INTERFACE} can have a socket: the others pass to the kernel"
@@ -375,6 +369,7 @@ fn report(interface: &str, ifindex: u32, link: &mut PinnedLink) -> Result<Attach
         interface: interface.to_owned(),
         ifindex,
         queues,
+        mtu,
         mode: link.mode,
         link: link.origin,
         messages,

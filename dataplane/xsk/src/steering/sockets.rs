@@ -25,6 +25,16 @@ impl SocketMap {
         Self { map: Arc::new(Mutex::new(map)), bases: bases.into() }
     }
 
+    /// A handle on the same slots for other devices.
+    pub(super) fn again(before: &Self, bases: Vec<(u32, u32)>) -> Self {
+        Self { map: Arc::clone(&before.map), bases: bases.into() }
+    }
+
+    /// The interfaces' indexes and first slots.
+    pub(super) fn bases(&self) -> &[(u32, u32)] {
+        &self.bases
+    }
+
     /// Sends what a queue receives for Flowgate to this socket, which must be bound to that very queue: the kernel
     /// drops packets for a socket of another one.
     ///

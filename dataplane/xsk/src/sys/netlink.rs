@@ -10,6 +10,7 @@ const NLM_F_REQUEST: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
+const IFLA_MTU: u16 = 4;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_PROG_ID: u16 = 4;
@@ -25,6 +26,8 @@ pub(crate) struct DeviceXdp {
     /// Any program, also one offloaded to the NIC.
     pub(crate) any: Option<u32>,
     pub(crate) rx_queues_allocated: u32,
+    /// The largest IP packet, in bytes.
+    pub(crate) mtu: u32,
 }
 
 /// Asks the kernel about one device of the calling thread's network namespace.
@@ -60,6 +63,7 @@ fn parse(message: &[u8]) -> io::Result<DeviceXdp> {
     let mut device = DeviceXdp::default();
     for (kind, value) in attributes(message.get(NLMSG_HEADER_LEN + IFINFO_LEN..).ok_or_else(short)?) {
         match kind {
+            IFLA_MTU => device.mtu = u32_at(value, 0).ok_or_else(short)?,
             IFLA_NUM_RX_QUEUES => device.rx_queues_allocated = u32_at(value, 0).ok_or_else(short)?,
             IFLA_XDP => {
                 for (kind, value) in attributes(value) {
@@ -125,5 +129,6 @@ mod tests {
         let device = device_xdp(1).unwrap();
         assert_eq!((device.any, device.native, device.generic), (None, None, None));
         assert!(device.rx_queues_allocated >= 1);
+        assert!(device.mtu >= 68, "every device of the Internet carries that (RFC 791): {device:?}");
     }
 }

@@ -33,11 +33,18 @@ pub(crate) struct Metrics {
     workers: Rc<RefCell<Workers>>,
     publishing: Rc<RefCell<Publishing>>,
     vitals: Vitals,
-    /// None: there is no DNS server.
-    dns: Option<Arc<DnsCounters>>,
-    detail: MetricsDetail,
+    extent: Extent,
     /// What is counted where it happens.
     counted: Registry,
+}
+
+/// What there is to tell besides.
+pub(crate) struct Extent {
+    /// None: there is no DNS server.
+    pub(crate) dns: Option<Arc<DnsCounters>>,
+    pub(crate) detail: MetricsDetail,
+    /// How often the process has begun anew since a worker hung.
+    pub(crate) hangs: u64,
 }
 
 impl Metrics {
@@ -46,14 +53,13 @@ impl Metrics {
         publishing: Rc<RefCell<Publishing>>,
         vitals: Vitals,
         probes: &ProbeCounts,
-        dns: Option<Arc<DnsCounters>>,
-        detail: MetricsDetail,
+        extent: Extent,
     ) -> Self {
         let mut counted = Registry::default();
         let observer: &Observer = &vitals.observer;
         observer.register(&mut counted);
         probes.register(&mut counted);
-        Self { workers, publishing, vitals, dns, detail, counted }
+        Self { workers, publishing, vitals, extent, counted }
     }
 
     /// Answers on this address, if there is one, until dropped.
@@ -70,7 +76,7 @@ impl Metrics {
         let tables = self.publishing.borrow().publisher.current();
         let flows = Arc::clone(&self.workers.borrow().shared.flows);
         let (desired, identity) = (Arc::clone(&self.vitals.desired.borrow()), self.vitals.identity.clone());
-        let detail = self.detail;
+        let detail = self.extent.detail;
         let walk = move || {
             state::add_no_local_endpoints(&mut families, &desired, &identity);
             flows::add(&mut families, &flows, &tables, detail);
@@ -92,7 +98,7 @@ impl Metrics {
     fn gather(&self) -> Families {
         let mut families = Families::default();
         let workers = self.workers.borrow();
-        workers::add_workers(&mut families, &workers);
+        workers::add_workers(&mut families, &workers, self.extent.hangs);
         workers::add_sockets(&mut families, &workers);
         let mut publishing = self.publishing.borrow_mut();
         match publishing.steering.counters() {
@@ -103,7 +109,7 @@ impl Metrics {
         let retired = publishing.publisher.collect();
         state::add_tables(&mut families, &publishing.publisher.current(), retired);
         state::add_control(&mut families, &self.vitals);
-        if let Some(counters) = &self.dns {
+        if let Some(counters) = &self.extent.dns {
             dns::add(&mut families, counters);
         }
         process::add(&mut families);

@@ -6,15 +6,24 @@ use flowgate_xsk::{BindMode, PortStatistics};
 
 use super::families::{Families, Kind, Labels, Number};
 use crate::run::answers::{SOCKET_DROPS, SocketCount};
-use crate::run::workers::{QueueSocket, Workers};
+use crate::run::device::QueueSocket;
+use crate::run::workers::{Post, Restarts, Workers};
 
 /// Every count of every worker.
-pub(super) fn add_workers(families: &mut Families, workers: &Workers) {
-    let states = (0..workers.handles.len())
+pub(super) fn add_workers(families: &mut Families, workers: &Workers, hangs: u64) {
+    let states = (0..workers.posts.len())
         .map(|index| (worker_label(index), Number::from(workers.state(index) == "running")));
     let help = "Whether the worker runs: 0 when it hangs or is dead, and its traffic passes to the kernel.";
     families.add(Kind::Gauge, "flowgate_worker_running", help, states);
-    let counters: Vec<Counters> = workers.handles.iter().map(|handle| handle.state.counters.read()).collect();
+    let Restarts { panic, interface } = workers.restarts;
+    let restarts = [("panic", panic), ("interface", interface), ("hang", hangs)]
+        .map(|(reason, count)| (vec![("reason", reason.to_owned())], count.into()));
+    let help = "Times that workers were started in the place of others: one after a panic, all after a change \
+                of the interfaces or, with the process, after a hang.";
+    families.add(Kind::Counter, "flowgate_worker_restarts", help, restarts);
+    let help = "Flows that were taken over from an earlier process at the start.";
+    families.gauge("flowgate_flows_adopted", help, workers.adoption.flows);
+    let counters: Vec<Counters> = workers.posts.iter().map(Post::counters).collect();
     add_counters(families, &counters);
 }
 
@@ -37,8 +46,12 @@ fn add_counters(families: &mut Families, counters: &[Counters]) {
 
 /// What the kernel counts of every socket.
 pub(super) fn add_sockets(families: &mut Families, workers: &Workers) {
-    let sockets: Vec<_> =
-        workers.sockets.iter().enumerate().flat_map(|(w, own)| own.iter().map(move |s| (w, s))).collect();
+    let sockets: Vec<_> = workers
+        .posts
+        .iter()
+        .enumerate()
+        .flat_map(|(w, post)| post.sockets.iter().map(move |s| (w, s)))
+        .collect();
     let zero_copy = sockets
         .iter()
         .map(|(worker, socket)| (socket_labels(*worker, socket), (socket.mode == BindMode::ZeroCopy).into()));

@@ -1,0 +1,303 @@
+//! A flow table in a file that outlives the process, and what such a file says of itself.
+//!
+//! The table comes first, its label is the last page. A file is used again only by a process that reads
+//! it alike, in the same boot: ticks and the addresses of this machine mean nothing in another. Never
+//! looks into an entry: what a dead process left half done is put right by [`crate::adopt`].
+
+use std::fmt;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::hash::HashKey;
+use crate::memory::OutOfMemory;
+
+/// Where a table is kept, and in which boot of the machine.
+#[derive(Clone, Debug)]
+pub struct Keeping {
+    /// The file; in a tmpfs, best one with huge pages.
+    pub path: PathBuf,
+    /// Says that ticks are of one clock: the kernel's `boot_id`.
+    pub boot: [u8; 16],
+}
+
+/// Where the flows of a table come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// There was no file.
+    Begun,
+    /// There was one that is of no use: flows begin anew.
+    Replaced(Misfit),
+    /// An earlier process left them: they have to be adopted before anybody uses them.
+    Kept,
+}
+
+/// Why a file of flows is of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// It has no label, or a damaged one: its beginning was cut short, or it is something else.
+    Unlabelled,
+    /// It was written by a version that lays out entries in another way.
+    Layout,
+    /// The machine was started anew since.
+    Boot,
+    /// It is made for another number of flows.
+    Capacity(
+        /// Flows that it is made for.
+        u32,
+    ),
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unlabelled => f.write_str("it is no whole flow table"),
+            Self::Layout => f.write_str("another version wrote it"),
+            Self::Boot => f.write_str("the machine was started anew since"),
+            Self::Capacity(flows) => write!(f, "it is made for {flows} flows"),
+        }
+    }
+}
+
+/// Why no table can be kept in a file.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// Another process has it.
+    #[error("{}: another process uses this flow table", .0.display())]
+    InUse(
+        /// The file.
+        PathBuf,
+    ),
+    /// The file system refuses.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+    /// Too little memory.
+    #[error("{}: {source}", path.display())]
+    OutOfMemory {
+        /// The file.
+        path: PathBuf,
+        /// How much, and for what.
+        #[source]
+        source: OutOfMemory,
+    },
+}
+
+/// What a file must have in common with the process that uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    /// Bytes of an entry: stands for the address family too.
+    pub(crate) entry_bytes: u32,
+    pub(crate) bucket_count: u32,
+    pub(crate) capacity_flows: u32,
+    pub(crate) boot: [u8; 16],
+    pub(crate) key: HashKey,
+}
+
+/// A file with its label read, locked for as long as it is open.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) file: File,
+    pub(crate) key: HashKey,
+    pub(crate) origin: Origin,
+}
+
+/// Opens the file of a table with this label, `len` bytes long without the label; the hash key is that
+/// of the file if there is one. One that is of no use is replaced by an empty one: call [`Opened::label`]
+/// once its memory is there.
+pub(crate) fn open(path: &Path, wanted: &Label, len: u64) -> Result<Opened, KeepError> {
+    let failed = |source| KeepError::Io { path: path.to_owned(), source };
+    let origin = match File::options().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Origin::Begun,
+        Err(source) => return Err(failed(source)),
+        Ok(file) => {
+            lock(&file, path)?;
+            match read(&file, wanted, len).map_err(failed)? {
+                Ok(key) => return Ok(Opened { file, key, origin: Origin::Kept }),
+                Err(misfit) => Origin::Replaced(misfit),
+            }
+        }
+    };
+    // Its memory goes back before as much again is asked for.
+    if origin != Origin::Begun {
+        fs::remove_file(path).map_err(failed)?;
+    }
+    let options = File::options().read(true).write(true).create_new(true).mode(0o600).clone();
+    let file = options.open(path).map_err(failed)?;
+    lock(&file, path)?;
+    Ok(Opened { file, key: wanted.key, origin })
+}
+
+/// Writes the label of a new file: from here on it is whole.
+pub(crate) fn write_label(file: &File, label: &Label, len: u64) -> io::Result<()> {
+    file.write_all_at(&label.to_page(), len)
+}
+
+/// Removes a table that no process uses. One that does not exist is fine.
+///
+/// # Errors
+/// [`KeepError`]: it is in use, or the file system refuses.
+pub fn remove(path: &Path) -> Result<(), KeepError> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(KeepError::Io { path: path.to_owned(), source }),
+        Ok(file) => {
+            lock(&file, path)?;
+            fs::remove_file(path).map_err(|source| KeepError::Io { path: path.to_owned(), source })
+        }
+    }
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), KeepError> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => KeepError::InUse(path.to_owned()),
+        TryLockError::Error(source) => KeepError::Io { path: path.to_owned(), source },
+    })
+}
+
+/// The key of a file that fits, or why it does not.
+fn read(file: &File, wanted: &Label, len: u64) -> io::Result<Result<HashKey, Misfit>> {
+    let file_len = file.metadata()?.len();
+    let mut page = [0; LABEL_BYTES];
+    let Some(offset) = file_len.checked_sub(page.len() as u64) else { return Ok(Err(Misfit::Unlabelled)) };
+    file.read_exact_at(&mut page, offset)?;
+    Ok(match Label::from_page(&page) {
+        Err(misfit) => Err(misfit),
+        Ok(label) if label.entry_bytes != wanted.entry_bytes => Err(Misfit::Layout),
+        Ok(label) if label.boot != wanted.boot => Err(Misfit::Boot),
+        Ok(label) if label.capacity_flows != wanted.capacity_flows => {
+            Err(Misfit::Capacity(label.capacity_flows))
+        }
+        Ok(label) if label.bucket_count != wanted.bucket_count => Err(Misfit::Layout),
+        Ok(_) if offset != len => Err(Misfit::Unlabelled),
+        Ok(label) => Ok(label.key),
+    })
+}
+
+impl Label {
+    fn to_page(self) -> [u8; LABEL_BYTES] {
+        let Self { entry_bytes, bucket_count, capacity_flows, boot, key } = self;
+        let mut page = [0; LABEL_BYTES];
+        let numbers = [LAYOUT, entry_bytes, bucket_count, capacity_flows].map(u32::to_ne_bytes);
+        let parts = [MAGIC.as_slice(), numbers.as_flattened(), &boot];
+        let words = key.0.map(u64::to_ne_bytes);
+        let bytes = parts.into_iter().flatten().chain(words.as_flattened());
+        page.iter_mut().skip(CHECKSUM_BYTES).zip(bytes).for_each(|(to, from)| *to = *from);
+        let sum = checksum(&page[CHECKSUM_BYTES..]);
+        page[..CHECKSUM_BYTES].copy_from_slice(&sum.to_ne_bytes());
+        page
+    }
+
+    fn from_page(page: &[u8; LABEL_BYTES]) -> Result<Self, Misfit> {
+        let (sum, rest) = page.split_first_chunk().ok_or(Misfit::Unlabelled)?;
+        if u64::from_ne_bytes(*sum) != checksum(rest) {
+            return Err(Misfit::Unlabelled);
+        }
+        let mut rest = rest;
+        if take(&mut rest)? != *MAGIC {
+            return Err(Misfit::Unlabelled);
+        }
+        if u32::from_ne_bytes(take(&mut rest)?) != LAYOUT {
+            return Err(Misfit::Layout);
+        }
+        let mut number = || take(&mut rest).map(u32::from_ne_bytes);
+        let (entry_bytes, bucket_count, capacity_flows) = (number()?, number()?, number()?);
+        let boot = take(&mut rest)?;
+        let mut key = HashKey::default();
+        for word in &mut key.0 {
+            *word = u64::from_ne_bytes(take(&mut rest)?);
+        }
+        Ok(Self { entry_bytes, bucket_count, capacity_flows, boot, key })
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Misfit> {
+    let (first, behind) = rest.split_first_chunk().ok_or(Misfit::Unlabelled)?;
+    *rest = behind;
+    Ok(*first)
+}
+
+/// FNV-1a: tells a label from what is none. Nobody chooses these bytes.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// To be raised with every change of what tags and entries mean.
+const LAYOUT: u32 = 1;
+
+const MAGIC: &[u8; 8] = b"flowgate";
+const CHECKSUM_BYTES: usize = 8;
+const LABEL_BYTES: usize = crate::memory::PAGE_BYTES;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LABEL: Label = Label {
+        entry_bytes: 64,
+        bucket_count: 10,
+        capacity_flows: 131,
+        boot: *b"0123456789abcdef",
+        key: HashKey([7; HashKey::WORDS]),
+    };
+
+    #[test]
+    fn a_label_is_read_as_written_and_any_change_of_it_is_seen() {
+        let page = LABEL.to_page();
+        assert_eq!(Label::from_page(&page), Ok(LABEL));
+        for at in 0..page.len() {
+            let mut damaged = page;
+            damaged[at] ^= 0x10;
+            assert_eq!(Label::from_page(&damaged), Err(Misfit::Unlabelled), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_used_again_only_by_whoever_reads_it_alike() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flows");
+        let make = |label: &Label| {
+            let opened = open(&path, label, 8192).unwrap();
+            if opened.origin != Origin::Kept {
+                write_label(&opened.file, label, 8192).unwrap();
+            }
+            (opened.origin, opened.key)
+        };
+        assert_eq!(make(&LABEL).0, Origin::Begun);
+        assert_eq!(
+            make(&Label { key: HashKey([8; HashKey::WORDS]), ..LABEL }),
+            (Origin::Kept, HashKey([7; HashKey::WORDS]))
+        );
+        for (label, misfit) in [
+            (Label { boot: [1; 16], ..LABEL }, Misfit::Boot),
+            (Label { capacity_flows: 500, boot: [1; 16], ..LABEL }, Misfit::Capacity(131)),
+            (Label { entry_bytes: 128, capacity_flows: 500, boot: [1; 16], ..LABEL }, Misfit::Layout),
+        ] {
+            assert_eq!(make(&label).0, Origin::Replaced(misfit));
+            assert_eq!(make(&label).0, Origin::Kept);
+        }
+        fs::write(&path, "something else").unwrap();
+        assert_eq!(make(&LABEL).0, Origin::Replaced(Misfit::Unlabelled));
+    }
+
+    #[test]
+    fn a_file_that_is_in_use_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flows");
+        let opened = open(&path, &LABEL, 8192).unwrap();
+        assert!(matches!(open(&path, &LABEL, 8192), Err(KeepError::InUse(_))));
+        assert!(matches!(remove(&path), Err(KeepError::InUse(_))));
+        drop(opened);
+        remove(&path).unwrap();
+        assert!(!path.exists());
+        remove(&path).unwrap();
+    }
+}

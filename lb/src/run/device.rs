@@ -1,0 +1,150 @@
+//! Opening a worker's sockets: which queues are whose, how long frames are, and on which core it runs.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::Context;
+use flowgate_dataplane::device::{RxQueue, XskDevice};
+use flowgate_dataplane::{RxChecksums, WorkerNumber};
+use flowgate_tables::InterfaceId;
+use flowgate_xsk::steering::{AttachReport, SocketMap, SteeringError, XdpMode};
+use flowgate_xsk::{BindMode, FramePool, PortConfig, PortStatistics, UmemConfig};
+
+use crate::config::Config;
+
+/// One AF_XDP socket, for the socket map and for people.
+pub(crate) struct QueueSocket {
+    pub(crate) interface: String,
+    pub(crate) ifindex: u32,
+    pub(crate) queue: u32,
+    pub(crate) xdp: XdpMode,
+    pub(crate) mode: BindMode,
+    fd: OwnedFd,
+}
+
+impl QueueSocket {
+    /// The kernel's counters of the socket; none once its device is gone.
+    pub(crate) fn statistics(&self) -> Option<PortStatistics> {
+        PortStatistics::of(self.fd.as_fd()).ok()
+    }
+
+    /// Gives it the traffic of its queue.
+    pub(crate) fn connect(&self, map: &SocketMap) -> Result<(), SteeringError> {
+        map.set(self.ifindex, self.queue, self.fd.as_fd())
+    }
+
+    /// Takes its traffic away.
+    pub(crate) fn disconnect(&self, map: &SocketMap) -> Result<(), SteeringError> {
+        map.clear(self.ifindex, self.queue)
+    }
+}
+
+/// How many workers there can be: as many as the interface with the fewest queues has, of those that exist.
+pub(crate) fn workers_possible(attached: &[AttachReport]) -> usize {
+    let queues = attached.iter().map(|report| report.queues).filter(|queues| *queues > 0);
+    queues.min().unwrap_or(1) as usize
+}
+
+/// Queues are dealt to workers in turn: worker `w` of `n` has the queues `w`, `w + n`, ... of every
+/// interface, so each worker can send by each interface. An interface that does not exist has none.
+pub(crate) fn open(
+    config: &Config,
+    attached: &[AttachReport],
+    number: WorkerNumber,
+) -> anyhow::Result<(XskDevice, Vec<QueueSocket>)> {
+    let mut ports = Vec::new();
+    let mut owners = Vec::new();
+    for (interface, report) in attached.iter().enumerate() {
+        for queue in (0..report.queues).filter(|queue| *queue as usize % number.count == number.index) {
+            ports.push(PortConfig {
+                rx_ring_len: config.rings.rx,
+                tx_ring_len: config.rings.tx,
+                fill_ring_len: config.rings.fill,
+                completion_ring_len: config.rings.tx,
+                zero_copy: config.zero_copy,
+                ..PortConfig::new(report.interface.clone(), queue)
+            });
+            owners.push(InterfaceId(u8::try_from(interface).context("too many interfaces")?));
+        }
+    }
+    let umem = UmemConfig {
+        frame_count: UmemConfig::frames_for(&ports).next_power_of_two(),
+        chunk_len: chunk_len(config, attached)?,
+        ..UmemConfig::default()
+    };
+    let (pool, opened) = FramePool::new(&umem, &ports)?;
+    if let Some(reason) = pool.zero_copy_refusal() {
+        tracing::info!(worker = number.index, reason, "AF_XDP works in copy mode");
+    }
+    let mut sockets = Vec::new();
+    let mut queues = Vec::new();
+    for (port, interface) in opened.into_iter().zip(owners) {
+        let report = &attached[interface.index()];
+        let (worker, mode, queue) = (number.index, port.bind_mode().name(), port.queue());
+        tracing::info!(worker, interface = report.interface, queue, mode, "AF_XDP socket");
+        sockets.push(QueueSocket {
+            interface: report.interface.clone(),
+            ifindex: report.ifindex,
+            queue,
+            xdp: report.mode,
+            mode: port.bind_mode(),
+            fd: port.fd().try_clone_to_owned()?,
+        });
+        // A zero-copy NIC delivers what was on the wire; anything else may be a virtual device or the
+        // kernel's own stack, and telling costs a few additions.
+        let checksums = match port.bind_mode() {
+            BindMode::ZeroCopy => RxChecksums::Complete,
+            BindMode::Copy => RxChecksums::MayBePartial,
+        };
+        queues.push(RxQueue { interface, checksums, port });
+    }
+    Ok((XskDevice::new(pool, queues), sockets))
+}
+
+/// A chunk must hold the 256 bytes that the kernel keeps, an Ethernet header with a tag, and a packet.
+fn chunk_len(config: &Config, attached: &[AttachReport]) -> anyhow::Result<u32> {
+    let present = attached.iter().filter(|report| report.queues > 0);
+    let largest = present.map(|report| report.mtu).max().unwrap_or(1500);
+    let needed = largest + KERNEL_HEADROOM + ETHERNET_AND_TAG;
+    let chosen = match config.rings.frame_bytes {
+        0 if needed <= 2048 => 2048,
+        0 => 4096,
+        configured => configured,
+    };
+    anyhow::ensure!(
+        needed <= chosen,
+        "an MTU of {largest} does not fit into frames of {chosen} bytes: at most {} does",
+        chosen - KERNEL_HEADROOM - ETHERNET_AND_TAG
+    );
+    Ok(chosen)
+}
+
+/// The last cores by default: interrupts and the rest of the system gather on the first.
+pub(crate) fn choose_cores(config: &Config, count: usize) -> anyhow::Result<Vec<Option<usize>>> {
+    let allowed: Vec<usize> =
+        core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
+    if !config.workers.cores.is_empty() {
+        if let Some(missing) = config.workers.cores.iter().find(|core| !allowed.contains(core)) {
+            anyhow::bail!(
+                "workers.cores: core {missing} is not among the cores that this process may use {allowed:?}"
+            );
+        }
+        anyhow::ensure!(
+            config.workers.cores.len() >= count,
+            "workers.cores names {} cores, but the queues make {count} workers",
+            config.workers.cores.len()
+        );
+        return Ok(config.workers.cores.iter().take(count).copied().map(Some).collect());
+    }
+    if allowed.len() < count {
+        tracing::warn!(
+            cores = allowed.len(),
+            workers = count,
+            "fewer cores than workers: they are not bound"
+        );
+        return Ok(vec![None; count]);
+    }
+    Ok(allowed[allowed.len() - count..].iter().copied().map(Some).collect())
+}
+
+const KERNEL_HEADROOM: u32 = 256;
+const ETHERNET_AND_TAG: u32 = 18;
