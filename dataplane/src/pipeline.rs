@@ -10,6 +10,7 @@ mod established;
 mod family;
 mod fragments;
 mod icmp;
+mod intake;
 mod mss;
 mod open;
 
@@ -32,6 +33,7 @@ pub use family::Family;
 pub use fragments::Awaited;
 pub(crate) use fragments::EXPECTED_MS;
 use fragments::Fragments;
+use intake::Intake;
 
 /// Frames in a burst at most.
 pub const BURST: usize = 64;
@@ -107,7 +109,12 @@ impl Pipeline {
         Self {
             v4: Box::new([Staged::EMPTY; BURST]),
             v6: Box::new([Staged::EMPTY; BURST]),
-            router: Router { worker, requests: Requests::default(), fragments: Fragments::new(worker) },
+            router: Router {
+                worker,
+                requests: Requests::default(),
+                fragments: Fragments::new(worker),
+                intake: Intake::default(),
+            },
         }
     }
 
@@ -160,6 +167,7 @@ struct Router {
     worker: WorkerNumber,
     requests: Requests,
     fragments: Fragments,
+    intake: Intake,
 }
 
 impl Router {
