@@ -24,6 +24,7 @@ demo: root build
 # Everything: format, lints, unit, property, golden, fuzz replay, and the network tests, which need root.
 test: root lint kubernetes
 	$(CARGO) test --workspace
+	$(CARGO) test -p flowgate-flow --features interleave --test interleave
 
 lint: deps
 	$(CARGO) fmt --all --check
@@ -46,8 +47,15 @@ compare-kube-proxy: root build kubernetes
 bench-control: root build kubernetes
 	$(FLOWGATE) lab bench-control
 
+# Ten targets share FUZZ_SECONDS, with overflow checks on; ends with one line of JSON. What panics is kept in the
+# corpus of its target, which the tests replay.
+FUZZ = FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_REPORT=$(CURDIR)/target/fuzz.jsonl $(CARGO) test -q
 fuzz: deps
-	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release -p flowgate-dataplane --test fuzz -- --nocapture
+	@mkdir -p target && rm -f target/fuzz.jsonl
+	$(FUZZ) -p flowgate-flow -p flowgate-dataplane -p flowgate-control --test fuzz -- --test-threads=1 --nocapture
+	$(FUZZ) -p flowgate-control --lib netlink::fuzz -- --nocapture
+	$(FUZZ) -p flowgate --bin flowgate fuzz -- --test-threads=1 --nocapture
+	@awk -F'[:,]' '{ n++; inputs += $$4 } END { printf "{\"targets\":%d,\"inputs\":%d,\"failures\":0}\n", n, inputs }' target/fuzz.jsonl
 
 # Whole conversations against an independent model, one run a seed; ends with one line of JSON.
 simulate: deps

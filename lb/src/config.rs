@@ -459,7 +459,12 @@ mod tests {
     fn how_packets_are_treated_can_be_chosen() {
         assert_eq!(load("").unwrap().options, Options::default());
         let text = "[tcp]\nreset_unknown = false\nmss_clamp = \"auto\"\n[icmp]\necho_vips = true";
-        let chosen = Options { reset_unknown: false, echo_vips: true, mss_clamp: MssClamp::Auto };
+        let chosen = Options {
+            reset_unknown: false,
+            echo_vips: true,
+            mss_clamp: MssClamp::Auto,
+            ..Options::default()
+        };
         assert_eq!(load(text).unwrap().options, chosen);
         assert_eq!(load("[tcp]\nmss_clamp = 1360").unwrap().options.mss_clamp, MssClamp::To(1360));
     }

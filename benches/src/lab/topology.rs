@@ -38,7 +38,7 @@ pub const SERVICE_RANGE: &str = "10.96.0.0/12";
 pub const fn twin(address: Ipv4Addr) -> Ipv6Addr {
     const fn group(octet: u8) -> u16 {
         let octet = octet as u16;
-        (octet / 100) << 8 | (octet / 10 % 10) << 4 | octet % 10
+        octet / 100 * 0x100 + octet / 10 % 10 * 0x10 + octet % 10
     }
     let [a, b, c, d] = address.octets();
     Ipv6Addr::new(0x2001, 0xdb8, group(a), group(b), 0, 0, group(c), group(d))

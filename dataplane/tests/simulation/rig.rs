@@ -136,7 +136,7 @@ impl Rig {
         match step {
             Step::Publish(world) => {
                 self.publisher.publish(world.tables(&self.publisher.current()));
-                self.model.publish(world);
+                self.model.publish(world, self.now);
                 Ok(Frames::new())
             }
             Step::Turn { worker, pause_ms, frames } => {
@@ -236,6 +236,9 @@ impl Rig {
         match fate {
             Fate::Sent(egress) => wanted.push((egress, record.after)),
             Fate::Ends => {}
+            Fate::Answered => {
+                wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), record.after));
+            }
             Fate::Refused => match refusal(before, &mut seat.allowance, self.now) {
                 Some(answer) => {
                     wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), answer));
@@ -352,6 +355,8 @@ fn counted(counters: &Counters) -> impl Iterator<Item = (&'static str, u64)> {
         Event::RejectsSent,
         Event::Held,
         Event::ErrorsSent,
+        Event::IcmpErrorsTranslated,
+        Event::EchoesAnswered,
         Event::ResetsIgnored,
         Event::ResetsRefuted,
     ];

@@ -52,7 +52,12 @@ impl Icmp {
 /// What both sections mean.
 pub(super) fn meant(tcp: &Tcp, icmp: &Icmp) -> Result<Options, (&'static str, String)> {
     let mss_clamp = tcp.mss_clamp().map_err(|reason| ("tcp.mss_clamp", reason))?;
-    Ok(Options { reset_unknown: tcp.reset_unknown, mss_clamp, echo_vips: icmp.echo_vips })
+    Ok(Options {
+        reset_unknown: tcp.reset_unknown,
+        mss_clamp,
+        echo_vips: icmp.echo_vips,
+        ..Options::default()
+    })
 }
 
 /// What every host takes by IPv4 (RFC 9293 section 3.7.1).
