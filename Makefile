@@ -3,9 +3,12 @@
 CARGO ?= cargo
 FLOWGATE := target/release/flowgate
 FUZZ_SECONDS ?= 60
+SEED ?= 1
 SEEDS ?= 10000
+SECONDS ?= 60
+SEED ?= 1
 
-.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz simulate clean deps root
+.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz simulate faults soak clean deps root
 
 build: deps
 	$(CARGO) build --release -p flowgate
@@ -57,6 +60,14 @@ fuzz: deps
 # Whole conversations against an independent model, one run a seed; ends with one line of JSON.
 simulate: deps
 	SEEDS=$(SEEDS) $(CARGO) test -q --release -p flowgate-dataplane --test simulate
+
+# Everything that can break around a gateway, done to a real one under load; ends with one line of JSON.
+faults: root build
+	$(FLOWGATE) lab faults
+
+# The same all at once for a time: SECONDS=3600 SEED=7 make soak; ends with one line of JSON.
+soak: root build
+	$(FLOWGATE) lab soak --seconds $(SECONDS) --seed $(SEED)
 
 clean:
 	$(CARGO) clean

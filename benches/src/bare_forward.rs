@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use clap::Args;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
+use flowgate_dataplane::pipeline::Awaited;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Context, Counters, Options, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
@@ -142,4 +143,6 @@ impl Process for BareForward {
     }
 
     fn drain_requests(&mut self, _ask: impl FnMut(Unresolved)) {}
+
+    fn drain_ready(&mut self, _ready: impl FnMut(Awaited)) {}
 }

@@ -10,15 +10,37 @@ use flowgate_wire::{Address, EtherType, Parsed, Protocol};
 use crate::device::FrameBuffer;
 
 /// One worker's refusals.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Refusals {
+    errors: Allowance,
+    /// Apart, so that a flood of what deserves other errors cannot keep connections from finding their packet
+    /// size.
+    too_big: Allowance,
+}
+
+/// How many errors may be sent still (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
+#[derive(Clone, Copy, Debug)]
+struct Allowance {
     tokens: u32,
     filled: Tick,
 }
 
-impl Default for Refusals {
+impl Default for Allowance {
     fn default() -> Self {
         Self { tokens: ICMP_BURST, filled: Tick::default() }
+    }
+}
+
+impl Allowance {
+    fn take(&mut self, now: Tick) -> bool {
+        let earned = now.since(self.filled).saturating_mul(ICMP_PER_MS);
+        if earned > 0 {
+            self.filled = now;
+            self.tokens = self.tokens.saturating_add(earned).min(ICMP_BURST);
+        }
+        let has_one = self.tokens > 0;
+        self.tokens -= u32::from(has_one);
+        has_one
     }
 }
 
@@ -41,8 +63,8 @@ impl Refusals {
             Ok(Parsed::Fragment) => return self.report(frame, Problem::PortUnreachable, &[], now),
             _ => return false,
         };
-        // RFC 1812 section 4.3.2.8 has ICMP errors limited; a reset is never larger than its segment.
-        if packet.tuple.protocol != Protocol::Tcp && !self.take_token(now) {
+        // A reset is never larger than its segment.
+        if packet.tuple.protocol != Protocol::Tcp && !self.errors.take(now) {
             return false;
         }
         let mut out = [0; REFUSAL_LEN_MAX];
@@ -60,7 +82,9 @@ impl Refusals {
         own: &[IpAddr],
         now: Tick,
     ) -> bool {
-        if !self.take_token(now) {
+        let allowance =
+            if matches!(problem, Problem::TooBig(_)) { &mut self.too_big } else { &mut self.errors };
+        if !allowance.take(now) {
             return false;
         }
         match EtherType::of(frame.as_mut()) {
@@ -69,23 +93,14 @@ impl Refusals {
             _ => false,
         }
     }
-
-    fn take_token(&mut self, now: Tick) -> bool {
-        let earned = now.since(self.filled).saturating_mul(ICMP_PER_MS);
-        if earned > 0 {
-            self.filled = now;
-            self.tokens = self.tokens.saturating_add(earned).min(ICMP_BURST);
-        }
-        let has_one = self.tokens > 0;
-        self.tokens -= u32::from(has_one);
-        has_one
-    }
 }
 
 fn report_family<A: Address, F: FrameBuffer>(frame: &mut F, problem: Problem, own: &[IpAddr]) -> bool {
     let bytes = frame.as_mut();
     let Ok(datagram) = A::datagram(bytes) else { return false };
-    let from = own.iter().find_map(|addr| A::from_ip(*addr)).unwrap_or(datagram.dst);
+    // The error crosses routers, which RFC 4291 section 2.5.6 forbids a link-local address.
+    let beyond_link = own.iter().filter(|addr| !matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local()));
+    let from = beyond_link.copied().find_map(A::from_ip).unwrap_or(datagram.dst);
     let mut out = [0; REFUSAL_LEN_MAX];
     let len = report(bytes, &datagram, problem, from, &mut out);
     replace(frame, len, &out)
@@ -109,10 +124,26 @@ mod tests {
 
     #[test]
     fn refusals_come_in_bursts_and_at_a_rate() {
+        let mut allowance = Allowance::default();
+        let taken = |allowance: &mut Allowance, ms| (0..500).filter(|_| allowance.take(Tick(ms))).count();
+        assert_eq!(taken(&mut allowance, 0), 100);
+        assert_eq!(taken(&mut allowance, 30), 30);
+        assert_eq!(taken(&mut allowance, 30_000), 100);
+    }
+
+    #[test]
+    fn a_flood_of_other_errors_does_not_keep_packets_from_being_found_too_big() {
         let mut refusals = Refusals::default();
-        let taken = |refusals: &mut Refusals, ms| (0..500).filter(|_| refusals.take_token(Tick(ms))).count();
-        assert_eq!(taken(&mut refusals, 0), 100);
-        assert_eq!(taken(&mut refusals, 30), 30);
-        assert_eq!(taken(&mut refusals, 30_000), 100);
+        let mut report = |problem| {
+            let mut frame = Vec::new();
+            etherparse::PacketBuilder::ethernet2([2; 6], [2; 6])
+                .ipv4([192, 0, 2, 9], [10, 96, 0, 1], 1)
+                .udp(4000, 53)
+                .write(&mut frame, b"x")
+                .unwrap();
+            refusals.report(&mut crate::device::MemoryFrame(frame), problem, &[], Tick(0))
+        };
+        assert_eq!((0..500).filter(|_| report(Problem::TimeExceeded)).count(), 100);
+        assert_eq!((0..500).filter(|_| report(Problem::TooBig(1400))).count(), 100);
     }
 }

@@ -30,8 +30,8 @@ const CORE6: &str = "2001:db8:ffff::99";
 /// The usual world with IPv6 beside IPv4, and a Service of both that keeps its clients.
 fn world() -> World {
     let mut world = World::new();
-    world.interfaces[0].addresses.push(ip("2001:db8:1::1"));
-    world.interfaces[1].addresses.push(ip("fd00:244::1"));
+    world.interfaces[0].addresses.extend([ip("fe80::1"), ip("2001:db8:1::1")]);
+    world.interfaces[1].addresses.extend([ip("fe80::2"), ip("fd00:244::1")]);
     world.routes.extend([
         route("2001:db8:1::/64", 0, None),
         route("2001:db8:ffff::/48", 0, Some("2001:db8:1::10")),

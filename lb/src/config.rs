@@ -2,6 +2,7 @@
 //! anything is opened; every error names the file and the key.
 
 mod dns;
+mod packets;
 mod raw;
 mod source;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use flowgate_control::source::kube::Scope;
 use flowgate_control::{LocalPods, NodePortAddress, Role, Source, dns as control_dns};
+use flowgate_dataplane::Options;
 use flowgate_flow::Timeouts;
 use flowgate_xsk::ZeroCopy;
 use flowgate_xsk::steering::XdpModeWanted;
@@ -45,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) flow_folder: PathBuf,
     pub(crate) affinity_capacity: u32,
     pub(crate) timeouts: Timeouts,
+    /// How single packets are treated.
+    pub(crate) options: Options,
     /// None: off.
     pub(crate) dns: Option<control_dns::Config>,
     pub(crate) admin_socket: PathBuf,
@@ -201,6 +205,7 @@ impl Config {
         let scope = if dns.is_some() { Scope::Named } else { Scope::Served };
         let source = source::source(raw.source, overrides.source, scope, followed)
             .map_err(|(key, reason)| wrong(key, reason))?;
+        let options = packets::meant(&raw.tcp, &raw.icmp).map_err(|(key, reason)| wrong(key, reason))?;
         let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;
         Ok(Self {
             role,
@@ -248,6 +253,7 @@ impl Config {
             flow_folder: raw.admin.socket.with_file_name("flows"),
             affinity_capacity: raw.flows.affinity_capacity,
             timeouts,
+            options,
             dns,
             admin_socket: raw.admin.socket,
             health_listen: parse_listen(&raw.health.listen)
@@ -331,6 +337,7 @@ const HOLD_MAX_MS: u64 = 60_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flowgate_dataplane::MssClamp;
 
     fn load(text: &str) -> Result<Config, String> {
         let raw = Raw::parse(text, "f.toml").map_err(|error| error.to_string())?;
@@ -436,11 +443,30 @@ mod tests {
                 "[metrics]\ndetail = \"all\"",
                 "f.toml: metrics.detail: `all` is none of totals, services, backends",
             ),
+            (
+                "[tcp]\nmss_clamp = \"on\"",
+                "f.toml: tcp.mss_clamp: `on` is neither off, auto nor a number of bytes",
+            ),
+            ("[tcp]\nmss_clamp = 500", "f.toml: tcp.mss_clamp: 500 is not from 536 to 65495"),
         ] {
             assert_eq!(load(text).unwrap_err(), message);
         }
         let error = load("[flows]\ncapacity = \"many\"").unwrap_err();
         assert!(error.starts_with("f.toml:2: ") && error.contains("invalid type"), "{error}");
+    }
+
+    #[test]
+    fn how_packets_are_treated_can_be_chosen() {
+        assert_eq!(load("").unwrap().options, Options::default());
+        let text = "[tcp]\nreset_unknown = false\nmss_clamp = \"auto\"\n[icmp]\necho_vips = true";
+        let chosen = Options {
+            reset_unknown: false,
+            echo_vips: true,
+            mss_clamp: MssClamp::Auto,
+            ..Options::default()
+        };
+        assert_eq!(load(text).unwrap().options, chosen);
+        assert_eq!(load("[tcp]\nmss_clamp = 1360").unwrap().options.mss_clamp, MssClamp::To(1360));
     }
 
     #[test]

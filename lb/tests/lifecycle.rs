@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -23,6 +24,7 @@ use flowgate_benches::{
         topology::{GATEWAY_UPLINK, Topology, TopologyOptions, UPLINK},
     },
     loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun},
+    netns::Namespace,
 };
 use support::{FLOWGATE, LIMIT, Lab, admin, eventually, get, number, one_at_a_time, rows, snmp, text};
 
@@ -40,8 +42,7 @@ struct Served {
 }
 
 impl Served {
-    fn start(topology: TopologyOptions, extra_config: &str) -> Result<Self> {
-        let topology = Topology::build(topology)?;
+    fn on(topology: Topology, extra_config: &str) -> Result<Self> {
         let mut options = GatewayOptions::new(FLOWGATE);
         extra_config.clone_into(&mut options.extra_config);
         let gateway = Gateway::start(topology.gateway(), options)?;
@@ -62,7 +63,10 @@ impl Served {
     }
 
     fn with_two_backends(extra_config: &str) -> Result<Self> {
-        Self::start(TopologyOptions { backends: 2, ..TopologyOptions::default() }, extra_config)
+        Self::on(
+            Topology::build(TopologyOptions { backends: 2, ..TopologyOptions::default() })?,
+            extra_config,
+        )
     }
 
     fn is_ready(&self) -> Result<()> {
@@ -78,7 +82,7 @@ impl Served {
         options.pause = Duration::from_millis(10);
         options.exchange_timeout = Duration::from_secs(30);
         let run = stream::start(self.lab.client(), options)?;
-        eventually("all connections are open", || Ok(run.snapshot().exchanges > 3 * CONNECTIONS as u64))?;
+        eventually("all connections are open", || Ok(run.snapshot().connects == CONNECTIONS as u64))?;
         Ok(run)
     }
 
@@ -318,20 +322,20 @@ fn an_interface_that_is_away_for_a_moment_costs_no_connection() -> Result<()> {
 #[test]
 fn other_queues_and_longer_packets_are_followed() -> Result<()> {
     let _turn = one_at_a_time();
-    let served = Served::start(TopologyOptions { backends: 1, queues: 2, ..TopologyOptions::default() }, "")?;
-    let (client, gateway) = (served.lab.client(), served.lab.topology.gateway());
-    assert_eq!(served.worker_states()?.len(), 2);
-    let load = served.load()?;
-    let channels = |namespace: &flowgate_benches::netns::Namespace, device: &str, count: u32| {
-        let mut command = std::process::Command::new("ethtool");
+    let topology = Topology::build(TopologyOptions { backends: 1, queues: 2, ..TopologyOptions::default() })?;
+    let channels = |namespace: &Namespace, device: &str, count: u32| {
+        let mut command = Command::new("ethtool");
         command.args(["-L", device, "rx", &count.to_string(), "tx", &count.to_string()]);
         namespace.check(command)
     };
-    // A device with an XDP program must have a queue for each that its peer sends by.
-    channels(client, "eth0", 1)?;
-    channels(gateway, UPLINK, 1)?;
-    eventually("one worker is left", || Ok(served.worker_states()? == ["running"]))?;
-    gap("the connections go on with one queue", &load, now())?;
+    // The kernel lets nobody take a queue away that has a socket, so there are few at first. A device with an XDP
+    // program must have a queue for each that its peer sends by.
+    channels(&topology.client().namespace, "eth0", 1)?;
+    channels(topology.gateway(), UPLINK, 1)?;
+    let served = Served::on(topology, "")?;
+    let (client, gateway) = (served.lab.client(), served.lab.topology.gateway());
+    assert_eq!(served.worker_states()?, ["running"]);
+    let load = served.load()?;
     channels(gateway, UPLINK, 2)?;
     channels(client, "eth0", 2)?;
     eventually("two workers work", || Ok(served.worker_states()? == ["running", "running"]))?;

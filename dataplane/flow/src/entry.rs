@@ -161,7 +161,7 @@ impl<A: FlowAddress> Entry<A> {
     }
 
     /// What a packet with this tuple needs, if this is its entry and nobody is writing it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn forwarding(&self, tuple: &FiveTuple<A>) -> Option<Forwarding<A>> {
         let sequence = self.sequence.load(Ordering::Acquire);
         let mine = self.addrs.is(tuple.src, tuple.dst)

@@ -153,12 +153,9 @@ impl Address for Ipv6Addr {
 
     #[inline]
     fn sum(self) -> Sum {
-        let octets = self.octets();
-        octets
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .fold(Sum::ZERO, |sum, half| sum.and(Sum::half_words(u32::from_ne_bytes(*half))))
+        let bits = u128::from_ne_bytes(self.octets());
+        let quarter = |shift: u32| Sum::half_words((bits >> shift) as u32);
+        quarter(0).and(quarter(32)).and(quarter(64)).and(quarter(96))
     }
 
     #[inline]

@@ -45,11 +45,15 @@ pub struct NewError<A> {
 }
 
 impl<A: Address> Message<A> {
-    /// The control message that `datagram`, parsed from `frame`, carries whole.
+    /// The control message that `datagram`, parsed from `frame`, carries.
     ///
     /// Errors are those of RFC 792 types 3, 11 and 12 and RFC 4443 types 1 to 4. One that quotes no ports, a later
-    /// fragment or a packet that was still to be routed elsewhere (RFC 8200 section 4.4) is [`Message::Other`].
+    /// fragment or a packet that was still to be routed elsewhere (RFC 8200 section 4.4) is [`Message::Other`], as is
+    /// a fragment of a message and whatever is no control message.
     pub fn of(frame: &[u8], datagram: &Datagram<A>) -> Self {
+        if datagram.protocol != A::ICMP || datagram.fragment.is_some() {
+            return Self::Other;
+        }
         let message = datagram.payload(frame);
         let Some((header, quote)) = message.split_first_chunk::<HEADER_LEN>() else { return Self::Other };
         match header[0] {

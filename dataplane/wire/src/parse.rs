@@ -192,7 +192,7 @@ impl TcpFlags {
 }
 
 /// Parses an IPv4 frame.
-#[inline]
+#[inline(always)]
 pub(crate) fn v4(frame: &[u8]) -> Result<Parsed<Ipv4Addr>, Malformed> {
     let Some(head) = frame.first_chunk::<{ ETHERNET_LEN + 20 }>() else { return Err(Malformed::Truncated) };
     let version_and_ihl = head[14];
@@ -210,7 +210,7 @@ pub(crate) fn v4(frame: &[u8]) -> Result<Parsed<Ipv4Addr>, Malformed> {
 }
 
 /// Parses an IPv6 frame.
-#[inline]
+#[inline(always)]
 pub(crate) fn v6(frame: &[u8]) -> Result<Parsed<Ipv6Addr>, Malformed> {
     let datagram = crate::datagram::v6(frame)?;
     if datagram.fragment.is_some() {

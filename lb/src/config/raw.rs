@@ -11,6 +11,7 @@ use toml::de::DeTable;
 
 use super::ConfigError;
 use super::dns::Dns;
+use super::packets::{Icmp, Tcp};
 
 /// Every key, by section; the keys outside of sections first.
 pub(super) const KEYS: &[(&str, &[&str])] = &[
@@ -39,6 +40,8 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "drain_s",
         ],
     ),
+    ("tcp", Tcp::KEYS),
+    ("icmp", Icmp::KEYS),
     ("dns", Dns::KEYS),
     ("admin", &["socket"]),
     ("health", &["listen"]),
@@ -58,6 +61,8 @@ pub(crate) struct Raw {
     pub(super) xdp: Xdp,
     pub(super) rings: Rings,
     pub(super) flows: Flows,
+    pub(super) tcp: Tcp,
+    pub(super) icmp: Icmp,
     pub(super) dns: Dns,
     pub(super) admin: Admin,
     pub(super) health: Health,
@@ -77,6 +82,8 @@ impl Default for Raw {
             xdp: Xdp::default(),
             rings: Rings::default(),
             flows: Flows::default(),
+            tcp: Tcp::default(),
+            icmp: Icmp::default(),
             dns: Dns::default(),
             admin: Admin::default(),
             health: Health::default(),

@@ -69,7 +69,8 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
     let workers = Rc::new(RefCell::new(workers));
-    let publishing = Rc::new(RefCell::new(Publishing { publisher, steering, answers_echo: false }));
+    let publishing =
+        Rc::new(RefCell::new(Publishing { publisher, steering, answers_echo: config.options.echo_vips }));
     let answers = Answers {
         workers: Rc::clone(&workers),
         publishing: Rc::clone(&publishing),

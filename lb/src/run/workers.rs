@@ -10,7 +10,7 @@ use flowgate_dataplane::adopt::{Adoption, adopt};
 use flowgate_dataplane::device::XskDevice;
 use flowgate_dataplane::watchdog::{Change, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
-use flowgate_dataplane::{Counters, Options, Pipeline, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
+use flowgate_dataplane::{Counters, Pipeline, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows, Origin};
 use flowgate_tables::Publisher;
 use flowgate_xsk::steering::{AttachReport, SocketMap};
@@ -166,7 +166,7 @@ impl Workers {
             core: post.core,
             idle_before_sleep: self.config.workers.idle_before_sleep,
             timeouts: self.config.timeouts,
-            options: Options::default(),
+            options: self.config.options,
         };
         let (shared, pipeline) = (self.shared.clone(), Pipeline::new(post.number));
         let worker = Worker::new(config, shared, given.publisher.reader(), device, pipeline);

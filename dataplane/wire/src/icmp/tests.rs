@@ -353,6 +353,10 @@ fn other_messages_are_the_hosts() {
         frame[34] = kind;
         assert!(quoted_in::<Ipv4Addr>(&frame).is_none(), "type {kind}");
     }
+    let mut other_protocol = error(tuple.dst, tuple.src, 64, 0, &quote);
+    assert!(quoted_in::<Ipv4Addr>(&other_protocol).is_some());
+    other_protocol[23] = 47;
+    assert!(quoted_in::<Ipv4Addr>(&other_protocol).is_none(), "not ICMP");
     let portless = |protocol: u8| {
         let mut quote = quote.clone();
         quote[9] = protocol;
