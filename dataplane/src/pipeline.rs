@@ -26,6 +26,7 @@ use flowgate_wire::{
 
 use crate::counters::{Counters, Event};
 use crate::options::Options;
+use crate::shortage::{Shortage, Shortages};
 use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::worker::WorkerNumber;
 pub use family::Family;
@@ -80,6 +81,10 @@ pub trait Process {
     /// Packets whose awaited fragment has come since the last call, each handed to `ready`: what waits for them is
     /// to be decided again.
     fn drain_ready(&mut self, ready: impl FnMut(Awaited));
+
+    /// Services whose new flows were refused since the last call, each handed to `tell`, which says whether it took
+    /// it.
+    fn drain_shortages(&mut self, tell: impl FnMut(Shortage) -> bool);
 }
 
 /// One worker's pipeline.
@@ -107,7 +112,12 @@ impl Pipeline {
         Self {
             v4: Box::new([Staged::EMPTY; BURST]),
             v6: Box::new([Staged::EMPTY; BURST]),
-            router: Router { worker, requests: Requests::default(), fragments: Fragments::new(worker) },
+            router: Router {
+                worker,
+                requests: Requests::default(),
+                fragments: Fragments::new(worker),
+                shortages: Shortages::default(),
+            },
         }
     }
 }
@@ -119,6 +129,7 @@ struct Router {
     worker: WorkerNumber,
     requests: Requests,
     fragments: Fragments,
+    shortages: Shortages,
 }
 
 impl Router {
@@ -377,6 +388,10 @@ impl Process for Pipeline {
 
     fn drain_ready(&mut self, ready: impl FnMut(Awaited)) {
         self.router.fragments.drain_ready(ready);
+    }
+
+    fn drain_shortages(&mut self, tell: impl FnMut(Shortage) -> bool) {
+        self.router.shortages.drain(tell);
     }
 }
 
