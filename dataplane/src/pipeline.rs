@@ -27,6 +27,7 @@ use flowgate_wire::{
 
 use crate::counters::{Counters, Event};
 use crate::options::Options;
+use crate::shortage::{Shortage, Shortages};
 use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::worker::WorkerNumber;
 pub use family::Family;
@@ -82,6 +83,10 @@ pub trait Process {
     /// Packets whose awaited fragment has come since the last call, each handed to `ready`: what waits for them is
     /// to be decided again.
     fn drain_ready(&mut self, ready: impl FnMut(Awaited));
+
+    /// Services whose new flows were refused since the last call, each handed to `tell`, which says whether it took
+    /// it.
+    fn drain_shortages(&mut self, tell: impl FnMut(Shortage) -> bool);
 }
 
 /// One worker's pipeline.
@@ -114,6 +119,7 @@ impl Pipeline {
                 requests: Requests::default(),
                 fragments: Fragments::new(worker),
                 intake: Intake::default(),
+                shortages: Shortages::default(),
             },
         }
     }
@@ -168,6 +174,7 @@ struct Router {
     requests: Requests,
     fragments: Fragments,
     intake: Intake,
+    shortages: Shortages,
 }
 
 impl Router {
@@ -407,6 +414,10 @@ impl Process for Pipeline {
 
     fn drain_ready(&mut self, ready: impl FnMut(Awaited)) {
         self.router.fragments.drain_ready(ready);
+    }
+
+    fn drain_shortages(&mut self, tell: impl FnMut(Shortage) -> bool) {
+        self.router.shortages.drain(tell);
     }
 }
 

@@ -11,6 +11,7 @@ use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 use super::choose::{Decision, Placing, choose};
 use super::{Context, Family, Router};
 use crate::counters::{Counters, Event};
+use crate::shortage::Lack;
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};
 
 /// Source ports tried before a flow is refused. With 95 % of a range in use, 128 random tries fail once
@@ -72,7 +73,13 @@ impl Router {
             source_nat: choice.source_nat,
             next_hop: NextHopRef::new(id.to_bits(), tables.routing.epoch()),
         };
-        self.insert(tuple, probe, &towards, next_hop, context, counters)
+        let inserted = self.insert(tuple, probe, &towards, next_hop, context, counters);
+        if let Err(Verdict::Drop(reason)) = inserted
+            && let Some(lack) = Lack::of(reason)
+        {
+            self.shortages.add(lack, choice.frontend.service, next_hop.egress);
+        }
+        inserted
     }
 
     /// The next hop towards `dst`; `spread` chooses among several.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use flowgate_dataplane::device::MemoryDevice;
+use flowgate_dataplane::shortage::Teller;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Counters, DropReason, Event, Options, PassReason, Pipeline, RejectReason, Worker, WorkerConfig,
@@ -94,8 +95,13 @@ impl Rig {
                 asked.lock().unwrap().push(Neighbour { egress: n.egress, addr: n.addr });
                 true
             }));
-            let shared =
-                Shared { flows: Arc::clone(&flows), affinity: Arc::clone(&affinity), resolve, started };
+            let shared = Shared {
+                flows: Arc::clone(&flows),
+                affinity: Arc::clone(&affinity),
+                resolve,
+                tell: Teller::default(),
+                started,
+            };
             let device = MemoryDevice::new(setup.world.interfaces.len(), 4096);
             let spy = Spy::new(Pipeline::new(number), Rc::clone(&records));
             let worker = Worker::new(config, shared, publisher.reader(), device, spy);
