@@ -10,6 +10,7 @@ mod established;
 mod family;
 mod fragments;
 mod icmp;
+mod intake;
 mod mss;
 mod open;
 
@@ -32,6 +33,7 @@ pub use family::Family;
 pub use fragments::Awaited;
 pub(crate) use fragments::EXPECTED_MS;
 use fragments::Fragments;
+use intake::Intake;
 
 /// Frames in a burst at most.
 pub const BURST: usize = 64;
@@ -107,7 +109,12 @@ impl Pipeline {
         Self {
             v4: Box::new([Staged::EMPTY; BURST]),
             v6: Box::new([Staged::EMPTY; BURST]),
-            router: Router { worker, requests: Requests::default(), fragments: Fragments::new(worker) },
+            router: Router {
+                worker,
+                requests: Requests::default(),
+                fragments: Fragments::new(worker),
+                intake: Intake::default(),
+            },
         }
     }
 
@@ -160,6 +167,7 @@ struct Router {
     worker: WorkerNumber,
     requests: Requests,
     fragments: Fragments,
+    intake: Intake,
 }
 
 impl Router {
@@ -415,6 +423,24 @@ fn set_bits(mut bits: u64) -> impl Iterator<Item = usize> {
 /// Parses a frame and starts its lookup; gives back what is no segment.
 #[inline(always)]
 fn stage<A: Family>(
+    frame: &[u8],
+    staged: &mut Staged<A>,
+    context: &Context<'_>,
+) -> Option<Result<Parsed<A>, Malformed>> {
+    match A::plain(frame) {
+        Some(packet) => {
+            staged.probe = A::table(context.flows).probe(&packet.tuple);
+            staged.packet = packet;
+            None
+        }
+        None => stage_odd(frame, staged, context),
+    }
+}
+
+/// The same for a frame with anything unusual in it.
+#[cold]
+#[inline(never)]
+fn stage_odd<A: Family>(
     frame: &[u8],
     staged: &mut Staged<A>,
     context: &Context<'_>,

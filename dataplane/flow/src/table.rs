@@ -265,10 +265,18 @@ impl<A: FlowAddress> FlowTable<A> {
         self.half_open.load(Ordering::Relaxed)
     }
 
-    /// Counts the half-open connections anew: for a table whose flows another process has left.
-    pub fn recount_half_open(&self) {
-        let is_half_open = |flow: &FlowView| flow.tcp_phase == Some(TcpPhase::SynSent);
-        let count = self.flows().filter(is_half_open).count();
+    /// Counts the half-open connections anew: another process has left them.
+    pub(crate) fn recount_half_open(&self) {
+        let is_half_open = |index: EntryIndex| {
+            let entry = self.entry(index);
+            let identity = entry.identity().filter(|identity| identity.side == Side::Original)?;
+            let reply = self.peer_of(entry)?;
+            (identity.tuple.protocol != Protocol::Udp && !Self::has_synchronised(reply)).then_some(())
+        };
+        let count = (0..self.bucket_count())
+            .flat_map(|bucket| self.used_slots(bucket).map(move |slot| entry_index(bucket, slot)))
+            .filter_map(is_half_open)
+            .count();
         self.half_open.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 

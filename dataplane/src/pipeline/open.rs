@@ -38,6 +38,13 @@ impl Router {
         if !opens && tables.services.frontend(&key).is_some() {
             return Err(no_connection(packet, context));
         }
+        if tuple.protocol != Protocol::Udp
+            && has_too_many_half_open::<A>(context)
+            && tables.services.frontend(&key).is_some()
+            && !self.intake.take(context.now)
+        {
+            return Err(Verdict::Drop(DropReason::HalfOpenLimit));
+        }
         let placing = Placing { affinity: context.affinity, now: context.now };
         let choice = match choose(tables, Some(&placing), &any) {
             Decision::Forward(choice) => choice,
@@ -184,17 +191,22 @@ fn make_room_for_connection<A: Family>(
     context: &Context<'_>,
     counters: &mut Counters,
 ) -> Result<(), Verdict> {
-    let flows = A::table(context.flows);
-    let percent = u64::from(context.options.half_open_percent);
-    let allowed = u64::from(flows.capacity_flows()) * percent / 100;
-    if tuple.protocol == Protocol::Udp || u64::from(flows.half_open()) < allowed {
+    if tuple.protocol == Protocol::Udp || !has_too_many_half_open::<A>(context) {
         return Ok(());
     }
+    let flows = A::table(context.flows);
     if flows.evict_half_open(probe, context.now) {
         counters.add(Event::HalfOpenReplaced, 1);
         return Ok(());
     }
     Err(Verdict::Drop(DropReason::HalfOpenLimit))
+}
+
+/// Whether connections that nobody has answered have their share of the table already.
+fn has_too_many_half_open<A: Family>(context: &Context<'_>) -> bool {
+    let flows = A::table(context.flows);
+    let percent = u64::from(context.options.half_open_percent);
+    u64::from(flows.half_open()) >= u64::from(flows.capacity_flows()) * percent / 100
 }
 
 /// The verdict on a segment of a connection that is not known and that it cannot open. RFC 9293 section

@@ -9,7 +9,7 @@ use super::{
     Setting,
     figures::Figures,
     load::{Load, Work},
-    show::{active_backends, eventually},
+    show::{active_backends, eventually, stopped},
 };
 use crate::{
     error::{Error, Result},
@@ -138,12 +138,16 @@ impl Rig {
         Load::start(self.client(), &targets, 4, &Work::echo(64, Duration::from_millis(5)))
     }
 
-    /// What must hold at the end of every case: the gateway runs, and no thread of it has panicked unasked.
+    /// What must hold at the end of every case: the gateway runs, and no thread of it has panicked unasked. Notes
+    /// which packets did not go on.
     pub(in crate::lab) fn check_end(&mut self, figures: &mut Figures, panics_allowed: usize) {
         let log = self.gateway.log();
         let panics = log.lines().filter(|line| line.contains("panicked at")).count();
         figures
             .expect(panics <= panics_allowed, || format!("the gateway panicked:\n{}", last_lines(&log, 20)));
+        if let Ok(stopped) = stopped(&self.gateway) {
+            figures.figure("stopped", stopped);
+        }
         let ended = self.gateway.has_ended();
         figures.expect(!ended, || format!("the gateway has ended:\n{}", last_lines(&log, 20)));
     }

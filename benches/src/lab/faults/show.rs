@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     clock,
@@ -31,6 +31,19 @@ pub(in crate::lab) fn drops(gateway: &Gateway, reason: &str) -> Result<u64> {
     let drops = show(gateway, "drops")?;
     let of_reason = rows(&drops).iter().filter(|row| row["reason"] == reason);
     Ok(of_reason.filter_map(|row| row["packets"].as_u64()).sum())
+}
+
+/// All packets that did not go on, by place and reason; what passes to the kernel is not among them.
+pub(in crate::lab) fn stopped(gateway: &Gateway) -> Result<Map<String, Value>> {
+    let (drops, mut stopped) = (show(gateway, "drops")?, Map::new());
+    for row in rows(&drops) {
+        let (at, reason) =
+            (row["at"].as_str().unwrap_or_default(), row["reason"].as_str().unwrap_or_default());
+        if at != "xdp" && row["packets"].as_u64() > Some(0) {
+            stopped.insert(format!("{at} {reason}"), row["packets"].clone());
+        }
+    }
+    Ok(stopped)
 }
 
 /// An event of `show workers`, over all workers.

@@ -9,6 +9,7 @@ use crate::{
             Case, Setting,
             figures::Figures,
             rig::{Rig, RigOptions, stream_targets},
+            show::event,
         },
         topology::{HOST_INTERFACE, Host, Link, add_twin, configure_host, twin},
     },
@@ -57,12 +58,19 @@ fn pmtu(setting: &Setting<'_>, figures: &mut Figures, family: usize) -> Result<(
         let options = StreamOptions::new(target, TRANSFERS, Duration::from_secs(3), exchange);
         stream::start(from, options)?.wait()
     };
+    let translated = |rig: &Rig| event(&rig.gateway, "icmp_errors_translated");
     rig.set_backends(&near)?;
     let in_front = transfer(&outer.end.namespace)?;
+    let errors_in_front = translated(&rig)?;
     rig.servers.start(&inner.end)?;
     rig.set_backends(&[inner.end.address])?;
     let behind = transfer(rig.client())?;
-    for (place, report) in [("in_front", &in_front), ("behind", &behind)] {
+    let errors_behind = translated(&rig)? - errors_in_front;
+    for (place, report, errors) in
+        [("in_front", &in_front, errors_in_front), ("behind", &behind, errors_behind)]
+    {
+        figures.figure(&format!("{place}_icmp_errors"), errors);
+        figures.expect(errors > 0, || format!("no ICMP error came from the narrow hop {place}"));
         figures.figure(&format!("{place}_mbytes_per_second"), mbytes_per_second(report));
         figures.figure(&format!("{place}_transfers"), report.exchanges);
         figures.lost(report.failures(), report.first_failure.as_deref());
