@@ -41,9 +41,10 @@ impl Router {
         }
         if tuple.protocol != Protocol::Udp
             && has_too_many_half_open::<A>(context)
-            && tables.services.frontend(&key).is_some()
+            && let Some(frontend) = tables.services.frontend(&key)
             && !self.intake.take(context.now)
         {
+            self.shortages.add(Lack::HalfOpen, frontend.service, None);
             return Err(Verdict::Drop(DropReason::HalfOpenLimit));
         }
         let placing = Placing { affinity: context.affinity, now: context.now };
@@ -77,7 +78,7 @@ impl Router {
         if let Err(Verdict::Drop(reason)) = inserted
             && let Some(lack) = Lack::of(reason)
         {
-            self.shortages.add(lack, choice.frontend.service, next_hop.egress);
+            self.shortages.add(lack, choice.frontend.service, Some(next_hop.egress));
         }
         inserted
     }
