@@ -30,6 +30,10 @@ reasons! {
         Rerouted = "rerouted",
         /// Source ports tried that were taken.
         SnatCollisions = "snat_collisions",
+        /// Source ports taken from the flow that was unanswered or over for the longest time, since none was free.
+        SnatPortsReclaimed = "snat_ports_reclaimed",
+        /// Half-open connections that made room for others, since they took their share of the table.
+        HalfOpenReplaced = "half_open_replaced",
         /// Requests to resolve a neighbour that found no room in the queue.
         ResolveOverflows = "resolve_overflows",
         /// Packets routed untranslated: from a backend whose clients keep their address, of no flow of ours.

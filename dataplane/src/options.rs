@@ -10,6 +10,8 @@ pub struct Options {
     pub echo_vips: bool,
     /// The largest TCP segment that the ends of a connection may offer each other.
     pub mss_clamp: MssClamp,
+    /// The share of each flow table, in percent, that connections may take which nobody has answered.
+    pub half_open_percent: u8,
 }
 
 /// How the maximum segment size in SYNs and SYN-ACKs is limited (RFC 9293 section 3.7.1).
@@ -25,6 +27,6 @@ pub enum MssClamp {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { reset_unknown: true, echo_vips: false, mss_clamp: MssClamp::Off }
+        Self { reset_unknown: true, echo_vips: false, mss_clamp: MssClamp::Off, half_open_percent: 50 }
     }
 }

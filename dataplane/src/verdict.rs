@@ -112,6 +112,8 @@ reasons! {
         SnatPortsExhausted = "snat_ports_exhausted",
         /// Every port tried for the client's own address already stands for another flow to the same backend.
         ReplyTupleTaken = "reply_tuple_taken",
+        /// Half-open connections take their share of the flow table, and none of them could make room.
+        HalfOpenLimit = "half_open_limit",
         /// No room in the flow table and no flow that may be evicted.
         FlowTableFull = "flow_table_full",
         /// A fragment that cuts up the headers of its packet (RFC 1858, RFC 7112).

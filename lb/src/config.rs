@@ -205,7 +205,8 @@ impl Config {
         let scope = if dns.is_some() { Scope::Named } else { Scope::Served };
         let source = source::source(raw.source, overrides.source, scope, followed)
             .map_err(|(key, reason)| wrong(key, reason))?;
-        let options = packets::meant(&raw.tcp, &raw.icmp).map_err(|(key, reason)| wrong(key, reason))?;
+        let options = packets::meant(&raw.tcp, &raw.icmp, raw.flows.half_open_percent)
+            .map_err(|(key, reason)| wrong(key, reason))?;
         let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;
         Ok(Self {
             role,
@@ -447,6 +448,7 @@ mod tests {
                 "[tcp]\nmss_clamp = \"on\"",
                 "f.toml: tcp.mss_clamp: `on` is neither off, auto nor a number of bytes",
             ),
+            ("[flows]\nhalf_open_percent = 0", "f.toml: flows.half_open_percent: 0 is not from 1 to 100"),
             ("[tcp]\nmss_clamp = 500", "f.toml: tcp.mss_clamp: 500 is not from 536 to 65495"),
         ] {
             assert_eq!(load(text).unwrap_err(), message);
@@ -459,7 +461,12 @@ mod tests {
     fn how_packets_are_treated_can_be_chosen() {
         assert_eq!(load("").unwrap().options, Options::default());
         let text = "[tcp]\nreset_unknown = false\nmss_clamp = \"auto\"\n[icmp]\necho_vips = true";
-        let chosen = Options { reset_unknown: false, echo_vips: true, mss_clamp: MssClamp::Auto };
+        let chosen = Options {
+            reset_unknown: false,
+            echo_vips: true,
+            mss_clamp: MssClamp::Auto,
+            ..Options::default()
+        };
         assert_eq!(load(text).unwrap().options, chosen);
         assert_eq!(load("[tcp]\nmss_clamp = 1360").unwrap().options.mss_clamp, MssClamp::To(1360));
     }

@@ -61,6 +61,7 @@ impl<A: FlowAddress> FlowTable<A> {
                 adopted.flows += 1;
             }
         }
+        self.recount_half_open();
         adopted
     }
 

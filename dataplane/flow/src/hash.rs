@@ -18,7 +18,7 @@ use crate::address::FlowAddress;
 pub struct HashKey(
     /// One word added, two multiplied with ports and protocol, eight with the words of the addresses. IPv4
     /// needs two of these.
-    pub [u64; HashKey::WORDS],
+    pub [u64; Self::WORDS],
 );
 
 impl HashKey {
@@ -36,7 +36,7 @@ impl HashKey {
     }
 
     /// The hash of a five-tuple.
-    #[inline]
+    #[inline(always)]
     pub fn hash<A: FlowAddress>(&self, tuple: &FiveTuple<A>) -> FlowHash {
         let [added, ports, protocol, ref addrs @ ..] = self.0;
         let [s0, s1] = tuple.src_port.wire();

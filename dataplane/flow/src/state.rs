@@ -77,6 +77,11 @@ impl TcpSeen {
         self.has(Self::ACK)
     }
 
+    /// Whether this direction has sent a SYN.
+    pub const fn has_synchronised(self) -> bool {
+        self.has(Self::SYN)
+    }
+
     const fn has(self, bits: u16) -> bool {
         self.0 & bits == bits
     }

@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::hint;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use flowgate_wire::{FiveTuple, Protocol, TcpFlags};
 
@@ -20,6 +19,7 @@ use crate::hash::{FlowHash, HashKey};
 use crate::keep::{self, KeepError, Keeping, Label, Opened, Origin};
 use crate::memory::{self, Memory, OutOfMemory};
 use crate::state::{TcpPhase, TcpSeen};
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
 
 /// One fixed-capacity table of the flows of one family, shared by all workers.
@@ -28,6 +28,8 @@ pub struct FlowTable<A: FlowAddress> {
     key: HashKey,
     memory: Memory<Entry<A>>,
     capacity_flows: u32,
+    /// Connections whose client was not answered: see [`FlowTable::half_open`].
+    half_open: AtomicU32,
     /// One insertion of the same key at a time: keys are spread over these by hash. They live outside
     /// the shared memory, so that a process that dies with one held harms no other.
     insert_locks: Box<[SpinLock]>,
@@ -93,8 +95,8 @@ pub enum Inserted<'a, A: FlowAddress> {
     New(Found<'a, A>),
     /// Another worker inserted a flow with this original tuple first: its original direction.
     Existing(Found<'a, A>),
-    /// The reply tuple belongs to another flow: try another source port.
-    ReplyTaken,
+    /// The reply tuple belongs to another flow, of which this is the reply direction: try another source port.
+    ReplyTaken(Found<'a, A>),
     /// No slot is free and no flow may be evicted.
     Full,
 }
@@ -132,7 +134,8 @@ impl<A: FlowAddress> FlowTable<A> {
 
     fn over(memory: Memory<Entry<A>>, capacity_flows: u32, key: HashKey, file: Option<File>) -> Self {
         let insert_locks = (0..INSERT_LOCKS).map(|_| SpinLock::default()).collect();
-        Self { key, memory, capacity_flows, insert_locks, _lock: file }
+        let half_open = AtomicU32::new(0);
+        Self { key, memory, capacity_flows, half_open, insert_locks, _lock: file }
     }
 
     /// Flows that it is made for.
@@ -146,7 +149,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Step one of a lookup: hashes the tuple and starts loading the tags of its two buckets.
-    #[inline]
+    #[inline(always)]
     pub fn probe(&self, tuple: &FiveTuple<A>) -> Probe {
         let hash = self.key.hash(tuple);
         let buckets = hash.buckets(self.memory.bucket_count());
@@ -157,7 +160,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Step two: compares the tags and starts loading the first entry that agrees.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch(&self, probe: &mut Probe) {
         let mut candidates = self.candidates(probe);
         probe.likely = probe.next_of(&mut candidates);
@@ -171,7 +174,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Step three: the entry of a packet with this tuple. Takes no lock.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, probe: &Probe, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
         let (mut index, mut others) = (probe.likely, probe.others);
         // One way out with an entry: the compiler would join several in memory.
@@ -216,13 +219,16 @@ impl<A: FlowAddress> FlowTable<A> {
         let NewFlow { original, reply, backend } = flow;
         let reply_index = match self.insert_one(Side::Reply, reply, *backend, EntryIndex::NONE, now) {
             OneInserted::New(index) => index,
-            OneInserted::Existing(_) => return Inserted::ReplyTaken,
+            OneInserted::Existing(holder) => return Inserted::ReplyTaken(holder),
             OneInserted::Full => return Inserted::Full,
         };
         let outcome = self.insert_one(Side::Original, original, *backend, reply_index, now);
         match outcome {
             OneInserted::New(index) => {
                 self.entry(reply_index).set_peer(index);
+                if original.tuple.protocol != Protocol::Udp {
+                    self.half_open.fetch_add(1, Ordering::Relaxed);
+                }
                 let entry = self.entry(index);
                 match entry.forwarding(&original.tuple) {
                     Some(forwarding) => Inserted::New(Found { forwarding, index, entry }),
@@ -244,6 +250,63 @@ impl<A: FlowAddress> FlowTable<A> {
     /// Removes both directions of the flow that `found` belongs to. False when another worker is at it.
     pub fn remove(&self, found: &Found<'_, A>) -> bool {
         found.entry.identity().is_some_and(|identity| self.remove_flow(found.index, &identity))
+    }
+
+    /// For how long a flow that may be ended to make room for another has been silent, in milliseconds; none for one
+    /// that may not: it is established, or is being inserted or removed.
+    pub fn spare_since(&self, found: &Found<'_, A>, now: Tick) -> Option<u32> {
+        let identity = found.entry.identity()?;
+        self.may_evict(found.entry, &identity).then(|| now.since(found.entry.last_seen()))
+    }
+
+    /// Connections that were begun and whose client was not answered with a SYN. Right to within those that are
+    /// being inserted or removed.
+    pub fn half_open(&self) -> u32 {
+        self.half_open.load(Ordering::Relaxed)
+    }
+
+    /// Counts the half-open connections anew: another process has left them.
+    pub(crate) fn recount_half_open(&self) {
+        let is_half_open = |index: EntryIndex| {
+            let entry = self.entry(index);
+            let identity = entry.identity().filter(|identity| identity.side == Side::Original)?;
+            let reply = self.peer_of(entry)?;
+            (identity.tuple.protocol != Protocol::Udp && !Self::has_synchronised(reply)).then_some(())
+        };
+        let count = (0..self.bucket_count())
+            .flat_map(|bucket| self.used_slots(bucket).map(move |slot| entry_index(bucket, slot)))
+            .filter_map(is_half_open)
+            .count();
+        self.half_open.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// Notes that the reply direction `found` carries a SYN: the connection is no longer half open.
+    pub fn answered(&self, found: &Found<'_, A>) {
+        if found.side() == Side::Reply && !Self::has_synchronised(found.entry) {
+            self.forget_half_open();
+        }
+    }
+
+    /// Removes the oldest half-open connection among those that would share their buckets with the tuple of `probe`.
+    /// False if there is none.
+    pub fn evict_half_open(&self, probe: &Probe, now: Tick) -> bool {
+        self.evict_oldest(probe.buckets, now, |entry, identity| {
+            let reply = if identity.side == Side::Reply { Some(entry) } else { self.peer_of(entry) };
+            let is_linked = self.peer_of(entry).is_some();
+            identity.tuple.protocol != Protocol::Udp
+                && is_linked
+                && reply.is_some_and(|reply| !Self::has_synchronised(reply))
+        })
+    }
+
+    fn has_synchronised(entry: &Entry<A>) -> bool {
+        TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed)).has_synchronised()
+    }
+
+    fn forget_half_open(&self) {
+        // Never below zero, whatever races: it would lock everybody out.
+        let less = |count: u32| Some(count.saturating_sub(1));
+        let _ = self.half_open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// Whether the flow was silent for longer than its timeout and only waits for the sweep. Cheap for
@@ -373,11 +436,14 @@ impl<A: FlowAddress> FlowTable<A> {
             entry.identity().filter(|found| found.peer == peer).map(|found| found.tuple)
         };
         let Some(tuple) = peers_with(original, reply) else {
-            // The other direction is gone or was never linked: only this one is left to remove.
-            return self.remove_one(index, &identity.tuple);
+            // Only this direction is left. If it ever had another, whoever removed that one removed the flow.
+            return self.remove_one(index, &identity.tuple) && identity.peer == EntryIndex::NONE;
         };
         if !self.entry(original).lock(&tuple) {
             return false;
+        }
+        if tuple.protocol != Protocol::Udp && !Self::has_synchronised(self.entry(reply)) {
+            self.forget_half_open();
         }
         if let Some(reply_tuple) = peers_with(reply, original) {
             self.remove_one(reply, &reply_tuple);
@@ -422,7 +488,16 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Removes the flow that was idle longest among those in these buckets that may be evicted.
-    fn evict_from(&self, buckets: [u32; 2], now: Tick) {
+    fn evict_from(&self, buckets: [u32; 2], now: Tick) -> bool {
+        self.evict_oldest(buckets, now, |entry, identity| self.may_evict(entry, identity))
+    }
+
+    fn evict_oldest(
+        &self,
+        buckets: [u32; 2],
+        now: Tick,
+        may_go: impl Fn(&Entry<A>, &Identity<A>) -> bool,
+    ) -> bool {
         let slots = buckets
             .into_iter()
             .flat_map(|bucket| self.used_slots(bucket).map(move |slot| entry_index(bucket, slot)));
@@ -430,12 +505,10 @@ impl<A: FlowAddress> FlowTable<A> {
             .filter_map(|index| {
                 let entry = self.entry(index);
                 let identity = entry.identity()?;
-                self.may_evict(entry, &identity).then(|| (now.since(entry.last_seen()), index, identity))
+                may_go(entry, &identity).then(|| (now.since(entry.last_seen()), index, identity))
             })
             .max_by_key(|(idle, ..)| *idle);
-        if let Some((_, index, identity)) = victim {
-            self.remove_flow(index, &identity);
-        }
+        victim.is_some_and(|(_, index, identity)| self.remove_flow(index, &identity))
     }
 
     fn may_evict(&self, entry: &Entry<A>, identity: &Identity<A>) -> bool {

@@ -111,7 +111,7 @@ impl<A: FlowAddress> Pair<A> {
                 assert_eq!(found.forwarding.backend, self.list[at].backend);
                 "existing"
             }
-            Inserted::ReplyTaken => {
+            Inserted::ReplyTaken(_) => {
                 assert!(has(&reply).is_some(), "nobody has taken these answers");
                 "reply taken"
             }

@@ -11,6 +11,7 @@ use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 use super::choose::{Decision, Placing, choose};
 use super::{Context, Family, Router};
 use crate::counters::{Counters, Event};
+use crate::shortage::Lack;
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};
 
 /// Source ports tried before a flow is refused. With 95 % of a range in use, 128 random tries fail once
@@ -37,6 +38,14 @@ impl Router {
         let opens = tuple.protocol == Protocol::Udp || packet.tcp_flags.opens();
         if !opens && tables.services.frontend(&key).is_some() {
             return Err(no_connection(packet, context));
+        }
+        if tuple.protocol != Protocol::Udp
+            && has_too_many_half_open::<A>(context)
+            && let Some(frontend) = tables.services.frontend(&key)
+            && !self.intake.take(context.now)
+        {
+            self.shortages.add(Lack::HalfOpen, frontend.service, None);
+            return Err(Verdict::Drop(DropReason::HalfOpenLimit));
         }
         let placing = Placing { affinity: context.affinity, now: context.now };
         let choice = match choose(tables, Some(&placing), &any) {
@@ -65,7 +74,13 @@ impl Router {
             source_nat: choice.source_nat,
             next_hop: NextHopRef::new(id.to_bits(), tables.routing.epoch()),
         };
-        self.insert(tuple, probe, &towards, next_hop, context, counters)
+        let inserted = self.insert(tuple, probe, &towards, next_hop, context, counters);
+        if let Err(Verdict::Drop(reason)) = inserted
+            && let Some(lack) = Lack::of(reason)
+        {
+            self.shortages.add(lack, choice.frontend.service, Some(next_hop.egress));
+        }
+        inserted
     }
 
     /// The next hop towards `dst`; `spread` chooses among several.
@@ -108,7 +123,8 @@ impl Router {
             let others = (0..SNAT_ATTEMPTS).filter_map(|attempt| u16::try_from(another(attempt)).ok());
             let ports = std::iter::once(tuple.src_port).chain(others.map(L4Port::new));
             let sources = ports.map(|port| (tuple.src, port));
-            return self.insert_any(tuple, towards, sources, DropReason::ReplyTupleTaken, context, counters);
+            let none_left = DropReason::ReplyTupleTaken;
+            return self.insert_any(tuple, probe, towards, sources, none_left, context, counters);
         }
         let snat = &context.tables.snat;
         let addresses = A::snat_addresses(snat, egress.egress);
@@ -125,32 +141,80 @@ impl Router {
             let port = ports[(choice / addresses.len()) % ports.len()];
             (addresses[choice % addresses.len()], L4Port::new(port))
         });
-        self.insert_any(tuple, towards, sources, DropReason::SnatPortsExhausted, context, counters)
+        self.insert_any(tuple, probe, towards, sources, DropReason::SnatPortsExhausted, context, counters)
     }
 
-    /// Inserts the flow from the first source whose answers can be told from those of all other flows.
+    /// Inserts the flow from the first source whose answers can be told from those of all other flows. When all
+    /// are taken, the flow among their holders that nobody answered, or that is over, for the longest time makes
+    /// room; an established one never does.
+    #[expect(clippy::too_many_arguments, reason = "what the slow path hands down, once")]
     fn insert_any<'a, A: Family>(
         &self,
         tuple: &FiveTuple<A>,
+        probe: &Probe,
         towards: &Towards<'_, A>,
         sources: impl Iterator<Item = (A, L4Port)>,
         none_left: DropReason,
         context: &Context<'a>,
         counters: &mut Counters,
     ) -> Result<Found<'a, A>, Verdict> {
-        for (addr, port) in sources {
-            match A::table(context.flows).insert(&towards.flow(tuple, addr, port), context.now) {
+        let flows = A::table(context.flows);
+        make_room_for_connection(tuple, probe, context, counters)?;
+        let mut spare: Option<(u32, Found<'a, A>, (A, L4Port))> = None;
+        for source in sources {
+            match flows.insert(&towards.flow(tuple, source), context.now) {
                 Inserted::New(found) => {
                     counters.add(Event::FlowsOpened, 1);
                     return Ok(found);
                 }
                 Inserted::Existing(found) => return Ok(found),
-                Inserted::ReplyTaken => counters.add(Event::SnatCollisions, 1),
+                Inserted::ReplyTaken(holder) => {
+                    counters.add(Event::SnatCollisions, 1);
+                    let idle = flows.spare_since(&holder, context.now);
+                    if let Some(idle) = idle.filter(|idle| spare.is_none_or(|(most, ..)| *idle > most)) {
+                        spare = Some((idle, holder, source));
+                    }
+                }
                 Inserted::Full => return Err(Verdict::Drop(DropReason::FlowTableFull)),
+            }
+        }
+        let (_, holder, source) = spare.ok_or(Verdict::Drop(none_left))?;
+        // Another worker may have answered it or taken its port since: then the next packet tries again.
+        if flows.spare_since(&holder, context.now).is_some() && flows.remove(&holder) {
+            counters.add(Event::SnatPortsReclaimed, 1);
+            if let Inserted::New(found) = flows.insert(&towards.flow(tuple, source), context.now) {
+                counters.add(Event::FlowsOpened, 1);
+                return Ok(found);
             }
         }
         Err(Verdict::Drop(none_left))
     }
+}
+
+/// Keeps connections that nobody has answered from taking more than their share of the table: the oldest of those
+/// in the way of the new one makes room.
+fn make_room_for_connection<A: Family>(
+    tuple: &FiveTuple<A>,
+    probe: &Probe,
+    context: &Context<'_>,
+    counters: &mut Counters,
+) -> Result<(), Verdict> {
+    if tuple.protocol == Protocol::Udp || !has_too_many_half_open::<A>(context) {
+        return Ok(());
+    }
+    let flows = A::table(context.flows);
+    if flows.evict_half_open(probe, context.now) {
+        counters.add(Event::HalfOpenReplaced, 1);
+        return Ok(());
+    }
+    Err(Verdict::Drop(DropReason::HalfOpenLimit))
+}
+
+/// Whether connections that nobody has answered have their share of the table already.
+fn has_too_many_half_open<A: Family>(context: &Context<'_>) -> bool {
+    let flows = A::table(context.flows);
+    let percent = u64::from(context.options.half_open_percent);
+    u64::from(flows.half_open()) >= u64::from(flows.capacity_flows()) * percent / 100
 }
 
 /// The verdict on a segment of a connection that is not known and that it cannot open. RFC 9293 section
@@ -195,7 +259,7 @@ struct Towards<'a, A> {
 
 impl<A: Family> Towards<'_, A> {
     /// The flow that reaches the backend from `source`.
-    fn flow(&self, original: &FiveTuple<A>, source: A, source_port: L4Port) -> NewFlow<A> {
+    fn flow(&self, original: &FiveTuple<A>, (source, source_port): (A, L4Port)) -> NewFlow<A> {
         let sent = FiveTuple {
             protocol: original.protocol,
             src: source,

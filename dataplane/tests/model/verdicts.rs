@@ -27,8 +27,9 @@ impl Model {
             Kind::NotL4 => self.ends(decided, "pass", "not_l4"),
             Kind::Fragment => self.ends(decided, "pass", "fragment"),
             Kind::Segment(segment) => self.segment(decided, &segment),
+            Kind::Control(control) => self.control(decided, &control),
         }?;
-        if !matches!(fate, Fate::Sent(_)) && decided.before != decided.after {
+        if !matches!(fate, Fate::Sent(_) | Fate::Answered) && decided.before != decided.after {
             return Err("a frame that is not sent was changed".into());
         }
         Ok(fate)
@@ -317,8 +318,15 @@ impl Model {
                 return Err(format!("the client's source {} became {source}", tuple.src));
             }
         }
-        if !self.flows.is_free(&reply) {
-            return Err(format!("answers of {reply:?} belong to another flow"));
+        if let Some((holder, _)) = self.flows.find(&reply) {
+            // Only when no port is free, and only one that nobody would miss.
+            if !self.all_sources(decided, segment, offer, chance, |holder| holder.is_some())
+                || !self.flows.0[holder].may_make_room()
+            {
+                return Err(format!("answers of {reply:?} belong to another flow"));
+            }
+            self.flows.0.swap_remove(holder);
+            self.count(decided.worker, "snat_ports_reclaimed");
         }
         let key = (offer.port.clone(), backend);
         let life = self.lives.of_backend(&key).ok_or("a backend that is not in the tables")?;
@@ -344,15 +352,28 @@ impl Model {
                 || worker_ports(&self.ports, decided.worker, self.worker_count).is_empty())
     }
 
-    /// Whether every source of this worker stands for another flow to this backend.
+    /// Whether every source of this worker stands for another flow to this backend, none of which makes room.
     fn is_exhausted(&self, decided: &Decided<'_>, segment: &Segment, offer: &Offer, chance: &Chance) -> bool {
+        let keeps = |holder: Option<&Flow>| holder.is_some_and(|flow| !flow.may_make_room());
+        self.all_sources(decided, segment, offer, chance, keeps)
+    }
+
+    /// Whether all sources that this worker may give the flow have such a holder.
+    fn all_sources(
+        &self,
+        decided: &Decided<'_>,
+        segment: &Segment,
+        offer: &Offer,
+        chance: &Chance,
+        has: impl Fn(Option<&Flow>) -> bool,
+    ) -> bool {
         let Some(Way::Open { egress, .. }) = chance.way else { return false };
         let (protocol, src) = (segment.tuple.protocol, chance.backend);
         let ports = worker_ports(&self.ports, decided.worker, self.worker_count);
-        let is_taken = |dst| !self.flows.is_free(&Tuple { protocol, src, dst });
-        let all_taken = |addr: IpAddr| ports.iter().all(|port| is_taken(SocketAddr::new(addr, *port)));
+        let holder = |dst| self.flows.find(&Tuple { protocol, src, dst }).map(|(at, _)| &self.flows.0[at]);
+        let all = |addr: IpAddr| ports.iter().all(|port| has(holder(SocketAddr::new(addr, *port))));
         offer.replaces_source(segment.tuple.src.ip(), chance.backend)
-            && snat_addresses(&self.world, egress, src.ip()).into_iter().all(all_taken)
+            && snat_addresses(&self.world, egress, src.ip()).into_iter().all(all)
     }
 
     /// The sender must be told of this problem.
@@ -370,7 +391,7 @@ impl Model {
     }
 
     /// The verdict must be this one.
-    fn ends(
+    pub(super) fn ends(
         &mut self,
         decided: &Decided<'_>,
         what: &'static str,
@@ -402,7 +423,7 @@ struct Chance {
     hop: Option<Chosen>,
 }
 
-fn held_for(decided: &Decided<'_>) -> Option<Neighbour> {
+pub(super) fn held_for(decided: &Decided<'_>) -> Option<Neighbour> {
     let Verdict::Hold(neighbour) = decided.verdict else { return None };
     Some(Neighbour { egress: neighbour.egress, addr: neighbour.addr })
 }

@@ -105,7 +105,7 @@ fn the_second_insertion_of_a_tuple_gets_the_first_flow_and_leaves_nothing() {
         Inserted::Existing(found) => assert_eq!(found.forwarding.backend, 40_000),
         other => panic!("{other:?}"),
     }
-    assert!(matches!(table.insert(&udp(2, 1000, 40_000), Tick(2)), Inserted::ReplyTaken));
+    assert!(matches!(table.insert(&udp(2, 1000, 40_000), Tick(2)), Inserted::ReplyTaken(_)));
     assert_eq!(table.used_entries(), 2);
 }
 
@@ -377,7 +377,7 @@ proptest! {
                             prop_assert!(!taken);
                             prop_assert_eq!(found.forwarding.backend, u32::from(model[&client].0));
                         }
-                        Inserted::ReplyTaken => prop_assert!(taken),
+                        Inserted::ReplyTaken(_) => prop_assert!(taken),
                         Inserted::Full => prop_assert!(false, "200 flows fit"),
                     }
                 }
@@ -410,4 +410,52 @@ proptest! {
         clients.sort_unstable();
         prop_assert_eq!(seen, clients);
     }
+}
+
+fn tcp(client: u32, port: u16, snat_port: u16) -> NewFlow<Ipv4Addr> {
+    flow(tuple(Protocol::Tcp, client, port), reply_tuple(Protocol::Tcp, snat_port), snat_port.into())
+}
+
+#[test]
+fn half_open_connections_are_counted_until_they_are_answered_or_gone() {
+    let table = FlowTable::new(1000, KEY).unwrap();
+    for port in 0..10 {
+        assert!(matches!(table.insert(&tcp(1, 1000 + port, 40_000 + port), Tick(1)), Inserted::New(_)));
+    }
+    table.insert(&udp(1, 999, 39_999), Tick(1));
+    assert_eq!(table.half_open(), 10);
+    for port in 0..4 {
+        let reply = table.lookup(&reply_tuple(Protocol::Tcp, 40_000 + port)).unwrap();
+        for _ in 0..2 {
+            table.answered(&reply);
+            reply.saw_tcp(TcpFlags::SYN.union(TcpFlags::ACK));
+        }
+    }
+    assert_eq!(table.half_open(), 6);
+    table.recount_half_open();
+    assert_eq!(table.half_open(), 6);
+    let probe = table.probe(&tuple(Protocol::Tcp, 1, 1000));
+    let mut evicted = 0;
+    while table.evict_half_open(&probe, Tick(2)) {
+        evicted += 1;
+    }
+    assert_eq!(table.half_open(), 6 - evicted);
+    for port in 0..10 {
+        if let Some(found) = table.lookup(&tuple(Protocol::Tcp, 1, 1000 + port)) {
+            table.remove(&found);
+        } else {
+            assert!(port >= 4, "one that was answered never makes room");
+        }
+    }
+    assert_eq!(table.half_open(), 0);
+}
+
+#[test]
+fn a_taken_reply_tells_whether_its_flow_may_make_room() {
+    let table = FlowTable::new(1000, KEY).unwrap();
+    table.insert(&tcp(1, 1000, 40_000), Tick(1));
+    let Inserted::ReplyTaken(holder) = table.insert(&tcp(2, 1000, 40_000), Tick(5)) else { panic!("taken") };
+    assert_eq!(table.spare_since(&holder, Tick(5)), Some(4));
+    holder.saw_tcp(TcpFlags::SYN.union(TcpFlags::ACK));
+    assert_eq!(table.spare_since(&holder, Tick(5)), None);
 }
