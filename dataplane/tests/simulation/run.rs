@@ -56,7 +56,6 @@ fn play(setup: &Setup, random: &mut Rng, steps: &mut Vec<Step>, tally: &mut Tall
     let mut rig = Rig::new(setup);
     let mut network = Network::new(random);
     let mut world = setup.world.clone();
-    let crowded = setup.capacity_flows == 1;
     for _ in 0..random.usize(50..250) {
         let pause_ms = pause(random);
         for _ in 0..random.usize(..4) {
@@ -67,6 +66,7 @@ fn play(setup: &Setup, random: &mut Rng, steps: &mut Vec<Step>, tally: &mut Tall
             steps.push(Step::Publish(Arc::new(world.clone())));
             rig.step(&steps[steps.len() - 1])?;
         }
+        let crowded = setup.capacity_flows == 1 || world.snat_ports.len() < 100;
         let mut pause_ms = pause_ms;
         for (worker, frames) in
             by_worker(network.arrived(rig.now() + pause_ms), setup.workers, crowded, random)
@@ -83,8 +83,8 @@ fn play(setup: &Setup, random: &mut Rng, steps: &mut Vec<Step>, tally: &mut Tall
     rig.end()
 }
 
-/// Frames for each worker's turn: one at a time when the table is small, for then it matters which flow
-/// makes room for which.
+/// Frames for each worker's turn: one at a time when the table is small or ports are few, for then it matters which
+/// flow makes room for which.
 fn by_worker(frames: Frames, workers: usize, crowded: bool, random: &mut Rng) -> Vec<(usize, Frames)> {
     let mut turns: Vec<(usize, Frames)> = (0..workers).map(|w| (w, vec![])).collect();
     for frame in frames {
