@@ -3,9 +3,12 @@
 CARGO ?= cargo
 FLOWGATE := target/release/flowgate
 FUZZ_SECONDS ?= 60
+SEED ?= 1
 SEEDS ?= 10000
+SECONDS ?= 60
+SEED ?= 1
 
-.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz simulate clean deps root
+.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz simulate faults soak clean deps root
 
 build: deps
 	$(CARGO) build --release -p flowgate
@@ -21,6 +24,7 @@ demo: root build
 # Everything: format, lints, unit, property, golden, fuzz replay, and the network tests, which need root.
 test: root lint kubernetes
 	$(CARGO) test --workspace
+	$(CARGO) test -p flowgate-flow --features interleave --test interleave
 
 lint: deps
 	$(CARGO) fmt --all --check
@@ -43,12 +47,27 @@ compare-kube-proxy: root build kubernetes
 bench-control: root build kubernetes
 	$(FLOWGATE) lab bench-control
 
+# Ten targets share FUZZ_SECONDS, with overflow checks on; ends with one line of JSON. What panics is kept in the
+# corpus of its target, which the tests replay.
+FUZZ = FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_REPORT=$(CURDIR)/target/fuzz.jsonl $(CARGO) test -q
 fuzz: deps
-	FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release -p flowgate-dataplane --test fuzz -- --nocapture
+	@mkdir -p target && rm -f target/fuzz.jsonl
+	$(FUZZ) -p flowgate-flow -p flowgate-dataplane -p flowgate-control --test fuzz -- --test-threads=1 --nocapture
+	$(FUZZ) -p flowgate-control --lib netlink::fuzz -- --nocapture
+	$(FUZZ) -p flowgate --bin flowgate fuzz -- --test-threads=1 --nocapture
+	@awk -F'[:,]' '{ n++; inputs += $$4 } END { printf "{\"targets\":%d,\"inputs\":%d,\"failures\":0}\n", n, inputs }' target/fuzz.jsonl
 
 # Whole conversations against an independent model, one run a seed; ends with one line of JSON.
 simulate: deps
 	SEEDS=$(SEEDS) $(CARGO) test -q --release -p flowgate-dataplane --test simulate
+
+# Everything that can break around a gateway, done to a real one under load; ends with one line of JSON.
+faults: root build
+	$(FLOWGATE) lab faults
+
+# The same all at once for a time: SECONDS=3600 SEED=7 make soak; ends with one line of JSON.
+soak: root build
+	$(FLOWGATE) lab soak --seconds $(SECONDS) --seed $(SEED)
 
 clean:
 	$(CARGO) clean

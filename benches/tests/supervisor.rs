@@ -47,7 +47,7 @@ impl Stage {
     /// A `flowgate` whose gateway forwards nothing.
     fn flowgate(&self) -> PathBuf {
         let script = format!(
-            "#!/bin/sh\ncase \"$1\" in\nrun) exec sleep 600 ;;\nshow) echo '[\"my-nginx\", \"my-nginx-nodeport\", \
+            "#!/bin/sh\ncase \"$1\" in\nrun) exec sleep 600 ;;\nshow) echo '[\"my-nginx\", \"my-nginx-nodeport\", \"my-nginx-dual-stack\", \
              \"mysql\", \"udp-echo\", \"packets\"]' ;;\nlab) RUST_BACKTRACE=0 FGTEST_STATE=\"$4\" FGTEST_PREFIX=\"$6\" FGTEST_BINARY=\"$0\" exec {} \
              --ignored --exact {SUPERVISOR} ;;\nesac\n",
             env::current_exe().unwrap().display()

@@ -40,6 +40,7 @@ fn ipv6_addresses_routes_and_links_are_followed() {
 fn an_address_that_is_being_checked_is_not_own_and_a_deprecated_one_comes_last() {
     in_namespace(async |mut net| {
         // Without a carrier the check (RFC 4862 section 5.4) does not end.
+        std::fs::write("/proc/sys/net/ipv6/conf/up0/accept_dad", "1").unwrap();
         ip("link set up1 down");
         ip("addr add 2001:db8::7/64 dev up0");
         ip("addr add 2001:db8::8/64 dev up0 nodad preferred_lft 0");
@@ -104,6 +105,8 @@ fn routes_by_next_hop_objects_are_followed() {
         ip("nexthop replace id 1 via 10.0.1.8 dev up0");
         let other = hop(0, Some("10.0.1.8"), 3);
         net.until("another router", |s| hops(s, "10.9.0.0/16") == Some(vec![other, second])).await;
+        // The kernel tells of no route that goes with its object; nor may another event make us look.
+        tokio::time::sleep(QUIET).await;
         ip("nexthop del id 9");
         net.until("a route that is gone", |s| hops(s, "10.9.0.0/16").is_none()).await;
     });
@@ -179,6 +182,8 @@ fn in_namespace(test: impl AsyncFnOnce(Net) + Send + 'static) {
     }
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        // Link-local addresses are there at once: one that comes later is an event that no test waits for.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
         for (a, b) in [("up0", "up1"), ("fab0", "fab1")] {
             ip(&format!("link add {a} type veth peer name {b}"));
             ip(&format!("link set {a} up"));
@@ -222,3 +227,4 @@ fn hop(interface: usize, via: Option<&str>, weight: u16) -> RouteHopSpec {
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);
+const QUIET: Duration = Duration::from_secs(2);

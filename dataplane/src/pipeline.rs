@@ -10,6 +10,7 @@ mod established;
 mod family;
 mod fragments;
 mod icmp;
+mod intake;
 mod mss;
 mod open;
 
@@ -33,6 +34,7 @@ pub use family::Family;
 pub use fragments::Awaited;
 pub(crate) use fragments::EXPECTED_MS;
 use fragments::Fragments;
+use intake::Intake;
 
 /// Frames in a burst at most.
 pub const BURST: usize = 64;
@@ -116,8 +118,50 @@ impl Pipeline {
                 worker,
                 requests: Requests::default(),
                 fragments: Fragments::new(worker),
+                intake: Intake::default(),
                 shortages: Shortages::default(),
             },
+        }
+    }
+
+    /// The passes for the frames of a burst that are no IPv4, given by the bits of `others`. A function of its
+    /// own, so that the loops over IPv4 keep their registers.
+    #[inline(never)]
+    fn process_others<F: AsMut<[u8]>>(
+        &mut self,
+        others: u64,
+        frames: &mut [F],
+        checksums: RxChecksums,
+        context: &Context<'_>,
+        counters: &mut Counters,
+        verdicts: &mut [Verdict],
+    ) {
+        let Self { v6, router, .. } = self;
+        let mut segments = 0_u64;
+        for i in set_bits(others) {
+            let frame = frames[i].as_mut();
+            verdicts[i] = match EtherType::of(frame) {
+                Some(EtherType::Ipv6) => match stage(frame, &mut v6[i % BURST], context) {
+                    None => {
+                        segments |= 1 << i;
+                        continue;
+                    }
+                    Some(other) => not_a_segment(other),
+                },
+                Some(_) => Verdict::Pass(PassReason::NotIp),
+                None => Verdict::Drop(DropReason::Malformed),
+            };
+        }
+        for i in set_bits(segments) {
+            context.flows.v6.prefetch(&mut v6[i % BURST].probe);
+        }
+        for i in set_bits(others) {
+            let (frame, verdict) = (frames[i].as_mut(), &mut verdicts[i]);
+            if segments & (1 << i) != 0 {
+                router.decide(frame, &v6[i % BURST], checksums, context, counters, verdict);
+            } else {
+                router.decide_rest(frame, context, counters, verdict);
+            }
         }
     }
 }
@@ -129,12 +173,13 @@ struct Router {
     worker: WorkerNumber,
     requests: Requests,
     fragments: Fragments,
+    intake: Intake,
     shortages: Shortages,
 }
 
 impl Router {
     /// Puts the fate of a packet into `verdict` and counts it.
-    #[inline]
+    #[inline(always)]
     fn decide<A: Family>(
         &mut self,
         frame: &mut [u8],
@@ -151,20 +196,6 @@ impl Router {
                 counters.count(verdict);
             }
         }
-    }
-
-    /// As [`decide`](Self::decide), but a function of its own: see [`stage_v6`].
-    #[inline(never)]
-    fn decide_v6(
-        &mut self,
-        frame: &mut [u8],
-        staged: &Staged<Ipv6Addr>,
-        checksums: RxChecksums,
-        context: &Context<'_>,
-        counters: &mut Counters,
-        verdict: &mut Verdict,
-    ) {
-        self.decide(frame, staged, checksums, context, counters, verdict);
     }
 
     /// Decides what is no segment and not decided yet, and counts it.
@@ -345,19 +376,18 @@ impl Process for Pipeline {
         for frame in frames.iter_mut() {
             prefetch(frame.as_mut());
         }
-        let Self { v4, v6, router } = self;
-        let v4 = &mut v4[..frames.len()];
-        let (mut segments_v4, mut segments_v6) = (0_u64, 0_u64);
+        let v4 = &mut self.v4[..frames.len()];
+        let (mut segments, mut others) = (0_u64, 0_u64);
         for (i, ((frame, verdict), staged)) in
             frames.iter_mut().zip(verdicts.iter_mut()).zip(v4.iter_mut()).enumerate()
         {
             let frame = frame.as_mut();
             if EtherType::of(frame) != Some(EtherType::Ipv4) {
-                segments_v6 |= u64::from(stage_v6(frame, &mut v6[i], context, verdict)) << i;
+                others |= 1 << i;
                 continue;
             }
             match stage(frame, staged, context) {
-                None => segments_v4 |= 1 << i,
+                None => segments |= 1 << i,
                 Some(other) => *verdict = not_a_segment(other),
             }
         }
@@ -365,20 +395,16 @@ impl Process for Pipeline {
             // Harmless for a frame that is no segment: an old probe, whose entry is loaded for nothing.
             context.flows.v4.prefetch(&mut staged.probe);
         }
-        let mut left = segments_v6;
-        while left != 0 {
-            context.flows.v6.prefetch(&mut v6[left.trailing_zeros() as usize].probe);
-            left &= left - 1;
-        }
         for (i, ((frame, verdict), staged)) in frames.iter_mut().zip(verdicts.iter_mut()).zip(v4).enumerate()
         {
-            if segments_v4 & (1 << i) != 0 {
-                router.decide(frame.as_mut(), staged, checksums, context, counters, verdict);
-            } else if segments_v6 & (1 << i) != 0 {
-                router.decide_v6(frame.as_mut(), &v6[i], checksums, context, counters, verdict);
-            } else {
-                router.decide_rest(frame.as_mut(), context, counters, verdict);
+            if segments & (1 << i) != 0 {
+                self.router.decide(frame.as_mut(), staged, checksums, context, counters, verdict);
+            } else if others & (1 << i) == 0 {
+                self.router.decide_rest(frame.as_mut(), context, counters, verdict);
             }
+        }
+        if others != 0 {
+            self.process_others(others, frames, checksums, context, counters, verdicts);
         }
     }
 
@@ -395,29 +421,37 @@ impl Process for Pipeline {
     }
 }
 
-/// Stages what is no IPv4 frame, and says whether it is a segment. A function of its own, so that the loop
-/// over IPv4 keeps its registers.
-#[inline(never)]
-fn stage_v6(
-    frame: &[u8],
-    staged: &mut Staged<Ipv6Addr>,
-    context: &Context<'_>,
-    verdict: &mut Verdict,
-) -> bool {
-    *verdict = match EtherType::of(frame) {
-        Some(EtherType::Ipv6) => match stage(frame, staged, context) {
-            None => return true,
-            Some(other) => not_a_segment(other),
-        },
-        Some(_) => Verdict::Pass(PassReason::NotIp),
-        None => Verdict::Drop(DropReason::Malformed),
-    };
-    false
+/// The positions of the bits that are set, ascending.
+#[inline(always)]
+fn set_bits(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let position = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        bits &= bits - 1;
+        Some(position)
+    })
 }
 
 /// Parses a frame and starts its lookup; gives back what is no segment.
 #[inline(always)]
 fn stage<A: Family>(
+    frame: &[u8],
+    staged: &mut Staged<A>,
+    context: &Context<'_>,
+) -> Option<Result<Parsed<A>, Malformed>> {
+    match A::plain(frame) {
+        Some(packet) => {
+            staged.probe = A::table(context.flows).probe(&packet.tuple);
+            staged.packet = packet;
+            None
+        }
+        None => stage_odd(frame, staged, context),
+    }
+}
+
+/// The same for a frame with anything unusual in it.
+#[cold]
+#[inline(never)]
+fn stage_odd<A: Family>(
     frame: &[u8],
     staged: &mut Staged<A>,
     context: &Context<'_>,
@@ -433,14 +467,14 @@ fn stage<A: Family>(
 }
 
 /// The next hop that is kept in the entry, unless routes have changed since.
-#[inline]
+#[inline(always)]
 fn current_next_hop<'a, A: Family>(found: &Found<'_, A>, routing: &'a Routing) -> Option<&'a NextHop> {
     let id = found.forwarding.next_hop.id(routing.epoch())?;
     routing.next_hop(NextHopId::from_bits(id))
 }
 
 /// Notes in the flow that this packet goes on, which is neither a reset nor comes after one.
-#[inline]
+#[inline(always)]
 fn note<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) {
     found.touch(context.now, packet.ip_len());
     match packet.tuple.protocol {

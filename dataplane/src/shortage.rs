@@ -50,8 +50,8 @@ pub struct Shortage {
     pub lack: Lack,
     /// Whose flows they were.
     pub service: ServiceId,
-    /// The way out that they were to take.
-    pub egress: InterfaceId,
+    /// The way out that they were to take; none where it was not looked for.
+    pub egress: Option<InterfaceId>,
     /// How many first packets; a client that tries again counts again.
     pub flows: u64,
 }
@@ -85,7 +85,7 @@ pub(crate) struct Shortages {
 impl Shortages {
     /// Adds one flow. Beyond a few Services at once it is counted as a drop only.
     #[cold]
-    pub(crate) fn add(&mut self, lack: Lack, service: ServiceId, egress: InterfaceId) {
+    pub(crate) fn add(&mut self, lack: Lack, service: ServiceId, egress: Option<InterfaceId>) {
         let same = |other: &Shortage| (other.lack, other.service, other.egress) == (lack, service, egress);
         for place in &mut self.few {
             match place {
@@ -118,10 +118,10 @@ mod tests {
     fn shortages_are_added_up_and_kept_until_they_are_heard() {
         let mut shortages = Shortages::default();
         for service in [1, 2, 1] {
-            shortages.add(Lack::SnatPorts, ServiceId(service), InterfaceId(0));
+            shortages.add(Lack::SnatPorts, ServiceId(service), Some(InterfaceId(0)));
         }
         shortages.drain(|shortage| shortage.service == ServiceId(2));
-        shortages.add(Lack::SnatPorts, ServiceId(1), InterfaceId(0));
+        shortages.add(Lack::SnatPorts, ServiceId(1), Some(InterfaceId(0)));
         let mut heard = Vec::new();
         shortages.drain(|shortage| {
             heard.push((shortage.service, shortage.flows));

@@ -67,7 +67,7 @@ fn established_connections_keep_their_ports_and_the_next_one_is_refused() {
     assert_eq!(dropped(&gateway, DropReason::SnatPortsExhausted), 20);
     assert!(all.iter().all(|(client, flow)| lives(&mut gateway, client, flow)));
     let shortages = std::mem::take(&mut *gateway.shortages.lock().unwrap());
-    assert!(shortages.iter().all(|s| (s.lack, s.egress) == (Lack::SnatPorts, FAB0)));
+    assert!(shortages.iter().all(|s| (s.lack, s.egress) == (Lack::SnatPorts, Some(FAB0))));
     assert_eq!(shortages.iter().map(|shortage| shortage.flows).sum::<u64>(), 20);
     assert_eq!(shortages.iter().map(|shortage| shortage.service).collect::<HashSet<_>>().len(), 1);
     // One ends: its port is free for the next.

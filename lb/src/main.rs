@@ -4,6 +4,8 @@
 mod admin;
 mod cli;
 mod config;
+#[cfg(test)]
+mod fuzz;
 mod run;
 mod show;
 mod trace;

@@ -1,6 +1,9 @@
 //! `flowgate trace`: what would become of a packet, by the tables and the code that `flowgate run` uses.
 //! Opens nothing but the manifests and the packets; each packet is the first of its flow.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::net::{IpAddr, SocketAddr};

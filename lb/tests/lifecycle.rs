@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -23,6 +24,7 @@ use flowgate_benches::{
         topology::{GATEWAY_UPLINK, Topology, TopologyOptions, UPLINK},
     },
     loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun},
+    netns::Namespace,
 };
 use support::{FLOWGATE, LIMIT, Lab, admin, eventually, get, number, one_at_a_time, rows, snmp, text};
 
@@ -40,8 +42,7 @@ struct Served {
 }
 
 impl Served {
-    fn start(topology: TopologyOptions, extra_config: &str) -> Result<Self> {
-        let topology = Topology::build(topology)?;
+    fn on(topology: Topology, extra_config: &str) -> Result<Self> {
         let mut options = GatewayOptions::new(FLOWGATE);
         extra_config.clone_into(&mut options.extra_config);
         let gateway = Gateway::start(topology.gateway(), options)?;
@@ -62,7 +63,10 @@ impl Served {
     }
 
     fn with_two_backends(extra_config: &str) -> Result<Self> {
-        Self::start(TopologyOptions { backends: 2, ..TopologyOptions::default() }, extra_config)
+        Self::on(
+            Topology::build(TopologyOptions { backends: 2, ..TopologyOptions::default() })?,
+            extra_config,
+        )
     }
 
     fn is_ready(&self) -> Result<()> {
@@ -78,7 +82,7 @@ impl Served {
         options.pause = Duration::from_millis(10);
         options.exchange_timeout = Duration::from_secs(30);
         let run = stream::start(self.lab.client(), options)?;
-        eventually("all connections are open", || Ok(run.snapshot().exchanges > 3 * CONNECTIONS as u64))?;
+        eventually("all connections are open", || Ok(run.snapshot().connects == CONNECTIONS as u64))?;
         Ok(run)
     }
 
@@ -144,12 +148,12 @@ fn open_connections_survive_restarts_and_kills() -> Result<()> {
         let start = now();
         served.lab.gateway.restart()?;
         served.is_ready()?;
-        println!("restart {round}: {:?}", gap("the connections go on after a restart", &load, start)?);
+        eprintln!("restart {round}: {:?}", gap("the connections go on after a restart", &load, start)?);
         let start = now();
         served.lab.gateway.kill()?;
         served.lab.gateway.restart()?;
         served.is_ready()?;
-        println!("kill {round}: {:?}", gap("the connections go on after a kill", &load, start)?);
+        eprintln!("kill {round}: {:?}", gap("the connections go on after a kill", &load, start)?);
     }
     assert!(served.metric("flowgate_flows_adopted")? >= CONNECTIONS as f64);
     assert_eq!(get(served.lab.client(), (CLUSTER_IP, 80))?.find("backend-"), Some(0));
@@ -209,7 +213,7 @@ fn a_worker_that_panics_is_replaced_and_one_that_always_does_is_given_up() -> Re
     for round in 1..=5 {
         let start = now();
         served.inject(0, "panic")?;
-        println!("panic {round}: {:?}", gap("the connections go on after a panic", &load, start)?);
+        eprintln!("panic {round}: {:?}", gap("the connections go on after a panic", &load, start)?);
         eventually("the panic is counted", || Ok(served.metric(panics)? == f64::from(round)))?;
         assert_eq!(served.worker_states()?, ["running"]);
     }
@@ -236,7 +240,7 @@ fn a_worker_that_hangs_makes_the_process_begin_anew_under_its_old_id() -> Result
     for round in 1..=2 {
         let start = now();
         served.inject(0, "hang")?;
-        println!("hang {round}: {:?}", gap("the connections go on after a hang", &load, start)?);
+        eprintln!("hang {round}: {:?}", gap("the connections go on after a hang", &load, start)?);
         eventually("the new process answers", || {
             let hangs = served.metric("flowgate_worker_restarts_total{reason=\"hang\"}");
             Ok(hangs.is_ok_and(|hangs| hangs == f64::from(round)))
@@ -300,7 +304,7 @@ fn an_interface_that_is_away_for_a_moment_costs_no_connection() -> Result<()> {
     let start = now();
     gateway.ip(&format!("link set {UPLINK} down"))?;
     gateway.ip(&format!("link set {UPLINK} up"))?;
-    println!("down and up: {:?}", gap("the connections go on after the link was down", &load, start)?);
+    eprintln!("down and up: {:?}", gap("the connections go on after the link was down", &load, start)?);
     // Another name is another interface.
     let start = now();
     for (from, to) in [(UPLINK, "elsewhere"), ("elsewhere", UPLINK)] {
@@ -310,7 +314,10 @@ fn an_interface_that_is_away_for_a_moment_costs_no_connection() -> Result<()> {
         let sockets = usize::from(to == UPLINK);
         eventually("the sockets follow the name", || Ok(queues_of(&served, UPLINK)? == sockets))?;
     }
-    println!("away and back: {:?}", gap("the connections go on after the interface was away", &load, start)?);
+    eprintln!(
+        "away and back: {:?}",
+        gap("the connections go on after the interface was away", &load, start)?
+    );
     assert_eq!(served.metric("flowgate_worker_restarts_total{reason=\"interface\"}")?, 2.0);
     served.none_was_lost(load)
 }
@@ -318,20 +325,20 @@ fn an_interface_that_is_away_for_a_moment_costs_no_connection() -> Result<()> {
 #[test]
 fn other_queues_and_longer_packets_are_followed() -> Result<()> {
     let _turn = one_at_a_time();
-    let served = Served::start(TopologyOptions { backends: 1, queues: 2, ..TopologyOptions::default() }, "")?;
-    let (client, gateway) = (served.lab.client(), served.lab.topology.gateway());
-    assert_eq!(served.worker_states()?.len(), 2);
-    let load = served.load()?;
-    let channels = |namespace: &flowgate_benches::netns::Namespace, device: &str, count: u32| {
-        let mut command = std::process::Command::new("ethtool");
+    let topology = Topology::build(TopologyOptions { backends: 1, queues: 2, ..TopologyOptions::default() })?;
+    let channels = |namespace: &Namespace, device: &str, count: u32| {
+        let mut command = Command::new("ethtool");
         command.args(["-L", device, "rx", &count.to_string(), "tx", &count.to_string()]);
         namespace.check(command)
     };
-    // A device with an XDP program must have a queue for each that its peer sends by.
-    channels(client, "eth0", 1)?;
-    channels(gateway, UPLINK, 1)?;
-    eventually("one worker is left", || Ok(served.worker_states()? == ["running"]))?;
-    gap("the connections go on with one queue", &load, now())?;
+    // The kernel lets nobody take a queue away that has a socket, so there are few at first. A device with an XDP
+    // program must have a queue for each that its peer sends by.
+    channels(&topology.client().namespace, "eth0", 1)?;
+    channels(topology.gateway(), UPLINK, 1)?;
+    let served = Served::on(topology, "")?;
+    let (client, gateway) = (served.lab.client(), served.lab.topology.gateway());
+    assert_eq!(served.worker_states()?, ["running"]);
+    let load = served.load()?;
     channels(gateway, UPLINK, 2)?;
     channels(client, "eth0", 2)?;
     eventually("two workers work", || Ok(served.worker_states()? == ["running", "running"]))?;

@@ -56,7 +56,12 @@ impl Gateway {
 
     /// Runs a burst.
     #[inline]
-    pub(crate) fn process<const N: usize>(&mut self, frames: &mut [Frame<N>], now: Tick, verdicts: &mut [Verdict]) {
+    pub(crate) fn process<const N: usize>(
+        &mut self,
+        frames: &mut [Frame<N>],
+        now: Tick,
+        verdicts: &mut [Verdict],
+    ) {
         let context = Context {
             now,
             tables: &self.tables,
@@ -145,8 +150,7 @@ pub(crate) fn tables(family: Family) -> Tables {
         Family::V6 => IpAddr::V6(twin_addr(addr)),
     };
     let backends: Vec<Ipv4Addr> = (1..=64).map(|n| Ipv4Addr::new(10, 244, 0, n + 10)).collect();
-    let endpoint =
-        |addr: &Ipv4Addr| EndpointSpec { addr: ip(*addr), port: L4Port::new(8080), weight: 1 };
+    let endpoint = |addr: &Ipv4Addr| EndpointSpec { addr: ip(*addr), port: L4Port::new(8080), weight: 1 };
     let service = ServiceSpec {
         name: ServiceName { namespace: "default".into(), name: "bench".into(), port: "http".into() },
         protocol: Protocol::Udp,
@@ -189,10 +193,8 @@ pub(crate) fn tables(family: Family) -> Tables {
         hops: vec![RouteHopSpec { interface, via: via.map(ip), weight: 1 }],
         metric: 0,
     };
-    let routes = [
-        route(Ipv4Addr::new(10, 244, 0, 0), 16, 1, None),
-        route(Ipv4Addr::UNSPECIFIED, 0, 0, Some(router)),
-    ];
+    let routes =
+        [route(Ipv4Addr::new(10, 244, 0, 0), 16, 1, None), route(Ipv4Addr::UNSPECIFIED, 0, 0, Some(router))];
     let mut neighbours: Vec<NeighbourSpec> = backends
         .iter()
         .zip(0..)
@@ -202,11 +204,7 @@ pub(crate) fn tables(family: Family) -> Tables {
             mac: Some(MacAddr([4, 0, 0, 0, 1, n])),
         })
         .collect();
-    neighbours.push(NeighbourSpec {
-        interface: 0,
-        addr: ip(router),
-        mac: Some(MacAddr([4, 0, 0, 0, 0, 1])),
-    });
+    neighbours.push(NeighbourSpec { interface: 0, addr: ip(router), mac: Some(MacAddr([4, 0, 0, 0, 0, 1])) });
     let routing = Routing::build(&Routing::default(), interfaces, &routes, &neighbours).expect("routes fit");
     let snat = SnatPool::new(&[vec![], vec![ip(fabric)]], &(20_000..=59_999).collect());
     Tables {

@@ -1,4 +1,4 @@
-//! `flowgate lab up|down|kubectl|demo|bench|compare|bench-control`.
+//! `flowgate lab up|down|kubectl|demo|bench|compare|bench-control|faults|soak`.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,7 +16,9 @@ use crate::{
         compare::{CompareOptions, compare},
         control_bench::{ControlBenchOptions, control_bench},
         demo::{DemoOptions, demo},
+        faults::{FaultOptions, case_names, faults},
         interrupt,
+        soak::{SoakOptions, soak},
         supervisor::{Down, LabKind, LabPlace, Up, down, kubectl, supervise, up},
     },
 };
@@ -40,6 +42,10 @@ pub enum LabCommand {
     /// Measure how fast changes in the API become changes in forwarding, beside real kube-proxy; ends with one line of
     /// JSON.
     BenchControl(BenchControlArgs),
+    /// Break everything that can break around a gateway under load, one case after the other; ends with one line of JSON.
+    Faults(FaultsArgs),
+    /// Everything of `faults` at random and all at once for a time; ends with one line of JSON.
+    Soak(SoakArgs),
     /// Hold the lab: what `up` starts.
     #[command(hide = true)]
     Supervise(UpArgs),
@@ -121,6 +127,34 @@ pub struct CompareArgs {
     pub only: Option<String>,
 }
 
+/// The options of `flowgate lab faults`.
+#[derive(Debug, Clone, Args)]
+pub struct FaultsArgs {
+    /// Only this case; may be repeated.
+    #[arg(long = "case", value_name = "NAME", value_parser = case_names())]
+    pub cases: Vec<String>,
+    /// Connections at work in the cases of restarts and floods.
+    #[arg(long, default_value_t = 1000)]
+    pub connections: usize,
+    /// What random choices follow from.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// The options of `flowgate lab soak`.
+#[derive(Debug, Clone, Args)]
+pub struct SoakArgs {
+    /// Seconds in which things happen.
+    #[arg(long, default_value_t = 60)]
+    pub seconds: u64,
+    /// TCP connections at work.
+    #[arg(long, default_value_t = 200)]
+    pub connections: usize,
+    /// What random choices follow from.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
 /// The options of `flowgate lab bench-control`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchControlArgs {
@@ -198,6 +232,24 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
             };
             let report = control_bench(&options, flowgate, &interrupt::listen()?)?;
             super::loadgen::print(&report.json());
+        }
+        LabCommand::Faults(args) => {
+            let options =
+                FaultOptions { cases: args.cases.clone(), connections: args.connections, seed: args.seed };
+            let report = faults(&options, flowgate, &interrupt::listen()?)?;
+            super::loadgen::print(&report.json());
+            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        LabCommand::Soak(args) => {
+            let options = SoakOptions {
+                duration: Duration::from_secs(args.seconds),
+                connections: args.connections,
+                seed: args.seed,
+            };
+            let report = soak(&options, flowgate, &interrupt::listen()?)?;
+            let success = report.is_success();
+            super::loadgen::print(&report.json());
+            return Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         LabCommand::BareForward(args) => return bare_forward::run(args),
         LabCommand::Supervise(args) => {

@@ -3,6 +3,8 @@
 
 use std::{
     fs::{self, File},
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     thread,
@@ -144,6 +146,25 @@ impl Gateway {
             }
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Asks the admin socket one question, a line of JSON, and returns the answer.
+    pub fn ask(&self, question: &str) -> Result<String> {
+        let path = self.socket_path();
+        let exchange = || -> io::Result<String> {
+            let mut socket = UnixStream::connect(&path)?;
+            socket.set_read_timeout(Some(READY_LIMIT))?;
+            socket.write_all(format!("{question}\n").as_bytes())?;
+            let mut answer = String::new();
+            BufReader::new(socket).read_line(&mut answer)?;
+            Ok(answer)
+        };
+        exchange().map_err(Error::io(format!("ask {question} on {}", path.display())))
+    }
+
+    /// The binary of the next start.
+    pub fn set_binary(&mut self, binary: impl Into<PathBuf>) {
+        self.options.binary = binary.into();
     }
 
     /// Whether the process has ended by itself.

@@ -10,7 +10,11 @@
 //! Offloads stay as the kernel sets them: frames of local stacks arrive at the gateway with partial checksums, as they do
 //! on a real node, and completing them is the gateway's work.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    thread,
+    time::Duration,
+};
 
 use crate::{
     error::{Error, Result},
@@ -34,7 +38,7 @@ pub const SERVICE_RANGE: &str = "10.96.0.0/12";
 pub const fn twin(address: Ipv4Addr) -> Ipv6Addr {
     const fn group(octet: u8) -> u16 {
         let octet = octet as u16;
-        (octet / 100) << 8 | (octet / 10 % 10) << 4 | octet % 10
+        octet / 100 * 0x100 + octet / 10 % 10 * 0x10 + octet % 10
     }
     let [a, b, c, d] = address.octets();
     Ipv6Addr::new(0x2001, 0xdb8, group(a), group(b), 0, 0, group(c), group(d))
@@ -173,6 +177,28 @@ impl Topology {
         Ok(())
     }
 
+    /// Sets the MTU of both ends of the gateway's link to the fabric.
+    pub fn set_fabric_mtu(&self, mtu: u32) -> Result<()> {
+        self.fabric.ip(&format!("link set {GATEWAY_PORT} mtu {mtu}"))?;
+        self.gateway.ip(&format!("link set {FABRIC} mtu {mtu}")).map(drop)
+    }
+
+    /// Removes the gateway's interface towards the fabric and makes it anew after a while: another interface with the
+    /// same name, addresses and Ethernet address, as a card that is plugged in again.
+    pub fn replug_fabric(&self, away: Duration) -> Result<()> {
+        let ethernet =
+            self.gateway.run(|| std::fs::read_to_string(format!("/sys/class/net/{FABRIC}/address")));
+        let ethernet = ethernet.map_err(Error::io(format!("read the Ethernet address of {FABRIC}")))?;
+        self.gateway.ip(&format!("link del {FABRIC}"))?;
+        thread::sleep(away);
+        let link = Link { queues: self.options.queues, mtu: self.options.mtu };
+        link.connect(&self.fabric, GATEWAY_PORT, &self.gateway, FABRIC)?;
+        self.gateway.ip(&format!("link set {FABRIC} address {}", ethernet.trim()))?;
+        join_bridge(&self.fabric, GATEWAY_PORT)?;
+        self.gateway.ip(&format!("addr add {GATEWAY_FABRIC}/24 dev {FABRIC}"))?;
+        add_twin(&self.gateway, FABRIC, GATEWAY_FABRIC).map(drop)
+    }
+
     /// Gives each namespace a name under `/run/netns`: `prefix` plus `client`, `gateway` or the name of the backend.
     pub fn publish(&self, prefix: &str) -> Result<()> {
         self.named().try_for_each(|(name, namespace)| namespace.publish(&format!("{prefix}{name}")))
@@ -294,7 +320,7 @@ pub(crate) fn configure_host(namespace: &Namespace, address: Ipv4Addr) -> Result
 }
 
 /// Lets an interface speak IPv6, with the [`twin`] of its address.
-fn add_twin(namespace: &Namespace, interface: &str, address: Ipv4Addr) -> Result<Ipv6Addr> {
+pub(crate) fn add_twin(namespace: &Namespace, interface: &str, address: Ipv4Addr) -> Result<Ipv6Addr> {
     for (key, value) in [("accept_dad", "0"), ("router_solicitations", "0"), ("disable_ipv6", "0")] {
         namespace.sysctl(&format!("net/ipv6/conf/{interface}/{key}"), value)?;
     }

@@ -68,7 +68,10 @@ pub(super) fn compile_snat(
         }
         by_interface.push(addresses);
     }
-    let pool = SnatPool::new(&by_interface, &settings.snat.ports);
+    // Which address is the primary one changes with the addresses: the flows of the last one go on.
+    let own = net.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied());
+    let pool = SnatPool::new(&by_interface, &settings.snat.ports)
+        .answering_at(own.filter(|addr| !is_configured_family(addr, settings)));
     (if pool == **previous { Arc::clone(previous) } else { Arc::new(pool) }, entries)
 }
 
@@ -88,6 +91,11 @@ pub fn unresolved_next_hops(tables: &Tables) -> Vec<Unresolved> {
     unresolved.sort_unstable();
     unresolved.dedup();
     unresolved
+}
+
+/// Whether the sources of the address's family are configured, and no others are used.
+fn is_configured_family(addr: &IpAddr, settings: &Settings) -> bool {
+    settings.snat.addresses.iter().any(|configured| configured.is_ipv4() == addr.is_ipv4())
 }
 
 /// The first address of a family; a link-local one comes last, so it is taken only if there is no other.

@@ -1,8 +1,8 @@
 //! How the addresses of a family lie in an entry and go into the hash. Never decides anything.
 
+use crate::sync::{AtomicU64, Ordering};
 use std::fmt::Debug;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use flowgate_wire::Address;
 
@@ -11,7 +11,7 @@ pub trait FlowAddress: Address {
     /// Where an entry keeps two of them.
     type Pair: PairCell<Self>;
 
-    /// The 32-bit words of two addresses, each multiplied by its key word, summed up modulo 2^64.
+    /// The part of a multilinear hash that two addresses make, modulo 2^64.
     fn weigh(pair: [Self; 2], key: &[u64; 8]) -> u64;
 }
 
@@ -63,13 +63,16 @@ fn pack(src: Ipv4Addr, dst: Ipv4Addr) -> u64 {
 impl FlowAddress for Ipv6Addr {
     type Pair = [AtomicU64; 4];
 
-    #[inline]
-    fn weigh(pair: [Self; 2], key: &[u64; 8]) -> u64 {
-        let words = pair.map(|addr| addr.octets());
-        let words = words.iter().flat_map(|octets| octets.as_chunks::<4>().0);
-        words.zip(key).fold(0, |sum: u64, (word, key)| {
-            sum.wrapping_add(key.wrapping_mul(u64::from(u32::from_ne_bytes(*word))))
-        })
+    #[inline(always)]
+    fn weigh([src, dst]: [Self; 2], key: &[u64; 8]) -> u64 {
+        // Half as many multiplications as words (Lemire and Kaser 2014, "multilinear-HM"): a product of two
+        // sums of key and word instead of two products.
+        let ([a, b], [c, d]) = (halves(src), halves(dst));
+        let product = |word: u64, at: usize| {
+            let (low, high) = (word & u64::from(u32::MAX), word >> 32);
+            key[at].wrapping_add(low).wrapping_mul(key[at + 1].wrapping_add(high))
+        };
+        product(a, 0).wrapping_add(product(b, 2)).wrapping_add(product(c, 4)).wrapping_add(product(d, 6))
     }
 }
 

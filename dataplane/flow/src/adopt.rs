@@ -9,6 +9,7 @@
 use flowgate_wire::{FiveTuple, Translation};
 
 use crate::address::FlowAddress;
+use crate::arch::prefetch;
 use crate::entry::{EntryIndex, NextHopRef, Side, Tick};
 use crate::table::{FlowTable, entry_index};
 use crate::tags::BUCKET_SLOTS;
@@ -45,7 +46,7 @@ impl<A: FlowAddress> FlowTable<A> {
                 adopted.cleared += 1;
             }
         }
-        for index in self.used_indices() {
+        for index in self.used_indices().inspect(|index| self.fetch_next(*index)) {
             let Some(kept) = self.whole_flow(index) else {
                 self.clear_any(index);
                 adopted.cleared += 1;
@@ -67,6 +68,14 @@ impl<A: FlowAddress> FlowTable<A> {
     fn used_indices(&self) -> impl Iterator<Item = EntryIndex> {
         (0..self.bucket_count())
             .flat_map(move |bucket| self.used_slots(bucket).map(move |slot| entry_index(bucket, slot)))
+    }
+
+    /// Starts loading what the entry some slots further on is compared with: peers lie anywhere.
+    fn fetch_next(&self, index: EntryIndex) {
+        let ahead = self.entries().get(index.0 as usize + FETCH_AHEAD_SLOTS);
+        if let Some(peer) = ahead.and_then(|entry| self.peer_of(entry)) {
+            prefetch(peer);
+        }
     }
 
     /// Whether the entry can be read and is where a lookup of its tuple finds it, and not another.
@@ -102,6 +111,9 @@ impl<A: FlowAddress> FlowTable<A> {
         self.free(index);
     }
 }
+
+/// Enough for memory to answer, few enough for the cache to hold.
+const FETCH_AHEAD_SLOTS: usize = 24;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! The few instructions that Rust has no portable form for. Changes no result, only its speed.
 #![allow(unsafe_code, reason = "processor instructions behind safe functions")]
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence};
 
 /// Starts loading the cache line that `target` begins in.
 #[inline(always)]
@@ -38,6 +38,8 @@ pub(crate) struct AlignedWords(pub(crate) [AtomicU64; 4]);
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse2")]
 fn equal_bytes_sse2(words: &AlignedWords, byte: u8) -> u32 {
+    #[cfg(feature = "interleave")]
+    crate::interleave::step();
     use std::arch::asm;
     use std::arch::x86_64::{__m128i, _mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set1_epi8};
     let (low, high): (__m128i, __m128i);

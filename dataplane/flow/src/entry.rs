@@ -10,8 +10,8 @@
 //!   direction, with plain loads and stores. Should the NIC move a direction to another queue, a count
 //!   or two may be lost, nothing else.
 
+use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use flowgate_wire::checksum::Delta;
 use flowgate_wire::{FiveTuple, L4Port, Protocol, Translation};
@@ -161,7 +161,7 @@ impl<A: FlowAddress> Entry<A> {
     }
 
     /// What a packet with this tuple needs, if this is its entry and nobody is writing it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn forwarding(&self, tuple: &FiveTuple<A>) -> Option<Forwarding<A>> {
         let sequence = self.sequence.load(Ordering::Acquire);
         let mine = self.addrs.is(tuple.src, tuple.dst)

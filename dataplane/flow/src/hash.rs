@@ -36,7 +36,7 @@ impl HashKey {
     }
 
     /// The hash of a five-tuple.
-    #[inline]
+    #[inline(always)]
     pub fn hash<A: FlowAddress>(&self, tuple: &FiveTuple<A>) -> FlowHash {
         let [added, ports, protocol, ref addrs @ ..] = self.0;
         let [s0, s1] = tuple.src_port.wire();

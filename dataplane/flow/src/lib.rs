@@ -20,9 +20,12 @@ pub mod entry;
 pub mod expiry;
 pub mod flows;
 pub mod hash;
+#[cfg(feature = "interleave")]
+pub mod interleave;
 pub mod keep;
 mod memory;
 pub mod state;
+mod sync;
 pub mod table;
 pub mod tags;
 

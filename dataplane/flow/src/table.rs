@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::hint;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use flowgate_wire::{FiveTuple, Protocol, TcpFlags};
 
@@ -20,6 +19,7 @@ use crate::hash::{FlowHash, HashKey};
 use crate::keep::{self, KeepError, Keeping, Label, Opened, Origin};
 use crate::memory::{self, Memory, OutOfMemory};
 use crate::state::{TcpPhase, TcpSeen};
+use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
 
 /// One fixed-capacity table of the flows of one family, shared by all workers.
@@ -134,7 +134,8 @@ impl<A: FlowAddress> FlowTable<A> {
 
     fn over(memory: Memory<Entry<A>>, capacity_flows: u32, key: HashKey, file: Option<File>) -> Self {
         let insert_locks = (0..INSERT_LOCKS).map(|_| SpinLock::default()).collect();
-        Self { key, memory, capacity_flows, half_open: AtomicU32::new(0), insert_locks, _lock: file }
+        let half_open = AtomicU32::new(0);
+        Self { key, memory, capacity_flows, half_open, insert_locks, _lock: file }
     }
 
     /// Flows that it is made for.
@@ -148,7 +149,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Step one of a lookup: hashes the tuple and starts loading the tags of its two buckets.
-    #[inline]
+    #[inline(always)]
     pub fn probe(&self, tuple: &FiveTuple<A>) -> Probe {
         let hash = self.key.hash(tuple);
         let buckets = hash.buckets(self.memory.bucket_count());
@@ -159,7 +160,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Step two: compares the tags and starts loading the first entry that agrees.
-    #[inline]
+    #[inline(always)]
     pub fn prefetch(&self, probe: &mut Probe) {
         let mut candidates = self.candidates(probe);
         probe.likely = probe.next_of(&mut candidates);
@@ -173,7 +174,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Step three: the entry of a packet with this tuple. Takes no lock.
-    #[inline]
+    #[inline(always)]
     pub fn find(&self, probe: &Probe, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
         let (mut index, mut others) = (probe.likely, probe.others);
         // One way out with an entry: the compiler would join several in memory.
@@ -405,6 +406,10 @@ impl<A: FlowAddress> FlowTable<A> {
         &self.memory.entries()[index.0 as usize]
     }
 
+    pub(crate) fn entries(&self) -> &[Entry<A>] {
+        self.memory.entries()
+    }
+
     pub(crate) fn peer_of(&self, entry: &Entry<A>) -> Option<&Entry<A>> {
         self.memory.entries().get(entry.peer().0 as usize)
     }
@@ -431,8 +436,8 @@ impl<A: FlowAddress> FlowTable<A> {
             entry.identity().filter(|found| found.peer == peer).map(|found| found.tuple)
         };
         let Some(tuple) = peers_with(original, reply) else {
-            // The other direction is gone or was never linked: only this one is left to remove.
-            return self.remove_one(index, &identity.tuple);
+            // Only this direction is left. If it ever had another, whoever removed that one removed the flow.
+            return self.remove_one(index, &identity.tuple) && identity.peer == EntryIndex::NONE;
         };
         if !self.entry(original).lock(&tuple) {
             return false;

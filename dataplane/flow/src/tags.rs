@@ -4,7 +4,7 @@
 //! once, so that a lookup touches an entry's cache line only if its tag agrees. Large buckets fill up
 //! evenly: at four fifths of all slots in use hardly any bucket is full.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 use crate::arch::{AlignedWords, equal_bytes};
 

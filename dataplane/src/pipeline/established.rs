@@ -36,7 +36,7 @@ impl Router {
 }
 
 /// Whether it takes a closer look to tell that the flow goes on.
-#[inline]
+#[inline(always)]
 fn may_be_over<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
     let flows = A::table(context.flows);
     if packet.tuple.protocol != Protocol::Udp {

@@ -69,6 +69,8 @@ pub struct SnatPool {
     by_interface: Vec<Addresses>,
     /// Every address once, ascending.
     all: Vec<IpAddr>,
+    /// The same and those that only flows of earlier may have.
+    answered: Vec<IpAddr>,
     ports: Vec<u16>,
 }
 
@@ -86,7 +88,18 @@ impl SnatPool {
         all.sort_unstable();
         all.dedup();
         let by_interface = by_interface.iter().map(|addresses| Addresses::new(addresses)).collect();
-        Self { by_interface, all, ports: ports.iter().filter(|&port| port != 0).collect() }
+        let answered = all.clone();
+        Self { by_interface, all, answered, ports: ports.iter().filter(|&port| port != 0).collect() }
+    }
+
+    /// The same pool, which also takes answers to these addresses: flows that began with one of them go on when new
+    /// flows get another.
+    #[must_use]
+    pub fn answering_at(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.answered.extend(addresses);
+        self.answered.sort_unstable();
+        self.answered.dedup();
+        self
     }
 
     /// The IPv4 addresses for flows that leave by this interface.
@@ -101,13 +114,18 @@ impl SnatPool {
         self.by_interface.get(egress.index()).map_or(&[], |addresses| &addresses.v6)
     }
 
-    /// Whether a flow that leaves by any interface may use the address.
+    /// Whether answers to flows may come to the address.
     #[inline]
     pub fn contains(&self, addr: IpAddr) -> bool {
-        self.all.binary_search(&addr).is_ok()
+        self.answered.binary_search(&addr).is_ok()
     }
 
-    /// Every address of the pool, without repetition, ascending.
+    /// Every address that answers to flows may come to, ascending.
+    pub fn answered_addresses(&self) -> &[IpAddr] {
+        &self.answered
+    }
+
+    /// Every address that new flows may get, without repetition, ascending.
     pub fn all_addresses(&self) -> Vec<IpAddr> {
         self.all.clone()
     }
@@ -184,6 +202,17 @@ mod tests {
         assert!(pool.addresses_v4(InterfaceId(2)).is_empty());
         assert!(pool.contains(shared) && pool.contains(ip("10.0.0.1")) && !pool.contains(ip("10.0.0.2")));
         assert_eq!(pool.all_addresses(), [ip("10.0.0.1"), ip("192.0.2.1"), shared]);
+    }
+
+    #[test]
+    fn flows_keep_an_address_that_new_ones_do_not_get() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let pool = SnatPool::new(&[vec![ip("192.0.2.2")]], &PortSet::default());
+        let pool = pool.answering_at([ip("192.0.2.1"), ip("192.0.2.2")]);
+        assert_eq!(pool.addresses_v4(InterfaceId(0)), [Ipv4Addr::new(192, 0, 2, 2)]);
+        assert_eq!(pool.all_addresses(), [ip("192.0.2.2")]);
+        assert_eq!(pool.answered_addresses(), [ip("192.0.2.1"), ip("192.0.2.2")]);
+        assert!(pool.contains(ip("192.0.2.1")) && !pool.contains(ip("192.0.2.3")));
     }
 
     #[test]

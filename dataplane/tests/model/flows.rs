@@ -113,6 +113,12 @@ impl Flow {
         !self.is_connection() && lives.of_backend(&self.backend) != Some(self.life)
     }
 
+    /// Whether its backend has been gone for longer than connections may go on.
+    pub(crate) fn is_drained(&self, lives: &Lives, now: u64, timeouts: &Timeouts) -> bool {
+        let gone = lives.dead_for(self.life, now);
+        gone.zip(timeouts.drain).is_some_and(|(gone, drain)| u128::from(gone) > drain.as_millis())
+    }
+
     /// The flow sends this packet on. Says what came of its reset, or of one before it.
     pub(crate) fn note(&mut self, side: Side, segment: &Segment, now: u64) -> Noted {
         let (own, other) = match side {
@@ -216,7 +222,10 @@ pub(crate) fn compare(
         if let Some(listed) = table.iter().find(|listed| listed.original == flow.original) {
             check(&flow, listed, lives)?;
             kept.push(flow);
-        } else if flow.is_expired(now, timeouts) || flow.is_stale(lives) {
+        } else if flow.is_expired(now, timeouts)
+            || flow.is_stale(lives)
+            || flow.is_drained(lives, now, timeouts)
+        {
             // The sweep was here.
         } else if flow.may_make_room() && may_be_evicted > 0 {
             may_be_evicted -= 1;

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub(crate) mod checksums;
+pub(crate) mod control;
 pub(crate) mod flows;
 pub(crate) mod packet;
 pub(crate) mod places;
@@ -80,6 +81,8 @@ pub(crate) enum Fate {
     Waits(places::Neighbour),
     /// Its sender is told that nobody serves it, if it may be told.
     Refused,
+    /// It goes back as the answer that it became.
+    Answered,
     /// Its sender is told what is wrong with it, if it may be told.
     Reported(flowgate_wire::refusal::Problem),
     /// Nobody sees it again.
@@ -100,13 +103,13 @@ impl Model {
             worker_count,
             counts: vec![Counts::new(); worker_count],
         };
-        model.publish(world);
+        model.publish(world, 0);
         model
     }
 
     /// Other tables come into force.
-    pub(crate) fn publish(&mut self, world: &World) {
-        self.lives.follow(world);
+    pub(crate) fn publish(&mut self, world: &World, now: u64) {
+        self.lives.follow(world, now);
         self.ports = world.snat_ports.iter().filter(|port| *port != 0).collect();
         self.world = world.clone();
     }

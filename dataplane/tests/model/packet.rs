@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use etherparse::{EtherType, IpNumber, IpPayloadSlice, NetSlice, SlicedPacket, TransportSlice};
 use flowgate_wire::Protocol;
 
+use super::control::{Control, message};
+
 /// Protocol, source and destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Tuple {
@@ -54,6 +56,7 @@ impl Flags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Segment(Segment),
+    Control(Control),
     NotIp,
     NotL4,
     Fragment,
@@ -110,6 +113,11 @@ pub(crate) fn read(frame: &[u8]) -> Kind {
             })
         }
         (None, IpNumber::SCTP) => sctp(payload.payload),
+        (_, number) if number == (if src.is_ipv4() { IpNumber::ICMP } else { IpNumber::IPV6_ICMP }) => {
+            let at = 14 + usize::from(ip_len) - payload.payload.len();
+            let kind = message(frame, at, src.is_ipv4());
+            return Kind::Control(Control { src, dst, ttl, ip_len, at, kind });
+        }
         _ => return Kind::NotL4,
     };
     let Some(Transport { protocol, ports, flags, numbers, payload_len }) = transport else {

@@ -21,12 +21,14 @@ pub(crate) type BackendKey = (PortKey, SocketAddr);
 pub(crate) struct Lives {
     services: HashMap<PortKey, u64>,
     backends: HashMap<BackendKey, u64>,
+    /// When a life ended.
+    died: HashMap<u64, u64>,
     born: u64,
 }
 
 impl Lives {
     /// Follows a change of tables.
-    pub(crate) fn follow(&mut self, world: &World) {
+    pub(crate) fn follow(&mut self, world: &World, now: u64) {
         let services: Vec<(PortKey, &ServiceSpec)> =
             world.services.iter().map(|s| ((s.name.clone(), s.protocol), s)).collect();
         let mut backends: HashSet<BackendKey> = HashSet::new();
@@ -43,6 +45,8 @@ impl Lives {
         }
         let names: HashSet<PortKey> = services.into_iter().map(|(key, _)| key).collect();
         self.services.retain(|key, _| names.contains(key));
+        let gone = self.backends.iter().filter(|(key, _)| !backends.contains(*key));
+        self.died.extend(gone.map(|(_, life)| (*life, now)));
         self.backends.retain(|key, _| backends.contains(key));
         for key in names {
             self.born += 1;
@@ -57,6 +61,11 @@ impl Lives {
     /// Which life of this backend it is; none when it is gone.
     pub(crate) fn of_backend(&self, key: &BackendKey) -> Option<u64> {
         self.backends.get(key).copied()
+    }
+
+    /// Milliseconds since this life ended.
+    pub(crate) fn dead_for(&self, life: u64, now: u64) -> Option<u64> {
+        self.died.get(&life).map(|died| now - died)
     }
 
     fn of_service(&self, key: &PortKey) -> u64 {

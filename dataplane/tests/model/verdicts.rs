@@ -27,8 +27,9 @@ impl Model {
             Kind::NotL4 => self.ends(decided, "pass", "not_l4"),
             Kind::Fragment => self.ends(decided, "pass", "fragment"),
             Kind::Segment(segment) => self.segment(decided, &segment),
+            Kind::Control(control) => self.control(decided, &control),
         }?;
-        if !matches!(fate, Fate::Sent(_)) && decided.before != decided.after {
+        if !matches!(fate, Fate::Sent(_) | Fate::Answered) && decided.before != decided.after {
             return Err("a frame that is not sent was changed".into());
         }
         Ok(fate)
@@ -390,7 +391,7 @@ impl Model {
     }
 
     /// The verdict must be this one.
-    fn ends(
+    pub(super) fn ends(
         &mut self,
         decided: &Decided<'_>,
         what: &'static str,
@@ -422,7 +423,7 @@ struct Chance {
     hop: Option<Chosen>,
 }
 
-fn held_for(decided: &Decided<'_>) -> Option<Neighbour> {
+pub(super) fn held_for(decided: &Decided<'_>) -> Option<Neighbour> {
     let Verdict::Hold(neighbour) = decided.verdict else { return None };
     Some(Neighbour { egress: neighbour.egress, addr: neighbour.addr })
 }

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6FlowLabel, Ipv6Header,
-    Ipv6RawExtHeader, PacketBuilder,
+    IcmpEchoHeader, Icmpv4Type, Icmpv6Type, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions,
+    Ipv6FlowLabel, Ipv6Header, Ipv6RawExtHeader, PacketBuilder, icmpv4, icmpv6,
 };
 use fastrand::Rng;
 use flowgate_wire::Protocol;
@@ -73,6 +73,55 @@ pub(crate) fn frame(packet: &Packet, random: &mut Rng) -> Vec<u8> {
         Protocol::Sctp => builder.write(&mut frame, IpNumber::SCTP, &sctp(packet, &payload, random)).unwrap(),
     }
     spoil(&mut frame, random);
+    frame
+}
+
+/// The frame of a control message from `src` to `dst`: an error about the packet in `about`, as much of it as
+/// the sender cares to quote, or now and then an echo request.
+pub(crate) fn control(about: &[u8], src: IpAddr, dst: IpAddr, random: &mut Rng) -> Vec<u8> {
+    let Kind::Segment(segment) = read(about) else { panic!("errors are about packets") };
+    let ip_len = usize::from(segment.ip_len);
+    let least = (segment.l4_at - 14 + 8).min(ip_len);
+    let quoted =
+        if random.bool() { ip_len.min(600) } else { random.usize(least..=ip_len.min(600).max(least)) };
+    let quote = &about[14..14 + quoted];
+    let ttl = if random.u8(..30) == 0 { 1 } else { random.u8(2..) };
+    let echo = random.u8(..8) == 0;
+    let builder = PacketBuilder::ethernet2([4, 0, 0, 0, 0, 77], [2, 0, 0, 0, 0, 1]);
+    let mut frame = Vec::new();
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let kind = match random.u8(..3) {
+                _ if echo => {
+                    Icmpv4Type::EchoRequest(IcmpEchoHeader { id: random.u16(..), seq: random.u16(..) })
+                }
+                0 => Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port),
+                1 => {
+                    let next_hop_mtu = random.u16(576..1500);
+                    let needed = icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu };
+                    Icmpv4Type::DestinationUnreachable(needed)
+                }
+                _ => Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit),
+            };
+            builder.ipv4(src.octets(), dst.octets(), ttl).icmpv4(kind).write(&mut frame, quote).unwrap();
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let kind = match random.u8(..3) {
+                _ if echo => {
+                    Icmpv6Type::EchoRequest(IcmpEchoHeader { id: random.u16(..), seq: random.u16(..) })
+                }
+                0 => Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port),
+                1 => Icmpv6Type::PacketTooBig { mtu: random.u32(1280..1500) },
+                _ => Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),
+            };
+            builder.ipv6(src.octets(), dst.octets(), ttl).icmpv6(kind).write(&mut frame, quote).unwrap();
+        }
+        _ => panic!("two families"),
+    }
+    if random.u8(..20) == 0 {
+        let at = frame.len() - 1;
+        frame[at] ^= 0x10;
+    }
     frame
 }
 

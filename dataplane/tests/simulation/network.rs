@@ -7,7 +7,7 @@ use fastrand::Rng;
 use flowgate_tables::InterfaceId;
 use flowgate_wire::Protocol;
 
-use super::frames::{Packet, frame};
+use super::frames::{Packet, control, frame};
 use super::peers::Peer;
 use crate::model::packet::{Flags, Kind, Tuple, read};
 use crate::model::world::World;
@@ -117,6 +117,24 @@ impl Network {
         }
     }
 
+    /// A host, or a router on the way to it, reports an error about a packet.
+    fn complain(&mut self, about: &[u8], now: u64, random: &mut Rng) {
+        let Kind::Segment(segment) = read(about) else { return };
+        let (src, mut dst) = (segment.tuple.dst.ip(), segment.tuple.src.ip());
+        let router = addr(src.is_ipv4(), if is_server(src) { Net::Servers } else { Net::Clients }, 254);
+        let src = if random.bool() { src } else { router };
+        match random.u8(..10) {
+            // One that nobody was to get.
+            0 => dst = addr(src.is_ipv4(), Net::Clients, 1),
+            1 => dst = addr(src.is_ipv4(), Net::Cluster, 50 + random.u8(..4)),
+            _ => {}
+        }
+        let bytes = control(about, src, dst, random);
+        let by = InterfaceId(u8::from(is_server(segment.tuple.dst.ip())));
+        self.sent += 1;
+        self.coming.insert((now + random.u64(..4), self.sent), (by, bytes));
+    }
+
     /// The frames that have arrived at the gateway by now.
     pub(crate) fn arrived(&mut self, now: u64) -> Vec<(InterfaceId, Vec<u8>)> {
         let later = self.coming.split_off(&(now + 1, 0));
@@ -129,6 +147,9 @@ impl Network {
             let Kind::Segment(segment) = read(frame) else { continue };
             if random.u8(..100) < self.loss {
                 continue;
+            }
+            if random.u8(..25) == 0 {
+                self.complain(frame, now, random);
             }
             let key = segment.tuple;
             if !self.peers.contains_key(&key) && is_server(key.dst.ip()) {

@@ -22,7 +22,7 @@ use super::waiting::{Held, Waiting};
 use crate::model::flows::{Listed, compare};
 use crate::model::packet::{Tuple, hex};
 use crate::model::places::Neighbour;
-use crate::model::refusal::{Allowance, refusal, report};
+use crate::model::refusal::{Allowances, refusal, report};
 use crate::model::world::World;
 use crate::model::{Decided, Difference, Fate, Model};
 
@@ -56,7 +56,7 @@ struct Seat {
     worker: Worker<MemoryDevice, Spy>,
     records: Rc<RefCell<Vec<Record>>>,
     waiting: Waiting,
-    allowance: Allowance,
+    allowances: Allowances,
 }
 
 /// Gateway and model.
@@ -105,7 +105,7 @@ impl Rig {
             let device = MemoryDevice::new(setup.world.interfaces.len(), 4096);
             let spy = Spy::new(Pipeline::new(number), Rc::clone(&records));
             let worker = Worker::new(config, shared, publisher.reader(), device, spy);
-            Seat { worker, records, waiting: Waiting::default(), allowance: Allowance::default() }
+            Seat { worker, records, waiting: Waiting::default(), allowances: Allowances::default() }
         };
         let seats = (0..setup.workers).map(seat).collect();
         let model = Model::new(&setup.world, setup.timeouts, setup.options, setup.workers);
@@ -142,7 +142,7 @@ impl Rig {
         match step {
             Step::Publish(world) => {
                 self.publisher.publish(world.tables(&self.publisher.current()));
-                self.model.publish(world);
+                self.model.publish(world, self.now);
                 Ok(Frames::new())
             }
             Step::Turn { worker, pause_ms, frames } => {
@@ -242,7 +242,10 @@ impl Rig {
         match fate {
             Fate::Sent(egress) => wanted.push((egress, record.after)),
             Fate::Ends => {}
-            Fate::Refused => match refusal(before, &mut seat.allowance, self.now) {
+            Fate::Answered => {
+                wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), record.after));
+            }
+            Fate::Refused => match refusal(before, &mut seat.allowances, self.now) {
                 Some(answer) => {
                     wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), answer));
                     self.model.count(worker, "rejects_sent");
@@ -251,7 +254,7 @@ impl Rig {
             },
             Fate::Reported(problem) => {
                 let own = &self.model.world.interfaces[held.ingress].addresses;
-                if let Some(answer) = report(before, problem, own, &mut seat.allowance, self.now) {
+                if let Some(answer) = report(before, problem, own, &mut seat.allowances, self.now) {
                     wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), answer));
                     self.model.count(worker, "errors_sent");
                 }
@@ -358,6 +361,8 @@ fn counted(counters: &Counters) -> impl Iterator<Item = (&'static str, u64)> {
         Event::RejectsSent,
         Event::Held,
         Event::ErrorsSent,
+        Event::IcmpErrorsTranslated,
+        Event::EchoesAnswered,
         Event::ResetsIgnored,
         Event::ResetsRefuted,
     ];

@@ -27,14 +27,14 @@ pub(crate) fn setup(random: &mut Rng) -> Setup {
         tcp_reset: seconds(random, 3_000),
         udp_unanswered: seconds(random, 4_000),
         udp_answered: seconds(random, 20_000),
-        drain: None,
+        drain: if random.bool() { Some(seconds(random, 20_000)) } else { None },
     };
     let wrap = 1 << 32;
     let age_ms = if random.bool() { 1 } else { wrap - random.u64(..10_000) };
     Setup {
         world: world(random),
         timeouts,
-        options: Options { reset_unknown: random.bool(), ..Options::default() },
+        options: Options { reset_unknown: random.bool(), echo_vips: random.bool(), ..Options::default() },
         capacity_flows: if random.u8(..4) == 0 { 1 } else { 256 },
         workers: random.usize(1..3),
         age_ms,

@@ -54,7 +54,6 @@ impl<A> Datagram<A> {
 }
 
 /// The IPv4 header after an Ethernet header.
-#[inline]
 pub(crate) fn v4(frame: &[u8]) -> Result<Datagram<Ipv4Addr>, Malformed> {
     let head = frame.first_chunk::<{ ETHERNET_LEN + 20 }>().ok_or(Malformed::Truncated)?;
     if head[14] >> 4 != 4 {
@@ -93,7 +92,6 @@ pub(crate) fn v4(frame: &[u8]) -> Result<Datagram<Ipv4Addr>, Malformed> {
 /// Hop-by-hop, routing, fragment and destination options are walked, at most [`EXTENSIONS_MAX`]: RFC 8504
 /// section 5.3 lets a host limit them. A routing header that has hops left makes the destination one of
 /// many, so it stands for itself, and so does whatever comes behind a fragment that is not the first.
-#[inline]
 pub(crate) fn v6(frame: &[u8]) -> Result<Datagram<Ipv6Addr>, Malformed> {
     let head = frame.first_chunk::<{ ETHERNET_LEN + 40 }>().ok_or(Malformed::Truncated)?;
     if head[14] >> 4 != 6 {

@@ -6,7 +6,7 @@ use core::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::addr::{FiveTuple, L4Port, Protocol};
 use crate::checksum::{Checksum, Sum};
-use crate::datagram::Datagram;
+use crate::datagram::{self, Datagram};
 use crate::family::Address;
 
 /// Length of an Ethernet header without tags.
@@ -192,62 +192,76 @@ impl TcpFlags {
 }
 
 /// Parses an IPv4 frame.
-#[inline]
 pub(crate) fn v4(frame: &[u8]) -> Result<Parsed<Ipv4Addr>, Malformed> {
-    let Some(head) = frame.first_chunk::<{ ETHERNET_LEN + 20 }>() else { return Err(Malformed::Truncated) };
-    let version_and_ihl = head[14];
-    if version_and_ihl == 0x45 {
-        return segment4(frame, head, 20);
-    }
-    if version_and_ihl >> 4 != 4 {
-        return Err(Malformed::Version);
-    }
-    let header_len = u16::from(version_and_ihl & 0x0f) * 4;
-    if header_len < 20 {
-        return Err(Malformed::HeaderLength);
-    }
-    segment4(frame, head, header_len)
+    whole(frame, &datagram::v4(frame)?)
 }
 
 /// Parses an IPv6 frame.
-#[inline]
 pub(crate) fn v6(frame: &[u8]) -> Result<Parsed<Ipv6Addr>, Malformed> {
-    let datagram = crate::datagram::v6(frame)?;
+    whole(frame, &datagram::v6(frame)?)
+}
+
+fn whole<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<A>, Malformed> {
     if datagram.fragment.is_some() {
         return Ok(Parsed::Fragment);
     }
-    transport(frame, &datagram)
+    transport(frame, datagram)
 }
 
-/// The segment after an IPv4 header of `header_len` bytes.
-///
-/// Inlined for the header without options, which nearly all packets have: every offset is a constant then.
-/// Inlined for the others as well, since one call would have the packet returned in memory for all.
+/// The segment of an IPv4 frame without IP options, which nearly all are: every offset is a constant. None for
+/// everything else, which [`v4`] tells apart.
 #[inline(always)]
-fn segment4(
-    frame: &[u8],
-    head: &[u8; ETHERNET_LEN + 20],
-    header_len: u16,
-) -> Result<Parsed<Ipv4Addr>, Malformed> {
+pub(crate) fn plain_v4(frame: &[u8]) -> Option<Packet4> {
+    let head = frame.first_chunk::<{ ETHERNET_LEN + 20 }>()?;
     let total_len = u16::from_be_bytes([head[16], head[17]]);
-    if total_len < header_len || usize::from(total_len) + ETHERNET_LEN > frame.len() {
-        return Err(Malformed::TotalLength);
-    }
     // RFC 791: any fragment has "more fragments" set or an offset.
-    if u16::from_be_bytes([head[20], head[21]]) & 0x3fff != 0 {
-        return Ok(Parsed::Fragment);
+    let is_fragment = u16::from_be_bytes([head[20], head[21]]) & 0x3fff != 0;
+    let fits = total_len >= 20 && usize::from(total_len) + ETHERNET_LEN <= frame.len();
+    if head[14] != 0x45 || is_fragment || !fits || !matches!(head[23], 6 | 17) {
+        return None;
     }
     let datagram = Datagram {
         src: Ipv4Addr::from_octets([head[26], head[27], head[28], head[29]]),
         dst: Ipv4Addr::from_octets([head[30], head[31], head[32], head[33]]),
         l3_offset: ETHERNET_LEN_U16,
-        l4_offset: ETHERNET_LEN_U16 + header_len,
-        l4_len: total_len - header_len,
+        l4_offset: ETHERNET_LEN_U16 + 20,
+        l4_len: total_len - 20,
         ttl: head[22],
         protocol: head[23],
         fragment: None,
     };
-    transport(frame, &datagram)
+    segment(transport(frame, &datagram))
+}
+
+/// The segment of an IPv6 frame without extension headers; none for everything else.
+#[inline(always)]
+pub(crate) fn plain_v6(frame: &[u8]) -> Option<Packet6> {
+    let head = frame.first_chunk::<{ ETHERNET_LEN + 40 }>()?;
+    let payload_len = u16::from_be_bytes([head[18], head[19]]);
+    let fits = payload_len <= u16::MAX - 40 && usize::from(payload_len) + ETHERNET_LEN + 40 <= frame.len();
+    if head[14] >> 4 != 6 || !fits || !matches!(head[20], 6 | 17) {
+        return None;
+    }
+    let [src, dst] = *head[22..].as_chunks::<16>().0 else { return None };
+    let datagram = Datagram {
+        src: Ipv6Addr::from_octets(src),
+        dst: Ipv6Addr::from_octets(dst),
+        l3_offset: ETHERNET_LEN_U16,
+        l4_offset: ETHERNET_LEN_U16 + 40,
+        l4_len: payload_len,
+        ttl: head[21],
+        protocol: head[20],
+        fragment: None,
+    };
+    segment(transport(frame, &datagram))
+}
+
+#[inline(always)]
+fn segment<A>(parsed: Result<Parsed<A>, Malformed>) -> Option<Packet<A>> {
+    match parsed {
+        Ok(Parsed::L4(packet)) => Some(packet),
+        _ => None,
+    }
 }
 
 /// The transport header of a whole packet, whose lengths were checked.
@@ -426,13 +440,50 @@ mod tests {
         assert!(l4(&frame).has_partial_checksum());
     }
 
+    #[test]
+    fn an_ipv6_datagram_with_and_without_extension_headers() {
+        let mut frame = Vec::new();
+        let builder = PacketBuilder::ethernet2([1; 6], [2; 6]).ipv6([1; 16], [2; 16], 9).udp(1234, 80);
+        builder.write(&mut frame, b"x").unwrap();
+        let plain = plain_v6(&frame).unwrap();
+        assert_eq!((plain.tuple.dst, plain.l4_offset, plain.l4_len, plain.ttl), ([2; 16].into(), 54, 9, 9));
+        // Destination options of eight bytes.
+        frame.splice(54..54, [17, 0, 1, 4, 0, 0, 0, 0]);
+        (frame[19], frame[20]) = (17, 60);
+        assert_eq!(plain_v6(&frame), None);
+        let Ok(Parsed::L4(packet)) = v6(&frame) else { panic!("not a packet") };
+        assert_eq!((packet.tuple, packet.l4_offset, packet.l4_len), (plain.tuple, 62, 9));
+    }
+
     proptest! {
+        #[test]
+        fn plain_ipv6_is_what_the_whole_parser_says(
+            src in any::<u128>(), dst in any::<u128>(), payload in proptest::collection::vec(any::<u8>(), 0..40),
+            tcp in any::<bool>(), at in any::<proptest::sample::Index>(), byte in any::<u8>(), cut in 0..4_usize,
+        ) {
+            let builder = PacketBuilder::ethernet2([1; 6], [2; 6]).ipv6(src.to_be_bytes(), dst.to_be_bytes(), 64);
+            let mut frame = Vec::new();
+            if tcp { builder.tcp(1, 2, 3, 4).write(&mut frame, &payload).unwrap() } else { builder.udp(1, 2).write(&mut frame, &payload).unwrap() }
+            prop_assert!(plain_v6(&frame).is_some());
+            let at = at.index(frame.len());
+            frame[at] = byte;
+            frame.truncate(frame.len() - cut);
+            match (plain_v6(&frame), v6(&frame)) {
+                (Some(packet), whole) => prop_assert_eq!(whole, Ok(Parsed::L4(packet))),
+                (None, Ok(Parsed::L4(packet))) => prop_assert!(packet.l4_offset > 54 || packet.tuple.protocol == Protocol::Sctp),
+                (None, _) => {}
+            }
+        }
+
         #[test]
         fn random_bytes_never_panic_and_agree_with_etherparse(mut bytes in proptest::collection::vec(any::<u8>(), 0..120), shape in 0..4_u8) {
             if shape > 0 && bytes.len() > 24 {
                 bytes[12..14].copy_from_slice(&[8, 0]);
                 bytes[14] = 0x40 | (bytes[14] & 0x0f);
                 if shape > 1 { bytes[20] = 0x40; bytes[21] = 0; bytes[23] = if shape == 2 { 6 } else { 17 }; }
+            }
+            if let Some(packet) = plain_v4(&bytes) {
+                prop_assert_eq!(parse(&bytes), Ok(Parsed::L4(packet)));
             }
             if let Ok(Parsed::L4(packet)) = parse(&bytes) {
                 let oracle = SlicedPacket::from_ethernet(&bytes).expect("etherparse takes what we take");

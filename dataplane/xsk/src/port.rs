@@ -9,6 +9,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use xsk_rs::FrameDesc;
 
 use crate::{
@@ -147,6 +148,8 @@ impl Port {
         };
         let failed =
             |source| XskError::Socket { interface: config.interface.clone(), queue: config.queue, source };
+        // libxdp opens sockets that outlive execve(2): the queue would stay busy for the next image of the process.
+        fcntl(port.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| failed(errno.into()))?;
         if xdp_socket::is_zero_copy(port.as_fd()).map_err(failed)? {
             port.bind_mode = BindMode::ZeroCopy;
         } else {

@@ -61,7 +61,8 @@ impl Short {
                 let since = refused.flows - refused.logged_flows;
                 (refused.logged, refused.logged_flows) = (now, refused.flows);
                 let interfaces = tables.routing.interfaces();
-                let egress = interfaces.get(egress.index()).map_or("?", |i| i.spec.name.as_str());
+                let egress = egress.and_then(|egress| interfaces.get(egress.index()));
+                let egress = egress.map_or("?", |i| i.spec.name.as_str());
                 warnings.push(format!("{name}: {since} new flows refused: {}", remedy(lack, egress)));
             }
         }
@@ -137,7 +138,7 @@ mod tests {
         let (tables, mut short) = (tables(), Short::default());
         let service = tables.services.services()[0].id;
         let tell = |short: &Short, flows| {
-            let shortage = Shortage { lack: Lack::SnatPorts, service, egress: InterfaceId(0), flows };
+            let shortage = Shortage { lack: Lack::SnatPorts, service, egress: Some(InterfaceId(0)), flows };
             assert!(short.teller().0(shortage));
         };
         #[expect(clippy::disallowed_methods, reason = "only differences matter")]

@@ -148,7 +148,12 @@ impl StreamRun {
     /// What happened so far.
     pub fn snapshot(&self) -> StreamReport {
         let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
-        tally.report(&self.options, self.begin.elapsed())
+        tally.report(&self.options, self.begin.elapsed(), clock::now())
+    }
+
+    /// Measures [`StreamReport::longest_gap_ms`] anew from here on.
+    pub fn forget_gaps(&self) {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).forget_gaps(clock::now());
     }
 
     /// Waits until every exchange under way is over and returns the report.
@@ -211,7 +216,7 @@ fn drive(options: Arc<StreamOptions>, tally: &Arc<Mutex<Tally>>, stop: &Stop) ->
     };
     tasks.spawn_local(timer);
     runtime.block_on(tasks);
-    Ok(tally.lock().unwrap_or_else(PoisonError::into_inner).report(&options, begin.elapsed()))
+    Ok(tally.lock().unwrap_or_else(PoisonError::into_inner).report(&options, begin.elapsed(), clock::now()))
 }
 
 /// Keeps one connection going.
@@ -227,6 +232,7 @@ impl Worker {
 
     async fn run(self) {
         let mut generation = 0;
+        self.pause(self.stagger()).await;
         while !self.ended.is_stopped() {
             let begin = clock::now();
             // Every connection has bytes of its own: a mix-up of two streams is seen.
@@ -268,7 +274,7 @@ impl Worker {
                 if first_answer {
                     tally.opened_at(name);
                 }
-                tally.exchanged(name, answer.verified_len, begin.elapsed());
+                tally.exchanged(name, answer.verified_len, begin.elapsed(), clock::now());
                 // One TCP connection cannot change its server: if it does, packets went astray.
                 if answer.backend.as_ref().is_some_and(|now| now != name) {
                     tally.broken(
@@ -289,6 +295,12 @@ impl Worker {
                 Err(breakage) => return self.note(|tally| tally.broken(Some(name), &breakage)),
             }
         }
+    }
+
+    /// Connections that pause begin one after the other, or all would ask at once and be silent at once.
+    fn stagger(&self) -> Duration {
+        let count = u32::try_from(self.options.connections.max(1)).unwrap_or(u32::MAX);
+        self.options.pause / count * u32::try_from(self.number).unwrap_or_default()
     }
 
     async fn pause(&self, pause: Duration) {

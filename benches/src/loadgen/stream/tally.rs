@@ -1,6 +1,10 @@
 //! What happened to the connections, by kind of failure and by backend.
 
-use std::{collections::BTreeMap, fmt, io, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    time::{Duration, Instant},
+};
 
 use serde::Serialize;
 
@@ -82,6 +86,8 @@ pub(super) struct Tally {
     latency: LatencyRecorder,
     by_backend: BTreeMap<String, BackendTally>,
     first_failure: Option<String>,
+    last_answer: Option<Instant>,
+    longest_gap: Duration,
 }
 
 impl Tally {
@@ -105,7 +111,15 @@ impl Tally {
         tally.open += 1;
     }
 
-    pub(super) fn exchanged(&mut self, backend: &str, verified_len: u64, latency: Duration) {
+    /// Begins to look for the longest time without an answer anew.
+    pub(super) fn forget_gaps(&mut self, now: Instant) {
+        self.last_answer = self.last_answer.map(|_| now);
+        self.longest_gap = Duration::ZERO;
+    }
+
+    pub(super) fn exchanged(&mut self, backend: &str, verified_len: u64, latency: Duration, now: Instant) {
+        let last = self.last_answer.replace(now).unwrap_or(now);
+        self.longest_gap = self.longest_gap.max(now.saturating_duration_since(last));
         self.exchanges += 1;
         self.bytes_verified += verified_len;
         self.latency.record(latency);
@@ -142,7 +156,13 @@ impl Tally {
         self.by_backend.get_mut(backend).expect("it is there or was just inserted")
     }
 
-    pub(super) fn report(&self, options: &StreamOptions, elapsed: Duration) -> StreamReport {
+    /// The longest time without an answer on any connection; one that goes on counts.
+    fn longest_gap(&self, now: Instant) -> Duration {
+        let last = self.last_answer.unwrap_or(now);
+        self.longest_gap.max(now.saturating_duration_since(last))
+    }
+
+    pub(super) fn report(&self, options: &StreamOptions, elapsed: Duration, now: Instant) -> StreamReport {
         let owned = |counts: &BTreeMap<&'static str, u64>| {
             counts.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect()
         };
@@ -162,6 +182,7 @@ impl Tally {
             latency: self.latency.summary(),
             by_backend: self.by_backend.clone(),
             first_failure: self.first_failure.clone(),
+            longest_gap_ms: self.longest_gap(now).as_secs_f64() * 1e3,
         }
     }
 }
@@ -212,6 +233,8 @@ pub struct StreamReport {
     pub by_backend: BTreeMap<String, BackendTally>,
     /// The first failure in words.
     pub first_failure: Option<String>,
+    /// The longest time without an answer on any of the connections, in milliseconds, after the first one.
+    pub longest_gap_ms: f64,
 }
 
 impl StreamReport {

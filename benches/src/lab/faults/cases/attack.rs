@@ -1,0 +1,95 @@
+//! Resets that an attacker sends blindly at established connections, from both sides.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::{
+    error::Result,
+    lab::faults::{
+        Case, Setting,
+        figures::Figures,
+        load::{Load, Work},
+        raw::{self, RawSender},
+        rig::{Rig, RigOptions, stream_targets},
+        show::{event, rows, show},
+    },
+};
+
+pub(super) const CASES: [Case; 1] = [Case { name: "rst_attack", run: rst_attack }];
+
+/// For each connection and direction.
+const ROUNDS: usize = 40;
+const ATTACKER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 66);
+
+fn rst_attack(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    let mut inside = None;
+    let options = RigOptions { clients: 2, ..RigOptions::default() };
+    let mut rig = Rig::build(setting, options, |topology| {
+        inside = Some(topology.add_host("attacker", ATTACKER)?.namespace);
+        Ok(())
+    })?;
+    let work = Work::echo(256, Duration::from_millis(200));
+    let load = Load::start(rig.client(), &stream_targets(), setting.connections.min(400), &work)?;
+    let outside = RawSender::open(&rig.topology.clients()[1].namespace)?;
+    let inside = RawSender::open(&inside.expect("the rig was prepared"))?;
+    let flows = show(&rig.gateway, "flows")?;
+    let flows: Vec<_> = rows(&flows["flows"]).iter().filter_map(Ends::of).collect();
+    figures.figure("flows", flows.len());
+
+    let (mut random, mut sent) = (Random(setting.seed), 0u64);
+    for _ in 0..ROUNDS {
+        for flow in &flows {
+            let forged = raw::reset(flow.client, flow.vip, random.next(), random.next());
+            outside.send(&forged, flow.vip.ip())?;
+            let forged = raw::reset(flow.backend, flow.snat, random.next(), random.next());
+            inside.send(&forged, flow.snat.ip())?;
+            sent += 2;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    let before = load.exchanges();
+    load.await_answers()?;
+    thread::sleep(Duration::from_secs(1));
+    figures.figure("resets_sent", sent);
+    figures.figure("gap_ms", load.longest_gap_ms());
+    let ignored = event(&rig.gateway, "resets_ignored")?;
+    figures.figure("resets_ignored", ignored);
+    figures.expect(ignored > 0, || "no reset was counted as ignored".into());
+    figures.expect(!flows.is_empty() && sent > 0, || "there was no flow to attack".into());
+    figures.expect(load.exchanges() > before, || "nothing moves after the attack".into());
+    load.finish("service", figures)?;
+    rig.check_end(figures, 0);
+    Ok(())
+}
+
+/// The ends of a flow, outside and inside.
+struct Ends {
+    client: SocketAddr,
+    vip: SocketAddr,
+    snat: SocketAddr,
+    backend: SocketAddr,
+}
+
+impl Ends {
+    fn of(flow: &Value) -> Option<Self> {
+        let end = |name: &str| flow[name].as_str()?.parse().ok();
+        Some(Self { client: end("client")?, vip: end("vip")?, snat: end("snat")?, backend: end("backend")? })
+    }
+}
+
+/// SplitMix64: the same seed, the same attack.
+pub(in crate::lab) struct Random(pub(in crate::lab) u64);
+
+impl Random {
+    pub(in crate::lab) fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        u32::try_from((mixed ^ (mixed >> 31)) >> 32).expect("it has 32 bits")
+    }
+}

@@ -1,0 +1,99 @@
+//! A backend is removed: its TCP flows go on, datagrams are sent elsewhere at once.
+
+use std::{net::UdpSocket, thread, time::Duration};
+
+use crate::{
+    error::{Error, Result},
+    lab::{
+        faults::{
+            Case, Setting,
+            figures::Figures,
+            load::{Load, Work},
+            rig::{Rig, datagram_targets, services, stream_targets},
+            show::{active_backends, eventually},
+        },
+        interrupt,
+    },
+    loadgen::stop::Stop,
+    netns::Namespace,
+};
+
+pub(super) const CASES: [Case; 1] = [Case { name: "backend_drain", run: backend_drain }];
+
+/// After the removal, datagrams on their way may still arrive.
+const ON_THE_WAY: Duration = Duration::from_millis(200);
+const WATCHED: Duration = Duration::from_secs(2);
+const SOCKETS: usize = 60;
+
+fn backend_drain(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    let mut rig = Rig::usual(setting)?;
+    let work = Work::echo(512, Duration::from_millis(200));
+    let load = Load::start(rig.client(), &stream_targets(), setting.connections / 2, &work)?;
+    let datagrams = Datagrams::start(rig.client())?;
+    let backends = rig.backends();
+    let (removed, kept) = backends.split_first().expect("the usual rig has backends");
+    eventually("the backend gets datagrams", || Ok(rig.servers.datagrams_at(*removed)? > 100))?;
+
+    for service in services() {
+        rig.gateway.manifests().set_endpoints(&service, kept)?;
+    }
+    let wanted = 2 * services().len() * kept.len();
+    let seen =
+        eventually("the backend is no longer active", || Ok(active_backends(&rig.gateway)? == wanted))?;
+    thread::sleep(ON_THE_WAY);
+    let after_removal = rig.servers.datagrams_at(*removed)?;
+    let elsewhere: u64 = kept.iter().filter_map(|at| rig.servers.datagrams_at(*at).ok()).sum();
+    load.forget_gaps();
+    interrupt::sleep(setting.stop, WATCHED)?;
+    let late = rig.servers.datagrams_at(*removed)? - after_removal;
+    let moved = kept.iter().filter_map(|at| rig.servers.datagrams_at(*at).ok()).sum::<u64>() - elsewhere;
+    datagrams.end()?;
+
+    figures.figure("removal_seen_ms", seen.as_secs_f64() * 1e3);
+    figures.figure("gap_ms", load.longest_gap_ms());
+    figures.figure("datagrams_elsewhere", moved);
+    figures.figure("datagrams_to_the_removed", late);
+    figures.expect(late == 0, || format!("{late} datagrams still went to the removed backend"));
+    figures.expect(moved > 0, || "no datagram went to another backend".into());
+    load.finish("service", figures)?;
+    rig.check_end(figures, 0);
+    Ok(())
+}
+
+/// Datagrams of a few flows of both families, without a look at the answers.
+struct Datagrams {
+    stop: Stop,
+    thread: thread::JoinHandle<Result<()>>,
+}
+
+impl Datagrams {
+    fn start(client: &Namespace) -> Result<Self> {
+        let stop = Stop::default();
+        let until = stop.clone();
+        let thread = client.spawn_thread("datagrams", move || {
+            let open = |number: usize| {
+                let (_, target) = datagram_targets()[number % 2];
+                let own = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                let socket = UdpSocket::bind(own)?;
+                socket.connect(target)?;
+                Ok(socket)
+            };
+            let sockets = (0..SOCKETS).map(open).collect::<std::io::Result<Vec<_>>>();
+            let sockets = sockets.map_err(Error::io("open UDP sockets in the client's namespace"))?;
+            while !until.is_stopped() {
+                for socket in &sockets {
+                    // What is lost on the way is the business of others.
+                    let _ = socket.send(b"a datagram of a flow that goes on");
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            Ok(())
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    fn end(self) -> Result<()> {
+        self.stop.stop();
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}

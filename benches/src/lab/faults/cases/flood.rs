@@ -1,0 +1,118 @@
+//! A flood of SYNs from invented addresses, by an interface of its own, while connections transfer.
+
+use std::{net::SocketAddrV4, thread, time::Duration};
+
+use crate::{
+    error::Result,
+    lab::{
+        faults::{
+            Case, Setting,
+            figures::Figures,
+            load::{Load, Work},
+            rig::{Rig, RigOptions, STREAM, stream_targets},
+        },
+        interrupt,
+        topology::{HOST_INTERFACE, Link, Topology},
+    },
+    loadgen::{
+        packets::{Generator, PacketKind, PacketOptions, resolve},
+        progress::Show,
+        stop::Stop,
+    },
+    netns::Namespace,
+};
+
+pub(super) const CASES: [Case; 1] = [Case { name: "syn_flood", run: syn_flood }];
+
+/// The attacker's interface at the gateway.
+pub(in crate::lab) const ATTACK: &str = "up1";
+/// Invented sources; they come by the thousand.
+const SOURCES: u32 = 1 << 20;
+const SLICE: Duration = Duration::from_millis(500);
+const SLICES: usize = 7;
+/// What must be left of the throughput.
+const LEAST_RATIO: f64 = 0.5;
+
+fn syn_flood(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    let attacker = Namespace::new("attacker")?;
+    let options = RigOptions { interfaces: vec![ATTACK.into()], ..RigOptions::default() };
+    let mut rig = Rig::build(setting, options, |topology| attach_attacker(topology, &attacker))?;
+    let work = Work::echo(4096, Duration::from_millis(400));
+    let load = Load::start(rig.client(), &stream_targets(), setting.connections, &work)?;
+    interrupt::sleep(setting.stop, Duration::from_secs(1))?;
+
+    let before = slices(&load, SLICES);
+    let flood = Flood::start(&attacker, SOURCES, None)?;
+    thread::sleep(SLICE);
+    let during = slices(&load, SLICES);
+    let packets_per_second = flood.end()?;
+    let after = slices(&load, 3);
+
+    let ratio = during / before;
+    figures.figure("before_mbytes_per_second", before / 1e6);
+    figures.figure("during_mbytes_per_second", during / 1e6);
+    figures.figure("after_mbytes_per_second", after / 1e6);
+    figures.figure("throughput_ratio", ratio);
+    figures.figure("flood_packets_per_second", packets_per_second.round());
+    figures.expect(ratio >= LEAST_RATIO, || {
+        format!("throughput fell to {ratio:.2} of what it was, not at least {LEAST_RATIO}")
+    });
+    figures.expect(packets_per_second > 10_000.0, || "the flood was none".into());
+    load.finish("service", figures)?;
+    rig.check_end(figures, 0);
+    Ok(())
+}
+
+/// Wires the attacker to an interface of its own of the gateway.
+pub(in crate::lab) fn attach_attacker(topology: &Topology, attacker: &Namespace) -> Result<()> {
+    Link { queues: 1, mtu: None }.connect(attacker, HOST_INTERFACE, topology.gateway(), ATTACK)?;
+    attacker.ip(&format!("addr add 192.0.3.10/24 dev {HOST_INTERFACE}"))?;
+    topology.gateway().ip(&format!("addr add 192.0.3.1/24 dev {ATTACK}"))?;
+    // The invented addresses lead back where they came from.
+    topology.gateway().ip("route add 198.18.0.0/15 via 192.0.3.10")?;
+    attacker.ip("route add 10.96.0.0/12 via 192.0.3.1").map(drop)
+}
+
+/// SYNs at full rate in the background.
+pub(in crate::lab) struct Flood {
+    stop: Stop,
+    thread: thread::JoinHandle<Result<f64>>,
+}
+
+impl Flood {
+    /// Starts it; `rate` limits it, in packets a second.
+    pub(in crate::lab) fn start(attacker: &Namespace, sources: u32, rate: Option<u32>) -> Result<Self> {
+        let stop = Stop::default();
+        let until = stop.clone();
+        let thread = attacker.spawn_thread("syn-flood", move || {
+            let target = SocketAddrV4::new(STREAM.0, STREAM.1);
+            let hop = resolve(*target.ip())?;
+            let (interface, forever) = (hop.interface, Duration::from_secs(3600));
+            let mut options = PacketOptions::new(&interface, hop.mac, target, sources, forever);
+            (options.kind, options.rate) = (PacketKind::TcpSyn, rate);
+            options.call = Duration::from_millis(200);
+            let report = Generator::load(options)?.run(Show::Nothing, &until)?;
+            Ok(report.offered_per_second)
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends it; returns the packets a second that were sent.
+    pub(in crate::lab) fn end(self) -> Result<f64> {
+        self.stop.stop();
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// The median of the bytes a second in some slices of time.
+fn slices(load: &Load, count: usize) -> f64 {
+    let mut rates: Vec<_> = (0..count)
+        .map(|_| {
+            let (before, begin) = (load.bytes(), crate::clock::now());
+            thread::sleep(SLICE);
+            crate::loadgen::report::per_second(load.bytes() - before, begin.elapsed().as_secs_f64())
+        })
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    rates[count / 2]
+}

@@ -1,0 +1,106 @@
+//! Datagrams of 8 KB in fragments, in order as kernels send them and out of order as networks deliver them.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use super::attack::Random;
+use crate::{
+    error::{Error, Result},
+    lab::{
+        faults::{
+            Case, Setting,
+            figures::Figures,
+            raw::{self, RawSender},
+            rig::{Rig, datagram_targets},
+        },
+        topology::Host,
+    },
+    loadgen::{
+        progress::Show,
+        udp::{self, UdpOptions},
+    },
+};
+
+pub(super) const CASES: [Case; 1] = [Case { name: "fragments", run: fragments }];
+
+const PAYLOAD_LEN: usize = 8000;
+/// Bytes of a fragment's payload: six make a datagram.
+const PIECE_LEN: usize = 1440;
+const ROUNDS: u32 = 20;
+
+fn fragments(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    let mut rig = Rig::usual(setting)?;
+    for (label, target) in datagram_targets() {
+        let probe = |payload_len, flows, duration| {
+            let options = UdpOptions {
+                payload_len,
+                flows,
+                grace: Duration::from_secs(2),
+                ..UdpOptions::new(target, 200, duration)
+            };
+            rig.client().enter(|| udp::run(&options, Show::Nothing, setting.stop))?
+        };
+        // Only so many packets wait for a neighbour: first each backend is found.
+        probe(32, 30, Duration::from_millis(500))?;
+        let report = probe(PAYLOAD_LEN, 10, Duration::from_secs(1))?;
+        figures.figure(&format!("{label} in order, sent"), report.sent);
+        figures.figure(&format!("{label} in order, lost"), report.lost);
+        figures.expect(report.lost == 0 && report.mismatches == 0, || {
+            format!(
+                "{label}: {} of {} datagrams in fragments were lost, {} were damaged",
+                report.lost, report.sent, report.mismatches
+            )
+        });
+        let back = shuffled(rig.topology.client(), target, setting.seed)?;
+        figures.figure(&format!("{label} out of order, sent"), ROUNDS);
+        figures.figure(&format!("{label} out of order, lost"), ROUNDS - back);
+        figures.expect(back == ROUNDS, || {
+            format!(
+                "{label}: {} of {ROUNDS} datagrams whose fragments came out of order were lost",
+                ROUNDS - back
+            )
+        });
+    }
+    rig.check_end(figures, 0);
+    Ok(())
+}
+
+/// Sends datagrams whose fragments are shuffled, the first one last; returns how many came back whole.
+fn shuffled(client: &Host, target: SocketAddr, seed: u64) -> Result<u32> {
+    let own: IpAddr = match target {
+        SocketAddr::V4(_) => client.address.into(),
+        SocketAddr::V6(_) => client.address_v6.into(),
+    };
+    let sender = RawSender::open(&client.namespace)?;
+    let socket = client.namespace.run(move || {
+        let socket = UdpSocket::bind((own, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        Ok(socket)
+    });
+    let socket = socket.map_err(Error::io("open a UDP socket in the client's namespace"))?;
+    let source = socket.local_addr().map_err(Error::io("ask for the port of a UDP socket"))?;
+    let mut random = Random(seed);
+    let mut back = 0;
+    for round in 0..ROUNDS {
+        let payload: Vec<u8> = (0..PAYLOAD_LEN).map(|_| random.next().to_be_bytes()[0]).collect();
+        let mut pieces = raw::fragments(source, target, 0x1000 + round, &payload, PIECE_LEN);
+        // The first comes last, the others in any order.
+        for place in (1..pieces.len()).rev() {
+            pieces.swap(place, usize::try_from(random.next()).unwrap_or_default() % place);
+        }
+        let first = pieces.iter().position(|piece| raw::is_first_fragment(piece));
+        let last = pieces.len() - 1;
+        pieces.swap(first.unwrap_or(last), last);
+        for piece in &pieces {
+            sender.send(piece, target.ip())?;
+        }
+        let mut answer = vec![0; PAYLOAD_LEN + 1];
+        // No answer in time is a loss.
+        if socket.recv_from(&mut answer).is_ok_and(|(len, _)| answer[..len] == payload) {
+            back += 1;
+        }
+    }
+    Ok(back)
+}

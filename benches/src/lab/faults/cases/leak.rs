@@ -1,0 +1,141 @@
+//! Nobody outside may ever see a backend's address: what arrives at the client is watched while the gateway restarts and
+//! its backends come and go.
+
+use std::{io::Read as _, net::IpAddr, thread, time::Duration};
+
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt::ReceiveTimeout,
+};
+
+use crate::{
+    error::{Error, Result},
+    lab::faults::{
+        Case, Setting,
+        figures::Figures,
+        rig::{Rig, services},
+    },
+    loadgen::stop::Stop,
+    netns::Namespace,
+};
+
+pub(super) const CASES: [Case; 1] = [Case { name: "no_leak", run: no_leak }];
+
+const STEP: Duration = Duration::from_millis(700);
+
+fn no_leak(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    let mut rig = Rig::usual(setting)?;
+    let backends = rig.backends();
+    let secret =
+        rig.topology.backends().iter().flat_map(|host| [host.address.into(), host.address_v6.into()]);
+    let watch = Watch::start(rig.client(), secret.collect())?;
+    let load = rig.web_load(setting.connections.min(400))?;
+    for round in 0..2 {
+        for service in services() {
+            rig.gateway.manifests().set_endpoints(&service, &backends[..1 + round])?;
+        }
+        thread::sleep(STEP);
+        if round == 0 {
+            rig.gateway.kill()?;
+        }
+        rig.gateway.restart()?;
+        thread::sleep(STEP);
+        rig.set_backends(&backends)?;
+    }
+    load.await_answers()?;
+    load.finish("service", figures)?;
+    let (seen, leaked) = watch.end()?;
+    figures.figure("packets_seen", seen);
+    figures.figure("packets_leaked", leaked.len());
+    figures.expect(seen > 0, || "the client received nothing".into());
+    figures.expect(leaked.is_empty(), || {
+        format!("the client received packets of backends themselves: {}", leaked.join("; "))
+    });
+    rig.check_end(figures, 0);
+    Ok(())
+}
+
+/// Reads everything that a namespace receives.
+pub(in crate::lab) struct Watch {
+    stop: Stop,
+    thread: thread::JoinHandle<Result<(u64, Vec<String>)>>,
+}
+
+impl Watch {
+    /// Watches for packets from `secret` addresses.
+    pub(in crate::lab) fn start(at: &Namespace, secret: Vec<IpAddr>) -> Result<Self> {
+        let stop = Stop::default();
+        let until = stop.clone();
+        let label = at.label().to_owned();
+        let thread = at.spawn_thread("watch", move || {
+            let open = || {
+                let socket = socket(
+                    AddressFamily::Packet,
+                    SockType::Raw,
+                    SockFlag::SOCK_CLOEXEC,
+                    SockProtocol::EthAll,
+                )?;
+                let limit = nix::sys::time::TimeVal::new(0, 50_000);
+                setsockopt(&socket, ReceiveTimeout, &limit)?;
+                setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20))?;
+                Ok(socket)
+            };
+            let socket = open().map_err(Error::errno(format!("watch the packets of namespace {label}")))?;
+            let (mut file, mut frame) = (std::fs::File::from(socket), vec![0; 65_536]);
+            let (mut seen, mut leaked) = (0, Vec::new());
+            while !until.is_stopped() {
+                // Nothing in time is no packet; the loop looks for its end.
+                let Ok(len) = file.read(&mut frame) else { continue };
+                let Some((source, destination)) = ends(&frame[..len]) else { continue };
+                seen += 1;
+                if secret.contains(&source) {
+                    leaked.push(format!("{source} to {destination}, {len} bytes"));
+                }
+            }
+            leaked.dedup();
+            Ok((seen, leaked))
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Ends; returns how many packets there were, and those that gave a secret away.
+    pub(in crate::lab) fn end(self) -> Result<(u64, Vec<String>)> {
+        self.stop.stop();
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// Source and destination of an IP packet in an Ethernet frame.
+fn ends(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match *frame.get(12..14)? {
+        [0x08, 0x00] => {
+            let at = |place| Some(IpAddr::from(<[u8; 4]>::try_from(frame.get(place..place + 4)?).ok()?));
+            Some((at(26)?, at(30)?))
+        }
+        [0x86, 0xdd] => {
+            let at = |place| Some(IpAddr::from(<[u8; 16]>::try_from(frame.get(place..place + 16)?).ok()?));
+            Some((at(22)?, at(38)?))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_from_frames_of_both_families() {
+        let mut frame = vec![0; 54];
+        frame[12..14].copy_from_slice(&[8, 0]);
+        frame[26..34].copy_from_slice(&[10, 244, 0, 11, 192, 0, 2, 10]);
+        let expected = (Ipv4Addr::new(10, 244, 0, 11).into(), Ipv4Addr::new(192, 0, 2, 10).into());
+        assert_eq!(ends(&frame), Some(expected));
+        frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+        frame[22..54].fill(0);
+        frame[53] = 1;
+        assert_eq!(ends(&frame), Some((Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into())));
+        assert_eq!(ends(&frame[..13]), None);
+    }
+}

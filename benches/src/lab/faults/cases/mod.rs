@@ -1,0 +1,38 @@
+//! The cases, by what they break.
+
+mod address;
+pub(in crate::lab) mod attack;
+mod control;
+mod disturb;
+mod drain;
+pub(in crate::lab) mod flood;
+mod fragments;
+pub(in crate::lab) mod leak;
+mod link;
+mod neighbours;
+mod pmtu;
+mod pressure;
+mod restart;
+mod workers;
+
+use super::Case;
+
+/// All cases, in their order.
+pub(super) fn all() -> impl Iterator<Item = Case> {
+    let groups: [&'static [Case]; 13] = [
+        &flood::CASES,
+        &restart::CASES,
+        &workers::CASES,
+        &pmtu::CASES,
+        &pressure::CASES,
+        &drain::CASES,
+        &link::CASES,
+        &address::CASES,
+        &neighbours::CASES,
+        &control::CASES,
+        &fragments::CASES,
+        &attack::CASES,
+        &leak::CASES,
+    ];
+    groups.into_iter().flatten().copied()
+}

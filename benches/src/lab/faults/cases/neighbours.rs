@@ -1,0 +1,68 @@
+//! The way to a backend changes: its route, or its Ethernet address.
+
+use std::{net::Ipv4Addr, thread, time::Duration};
+
+use super::disturb::disturb;
+use crate::{
+    error::Result,
+    lab::{
+        faults::{
+            Case, Setting,
+            figures::Figures,
+            rig::{Rig, RigOptions},
+        },
+        topology::{HOST_INTERFACE, twin},
+    },
+    netns::Namespace,
+};
+
+pub(super) const CASES: [Case; 2] = [
+    Case { name: "route_change", run: route_change },
+    Case { name: "neighbour_change", run: neighbour_change },
+];
+
+const STEP: Duration = Duration::from_millis(400);
+/// A router on the fabric, by which the backends can be reached too.
+const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 60);
+
+fn route_change(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    let rig = Rig::build(setting, RigOptions::default(), |topology| {
+        let router = topology.add_host("router", ROUTER)?;
+        for (key, value) in [
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/ipv4/conf/all/send_redirects", "0"),
+            ("net/ipv4/conf/eth0/send_redirects", "0"),
+        ] {
+            router.namespace.sysctl(key, value)?;
+        }
+        Ok(())
+    })?;
+    let gateway = rig.topology.gateway().clone();
+    let backends: Vec<_> = rig.backends().into_iter().filter(|address| *address != ROUTER).collect();
+    disturb(setting, figures, rig, |_| {
+        for verb in ["add", "del", "add", "del"] {
+            for &backend in &backends {
+                gateway.ip(&format!("route {verb} {backend}/32 via {ROUTER}"))?;
+                gateway.ip(&format!("route {verb} {}/128 via {}", twin(backend), twin(ROUTER)))?;
+            }
+            thread::sleep(STEP);
+        }
+        Ok(())
+    })
+}
+
+/// As after a fail-over: the new holder of an address says so by itself.
+fn neighbour_change(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    let rig = Rig::usual(setting)?;
+    let hosts: Vec<Namespace> = rig.topology.backends().iter().map(|host| host.namespace.clone()).collect();
+    disturb(setting, figures, rig, |_| {
+        for (number, host) in hosts.iter().enumerate() {
+            host.sysctl(&format!("net/ipv4/conf/{HOST_INTERFACE}/arp_notify"), "1")?;
+            host.sysctl(&format!("net/ipv6/conf/{HOST_INTERFACE}/ndisc_notify"), "1")?;
+            host.ip(&format!("link set {HOST_INTERFACE} address 02:f0:ee:00:00:{number:02x}"))?;
+            thread::sleep(STEP);
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,138 @@
+//! A hop of 1,400 bytes behind the gateway and one in front of it: both ends learn of it, and large transfers complete.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use crate::{
+    error::Result,
+    lab::{
+        faults::{
+            Case, Setting,
+            figures::Figures,
+            rig::{Rig, RigOptions, stream_targets},
+            show::event,
+        },
+        topology::{HOST_INTERFACE, Host, Link, add_twin, configure_host, twin},
+    },
+    loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamReport},
+    netns::Namespace,
+};
+
+pub(super) const CASES: [Case; 2] =
+    [Case { name: "pmtu_v4", run: pmtu_v4 }, Case { name: "pmtu_v6", run: pmtu_v6 }];
+
+const NARROW_MTU: u32 = 1400;
+const TRANSFER_LEN: usize = 1 << 20;
+const TRANSFERS: usize = 4;
+/// A router on the fabric.
+const INNER_ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 60);
+const NARROW: &str = "narrow";
+
+fn pmtu_v4(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    pmtu(setting, figures, 0)
+}
+
+fn pmtu_v6(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    pmtu(setting, figures, 1)
+}
+
+/// `family` is the place of the target in [`stream_targets`].
+fn pmtu(setting: &Setting<'_>, figures: &mut Figures, family: usize) -> Result<()> {
+    let mut ends = None;
+    let options = RigOptions { clients: 2, backends: 1, ..RigOptions::default() };
+    let mut rig = Rig::build(setting, options, |topology| {
+        let router = topology.add_host("router", INNER_ROUTER)?;
+        let inner = NarrowPath::build(&router, [10, 246, 0], [10, 245, 0])?;
+        inner.routes_to(topology.gateway(), INNER_ROUTER)?;
+        let router = topology.clients()[1].clone();
+        let outer = NarrowPath::build(&router, [10, 248, 0], [10, 247, 0])?;
+        outer.routes_to(topology.gateway(), router.address)?;
+        ends = Some((inner, outer));
+        Ok(())
+    })?;
+    let (inner, outer) = ends.expect("the rig was prepared");
+    let near = vec![rig.topology.backends()[0].address];
+    let (label, target) = stream_targets()[family];
+
+    let transfer = |from: &Namespace| -> Result<StreamReport> {
+        let exchange = Exchange::Echo { len: TRANSFER_LEN, greeting: Greeting::Name };
+        let options = StreamOptions::new(target, TRANSFERS, Duration::from_secs(3), exchange);
+        stream::start(from, options)?.wait()
+    };
+    let translated = |rig: &Rig| event(&rig.gateway, "icmp_errors_translated");
+    rig.set_backends(&near)?;
+    let in_front = transfer(&outer.end.namespace)?;
+    let errors_in_front = translated(&rig)?;
+    rig.servers.start(&inner.end)?;
+    rig.set_backends(&[inner.end.address])?;
+    let behind = transfer(rig.client())?;
+    let errors_behind = translated(&rig)? - errors_in_front;
+    for (place, report, errors) in
+        [("in_front", &in_front, errors_in_front), ("behind", &behind, errors_behind)]
+    {
+        figures.figure(&format!("{place}_icmp_errors"), errors);
+        figures.expect(errors > 0, || format!("no ICMP error came from the narrow hop {place}"));
+        figures.figure(&format!("{place}_mbytes_per_second"), mbytes_per_second(report));
+        figures.figure(&format!("{place}_transfers"), report.exchanges);
+        figures.lost(report.failures(), report.first_failure.as_deref());
+        figures.expect(report.exchanges > 0, || format!("no transfer over {label}, narrow hop {place}"));
+    }
+    rig.check_end(figures, 0);
+    Ok(())
+}
+
+fn mbytes_per_second(report: &StreamReport) -> f64 {
+    crate::loadgen::report::per_second(report.bytes_verified, report.seconds) / 1e6
+}
+
+/// router - narrow link - another router - a host; everything but the link has the usual MTU.
+struct NarrowPath {
+    end: Host,
+    _far_router: Namespace,
+}
+
+impl NarrowPath {
+    fn build(router: &Host, narrow: [u8; 3], far: [u8; 3]) -> Result<Self> {
+        let at = |[a, b, c]: [u8; 3], last| Ipv4Addr::new(a, b, c, last);
+        let far_router = Namespace::new("far-router")?;
+        let end = Namespace::new("far-end")?;
+        let link = Link { queues: 1, mtu: Some(NARROW_MTU) };
+        link.connect(&router.namespace, NARROW, &far_router, NARROW)?;
+        Link { queues: 1, mtu: None }.connect(&far_router, "far", &end, HOST_INTERFACE)?;
+        for (namespace, interface, address) in [
+            (&router.namespace, NARROW, at(narrow, 1)),
+            (&far_router, NARROW, at(narrow, 2)),
+            (&far_router, "far", at(far, 1)),
+        ] {
+            namespace.ip(&format!("addr add {address}/24 dev {interface}"))?;
+            add_twin(namespace, interface, address)?;
+            namespace.sysctl("net/ipv4/ip_forward", "1")?;
+            namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        }
+        configure_host(&end, at(far, 11))?;
+        let address_v6 = add_twin(&end, HOST_INTERFACE, at(far, 11))?;
+        route(&end, "default", "default", at(far, 1))?;
+        route(&far_router, "default", "default", at(narrow, 1))?;
+        let (v4, v6) = networks(at(far, 0));
+        route(&router.namespace, &v4, &v6, at(narrow, 2))?;
+        let name = format!("behind-{}", router.name);
+        let end = Host { name, address: at(far, 11), address_v6, namespace: end };
+        Ok(Self { end, _far_router: far_router })
+    }
+
+    /// Tells the gateway the way.
+    fn routes_to(&self, gateway: &Namespace, via: Ipv4Addr) -> Result<()> {
+        let (v4, v6) = networks(self.end.address);
+        route(gateway, &v4, &v6, via)
+    }
+}
+
+fn networks(address: Ipv4Addr) -> (String, String) {
+    let [a, b, c, _] = address.octets();
+    let first = Ipv4Addr::new(a, b, c, 0);
+    (format!("{first}/24"), format!("{}/64", twin(first)))
+}
+
+fn route(namespace: &Namespace, v4: &str, v6: &str, via: Ipv4Addr) -> Result<()> {
+    namespace.ip(&format!("route add {v4} via {via}"))?;
+    namespace.ip(&format!("-6 route add {v6} via {}", twin(via))).map(drop)
+}

@@ -1,0 +1,120 @@
+//! Tables and source ports that are full: what is established stays, what is refused is counted, and afterwards
+//! everything works again.
+
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use crate::{
+    clock,
+    error::{Error, Result},
+    lab::faults::{
+        Case, Setting,
+        figures::Figures,
+        load::{Load, Work, new_connections_work},
+        rig::{DATAGRAMS, Rig, RigOptions, STREAM, stream_targets},
+        show::{drops, show},
+    },
+    loadgen::stream::{self, StreamOptions},
+};
+
+pub(super) const CASES: [Case; 2] =
+    [Case { name: "table_full", run: table_full }, Case { name: "ports_exhausted", run: ports_exhausted }];
+
+/// How long things may take to become as they were.
+const RECOVERY: Duration = Duration::from_secs(25);
+
+/// Flows that were answered fill the table of IPv4: none of them may make room.
+fn table_full(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    const ESTABLISHED: usize = 100;
+    let config = "[flows]\ncapacity = 1024\ncapacity_v6 = 1024\nudp_answered_s = 3\nudp_unanswered_s = 3\n";
+    let options = RigOptions { config: config.into(), ..RigOptions::default() };
+    let mut rig = Rig::build(setting, options, |_| Ok(()))?;
+    let work = Work::echo(256, Duration::from_millis(100));
+    let load = Load::start(rig.client(), &stream_targets()[..1], ESTABLISHED, &work)?;
+
+    let asked = 3000;
+    let answered = rig.client().enter(|| ask_many(SocketAddr::from(DATAGRAMS), asked))??;
+    let (full, tables) = (drops(&rig.gateway, "flow_table_full")?, show(&rig.gateway, "tables")?);
+    figures.figure("flow_capacity", tables["flow_capacity"].clone());
+    figures.figure("flows_asked", asked);
+    figures.figure("flows_answered", answered);
+    figures.figure("flow_table_full", full);
+    figures.expect(full > 0, || "no packet was counted as flow_table_full".into());
+    figures.expect(answered < asked, || "every flow had room: the table was not full".into());
+    recover(&rig, SocketAddr::from(STREAM), &work, figures)?;
+    figures.figure("gap_ms", load.longest_gap_ms());
+    load.finish("service", figures)?;
+    rig.check_end(figures, 0);
+    Ok(())
+}
+
+/// One backend, and fewer source ports than connections want.
+fn ports_exhausted(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+    const ESTABLISHED: usize = 40;
+    const WANTED: usize = 100;
+    let config = "[snat]\nports = \"40000-40063\"\n\n[flows]\ntcp_time_wait_s = 1\ntcp_reset_s = 1\n";
+    let options = RigOptions { backends: 1, config: config.into(), ..RigOptions::default() };
+    let mut rig = Rig::build(setting, options, |_| Ok(()))?;
+    let work = Work::echo(256, Duration::from_millis(100));
+    let load = Load::start(rig.client(), &stream_targets()[..1], ESTABLISHED, &work)?;
+
+    let target = SocketAddr::from(STREAM);
+    let mut more = StreamOptions::new(target, WANTED, Duration::from_secs(4), work.exchange.clone());
+    (more.connect_timeout, more.pause) = (Duration::from_millis(1500), work.pause);
+    let more = stream::start(rig.client(), more)?.wait()?;
+    let exhausted = drops(&rig.gateway, "snat_ports_exhausted")?;
+    figures.figure("connections_wanted", WANTED);
+    figures.figure("connections_made", more.connects);
+    figures.figure("connections_refused", more.connect_failures.values().sum::<u64>());
+    figures.figure("snat_ports_exhausted", exhausted);
+    figures.expect(exhausted > 0, || "no packet was counted as snat_ports_exhausted".into());
+    figures.expect(!more.connect_failures.is_empty(), || "every connection had a port".into());
+    figures.expect(more.broken.is_empty(), || format!("connections with a port broke: {:?}", more.broken));
+    recover(&rig, target, &work, figures)?;
+    figures.figure("gap_ms", load.longest_gap_ms());
+    load.finish("service", figures)?;
+    rig.check_end(figures, 0);
+    Ok(())
+}
+
+/// Waits until new connections work as if nothing had been.
+fn recover(rig: &Rig, target: SocketAddr, work: &Work, figures: &mut Figures) -> Result<()> {
+    let begin = clock::now();
+    loop {
+        let fresh = new_connections_work(rig.client(), target, &work.exchange, Duration::from_millis(300))?;
+        if fresh.failures() == 0 && fresh.exchanges > 0 {
+            figures.figure("recovered_ms", begin.elapsed().as_secs_f64() * 1e3);
+            return Ok(());
+        }
+        if begin.elapsed() > RECOVERY {
+            figures.fail(format!(
+                "new connections still fail {RECOVERY:?} after the pressure: {:?}",
+                fresh.first_failure
+            ));
+            return Ok(());
+        }
+    }
+}
+
+/// Sends one datagram from each of `count` source ports; returns how many had an answer.
+fn ask_many(target: SocketAddr, count: u64) -> Result<u64> {
+    const FIRST_PORT: u16 = 20_000;
+    let ask = || -> io::Result<u64> {
+        let mut answered = 0;
+        for port in (FIRST_PORT..).take(usize::try_from(count).unwrap_or(usize::MAX)) {
+            let socket = UdpSocket::bind(("0.0.0.0", port))?;
+            socket.set_read_timeout(Some(Duration::from_millis(2)))?;
+            socket.send_to(b"is there room?", target)?;
+            let mut answer = [0; 64];
+            // No answer is what the case is about.
+            if socket.recv_from(&mut answer).is_ok() {
+                answered += 1;
+            }
+        }
+        Ok(answered)
+    };
+    ask().map_err(Error::io(format!("send datagrams to {target}")))
+}

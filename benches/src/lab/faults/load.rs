@@ -1,0 +1,142 @@
+//! Connections that a case must not lose.
+
+use std::{net::SocketAddr, time::Duration};
+
+use super::{figures::Figures, show::eventually};
+use crate::{
+    error::Result,
+    loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport, StreamRun},
+    netns::Namespace,
+};
+
+/// Longer than any case: they end with it.
+const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
+/// A connection that waits longer for its answer is lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Kept connections at work, in groups of one target each; ended when dropped.
+pub(in crate::lab) struct Load {
+    groups: Vec<Group>,
+}
+
+struct Group {
+    label: &'static str,
+    wanted: u64,
+    run: StreamRun,
+}
+
+/// What the connections do.
+#[derive(Debug, Clone)]
+pub(in crate::lab) struct Work {
+    /// What one exchange is.
+    pub(in crate::lab) exchange: Exchange,
+    /// The pause of a connection between two exchanges.
+    pub(in crate::lab) pause: Duration,
+}
+
+impl Work {
+    /// Small HTTP requests, a few each second.
+    pub(in crate::lab) fn http() -> Self {
+        Self { exchange: Exchange::Http { path: "/bytes/512".into() }, pause: Duration::from_millis(400) }
+    }
+
+    /// Bytes to an echo server that introduces itself, and back.
+    pub(in crate::lab) fn echo(len: usize, pause: Duration) -> Self {
+        Self { exchange: Exchange::Echo { len, greeting: Greeting::Name }, pause }
+    }
+}
+
+impl Load {
+    /// Starts `connections` in all, spread over the targets, and waits until each has had an answer.
+    pub(in crate::lab) fn start(
+        client: &Namespace,
+        targets: &[(&'static str, SocketAddr)],
+        connections: usize,
+        work: &Work,
+    ) -> Result<Self> {
+        let each = connections.div_ceil(targets.len());
+        let mut groups = Vec::new();
+        for (seed, &(label, target)) in (1..).zip(targets) {
+            let mut options = StreamOptions::new(target, each, FOR_EVER, work.exchange.clone());
+            (options.pause, options.exchange_timeout, options.seed) = (work.pause, PATIENCE, seed);
+            options.connect_timeout = PATIENCE;
+            let wanted = u64::try_from(each).expect("a count fits 64 bits");
+            groups.push(Group { label, wanted, run: stream::start(client, options)? });
+        }
+        let load = Self { groups };
+        eventually(&format!("{connections} connections are at work"), || {
+            Ok(load.groups.iter().all(|group| {
+                let report = group.run.snapshot();
+                open(&report) >= group.wanted && report.exchanges >= group.wanted
+            }))
+        })?;
+        load.forget_gaps();
+        Ok(load)
+    }
+
+    /// Looks for silences from here on.
+    pub(in crate::lab) fn forget_gaps(&self) {
+        self.groups.iter().for_each(|group| group.run.forget_gaps());
+    }
+
+    /// Answers so far.
+    pub(in crate::lab) fn exchanges(&self) -> u64 {
+        self.groups.iter().map(|group| group.run.snapshot().exchanges).sum()
+    }
+
+    /// Bytes that came back so far.
+    pub(in crate::lab) fn bytes(&self) -> u64 {
+        self.groups.iter().map(|group| group.run.snapshot().bytes_verified).sum()
+    }
+
+    /// Waits until every group has answers again, and returns how long that took.
+    pub(in crate::lab) fn await_answers(&self) -> Result<Duration> {
+        let before: Vec<_> = self.groups.iter().map(|group| group.run.snapshot().exchanges).collect();
+        eventually("every group of connections has answers again", || {
+            let now = self.groups.iter().map(|group| group.run.snapshot().exchanges);
+            Ok(now.zip(&before).all(|(now, before)| now > *before))
+        })
+    }
+
+    /// The longest time in which a whole group had no answer, in milliseconds.
+    pub(in crate::lab) fn longest_gap_ms(&self) -> f64 {
+        self.groups.iter().map(|group| group.run.snapshot().longest_gap_ms).fold(0.0, f64::max)
+    }
+
+    /// Ends the connections and notes which were lost. `who` begins the names of the figures.
+    pub(in crate::lab) fn finish(self, who: &str, figures: &mut Figures) -> Result<()> {
+        let (mut connections, mut exchanges) = (0, 0);
+        for group in self.groups {
+            let report = group.run.finish()?;
+            connections += report.connects;
+            exchanges += report.exchanges;
+            let why = report.first_failure.as_ref().map(|why| {
+                let (broken, refused) = (&report.broken, &report.connect_failures);
+                format!("{} to {}: {why}; {broken:?} {refused:?}", group.label, report.target)
+            });
+            figures.lost(report.failures() + report.closed_idle, why.as_deref());
+        }
+        figures.figure(&format!("{who}_connections"), connections);
+        figures.figure(&format!("{who}_exchanges"), exchanges);
+        Ok(())
+    }
+}
+
+fn open(report: &StreamReport) -> u64 {
+    report.by_backend.values().map(|tally| tally.open).sum()
+}
+
+/// Whether `attempts` new connections one after the other all have their answer.
+pub(in crate::lab) fn new_connections_work(
+    client: &Namespace,
+    target: SocketAddr,
+    exchange: &Exchange,
+    duration: Duration,
+) -> Result<StreamReport> {
+    let mut options = StreamOptions::new(target, 2, duration, exchange.clone());
+    options.reuse = Reuse::PerExchange;
+    options.pause = Duration::from_millis(20);
+    options.connect_timeout = Duration::from_secs(2);
+    options.exchange_timeout = Duration::from_secs(2);
+    stream::start(client, options)?.wait()
+}

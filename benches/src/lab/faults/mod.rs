@@ -1,0 +1,100 @@
+//! `lab faults`: everything that can happen to a gateway, done to a real one under load, one case after the other.
+//!
+//! Each case has a network and a gateway of its own and ends with figures: the connections that were lost although their
+//! backend lived, the longest silence where it matters, and what was not as it must be.
+
+pub(super) mod cases;
+pub(super) mod figures;
+pub(super) mod load;
+mod raw;
+mod report;
+pub(super) mod rig;
+pub(super) mod show;
+
+use std::{
+    io::{self, Write as _},
+    path::Path,
+};
+
+use super::interrupt;
+use crate::{
+    clock,
+    error::{Error, Result},
+    loadgen::stop::Stop,
+};
+use figures::Figures;
+pub use report::FaultReport;
+
+/// What to do to gateways.
+#[derive(Debug, Clone)]
+pub struct FaultOptions {
+    /// The names of the cases; all if empty.
+    pub cases: Vec<String>,
+    /// Connections at work in the cases of restarts and floods.
+    pub connections: usize,
+    /// What random choices follow from.
+    pub seed: u64,
+}
+
+impl Default for FaultOptions {
+    fn default() -> Self {
+        Self { cases: Vec::new(), connections: 1000, seed: 1 }
+    }
+}
+
+/// What a case is given.
+pub(in crate::lab) struct Setting<'a> {
+    pub(in crate::lab) flowgate: &'a Path,
+    pub(in crate::lab) connections: usize,
+    pub(in crate::lab) seed: u64,
+    pub(in crate::lab) stop: &'a Stop,
+}
+
+/// One thing that can happen.
+#[derive(Clone, Copy)]
+pub(super) struct Case {
+    pub(super) name: &'static str,
+    pub(super) run: fn(&Setting<'_>, &mut Figures) -> Result<()>,
+}
+
+/// The names of all cases, in their order.
+pub fn case_names() -> Vec<&'static str> {
+    cases::all().map(|case| case.name).collect()
+}
+
+/// Runs the cases. A case that fails does not stop the others.
+pub fn faults(options: &FaultOptions, flowgate: &Path, stop: &Stop) -> Result<FaultReport> {
+    let unknown = options.cases.iter().find(|name| !case_names().contains(&name.as_str()));
+    if let Some(name) = unknown {
+        let known = case_names().join(", ");
+        return Err(Error::Option(format!("there is no case {name}; there are {known}")));
+    }
+    if options.connections < 8 {
+        return Err(Error::Option("the cases need at least 8 connections: some of each kind".into()));
+    }
+    let setting = Setting { flowgate, connections: options.connections, seed: options.seed, stop };
+    let mut report = FaultReport::default();
+    for case in cases::all() {
+        if !options.cases.is_empty() && !options.cases.iter().any(|name| name == case.name) {
+            continue;
+        }
+        interrupt::check(stop)?;
+        let begin = clock::now();
+        let mut figures = Figures::default();
+        match (case.run)(&setting, &mut figures) {
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            Err(error) => figures.fail(error.to_string()),
+            Ok(()) => {}
+        }
+        figures.figure("seconds", begin.elapsed().as_secs_f64());
+        say(&figures.line(case.name));
+        report.add(case.name, figures);
+    }
+    Ok(report)
+}
+
+/// A line of progress, beside the report.
+pub(in crate::lab) fn say(text: &str) {
+    // A reader that has gone does not stop the lab from cleaning up.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}

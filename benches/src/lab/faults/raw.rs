@@ -1,0 +1,228 @@
+//! Packets as an attacker or a strange network would make them, sent as they are.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd as _, OwnedFd},
+};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
+};
+
+use crate::{
+    error::{Error, Result},
+    netns::Namespace,
+};
+
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+const FRAGMENT_HEADER: u8 = 44;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// Sends whole packets of both families from a namespace, whatever their source.
+pub(super) struct RawSender {
+    v4: OwnedFd,
+    v6: OwnedFd,
+}
+
+impl RawSender {
+    pub(super) fn open(namespace: &Namespace) -> Result<Self> {
+        // raw(7): IPPROTO_RAW means that the packet brings its own header.
+        let open = |family| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw);
+        let sockets = namespace.run(move || Ok((open(AddressFamily::Inet)?, open(AddressFamily::Inet6)?)));
+        let label = namespace.label();
+        let (v4, v6) = sockets.map_err(Error::errno(format!("open raw sockets in namespace {label}")))?;
+        Ok(Self { v4, v6 })
+    }
+
+    /// Sends one packet to the destination that is in it.
+    pub(super) fn send(&self, packet: &[u8], destination: IpAddr) -> Result<()> {
+        let socket = if destination.is_ipv4() { &self.v4 } else { &self.v6 };
+        let to = SockaddrStorage::from(SocketAddr::new(destination, 0));
+        sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty())
+            .map(drop)
+            .map_err(Error::errno(format!("send a raw packet to {destination}")))
+    }
+}
+
+/// A TCP segment without payload that resets a connection.
+pub(super) fn reset(source: SocketAddr, destination: SocketAddr, sequence: u32, ack: u32) -> Vec<u8> {
+    let mut segment = vec![0; 20];
+    segment[0..2].copy_from_slice(&source.port().to_be_bytes());
+    segment[2..4].copy_from_slice(&destination.port().to_be_bytes());
+    segment[4..8].copy_from_slice(&sequence.to_be_bytes());
+    segment[8..12].copy_from_slice(&ack.to_be_bytes());
+    segment[12] = 5 << 4;
+    segment[13] = RST | ACK;
+    let sum = transport_checksum(source.ip(), destination.ip(), TCP, &segment);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    whole(source.ip(), destination.ip(), TCP, &segment)
+}
+
+/// A UDP datagram in fragments of at most `piece_len` bytes of payload, which is a multiple of eight.
+pub(super) fn fragments(
+    source: SocketAddr,
+    destination: SocketAddr,
+    id: u32,
+    payload: &[u8],
+    piece_len: usize,
+) -> Vec<Vec<u8>> {
+    let mut datagram = vec![0; 8];
+    datagram[0..2].copy_from_slice(&source.port().to_be_bytes());
+    datagram[2..4].copy_from_slice(&destination.port().to_be_bytes());
+    datagram[4..6].copy_from_slice(&low16(8 + payload.len()).to_be_bytes());
+    datagram.extend_from_slice(payload);
+    // RFC 768: a sum of zero is sent as ones.
+    let sum = match transport_checksum(source.ip(), destination.ip(), UDP, &datagram) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+    let count = datagram.len().div_ceil(piece_len);
+    let pieces = datagram.chunks(piece_len).enumerate();
+    pieces
+        .map(|(number, piece)| {
+            let (offset, more) = (low16(number * piece_len / 8), number + 1 < count);
+            match (source.ip(), destination.ip()) {
+                (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                    let flags = u16::from(more) << 13;
+                    let id = low16(usize::try_from(id & 0xffff).unwrap_or_default());
+                    header_v4(source, destination, UDP, id, flags | offset, piece)
+                }
+                (source, destination) => {
+                    let mut body = vec![UDP, 0];
+                    body.extend_from_slice(&(offset << 3 | u16::from(more)).to_be_bytes());
+                    body.extend_from_slice(&id.to_be_bytes());
+                    body.extend_from_slice(piece);
+                    whole(source, destination, FRAGMENT_HEADER, &body)
+                }
+            }
+        })
+        .collect()
+}
+
+/// Whether the packet is a fragment with offset zero.
+pub(super) fn is_first_fragment(packet: &[u8]) -> bool {
+    let field = if packet[0] >> 4 == 4 {
+        u16::from_be_bytes([packet[6], packet[7]]) << 3
+    } else {
+        u16::from_be_bytes([packet[42], packet[43]]) & !7
+    };
+    field == 0
+}
+
+fn whole(source: IpAddr, destination: IpAddr, protocol: u8, body: &[u8]) -> Vec<u8> {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => header_v4(source, destination, protocol, 0, 0, body),
+        (source, destination) => header_v6(v6(source), v6(destination), protocol, body),
+    }
+}
+
+fn header_v4(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+    id: u16,
+    fragment: u16,
+    body: &[u8],
+) -> Vec<u8> {
+    let mut packet = vec![0; 20];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&low16(20 + body.len()).to_be_bytes());
+    packet[4..6].copy_from_slice(&id.to_be_bytes());
+    packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+    (packet[8], packet[9]) = (64, protocol);
+    packet[12..16].copy_from_slice(&source.octets());
+    packet[16..20].copy_from_slice(&destination.octets());
+    let sum = checksum(0, &packet);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend_from_slice(body);
+    packet
+}
+
+fn header_v6(source: Ipv6Addr, destination: Ipv6Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0; 40];
+    packet[0] = 0x60;
+    packet[4..6].copy_from_slice(&low16(body.len()).to_be_bytes());
+    (packet[6], packet[7]) = (protocol, 64);
+    packet[8..24].copy_from_slice(&source.octets());
+    packet[24..40].copy_from_slice(&destination.octets());
+    packet.extend_from_slice(body);
+    packet
+}
+
+fn v6(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
+}
+
+/// Over the pseudo header and the body (RFC 9293 section 3.1, RFC 8200 section 8.1).
+fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, body: &[u8]) -> u16 {
+    let sum = |address: IpAddr| match address {
+        IpAddr::V4(address) => words(&address.octets()),
+        IpAddr::V6(address) => words(&address.octets()),
+    };
+    let pseudo = sum(source) + sum(destination) + u32::from(protocol) + u32::from(low16(body.len()));
+    checksum(pseudo, body)
+}
+
+/// RFC 1071.
+fn checksum(start: u32, bytes: &[u8]) -> u16 {
+    let mut sum = start + words(bytes);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !low16(usize::try_from(sum).unwrap_or_default())
+}
+
+fn words(bytes: &[u8]) -> u32 {
+    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or_default());
+    bytes.chunks(2).map(word).sum()
+}
+
+fn low16(value: usize) -> u16 {
+    u16::try_from(value).expect("no packet here is longer than 64 KiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{PacketHeaders, TransportHeader};
+
+    use super::*;
+
+    #[test]
+    fn segments_are_what_an_independent_parser_reads() {
+        let pairs = [("10.0.0.1:1000", "10.96.0.11:90"), ("[2001:db8::1]:1000", "[2001:db8::2]:90")];
+        for (source, destination) in pairs {
+            let packet = reset(source.parse().unwrap(), destination.parse().unwrap(), 7, 8);
+            let headers = PacketHeaders::from_ip_slice(&packet).unwrap();
+            let Some(TransportHeader::Tcp(tcp)) = headers.transport else { panic!("{source}: no TCP") };
+            assert!(tcp.rst && tcp.ack && tcp.sequence_number == 7 && tcp.destination_port == 90);
+            let sum = match headers.net.unwrap() {
+                etherparse::NetHeaders::Ipv4(ip, _) => {
+                    assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+                    tcp.calc_checksum_ipv4(&ip, &[]).unwrap()
+                }
+                etherparse::NetHeaders::Ipv6(ip, _) => tcp.calc_checksum_ipv6(&ip, &[]).unwrap(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(tcp.checksum, sum, "{source}");
+        }
+    }
+
+    #[test]
+    fn fragments_cover_the_datagram_once() {
+        let (source, destination) = ("10.0.0.1:1000".parse().unwrap(), "10.96.0.12:7000".parse().unwrap());
+        let packets = fragments(source, destination, 9, &[1; 3000], 1024);
+        let offsets: Vec<_> = packets
+            .iter()
+            .map(|packet| u16::from_be_bytes([packet[6], packet[7]]))
+            .map(|field| (field & 0x1fff, field & 0x2000 != 0))
+            .collect();
+        assert_eq!(offsets, [(0, true), (128, true), (256, false)]);
+        assert_eq!(packets.iter().map(|packet| packet.len() - 20).sum::<usize>(), 3008);
+    }
+}

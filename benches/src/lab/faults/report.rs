@@ -1,0 +1,38 @@
+//! The outcome of all cases, as one line.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::figures::Figures;
+
+/// What all cases came to.
+#[derive(Debug, Default, Serialize)]
+pub struct FaultReport {
+    /// Cases that ran; those that this machine cannot do are not among them.
+    cases: usize,
+    /// Those of them that failed.
+    failed: usize,
+    /// Connections that were lost although their backend lived, in all cases.
+    lost_connections: u64,
+    /// The figures of each case.
+    detail: Map<String, Value>,
+}
+
+impl FaultReport {
+    pub(super) fn add(&mut self, name: &str, figures: Figures) {
+        self.cases += usize::from(!figures.is_skipped());
+        self.failed += usize::from(figures.failed());
+        self.lost_connections += figures.lost_connections();
+        self.detail.insert(name.to_owned(), figures.json());
+    }
+
+    /// Whether cases ran, and none failed.
+    pub fn is_success(&self) -> bool {
+        self.cases > 0 && self.failed == 0
+    }
+
+    /// The report as one line of JSON.
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("the report has string keys")
+    }
+}

@@ -1,0 +1,207 @@
+//! The network, servers and gateway of a case.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use super::{
+    Setting,
+    figures::Figures,
+    load::{Load, Work},
+    show::{active_backends, eventually, stopped},
+};
+use crate::{
+    error::{Error, Result},
+    lab::{
+        gateway::{Gateway, GatewayOptions, last_lines},
+        manifests::{L4Protocol, ServiceSpec},
+        servers::{
+            echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer},
+            http::{HttpServer, HttpServerOptions},
+        },
+        topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, twin},
+    },
+    netns::Namespace,
+};
+
+/// The HTTP Service, and its NodePort.
+pub(in crate::lab) const WEB: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 10), 80);
+pub(in crate::lab) const WEB_NODE_PORT: u16 = 30_080;
+/// The Service of TCP echo servers, which begin with their name.
+pub(in crate::lab) const STREAM: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 11), 90);
+/// The Service of UDP echo servers.
+pub(in crate::lab) const DATAGRAMS: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 12), 7000);
+/// The node's own server: no Service, as its ssh is none.
+const NODE_PORT_OF_ITS_OWN: u16 = 2222;
+const WEB_PORT: u16 = 8080;
+pub(in crate::lab) const STREAM_PORT: u16 = 9090;
+const DATAGRAM_PORT: u16 = 7001;
+
+/// How a case differs from the others.
+#[derive(Debug, Clone)]
+pub(in crate::lab) struct RigOptions {
+    pub(in crate::lab) clients: u8,
+    pub(in crate::lab) backends: u8,
+    pub(in crate::lab) queues: u32,
+    /// Served beside uplink and fabric; the case makes them before the gateway starts.
+    pub(in crate::lab) interfaces: Vec<String>,
+    /// More configuration.
+    pub(in crate::lab) config: String,
+}
+
+impl Default for RigOptions {
+    fn default() -> Self {
+        let config = String::new();
+        Self { clients: 1, backends: 3, queues: 1, interfaces: Vec::new(), config }
+    }
+}
+
+/// Everything at work; the gateway ends first.
+pub(in crate::lab) struct Rig {
+    pub(in crate::lab) gateway: Gateway,
+    pub(in crate::lab) servers: Servers,
+    _own: TcpEchoServer,
+    pub(in crate::lab) topology: Topology,
+}
+
+/// The servers of the backends.
+#[derive(Default)]
+pub(in crate::lab) struct Servers {
+    http: Vec<HttpServer>,
+    pub(in crate::lab) tcp: Vec<TcpEchoServer>,
+    pub(in crate::lab) udp: Vec<(Ipv4Addr, UdpEchoServer)>,
+}
+
+impl Rig {
+    /// The usual network and gateway.
+    pub(in crate::lab) fn usual(setting: &Setting<'_>) -> Result<Self> {
+        Self::build(setting, RigOptions::default(), |_| Ok(()))
+    }
+
+    /// Builds the network, lets `prepare` change it, and starts everything.
+    pub(in crate::lab) fn build(
+        setting: &Setting<'_>,
+        options: RigOptions,
+        prepare: impl FnOnce(&mut Topology) -> Result<()>,
+    ) -> Result<Self> {
+        let RigOptions { clients, backends, queues, interfaces, config } = options;
+        let mut topology = Topology::build(TopologyOptions { clients, backends, queues, mtu: None })?;
+        let hosts = topology.backends().to_vec();
+        prepare(&mut topology)?;
+        let mut servers = Servers::default();
+        hosts.iter().try_for_each(|host| servers.start(host))?;
+        let own = EchoOptions::new("gateway", NODE_PORT_OF_ITS_OWN, EchoAnswer::Name);
+        let own = TcpEchoServer::start(topology.gateway(), own)?;
+        let mut gateway = GatewayOptions::new(setting.flowgate);
+        gateway.interfaces.extend(interfaces);
+        gateway.extra_config = config;
+        let gateway = Gateway::start(topology.gateway(), gateway)?;
+        let rig = Self { gateway, servers, _own: own, topology };
+        let addresses: Vec<_> = hosts.iter().map(|host| host.address).collect();
+        rig.set_backends(&addresses)?;
+        Ok(rig)
+    }
+
+    /// Gives all Services these backends, and waits until the gateway serves them.
+    pub(in crate::lab) fn set_backends(&self, backends: &[Ipv4Addr]) -> Result<()> {
+        for service in services() {
+            self.gateway.manifests().apply(&service, backends)?;
+        }
+        let wanted = 2 * services().len() * backends.len();
+        eventually("the Services have their backends", || Ok(active_backends(&self.gateway)? == wanted))
+            .map(drop)
+    }
+
+    /// The addresses of the backends of the moment.
+    pub(in crate::lab) fn backends(&self) -> Vec<Ipv4Addr> {
+        self.topology.backends().iter().map(|host| host.address).collect()
+    }
+
+    /// The client's namespace.
+    pub(in crate::lab) fn client(&self) -> &Namespace {
+        &self.topology.client().namespace
+    }
+
+    /// Kept HTTP connections by cluster IP and NodePort of both families.
+    pub(in crate::lab) fn web_load(&self, connections: usize) -> Result<Load> {
+        Load::start(self.client(), &web_targets(), connections, &Work::http())
+    }
+
+    /// Connections to the node's own server, by the same interface as everything else; one answer each few
+    /// milliseconds.
+    pub(in crate::lab) fn own_load(&self) -> Result<Load> {
+        let targets = [
+            ("the node, IPv4", SocketAddr::from((GATEWAY_UPLINK, NODE_PORT_OF_ITS_OWN))),
+            ("the node, IPv6", SocketAddr::from((twin(GATEWAY_UPLINK), NODE_PORT_OF_ITS_OWN))),
+        ];
+        Load::start(self.client(), &targets, 4, &Work::echo(64, Duration::from_millis(5)))
+    }
+
+    /// What must hold at the end of every case: the gateway runs, and no thread of it has panicked unasked. Notes
+    /// which packets did not go on.
+    pub(in crate::lab) fn check_end(&mut self, figures: &mut Figures, panics_allowed: usize) {
+        let log = self.gateway.log();
+        let panics = log.lines().filter(|line| line.contains("panicked at")).count();
+        figures
+            .expect(panics <= panics_allowed, || format!("the gateway panicked:\n{}", last_lines(&log, 20)));
+        if let Ok(stopped) = stopped(&self.gateway) {
+            figures.figure("stopped", stopped);
+        }
+        let ended = self.gateway.has_ended();
+        figures.expect(!ended, || format!("the gateway has ended:\n{}", last_lines(&log, 20)));
+    }
+}
+
+impl Servers {
+    /// Starts one server of each kind.
+    pub(in crate::lab) fn start(&mut self, host: &Host) -> Result<()> {
+        let (at, name) = (&host.namespace, &host.name);
+        self.http.push(HttpServer::start(at, HttpServerOptions::new(name, WEB_PORT))?);
+        self.tcp.push(TcpEchoServer::start(at, EchoOptions::new(name, STREAM_PORT, EchoAnswer::Name))?);
+        let udp = UdpEchoServer::start(at, EchoOptions::new(name, DATAGRAM_PORT, EchoAnswer::Echo))?;
+        self.udp.push((host.address, udp));
+        Ok(())
+    }
+
+    /// The datagrams that the backend with this address has seen.
+    pub(in crate::lab) fn datagrams_at(&self, address: Ipv4Addr) -> Result<u64> {
+        let server = self.udp.iter().find(|(at, _)| *at == address);
+        let server = server.ok_or_else(|| Error::State(format!("no server runs at {address}")))?;
+        Ok(server.1.clients().total())
+    }
+}
+
+/// HTTP by cluster IP and NodePort of both families.
+pub(in crate::lab) fn web_targets() -> [(&'static str, SocketAddr); 4] {
+    [
+        ("cluster IP, IPv4", SocketAddr::from(WEB)),
+        ("cluster IP, IPv6", SocketAddr::from((twin(WEB.0), WEB.1))),
+        ("NodePort, IPv4", SocketAddr::from((GATEWAY_UPLINK, WEB_NODE_PORT))),
+        ("NodePort, IPv6", SocketAddr::from((twin(GATEWAY_UPLINK), WEB_NODE_PORT))),
+    ]
+}
+
+/// The TCP echo Service by both families.
+pub(in crate::lab) fn stream_targets() -> [(&'static str, SocketAddr); 2] {
+    both(STREAM)
+}
+
+/// The UDP echo Service by both families.
+pub(in crate::lab) fn datagram_targets() -> [(&'static str, SocketAddr); 2] {
+    both(DATAGRAMS)
+}
+
+fn both((address, port): (Ipv4Addr, u16)) -> [(&'static str, SocketAddr); 2] {
+    [("IPv4", SocketAddr::from((address, port))), ("IPv6", SocketAddr::from((twin(address), port)))]
+}
+
+/// What the gateway serves.
+pub(in crate::lab) fn services() -> [ServiceSpec; 3] {
+    [
+        ServiceSpec::single("web", WEB.0, L4Protocol::Tcp, WEB.1, WEB_PORT).with_node_port(WEB_NODE_PORT),
+        ServiceSpec::single("stream", STREAM.0, L4Protocol::Tcp, STREAM.1, STREAM_PORT),
+        ServiceSpec::single("datagrams", DATAGRAMS.0, L4Protocol::Udp, DATAGRAMS.1, DATAGRAM_PORT),
+    ]
+    .map(ServiceSpec::dual_stack)
+}

@@ -1,0 +1,186 @@
+//! What happens during a soak.
+
+use std::{
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    clock,
+    error::{Error, Result},
+    lab::{
+        faults::{
+            cases::{attack::Random, flood::Flood},
+            figures::Figures,
+            rig::Rig,
+        },
+        manifests::{L4Protocol, ServiceSpec},
+        topology::{FABRIC, HOST_INTERFACE, Topology, twin},
+    },
+    netns::Namespace,
+};
+
+/// A router on the fabric, by which the backends can be reached too.
+const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 60);
+const CALM: Duration = Duration::from_millis(700);
+/// A gateway gives up on workers that panic all the time: that is no part of a soak.
+const BETWEEN_PANICS: Duration = Duration::from_secs(20);
+const FLOOD_SOURCES: u32 = 1 << 18;
+
+const NAMES: [&str; 9] = [
+    "backends came and went",
+    "a Service came and went",
+    "a backend's Ethernet address changed",
+    "routes to the backends changed",
+    "a flood of SYNs",
+    "a worker panicked",
+    "a restart",
+    "a restart after SIGKILL",
+    "the link went down and up",
+];
+
+/// Chooses and does.
+pub(super) struct Actions {
+    backends: Vec<Ipv4Addr>,
+    attacker: Namespace,
+    random: Random,
+    last_panic: Option<Instant>,
+    panics: usize,
+    counts: [u64; NAMES.len()],
+}
+
+/// What the actions need of the network.
+pub(super) fn prepare(topology: &mut Topology) -> Result<()> {
+    for host in topology.backends() {
+        host.namespace.sysctl(&format!("net/ipv4/conf/{HOST_INTERFACE}/arp_notify"), "1")?;
+        host.namespace.sysctl(&format!("net/ipv6/conf/{HOST_INTERFACE}/ndisc_notify"), "1")?;
+    }
+    let router = topology.add_host("router", ROUTER)?;
+    for (key, value) in [
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+        ("net/ipv4/conf/all/send_redirects", "0"),
+        ("net/ipv4/conf/eth0/send_redirects", "0"),
+    ] {
+        router.namespace.sysctl(key, value)?;
+    }
+    topology.gateway().sysctl(&format!("net/ipv6/conf/{FABRIC}/keep_addr_on_down"), "1")
+}
+
+impl Actions {
+    pub(super) fn new(rig: &Rig, attacker: Namespace, random: Random) -> Self {
+        let backends = rig.backends().into_iter().filter(|address| *address != ROUTER).collect();
+        Self { backends, attacker, random, last_panic: None, panics: 0, counts: [0; NAMES.len()] }
+    }
+
+    /// Does the next thing and leaves a moment of calm; returns what it was.
+    pub(super) fn next(&mut self, rig: &mut Rig) -> Result<&'static str> {
+        let action = self.below(NAMES.len());
+        match action {
+            0 => self.churn_backends(rig)?,
+            1 => churn_service(rig, &self.backends)?,
+            2 => self.change_ethernet_address(rig)?,
+            3 => self.change_routes(rig)?,
+            4 => self.flood()?,
+            5 => self.break_worker(rig)?,
+            6 => rig.gateway.restart()?,
+            7 => {
+                rig.gateway.kill()?;
+                rig.gateway.restart()?;
+            }
+            _ => flap(rig)?,
+        }
+        self.counts[action] += 1;
+        thread::sleep(CALM);
+        Ok(NAMES[action])
+    }
+
+    /// Makes everything as it was.
+    pub(super) fn settle(&mut self, rig: &mut Rig) -> Result<()> {
+        rig.set_backends(&self.backends)?;
+        thread::sleep(CALM);
+        Ok(())
+    }
+
+    /// The panics that were asked for.
+    pub(super) fn panics(&self) -> usize {
+        self.panics
+    }
+
+    pub(super) fn count(&self, figures: &mut Figures) {
+        for (name, count) in NAMES.iter().zip(self.counts) {
+            figures.figure(name, count);
+        }
+    }
+
+    fn below(&mut self, count: usize) -> usize {
+        usize::try_from(self.random.next()).unwrap_or_default() % count
+    }
+
+    /// One stays always; the servers of the others go on, and so must their connections.
+    fn churn_backends(&mut self, rig: &Rig) -> Result<()> {
+        let stays = self.below(self.backends.len());
+        rig.set_backends(&[self.backends[stays]])?;
+        thread::sleep(CALM / 2);
+        rig.set_backends(&self.backends)
+    }
+
+    fn change_ethernet_address(&mut self, rig: &Rig) -> Result<()> {
+        let place = self.below(self.backends.len());
+        let [_, a, b, c] = self.random.next().to_be_bytes();
+        let host = &rig.topology.backends()[place];
+        host.namespace
+            .ip(&format!("link set {HOST_INTERFACE} address 02:f0:ee:{a:02x}:{b:02x}:{c:02x}"))
+            .map(drop)
+    }
+
+    fn change_routes(&self, rig: &Rig) -> Result<()> {
+        for verb in ["add", "del"] {
+            for &backend in &self.backends {
+                rig.topology.gateway().ip(&format!("route {verb} {backend}/32 via {ROUTER}"))?;
+                let (backend, router) = (twin(backend), twin(ROUTER));
+                rig.topology.gateway().ip(&format!("route {verb} {backend}/128 via {router}"))?;
+            }
+            thread::sleep(CALM / 2);
+        }
+        Ok(())
+    }
+
+    fn flood(&self) -> Result<()> {
+        let flood = Flood::start(&self.attacker, FLOOD_SOURCES, None)?;
+        thread::sleep(CALM);
+        flood.end().map(drop)
+    }
+
+    fn break_worker(&mut self, rig: &Rig) -> Result<()> {
+        if self.last_panic.is_some_and(|last| last.elapsed() < BETWEEN_PANICS) {
+            return Ok(());
+        }
+        self.last_panic = Some(clock::now());
+        self.panics += 1;
+        let answer = rig.gateway.ask(r#"{"show":"fault","worker":0,"fault":"panic"}"#)?;
+        if answer.contains("error") {
+            return Err(Error::State(format!("the gateway does not break its worker: {answer}")));
+        }
+        Ok(())
+    }
+}
+
+fn churn_service(rig: &Rig, backends: &[Ipv4Addr]) -> Result<()> {
+    let service =
+        ServiceSpec::single("passing", Ipv4Addr::new(10, 96, 0, 77), L4Protocol::Tcp, 80, 8080).dual_stack();
+    let manifests = rig.gateway.manifests();
+    manifests.apply(&service, backends)?;
+    thread::sleep(CALM / 2);
+    manifests.remove("passing-service.yaml")?;
+    manifests.remove("passing-endpoints.yaml")
+}
+
+fn flap(rig: &Rig) -> Result<()> {
+    let gateway = rig.topology.gateway();
+    gateway.ip(&format!("link set {FABRIC} down"))?;
+    thread::sleep(Duration::from_millis(200));
+    gateway.ip(&format!("link set {FABRIC} up"))?;
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! The gateway's memory, without the flow tables, which are files.
+
+use std::fs;
+
+use crate::{
+    error::{Error, Result},
+    lab::faults::{figures::Figures, rig::Rig},
+};
+
+/// Growth that allocators are allowed.
+const SLACK_KIB: u64 = 24 * 1024;
+
+/// Samples over the time of a soak.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    samples_kib: Vec<u64>,
+}
+
+impl Memory {
+    /// Notes the memory of the moment.
+    pub(super) fn sample(&mut self, rig: &Rig) -> Result<()> {
+        let Some(process) = rig.gateway.process_id() else { return Ok(()) };
+        let path = format!("/proc/{process}/status");
+        let status = fs::read_to_string(&path).map_err(Error::io(format!("read {path}")))?;
+        self.samples_kib.extend(anonymous_kib(&status));
+        Ok(())
+    }
+
+    /// The last third of the samples must not be far above the first.
+    pub(super) fn judge(&self, figures: &mut Figures) {
+        let third = self.samples_kib.len().div_ceil(3);
+        let highest = |samples: &[u64]| samples.iter().copied().max().unwrap_or_default();
+        let first = highest(&self.samples_kib[..third]);
+        let last = highest(&self.samples_kib[self.samples_kib.len() - third..]);
+        figures.figure("memory_first_kib", first);
+        figures.figure("memory_last_kib", last);
+        figures.expect(first > 0 && last <= first + first / 4 + SLACK_KIB, || {
+            format!("memory grew from {first} to {last} KiB")
+        });
+    }
+}
+
+fn anonymous_kib(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_told_from_slack() {
+        let judged = |samples_kib: &[u64]| {
+            let mut figures = Figures::default();
+            Memory { samples_kib: samples_kib.to_vec() }.judge(&mut figures);
+            figures.failed()
+        };
+        assert!(!judged(&[20_000, 21_000, 30_000, 22_000]));
+        assert!(judged(&[20_000, 21_000, 30_000, 60_000]));
+        assert!(judged(&[]), "no sample is no proof");
+        assert_eq!(anonymous_kib("VmRSS:\t 9 kB\nRssAnon:\t    1234 kB\n"), Some(1234));
+    }
+}
