@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::Args;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
 use flowgate_dataplane::pipeline::Awaited;
+use flowgate_dataplane::shortage::{Shortage, Teller};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Context, Counters, Options, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
@@ -82,6 +83,7 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
         flows: Arc::new(flows),
         affinity: Arc::new(AffinityTable::new(1)),
         resolve: Resolver(Arc::new(|_| false)),
+        tell: Teller::default(),
         started: clock::now(),
     };
     let worker_config = WorkerConfig {
@@ -145,4 +147,6 @@ impl Process for BareForward {
     fn drain_requests(&mut self, _ask: impl FnMut(Unresolved)) {}
 
     fn drain_ready(&mut self, _ready: impl FnMut(Awaited)) {}
+
+    fn drain_shortages(&mut self, _tell: impl FnMut(Shortage) -> bool) {}
 }

@@ -13,6 +13,7 @@ pub mod fault;
 pub mod options;
 pub mod pipeline;
 mod refusal;
+pub mod shortage;
 pub mod verdict;
 mod vlan;
 pub mod watchdog;

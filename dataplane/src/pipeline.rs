@@ -10,6 +10,7 @@ mod established;
 mod family;
 mod fragments;
 mod icmp;
+mod intake;
 mod mss;
 mod open;
 
@@ -26,12 +27,14 @@ use flowgate_wire::{
 
 use crate::counters::{Counters, Event};
 use crate::options::Options;
+use crate::shortage::{Shortage, Shortages};
 use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::worker::WorkerNumber;
 pub use family::Family;
 pub use fragments::Awaited;
 pub(crate) use fragments::EXPECTED_MS;
 use fragments::Fragments;
+use intake::Intake;
 
 /// Frames in a burst at most.
 pub const BURST: usize = 64;
@@ -80,6 +83,10 @@ pub trait Process {
     /// Packets whose awaited fragment has come since the last call, each handed to `ready`: what waits for them is
     /// to be decided again.
     fn drain_ready(&mut self, ready: impl FnMut(Awaited));
+
+    /// Services whose new flows were refused since the last call, each handed to `tell`, which says whether it took
+    /// it.
+    fn drain_shortages(&mut self, tell: impl FnMut(Shortage) -> bool);
 }
 
 /// One worker's pipeline.
@@ -107,7 +114,13 @@ impl Pipeline {
         Self {
             v4: Box::new([Staged::EMPTY; BURST]),
             v6: Box::new([Staged::EMPTY; BURST]),
-            router: Router { worker, requests: Requests::default(), fragments: Fragments::new(worker) },
+            router: Router {
+                worker,
+                requests: Requests::default(),
+                fragments: Fragments::new(worker),
+                intake: Intake::default(),
+                shortages: Shortages::default(),
+            },
         }
     }
 
@@ -160,6 +173,8 @@ struct Router {
     worker: WorkerNumber,
     requests: Requests,
     fragments: Fragments,
+    intake: Intake,
+    shortages: Shortages,
 }
 
 impl Router {
@@ -399,6 +414,10 @@ impl Process for Pipeline {
 
     fn drain_ready(&mut self, ready: impl FnMut(Awaited)) {
         self.router.fragments.drain_ready(ready);
+    }
+
+    fn drain_shortages(&mut self, tell: impl FnMut(Shortage) -> bool) {
+        self.router.shortages.drain(tell);
     }
 }
 

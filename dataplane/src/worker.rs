@@ -22,6 +22,7 @@ use crate::device::{Device, FrameBuffer, NotSent};
 use crate::options::Options;
 use crate::pipeline::{BURST, Context, Process};
 use crate::refusal::Refusals;
+use crate::shortage::Teller;
 use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::vlan;
 use pending::{Pending, PendingFragments};
@@ -60,6 +61,8 @@ pub struct Shared {
     pub affinity: Arc<AffinityTable>,
     /// Asks for a neighbour to be resolved.
     pub resolve: Resolver,
+    /// Tells of Services whose new flows are refused.
+    pub tell: Teller,
     /// Where ticks count from.
     pub started: Instant,
 }
@@ -380,6 +383,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                 counters.add(Event::ResolveOverflows, 1);
             }
         });
+        self.process.drain_shortages(|shortage| self.shared.tell.0(shortage));
         if self.sweeping.since_last(now) == 0 {
             return;
         }

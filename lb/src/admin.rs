@@ -23,6 +23,11 @@ pub(crate) enum Question {
     Flows {
         limit: usize,
     },
+    /// Who has the most flows.
+    Users {
+        by: By,
+        limit: usize,
+    },
     Neighbours,
     Workers,
     Drops,
@@ -44,6 +49,20 @@ pub(crate) enum Fault {
     Hang,
 }
 
+/// What makes flows one user's.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum By {
+    /// The client's address.
+    Client,
+    /// The Service port.
+    Service,
+    /// The backend.
+    Backend,
+    /// The source address that the backend sees.
+    Snat,
+}
+
 /// What comes back.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -51,6 +70,7 @@ pub(crate) enum Answer {
     Services(Vec<view::Service>),
     Backends(Vec<view::Backend>),
     Flows(view::Flows),
+    Users(Vec<view::User>),
     Neighbours(Vec<view::Neighbour>),
     Workers(Vec<view::Worker>),
     Drops(Vec<view::Drop>),

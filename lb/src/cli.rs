@@ -87,6 +87,12 @@ pub(crate) struct ShowArgs {
     /// With flows: how many at most.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) limit: usize,
+    /// With flows: only who has the most of them, and how many.
+    #[arg(long, value_name = "N")]
+    pub(crate) top: Option<usize>,
+    /// With --top: whose flows are added up.
+    #[arg(long, value_enum, default_value_t = crate::admin::By::Client, requires = "top")]
+    pub(crate) by: crate::admin::By,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -205,7 +205,8 @@ impl Config {
         let scope = if dns.is_some() { Scope::Named } else { Scope::Served };
         let source = source::source(raw.source, overrides.source, scope, followed)
             .map_err(|(key, reason)| wrong(key, reason))?;
-        let options = packets::meant(&raw.tcp, &raw.icmp).map_err(|(key, reason)| wrong(key, reason))?;
+        let options = packets::meant(&raw.tcp, &raw.icmp, raw.flows.half_open_percent)
+            .map_err(|(key, reason)| wrong(key, reason))?;
         let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;
         Ok(Self {
             role,
@@ -447,6 +448,7 @@ mod tests {
                 "[tcp]\nmss_clamp = \"on\"",
                 "f.toml: tcp.mss_clamp: `on` is neither off, auto nor a number of bytes",
             ),
+            ("[flows]\nhalf_open_percent = 0", "f.toml: flows.half_open_percent: 0 is not from 1 to 100"),
             ("[tcp]\nmss_clamp = 500", "f.toml: tcp.mss_clamp: 500 is not from 536 to 65495"),
         ] {
             assert_eq!(load(text).unwrap_err(), message);

@@ -12,7 +12,9 @@ mod host;
 mod kept;
 mod metrics;
 mod reexec;
+mod short;
 mod steer;
+mod users;
 mod workers;
 
 use std::io::IsTerminal;

@@ -13,6 +13,9 @@ pub(crate) fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let question = match args.what {
         What::Services => Question::Services,
         What::Backends => Question::Backends,
+        What::Flows if args.top.is_some() => {
+            Question::Users { by: args.by, limit: args.top.unwrap_or_default() }
+        }
         What::Flows => Question::Flows { limit: args.limit },
         What::Neighbours => Question::Neighbours,
         What::Workers => Question::Workers,
@@ -32,6 +35,7 @@ fn json(answer: &Answer) -> serde_json::Result<String> {
         Answer::Services(rows) => serde_json::to_string_pretty(rows),
         Answer::Backends(rows) => serde_json::to_string_pretty(rows),
         Answer::Flows(flows) => serde_json::to_string_pretty(flows),
+        Answer::Users(rows) => serde_json::to_string_pretty(rows),
         Answer::Neighbours(rows) => serde_json::to_string_pretty(rows),
         Answer::Workers(rows) => serde_json::to_string_pretty(rows),
         Answer::Drops(rows) => serde_json::to_string_pretty(rows),
@@ -74,6 +78,15 @@ fn table(answer: &Answer) -> String {
             );
             format!("{body}\n{} of {} flows, room for {}", flows.flows.len(), flows.total, flows.capacity)
         }
+        Answer::Users(rows) => grid(
+            ["USER", "FLOWS", "UNANSWERED", "SOURCE PORTS", "BYTES"],
+            &[1, 2, 3, 4],
+            rows.iter().map(|u| {
+                let [flows, unanswered, ports] =
+                    [u.flows, u.unanswered, u.source_ports].map(|n| n.to_string());
+                [u.name.clone(), flows, unanswered, ports, u.bytes.to_string()]
+            }),
+        ),
         Answer::Neighbours(rows) => grid(
             ["NEIGHBOUR", "INTERFACE", "ETHERNET", "MTU"],
             &[3],
@@ -123,6 +136,7 @@ fn table(answer: &Answer) -> String {
                 ],
                 ["retired generations".into(), t.retired_generations.to_string()],
             ];
+            rows.extend(t.short.iter().map(|line| ["short".into(), line.clone()]));
             rows.extend(t.report.iter().map(|line| ["report".into(), line.clone()]));
             grid(["", ""], &[], rows.into_iter())
         }

@@ -148,12 +148,12 @@ fn open_connections_survive_restarts_and_kills() -> Result<()> {
         let start = now();
         served.lab.gateway.restart()?;
         served.is_ready()?;
-        println!("restart {round}: {:?}", gap("the connections go on after a restart", &load, start)?);
+        eprintln!("restart {round}: {:?}", gap("the connections go on after a restart", &load, start)?);
         let start = now();
         served.lab.gateway.kill()?;
         served.lab.gateway.restart()?;
         served.is_ready()?;
-        println!("kill {round}: {:?}", gap("the connections go on after a kill", &load, start)?);
+        eprintln!("kill {round}: {:?}", gap("the connections go on after a kill", &load, start)?);
     }
     assert!(served.metric("flowgate_flows_adopted")? >= CONNECTIONS as f64);
     assert_eq!(get(served.lab.client(), (CLUSTER_IP, 80))?.find("backend-"), Some(0));
@@ -213,7 +213,7 @@ fn a_worker_that_panics_is_replaced_and_one_that_always_does_is_given_up() -> Re
     for round in 1..=5 {
         let start = now();
         served.inject(0, "panic")?;
-        println!("panic {round}: {:?}", gap("the connections go on after a panic", &load, start)?);
+        eprintln!("panic {round}: {:?}", gap("the connections go on after a panic", &load, start)?);
         eventually("the panic is counted", || Ok(served.metric(panics)? == f64::from(round)))?;
         assert_eq!(served.worker_states()?, ["running"]);
     }
@@ -240,7 +240,7 @@ fn a_worker_that_hangs_makes_the_process_begin_anew_under_its_old_id() -> Result
     for round in 1..=2 {
         let start = now();
         served.inject(0, "hang")?;
-        println!("hang {round}: {:?}", gap("the connections go on after a hang", &load, start)?);
+        eprintln!("hang {round}: {:?}", gap("the connections go on after a hang", &load, start)?);
         eventually("the new process answers", || {
             let hangs = served.metric("flowgate_worker_restarts_total{reason=\"hang\"}");
             Ok(hangs.is_ok_and(|hangs| hangs == f64::from(round)))
@@ -304,7 +304,7 @@ fn an_interface_that_is_away_for_a_moment_costs_no_connection() -> Result<()> {
     let start = now();
     gateway.ip(&format!("link set {UPLINK} down"))?;
     gateway.ip(&format!("link set {UPLINK} up"))?;
-    println!("down and up: {:?}", gap("the connections go on after the link was down", &load, start)?);
+    eprintln!("down and up: {:?}", gap("the connections go on after the link was down", &load, start)?);
     // Another name is another interface.
     let start = now();
     for (from, to) in [(UPLINK, "elsewhere"), ("elsewhere", UPLINK)] {
@@ -314,7 +314,10 @@ fn an_interface_that_is_away_for_a_moment_costs_no_connection() -> Result<()> {
         let sockets = usize::from(to == UPLINK);
         eventually("the sockets follow the name", || Ok(queues_of(&served, UPLINK)? == sockets))?;
     }
-    println!("away and back: {:?}", gap("the connections go on after the interface was away", &load, start)?);
+    eprintln!(
+        "away and back: {:?}",
+        gap("the connections go on after the interface was away", &load, start)?
+    );
     assert_eq!(served.metric("flowgate_worker_restarts_total{reason=\"interface\"}")?, 2.0);
     served.none_was_lost(load)
 }

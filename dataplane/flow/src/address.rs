@@ -1,8 +1,8 @@
 //! How the addresses of a family lie in an entry and go into the hash. Never decides anything.
 
+use crate::sync::{AtomicU64, Ordering};
 use std::fmt::Debug;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use crate::sync::{AtomicU64, Ordering};
 
 use flowgate_wire::Address;
 

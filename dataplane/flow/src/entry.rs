@@ -10,8 +10,8 @@
 //!   direction, with plain loads and stores. Should the NIC move a direction to another queue, a count
 //!   or two may be lost, nothing else.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flowgate_wire::checksum::Delta;
 use flowgate_wire::{FiveTuple, L4Port, Protocol, Translation};

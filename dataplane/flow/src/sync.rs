@@ -80,4 +80,21 @@ mod stepped {
     stepped!(AtomicU16, u16);
     stepped!(AtomicU32, u32);
     stepped!(AtomicU64, u64);
+
+    impl AtomicU32 {
+        pub(crate) fn fetch_add(&self, value: u32, order: Ordering) -> u32 {
+            step();
+            self.0.fetch_add(value, order)
+        }
+
+        pub(crate) fn fetch_update(
+            &self,
+            set: Ordering,
+            fetch: Ordering,
+            change: impl FnMut(u32) -> Option<u32>,
+        ) -> Result<u32, u32> {
+            step();
+            self.0.fetch_update(set, fetch, change)
+        }
+    }
 }

@@ -11,6 +11,7 @@ use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 use super::choose::{Decision, Placing, choose};
 use super::{Context, Family, Router};
 use crate::counters::{Counters, Event};
+use crate::shortage::Lack;
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};
 
 /// Source ports tried before a flow is refused. With 95 % of a range in use, 128 random tries fail once
@@ -37,6 +38,14 @@ impl Router {
         let opens = tuple.protocol == Protocol::Udp || packet.tcp_flags.opens();
         if !opens && tables.services.frontend(&key).is_some() {
             return Err(no_connection(packet, context));
+        }
+        if tuple.protocol != Protocol::Udp
+            && has_too_many_half_open::<A>(context)
+            && let Some(frontend) = tables.services.frontend(&key)
+            && !self.intake.take(context.now)
+        {
+            self.shortages.add(Lack::HalfOpen, frontend.service, None);
+            return Err(Verdict::Drop(DropReason::HalfOpenLimit));
         }
         let placing = Placing { affinity: context.affinity, now: context.now };
         let choice = match choose(tables, Some(&placing), &any) {
@@ -65,7 +74,13 @@ impl Router {
             source_nat: choice.source_nat,
             next_hop: NextHopRef::new(id.to_bits(), tables.routing.epoch()),
         };
-        self.insert(tuple, probe, &towards, next_hop, context, counters)
+        let inserted = self.insert(tuple, probe, &towards, next_hop, context, counters);
+        if let Err(Verdict::Drop(reason)) = inserted
+            && let Some(lack) = Lack::of(reason)
+        {
+            self.shortages.add(lack, choice.frontend.service, Some(next_hop.egress));
+        }
+        inserted
     }
 
     /// The next hop towards `dst`; `spread` chooses among several.
@@ -184,17 +199,22 @@ fn make_room_for_connection<A: Family>(
     context: &Context<'_>,
     counters: &mut Counters,
 ) -> Result<(), Verdict> {
-    let flows = A::table(context.flows);
-    let percent = u64::from(context.options.half_open_percent);
-    let allowed = u64::from(flows.capacity_flows()) * percent / 100;
-    if tuple.protocol == Protocol::Udp || u64::from(flows.half_open()) < allowed {
+    if tuple.protocol == Protocol::Udp || !has_too_many_half_open::<A>(context) {
         return Ok(());
     }
+    let flows = A::table(context.flows);
     if flows.evict_half_open(probe, context.now) {
         counters.add(Event::HalfOpenReplaced, 1);
         return Ok(());
     }
     Err(Verdict::Drop(DropReason::HalfOpenLimit))
+}
+
+/// Whether connections that nobody has answered have their share of the table already.
+fn has_too_many_half_open<A: Family>(context: &Context<'_>) -> bool {
+    let flows = A::table(context.flows);
+    let percent = u64::from(context.options.half_open_percent);
+    u64::from(flows.half_open()) >= u64::from(flows.capacity_flows()) * percent / 100
 }
 
 /// The verdict on a segment of a connection that is not known and that it cannot open. RFC 9293 section

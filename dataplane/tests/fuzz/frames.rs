@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use flowgate_dataplane::device::MemoryDevice;
+use flowgate_dataplane::shortage::Teller;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{Pipeline, Verdict, Worker, WorkerConfig, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows};
@@ -102,6 +103,7 @@ impl<'a> Gateway<'a> {
             flows: Arc::new(Flows::new(1, 1, setup.key).unwrap()),
             affinity: Arc::new(AffinityTable::new(8)),
             resolve: Resolver(Arc::new(|_| true)),
+            tell: Teller::default(),
             started,
         };
         let spy = Spy::new(Pipeline::new(number), Rc::clone(&records));

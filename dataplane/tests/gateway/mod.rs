@@ -5,12 +5,13 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use flowgate_dataplane::device::MemoryDevice;
+use flowgate_dataplane::shortage::{Shortage, Teller};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Counters, DropReason, Event, Options, PassReason, Pipeline, RejectReason, Worker, WorkerConfig,
@@ -107,6 +108,8 @@ impl World {
 pub(crate) struct Gateway {
     pub(crate) worker: Worker<MemoryDevice, Pipeline>,
     pub(crate) flows: Arc<Flows>,
+    /// What the worker told of Services whose flows were refused.
+    pub(crate) shortages: Arc<Mutex<Vec<Shortage>>>,
     resolve: Arc<ArrayQueue<flowgate_tables::routing::Unresolved>>,
     publisher: Publisher,
     started: Instant,
@@ -145,13 +148,20 @@ impl Gateway {
         let asked = Arc::clone(&resolve);
         let resolver = Resolver(Arc::new(move |neighbour| asked.push(neighbour).is_ok()));
         let affinity = Arc::new(AffinityTable::new(64));
-        let shared = Shared { flows: Arc::clone(&flows), affinity, resolve: resolver, started };
+        let shortages = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&shortages);
+        let tell = Teller(Arc::new(move |shortage| {
+            told.lock().unwrap().push(shortage);
+            true
+        }));
+        let shared = Shared { flows: Arc::clone(&flows), affinity, resolve: resolver, tell, started };
         let device = MemoryDevice::new(2, tx_ring_len);
         let pipeline = Pipeline::new(config.number);
         let worker = Worker::new(config, shared, publisher.reader(), device, pipeline);
         Self {
             worker,
             flows,
+            shortages,
             resolve,
             publisher,
             started,

@@ -9,10 +9,10 @@ use flowgate_wire::refusal::Problem;
 
 use super::packet::{Kind, Segment, read};
 
-/// How many ICMP errors one worker may send: a hundred at once, one a millisecond on average
+/// How many ICMP errors of a kind one worker may send: a hundred at once, one a millisecond on average
 /// (RFC 1812 section 4.3.2.8).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Allowance {
+struct Allowance {
     tokens: u64,
     filled: u64,
 }
@@ -33,12 +33,20 @@ impl Allowance {
     }
 }
 
+/// What one worker may send: errors about sizes apart, so that connections find their packet size in a flood.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Allowances {
+    errors: Allowance,
+    too_big: Allowance,
+}
+
 /// The answer to a frame that nobody serves; none when it gets none.
-pub(crate) fn refusal(frame: &[u8], allowance: &mut Allowance, now: u64) -> Option<Vec<u8>> {
+pub(crate) fn refusal(frame: &[u8], allowances: &mut Allowances, now: u64) -> Option<Vec<u8>> {
     let Kind::Segment(segment) = read(frame) else { return None };
     let dst = segment.tuple.dst.ip();
     if segment.tuple.protocol != Protocol::Tcp {
-        return allowance.take(now).then(|| error(frame, &segment, Problem::PortUnreachable, dst)).flatten();
+        let taken = allowances.errors.take(now);
+        return taken.then(|| error(frame, &segment, Problem::PortUnreachable, dst)).flatten();
     }
     if !may_be_answered(frame, segment.tuple.src.ip()) {
         return None;
@@ -53,13 +61,17 @@ pub(crate) fn report(
     frame: &[u8],
     problem: Problem,
     own: &[IpAddr],
-    allowance: &mut Allowance,
+    allowances: &mut Allowances,
     now: u64,
 ) -> Option<Vec<u8>> {
     let Kind::Segment(segment) = read(frame) else { return None };
     let dst = segment.tuple.dst.ip();
     let from = own.iter().copied().find(|addr| addr.is_ipv4() == dst.is_ipv4()).unwrap_or(dst);
-    allowance.take(now).then(|| error(frame, &segment, problem, from)).flatten()
+    let kind = match problem {
+        Problem::TooBig(_) => &mut allowances.too_big,
+        Problem::PortUnreachable | Problem::TimeExceeded => &mut allowances.errors,
+    };
+    kind.take(now).then(|| error(frame, &segment, problem, from)).flatten()
 }
 
 fn error(frame: &[u8], segment: &Segment, problem: Problem, from: IpAddr) -> Option<Vec<u8>> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use flowgate_dataplane::device::MemoryDevice;
+use flowgate_dataplane::shortage::Teller;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Counters, DropReason, Event, Options, PassReason, Pipeline, RejectReason, Worker, WorkerConfig,
@@ -21,7 +22,7 @@ use super::waiting::{Held, Waiting};
 use crate::model::flows::{Listed, compare};
 use crate::model::packet::{Tuple, hex};
 use crate::model::places::Neighbour;
-use crate::model::refusal::{Allowance, refusal, report};
+use crate::model::refusal::{Allowances, refusal, report};
 use crate::model::world::World;
 use crate::model::{Decided, Difference, Fate, Model};
 
@@ -55,7 +56,7 @@ struct Seat {
     worker: Worker<MemoryDevice, Spy>,
     records: Rc<RefCell<Vec<Record>>>,
     waiting: Waiting,
-    allowance: Allowance,
+    allowances: Allowances,
 }
 
 /// Gateway and model.
@@ -94,12 +95,17 @@ impl Rig {
                 asked.lock().unwrap().push(Neighbour { egress: n.egress, addr: n.addr });
                 true
             }));
-            let shared =
-                Shared { flows: Arc::clone(&flows), affinity: Arc::clone(&affinity), resolve, started };
+            let shared = Shared {
+                flows: Arc::clone(&flows),
+                affinity: Arc::clone(&affinity),
+                resolve,
+                tell: Teller::default(),
+                started,
+            };
             let device = MemoryDevice::new(setup.world.interfaces.len(), 4096);
             let spy = Spy::new(Pipeline::new(number), Rc::clone(&records));
             let worker = Worker::new(config, shared, publisher.reader(), device, spy);
-            Seat { worker, records, waiting: Waiting::default(), allowance: Allowance::default() }
+            Seat { worker, records, waiting: Waiting::default(), allowances: Allowances::default() }
         };
         let seats = (0..setup.workers).map(seat).collect();
         let model = Model::new(&setup.world, setup.timeouts, setup.options, setup.workers);
@@ -239,7 +245,7 @@ impl Rig {
             Fate::Answered => {
                 wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), record.after));
             }
-            Fate::Refused => match refusal(before, &mut seat.allowance, self.now) {
+            Fate::Refused => match refusal(before, &mut seat.allowances, self.now) {
                 Some(answer) => {
                     wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), answer));
                     self.model.count(worker, "rejects_sent");
@@ -248,7 +254,7 @@ impl Rig {
             },
             Fate::Reported(problem) => {
                 let own = &self.model.world.interfaces[held.ingress].addresses;
-                if let Some(answer) = report(before, problem, own, &mut seat.allowance, self.now) {
+                if let Some(answer) = report(before, problem, own, &mut seat.allowances, self.now) {
                     wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), answer));
                     self.model.count(worker, "errors_sent");
                 }

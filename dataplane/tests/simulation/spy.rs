@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use flowgate_dataplane::pipeline::Awaited;
+use flowgate_dataplane::shortage::Shortage;
 use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict};
 use flowgate_tables::routing::Unresolved;
 
@@ -52,5 +53,9 @@ impl Process for Spy {
 
     fn drain_ready(&mut self, ready: impl FnMut(Awaited)) {
         self.pipeline.drain_ready(ready);
+    }
+
+    fn drain_shortages(&mut self, tell: impl FnMut(Shortage) -> bool) {
+        self.pipeline.drain_shortages(tell);
     }
 }

@@ -162,7 +162,7 @@ impl Address for Ipv6Addr {
     #[inline]
     fn sum(self) -> Sum {
         let bits = u128::from_ne_bytes(self.octets());
-        let quarter = |shift: u32| Sum::half_words((bits >> shift) as u32);
+        let quarter = |shift: u32| Sum::half_words(((bits >> shift) & 0xffff_ffff) as u32);
         quarter(0).and(quarter(32)).and(quarter(64)).and(quarter(96))
     }
 

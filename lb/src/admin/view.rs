@@ -61,6 +61,19 @@ pub(crate) struct Flow {
     pub(crate) reply_bytes: u64,
 }
 
+/// Somebody who has flows.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct User {
+    /// An address, a backend or a Service port.
+    pub(crate) name: String,
+    pub(crate) flows: usize,
+    /// Those that nobody has answered.
+    pub(crate) unanswered: usize,
+    /// Different sources, address and port, that backends see.
+    pub(crate) source_ports: usize,
+    pub(crate) bytes: u64,
+}
+
 /// One next hop.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Neighbour {
@@ -124,5 +137,8 @@ pub(crate) struct Tables {
     pub(crate) flow_capacity: u64,
     pub(crate) flow_table_bytes: usize,
     pub(crate) retired_generations: usize,
+    /// Services that were short of ports or room in the last ten minutes.
+    #[serde(default)]
+    pub(crate) short: Vec<String>,
     pub(crate) report: Vec<String>,
 }

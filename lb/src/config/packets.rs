@@ -49,15 +49,17 @@ impl Icmp {
     pub(super) const KEYS: &[&str] = &["echo_vips"];
 }
 
-/// What both sections mean.
-pub(super) fn meant(tcp: &Tcp, icmp: &Icmp) -> Result<Options, (&'static str, String)> {
+/// What both sections mean, and the share of half-open connections that `flows` says.
+pub(super) fn meant(
+    tcp: &Tcp,
+    icmp: &Icmp,
+    half_open_percent: u8,
+) -> Result<Options, (&'static str, String)> {
+    if !(1..=100).contains(&half_open_percent) {
+        return Err(("flows.half_open_percent", format!("{half_open_percent} is not from 1 to 100")));
+    }
     let mss_clamp = tcp.mss_clamp().map_err(|reason| ("tcp.mss_clamp", reason))?;
-    Ok(Options {
-        reset_unknown: tcp.reset_unknown,
-        mss_clamp,
-        echo_vips: icmp.echo_vips,
-        ..Options::default()
-    })
+    Ok(Options { reset_unknown: tcp.reset_unknown, mss_clamp, echo_vips: icmp.echo_vips, half_open_percent })
 }
 
 /// What every host takes by IPv4 (RFC 9293 section 3.7.1).

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use super::device::QueueSocket;
 use super::steer::Publishing;
+use super::users;
 use super::workers::{Post, Workers};
 use crate::admin::{Answer, Answerer, Question, view};
 
@@ -38,6 +39,9 @@ impl Answerer for Answers {
             Question::Services => Answer::Services(self.services(&tables)),
             Question::Backends => Answer::Backends(self.backends(&tables)),
             Question::Flows { limit } => Answer::Flows(self.flows(limit)),
+            Question::Users { by, limit } => {
+                Answer::Users(users::top(self.workers.borrow().shared.flows.views(), &tables, by, limit))
+            }
             Question::Neighbours => Answer::Neighbours(neighbours(&tables)),
             Question::Workers => Answer::Workers(self.show_workers()),
             Question::Drops => self.drops().map_or_else(Answer::Error, Answer::Drops),
@@ -226,6 +230,8 @@ impl Answers {
         let flows = &workers.shared.flows;
         let status = self.status.borrow();
         let snat_addresses = tables.snat.all_addresses();
+        #[expect(clippy::disallowed_methods, reason = "how long ago is for people")]
+        let now = Instant::now();
         view::Tables {
             generation: tables.generation,
             source: match &status.source {
@@ -243,6 +249,7 @@ impl Answers {
             flow_capacity: flows.capacity(),
             flow_table_bytes: flows.len_bytes(),
             retired_generations: self.publishing.borrow_mut().publisher.collect(),
+            short: workers.short.lately(now),
             report: status.findings().map(|e| format!("{}: {e}", e.severity.name())).collect(),
         }
     }

@@ -65,8 +65,17 @@ impl Care {
                 self.look_after_interfaces();
             }
             self.hold_on(now);
+            self.look_after_services(now);
             show_ailments(&self.workers.borrow(), &self.ailments);
             self.publishing.borrow_mut().publisher.collect();
+        }
+    }
+
+    /// Says whose new flows are refused, and what would help.
+    fn look_after_services(&self, now: Instant) {
+        let tables = self.publishing.borrow().publisher.current();
+        for warning in self.workers.borrow_mut().short.look(&tables, now) {
+            tracing::warn!("{warning}");
         }
     }
 

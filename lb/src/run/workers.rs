@@ -16,11 +16,14 @@ use flowgate_tables::Publisher;
 use flowgate_xsk::steering::{AttachReport, SocketMap};
 
 use super::device::{self, QueueSocket};
+use super::short::Short;
 use crate::config::Config;
 
 /// All workers.
 pub(crate) struct Workers {
     pub(crate) shared: Shared,
+    /// Services whose new flows were refused.
+    pub(crate) short: Short,
     pub(crate) posts: Vec<Post>,
     pub(crate) restarts: Restarts,
     /// What was taken over from an earlier process, once that is done.
@@ -89,8 +92,10 @@ impl Workers {
             config.workers.count
         );
         let affinity = Arc::new(AffinityTable::new(config.affinity_capacity));
+        let short = Short::default();
         let mut workers = Self {
-            shared: Shared { flows: Arc::new(flows), affinity, resolve, started },
+            shared: Shared { flows: Arc::new(flows), affinity, resolve, tell: short.teller(), started },
+            short,
             posts: Vec::new(),
             restarts: Restarts::default(),
             adoption: Adoption::default(),

@@ -1,0 +1,163 @@
+//! Services that were short of ports or of room: counted for the metrics, logged with the remedy, and shown. Never
+//! helps them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::queue::ArrayQueue;
+use flowgate_dataplane::shortage::{Lack, Shortage, Teller};
+use flowgate_tables::Tables;
+
+/// What workers told, by Service.
+pub(crate) struct Short {
+    told: Arc<ArrayQueue<Shortage>>,
+    by_service: BTreeMap<(String, Lack), Refused>,
+}
+
+/// New flows of one Service that were refused.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    /// First packets, since the start of the process.
+    pub(crate) flows: u64,
+    /// When the last of them was told of.
+    pub(crate) last: Instant,
+    logged: Instant,
+    logged_flows: u64,
+}
+
+impl Default for Short {
+    fn default() -> Self {
+        Self { told: Arc::new(ArrayQueue::new(WAITING_MAX)), by_service: BTreeMap::new() }
+    }
+}
+
+impl Short {
+    /// Where workers tell of shortages.
+    pub(crate) fn teller(&self) -> Teller {
+        let told = Arc::clone(&self.told);
+        Teller(Arc::new(move |shortage| told.push(shortage).is_ok()))
+    }
+
+    /// Counts what was told since the last call, and gives the warnings that are due: one in ten seconds for a
+    /// Service and what it lacks.
+    pub(crate) fn look(&mut self, tables: &Tables, now: Instant) -> Vec<String> {
+        let mut warnings = Vec::new();
+        while let Some(Shortage { lack, service, egress, flows }) = self.told.pop() {
+            let mut services = tables.services.services().iter();
+            // It may have been removed since.
+            let Some(service) = services.find(|other| other.id == service) else { continue };
+            let name = service.spec.name.to_string();
+            let is_new = !self.by_service.contains_key(&(name.clone(), lack));
+            let refused = self.by_service.entry((name.clone(), lack)).or_insert(Refused {
+                flows: 0,
+                last: now,
+                logged: now,
+                logged_flows: 0,
+            });
+            refused.flows += flows;
+            refused.last = now;
+            if is_new || now.duration_since(refused.logged) >= LOG_EVERY {
+                let since = refused.flows - refused.logged_flows;
+                (refused.logged, refused.logged_flows) = (now, refused.flows);
+                let interfaces = tables.routing.interfaces();
+                let egress = egress.and_then(|egress| interfaces.get(egress.index()));
+                let egress = egress.map_or("?", |i| i.spec.name.as_str());
+                warnings.push(format!("{name}: {since} new flows refused: {}", remedy(lack, egress)));
+            }
+        }
+        warnings
+    }
+
+    /// All that were ever short.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, Lack, Refused)> {
+        self.by_service.iter().map(|((name, lack), refused)| (name.as_str(), *lack, *refused))
+    }
+
+    /// Those that were short in the last minutes, in words.
+    pub(crate) fn lately(&self, now: Instant) -> Vec<String> {
+        self.all()
+            .filter(|(.., refused)| now.duration_since(refused.last) < LATELY)
+            .map(|(name, lack, refused)| {
+                let ago = now.duration_since(refused.last).as_secs();
+                format!("{name}: {} x {}, the last {ago} s ago", refused.flows, lack.reason().name())
+            })
+            .collect()
+    }
+}
+
+/// What is lacking, and who can help.
+fn remedy(lack: Lack, egress: &str) -> String {
+    match lack {
+        Lack::SnatPorts => format!(
+            "all source ports towards a backend are in use: give {egress} more addresses, or widen snat.ports"
+        ),
+        Lack::ReplyTuples => {
+            "a client that keeps its address has no port left towards a backend: it reuses its ports too fast"
+                .into()
+        }
+        Lack::FlowTable => "the flow table is full: raise flows.capacity (or capacity_v6)".into(),
+        Lack::HalfOpen => {
+            "too many connections that nobody answers, as in a SYN flood: look at `show flows`, or raise \
+             flows.half_open_percent or flows.capacity"
+                .into()
+        }
+    }
+}
+
+/// Shortages that wait to be looked at; a worker whose next finds no room tells it later.
+const WAITING_MAX: usize = 1024;
+
+const LOG_EVERY: Duration = Duration::from_secs(10);
+const LATELY: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flowgate_tables::spec::{ServiceName, ServiceSpec};
+    use flowgate_tables::{InterfaceId, ServiceTable};
+    use flowgate_wire::Protocol;
+
+    fn tables() -> Tables {
+        let spec = ServiceSpec {
+            name: ServiceName { namespace: "shop".into(), name: "web".into(), port: "http".into() },
+            protocol: Protocol::Tcp,
+            frontends: Vec::new(),
+            endpoint_sets: Vec::new(),
+            serving: Vec::new(),
+            affinity: None,
+        };
+        let (services, errors) =
+            ServiceTable::build(&ServiceTable::default(), vec![Arc::new(spec)], Vec::new());
+        assert!(errors.is_empty(), "{errors:?}");
+        Tables { services: Arc::new(services), ..Tables::empty() }
+    }
+
+    #[test]
+    fn a_service_is_named_once_in_ten_seconds_and_every_flow_is_counted() {
+        let (tables, mut short) = (tables(), Short::default());
+        let service = tables.services.services()[0].id;
+        let tell = |short: &Short, flows| {
+            let shortage = Shortage { lack: Lack::SnatPorts, service, egress: Some(InterfaceId(0)), flows };
+            assert!(short.teller().0(shortage));
+        };
+        #[expect(clippy::disallowed_methods, reason = "only differences matter")]
+        let start = Instant::now();
+        tell(&short, 3);
+        tell(&short, 4);
+        let warnings = short.look(&tables, start);
+        assert_eq!(warnings.len(), 1);
+        assert!(
+            warnings[0].starts_with("shop/web:http: 3 new flows refused: all source ports"),
+            "{warnings:?}"
+        );
+        tell(&short, 1);
+        assert!(short.look(&tables, start + Duration::from_secs(9)).is_empty());
+        tell(&short, 1);
+        let later = start + Duration::from_secs(10);
+        assert!(short.look(&tables, later)[0].contains(": 6 new flows refused"));
+        assert_eq!(short.lately(later), ["shop/web:http: 9 x snat_ports_exhausted, the last 0 s ago"]);
+        assert!(short.lately(later + LATELY).is_empty());
+        assert_eq!(short.all().map(|(.., refused)| refused.flows).sum::<u64>(), 9);
+    }
+}
