@@ -9,7 +9,7 @@ use super::{
     Setting,
     figures::Figures,
     load::{Load, Work},
-    show::{active_backends, eventually, stopped},
+    show::{await_backends, stopped},
 };
 use crate::{
     error::{Error, Result},
@@ -108,9 +108,7 @@ impl Rig {
         for service in services() {
             self.gateway.manifests().apply(&service, backends)?;
         }
-        let wanted = 2 * services().len() * backends.len();
-        eventually("the Services have their backends", || Ok(active_backends(&self.gateway)? == wanted))
-            .map(drop)
+        await_backends(&self.gateway, backends).map(drop)
     }
 
     /// The addresses of the backends of the moment.
