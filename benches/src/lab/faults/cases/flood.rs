@@ -116,7 +116,7 @@ impl Flood {
 fn give_way() -> Result<()> {
     let thread = gettid().as_raw().to_string();
     let mut command = Command::new("renice");
-    command.args(["-n", "10", "-p", &thread]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["-n", "5", "-p", &thread]).stdout(Stdio::null()).stderr(Stdio::null());
     let status = command.status().map_err(Error::io("run renice (apt-get install bsdutils)"))?;
     if status.success() {
         Ok(())
