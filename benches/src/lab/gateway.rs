@@ -48,6 +48,8 @@ pub struct GatewayOptions {
     pub role: Option<String>,
     /// More lines for the section `gateway`.
     pub gateway_config: String,
+    /// More lines for the section `xdp`.
+    pub xdp_config: String,
     /// More configuration, appended to the generated file.
     pub extra_config: String,
 }
@@ -63,6 +65,7 @@ impl GatewayOptions {
             node_name: None,
             role: None,
             gateway_config: String::new(),
+            xdp_config: String::new(),
             extra_config: String::new(),
         }
     }
@@ -246,10 +249,11 @@ impl Gateway {
             .collect();
         format!(
             "{identity}\n[source]\n{source}\n\n[gateway]\ninterfaces = [{}]\n{}\n[admin]\nsocket = {}\n\n[xdp]\npin_dir = \
-             \"/sys/fs/bpf/flowgate\"\n\n{}\n",
+             \"/sys/fs/bpf/flowgate\"\n{}\n\n{}\n",
             interfaces.join(", "),
             self.options.gateway_config,
             text(&self.socket_path()),
+            self.options.xdp_config,
             self.options.extra_config,
         )
     }

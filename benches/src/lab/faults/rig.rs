@@ -9,6 +9,7 @@ use super::{
     Setting,
     figures::Figures,
     load::{Load, Work},
+    say,
     show::{await_backends, stopped},
 };
 use crate::{
@@ -96,6 +97,8 @@ impl Rig {
         let mut gateway = GatewayOptions::new(setting.flowgate);
         gateway.interfaces.extend(interfaces);
         gateway.extra_config = config;
+        // The machine may have much else to do: a successor is waited for longer than by default.
+        gateway.xdp_config = "hold_ms = 20000".into();
         let gateway = Gateway::start(topology.gateway(), gateway)?;
         let rig = Self { gateway, servers, _own: own, topology };
         let addresses: Vec<_> = hosts.iter().map(|host| host.address).collect();
@@ -147,7 +150,10 @@ impl Rig {
             figures.figure("stopped", stopped);
         }
         let ended = self.gateway.has_ended();
-        figures.expect(!ended, || format!("the gateway has ended:\n{}", last_lines(&log, 20)));
+        figures.expect(!ended, || "the gateway has ended".into());
+        if figures.failed() {
+            say(&format!("the gateway's log ends with:\n{}", last_lines(&log, 40)));
+        }
     }
 }
 
