@@ -125,7 +125,7 @@ fn route(choices: &mut Choices<'_>) -> RouteMessage {
         let attribute = hop_attribute(choices);
         route.attributes.push(attribute);
     }
-    if choices.byte() % 3 == 0 {
+    if choices.byte().is_multiple_of(3) {
         let hops = (0..choices.byte() % 5).map(|_| {
             let mut hop = RouteNextHop::default();
             hop.interface_index = choices.ifindex();
