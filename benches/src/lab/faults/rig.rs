@@ -1,7 +1,8 @@
 //! The network, servers and gateway of a case.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
@@ -9,7 +10,7 @@ use super::{
     Setting,
     figures::Figures,
     load::{Load, Work},
-    show::{active_backends, eventually, stopped},
+    show::{active_addresses, eventually, stopped},
 };
 use crate::{
     error::{Error, Result},
@@ -108,8 +109,10 @@ impl Rig {
         for service in services() {
             self.gateway.manifests().apply(&service, backends)?;
         }
-        let wanted = 2 * services().len() * backends.len();
-        eventually("the Services have their backends", || Ok(active_backends(&self.gateway)? == wanted))
+        // Counting them would not do: one may stand in the place of another.
+        let wanted: BTreeSet<IpAddr> =
+            backends.iter().flat_map(|addr| [IpAddr::V4(*addr), IpAddr::V6(twin(*addr))]).collect();
+        eventually("the Services have their backends", || Ok(active_addresses(&self.gateway)? == wanted))
             .map(drop)
     }
 

@@ -1,6 +1,11 @@
 //! What a gateway says of itself, as the cases ask it.
 
-use std::{thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::Duration,
+};
 
 use serde_json::{Map, Value};
 
@@ -57,6 +62,14 @@ pub(in crate::lab) fn event(gateway: &Gateway, name: &str) -> Result<u64> {
 pub(in crate::lab) fn active_backends(gateway: &Gateway) -> Result<usize> {
     let backends = show(gateway, "backends")?;
     Ok(rows(&backends).iter().filter(|row| row["state"] == "active").count())
+}
+
+/// The addresses of the backends that are active.
+pub(in crate::lab) fn active_addresses(gateway: &Gateway) -> Result<BTreeSet<IpAddr>> {
+    let backends = show(gateway, "backends")?;
+    let active = rows(&backends).iter().filter(|row| row["state"] == "active");
+    let address = |row: &Value| row["address"].as_str()?.parse::<SocketAddr>().ok().map(|socket| socket.ip());
+    Ok(active.filter_map(address).collect())
 }
 
 /// Waits until something holds; errors on the way count as "not yet".
