@@ -3,7 +3,7 @@
 use flowgate_control::Update;
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{FrontendKind, Publisher, Tables};
-use flowgate_xsk::steering::{Steering, SteeringError, SteeringSet, VipKey};
+use flowgate_xsk::steering::{AttachReport, Steering, SteeringError, SteeringSet, VipKey};
 
 /// The tables that workers see, and the maps that the XDP program sees.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ impl Publishing {
     /// Makes a generation current. What is gone is no longer sent up before the workers forget it; what
     /// is new is sent up only once they know it.
     pub(crate) fn publish(&mut self, update: Update) -> Result<(), SteeringError> {
+        self.follow_devices(&update.tables);
         let mut wanted = steering_set(&update.tables);
         if self.answers_echo {
             wanted.answer_echo();
@@ -25,6 +26,23 @@ impl Publishing {
         self.steering.narrow(&wanted)?;
         self.publisher.publish(update.tables);
         self.steering.widen(&wanted)
+    }
+}
+
+impl Publishing {
+    /// Attaches the program to devices that were made anew, before anybody asks for sockets on them: without it the
+    /// kernel would answer packets of our flows with resets as soon as the device has its addresses back.
+    fn follow_devices(&mut self, tables: &Tables) {
+        // The devices come first, before the VLANs on them; one that is gone has no index.
+        let served = tables.routing.interfaces().iter().map(|interface| interface.spec.ifindex);
+        let is_new = |(now, attached): (u32, &AttachReport)| now != 0 && now != attached.ifindex;
+        if !served.zip(self.steering.report()).any(is_new) {
+            return;
+        }
+        for error in self.steering.follow().err().into_iter().flatten() {
+            // Whoever opens the sockets tries again, and says what it means.
+            tracing::debug!("a device that was made anew is not served yet: {error}");
+        }
     }
 }
 

@@ -1,8 +1,7 @@
 //! The network, servers and gateway of a case.
 
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
@@ -10,7 +9,7 @@ use super::{
     Setting,
     figures::Figures,
     load::{Load, Work},
-    show::{active_addresses, eventually, stopped},
+    show::{await_backends, stopped},
 };
 use crate::{
     error::{Error, Result},
@@ -109,11 +108,7 @@ impl Rig {
         for service in services() {
             self.gateway.manifests().apply(&service, backends)?;
         }
-        // Counting them would not do: one may stand in the place of another.
-        let wanted: BTreeSet<IpAddr> =
-            backends.iter().flat_map(|addr| [IpAddr::V4(*addr), IpAddr::V6(twin(*addr))]).collect();
-        eventually("the Services have their backends", || Ok(active_addresses(&self.gateway)? == wanted))
-            .map(drop)
+        await_backends(&self.gateway, backends).map(drop)
     }
 
     /// The addresses of the backends of the moment.

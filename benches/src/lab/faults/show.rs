@@ -1,18 +1,18 @@
 //! What a gateway says of itself, as the cases ask it.
 
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     thread,
     time::Duration,
 };
 
 use serde_json::{Map, Value};
 
+use super::rig::services;
 use crate::{
     clock,
     error::{Error, Result},
-    lab::gateway::Gateway,
+    lab::{gateway::Gateway, topology::twin},
 };
 
 /// For what happens at once unless it never does.
@@ -58,18 +58,19 @@ pub(in crate::lab) fn event(gateway: &Gateway, name: &str) -> Result<u64> {
     Ok(events.filter(|event| event[0] == name).filter_map(|event| event[1].as_u64()).sum())
 }
 
-/// How many backends are active.
-pub(in crate::lab) fn active_backends(gateway: &Gateway) -> Result<usize> {
-    let backends = show(gateway, "backends")?;
-    Ok(rows(&backends).iter().filter(|row| row["state"] == "active").count())
-}
-
-/// The addresses of the backends that are active.
-pub(in crate::lab) fn active_addresses(gateway: &Gateway) -> Result<BTreeSet<IpAddr>> {
-    let backends = show(gateway, "backends")?;
-    let active = rows(&backends).iter().filter(|row| row["state"] == "active");
-    let address = |row: &Value| row["address"].as_str()?.parse::<SocketAddr>().ok().map(|socket| socket.ip());
-    Ok(active.filter_map(address).collect())
+/// Waits until every Service of [`services`] has exactly these backends, of both families; returns how long that took.
+pub(in crate::lab) fn await_backends(gateway: &Gateway, backends: &[Ipv4Addr]) -> Result<Duration> {
+    let both = backends.iter().flat_map(|&address| [IpAddr::V4(address), IpAddr::V6(twin(address))]);
+    let mut wanted: Vec<_> = both.flat_map(|address| vec![address; services().len()]).collect();
+    wanted.sort_unstable();
+    eventually(&format!("all Services have the backends {backends:?}"), || {
+        let backends = show(gateway, "backends")?;
+        let active = rows(&backends).iter().filter(|row| row["state"] == "active");
+        let addresses = active.filter_map(|row| row["address"].as_str()?.parse::<SocketAddr>().ok());
+        let mut addresses: Vec<_> = addresses.map(|address| address.ip()).collect();
+        addresses.sort_unstable();
+        Ok(addresses == wanted)
+    })
 }
 
 /// Waits until something holds; errors on the way count as "not yet".

@@ -83,7 +83,8 @@ impl Actions {
             2 => self.change_ethernet_address(rig)?,
             3 => self.change_routes(rig)?,
             4 => self.flood()?,
-            5 => self.break_worker(rig)?,
+            5 if self.may_panic() => self.break_worker(rig)?,
+            5 => return self.next(rig),
             6 => rig.gateway.restart()?,
             7 => {
                 rig.gateway.kill()?;
@@ -153,10 +154,11 @@ impl Actions {
         flood.end().map(drop)
     }
 
+    fn may_panic(&self) -> bool {
+        self.last_panic.is_none_or(|last| last.elapsed() >= BETWEEN_PANICS)
+    }
+
     fn break_worker(&mut self, rig: &Rig) -> Result<()> {
-        if self.last_panic.is_some_and(|last| last.elapsed() < BETWEEN_PANICS) {
-            return Ok(());
-        }
         self.last_panic = Some(clock::now());
         self.panics += 1;
         let answer = rig.gateway.ask(r#"{"show":"fault","worker":0,"fault":"panic"}"#)?;

@@ -9,7 +9,7 @@ use crate::{
         Case, Setting,
         figures::Figures,
         rig::{Rig, services},
-        show::{active_backends, eventually, show},
+        show::{await_backends, show},
     },
 };
 
@@ -37,8 +37,7 @@ fn control_stall(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
         for service in services() {
             rig.gateway.manifests().set_endpoints(&service, fewer)?;
         }
-        let wanted = 2 * services().len() * fewer.len();
-        eventually("changes are seen again", || Ok(active_backends(&rig.gateway)? == wanted))?;
+        await_backends(&rig.gateway, fewer)?;
         rig.set_backends(&backends)
     })?;
     figures.expect(seen_stale, || "`show tables` does not say that the source is stale".into());

@@ -10,7 +10,7 @@ use crate::{
             figures::Figures,
             load::{Load, Work},
             rig::{Rig, datagram_targets, services, stream_targets},
-            show::{active_backends, eventually},
+            show::{await_backends, eventually},
         },
         interrupt,
     },
@@ -37,9 +37,7 @@ fn backend_drain(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
     for service in services() {
         rig.gateway.manifests().set_endpoints(&service, kept)?;
     }
-    let wanted = 2 * services().len() * kept.len();
-    let seen =
-        eventually("the backend is no longer active", || Ok(active_backends(&rig.gateway)? == wanted))?;
+    let seen = await_backends(&rig.gateway, kept)?;
     thread::sleep(ON_THE_WAY);
     let after_removal = rig.servers.datagrams_at(*removed)?;
     let elsewhere: u64 = kept.iter().filter_map(|at| rig.servers.datagrams_at(*at).ok()).sum();
