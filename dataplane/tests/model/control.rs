@@ -214,9 +214,9 @@ fn judge(before: &[u8], after: &[u8], wanted: &[u8], control: &Control) -> Resul
     let Message::Error { about, l4_at } = control.kind else { return Err("no error".into()) };
     let end = 14 + usize::from(control.ip_len);
     let mut wanted = wanted.to_vec();
-    let checksum = control.at + 2..control.at + 4;
-    let mut fields =
-        if v4 { vec![checksum, 24..26, control.at + 18..control.at + 20] } else { Vec::from([checksum]) };
+    let message_field = control.at + 2..control.at + 4;
+    let mut fields = if v4 { Vec::from([24..26, control.at + 18..control.at + 20]) } else { Vec::new() };
+    fields.push(message_field);
     let l4_field = match about.protocol {
         Protocol::Tcp => l4_at + 16..l4_at + 18,
         Protocol::Udp => l4_at + 6..l4_at + 8,
