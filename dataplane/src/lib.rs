@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod adopt;
+mod allowance;
 pub mod counters;
 pub mod device;
 #[cfg(feature = "lab")]

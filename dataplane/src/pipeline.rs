@@ -10,7 +10,6 @@ mod established;
 mod family;
 mod fragments;
 mod icmp;
-mod intake;
 mod mss;
 mod open;
 
@@ -25,6 +24,7 @@ use flowgate_wire::{
     Address, EtherAddrs, EtherType, Malformed, Packet, Parsed, Protocol, TcpFlags, Translation,
 };
 
+use crate::allowance::Allowance;
 use crate::counters::{Counters, Event};
 use crate::options::Options;
 use crate::shortage::{Shortage, Shortages};
@@ -34,7 +34,10 @@ pub use family::Family;
 pub use fragments::Awaited;
 pub(crate) use fragments::EXPECTED_MS;
 use fragments::Fragments;
-use intake::Intake;
+
+/// Connections that may replace others in a millisecond on average, and at once.
+const REPLACED_PER_MS: u32 = 16;
+const REPLACED_AT_ONCE: u32 = 1024;
 
 /// Frames in a burst at most.
 pub const BURST: usize = 64;
@@ -118,7 +121,7 @@ impl Pipeline {
                 worker,
                 requests: Requests::default(),
                 fragments: Fragments::new(worker),
-                intake: Intake::default(),
+                replacements: Allowance::new(REPLACED_PER_MS, REPLACED_AT_ONCE),
                 shortages: Shortages::default(),
             },
         }
@@ -173,7 +176,9 @@ struct Router {
     worker: WorkerNumber,
     requests: Requests,
     fragments: Fragments,
-    intake: Intake,
+    /// How fast connections that nobody has answered may replace one another once they have their share of the
+    /// table: a flood then costs a look at headers, and established flows keep the worker's time.
+    replacements: Allowance,
     shortages: Shortages,
 }
 

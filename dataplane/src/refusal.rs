@@ -7,10 +7,11 @@ use flowgate_flow::Tick;
 use flowgate_wire::refusal::{Problem, REFUSAL_LEN_MAX, refuse, report};
 use flowgate_wire::{Address, EtherType, Parsed, Protocol};
 
+use crate::allowance::Allowance;
 use crate::device::FrameBuffer;
 
 /// One worker's refusals.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Refusals {
     errors: Allowance,
     /// Apart, so that a flood of what deserves other errors cannot keep connections from finding their packet
@@ -18,29 +19,11 @@ pub(crate) struct Refusals {
     too_big: Allowance,
 }
 
-/// How many errors may be sent still (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
-#[derive(Clone, Copy, Debug)]
-struct Allowance {
-    tokens: u32,
-    filled: Tick,
-}
-
-impl Default for Allowance {
+impl Default for Refusals {
     fn default() -> Self {
-        Self { tokens: ICMP_BURST, filled: Tick::default() }
-    }
-}
-
-impl Allowance {
-    fn take(&mut self, now: Tick) -> bool {
-        let earned = now.since(self.filled).saturating_mul(ICMP_PER_MS);
-        if earned > 0 {
-            self.filled = now;
-            self.tokens = self.tokens.saturating_add(earned).min(ICMP_BURST);
-        }
-        let has_one = self.tokens > 0;
-        self.tokens -= u32::from(has_one);
-        has_one
+        // RFC 1812 section 4.3.2.8 and RFC 4443 section 2.4 (f) have errors limited.
+        let allowance = Allowance::new(ICMP_PER_MS, ICMP_BURST);
+        Self { errors: allowance, too_big: allowance }
     }
 }
 
@@ -124,7 +107,7 @@ mod tests {
 
     #[test]
     fn refusals_come_in_bursts_and_at_a_rate() {
-        let mut allowance = Allowance::default();
+        let mut allowance = Refusals::default().errors;
         let taken = |allowance: &mut Allowance, ms| (0..500).filter(|_| allowance.take(Tick(ms))).count();
         assert_eq!(taken(&mut allowance, 0), 100);
         assert_eq!(taken(&mut allowance, 30), 30);

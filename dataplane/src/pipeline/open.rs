@@ -42,7 +42,7 @@ impl Router {
         if tuple.protocol != Protocol::Udp
             && has_too_many_half_open::<A>(context)
             && let Some(frontend) = tables.services.frontend(&key)
-            && !self.intake.take(context.now)
+            && !self.replacements.take(context.now)
         {
             self.shortages.add(Lack::HalfOpen, frontend.service, None);
             return Err(Verdict::Drop(DropReason::HalfOpenLimit));
