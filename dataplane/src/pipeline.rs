@@ -111,6 +111,15 @@ impl<A: Address> Staged<A> {
     const EMPTY: Self = Self { packet: Packet::EMPTY, probe: Probe::EMPTY };
 }
 
+impl<A: Family> Staged<A> {
+    /// Puts a packet here and starts its lookup.
+    #[inline(always)]
+    fn put(&mut self, packet: Packet<A>, context: &Context<'_>) {
+        self.probe = A::table(context.flows).probe(&packet.tuple);
+        self.packet = packet;
+    }
+}
+
 impl Pipeline {
     /// The pipeline of one worker.
     pub fn new(worker: WorkerNumber) -> Self {
@@ -256,7 +265,9 @@ impl Router {
             }
             None => match self.open(packet, probe, context, counters) {
                 Ok(found) => found,
-                Err(Verdict::Pass(PassReason::NotOurs)) if open::may_be_kept_reply(packet, context) => {
+                Err(Verdict::Pass(PassReason::NotOurs))
+                    if open::may_be_kept_reply(&packet.tuple, context) =>
+                {
                     return self.route(frame, staged, checksums, context, counters);
                 }
                 Err(verdict) => return verdict,
@@ -445,8 +456,7 @@ fn stage<A: Family>(
 ) -> Option<Result<Parsed<A>, Malformed>> {
     match A::plain(frame) {
         Some(packet) => {
-            staged.probe = A::table(context.flows).probe(&packet.tuple);
-            staged.packet = packet;
+            staged.put(packet, context);
             None
         }
         None => stage_odd(frame, staged, context),
@@ -463,8 +473,7 @@ fn stage_odd<A: Family>(
 ) -> Option<Result<Parsed<A>, Malformed>> {
     match A::parse(frame) {
         Ok(Parsed::L4(packet)) => {
-            staged.probe = A::table(context.flows).probe(&packet.tuple);
-            staged.packet = packet;
+            staged.put(packet, context);
             None
         }
         other => Some(other),

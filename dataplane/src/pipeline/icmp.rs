@@ -4,10 +4,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flowgate_flow::Found;
-use flowgate_tables::service::ServiceKey;
 use flowgate_wire::icmp::{self, Message, NewError, Quoted};
 use flowgate_wire::{Address, Datagram, EtherType, FiveTuple};
 
+use super::open::may_be_kept_reply;
 use super::{Context, Family, Router, current_next_hop};
 use crate::counters::{Counters, Event};
 use crate::verdict::{DropReason, PassReason, Verdict};
@@ -111,9 +111,7 @@ fn new_error<A: Family>(sender: A, answer: &FiveTuple<A>, found: &Found<'_, A>) 
 /// Whether the error is about a packet to a backend whose clients keep their address, and not of a flow: routed as
 /// the kernel would have.
 fn is_kept_reply<A: Family>(answer: &FiveTuple<A>, context: &Context<'_>) -> bool {
-    let source = ServiceKey { protocol: answer.protocol, addr: answer.src.into(), port: answer.src_port };
-    let tables = context.tables;
-    tables.services.is_reply_source(&source) && !tables.sources.is_node(answer.dst.into())
+    may_be_kept_reply(answer, context) && !context.tables.sources.is_node(answer.dst.into())
 }
 
 /// P505 has other packets to a cluster IP refused; nothing says what becomes of an echo request, and kube-proxy's

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use flowgate_flow::{Bound, Direction, Found, Inserted, NewFlow, NextHopRef, Probe};
-use flowgate_tables::routing::{Route, Unresolved};
+use flowgate_tables::routing::Route;
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{Backend, NextHop, NextHopId};
 use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
@@ -62,12 +62,8 @@ impl Router {
         // A Service port has endpoints of its own family only.
         let backend_addr = A::from_ip(choice.backend.addr).ok_or(Verdict::Drop(DropReason::NoRoute))?;
         let (id, next_hop) = self.next_hop(choice.backend.addr, probe.hash().0, context, counters)?;
-        if next_hop.ether.is_none() {
-            // No entry for a packet that cannot leave: a flood must not fill the table.
-            let neighbour = Unresolved { egress: next_hop.egress, addr: next_hop.addr };
-            self.requests.push(neighbour, counters);
-            return Err(Verdict::Hold(neighbour));
-        }
+        // No entry for a packet that cannot leave: a flood must not fill the table.
+        self.resolved(next_hop, counters)?;
         let towards = Towards {
             backend: choice.backend,
             addr: backend_addr,
@@ -240,10 +236,10 @@ fn no_service<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
     }
 }
 
-/// Whether the packet comes from a backend whose clients keep their address.
+/// Whether a packet with this tuple comes from a backend whose clients keep their address.
 #[cold]
-pub(super) fn may_be_kept_reply<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> bool {
-    let FiveTuple { protocol, src, src_port, .. } = packet.tuple;
+pub(super) fn may_be_kept_reply<A: Family>(tuple: &FiveTuple<A>, context: &Context<'_>) -> bool {
+    let FiveTuple { protocol, src, src_port, .. } = *tuple;
     let source = ServiceKey { protocol, addr: src.into(), port: src_port };
     context.tables.services.is_reply_source(&source)
 }
