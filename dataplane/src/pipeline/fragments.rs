@@ -147,7 +147,7 @@ impl Router {
         newcomer: Newcomer,
         context: &Context<'_>,
     ) -> Option<usize> {
-        let protocol = if A::HEADER_LEN == IPV6_HEADER_LEN { 0 } else { datagram.protocol };
+        let protocol = if A::IS_V4 { datagram.protocol } else { 0 };
         let key = Key { src: datagram.src.into(), dst: datagram.dst.into(), id: fragment.id, protocol };
         let [high, low] = [(fragment.id >> 16) as u16, (fragment.id & 0xffff) as u16];
         let hash = keyed_hash([datagram.src, datagram.dst], [high, low], context);
@@ -334,7 +334,7 @@ impl Router {
 /// Whether a fragment that is not the first may belong to a packet of ours though it names another protocol: in
 /// IPv6 it names what its fragment header was followed by, which may be another extension header.
 fn may_hide_protocol<A: Family>(protocol: u8) -> bool {
-    A::HEADER_LEN == IPV6_HEADER_LEN && protocol != A::ICMP && IPV6_EXTENSIONS.contains(&protocol)
+    !A::IS_V4 && protocol != A::ICMP && IPV6_EXTENSIONS.contains(&protocol)
 }
 
 fn drop_unfit(unfit: Unfit) -> Verdict {
@@ -374,8 +374,6 @@ fn mend_sctp<A: Family>(
         field.copy_from_slice(&checksum);
     }
 }
-
-const IPV6_HEADER_LEN: usize = 40;
 
 /// Hop-by-hop, routing, fragment, authentication and destination options (RFC 8200 section 4).
 const IPV6_EXTENSIONS: [u8; 5] = [0, 43, 44, 51, 60];

@@ -43,5 +43,5 @@ fn segment_size<A: Family>(
     };
     let mtu = back.unwrap_or(u16::MAX).min(next_hop.mtu);
     // RFC 6691: less the headers without options.
-    mtu.saturating_sub(if A::HEADER_LEN == 20 { 40 } else { 60 })
+    mtu.saturating_sub(if A::IS_V4 { 40 } else { 60 })
 }

@@ -15,6 +15,8 @@ pub trait Address:
 {
     /// The unspecified address, which no packet can come from.
     const UNSPECIFIED: Self;
+    /// Whether this is IPv4.
+    const IS_V4: bool;
     /// Length of the header without options and extension headers, in bytes.
     const HEADER_LEN: usize;
     /// The EtherType of the family.
@@ -71,6 +73,7 @@ mod sealed {
 
 impl Address for Ipv4Addr {
     const UNSPECIFIED: Self = Self::UNSPECIFIED;
+    const IS_V4: bool = true;
     const HEADER_LEN: usize = 20;
     const ETHERTYPE: [u8; 2] = [0x08, 0x00];
     const ICMP: u8 = 1;
@@ -147,6 +150,7 @@ impl Address for Ipv4Addr {
 
 impl Address for Ipv6Addr {
     const UNSPECIFIED: Self = Self::UNSPECIFIED;
+    const IS_V4: bool = false;
     const HEADER_LEN: usize = 40;
     const ETHERTYPE: [u8; 2] = [0x86, 0xdd];
     const ICMP: u8 = 58;

@@ -44,7 +44,7 @@ impl Part {
         }
         let end = fragment.offset.checked_add(len).ok_or(too_long)?;
         // RFC 791 section 3.1: the total length counts the header; RFC 8200 section 3: the payload length does not.
-        if A::HEADER_LEN == IPV4_HEADER_LEN && usize::from(end) > usize::from(u16::MAX) - IPV4_HEADER_LEN {
+        if A::IS_V4 && usize::from(end) > usize::from(u16::MAX) - A::HEADER_LEN {
             return Err(too_long);
         }
         let start = fragment.offset;
@@ -134,7 +134,7 @@ pub fn write_identification<A: Address>(
 ) -> Option<()> {
     let bytes = id.to_be_bytes();
     let at = usize::from(fragment.id_offset);
-    if A::HEADER_LEN != IPV4_HEADER_LEN {
+    if !A::IS_V4 {
         *frame.get_mut(at..)?.first_chunk_mut::<4>()? = bytes;
         return Some(());
     }
@@ -158,7 +158,7 @@ pub fn sctp_checksum(received: [u8; 4], ports: [[u8; 4]; 2], len: u16) -> [u8; 4
 
 /// Where what was cut up begins in the frame.
 fn part_offset<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> u16 {
-    if A::HEADER_LEN == IPV4_HEADER_LEN { datagram.l4_offset } else { fragment.id_offset + 4 }
+    if A::IS_V4 { datagram.l4_offset } else { fragment.id_offset + 4 }
 }
 
 /// Bytes of the transport header that a first fragment must hold; for SCTP with the head of a chunk.
@@ -172,8 +172,6 @@ const fn header_len(protocol: Protocol) -> u16 {
 
 /// Fragments begin at multiples of this.
 const UNIT: u16 = 8;
-
-const IPV4_HEADER_LEN: usize = 20;
 
 #[cfg(test)]
 mod tests {

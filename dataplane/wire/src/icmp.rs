@@ -105,8 +105,7 @@ pub fn route<A: Address>(frame: &mut [u8], datagram: &Datagram<A>, ether: &Ether
 /// that it came by. None for one that gets no answer: its sender is not a single host, or it has IPv4 options,
 /// which a host would have to turn round.
 pub fn answer_echo<A: Address>(frame: &mut [u8], datagram: &Datagram<A>) -> Option<()> {
-    let has_options =
-        A::ICMP == ICMP && usize::from(datagram.l4_offset - datagram.l3_offset) != A::HEADER_LEN;
+    let has_options = A::IS_V4 && usize::from(datagram.l4_offset - datagram.l3_offset) != A::HEADER_LEN;
     if has_options || !refusal::may_be_answered(frame, datagram.src.into()) {
         return None;
     }
@@ -143,7 +142,7 @@ fn quoted<A: Address>(quote: &[u8], datagram: &Datagram<A>) -> Option<Quoted<A>>
 /// The protocol of a quoted packet and where its transport header starts; none if that is not there. The lengths in
 /// its headers may be larger than the quote.
 fn transport_of<A: Address>(quote: &[u8]) -> Option<(u8, usize)> {
-    if A::ICMP == ICMP {
+    if A::IS_V4 {
         let head = quote.first_chunk::<20>()?;
         let header_len = usize::from(head[0] & 0x0f) * 4;
         let is_later_fragment = u16::from_be_bytes([head[6], head[7]]) & 0x1fff != 0;
@@ -207,7 +206,7 @@ fn translate_quote<A: Address>(
 /// The length that the IP header of a quoted packet gives, in bytes from its start.
 fn len_of<A: Address>(quote: &[u8]) -> Option<usize> {
     let field = |at: usize| Some(usize::from(u16::from_be_bytes(*quote.get(at..)?.first_chunk::<2>()?)));
-    if A::ICMP == ICMP { field(2) } else { Some(A::HEADER_LEN + field(4)?) }
+    if A::IS_V4 { field(2) } else { Some(A::HEADER_LEN + field(4)?) }
 }
 
 /// Updates the checksum at `at`, if it is there.
@@ -218,7 +217,7 @@ fn update(bytes: &mut [u8], at: usize, delta: Delta) -> Option<()> {
 }
 
 fn set_hops<A: Address>(header: &mut [u8], hops: u8) -> Option<()> {
-    if A::ICMP != ICMP {
+    if !A::IS_V4 {
         *header.get_mut(7)? = hops;
         return Some(());
     }
@@ -229,21 +228,20 @@ fn set_hops<A: Address>(header: &mut [u8], hops: u8) -> Option<()> {
 }
 
 const fn is_error<A: Address>(kind: u8) -> bool {
-    if A::ICMP == ICMP { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) }
+    if A::IS_V4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) }
 }
 
 const fn echo_request<A: Address>() -> u8 {
-    if A::ICMP == ICMP { 8 } else { 128 }
+    if A::IS_V4 { 8 } else { 128 }
 }
 
 const fn echo_reply<A: Address>() -> u8 {
-    if A::ICMP == ICMP { 0 } else { 129 }
+    if A::IS_V4 { 0 } else { 129 }
 }
 
 /// Of all messages that count here: type, code, checksum and four bytes that differ.
 const HEADER_LEN: usize = 8;
 const CHECKSUM: usize = 2;
-const ICMP: u8 = 1;
 
 #[cfg(test)]
 mod tests;

@@ -60,7 +60,7 @@ pub fn report<A: Address>(
     }
     let original = frame.get(usize::from(datagram.l3_offset)..)?.get(..usize::from(datagram.ip_len()))?;
     let l4_offset = ETHERNET_LEN + A::HEADER_LEN;
-    let largest = if A::ICMP == ICMP { 576 } else { 1280 };
+    let largest = if A::IS_V4 { 576 } else { 1280 };
     let quoted = original.len().min(largest - A::HEADER_LEN - ICMP_HEADER_LEN);
     let icmp = out.get_mut(l4_offset..l4_offset + ICMP_HEADER_LEN + quoted)?;
     icmp[..ICMP_HEADER_LEN].copy_from_slice(&icmp_header::<A>(problem));
@@ -74,11 +74,11 @@ pub fn report<A: Address>(
 /// What the checksum of a control message covers besides the message: ICMPv6 has a pseudo header (RFC 4443
 /// section 2.3), ICMP has none.
 pub fn icmp_sum<A: Address>(src: A, dst: A, len: u16) -> Sum {
-    if A::ICMP == ICMP { Sum::ZERO } else { Sum::pseudo_header(src, dst, A::ICMP, len) }
+    if A::IS_V4 { Sum::ZERO } else { Sum::pseudo_header(src, dst, A::ICMP, len) }
 }
 
 fn icmp_header<A: Address>(problem: Problem) -> [u8; ICMP_HEADER_LEN] {
-    let v4 = A::ICMP == ICMP;
+    let v4 = A::IS_V4;
     let (kind, code, mtu) = match problem {
         Problem::PortUnreachable if v4 => (3, 3, 0),
         Problem::TooBig(mtu) if v4 => (3, 4, mtu),
@@ -94,7 +94,7 @@ fn icmp_header<A: Address>(problem: Problem) -> [u8; ICMP_HEADER_LEN] {
 /// Whether a control message asks something, and so may be answered with an error.
 const fn is_query<A: Address>(kind: u8) -> bool {
     // RFC 4443 section 2.1: errors have the high bit clear. RFC 1122 section 3.2.2 lists those of ICMP.
-    if A::ICMP == ICMP { !matches!(kind, 3 | 4 | 5 | 11 | 12) } else { kind & 0x80 != 0 }
+    if A::IS_V4 { !matches!(kind, 3 | 4 | 5 | 11 | 12) } else { kind & 0x80 != 0 }
 }
 
 pub(crate) fn may_be_answered(frame: &[u8], sender: IpAddr) -> bool {
@@ -146,7 +146,7 @@ fn answer<A: Address>(
     out[6..12].copy_from_slice(frame.get(..6)?);
     out[12..14].copy_from_slice(&A::ETHERTYPE);
     let header = out.get_mut(ETHERNET_LEN..ETHERNET_LEN + A::HEADER_LEN)?;
-    if A::ICMP == ICMP {
+    if A::IS_V4 {
         let [high, low] = u16::try_from(A::HEADER_LEN + payload_len).ok()?.to_be_bytes();
         header[..12].copy_from_slice(&[0x45, 0, high, low, 0, 0, DONT_FRAGMENT, 0, HOPS, protocol, 0, 0]);
         header[12..20].fill(0);
@@ -167,7 +167,6 @@ fn is_single_host(addr: IpAddr) -> bool {
 }
 
 const ICMP_HEADER_LEN: usize = 8;
-const ICMP: u8 = 1;
 pub(crate) const HOPS: u8 = 64;
 const DONT_FRAGMENT: u8 = 0x40;
 

@@ -47,7 +47,7 @@ fn packet<A: Address>(tuple: &FiveTuple<A>, payload: &[u8]) -> Vec<u8> {
 fn error<A: Address>(src: A, dst: A, hops: u8, kind: usize, quote: &[u8]) -> Vec<u8> {
     let builder = header(src.into(), dst.into(), hops);
     let mut frame = Vec::new();
-    if A::ICMP == ICMP {
+    if A::IS_V4 {
         let kinds = [
             Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded {
                 next_hop_mtu: 1400,
