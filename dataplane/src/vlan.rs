@@ -1,6 +1,9 @@
 //! VLAN tags (IEEE 802.1Q) of frames: taken off when a frame comes in and put on when it leaves, so that
 //! nobody in between sees one. Never decides which network a frame belongs to.
 
+use flowgate_wire::EtherType;
+use flowgate_wire::parse::CUSTOMER_TAG;
+
 use crate::device::FrameBuffer;
 
 /// Takes the tag off a frame that has exactly one and gives back its VLAN identifier; zero for a frame that
@@ -12,7 +15,9 @@ pub(crate) fn pop<F: FrameBuffer>(frame: &mut F) -> Option<u16> {
     else {
         return None;
     };
-    if [kind_high, kind_low] != TAGGED || is_tag([inner_high, inner_low]) {
+    if [kind_high, kind_low] != CUSTOMER_TAG
+        || EtherType::from_wire([inner_high, inner_low]) == EtherType::Tag
+    {
         return None;
     }
     let len = bytes.len();
@@ -28,20 +33,14 @@ pub(crate) fn push<F: FrameBuffer>(frame: &mut F, identifier: u16) -> bool {
     }
     let bytes = frame.as_mut();
     bytes.copy_within(ADDRESSES_LEN..len, ADDRESSES_LEN + TAG_LEN);
-    bytes[ADDRESSES_LEN..ADDRESSES_LEN + 2].copy_from_slice(&TAGGED);
+    bytes[ADDRESSES_LEN..ADDRESSES_LEN + 2].copy_from_slice(&CUSTOMER_TAG);
     bytes[ADDRESSES_LEN + 2..ADDRESSES_LEN + TAG_LEN]
         .copy_from_slice(&(identifier & IDENTIFIER).to_be_bytes());
     true
 }
 
-const fn is_tag(kind: [u8; 2]) -> bool {
-    matches!(kind, TAGGED | SERVICE_TAGGED)
-}
-
 const ADDRESSES_LEN: usize = 12;
 const TAG_LEN: usize = 4;
-const TAGGED: [u8; 2] = [0x81, 0x00];
-const SERVICE_TAGGED: [u8; 2] = [0x88, 0xa8];
 /// The identifier is the lower twelve bits; above it are priority and drop eligibility.
 const IDENTIFIER: u16 = 0x0fff;
 

@@ -12,6 +12,12 @@ use crate::family::Address;
 /// Length of an Ethernet header without tags.
 pub const ETHERNET_LEN: usize = 14;
 
+/// The EtherType of a VLAN tag (IEEE 802.1Q).
+pub const CUSTOMER_TAG: [u8; 2] = [0x81, 0x00];
+
+/// The EtherType of the outer tag of a provider's network (IEEE 802.1ad).
+pub const SERVICE_TAG: [u8; 2] = [0x88, 0xa8];
+
 /// What the EtherType of a frame says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EtherType {
@@ -30,12 +36,18 @@ impl EtherType {
     #[inline]
     pub fn of(frame: &[u8]) -> Option<Self> {
         let head = frame.first_chunk::<ETHERNET_LEN>()?;
-        Some(match [head[12], head[13]] {
+        Some(Self::from_wire([head[12], head[13]]))
+    }
+
+    /// What the two bytes of an EtherType say.
+    #[inline]
+    pub const fn from_wire(bytes: [u8; 2]) -> Self {
+        match bytes {
             Ipv4Addr::ETHERTYPE => Self::Ipv4,
             Ipv6Addr::ETHERTYPE => Self::Ipv6,
-            [0x81, 0x00] | [0x88, 0xa8] => Self::Tag,
+            CUSTOMER_TAG | SERVICE_TAG => Self::Tag,
             _ => Self::Other,
-        })
+        }
     }
 }
 
