@@ -60,74 +60,36 @@ struct ports {
 	__u8 bits[65536 / 8];
 };
 
-struct {
-	UINT(type, BPF_MAP_TYPE_HASH);
-	UINT(max_entries, 262144);
-	UINT(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, struct vip_key);
-	TYPE(value, __u32);
-} vips SEC(".maps");
+/* A set: a hash map of which only the keys matter. */
+#define SET(name, member, size)                            \
+	struct {                                           \
+		UINT(type, BPF_MAP_TYPE_HASH);             \
+		UINT(max_entries, size);                   \
+		UINT(map_flags, BPF_F_NO_PREALLOC);        \
+		TYPE(key, member);                         \
+		TYPE(value, __u32);                        \
+	} name SEC(".maps")
+
+SET(vips, struct vip_key, 262144);
 
 /* The addresses of `vips`. */
-struct {
-	UINT(type, BPF_MAP_TYPE_HASH);
-	UINT(max_entries, 262144);
-	UINT(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, struct address);
-	TYPE(value, __u32);
-} vip_addrs SEC(".maps");
+SET(vip_addrs, struct address, 262144);
 
 /* Addresses whose echo requests a worker answers. */
-struct {
-	UINT(type, BPF_MAP_TYPE_HASH);
-	UINT(max_entries, 262144);
-	UINT(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, struct address);
-	TYPE(value, __u32);
-} echo_addrs SEC(".maps");
+SET(echo_addrs, struct address, 262144);
 
-struct {
-	UINT(type, BPF_MAP_TYPE_HASH);
-	UINT(max_entries, 4096);
-	UINT(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, struct address);
-	TYPE(value, __u32);
-} node_addrs SEC(".maps");
+SET(node_addrs, struct address, 4096);
 
-struct {
-	UINT(type, BPF_MAP_TYPE_HASH);
-	UINT(max_entries, 4096);
-	UINT(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, struct address);
-	TYPE(value, __u32);
-} snat_addrs SEC(".maps");
+SET(snat_addrs, struct address, 4096);
 
 /* Backends whose clients keep their address: their answers go to the client and not to an address of ours. */
-struct {
-	UINT(type, BPF_MAP_TYPE_HASH);
-	UINT(max_entries, 65536);
-	UINT(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, struct vip_key);
-	TYPE(value, __u32);
-} reply_sources SEC(".maps");
+SET(reply_sources, struct vip_key, 65536);
 
 /* The node's own addresses: what such a backend sends to the node itself is the kernel's. */
-struct {
-	UINT(type, BPF_MAP_TYPE_HASH);
-	UINT(max_entries, 4096);
-	UINT(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, struct address);
-	TYPE(value, __u32);
-} own_addrs SEC(".maps");
+SET(own_addrs, struct address, 4096);
 
 /* Cluster IPs: on these every port is ours, those that no Service has are refused (P505). */
-struct {
-	UINT(type, BPF_MAP_TYPE_HASH);
-	UINT(max_entries, 65536);
-	UINT(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, struct address);
-	TYPE(value, __u32);
-} cluster_ips SEC(".maps");
+SET(cluster_ips, struct address, 65536);
 
 /* The ranges that cluster IPs are taken from: what no Service has ends here (P506). */
 struct {
@@ -139,13 +101,7 @@ struct {
 } service_cidrs SEC(".maps");
 
 /* The VLANs that are looked into. */
-struct {
-	UINT(type, BPF_MAP_TYPE_HASH);
-	UINT(max_entries, 65536);
-	UINT(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, struct vlan_key);
-	TYPE(value, __u32);
-} vlans SEC(".maps");
+SET(vlans, struct vlan_key, 65536);
 
 struct {
 	UINT(type, BPF_MAP_TYPE_ARRAY);
