@@ -3,7 +3,6 @@
 CARGO ?= cargo
 FLOWGATE := target/release/flowgate
 FUZZ_SECONDS ?= 60
-SEED ?= 1
 SEEDS ?= 10000
 SECONDS ?= 60
 SEED ?= 1

@@ -27,9 +27,7 @@ impl Publishing {
         self.publisher.publish(update.tables);
         self.steering.widen(&wanted)
     }
-}
 
-impl Publishing {
     /// Attaches the program to devices that were made anew, before anybody asks for sockets on them: without it the
     /// kernel would answer packets of our flows with resets as soon as the device has its addresses back.
     fn follow_devices(&mut self, tables: &Tables) {
