@@ -5,8 +5,8 @@
 
 mod pending;
 mod sweeping;
+mod waiting;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,6 +27,7 @@ use crate::verdict::{DropReason, PassReason, Verdict};
 use crate::vlan;
 use pending::{Pending, PendingFragments};
 use sweeping::Sweeping;
+use waiting::{Waiting, WaitingRoom};
 
 /// Which worker, of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,8 +305,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                     match self.waiting.admit(Waiting { frame, neighbour, queue, ingress, since }, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
-                            self.counters.count(&Verdict::Drop(DropReason::NoNeighbour));
-                            self.device.recycle(frame);
+                            end(&mut self.device, &mut self.counters, DropReason::NoNeighbour, frame);
                         }
                     }
                 }
@@ -317,8 +317,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                             .counters
                             .add(Event::FragmentsAwaiting, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
-                            self.counters.count(&Verdict::Drop(DropReason::FragmentExcess));
-                            self.device.recycle(frame);
+                            end(&mut self.device, &mut self.counters, DropReason::FragmentExcess, frame);
                         }
                     }
                 }
@@ -327,8 +326,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                         self.counters.add(Event::RejectsSent, 1);
                         send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
-                        self.counters.count(&Verdict::Drop(DropReason::RejectUnanswered));
-                        self.device.recycle(frame);
+                        end(&mut self.device, &mut self.counters, DropReason::RejectUnanswered, frame);
                     }
                 }
                 Verdict::Report(problem) => {
@@ -371,8 +369,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             self.decide(queue, now, Arrival::Held { since });
         }
         while let Some(frame) = self.pending.next_expired(now) {
-            self.counters.count(&Verdict::Drop(DropReason::FragmentNoFirst));
-            self.device.recycle(frame);
+            end(&mut self.device, &mut self.counters, DropReason::FragmentNoFirst, frame);
         }
     }
 
@@ -428,9 +425,7 @@ fn send<D: Device>(
     if let Some(identifier) = tag
         && !vlan::push(&mut frame, identifier)
     {
-        counters.count(&Verdict::Drop(DropReason::TooBig));
-        device.recycle(frame);
-        return;
+        return end(device, counters, DropReason::TooBig, frame);
     }
     match device.send(port, frame) {
         Ok(()) => counters.add(Event::TxPackets, 1),
@@ -439,12 +434,11 @@ fn send<D: Device>(
     }
 }
 
-/// Packets that wait for their next hop to be resolved. RFC 1122 section 2.3.2.2: at least one packet for
-/// each address should be saved rather than discarded.
-#[derive(Debug)]
-struct WaitingRoom<F> {
-    waiting: VecDeque<Waiting<F>>,
-    generation: u64,
+/// Takes a frame back that was to go on and cannot, and counts it.
+#[cold]
+fn end<D: Device>(device: &mut D, counters: &mut Counters, reason: DropReason, frame: D::Frame) {
+    counters.count(&Verdict::Drop(reason));
+    device.recycle(frame);
 }
 
 /// The neighbours asked for lately, so that a flood of packets does not become a flood of questions.
@@ -483,58 +477,6 @@ impl Arrival {
     }
 }
 
-#[derive(Debug)]
-struct Waiting<F> {
-    frame: F,
-    neighbour: Unresolved,
-    queue: usize,
-    ingress: InterfaceId,
-    since: Tick,
-}
-
-impl<F> Default for WaitingRoom<F> {
-    fn default() -> Self {
-        Self { waiting: VecDeque::with_capacity(WAITING_MAX), generation: 0 }
-    }
-}
-
-impl<F> WaitingRoom<F> {
-    /// Lets a packet wait, unless the room is full, its address has enough, or it waited too long.
-    fn admit(&mut self, packet: Waiting<F>, now: Tick) -> Result<(), F> {
-        let same = self.waiting.iter().filter(|other| other.neighbour == packet.neighbour).count();
-        if self.waiting.len() >= WAITING_MAX
-            || same >= WAITING_PER_NEIGHBOUR
-            || now.since(packet.since) > WAITING_MS
-        {
-            return Err(packet.frame);
-        }
-        self.waiting.push_back(packet);
-        Ok(())
-    }
-
-    /// How many packets are to be decided again: all after a change of the tables, else those whose time
-    /// is over.
-    fn due(&mut self, generation: u64, now: Tick) -> usize {
-        if generation != self.generation {
-            self.generation = generation;
-            return self.waiting.len();
-        }
-        self.waiting.iter().take_while(|packet| now.since(packet.since) > WAITING_MS).count()
-    }
-
-    fn leave(&mut self) -> Option<Waiting<F>> {
-        self.waiting.pop_front()
-    }
-
-    fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-}
-
 /// The time in ticks since `started`.
 pub fn tick(time: Instant, started: Instant) -> Tick {
     let ms = time.duration_since(started).as_millis() & u128::from(u32::MAX);
@@ -548,16 +490,6 @@ fn now() -> Instant {
 
 /// A neighbour is asked for again after this time.
 const ASK_AGAIN_MS: u32 = 100;
-
-/// Packets that wait in all.
-const WAITING_MAX: usize = 64;
-
-/// Packets that wait for one neighbour.
-const WAITING_PER_NEIGHBOUR: usize = 8;
-
-/// How long a packet waits: the kernel gives up on a neighbour after three seconds, a client sends a SYN
-/// again after one.
-const WAITING_MS: u32 = 1_000;
 
 /// How long a worker sleeps at most while packets wait.
 const SHORT_SLEEP: Duration = Duration::from_millis(1);
