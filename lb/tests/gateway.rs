@@ -4,14 +4,9 @@
 
 mod support;
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::{SocketAddr, TcpStream},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use flowgate_benches::{
     lab::{
         manifests::{L4Protocol, ServiceSpec},
@@ -24,7 +19,6 @@ use flowgate_benches::{
         stream::{self, Exchange, Greeting, StreamOptions},
         udp::{self, UdpOptions},
     },
-    netns::Namespace,
 };
 use support::{Lab, eventually, get, get_from_here, number, one_at_a_time, rows, snmp, text};
 
@@ -267,33 +261,6 @@ endpoints:
 #[test]
 fn p501_a_service_without_endpoints_refuses_at_once_and_says_so() -> Result<()> {
     let lab = Lab::with_backends(0)?;
-    let manifests = lab.gateway.manifests();
-    manifests
-        .apply(&ServiceSpec::single("empty-udp", CLUSTER_IP.into(), L4Protocol::Udp, 7000, 7001), &[])?;
-    lab.gateway.wait_for_service("empty-udp:main")?;
-    let refused = |answer: &io::Result<()>| {
-        answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    };
-    let datagram = ask_datagram(lab.client(), (CLUSTER_IP, 7000).into())?;
-    ensure!(refused(&datagram), "a datagram: {datagram:?}");
-    // P505: another port of an address that is a cluster IP.
-    let segment = lab
-        .client()
-        .enter(|| TcpStream::connect_timeout(&(CLUSTER_IP, 7001).into(), Duration::from_secs(3)).map(drop))?;
-    ensure!(refused(&segment), "a segment: {segment:?}");
-    eventually("both are counted", || {
-        let drops = lab.drops()?;
-        Ok(drops == BTreeMap::from([("no_endpoint".to_owned(), 1), ("unknown_port".to_owned(), 1)]))
-    })
-}
-
-/// Sends a datagram and waits for what comes of it.
-fn ask_datagram(client: &Namespace, target: SocketAddr) -> Result<io::Result<()>> {
-    Ok(client.enter(|| {
-        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
-        socket.connect(target)?;
-        socket.send(b"anybody?")?;
-        socket.recv(&mut [0; 16]).map(drop)
-    })?)
+    let service = ServiceSpec::single("empty-udp", CLUSTER_IP.into(), L4Protocol::Udp, 7000, 7001);
+    support::check_refusals(&lab, &service, CLUSTER_IP.into())
 }

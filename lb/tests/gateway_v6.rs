@@ -6,12 +6,11 @@ mod support;
 
 use std::{
     collections::BTreeMap,
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use flowgate_benches::{
     lab::{
         manifests::{L4Protocol, ServiceSpec},
@@ -201,26 +200,5 @@ endpoints:
 fn p501_a_service_without_endpoints_refuses_at_once_and_says_so() -> Result<()> {
     let lab = Lab::with_backends(0)?;
     let service = ServiceSpec::single("empty-udp", CLUSTER_IP, L4Protocol::Udp, 7000, 7001);
-    lab.gateway.manifests().apply(&service.dual_stack(), &[])?;
-    lab.gateway.wait_for_service("empty-udp:main")?;
-    let refused = |answer: &io::Result<()>| {
-        answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    };
-    let datagram = lab.client().enter(|| {
-        let socket = UdpSocket::bind("[::]:0")?;
-        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
-        socket.connect((CLUSTER_IP_V6, 7000))?;
-        socket.send(b"anybody?")?;
-        socket.recv(&mut [0; 16]).map(drop)
-    })?;
-    ensure!(refused(&datagram), "a datagram: {datagram:?}");
-    // P505: another port of an address that is a cluster IP.
-    let target = SocketAddr::from((CLUSTER_IP_V6, 7001));
-    let segment =
-        lab.client().enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(3)).map(drop))?;
-    ensure!(refused(&segment), "a segment: {segment:?}");
-    eventually("both are counted", || {
-        let drops = lab.drops()?;
-        Ok(drops == BTreeMap::from([("no_endpoint".to_owned(), 1), ("unknown_port".to_owned(), 1)]))
-    })
+    support::check_refusals(&lab, &service.dual_stack(), CLUSTER_IP_V6.into())
 }

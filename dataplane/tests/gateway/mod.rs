@@ -3,6 +3,9 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
+#[path = "../model/world.rs"]
+mod world;
+
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
@@ -19,29 +22,16 @@ use flowgate_dataplane::{
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::spec::{
-    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceName,
-    ServiceSpec, TreatmentSpec,
+    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, ServiceName, ServiceSpec, TreatmentSpec,
 };
-use flowgate_tables::{
-    BySource, EmptyAction, FrontendKind, InterfaceId, PortSet, Publisher, Routing, ServiceTable, SnatPool,
-    SourceNat, Sources, Tables,
-};
+use flowgate_tables::{BySource, EmptyAction, FrontendKind, InterfaceId, Publisher, SourceNat, Tables};
 use flowgate_wire::{L4Port, MacAddr, Protocol};
+
+pub(crate) use world::{World, route};
 
 pub(crate) const UP0: InterfaceId = InterfaceId(0);
 pub(crate) const FAB0: InterfaceId = InterfaceId(1);
 pub(crate) const CLIENT: &str = "192.0.2.10:1234";
-
-/// What the tables are made from; tests change it and publish again.
-#[derive(Clone)]
-pub(crate) struct World {
-    pub(crate) services: Vec<ServiceSpec>,
-    pub(crate) interfaces: Vec<InterfaceSpec>,
-    pub(crate) routes: Vec<RouteSpec>,
-    pub(crate) neighbours: Vec<NeighbourSpec>,
-    pub(crate) snat_ports: PortSet,
-    pub(crate) service_cidrs: Vec<ipnet::IpNet>,
-}
 
 impl World {
     /// Two interfaces, a client and a router on one, backends 10.244.0.11 to .13 on the other; a web
@@ -81,26 +71,6 @@ impl World {
             ],
             snat_ports: (40_000..=40_099).collect(),
             service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
-        }
-    }
-
-    pub(crate) fn tables(&self, previous: &Tables) -> Tables {
-        let (services, errors) = {
-            let specs = self.services.iter().cloned().map(Arc::new).collect();
-            ServiceTable::build(&previous.services, specs, self.service_cidrs.clone())
-        };
-        assert!(errors.is_empty(), "{errors:?}");
-        let routing =
-            Routing::build(&previous.routing, self.interfaces.clone(), &self.routes, &self.neighbours)
-                .unwrap();
-        let addresses: Vec<_> = self.interfaces.iter().map(|interface| interface.addresses.clone()).collect();
-        let snat = SnatPool::new(&addresses, &self.snat_ports);
-        Tables {
-            generation: previous.generation + 1,
-            services: Arc::new(services),
-            routing: Arc::new(routing),
-            snat: Arc::new(snat),
-            sources: Arc::new(Sources::new(vec![], self.interfaces.iter().flat_map(|i| i.addresses.clone()))),
         }
     }
 }
@@ -362,13 +332,8 @@ fn interface(name: &str, host: u8, addr: &str) -> InterfaceSpec {
     }
 }
 
-pub(crate) fn route(prefix: &str, interface: usize, via: Option<&str>) -> RouteSpec {
-    let hop = RouteHopSpec { interface, via: via.map(ip), weight: 1 };
-    RouteSpec { prefix: prefix.parse().unwrap(), hops: vec![hop], metric: 0 }
-}
-
 pub(crate) fn neighbour(interface: usize, addr: &str, mac: Option<u8>) -> NeighbourSpec {
-    NeighbourSpec { interface, addr: ip(addr), mac: mac.map(|host| MacAddr([4, 0, 0, 0, 0, host])) }
+    world::neighbour(interface, ip(addr), mac)
 }
 
 fn ip(text: &str) -> IpAddr {

@@ -1,4 +1,5 @@
-//! What tables are made from: the description that both the gateway and the model follow.
+//! What tables are made from: the description that every gateway in memory follows, and the model too. Tests change
+//! it and publish again.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     os::unix::net::UnixStream,
     path::Path,
@@ -15,10 +15,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use flowgate_benches::{
     lab::{
         gateway::{Gateway, GatewayOptions},
+        manifests::ServiceSpec,
         servers::http::{HttpServer, HttpServerOptions},
         topology::{Topology, TopologyOptions},
     },
@@ -143,7 +144,7 @@ pub(crate) fn xdp_program(namespace: &Namespace, interface: &str) -> Result<Opti
 
 /// All that is pinned in a namespace, by path, with the inodes.
 pub(crate) fn pins(namespace: &Namespace) -> Result<BTreeMap<String, u64>> {
-    fn walk(folder: &Path, found: &mut BTreeMap<String, u64>) -> std::io::Result<()> {
+    fn walk(folder: &Path, found: &mut BTreeMap<String, u64>) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             let (path, meta) = entry.and_then(|entry| Ok((entry.path(), entry.metadata()?)))?;
             // The kernel's own: maps.debug and progs.debug.
@@ -204,7 +205,7 @@ pub(crate) fn get(client: &Namespace, target: impl Into<SocketAddr>) -> Result<S
 
 /// The same in the calling thread's namespace.
 pub(crate) fn get_from_here(target: SocketAddr) -> Result<String> {
-    let exchange = || -> std::io::Result<String> {
+    let exchange = || -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&target, LIMIT)?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.write_all(b"GET / HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
@@ -227,14 +228,42 @@ pub(crate) fn ask_by_udp(source_port: u16, target: SocketAddr) -> Result<String>
         socket.send(b"who?")?;
         let mut answer = [0; 256];
         let len = socket.recv(&mut answer)?;
-        Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..len]).into_owned())
+        Ok::<_, io::Error>(String::from_utf8_lossy(&answer[..len]).into_owned())
     };
     exchange().with_context(|| format!("UDP from port {source_port} to {target}"))
 }
 
+/// Applies `service`, which serves port 7000 of `cluster_ip` by UDP, without endpoints: a datagram to it and a segment
+/// to another port are refused at once, and both are counted.
+pub(crate) fn check_refusals(lab: &Lab, service: &ServiceSpec, cluster_ip: IpAddr) -> Result<()> {
+    lab.gateway.manifests().apply(service, &[])?;
+    lab.gateway.wait_for_service("empty-udp:main")?;
+    let refused = |answer: &io::Result<()>| {
+        answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    let any: IpAddr = if cluster_ip.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let datagram = lab.client().enter(|| {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+        socket.connect((cluster_ip, 7000))?;
+        socket.send(b"anybody?")?;
+        socket.recv(&mut [0; 16]).map(drop)
+    })?;
+    ensure!(refused(&datagram), "a datagram: {datagram:?}");
+    // P505: another port of an address that is a cluster IP.
+    let target = SocketAddr::from((cluster_ip, 7001));
+    let segment =
+        lab.client().enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(3)).map(drop))?;
+    ensure!(refused(&segment), "a segment: {segment:?}");
+    eventually("both are counted", || {
+        let drops = lab.drops()?;
+        Ok(drops == BTreeMap::from([("no_endpoint".to_owned(), 1), ("unknown_port".to_owned(), 1)]))
+    })
+}
+
 /// The answer to one question on an admin socket.
 pub(crate) fn admin(socket: &Path, question: &str) -> Result<String> {
-    let exchange = || -> std::io::Result<String> {
+    let exchange = || -> io::Result<String> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(LIMIT))?;
         writeln!(stream, "{question}")?;
