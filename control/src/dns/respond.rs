@@ -6,11 +6,11 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use hickory_proto::op::{Edns, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
-use hickory_proto::serialize::binary::BinEncoder;
+use hickory_proto::serialize::binary::{BinDecoder, BinEncodable, BinEncoder};
 use hickory_server::net::runtime::Time;
 use hickory_server::net::xfer::Protocol;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::MessageResponseBuilder;
+use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
 
 use super::Counters;
 use super::forward::{Forwarder, Heard};
@@ -65,17 +65,15 @@ impl RequestHandler for Responder {
             Counters::add(&self.counters.over_tcp);
         }
         let mut reply = self.reply(request).await;
+        let question = question(request);
         reply.rotate(request.metadata.id);
-        reply.fit(request);
+        reply.fit(request, &question);
         self.counters.answered(reply.code);
         if reply.is_truncated {
             Counters::add(&self.counters.truncated);
         }
         let edns = request.edns.as_ref().map(our_edns);
-        let mut builder = MessageResponseBuilder::from_message_request(request);
-        if let Some(edns) = &edns {
-            builder.edns(edns);
-        }
+        let builder = MessageResponseBuilder::new(&question, edns.as_ref());
         let metadata = self.metadata(request, &reply);
         let response = builder.build(metadata, &reply.answers, &reply.authorities, [], &reply.additionals);
         match handle.send_response(response).await {
@@ -190,7 +188,7 @@ impl Reply {
 
     /// Takes away what the client cannot receive. The server library would send up to 4096 bytes over UDP
     /// to clients that did not say that they take more than 512.
-    fn fit(&mut self, request: &Request) {
+    fn fit(&mut self, request: &Request, question: &Queries) {
         let over_udp = request.protocol() == Protocol::Udp;
         let largest = if over_udp {
             let offered = request.edns.as_ref().map_or(UDP_LEN, Edns::max_payload);
@@ -202,7 +200,7 @@ impl Reply {
         let mut encoder = BinEncoder::new(&mut bytes);
         encoder.set_max_size(largest - EDNS_LEN);
         let metadata = Metadata::response_from_request(&request.metadata);
-        let response = MessageResponseBuilder::from_message_request(request).build(
+        let response = MessageResponseBuilder::new(question, None).build(
             metadata,
             &self.answers,
             &self.authorities,
@@ -224,6 +222,20 @@ impl Reply {
         self.authorities.truncate(authorities);
         self.additionals.truncate(additionals);
     }
+}
+
+/// The question as the response repeats it, in the client's spelling but written anew: the library repeats its
+/// bytes, and a compressed name in them may point at bytes that differ in a response. Several questions are
+/// repeated as none.
+fn question(request: &Request) -> Queries {
+    let mut bytes = Vec::new();
+    let mut count = 0;
+    if let [query] = request.queries.queries()
+        && query.original().emit(&mut BinEncoder::new(&mut bytes)).is_ok()
+    {
+        count = 1;
+    }
+    Queries::read(&mut BinDecoder::new(&bytes), count).expect("what was just written is a question")
 }
 
 fn our_edns(theirs: &Edns) -> Edns {
