@@ -96,47 +96,32 @@ impl<A: FlowAddress> Pair<A> {
             reply: direction(&reply, &original),
             backend: self.next,
         };
-        let has =
-            |tuple: &FiveTuple<A>| self.list.iter().position(|f| f.original == *tuple || f.reply == *tuple);
-        let outcome = match self.table.insert(&flow, Tick(self.now)) {
+        let inserted = self.table.insert(&flow, Tick(self.now));
+        let has = |list: &[Listed<A>], tuple: &FiveTuple<A>| {
+            list.iter().find(|f| f.original == *tuple || f.reply == *tuple).map(|f| f.backend)
+        };
+        if let Inserted::ReplyTaken(_) = inserted {
+            assert!(has(&self.list, &reply).is_some(), "nobody has taken these answers");
+        }
+        forget_evicted(&mut self.list, &self.table, &before);
+        match inserted {
             Inserted::New(found) => {
-                assert!(has(&original).is_none() && has(&reply).is_none());
+                // A flow with the same tuple may have made room for this one's answers.
+                assert!(has(&self.list, &original).is_none() && has(&self.list, &reply).is_none());
                 assert_eq!(found.forwarding.translation, flow.original.translation);
                 let last = [self.now; 2];
                 self.list.push(Listed { original, reply, backend: self.next, packets: [0; 2], last });
                 "new"
             }
             Inserted::Existing(found) => {
-                let at = has(&original).expect("nothing has this tuple");
-                assert_eq!(found.forwarding.backend, self.list[at].backend);
+                assert_eq!(has(&self.list, &original), Some(found.forwarding.backend));
                 "existing"
             }
-            Inserted::ReplyTaken(_) => {
-                assert!(has(&reply).is_some(), "nobody has taken these answers");
-                "reply taken"
-            }
+            Inserted::ReplyTaken(_) => "reply taken",
             Inserted::Full => {
                 assert!(before.len() * 2 >= 32, "full with {} flows", before.len());
                 "full"
             }
-        };
-        self.forget_evicted(&before);
-        outcome
-    }
-
-    /// Whoever made room must have been allowed to: nobody had answered, or the connection was over.
-    fn forget_evicted(&mut self, before: &[FlowView]) {
-        let left: Vec<FiveTuple<IpAddr>> = self.table.flows().map(|flow| flow.original).collect();
-        let gone: Vec<&FlowView> = before.iter().filter(|flow| !left.contains(&flow.original)).collect();
-        assert!(gone.len() <= 2, "{} flows made room for one", gone.len());
-        for flow in gone {
-            let may_go = match flow.tcp_phase {
-                Some(TcpPhase::SynSent | TcpPhase::Reset | TcpPhase::TimeWait) => true,
-                Some(_) => false,
-                None => !flow.answered,
-            };
-            assert!(may_go && before.len() * 2 >= 32, "{flow:?} made room");
-            self.list.retain(|listed| listed.original.any_family() != flow.original);
         }
     }
 
@@ -195,5 +180,22 @@ impl<A: FlowAddress> Pair<A> {
             assert_eq!((flow.reply.any_family(), flow.backend), (view.reply, view.backend));
             assert_eq!(flow.packets, view.packets);
         }
+    }
+}
+
+/// Whoever made room must have been allowed to: nobody had answered, or the connection was over.
+fn forget_evicted<A: FlowAddress>(list: &mut Vec<Listed<A>>, table: &FlowTable<A>, before: &[FlowView]) {
+    // Each flow has a backend of its own.
+    let left: Vec<u32> = table.flows().map(|flow| flow.backend).collect();
+    let gone: Vec<&FlowView> = before.iter().filter(|flow| !left.contains(&flow.backend)).collect();
+    assert!(gone.len() <= 2, "{} flows made room for one", gone.len());
+    for flow in gone {
+        let may_go = match flow.tcp_phase {
+            Some(TcpPhase::SynSent | TcpPhase::Reset | TcpPhase::TimeWait) => true,
+            Some(_) => false,
+            None => !flow.answered,
+        };
+        assert!(may_go && before.len() * 2 >= 32, "{flow:?} made room");
+        list.retain(|listed| listed.backend != flow.backend);
     }
 }
