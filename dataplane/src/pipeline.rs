@@ -39,6 +39,9 @@ use fragments::Fragments;
 const REPLACED_PER_MS: u32 = 16;
 const REPLACED_AT_ONCE: u32 = 1024;
 
+/// Entries on their way.
+const AHEAD: usize = 16;
+
 /// Frames in a burst at most.
 pub const BURST: usize = 64;
 
@@ -164,10 +167,14 @@ impl Pipeline {
                 None => Verdict::Drop(DropReason::Malformed),
             };
         }
-        for i in set_bits(segments) {
+        let mut ahead = set_bits(segments);
+        for i in ahead.by_ref().take(AHEAD) {
             context.flows.v6.prefetch(&mut v6[i % BURST].probe);
         }
         for i in set_bits(others) {
+            if let Some(next) = ahead.next() {
+                context.flows.v6.prefetch(&mut v6[next % BURST].probe);
+            }
             let (frame, verdict) = (frames[i].as_mut(), &mut verdicts[i]);
             if segments & (1 << i) != 0 {
                 router.decide(frame, &v6[i % BURST], checksums, context, counters, verdict);
@@ -407,16 +414,20 @@ impl Process for Pipeline {
                 Some(other) => *verdict = not_a_segment(other),
             }
         }
-        for staged in v4.iter_mut() {
+        if (others.count_ones() as usize) < frames.len() {
             // Harmless for a frame that is no segment: an old probe, whose entry is loaded for nothing.
-            context.flows.v4.prefetch(&mut staged.probe);
-        }
-        for (i, ((frame, verdict), staged)) in frames.iter_mut().zip(verdicts.iter_mut()).zip(v4).enumerate()
-        {
-            if segments & (1 << i) != 0 {
-                self.router.decide(frame.as_mut(), staged, checksums, context, counters, verdict);
-            } else if others & (1 << i) == 0 {
-                self.router.decide_rest(frame.as_mut(), context, counters, verdict);
+            for staged in v4.iter_mut().take(AHEAD) {
+                context.flows.v4.prefetch(&mut staged.probe);
+            }
+            for (i, (frame, verdict)) in frames.iter_mut().zip(verdicts.iter_mut()).enumerate() {
+                if let Some(staged) = v4.get_mut(i + AHEAD) {
+                    context.flows.v4.prefetch(&mut staged.probe);
+                }
+                if segments & (1 << i) != 0 {
+                    self.router.decide(frame.as_mut(), &v4[i], checksums, context, counters, verdict);
+                } else if others & (1 << i) == 0 {
+                    self.router.decide_rest(frame.as_mut(), context, counters, verdict);
+                }
             }
         }
         if others != 0 {
