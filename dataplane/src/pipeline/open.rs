@@ -6,6 +6,7 @@ use flowgate_flow::{Bound, Direction, Found, Inserted, NewFlow, NextHopRef, Prob
 use flowgate_tables::routing::Route;
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{Backend, NextHop, NextHopId};
+use flowgate_wire::refusal::Problem;
 use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 
 use super::choose::{Decision, Placing, choose};
@@ -64,6 +65,9 @@ impl Router {
         let (id, next_hop) = self.next_hop(choice.backend.addr, probe.hash().0, context, counters)?;
         // No entry for a packet that cannot leave: a flood must not fill the table.
         self.resolved(next_hop, counters)?;
+        if packet.ip_len() > next_hop.mtu {
+            return Err(Verdict::Report(Problem::TooBig(next_hop.mtu)));
+        }
         let towards = Towards {
             backend: choice.backend,
             addr: backend_addr,

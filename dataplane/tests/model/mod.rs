@@ -68,8 +68,6 @@ pub(crate) struct Decided<'a> {
     pub(crate) after: &'a [u8],
     /// What the pipeline said.
     pub(crate) verdict: Verdict,
-    /// The flow table at the end of the turn, for what no packet shows.
-    pub(crate) table: &'a [flows::Listed],
 }
 
 /// What must become of the frame.

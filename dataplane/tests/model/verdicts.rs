@@ -202,9 +202,13 @@ impl Model {
         };
         let is_open = |chance: &Chance| matches!(chance.way, Some(Way::Open { .. }));
         let (possible, fate) = match decided.verdict {
-            Verdict::Transmit(_) | Verdict::Report(Problem::TooBig(_)) => {
+            Verdict::Transmit(_) => {
                 let (backend, fate) = self.opened(decided, segment, offer, &ways)?;
                 (vec![backend], fate)
+            }
+            Verdict::Report(Problem::TooBig(told)) => {
+                let is_too_small = |chance: &Chance| matches!(chance.way, Some(Way::Open { mtu, .. }) if mtu == told && segment.ip_len > mtu);
+                (legal(&is_too_small), self.reported(decided, Problem::TooBig(told))?)
             }
             Verdict::Hold(_) => {
                 let held = held_for(decided);
@@ -255,8 +259,7 @@ impl Model {
         among.iter().map(chance).collect()
     }
 
-    /// Learns the flow that a first packet began. One that is too big for its way opens the flow all the
-    /// same, and only the table shows how.
+    /// Learns the flow that a first packet began.
     fn opened(
         &mut self,
         decided: &Decided<'_>,
@@ -264,20 +267,14 @@ impl Model {
         offer: &Offer,
         ways: &[Chance],
     ) -> Result<(SocketAddr, Fate), Difference> {
-        let reply = match read(decided.after) {
-            Kind::Segment(sent) if matches!(decided.verdict, Verdict::Transmit(_)) => sent.tuple.reversed(),
-            _ => {
-                let listed = decided.table.iter().find(|listed| listed.original == segment.tuple);
-                listed.ok_or("opened nothing")?.reply
-            }
-        };
+        let Kind::Segment(sent) = read(decided.after) else { return Err("sent what is no segment".into()) };
+        let reply = sent.tuple.reversed();
         let fits = |chance: &&Chance| match (chance.way, decided.verdict) {
-            _ if chance.backend != reply.src => false,
             (Some(Way::Open { egress, ether, mtu }), Verdict::Transmit(by)) => {
-                egress == by && segment.ip_len <= mtu && decided.after[..12] == ether
-            }
-            (Some(Way::Open { mtu, .. }), Verdict::Report(Problem::TooBig(told))) => {
-                segment.ip_len > mtu && told == mtu
+                chance.backend == reply.src
+                    && egress == by
+                    && segment.ip_len <= mtu
+                    && decided.after[..12] == ether
             }
             _ => false,
         };
@@ -286,9 +283,6 @@ impl Model {
             chance.ok_or_else(|| format!("{:?} to {} is none of {ways:?}", decided.verdict, reply.src))?;
         let Some(Way::Open { egress, ether, .. }) = chance.way else { return Err("no way".into()) };
         self.open(decided, segment, offer, chance, egress, reply)?;
-        if let Verdict::Report(problem) = decided.verdict {
-            return Ok((chance.backend, self.reported(decided, problem)?));
-        }
         judge_translation(decided.before, decided.after, segment, &reply.reversed(), &ether)?;
         Ok((chance.backend, Fate::Sent(egress)))
     }

@@ -191,13 +191,13 @@ impl Rig {
                     ingress,
                     since: self.now,
                 };
-                self.decided(worker, held, true, records.next(), &table, &mut wanted)?;
+                self.decided(worker, held, true, records.next(), &mut wanted)?;
             }
         }
         let generation = self.publisher.current().generation;
         for _ in 0..self.seats[worker].waiting.due(generation, self.now) {
             let Some(held) = self.seats[worker].waiting.leave() else { break };
-            self.decided(worker, held, false, records.next(), &table, &mut wanted)?;
+            self.decided(worker, held, false, records.next(), &mut wanted)?;
         }
         if let Some(record) = records.next() {
             return Err(format!("decided what was not there: {}", hex(&record.before)));
@@ -228,7 +228,6 @@ impl Rig {
         held: Held,
         is_new: bool,
         record: Option<Record>,
-        table: &[Listed],
         wanted: &mut Frames,
     ) -> Result<(), Difference> {
         let record = record.ok_or_else(|| format!("not decided: {}", hex(&held.frame)))?;
@@ -236,7 +235,7 @@ impl Rig {
             return Err(format!("decided {} before {}", hex(&record.before), hex(&held.frame)));
         }
         let Record { before, after, verdict } = &record;
-        let decided = Decided { worker, now: self.now, before, after, verdict: *verdict, table };
+        let decided = Decided { worker, now: self.now, before, after, verdict: *verdict };
         let fate = self.model.judge(&decided).map_err(|what| format!("{what}\n  frame {}", hex(before)))?;
         let seat = &mut self.seats[worker];
         match fate {
