@@ -60,6 +60,9 @@ fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
     let mut pins: Vec<_> =
         namespace.pins().expect("a pin directory").iter().map(|path| path.display().to_string()).collect();
     pins.sort();
+    let programs = program_pins(&namespace);
+    assert!(programs[0].starts_with("program-0-") && programs[1].starts_with("program-256-"), "{programs:?}");
+    pins.retain(|pin| !pin.contains("/program-"));
     let expected = [
         "cluster_ips",
         "counters",
@@ -96,8 +99,7 @@ fn a_restart_takes_the_link_over_and_forgets_nothing_and_keeps_nothing_stale() {
     let mut second = namespace.attach(&["lb0"]).expect("attach again");
     assert_eq!(second.report()[0].link, LinkOrigin::Reused);
     assert!(second.notices().is_empty(), "{:?}", second.notices());
-    let after = program_on(&namespace, "lb0").expect("a program");
-    assert_ne!(before.1, after.1, "the program behind the link is the new one");
+    assert_eq!(program_on(&namespace, "lb0"), Some(before), "the same program needs no loading");
     assert_eq!(second.applied(), &vips(&[80, 81]), "what the dead process left is known");
 
     let next = vips(&[81, 82]);
@@ -139,6 +141,31 @@ fn a_second_live_process_is_refused() {
 }
 
 #[test]
+fn the_program_of_another_version_is_replaced_and_its_pin_removed() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    drop(namespace.attach(&["lb0"]).expect("attach"));
+    let before = program_on(&namespace, "lb0").expect("a program");
+    let pinned = program_pins(&namespace);
+    namespace.run(|| {
+        fs::rename(format!("{PIN_DIR}/{}", pinned[0]), format!("{PIN_DIR}/program-0-another")).expect("move");
+    });
+    let steering = namespace.attach(&["lb0"]).expect("attach again");
+    assert_eq!(steering.report()[0].link, LinkOrigin::Reused);
+    assert_ne!(program_on(&namespace, "lb0").expect("a program"), before);
+    assert_eq!(program_pins(&namespace), pinned);
+}
+
+/// The names of the pinned programs.
+fn program_pins(namespace: &Namespace) -> Vec<String> {
+    let names = namespace.pins().expect("a pin directory").into_iter();
+    let names = names.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    let mut programs: Vec<_> = names.filter(|name| name.starts_with("program-")).collect();
+    programs.sort();
+    programs
+}
+
+#[test]
 fn a_pin_of_the_wrong_shape_is_replaced_with_a_message() {
     let namespace = Namespace::new();
     namespace.veth("lb0", "peer0");
@@ -166,6 +193,7 @@ fn the_pins_of_an_earlier_version_are_replaced_or_added_and_the_others_kept() {
     namespace.veth("lb0", "peer0");
     let mut first = namespace.attach(&["lb0"]).expect("attach");
     first.widen(&vips(&[80])).expect("widen");
+    let old = program_on(&namespace, "lb0");
     drop(first);
     namespace.run(|| {
         for added in ["echo_addrs", "fragments", "hold_until", "port_sets", "vip_addrs", "vlans"] {
@@ -179,7 +207,8 @@ fn the_pins_of_an_earlier_version_are_replaced_or_added_and_the_others_kept() {
     assert_eq!(notices, [format!("replaced {PIN_DIR}/port_sets: it is not the map this version uses")]);
     assert_eq!(steering.report()[0].link, LinkOrigin::Reused);
     assert_eq!(steering.applied(), &vips(&[80]), "the VIPs are still there");
-    assert_eq!(namespace.pins().expect("pins").len(), 16);
+    assert_eq!(namespace.pins().expect("pins").len(), 17);
+    assert_ne!(program_on(&namespace, "lb0"), old, "the old program reads maps that are no longer pinned");
 
     // The VIP's address follows from its ports, though the old version had not noted it.
     steering.narrow(&vips(&[80])).expect("narrow");
@@ -232,6 +261,7 @@ fn a_foreign_program_is_named_and_left_alone() {
     );
     assert_eq!(program_on(&namespace, "lb1"), Some(before));
     assert_eq!(program_on(&namespace, "lb0"), None, "what the failed call attached is gone again");
+    assert_eq!(namespace.pins(), None, "and so are its pins");
 }
 
 #[test]

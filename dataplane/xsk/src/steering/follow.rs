@@ -2,7 +2,7 @@
 
 use nix::net::if_::if_nametoindex;
 
-use super::{AttachReport, SocketMap, Steering, SteeringError, link, report, xdp};
+use super::{AttachReport, SocketMap, Steering, SteeringError, link, report};
 use crate::sys::{ethtool, netlink};
 
 /// What of a device decides how its sockets are opened.
@@ -67,7 +67,7 @@ impl Steering {
         };
         let link = &mut self.links[position];
         if device.ifindex != before.ifindex {
-            let program = xdp(&self.programs[position])?.fd()?;
+            let program = self.programs[position].xdp.fd()?;
             let (name, mode) = (&before.interface, self.wanted[position]);
             *link = link::attach(&self.pins, name, device.ifindex, mode, std::os::fd::AsFd::as_fd(program))?;
         }

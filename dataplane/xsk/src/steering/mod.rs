@@ -11,6 +11,7 @@ mod hold;
 mod link;
 mod maps;
 mod probe;
+mod program;
 mod reason;
 mod set;
 mod sockets;
@@ -22,7 +23,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, EbpfLoader, programs::Xdp};
 use nix::net::if_::if_nametoindex;
 
 pub use error::SteeringError;
@@ -36,9 +36,7 @@ pub use sockets::SocketMap;
 use bpffs::PinDir;
 use link::PinnedLink;
 use maps::{MAX_INTERFACES, Maps, QUEUES_PER_INTERFACE};
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
-const PROGRAM: &str = "flowgate_steer";
+use program::Program;
 
 /// What to attach and where to keep it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +120,7 @@ pub struct Uninstalled {
 ///
 /// Dropping it changes nothing in the kernel: the program stays attached. [`detach`](Self::detach) takes it away.
 pub struct Steering {
-    programs: Vec<Ebpf>,
+    programs: Vec<Program>,
     links: Vec<PinnedLink>,
     reports: Vec<AttachReport>,
     wanted: Vec<XdpModeWanted>,
@@ -150,18 +148,15 @@ impl Steering {
 
         let (mut programs, mut links) = (Vec::new(), Vec::new());
         for (interface, (ifindex, base)) in config.interfaces.iter().zip(&devices) {
-            let attached = load(&pins, *base).and_then(|program| {
-                let fd = xdp(&program)?.fd()?.as_fd();
-                let link = link::attach(&pins, &interface.name, *ifindex, interface.mode, fd)?;
-                Ok((program, link))
+            let attached = program::obtain(&pins, *base).and_then(|program| {
+                programs.push(program);
+                let fd = programs[programs.len() - 1].xdp.fd()?.as_fd();
+                link::attach(&pins, &interface.name, *ifindex, interface.mode, fd)
             });
             match attached {
-                Ok((program, link)) => {
-                    programs.push(program);
-                    links.push(link);
-                }
+                Ok(link) => links.push(link),
                 Err(error) => {
-                    undo(&pins, &links);
+                    undo(pins, &programs, &links);
                     return Err(error);
                 }
             }
@@ -171,6 +166,8 @@ impl Steering {
             if link::is_pin_name(&name) && !links.iter().any(|link| link.pin == name) {
                 link::remove(&pins, &name)?;
                 notices.push(format!("removed {name}: that interface is not configured any more"));
+            } else if program::is_pin_name(&name) && !programs.iter().any(|program| program.pin == name) {
+                pins.remove(&name)?;
             }
         }
 
@@ -300,6 +297,8 @@ fn remove_all(pins: PinDir) -> Result<Uninstalled, SteeringError> {
         if link::is_pin_name(&name) {
             link::remove(&pins, &name)?;
             removed.links += 1;
+        } else if program::is_pin_name(&name) {
+            pins.remove(&name)?;
         } else if maps::names().any(|map| map == name) {
             pins.remove(&name)?;
             removed.maps += 1;
@@ -328,30 +327,17 @@ fn check(config: &SteeringConfig) -> Result<Vec<(u32, u32)>, SteeringError> {
     Ok(devices)
 }
 
-/// Loads the program for one interface: its own constants, everybody's maps.
-fn load(pins: &PinDir, base: u32) -> Result<Ebpf, SteeringError> {
-    let mut loader = EbpfLoader::new();
-    loader
-        .btf(None) // nothing is relocated against the kernel's types
-        .override_global("xsk_base", &base, true)
-        .override_global("xsk_queues", &QUEUES_PER_INTERFACE, true);
-    for map in maps::names() {
-        loader.map_pin_path(map, pins.file(map));
-    }
-    let mut object = loader.load(OBJECT)?;
-    let program: &mut Xdp = object.program_mut(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
-    program.load()?;
-    Ok(object)
-}
-
-fn xdp(object: &Ebpf) -> Result<&Xdp, SteeringError> {
-    Ok(object.program(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?)
-}
-
-fn undo(pins: &PinDir, links: &[PinnedLink]) {
+/// Takes away what a failed call made; with no earlier process's link left, all of it.
+fn undo(pins: PinDir, programs: &[Program], links: &[PinnedLink]) {
+    // The error that brought us here says more than one about cleaning up.
     for link in links.iter().filter(|link| link.origin == LinkOrigin::Fresh) {
-        // The error that brought us here says more than one about cleaning up.
-        let _ = link::remove(pins, &link.pin);
+        let _ = link::remove(&pins, &link.pin);
+    }
+    for program in programs.iter().filter(|program| !program.is_kept) {
+        let _ = pins.remove(&program.pin);
+    }
+    if pins.names().is_ok_and(|names| !names.iter().any(|name| link::is_pin_name(name))) {
+        let _ = remove_all(pins);
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aya::{TestRunOptions, programs::TestRun};
 
-use super::{Steering, SteeringError, xdp};
+use super::{Steering, SteeringError};
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -48,7 +48,7 @@ impl Steering {
         let known = self.reports.iter().position(|report| report.ifindex == ifindex);
         let program = &self.programs[known.ok_or(SteeringError::NoSlot { ifindex, queue: 0 })?];
         let options = TestRunOptions { data_in: Some(packet), repeat, ..TestRunOptions::new() };
-        let result = xdp(program)?.test_run(options)?;
+        let result = program.xdp.test_run(options)?;
         let verdict = match result.return_value {
             XDP_PASS => Verdict::Pass,
             XDP_REDIRECT => Verdict::Redirect,
