@@ -298,6 +298,16 @@ impl<A: FlowAddress> Entry<A> {
         self.next_hop.store(next_hop.0, Ordering::Relaxed);
     }
 
+    /// Forgets a next hop that was looked up in another epoch; one that is stored meanwhile stays.
+    pub(crate) fn forget_next_hop_unless(&self, epoch: u8) {
+        let stored = self.next_hop.load(Ordering::Relaxed);
+        if stored != NextHopRef::NONE.0 && NextHopRef(stored).id(epoch).is_none() {
+            let (none, order) = (NextHopRef::NONE.0, Ordering::Relaxed);
+            // Failing means that a worker has just looked it up.
+            let _ = self.next_hop.compare_exchange(stored, none, order, order);
+        }
+    }
+
     /// Packets (modulo 2^32) and bytes of IP (modulo 2^48) counted so far.
     pub(crate) fn counts(&self) -> (u32, u64) {
         (self.packets.load(Ordering::Relaxed), self.acked_and_bytes.load(Ordering::Relaxed) & BYTES_MASK)

@@ -101,19 +101,23 @@ impl Sweep {
     }
 
     /// Looks at the next `buckets` buckets and removes flows that were silent too long, or that
-    /// `is_stale` (protocol, backend) condemns. Returns how many were removed.
+    /// `is_stale` (protocol, backend) condemns. Next hops that were looked up in another routing epoch than `epoch`
+    /// are forgotten, so that none is taken for a current one when epochs come round. Returns how many flows were
+    /// removed.
     pub fn step<A: FlowAddress>(
         &mut self,
         flows: &FlowTable<A>,
         buckets: u32,
         now: Tick,
         timeouts: &Timeouts,
+        epoch: u8,
         mut is_stale: impl FnMut(Protocol, u32) -> bool,
     ) -> u32 {
         let mut removed = 0;
         for _ in 0..buckets.min(self.len()) {
             for slot in flows.used_slots(self.next) {
                 let index = EntryIndex(self.next * BUCKET_SLOTS + slot);
+                flows.entry(index).forget_next_hop_unless(epoch);
                 removed += u32::from(expire(flows, index, now, timeouts, &mut is_stale));
             }
             self.next += 1;

@@ -154,7 +154,7 @@ impl<A: FlowAddress> Pair<A> {
             ..Timeouts::default()
         };
         let (now, buckets) = (self.now, self.sweep.len());
-        let removed = self.sweep.step(&self.table, buckets, Tick(now), &timeouts, |_, _| false);
+        let removed = self.sweep.step(&self.table, buckets, Tick(now), &timeouts, 0, |_, _| false);
         let before = self.list.len();
         let left: Vec<FiveTuple<IpAddr>> = self.table.flows().map(|flow| flow.original).collect();
         self.list.retain(|flow| {

@@ -1,4 +1,5 @@
-//! Ending flows that were silent too long or whose backend is gone. Never touches a packet.
+//! Ending flows that were silent too long or whose backend is gone, and forgetting next hops of earlier routes. Never
+//! touches a packet.
 
 use flowgate_flow::{Flows, Sweep, Tick, Timeouts};
 use flowgate_tables::{BackendId, Tables};
@@ -57,8 +58,9 @@ impl Sweeping {
         draining.forget_finished(now, timeouts);
         let mut is_over =
             |protocol: Protocol, backend| draining.is_over(tables, protocol, backend, now, timeouts);
-        v4.step(&flows.v4, buckets, now, timeouts, &mut is_over)
-            + v6.step(&flows.v6, of_v6, now, timeouts, &mut is_over)
+        let epoch = tables.routing.epoch();
+        v4.step(&flows.v4, buckets, now, timeouts, epoch, &mut is_over)
+            + v6.step(&flows.v6, of_v6, now, timeouts, epoch, &mut is_over)
     }
 
     /// Buckets of both shares.

@@ -174,7 +174,7 @@ fn silent_flows_expire_and_busy_ones_stay() {
     table.insert(&busy, Tick(0));
     let mut sweep = Sweep::new(&table, 0, 1);
     let timeouts = Timeouts::default();
-    let step = |sweep: &mut Sweep, now| sweep.step(&table, u32::MAX, Tick(now), &timeouts, |_, _| false);
+    let step = |sweep: &mut Sweep, now| sweep.step(&table, u32::MAX, Tick(now), &timeouts, 0, |_, _| false);
     table.lookup(&busy.reply.tuple).unwrap().touch(Tick(29_000), 60);
     assert_eq!(step(&mut sweep, 30_000), 0);
     assert_eq!(step(&mut sweep, 30_001), 1);
@@ -200,9 +200,9 @@ fn a_tcp_flow_expires_by_its_phase() {
         original.iter().for_each(|flags| see(&flow.original.tuple, flags));
         reply.iter().for_each(|flags| see(&flow.reply.tuple, flags));
         let mut sweep = Sweep::new(&table, 0, 1);
-        [9, 11, 31, 61, 3_601, 432_001]
-            .into_iter()
-            .find(|&seconds| sweep.step(&table, u32::MAX, Tick(seconds * 1000), &timeouts, |_, _| false) == 1)
+        [9, 11, 31, 61, 3_601, 432_001].into_iter().find(|&seconds| {
+            sweep.step(&table, u32::MAX, Tick(seconds * 1000), &timeouts, 0, |_, _| false) == 1
+        })
     };
     let (syn, ack, fin, rst) = (TcpFlags::SYN, TcpFlags::ACK, TcpFlags::FIN, TcpFlags::RST);
     let syn_ack = syn.union(ack);
@@ -248,9 +248,25 @@ fn flows_of_a_condemned_backend_are_swept_at_once() {
     table.insert(&udp(1, 1, 40_000), Tick(0));
     table.insert(&udp(2, 1, 40_001), Tick(0));
     let mut sweep = Sweep::new(&table, 0, 1);
-    let removed = sweep.step(&table, u32::MAX, Tick(1), &Timeouts::default(), |_, backend| backend == 40_000);
+    let removed =
+        sweep.step(&table, u32::MAX, Tick(1), &Timeouts::default(), 0, |_, backend| backend == 40_000);
     assert_eq!(removed, 1);
     assert!(table.lookup(&udp(2, 1, 40_001).reply.tuple).is_some());
+}
+
+#[test]
+fn the_sweep_forgets_next_hops_of_other_epochs_and_keeps_current_ones() {
+    let table = FlowTable::new(100, KEY).unwrap();
+    table.insert(&udp(1, 1, 40_000), Tick(0));
+    table.insert(&udp(2, 1, 40_001), Tick(0));
+    let tuples = [udp(1, 1, 40_000), udp(2, 1, 40_001)].map(|flow| flow.original.tuple);
+    let [old, new] = [NextHopRef::new(5, 7), NextHopRef::new(5, 8)];
+    table.lookup(&tuples[0]).unwrap().set_next_hop(old);
+    table.lookup(&tuples[1]).unwrap().set_next_hop(new);
+    let mut sweep = Sweep::new(&table, 0, 1);
+    sweep.step(&table, u32::MAX, Tick(1), &Timeouts::default(), 8, |_, _| false);
+    let stored = tuples.map(|tuple| table.lookup(&tuple).unwrap().forwarding.next_hop);
+    assert_eq!(stored, [NextHopRef::NONE, new]);
 }
 
 #[test]
@@ -333,7 +349,7 @@ fn no_torn_entry_is_ever_found() {
         assert!(table.remove(&table.lookup(&v4(&view.original)).unwrap()));
     }
     let mut sweep = Sweep::new(&table, 0, 1);
-    sweep.step(&table, u32::MAX, Tick(30_000_000), &Timeouts::default(), |_, _| true);
+    sweep.step(&table, u32::MAX, Tick(30_000_000), &Timeouts::default(), 0, |_, _| true);
     assert_eq!(table.used_entries(), 0, "every slot is free again");
 }
 
@@ -398,7 +414,7 @@ proptest! {
                 }
                 Operation::Expire { seconds } => {
                     now += seconds * 1000;
-                    sweep.step(&table, u32::MAX, Tick(now), &Timeouts::default(), |_, _| false);
+                    sweep.step(&table, u32::MAX, Tick(now), &Timeouts::default(), 0, |_, _| false);
                     model.retain(|_, (_, last_seen)| now - *last_seen <= 30_000);
                 }
             }
