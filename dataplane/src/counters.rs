@@ -26,7 +26,7 @@ reasons! {
         FlowsReplaced = "flows_replaced",
         /// Checksums completed that a virtual device had left open.
         ChecksumsCompleted = "checksums_completed",
-        /// Next hops looked up again after a route change.
+        /// Next hops looked up again after a route change, where the sweep had not emptied them yet.
         Rerouted = "rerouted",
         /// Source ports tried that were taken.
         SnatCollisions = "snat_collisions",

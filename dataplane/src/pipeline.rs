@@ -2,8 +2,8 @@
 //!
 //! Three passes over the burst, so that no packet waits for memory that could have been on its way:
 //! headers are prefetched; parsed, hashed and the tags of their buckets prefetched; then each packet is
-//! decided and rewritten, while the tags of one some way behind it are compared and its entry prefetched. Everything comes in as an
-//! argument. Never reads a clock, takes a lock, allocates, logs or makes a system call.
+//! decided and rewritten, while the tags of one some way behind it are compared and its entry prefetched.
+//! Everything comes in as an argument. Never reads a clock, takes a lock, allocates, logs or makes a system call.
 
 pub mod choose;
 mod established;
@@ -39,7 +39,7 @@ use fragments::Fragments;
 const REPLACED_PER_MS: u32 = 16;
 const REPLACED_AT_ONCE: u32 = 1024;
 
-/// How many packets before its own the entry of a packet is asked for. Fewer are not there in time, more push one
+/// How many packets before its own the entry of a packet is asked for, at least. Fewer are not there in time, more push one
 /// another out of the first-level cache.
 const AHEAD: usize = 16;
 

@@ -5,7 +5,7 @@
 //!   odd-to-even steps of the sequence word. A reader takes the word, the fields, and the word again:
 //!   equal and even means that nothing was torn. Every field is an atomic, so a torn read is a stale
 //!   value and never undefined behaviour.
-//! - `next_hop` may be replaced in place by any worker: one word, always valid by itself.
+//! - `next_hop` may be replaced in place by any worker, and emptied by the sweep: one word, always valid by itself.
 //! - `last_seen`, `tcp_seen`, `packets`, `acked` and `bytes` are written by the one worker that receives this
 //!   direction, with plain loads and stores. Should the NIC move a direction to another queue, a count
 //!   or two may be lost, nothing else.

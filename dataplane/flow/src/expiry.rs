@@ -102,8 +102,8 @@ impl Sweep {
 
     /// Looks at the next `buckets` buckets and removes flows that were silent too long, or that
     /// `is_stale` (protocol, backend) condemns. Next hops that were looked up in another routing epoch than `epoch`
-    /// are forgotten, so that none is taken for a current one when epochs come round. Returns how many flows were
-    /// removed.
+    /// are forgotten, so that none is taken for a current one when epochs come round: they do after 256 route changes.
+    /// Returns how many flows were removed.
     pub fn step<A: FlowAddress>(
         &mut self,
         flows: &FlowTable<A>,

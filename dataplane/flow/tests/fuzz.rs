@@ -100,14 +100,17 @@ impl<A: FlowAddress> Pair<A> {
         let has = |list: &[Listed<A>], tuple: &FiveTuple<A>| {
             list.iter().find(|f| f.original == *tuple || f.reply == *tuple).map(|f| f.backend)
         };
-        if let Inserted::ReplyTaken(_) = inserted {
-            assert!(has(&self.list, &reply).is_some(), "nobody has taken these answers");
+        // Nobody makes room before it is known whose the answers are.
+        match inserted {
+            Inserted::New(_) => assert_eq!(has(&self.list, &reply), None, "answers of another flow"),
+            Inserted::ReplyTaken(_) => assert!(has(&self.list, &reply).is_some(), "nobody's answers"),
+            Inserted::Existing(_) | Inserted::Full => {}
         }
         forget_evicted(&mut self.list, &self.table, &before);
         match inserted {
             Inserted::New(found) => {
                 // A flow with the same tuple may have made room for this one's answers.
-                assert!(has(&self.list, &original).is_none() && has(&self.list, &reply).is_none());
+                assert_eq!(has(&self.list, &original), None, "two flows of one tuple");
                 assert_eq!(found.forwarding.translation, flow.original.translation);
                 let last = [self.now; 2];
                 self.list.push(Listed { original, reply, backend: self.next, packets: [0; 2], last });

@@ -21,6 +21,9 @@ fn body<'a>(does: impl FnOnce() + Send + 'a) -> Body<'a> {
 /// Interleavings of each scenario.
 const SCHEDULES: u64 = 200;
 
+/// The routing epoch of every flow and sweep.
+const EPOCH: u8 = 8;
+
 /// Tries a scenario on a fresh table with each seed.
 fn all_schedules(scenario: impl Fn(u64, &Table)) {
     for seed in 0..SCHEDULES {
@@ -55,7 +58,7 @@ fn flow(client: u16, source: u16) -> NewFlow<Ipv4Addr> {
     let direction = |from: FiveTuple<Ipv4Addr>, to: FiveTuple<Ipv4Addr>| Direction {
         tuple: from,
         translation: Translation::between(&from, &to.reversed()),
-        next_hop: NextHopRef::new(u32::from(source), 0),
+        next_hop: NextHopRef::new(u32::from(source), EPOCH),
     };
     NewFlow {
         original: direction(original, reply),
@@ -181,6 +184,19 @@ fn a_flow_that_is_replaced_is_never_mixed_with_its_successor() {
 }
 
 #[test]
+fn a_next_hop_that_is_looked_up_during_a_sweep_is_kept() {
+    all_schedules(|seed, table| {
+        let flow = flow(1, 40_000);
+        table.insert(&flow, Tick(1));
+        let tuple = flow.original.tuple;
+        table.lookup(&tuple).unwrap().set_next_hop(NextHopRef::new(5, EPOCH - 1));
+        let look_up = || table.lookup(&tuple).unwrap().set_next_hop(NextHopRef::new(6, EPOCH));
+        run(seed, vec![body(look_up), body(|| sweep(table, 2)), body(|| sweep(table, 2))]);
+        assert_eq!(table.lookup(&tuple).unwrap().forwarding.next_hop.id(EPOCH), Some(6), "seed {seed}");
+    });
+}
+
+#[test]
 fn a_full_table_gives_each_slot_to_one_flow() {
     // Fewer: the table is filled anew each time.
     for seed in 0..SCHEDULES / 5 {
@@ -209,5 +225,5 @@ fn a_full_table_gives_each_slot_to_one_flow() {
 fn sweep(table: &Table, now: u32) {
     let mut sweep = Sweep::new(table, 0, 1);
     let buckets = sweep.len();
-    sweep.step(table, buckets, Tick(now), &Timeouts::default(), |_, _| false);
+    sweep.step(table, buckets, Tick(now), &Timeouts::default(), EPOCH, |_, _| false);
 }

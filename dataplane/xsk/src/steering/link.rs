@@ -21,7 +21,7 @@ const PIN_PREFIX: &str = "link-";
 pub enum LinkOrigin {
     /// Attached by this process.
     Fresh,
-    /// Left by an earlier process; its program was replaced without detaching.
+    /// Left by an earlier process; it runs our program now, without having been detached.
     Reused,
 }
 

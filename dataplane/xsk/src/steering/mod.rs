@@ -1,4 +1,4 @@
-//! Loads the steering program, attaches it, and keeps its maps equal to what Flowgate serves.
+//! Loads the steering program or takes it over, attaches it, and keeps its maps equal to what Flowgate serves.
 //!
 //! The program and its maps outlive this process on purpose: when it dies, its sockets vanish from the socket map
 //! and all traffic passes to the kernel; when it starts again, it takes the pinned link over without detaching. Must
@@ -139,7 +139,7 @@ impl Steering {
     /// # Errors
     ///
     /// [`SteeringError`], naming what is in the way. Links that this call made are taken away again; those it took
-    /// over stay.
+    /// over stay, and where there are none, nothing does.
     pub fn attach(config: &SteeringConfig) -> Result<Self, SteeringError> {
         let devices = check(config)?;
         let (pins, mounted) = PinDir::create(&config.pin_dir)?;
@@ -333,8 +333,12 @@ fn undo(pins: PinDir, programs: &[Program], links: &[PinnedLink]) {
     for link in links.iter().filter(|link| link.origin == LinkOrigin::Fresh) {
         let _ = link::remove(&pins, &link.pin);
     }
-    for program in programs.iter().filter(|program| !program.is_kept) {
-        let _ = pins.remove(&program.pin);
+    for (position, program) in programs.iter().enumerate() {
+        // A link that was taken over runs it already.
+        let is_in_use = links.get(position).is_some_and(|link| link.origin == LinkOrigin::Reused);
+        if !program.is_kept && !is_in_use {
+            let _ = pins.remove(&program.pin);
+        }
     }
     if pins.names().is_ok_and(|names| !names.iter().any(|name| link::is_pin_name(name))) {
         let _ = remove_all(pins);

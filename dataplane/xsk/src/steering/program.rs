@@ -1,19 +1,15 @@
 //! The program of one interface: taken over from an earlier process when it is the same, loaded otherwise.
 //!
 //! Loading has the kernel verify the program, which is most of what a restart takes. So a loaded program is pinned,
-//! under a name that says from which object it was made; whoever finds its pin over the same maps uses it as it is.
+//! under a name that says from which object and constants it was made; whoever finds its pin over the same maps uses it
+//! as it is. `flowgate detach` removes it, for instance after the host's JIT settings were changed.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io,
     os::fd::AsFd as _,
 };
 
-use aya::{
-    EbpfLoader,
-    maps::MapInfo,
-    programs::{ProgramInfo, Xdp},
-};
+use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::Xdp};
 use aya_obj::programs::XdpAttachType;
 
 use super::{
@@ -37,16 +33,26 @@ pub(super) struct Program {
 
 /// The program for the interface whose socket slots begin at `base`.
 pub(super) fn obtain(pins: &PinDir, base: u32) -> Result<Program, SteeringError> {
-    let pin = pin_name(base);
-    let is_kept = pins.names()?.contains(&pin) && is_over_pinned_maps(pins, &pin);
-    if !is_kept {
-        if pins.names()?.contains(&pin) {
-            pins.remove(&pin)?;
+    let constants = [("xsk_base", base), ("xsk_queues", QUEUES_PER_INTERFACE)];
+    let pin = pin_name(&constants);
+    let path = pins.file(&pin);
+    if pins.names()?.contains(&pin) {
+        match Xdp::from_pin(&path, XdpAttachType::Interface) {
+            Ok(xdp) if is_over_pinned_maps(&xdp, pins) => return Ok(Program { xdp, pin, is_kept: true }),
+            _ => pins.remove(&pin)?,
         }
-        load(pins, base, &pin)?;
     }
-    let xdp = Xdp::from_pin(pins.file(&pin), XdpAttachType::Interface)?;
-    Ok(Program { xdp, pin, is_kept })
+    let object = load(pins, &constants)?;
+    let program: &Xdp = object.program(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
+    bpf::pin(program.fd()?.as_fd(), &path)
+        .map_err(|source| SteeringError::PinDir { path: path.clone(), source })?;
+    match Xdp::from_pin(&path, XdpAttachType::Interface) {
+        Ok(xdp) => Ok(Program { xdp, pin, is_kept: false }),
+        Err(error) => {
+            pins.remove(&pin)?;
+            Err(error.into())
+        }
+    }
 }
 
 pub(super) fn is_pin_name(name: &str) -> bool {
@@ -54,34 +60,33 @@ pub(super) fn is_pin_name(name: &str) -> bool {
 }
 
 /// Another object, or other constants in it, have another name.
-fn pin_name(base: u32) -> String {
+fn pin_name(constants: &[(&str, u32)]) -> String {
     let mut hasher = DefaultHasher::new();
-    (OBJECT, QUEUES_PER_INTERFACE).hash(&mut hasher);
-    format!("{PIN_PREFIX}{base}-{:016x}", hasher.finish())
+    (OBJECT, constants).hash(&mut hasher);
+    format!("{PIN_PREFIX}{:016x}", hasher.finish())
 }
 
-/// Whether the pinned program reads the maps that are pinned now: all are in it, by their ids. No when anything
-/// about it cannot be read.
-fn is_over_pinned_maps(pins: &PinDir, pin: &str) -> bool {
-    let of_program = ProgramInfo::from_pin(pins.file(pin)).and_then(|info| info.map_ids());
-    let Ok(Some(used)) = of_program else { return false };
-    maps::names().all(|map| MapInfo::from_pin(pins.file(map)).is_ok_and(|info| used.contains(&info.id())))
+/// Whether the program reads the maps that are pinned now: all are in it, by their ids. No when it is no XDP program of
+/// ours or anything about it cannot be read.
+fn is_over_pinned_maps(xdp: &Xdp, pins: &PinDir) -> bool {
+    let of_program = xdp.fd().ok().map(|fd| bpf::program_info(fd.as_fd()));
+    let Some(Ok(Some(info))) = of_program else { return false };
+    let is_used = |map| MapInfo::from_pin(pins.file(map)).is_ok_and(|map| info.map_ids.contains(&map.id()));
+    maps::names().all(is_used)
 }
 
-/// Loads the program with its own constants and everybody's maps, and pins it.
-fn load(pins: &PinDir, base: u32, pin: &str) -> Result<(), SteeringError> {
+/// Loads the program with its own constants and everybody's maps.
+fn load(pins: &PinDir, constants: &[(&'static str, u32)]) -> Result<Ebpf, SteeringError> {
     let mut loader = EbpfLoader::new();
-    loader
-        .btf(None) // nothing is relocated against the kernel's types
-        .override_global("xsk_base", &base, true)
-        .override_global("xsk_queues", &QUEUES_PER_INTERFACE, true);
+    loader.btf(None); // nothing is relocated against the kernel's types
+    for (name, value) in constants {
+        loader.override_global(name, value, true);
+    }
     for map in maps::names() {
         loader.map_pin_path(map, pins.file(map));
     }
     let mut object = loader.load(OBJECT)?;
     let program: &mut Xdp = object.program_mut(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
     program.load()?;
-    let path = pins.file(pin);
-    let pinned = bpf::pin(program.fd()?.as_fd(), &path);
-    pinned.map_err(|source: io::Error| SteeringError::PinDir { path, source })
+    Ok(object)
 }

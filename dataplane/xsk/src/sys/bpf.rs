@@ -1,4 +1,4 @@
-//! The bpf(2) commands for an XDP link.
+//! The bpf(2) commands for an XDP link and its program.
 //!
 //! aya has them too, but falls back to a netlink attachment when the kernel answers EINVAL, and such an attachment
 //! can be cleared by anybody and cannot be pinned. These never fall back: a link or an error.
@@ -23,6 +23,7 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
 const BPF_XDP: u32 = 37; // enum bpf_attach_type
+const BPF_PROG_TYPE_XDP: u32 = 6; // enum bpf_prog_type
 const BPF_LINK_TYPE_XDP: u32 = 6; // enum bpf_link_type
 
 /// What the kernel knows of an XDP link.
@@ -95,6 +96,54 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<Option<XdpLinkInfo>>
     let info = unsafe { (&raw const info).read_volatile() };
     Ok((info.kind == BPF_LINK_TYPE_XDP)
         .then_some(XdpLinkInfo { program_id: info.prog_id, ifindex: info.ifindex }))
+}
+
+/// What the kernel knows of an XDP program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProgramInfo {
+    /// The ids of the maps that it uses.
+    pub(crate) map_ids: Vec<u32>,
+}
+
+/// Describes an XDP program; `None` when the descriptor is another kind of program, or uses more maps than any of ours.
+/// Asked by the descriptor and not by an id, this needs no CAP_SYS_ADMIN.
+pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<Option<ProgramInfo>> {
+    const MAPS: usize = 64;
+    /// The beginning of `struct bpf_prog_info`.
+    #[repr(C, align(8))]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        jited_len: u32,
+        xlated_len: u32,
+        jited: u64,
+        xlated: u64,
+        load_time: u64,
+        created_by_uid: u32,
+        map_count: u32,
+        map_ids: u64,
+    }
+    #[repr(C)]
+    struct Attr {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut ids = [0_u32; MAPS];
+    let map_count = u32::try_from(MAPS).expect("a small number");
+    let mut info = Info { map_count, map_ids: (&raw mut ids).expose_provenance() as u64, ..Info::default() };
+    let len = u32::try_from(size_of::<Info>()).expect("a small struct");
+    let attr = Attr { bpf_fd: fd(program), info_len: len, info: (&raw mut info).expose_provenance() as u64 };
+    call(BPF_OBJ_GET_INFO_BY_FD, &attr)?;
+    // The kernel wrote through the addresses in `attr` and `info`, which the compiler cannot see.
+    // SAFETY: `info` is a live local of exactly this type, plain integers that any bytes are valid for.
+    let info = unsafe { (&raw const info).read_volatile() };
+    // SAFETY: the same of `ids`.
+    let ids = unsafe { (&raw const ids).read_volatile() };
+    let used = usize::try_from(info.map_count).ok().and_then(|count| ids.get(..count));
+    Ok(used.filter(|_| info.kind == BPF_PROG_TYPE_XDP).map(|ids| ProgramInfo { map_ids: ids.to_vec() }))
 }
 
 /// Pins an object to a path on a bpffs.
