@@ -555,7 +555,7 @@ fn rewrite<A: Family>(
     counters: &mut Counters,
 ) {
     translation.apply(frame, packet, ether);
-    if checksums == RxChecksums::MayBePartial && packet.has_partial_checksum() {
+    if checksums == RxChecksums::MayBePartial && translation.finds_partial_checksum(packet) {
         complete_checksum(frame, packet);
         counters.add(Event::ChecksumsCompleted, 1);
     }

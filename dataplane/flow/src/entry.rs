@@ -112,7 +112,7 @@ pub struct Entry<A: FlowAddress> {
     ports: AtomicU32,
     new_ports: AtomicU32,
     new_addrs: A::Pair,
-    l3_delta: AtomicU16,
+    l3: AtomicU16,
     l4_delta: AtomicU16,
     next_hop: AtomicU32,
     backend: AtomicU32,
@@ -217,7 +217,7 @@ impl<A: FlowAddress> Entry<A> {
         self.ports.store(pack_ports(tuple.src_port, tuple.dst_port), Ordering::Relaxed);
         self.new_addrs.store([translation.src, translation.dst]);
         self.new_ports.store(pack_ports(translation.src_port, translation.dst_port), Ordering::Relaxed);
-        self.l3_delta.store(translation.l3_delta.to_bits(), Ordering::Relaxed);
+        self.l3.store(translation.l3, Ordering::Relaxed);
         self.l4_delta.store(translation.l4_delta.to_bits(), Ordering::Relaxed);
         self.next_hop.store(next_hop.0, Ordering::Relaxed);
         self.backend.store(backend, Ordering::Relaxed);
@@ -328,9 +328,9 @@ impl<A: FlowAddress> Entry<A> {
     fn translation(&self) -> Translation<A> {
         let [src, dst] = self.new_addrs.load();
         let (src_port, dst_port) = unpack_ports(self.new_ports.load(Ordering::Relaxed));
-        let l3_delta = Delta::from_bits(self.l3_delta.load(Ordering::Relaxed));
+        let l3 = self.l3.load(Ordering::Relaxed);
         let l4_delta = Delta::from_bits(self.l4_delta.load(Ordering::Relaxed));
-        Translation { src, dst, src_port, dst_port, l3_delta, l4_delta }
+        Translation { src, dst, src_port, dst_port, l3, l4_delta }
     }
 }
 
@@ -381,7 +381,7 @@ mod tests {
             ports: AtomicU32::default(),
             new_ports: AtomicU32::default(),
             new_addrs: AtomicU64::default(),
-            l3_delta: AtomicU16::default(),
+            l3: AtomicU16::default(),
             l4_delta: AtomicU16::default(),
             next_hop: AtomicU32::default(),
             backend: AtomicU32::default(),

@@ -231,7 +231,7 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 /// To be raised with every change of what tags and entries mean.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"flowgate";
 const CHECKSUM_BYTES: usize = 8;

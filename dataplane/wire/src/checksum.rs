@@ -74,7 +74,14 @@ impl Sum {
     #[inline]
     #[must_use]
     pub fn pseudo_header<A: Address>(src: A, dst: A, protocol: u8, l4_len: u16) -> Self {
-        Self::ZERO.addr(src).addr(dst).word([0, protocol]).word(l4_len.to_be_bytes())
+        Self::ZERO.addr(src).addr(dst).protocol(protocol, l4_len)
+    }
+
+    /// Adds what a pseudo header has besides addresses.
+    #[inline]
+    #[must_use]
+    pub const fn protocol(self, protocol: u8, l4_len: u16) -> Self {
+        self.word([0, protocol]).word(l4_len.to_be_bytes())
     }
 
     /// The sum folded to 16 bits, in memory order. Zero only if every added word was zero.

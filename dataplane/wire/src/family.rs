@@ -30,6 +30,13 @@ pub trait Address:
     /// What the address adds to a sum.
     fn sum(self) -> Sum;
 
+    /// What a translation keeps of the sums of both addresses before and after. IPv4: the change of the header
+    /// checksum, by them and one hop less. IPv6, which has no such checksum: the sum before.
+    fn l3(from: Sum, to: Sum) -> u16;
+
+    /// What the addresses of an arriving packet add to a sum, where a translation has kept `l3` of them.
+    fn pseudo_addresses(pair: [Self; 2], l3: u16) -> Sum;
+
     /// The IP header of `frame`, whose EtherType says that it is of this family.
     ///
     /// # Errors
@@ -93,6 +100,16 @@ impl Address for Ipv4Addr {
     }
 
     #[inline]
+    fn l3(from: Sum, to: Sum) -> u16 {
+        Delta::between(from, to).and(Delta::TTL_DECREMENT).to_bits()
+    }
+
+    #[inline(always)]
+    fn pseudo_addresses([src, dst]: [Self; 2], _l3: u16) -> Sum {
+        src.sum().and(dst.sum())
+    }
+
+    #[inline]
     fn datagram(frame: &[u8]) -> Result<Datagram<Self>, Malformed> {
         datagram::v4(frame)
     }
@@ -116,7 +133,7 @@ impl Address for Ipv4Addr {
         let head = head.first_chunk_mut::<34>()?;
         head[..12].copy_from_slice(&ether.0);
         head[22] = packet.ttl - 1;
-        let checksum = Checksum([head[24], head[25]]).update(translation.l3_delta);
+        let checksum = Checksum([head[24], head[25]]).update(Delta::from_bits(translation.l3));
         head[24..26].copy_from_slice(&checksum.0);
         head[26..30].copy_from_slice(&translation.src.octets());
         head[30..34].copy_from_slice(&translation.dst.octets());
@@ -168,6 +185,16 @@ impl Address for Ipv6Addr {
         let bits = u128::from_ne_bytes(self.octets());
         let quarter = |shift: u32| Sum::half_words(((bits >> shift) & 0xffff_ffff) as u32);
         quarter(0).and(quarter(32)).and(quarter(64)).and(quarter(96))
+    }
+
+    #[inline]
+    fn l3(from: Sum, _to: Sum) -> u16 {
+        from.fold()
+    }
+
+    #[inline(always)]
+    fn pseudo_addresses(_pair: [Self; 2], l3: u16) -> Sum {
+        Sum::half_words(l3.into())
     }
 
     #[inline]

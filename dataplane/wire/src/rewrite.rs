@@ -38,8 +38,8 @@ pub struct Translation<A> {
     pub src_port: L4Port,
     /// New destination port.
     pub dst_port: L4Port,
-    /// Change of the IPv4 header checksum: the addresses and one hop less. IPv6 has none.
-    pub l3_delta: Delta,
+    /// What [`Address::l3`] keeps of the addresses.
+    pub l3: u16,
     /// Change of the transport checksum: addresses (by the pseudo header) and ports.
     pub l4_delta: Delta,
 }
@@ -60,9 +60,18 @@ impl<A: Address> Translation<A> {
             dst: to.dst,
             src_port: to.src_port,
             dst_port: to.dst_port,
-            l3_delta: Delta::between(addrs(from), addrs(to)).and(Delta::TTL_DECREMENT),
+            l3: A::l3(addrs(from), addrs(to)),
             l4_delta: Delta::between(all(from), all(to)),
         }
+    }
+
+    /// Whether the transport checksum of an arriving packet of this direction still waits for a device to complete it:
+    /// [`Packet::has_partial_checksum`], in less time.
+    #[inline(always)]
+    pub fn finds_partial_checksum(&self, packet: &Packet<A>) -> bool {
+        let FiveTuple { protocol, src, dst, .. } = packet.tuple;
+        let pseudo_header = A::pseudo_addresses([src, dst], self.l3);
+        packet.l4_checksum.is_partial(pseudo_header.protocol(protocol.number(), packet.l4_len))
     }
 
     /// What packets of this direction look like once they are translated.
@@ -218,6 +227,30 @@ mod tests {
         }
 
         #[test]
+        fn a_flow_tells_a_checksum_that_was_left_open_as_the_packet_does(
+            [a, b, c, d] in any::<[u128; 4]>(),
+            [src_port, dst_port] in any::<[u16; 2]>(),
+            l4_len in any::<u16>(),
+            other in any::<u16>(),
+        ) {
+            let tuple = |src: u128, dst: u128| FiveTuple {
+                protocol: Protocol::Tcp,
+                src: Ipv6Addr::from_bits(src),
+                dst: Ipv6Addr::from_bits(dst),
+                src_port: L4Port::new(src_port),
+                dst_port: L4Port::new(dst_port),
+            };
+            let (from, to) = (tuple(a, b), tuple(c, d));
+            let translation = Translation6::between(&from, &to);
+            let open = Sum::pseudo_header(from.src, from.dst, from.protocol.number(), l4_len).fold();
+            for field in [open, open ^ 1, !open, other, 0, u16::MAX] {
+                let l4_checksum = Checksum(field.to_ne_bytes());
+                let packet = Packet { tuple: from, l4_len, l4_checksum, ..Packet::EMPTY };
+                prop_assert_eq!(translation.finds_partial_checksum(&packet), packet.has_partial_checksum());
+            }
+        }
+
+        #[test]
         fn a_checksum_left_to_the_device_is_completed((from, to) in tuples(), payload in proptest::collection::vec(any::<u8>(), 0..64)) {
             let mut frame = build(&from, &payload);
             let before = packet(&frame);
@@ -226,6 +259,7 @@ mod tests {
             frame[at..at + 2].copy_from_slice(&partial.to_ne_bytes());
             let before = packet(&frame);
             prop_assert!(before.has_partial_checksum());
+            prop_assert!(Translation4::between(&from, &to).finds_partial_checksum(&before));
             Translation4::between(&from, &to).apply(&mut frame, &before, &ETHER);
             complete_checksum(&mut frame, &before);
             prop_assert!(checksums_are_right(&frame));
