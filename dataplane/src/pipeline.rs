@@ -565,8 +565,12 @@ fn rewrite<A: Family>(
 fn is_over<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
     let flows = A::table(context.flows);
     if packet.tuple.protocol != Protocol::Udp {
-        // RFC 9293 section 3.6.1: a SYN may start a connection anew once the old one has ended.
-        return packet.tcp_flags.opens() && flows.tcp_phase(found).is_closing();
+        // RFC 9293 section 3.6.1: a SYN may start a connection anew once the old one has ended. It may have gone past us,
+        // from a client to a backend that sees its address: then only the answer is seen.
+        let flags = packet.tcp_flags;
+        let is_answer = flags.contains(TcpFlags::SYN.union(TcpFlags::ACK));
+        let begins = flags.opens() || is_answer && open::may_be_kept_reply(&packet.tuple, context);
+        return begins && flows.tcp_phase(found).is_closing();
     }
     // P801: a datagram flow leaves a removed endpoint at once; nobody would tell its client otherwise.
     !context.tables.services.backends().is_current(BackendId::from_bits(found.forwarding.backend))

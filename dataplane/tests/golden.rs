@@ -107,6 +107,21 @@ fn a_client_that_is_kept_is_seen_by_the_backend() {
 }
 
 #[test]
+fn a_kept_client_may_go_on_to_its_backend_directly_from_the_same_port() {
+    let mut gateway = Gateway::new(&World::new());
+    let (backend, _) = connect(&mut gateway, CLIENT, "203.0.113.7:80");
+    gateway.receive(UP0, tcp(CLIENT, "203.0.113.7:80", "FA"));
+    gateway.receive(FAB0, tcp(&backend, CLIENT, "FA"));
+    gateway.receive(UP0, tcp(CLIENT, "203.0.113.7:80", "A"));
+    // Its SYN to the backend itself is not seen here, only the answer.
+    for flags in ["SA", "A"] {
+        let sent = gateway.receive(FAB0, tcp(&backend, CLIENT, flags));
+        assert_eq!((source(&sent[0].1), destination(&sent[0].1)), (backend.clone(), CLIENT.to_owned()));
+    }
+    golden("kept_then_direct", &gateway);
+}
+
+#[test]
 fn p501_p502_p504_without_endpoints_clients_are_refused_at_once() {
     let mut world = World::new();
     world.services.push(service("empty-udp", Protocol::Udp, "10.96.0.98:53", 53, &[]));

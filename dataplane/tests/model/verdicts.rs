@@ -54,7 +54,10 @@ impl Model {
     fn is_over(&self, at: usize, segment: &Segment, now: u64) -> bool {
         let flow = &self.flows.0[at];
         if flow.is_connection() {
-            segment.flags.opens() && flow.is_closing()
+            // A direct connection of the client with this backend is seen by its answer only.
+            let answers_past_us =
+                segment.flags.syn && segment.flags.ack && may_answer_kept(&self.world, &segment.tuple);
+            (segment.flags.opens() || answers_past_us) && flow.is_closing()
         } else {
             flow.is_stale(&self.lives) || flow.is_expired(now, &self.timeouts)
         }
