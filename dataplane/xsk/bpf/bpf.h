@@ -43,4 +43,25 @@ static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)BPF
 #endif
 #define NTOHS(x) HTONS(x)
 
+/* `value`, in which no bit is set outside of `mask`, so that the verifier knows it. A comparison does not tell it that
+ * reliably: the compiler may compare one copy of a value and use another, and up to Linux 6.12 a value is unknown once
+ * its bytes were swapped. The compiler can neither leave this instruction out nor see through it. The mask is one of
+ * 31 bits, since the instruction has room for a signed number of 32. */
+#define BOUNDED(value, mask)                                                \
+	({                                                                  \
+		__u64 bounded = (value);                                    \
+		asm volatile("%0 &= %1" : "+r"(bounded) : "i"(mask));       \
+		bounded;                                                    \
+	})
+
+/* The same pointer, and the compiler does not know of what it was added up. What a comparison with the end of the packet
+ * proves, it proves of pointers that come from the same addition: if the compiler made the sum anew to read by it,
+ * the verifier would know nothing of that one. */
+#define MADE_ONCE(pointer)                                                  \
+	({                                                                  \
+		void *made_once = (pointer);                                \
+		asm volatile("" : "+r"(made_once));                         \
+		made_once;                                                  \
+	})
+
 #endif

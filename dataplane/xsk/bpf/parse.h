@@ -86,11 +86,11 @@ struct part {
 /* The part's first `size` bytes, or null where it or the frame is shorter. */
 INLINE void *header_at(struct xdp_md *ctx, const struct part *part, __u32 size)
 {
-	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
-	if (part->len < size || part->offset > FURTHEST || data + part->offset + size > end)
+	if (part->len < size || part->offset > FURTHEST)
 		return 0;
-	return data + part->offset;
+	void *header = MADE_ONCE((void *)(long)ctx->data + BOUNDED(part->offset, FURTHEST));
+	return header + size > end ? 0 : header;
 }
 
 INLINE void skip(struct part *part, __u32 size)
@@ -174,7 +174,7 @@ INLINE __u32 parse_ipv4(struct xdp_md *ctx, void *l3, void *end, struct target *
 		return REASON_pass_malformed;
 
 	__u32 header_len = ip->ihl * 4;
-	__u32 total_len = NTOHS(ip->tot_len);
+	__u64 total_len = BOUNDED(NTOHS(ip->tot_len), 0xffff);
 	if (ip->version != 4 || header_len < sizeof(*ip) || total_len < header_len)
 		return REASON_pass_malformed;
 	if (l3 + total_len > end)
@@ -186,7 +186,7 @@ INLINE __u32 parse_ipv4(struct xdp_md *ctx, void *l3, void *end, struct target *
 	to->source.word[3] = ip->saddr;
 	to->protocol = ip->protocol;
 
-	void *l4 = l3 + header_len;
+	void *l4 = MADE_ONCE(l3 + header_len);
 	__u32 l4_len = total_len - header_len;
 	if (LIKELY(!(ip->frag_off & HTONS(IP_MORE | IP_OFFSET)))) {
 		if (UNLIKELY(ip->protocol == IPPROTO_ICMP))
@@ -225,10 +225,12 @@ INLINE int is_same(const struct address *a, const struct address *b)
 		 (a->word[3] ^ b->word[3]));
 }
 
-/* Follows the extension headers from `to->protocol` on, which becomes the upper layer's, as `part` does. */
+/* Follows the extension headers from `to->protocol` on, which becomes the upper layer's, as `part` does. Unrolled:
+ * Linux 6.1 refuses a loop whose way back is no conditional jump, and what it is the compiler decides. */
 INLINE __u32 walk_extensions(struct xdp_md *ctx, struct part *part, struct target *to)
 {
 	__u32 parsed = PARSED;
+#pragma unroll
 	for (int i = 0; i <= IPV6_EXTENSIONS; i++) {
 		__u8 next = to->protocol;
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
@@ -323,7 +325,7 @@ INLINE __u32 parse_ipv6(struct xdp_md *ctx, void *l3, void *end, struct target *
 	struct ipv6hdr *ip = l3;
 	if ((void *)(ip + 1) > end)
 		return REASON_pass_malformed;
-	__u32 len = NTOHS(ip->payload_len);
+	__u64 len = BOUNDED(NTOHS(ip->payload_len), 0xffff);
 	if (ip->version != 6 || (void *)(ip + 1) + len > end)
 		return REASON_pass_malformed;
 

@@ -17,6 +17,9 @@
  * the node: the kernel could do nothing with it. On an address of the node (NodePorts, SNAT addresses) it may be
  * part of the node's own datagram and passes, so reordered fragments of ours are lost there; so are those of a
  * backend whose clients keep their address.
+ *
+ * Written for the verifier of Linux 6.1, and to be compiled by clang from 14 on: no loops, and what the verifier has to
+ * know of a number or a pointer is proven where it is used (BOUNDED and MADE_ONCE in bpf.h).
  */
 #include "bpf.h"
 #include "maps.h"
@@ -50,7 +53,7 @@ INLINE int is_redirect(__u32 reason)
 INLINE int port_in(__u32 set, __u16 port)
 {
 	struct ports *ports = bpf_map_lookup_elem(&port_sets, &set);
-	return ports && (ports->bits[port >> 3] & (1 << (port & 7)));
+	return ports && (ports->bits[BOUNDED(port >> 3, sizeof(ports->bits) - 1)] & (1 << (port & 7)));
 }
 
 INLINE __u32 nodeports_of(__u8 protocol)
@@ -128,18 +131,20 @@ INLINE __u32 steer_later_fragment(const struct target *to)
 }
 
 /* Everything but whole packets with ports. */
-OUTLINE __u32 steer_unusual(__u32 parsed, const struct target *to)
+OUTLINE __u32 steer_unusual(__u32 parsed, const struct target *of_caller)
 {
-	if (!to) /* for the verifier */
+	if (!of_caller) /* for the verifier */
 		return REASON_pass_malformed;
+	/* Linux 6.1 takes no key of a map from what a caller's pointer leads to. */
+	const struct target to = *of_caller;
 	if (parsed == PARSED_LATER)
-		return steer_later_fragment(to);
+		return steer_later_fragment(&to);
 	if (parsed == PARSED_ECHO)
-		return bpf_map_lookup_elem(&echo_addrs, &to->address) ? REASON_redirect_echo :
-									 REASON_pass_not_ours;
-	__u32 reason = steer(to);
+		return bpf_map_lookup_elem(&echo_addrs, &to.address) ? REASON_redirect_echo :
+									REASON_pass_not_ours;
+	__u32 reason = steer(&to);
 	if (parsed == PARSED_FIRST)
-		remember_fragment(to, is_redirect(reason));
+		remember_fragment(&to, is_redirect(reason));
 	else if (is_redirect(reason))
 		reason = REASON_redirect_icmp_error;
 	return reason;
