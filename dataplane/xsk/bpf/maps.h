@@ -10,6 +10,7 @@
 #include "reasons.h"
 
 #define QUEUE_SLOTS 4096 /* in the socket map, over all interfaces */
+#define INTERFACES 16	 /* that have slots there */
 #define FRAGMENTS 16384  /* datagrams whose later fragments are told by the first */
 
 struct address {
@@ -46,6 +47,14 @@ struct fragment_key {
 struct fragment {
 	__u64 seen; /* ns, bpf_ktime_get_ns */
 	__u64 ours; /* 0 or 1 */
+};
+
+/* What an interface delivers. In zero copy some drivers cut a packet that is longer than their part of a frame into
+ * several frames, all but the last of one length: none of them is a whole packet. */
+struct delivery {
+	__u64 truncated;     /* frames with less of an IP packet than its length says */
+	__u32 truncated_len; /* bytes of the last of them */
+	__u32 longest;	     /* bytes of the longest other frame, of those that are large */
 };
 
 enum port_set {
@@ -110,7 +119,7 @@ struct {
 	TYPE(value, struct ports);
 } port_sets SEC(".maps");
 
-/* The only map that the program itself writes, besides the counters. */
+/* The only map that the program itself writes, besides those that count. */
 struct {
 	UINT(type, BPF_MAP_TYPE_LRU_HASH);
 	UINT(max_entries, FRAGMENTS);
@@ -124,6 +133,14 @@ struct {
 	TYPE(key, __u32);
 	TYPE(value, __u32);
 } xsks SEC(".maps");
+
+/* By the interfaces' places in the configuration. */
+struct {
+	UINT(type, BPF_MAP_TYPE_ARRAY);
+	UINT(max_entries, INTERFACES);
+	TYPE(key, __u32);
+	TYPE(value, struct delivery);
+} deliveries SEC(".maps");
 
 /* Until when what is ours is dropped where no socket is: ns of bpf_ktime_get_ns, which is CLOCK_MONOTONIC. */
 struct {

@@ -178,7 +178,7 @@ INLINE __u32 parse_ipv4(struct xdp_md *ctx, void *l3, void *end, struct target *
 	if (ip->version != 4 || header_len < sizeof(*ip) || total_len < header_len)
 		return REASON_pass_malformed;
 	if (l3 + total_len > end)
-		return REASON_pass_malformed;
+		return REASON_pass_truncated;
 
 	to->address.word[2] = HTONL(0xffff); /* RFC 4291, 2.5.5.2: ::ffff:a.b.c.d */
 	to->address.word[3] = ip->daddr;
@@ -326,8 +326,10 @@ INLINE __u32 parse_ipv6(struct xdp_md *ctx, void *l3, void *end, struct target *
 	if ((void *)(ip + 1) > end)
 		return REASON_pass_malformed;
 	__u64 len = BOUNDED(NTOHS(ip->payload_len), 0xffff);
-	if (ip->version != 6 || (void *)(ip + 1) + len > end)
+	if (ip->version != 6)
 		return REASON_pass_malformed;
+	if ((void *)(ip + 1) + len > end)
+		return REASON_pass_truncated;
 
 	copy_ipv6(&to->address, &ip->daddr);
 	copy_ipv6(&to->source, &ip->saddr);

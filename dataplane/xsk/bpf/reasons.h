@@ -24,7 +24,8 @@
 	X(redirect_echo)        /* to the worker: an echo request to an address that answers them */ \
 	X(pass_vlan)            /* to the kernel: a VLAN tag of no served VLAN interface, or two tags */ \
 	X(pass_extensions)      /* to the kernel: IPv6 extension headers that are not followed */ \
-	X(drop_held)            /* dropped: ours, no socket in the slot, and within the time to hold */
+	X(drop_held)            /* dropped: ours, no socket in the slot, and within the time to hold */ \
+	X(pass_truncated)       /* to the kernel: an IP packet of which less arrived than its length says */
 
 enum reason {
 #define FLOWGATE_REASON_ENUM(name) REASON_##name,

@@ -37,6 +37,10 @@
 /* Set by the loader for each interface before the program is verified. */
 const volatile __u32 xsk_base = 0;   /* first socket slot of this interface */
 const volatile __u32 xsk_queues = 0; /* slots it has */
+const volatile __u32 interface = 0;  /* its place in the configuration */
+
+/* Frames from this length on are looked at: a driver that cuts packets cuts none that is shorter. */
+#define LARGE_FRAME 1000
 
 INLINE void count(__u32 reason)
 {
@@ -157,10 +161,33 @@ INLINE int is_held(void)
 	return until && bpf_ktime_get_ns() < *until;
 }
 
+/* Notes whether the interface delivers large packets whole. Packets on several queues may overwrite each other's notes
+ * of lengths: the next ones say the same. */
+OUTLINE int note_delivery(__u32 len, __u32 parsed)
+{
+	__u32 place = interface;
+	struct delivery *delivery = bpf_map_lookup_elem(&deliveries, &place);
+	if (!delivery)
+		return 0;
+	if (parsed == REASON_pass_truncated) {
+		delivery->truncated_len = len;
+		__sync_fetch_and_add(&delivery->truncated, 1);
+	} else if (delivery->longest < len) {
+		delivery->longest = len;
+	}
+	return 0;
+}
+
 SEC("xdp") int flowgate_steer(struct xdp_md *ctx)
 {
 	struct target to = {};
 	__u32 reason = parse(ctx, xsk_base, &to);
+	/* Of what is cut only the first frame begins with headers: what follows it may look like anything, but hardly like
+	 * a large packet of IP. */
+	__u32 len = ctx->data_end - ctx->data;
+	if (UNLIKELY(reason == REASON_pass_truncated) ||
+	    (len >= LARGE_FRAME && (reason >= PARSED || reason == REASON_pass_not_l4)))
+		note_delivery(len, reason);
 	if (LIKELY(reason == PARSED))
 		reason = steer(&to);
 	else if (reason > PARSED)

@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, XskMap};
 
 use super::{
-    Reason, SteeringError,
+    Delivery, Reason, SteeringError,
     bpffs::PinDir,
     set::{
         PortSet, SteeringSet, VipKey, VlanKey, address_from_key, address_key, prefix_from_key, prefix_key,
@@ -35,7 +35,7 @@ struct Shape {
 }
 
 /// The maps of `bpf/maps.h`. A test holds this list against the object.
-const SHAPES: [Shape; 15] = [
+const SHAPES: [Shape; 16] = [
     Shape::new("vips", MapType::Hash, 20, 4, 262_144, BPF_F_NO_PREALLOC),
     Shape::new("vip_addrs", MapType::Hash, 16, 4, 262_144, BPF_F_NO_PREALLOC),
     Shape::new("echo_addrs", MapType::Hash, 16, 4, 262_144, BPF_F_NO_PREALLOC),
@@ -49,6 +49,7 @@ const SHAPES: [Shape; 15] = [
     Shape::new("port_sets", MapType::Array, 4, 8192, PORT_SETS, 0),
     Shape::new("fragments", MapType::LruHash, 40, 16, 16_384, 0),
     Shape::new("xsks", MapType::XskMap, 4, 4, MAX_INTERFACES * QUEUES_PER_INTERFACE, 0),
+    Shape::new("deliveries", MapType::Array, 4, 16, MAX_INTERFACES, 0),
     Shape::new("hold_until", MapType::Array, 4, 8, 1, 0),
     Shape::new("counters", MapType::PerCpuArray, 4, 8, 64, 0),
 ];
@@ -108,6 +109,7 @@ pub(super) struct Maps {
     service_cidrs: LpmTrie<MapData, [u8; 16], u32>,
     vlans: HashMap<MapData, [u8; 8], u32>,
     port_sets: Array<MapData, [u8; PORT_SET_LEN]>,
+    deliveries: Array<MapData, [u8; 16]>,
     hold_until: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
     /// Interface index and first socket slot.
@@ -135,6 +137,7 @@ impl Maps {
             service_cidrs: open(&pins.file("service_cidrs"))?,
             vlans: open(&pins.file("vlans"))?,
             port_sets: open(&pins.file("port_sets"))?,
+            deliveries: open(&pins.file("deliveries"))?,
             hold_until: open(&pins.file("hold_until"))?,
             counters: open(&pins.file("counters"))?,
             bases,
@@ -237,6 +240,23 @@ impl Maps {
         extend(vlans, "vlans", &mut applied.vlans, &known, |vlan| {
             vlan.to_key(base_of(bases, vlan).expect("the others were left out"))
         })
+    }
+
+    /// What an interface has delivered since [`forget_delivery`](Self::forget_delivery), by its place.
+    pub(super) fn delivery(&self, place: u32) -> Result<Delivery, SteeringError> {
+        let bytes = self.deliveries.get(&place, 0)?;
+        let [truncated, lengths] = *bytes.as_chunks::<8>().0 else { unreachable!("16 bytes are two times 8") };
+        let [l0, l1, l2, l3, w0, w1, w2, w3] = lengths;
+        Ok(Delivery {
+            truncated: u64::from_ne_bytes(truncated),
+            truncated_len: u32::from_ne_bytes([l0, l1, l2, l3]),
+            longest_whole: u32::from_ne_bytes([w0, w1, w2, w3]),
+        })
+    }
+
+    /// Begins anew to note what an interface delivers.
+    pub(super) fn forget_delivery(&mut self, place: u32) -> Result<(), SteeringError> {
+        Ok(self.deliveries.set(place, [0; 16], 0)?)
     }
 
     /// Until when the program holds: ns of `CLOCK_MONOTONIC`.
@@ -367,5 +387,6 @@ mod tests {
     fn slots_of_the_socket_map_are_what_the_program_has() {
         let program = include_str!("../../bpf/maps.h");
         assert!(program.contains(&format!("#define QUEUE_SLOTS {}", MAX_INTERFACES * QUEUES_PER_INTERFACE)));
+        assert!(program.contains(&format!("#define INTERFACES {MAX_INTERFACES}")));
     }
 }

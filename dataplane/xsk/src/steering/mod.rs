@@ -5,6 +5,7 @@
 //! never leave a device without knowing it: only [`Steering::detach`] and [`uninstall`] detach.
 
 mod bpffs;
+mod delivery;
 mod error;
 mod follow;
 mod hold;
@@ -25,6 +26,7 @@ use std::{
 
 use nix::net::if_::if_nametoindex;
 
+pub use delivery::Delivery;
 pub use error::SteeringError;
 pub use follow::Device;
 pub use link::LinkOrigin;

@@ -33,7 +33,11 @@ pub(super) struct Program {
 
 /// The program for the interface whose socket slots begin at `base`.
 pub(super) fn obtain(pins: &PinDir, base: u32) -> Result<Program, SteeringError> {
-    let constants = [("xsk_base", base), ("xsk_queues", QUEUES_PER_INTERFACE)];
+    let constants = [
+        ("xsk_base", base),
+        ("xsk_queues", QUEUES_PER_INTERFACE),
+        ("interface", base / QUEUES_PER_INTERFACE),
+    ];
     let pin = pin_name(&constants);
     let path = pins.file(&pin);
     if pins.names()?.contains(&pin) {

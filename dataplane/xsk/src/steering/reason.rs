@@ -38,11 +38,13 @@ pub enum Reason {
     PassExtensions,
     /// Dropped: ours, no socket in the slot, and within the time to hold.
     DropHeld,
+    /// To the kernel: an IP packet of which less arrived than its length says.
+    PassTruncated,
 }
 
 impl Reason {
     /// Every reason, in the order of the counter map.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::RedirectVip,
         Self::RedirectNodeport,
         Self::RedirectSnatReply,
@@ -60,6 +62,7 @@ impl Reason {
         Self::PassVlan,
         Self::PassExtensions,
         Self::DropHeld,
+        Self::PassTruncated,
     ];
 
     /// The name that metrics, `flowgate show` and the documentation share.
@@ -83,6 +86,7 @@ impl Reason {
             Self::PassVlan => "pass_vlan",
             Self::PassExtensions => "pass_extensions",
             Self::DropHeld => "drop_held",
+            Self::PassTruncated => "pass_truncated",
         }
     }
 }
@@ -111,6 +115,9 @@ impl Reason {
                 "Passed to the kernel: too many IPv6 extension headers, or a route that is not at its end."
             }
             Self::DropHeld => "Dropped: for a Service, while Flowgate is replaced.",
+            Self::PassTruncated => {
+                "Passed to the kernel: less of an IP packet arrived than its length says."
+            }
         }
     }
 }

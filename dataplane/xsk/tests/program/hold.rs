@@ -35,7 +35,7 @@ fn what_is_ours_is_dropped_without_a_socket_only_while_it_is_held() {
         rig.expect("ours, held", &packet, Verdict::Drop, "drop_held");
     }
     rig.passes("ssh to the node", &tcp((NODE, 22)), "pass_not_ours");
-    rig.passes("a header cut off", &tcp((VIP, 80))[..40], "pass_malformed");
+    rig.passes("a packet cut off", &tcp((VIP, 80))[..40], "pass_truncated");
     rig.passes("ARP", &ethernet(0x0806, &[0; 46]), "pass_not_ip");
     let own = V4 { fragment: 2, ..V4::new(OTHER.into(), NODE.into(), UDP) }.with(b"and so on");
     rig.passes("a fragment to the node", &ethernet(0x0800, &own), "pass_fragment");

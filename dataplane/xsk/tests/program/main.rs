@@ -18,9 +18,10 @@ mod vlan;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use common::{Namespace, counted, tcp, udp};
+use frames::{UDP, ethernet, l4, v6};
 use flowgate_xsk::{
     FramePool, Port,
-    steering::{Steering, SteeringSet, Verdict, VipKey},
+    steering::{Delivery, Steering, SteeringSet, Verdict, VipKey},
 };
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
@@ -210,13 +211,14 @@ fn everything_else_goes_to_the_kernel() {
 fn a_header_that_contradicts_itself_goes_to_the_kernel() {
     let rig = rig();
     let malformed = |what, packet: &[u8]| rig.expect(what, packet, Verdict::Pass, "pass_malformed");
+    let truncated = |what, packet: &[u8]| rig.expect(what, packet, Verdict::Pass, "pass_truncated");
     let whole = tcp((VIP, 80));
-    for len in 14..whole.len() {
-        malformed("truncated TCP", &whole[..len]);
-    }
-    let datagram = udp((VIP, 53), b"");
-    for len in 14..datagram.len() {
-        malformed("truncated UDP", &datagram[..len]);
+    for (what, packet) in [("TCP", whole.clone()), ("UDP", udp((VIP, 53), b""))] {
+        for len in 14..packet.len() {
+            // With the whole IP header its length is known.
+            let is_told = len >= 34;
+            if is_told { truncated(what, &packet[..len]) } else { malformed(what, &packet[..len]) }
+        }
     }
     malformed("version 6 in an IPv4 frame", &with(whole.clone(), 14, &[0x65]));
     for ihl in 0..5 {
@@ -225,7 +227,33 @@ fn a_header_that_contradicts_itself_goes_to_the_kernel() {
     malformed("options beyond the packet", &with(whole.clone(), 14, &[0x4f]));
     malformed("total length below the header", &with(whole.clone(), 16, &[0, 19]));
     malformed("total length cuts the TCP header", &with(whole.clone(), 16, &[0, 39]));
-    malformed("total length beyond the packet", &with(whole, 16, &[0xff, 0xff]));
+    truncated("total length beyond the packet", &with(whole, 16, &[0xff, 0xff]));
+}
+
+#[test]
+fn whether_large_packets_arrive_whole_is_noted_for_each_interface() {
+    let mut rig = rig();
+    let delivery = |rig: &Rig| rig.steering.delivery(rig.ifindex).expect("delivery");
+    assert_eq!(delivery(&rig), Delivery::default());
+
+    let whole = udp((VIP, 53), &[0; 1200]);
+    let six = ethernet(0x86dd, &v6(OTHER6, VIP6, UDP, &l4(UDP, 4000, 53)));
+    rig.passes("cut", &whole[..1024], "pass_truncated");
+    rig.passes("cut", &six[..six.len() - 1], "pass_truncated");
+    rig.passes("cut", &whole[..1024], "pass_truncated");
+    assert_eq!(delivery(&rig), Delivery { truncated: 3, truncated_len: 1024, longest_whole: 0 });
+
+    let len = u32::try_from(whole.len()).expect("a packet");
+    rig.redirects("whole", &whole, "redirect_vip");
+    rig.redirects("small", &udp((VIP, 53), &[0; 500]), "redirect_vip");
+    rig.passes("of somebody else", &udp((OTHER, 9), &[0; 1100]), "pass_not_ours");
+    assert_eq!(delivery(&rig), Delivery { truncated: 3, truncated_len: 1024, longest_whole: len });
+
+    // What is longer than any whole packet so far, and not ours, says as much.
+    rig.passes("of somebody else", &udp((OTHER, 9), &[0; 1400]), "pass_not_ours");
+    assert_eq!(delivery(&rig).longest_whole, len + 200);
+    rig.steering.forget_delivery(rig.ifindex).expect("forget");
+    assert_eq!(delivery(&rig), Delivery::default());
 }
 
 #[test]

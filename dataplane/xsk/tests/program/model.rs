@@ -12,6 +12,7 @@ pub type Fragments = HashMap<(IpAddr, IpAddr, u32, u8), bool>;
 type Passed = &'static str;
 
 const MALFORMED: Passed = "pass_malformed";
+const TRUNCATED: Passed = "pass_truncated";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -129,8 +130,11 @@ fn parse_v4(l3: &[u8]) -> Result<Packet, Passed> {
     let (version, header_len) = (byte(l3, 0)? >> 4, usize::from(byte(l3, 0)? & 15) * 4);
     at_least(l3, 20)?;
     let total_len = usize::from(be16(l3, 2)?);
-    if version != 4 || header_len < 20 || total_len < header_len || total_len > l3.len() {
+    if version != 4 || header_len < 20 || total_len < header_len {
         return Err(MALFORMED);
+    }
+    if total_len > l3.len() {
+        return Err(TRUNCATED);
     }
     let l4 = &l3[header_len..total_len];
     let (fragment, protocol) = (be16(l3, 6)?, l3[9]);
@@ -163,8 +167,11 @@ fn parse_v4(l3: &[u8]) -> Result<Packet, Passed> {
 fn parse_v6(l3: &[u8]) -> Result<Packet, Passed> {
     at_least(l3, 40)?;
     let end = 40 + usize::from(be16(l3, 4)?);
-    if l3[0] >> 4 != 6 || end > l3.len() {
+    if l3[0] >> 4 != 6 {
         return Err(MALFORMED);
+    }
+    if end > l3.len() {
+        return Err(TRUNCATED);
     }
     let packet = Packet {
         kind: Kind::Whole,
