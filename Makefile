@@ -6,8 +6,12 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 10000
 SECONDS ?= 60
 SEED ?= 1
+KERNELS ?= 5.10 6.1 6.12 6.18 sid backports
+DEVICE ?= igb
+KERNEL ?= sid
+QUEUES ?= 1
 
-.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz simulate faults soak clean deps root
+.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz simulate faults soak kernels vm vm-tests clean deps root
 
 build: deps
 	$(CARGO) build --release -p flowgate
@@ -67,6 +71,27 @@ faults: root build
 # The same all at once for a time: SECONDS=3600 SEED=7 make soak; ends with one line of JSON.
 soak: root build
 	$(FLOWGATE) lab soak --seconds $(SECONDS) --seed $(SEED)
+
+# Other kernels, in QEMU without KVM: tests of this workspace run in each; ends with one line of JSON. KERNELS names
+# some of 5.10 6.1 6.12 6.18 sid backports, which .ci/vm fetches once; 5.10 is too old and has to be told so.
+kernels: root deps
+	@.ci/deps vm
+	@.ci/vm $(KERNELS)
+	@.ci/kernels $(KERNELS)
+
+# The driver of an emulated NIC, with the real binary, in QEMU without KVM: DEVICE is igb, virtio-net, vmxnet3 or e1000e,
+# QUEUES up to 4, each with a worker; ends with one line of JSON.
+vm: root build
+	@.ci/deps vm
+	@.ci/vm $(KERNEL)
+	$(FLOWGATE) lab vm --device $(DEVICE) --kernel $(KERNEL) --queues $(QUEUES)
+
+# Tests that need modules which this machine's kernel may lack, in QEMU without KVM: SCTP sockets, VLAN interfaces, bonds,
+# netem; ends with one line of JSON.
+vm-tests: root deps
+	@.ci/deps vm
+	@.ci/vm $(KERNEL)
+	@.ci/vm-tests $(KERNEL)
 
 clean:
 	$(CARGO) clean

@@ -9,3 +9,4 @@ pub mod lab;
 pub mod loadgen;
 pub mod netns;
 pub mod pattern;
+pub mod vm;

@@ -43,7 +43,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Show(args) => show::show(&args),
         Command::Trace(args) => trace::trace(&args),
         #[cfg(feature = "lab")]
-        Command::Lab(command) => Ok(flowgate_benches::cli::run_lab(&command, &std::env::current_exe()?)?),
+        Command::Lab(command) => {
+            // The first process of a machine has no /proc yet, and starts no other flowgate.
+            let flowgate = std::env::current_exe().unwrap_or_else(|_| "flowgate".into());
+            Ok(flowgate_benches::cli::run_lab(&command, &flowgate)?)
+        }
         #[cfg(feature = "lab")]
         Command::Loadgen(args) => Ok(flowgate_benches::cli::run_loadgen(&args)?),
     }

@@ -1,4 +1,4 @@
-//! `flowgate lab up|down|kubectl|demo|bench|compare|bench-control|faults|soak`.
+//! `flowgate lab up|down|kubectl|demo|bench|compare|bench-control|faults|soak|kernels|vm|vm-tests`.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,6 +20,13 @@ use crate::{
         interrupt,
         soak::{SoakOptions, soak},
         supervisor::{Down, LabKind, LabPlace, Up, down, kubectl, supervise, up},
+    },
+    vm::{
+        self,
+        devices::{Device, DeviceOptions, device},
+        TestProgram,
+        kernels::{KernelOptions, kernels},
+        modules::{ModuleOptions, modules},
     },
 };
 
@@ -46,6 +53,16 @@ pub enum LabCommand {
     Faults(FaultsArgs),
     /// Everything of `faults` at random and all at once for a time; ends with one line of JSON.
     Soak(SoakArgs),
+    /// Try other kernels in virtual machines: tests of this workspace, run in each; ends with one line of JSON.
+    Kernels(KernelsArgs),
+    /// Try the driver of an emulated NIC in a virtual machine, with the real binary; ends with one line of JSON.
+    Vm(VmArgs),
+    /// Run the tests that need more modules than this machine's kernel may have in a virtual machine; ends with one line
+    /// of JSON.
+    VmTests(VmTestsArgs),
+    /// Do what the outside says: the first process of a virtual machine.
+    #[command(hide = true)]
+    Guest,
     /// Hold the lab: what `up` starts.
     #[command(hide = true)]
     Supervise(UpArgs),
@@ -155,6 +172,57 @@ pub struct SoakArgs {
     pub seed: u64,
 }
 
+/// The options of `flowgate lab kernels`.
+#[derive(Debug, Clone, Args)]
+pub struct KernelsArgs {
+    /// The kernels, by the names that `.ci/vm` knows.
+    #[arg(required = true, value_name = "KERNEL")]
+    kernels: Vec<String>,
+    /// A test program to run in each, with its arguments after blanks; may be repeated.
+    #[arg(long = "test", required = true, value_name = "PROGRAM")]
+    tests: Vec<TestProgram>,
+    /// Where `.ci/vm` has put QEMU and kernels.
+    #[arg(long, default_value = vm::FOLDER)]
+    store: PathBuf,
+}
+
+/// The options of `flowgate lab vm-tests`.
+#[derive(Debug, Clone, Args)]
+pub struct VmTestsArgs {
+    /// The kernel, by a name that `.ci/vm` knows.
+    #[arg(long, default_value = "sid")]
+    kernel: String,
+    /// A test program, with its arguments after blanks; may be repeated.
+    #[arg(long = "test", required = true, value_name = "PROGRAM")]
+    tests: Vec<TestProgram>,
+    /// Where `.ci/vm` has put QEMU and kernels.
+    #[arg(long, default_value = vm::FOLDER)]
+    store: PathBuf,
+}
+
+/// The options of `flowgate lab vm`.
+#[derive(Debug, Clone, Args)]
+pub struct VmArgs {
+    /// The device.
+    #[arg(long, value_enum)]
+    device: Device,
+    /// The kernel, by a name that `.ci/vm` knows.
+    #[arg(long, default_value = "sid")]
+    kernel: String,
+    /// Queues of each NIC, virtual CPUs, and workers.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4))]
+    queues: u32,
+    /// More lines for the section `xdp` of the configuration.
+    #[arg(long, default_value = "", value_name = "TOML")]
+    xdp: String,
+    /// More lines for the section `rings`.
+    #[arg(long, default_value = "", value_name = "TOML")]
+    rings: String,
+    /// Where `.ci/vm` has put QEMU and kernels.
+    #[arg(long, default_value = vm::FOLDER)]
+    store: PathBuf,
+}
+
 /// The options of `flowgate lab bench-control`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchControlArgs {
@@ -251,6 +319,40 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
             super::loadgen::print(&report.json());
             return Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        LabCommand::Kernels(args) => {
+            let options = KernelOptions {
+                store: args.store.clone(),
+                kernels: args.kernels.clone(),
+                tests: args.tests.clone(),
+            };
+            let report = kernels(&options, flowgate, &interrupt::listen()?)?;
+            super::loadgen::print(&report.json());
+            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        LabCommand::Vm(args) => {
+            let options = DeviceOptions {
+                store: args.store.clone(),
+                kernel: args.kernel.clone(),
+                device: args.device,
+                queues: args.queues,
+                xdp: args.xdp.clone(),
+                rings: args.rings.clone(),
+            };
+            let report = device(&options, flowgate, &interrupt::listen()?)?;
+            super::loadgen::print(&report.json());
+            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        LabCommand::VmTests(args) => {
+            let options = ModuleOptions {
+                store: args.store.clone(),
+                kernel: args.kernel.clone(),
+                tests: args.tests.clone(),
+            };
+            let report = modules(&options, flowgate, &interrupt::listen()?)?;
+            super::loadgen::print(&report.json());
+            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        LabCommand::Guest => return vm::agent::serve(),
         LabCommand::BareForward(args) => return bare_forward::run(args),
         LabCommand::Supervise(args) => {
             supervise(&args.place.place(), flowgate, args.kind(), &interrupt::listen()?)?;

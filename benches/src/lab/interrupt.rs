@@ -55,6 +55,6 @@ pub(super) fn sleep(stop: &Stop, duration: Duration) -> Result<()> {
 }
 
 /// An error if the end was asked for.
-pub(super) fn check(stop: &Stop) -> Result<()> {
+pub(crate) fn check(stop: &Stop) -> Result<()> {
     if stop.is_stopped() { Err(Error::Interrupted) } else { Ok(()) }
 }

@@ -142,6 +142,11 @@ impl ServiceSpec {
         self
     }
 
+    /// The manifest of the Service and those of its EndpointSlices.
+    pub(crate) fn manifests(&self, backends: &[Ipv4Addr]) -> String {
+        format!("{}---\n{}", self.yaml(), self.endpoint_slice_yaml(backends))
+    }
+
     fn yaml(&self) -> String {
         let Self { name, cluster_ip, .. } = self;
         let kind =

@@ -13,7 +13,7 @@ pub mod interrupt;
 pub mod kubernetes;
 pub mod manifests;
 pub mod sample;
-mod scratch;
+pub(crate) mod scratch;
 pub mod servers;
 pub mod soak;
 pub mod supervisor;

@@ -12,7 +12,7 @@ use crate::{
 const PREFIX: &str = "flowgate-lab-";
 
 /// Makes a folder, named after this process.
-pub(super) fn folder(purpose: &str) -> Result<TempDir> {
+pub(crate) fn folder(purpose: &str) -> Result<TempDir> {
     sweep();
     tempfile::Builder::new()
         .prefix(&format!("{PREFIX}{}-{purpose}-", std::process::id()))
@@ -21,7 +21,7 @@ pub(super) fn folder(purpose: &str) -> Result<TempDir> {
 }
 
 /// Removes the folders of processes that are gone.
-pub(super) fn sweep() {
+pub(crate) fn sweep() {
     let Ok(entries) = fs::read_dir(env::temp_dir()) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();

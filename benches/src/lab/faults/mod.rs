@@ -94,7 +94,7 @@ pub fn faults(options: &FaultOptions, flowgate: &Path, stop: &Stop) -> Result<Fa
 }
 
 /// A line of progress, beside the report.
-pub(in crate::lab) fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     // A reader that has gone does not stop the lab from cleaning up.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

@@ -1,5 +1,5 @@
 //! An HTTP server that a test controls: `/` names the backend, `/bytes/N` sends N bytes of
-//! [`Pattern::HTTP`](crate::pattern::Pattern::HTTP).
+//! [`Pattern::HTTP`](crate::pattern::Pattern::HTTP), `/echo` sends back what it was sent.
 
 use std::{
     convert::Infallible,
@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use http_body_util::{BodyExt as _, Collected};
 use hyper::{
     Request, Response, StatusCode,
     body::{Body, Bytes, Frame, Incoming, SizeHint},
@@ -201,17 +202,26 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Resp
         sleep(delay).await;
     }
     shared.requests.fetch_add(1, Ordering::Relaxed);
+    if request.uri().path() == "/echo" {
+        // A body that ends early: its connection is broken, and so is the way of the answer.
+        let body = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+        return Ok(named(Response::new(Answer::text(body)), &shared));
+    }
     let path = request.uri().path();
     let (status, answer) = match path.strip_prefix("/bytes/").map(str::parse) {
         Some(Ok(len)) => (StatusCode::OK, Answer::bytes(len, shared.corrupt_byte)),
         Some(Err(_)) => (StatusCode::NOT_FOUND, Answer::text(Bytes::from("/bytes/N needs a number\n"))),
         None if path == "/" => (StatusCode::OK, Answer::text(shared.greeting.clone())),
-        None => (StatusCode::NOT_FOUND, Answer::text(Bytes::from("there are / and /bytes/N\n"))),
+        None => (StatusCode::NOT_FOUND, Answer::text(Bytes::from("there are /, /bytes/N and /echo\n"))),
     };
     let mut response = Response::new(answer);
     *response.status_mut() = status;
+    Ok(named(response, &shared))
+}
+
+fn named(mut response: Response<Answer>, shared: &Shared) -> Response<Answer> {
     response.headers_mut().insert(BACKEND_HEADER, shared.name.clone());
-    Ok(response)
+    response
 }
 
 /// A response body, made as it is sent.

@@ -1,0 +1,120 @@
+//! Does everything work on this driver? The real binary in a machine with two emulated NICs, a client behind one and a
+//! backend behind the other; HTTP both ways through it in both families while everything happens to it that happens to
+//! a driver. Every byte is compared, and the mode is what the kernel says.
+//!
+//! ```text
+//! client 192.0.2.10 --- tap === NIC 192.0.2.1 machine 10.244.0.1 NIC === tap --- backend 10.244.0.11
+//! ```
+//! with the IPv6 [`twin`](crate::lab::topology::twin) of each address.
+
+mod http;
+mod report;
+mod rig;
+mod steps;
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use crate::{
+    error::Result,
+    lab::{faults::say, interrupt},
+    loadgen::stop::Stop,
+};
+pub use report::DeviceReport;
+use rig::Rig;
+
+/// What to try, and how.
+#[derive(Debug, Clone)]
+pub struct DeviceOptions {
+    /// Where QEMU and kernels are.
+    pub store: PathBuf,
+    /// The kernel, by the name that `.ci/vm` knows.
+    pub kernel: String,
+    /// The NIC.
+    pub device: Device,
+    /// Queues of each NIC, virtual CPUs, and workers.
+    pub queues: u32,
+    /// More lines for the section `xdp` of the configuration.
+    pub xdp: String,
+    /// More lines for the section `rings`.
+    pub rings: String,
+}
+
+/// An emulated NIC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// Intel 82576, driver igb: native XDP and zero copy.
+    Igb,
+    /// virtio-net with a DMA device, as behind an IOMMU: native XDP and zero copy.
+    VirtioNet,
+    /// VMware's vmxnet3: native XDP.
+    Vmxnet3,
+    /// Intel 82574L, driver e1000e: generic XDP.
+    E1000e,
+}
+
+impl Device {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Igb => "igb",
+            Self::VirtioNet => "virtio-net",
+            Self::Vmxnet3 => "vmxnet3",
+            Self::E1000e => "e1000e",
+        }
+    }
+
+    /// QEMU's device with its properties.
+    fn qemu(self, queues: u32) -> String {
+        match self {
+            Self::Igb => "igb".into(),
+            // Zero copy needs a device that the driver maps memory for.
+            Self::VirtioNet if queues > 1 => format!(
+                "virtio-net-pci,iommu_platform=on,disable-legacy=on,mq=on,vectors={}",
+                // A vector for each receive and transmit queue, one for control, one for changes.
+                2 * queues + 2
+            ),
+            Self::VirtioNet => "virtio-net-pci,iommu_platform=on,disable-legacy=on".into(),
+            Self::Vmxnet3 => "vmxnet3".into(),
+            Self::E1000e => "e1000e".into(),
+        }
+    }
+
+    /// The modules of its driver; most kernels have some of them built in.
+    fn modules(self) -> &'static [&'static str] {
+        match self {
+            Self::Igb => &["igb"],
+            Self::VirtioNet => &["virtio_pci", "virtio_net"],
+            Self::Vmxnet3 => &["vmxnet3"],
+            Self::E1000e => &["e1000e"],
+        }
+    }
+
+    /// Queues of the tap device; the others have several queues of their own behind one of it.
+    fn tap_queues(self, queues: u32) -> u32 {
+        if self == Self::VirtioNet { queues } else { 1 }
+    }
+}
+
+/// Boots the machine and does everything to it.
+pub fn device(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<DeviceReport> {
+    let mut rig = Rig::boot(options, flowgate)?;
+    say(&format!("{} on Linux {}", options.device.name(), rig.kernel_release()));
+    let mut report = DeviceReport::new(options.device.name(), rig.kernel_release(), options.queues);
+    for (name, step) in steps::ALL {
+        interrupt::check(stop)?;
+        let outcome = step(&mut rig, &mut report);
+        let words = match outcome {
+            Ok(words) => words,
+            Err(error) => {
+                report.fail(name);
+                let log = rig.log();
+                format!("failed: {error}\nthe gateway's log says:\n{}", crate::lab::gateway::last_lines(&log, 25))
+            }
+        };
+        say(&format!("  {name}: {words}"));
+        report.note(name, words.lines().next().unwrap_or_default());
+    }
+    rig.end()?;
+    Ok(report)
+}

@@ -1,0 +1,252 @@
+//! The machine with its two NICs, the client and the backend, and the gateway in it.
+
+use std::{net::SocketAddr, path::Path, thread, time::Duration};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{DeviceOptions, http::Connection, report::DeviceReport};
+use crate::{
+    clock,
+    error::{Error, Result},
+    lab::{
+        manifests::{L4Protocol, ServiceSpec},
+        servers::http::{HttpServer, HttpServerOptions},
+        topology::{GATEWAY_FABRIC, GATEWAY_UPLINK, Host, SERVICE_RANGE, twin},
+    },
+    netns::Namespace,
+    vm::{Image, Kernel, Machine, MachineOptions, Nic, Store},
+};
+
+/// For what a driver does in its own time: a link that comes up, a device that is made anew.
+const SETTLE: Duration = Duration::from_secs(60);
+/// So many transfers that differ end a step.
+const ENOUGH: usize = 3;
+const PAUSE: Duration = Duration::from_millis(200);
+const CONFIG: &str = "/etc/flowgate.toml";
+const LOG: &str = "/run/flowgate.log";
+const NODE_PORT: u16 = 30_080;
+const CLUSTER_IP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 96, 0, 10);
+const CLIENT: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 2, 10);
+const BACKEND: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 244, 0, 11);
+
+/// Everything that a step needs.
+pub(super) struct Rig {
+    pub(super) machine: Machine,
+    pub(super) client: Host,
+    pub(super) backend: Host,
+    pub(super) device: super::Device,
+    kernel: Kernel,
+    _server: HttpServer,
+    /// How often the gateway has been started.
+    starts: u32,
+}
+
+/// One side of the machine.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Side {
+    mac: &'static str,
+    pub(super) tap: &'static str,
+    address: std::net::Ipv4Addr,
+}
+
+pub(super) const SIDES: [Side; 2] = [
+    Side { mac: "52:54:00:00:00:01", tap: "uplink", address: GATEWAY_UPLINK },
+    Side { mac: "52:54:00:00:00:02", tap: "fabric", address: GATEWAY_FABRIC },
+];
+
+impl Rig {
+    pub(super) fn boot(options: &DeviceOptions, flowgate: &Path) -> Result<Self> {
+        let store = Store::new(&options.store);
+        let kernel = Kernel::open(&store, &options.kernel)?;
+        let device = options.device;
+        let image = Image::new(flowgate)?;
+        image.programs(&["ethtool", "readlink", "ss"])?;
+        image.modules(&kernel, &[device.modules(), &["xsk_diag"]].concat())?;
+
+        let client = host("client", CLIENT)?;
+        let backend = host("backend", BACKEND)?;
+        let nic = |side: Side, host: &Host| Nic {
+            device: device.qemu(options.queues),
+            mac: side.mac.into(),
+            tap: side.tap.into(),
+            namespace: host.namespace.clone(),
+            tap_queues: device.tap_queues(options.queues),
+        };
+        let nics = SIDES.into_iter().zip([&client, &backend]).map(|(side, host)| nic(side, host)).collect();
+        let machine_options = MachineOptions { cpus: options.queues, nics, ..MachineOptions::default() };
+        let machine = Machine::boot(&store, &kernel, image.pack()?, &machine_options)?;
+        machine.load_modules(device.modules())?;
+
+        let server = HttpServer::start(&backend.namespace, HttpServerOptions::new("backend", 8080))?;
+        let rig = Self { machine, client, backend, device, kernel, _server: server, starts: 0 };
+        for (host, side) in [(&rig.client, SIDES[0]), (&rig.backend, SIDES[1])] {
+            rig.address_outside(host, side)?;
+        }
+        rig.client.route(SERVICE_RANGE, GATEWAY_UPLINK)?;
+        rig.backend.route("192.0.2.0/24", GATEWAY_FABRIC)?;
+        for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/all/keep_addr_on_down"] {
+            rig.machine.write(&format!("/proc/sys/net/{key}"), "1")?;
+        }
+        for key in ["default", "all"] {
+            rig.machine.write(&format!("/proc/sys/net/ipv6/conf/{key}/accept_dad"), "0")?;
+        }
+        rig.address_inside()?;
+        rig.machine.write(CONFIG, &rig.config(options)?)?;
+        let service = ServiceSpec::single("web", CLUSTER_IP, L4Protocol::Tcp, 80, 8080);
+        let service = service.dual_stack().with_node_port(NODE_PORT);
+        rig.machine.write("/etc/flowgate/manifests/web.yaml", &service.manifests(&[BACKEND]))?;
+        Ok(rig)
+    }
+
+    pub(super) fn kernel_release(&self) -> String {
+        self.kernel.release().to_owned()
+    }
+
+    /// The name inside of the NIC of a side.
+    pub(super) fn interface(&self, side: Side) -> Result<String> {
+        self.machine.interface(side.mac)
+    }
+
+    /// Gives the NICs their addresses, as after boot.
+    pub(super) fn address_inside(&self) -> Result<()> {
+        for side in SIDES {
+            let name = self.interface(side)?;
+            self.machine.ip(&format!("link set {name} up"))?;
+            self.machine.ip(&format!("addr replace {}/24 dev {name}", side.address))?;
+            self.machine.ip(&format!("addr replace {}/64 dev {name} nodad", twin(side.address)))?;
+        }
+        Ok(())
+    }
+
+    fn address_outside(&self, host: &Host, Side { tap, .. }: Side) -> Result<()> {
+        let sysctl = |key: &str, value: &str| host.namespace.sysctl(&format!("net/ipv6/conf/{tap}/{key}"), value);
+        sysctl("accept_dad", "0")?;
+        sysctl("router_solicitations", "0")?;
+        sysctl("disable_ipv6", "0")?;
+        host.namespace.ip(&format!("addr add {}/24 dev {tap}", host.address))?;
+        host.namespace.ip(&format!("addr add {}/64 dev {tap} nodad", host.address_v6)).map(drop)
+    }
+
+    fn config(&self, options: &DeviceOptions) -> Result<String> {
+        let [uplink, fabric] = [self.interface(SIDES[0])?, self.interface(SIDES[1])?];
+        Ok(format!(
+            "[source]\nmanifests = \"/etc/flowgate/manifests\"\n[gateway]\ninterfaces = [\"{uplink}\", \"{fabric}\"]\n\
+             [flows]\ncapacity = 16384\ncapacity_v6 = 16384\n[xdp]\n{}\n[rings]\n{}\n",
+            options.xdp, options.rings
+        ))
+    }
+
+    /// Starts the gateway and waits until its workers run.
+    pub(super) fn start_gateway(&mut self) -> Result<()> {
+        self.starts += 1;
+        self.machine.start(&self.gateway_name(), &["flowgate", "run", "--config", CONFIG], LOG)?;
+        self.eventually("the workers run", |rig| {
+            let workers = rig.workers()?;
+            Ok(!workers.is_empty() && workers.iter().all(|worker| worker["state"] == "running"))
+        })
+    }
+
+    /// Ends the gateway as an operator does.
+    pub(super) fn stop_gateway(&self) -> Result<()> {
+        self.machine.signal(&self.gateway_name(), Signal::SIGTERM)?;
+        self.machine.wait(&self.gateway_name())
+    }
+
+    pub(super) fn detach(&self) -> Result<()> {
+        self.machine.check(&["flowgate", "detach", "--config", CONFIG]).map(drop)
+    }
+
+    fn gateway_name(&self) -> String {
+        format!("gateway-{}", self.starts)
+    }
+
+    /// What the gateway says of its workers.
+    pub(super) fn workers(&self) -> Result<Vec<Value>> {
+        let text = self.machine.check(&["flowgate", "show", "workers", "-o", "json"])?;
+        serde_json::from_str(&text).map_err(|error| Error::State(format!("`show workers` said {text}: {error}")))
+    }
+
+    /// The gateway's log so far.
+    pub(super) fn log(&self) -> String {
+        self.machine.read(LOG).unwrap_or_default()
+    }
+
+    /// Waits until something holds; an error on the way counts as not yet.
+    pub(super) fn eventually(&self, what: &str, mut holds: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
+        let deadline = clock::now() + SETTLE;
+        loop {
+            let now = holds(self);
+            if matches!(now, Ok(true)) {
+                return Ok(());
+            }
+            if clock::now() >= deadline {
+                let hint = now.err().map_or_else(|| "it does not hold".to_owned(), |error| error.to_string());
+                return Err(Error::Timeout { what: what.to_owned(), after: SETTLE, hint });
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Where the client aims at: by ClusterIP and by NodePort, in both families.
+    pub(super) fn targets() -> [SocketAddr; 4] {
+        [
+            (CLUSTER_IP, 80).into(),
+            (GATEWAY_UPLINK, NODE_PORT).into(),
+            (twin(CLUSTER_IP), 80).into(),
+            (twin(GATEWAY_UPLINK), NODE_PORT).into(),
+        ]
+    }
+
+    /// Waits until every target answers: neighbours are found, links are up.
+    pub(super) fn wait_until_reachable(&self) -> Result<()> {
+        for target in Self::targets() {
+            self.eventually(&format!("{target} answers"), |rig| {
+                let answer = rig.client.namespace.enter(|| {
+                    Connection::open(target, Duration::from_secs(2)).and_then(|mut connection| connection.echo(1))
+                })?;
+                answer.map_err(Error::io(format!("reach {target}")))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Sends bodies of these lengths to every target, each over a connection of its own, and counts what came back.
+    pub(super) fn transfer(&self, lens: &[usize], report: &mut DeviceReport) -> Result<String> {
+        let (mut done, mut differences) = (0, Vec::new());
+        for (target, &len) in Self::targets().iter().flat_map(|target| lens.iter().map(move |len| (target, len))) {
+            // Each waits for its time limit: a few say as much as all.
+            if differences.len() == ENOUGH {
+                break;
+            }
+            let same = self.client.namespace.enter(|| {
+                Connection::open(*target, SETTLE).and_then(|mut connection| connection.echo(len))
+            })?;
+            done += 1;
+            if !matches!(same, Ok(true)) {
+                let reason = same.map_or_else(|error| error.to_string(), |_| "other bytes".into());
+                differences.push(format!("{len} bytes to {target}: {reason}"));
+            }
+        }
+        let different = u64::try_from(differences.len()).expect("a few");
+        report.add(done, different);
+        if differences.is_empty() {
+            return Ok(format!("{done} transfers, none different"));
+        }
+        Err(Error::State(format!("{different} of {done} transfers differ: {}", differences.join("; "))))
+    }
+
+    /// Ends gateway and machine. The order matters: powering an igb off under open sockets in zero copy is an oops of
+    /// the kernel's own (`igb_txrx_ring_disable` from `xp_release_deferred`, seen with 7.2).
+    pub(super) fn end(self) -> Result<()> {
+        self.stop_gateway()?;
+        self.detach()?;
+        self.machine.power_off()
+    }
+}
+
+/// A namespace with an address to come: its only interface is the tap device of a NIC.
+fn host(name: &str, address: std::net::Ipv4Addr) -> Result<Host> {
+    let namespace = Namespace::new(name)?;
+    Ok(Host { name: name.into(), address, address_v6: twin(address), namespace })
+}

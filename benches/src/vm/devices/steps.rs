@@ -1,0 +1,238 @@
+//! What happens to a driver, one thing after the other; after each every target must carry every byte.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use super::{
+    Device,
+    http::Connection,
+    report::DeviceReport,
+    rig::{Rig, SIDES},
+};
+use crate::error::{Error, Result};
+
+/// A step does something and says in a few words what came of it.
+type Step = fn(&mut Rig, &mut DeviceReport) -> Result<String>;
+
+/// All steps, in their order.
+pub(super) const ALL: [(&str, Step); 9] = [
+    ("start", start),
+    ("bodies", bodies),
+    ("hot_restart", hot_restart),
+    ("link_lost", link_lost),
+    ("interface_down", interface_down),
+    ("reset", reset),
+    ("mtu", mtu),
+    ("reattach", reattach),
+    ("workers", workers),
+];
+
+/// One byte, around the sizes where segments and packets end, and more than any ring holds.
+const BODIES: [usize; 9] = [1, 100, 1000, 1399, 1448, 1500, 10_000, 100_000, 1_000_000];
+/// After each thing that happens.
+const FEW_BODIES: [usize; 3] = [1, 1500, 300_000];
+/// How long a link is lost or a machine is left alone with it.
+const AWHILE: Duration = Duration::from_secs(2);
+
+fn start(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+    if rig.device == Device::Vmxnet3 {
+        // The driver refuses native XDP with it, as a host's administrator would find out.
+        for side in SIDES {
+            let name = rig.interface(side)?;
+            rig.machine.check(&["ethtool", "-K", &name, "lro", "off"])?;
+        }
+    }
+    rig.start_gateway()?;
+    rig.wait_until_reachable()?;
+    read_modes(rig, report)?;
+    Ok(format!("{}, {}", report.mode, if report.zero_copy { "zero copy" } else { "copy" }))
+}
+
+/// The kernel's own words: `ip link` has the mode of XDP, and `ss` the flags of the sockets.
+fn read_modes(rig: &Rig, report: &mut DeviceReport) -> Result<()> {
+    let mut modes = Vec::new();
+    for side in SIDES {
+        let name = rig.interface(side)?;
+        let link = rig.machine.check(&["ip", "-d", "-j", "link", "show", "dev", &name])?;
+        let link: serde_json::Value = serde_json::from_str(&link)
+            .map_err(|error| Error::State(format!("`ip -j link` said {link:?}: {error}")))?;
+        // enum xdp_attach_mode of <linux/if_link.h>: XDP_ATTACHED_DRV and XDP_ATTACHED_SKB.
+        modes.push(match link[0]["xdp"]["mode"].as_u64() {
+            Some(1) => "native",
+            Some(2) => "generic",
+            _ => "none",
+        });
+    }
+    modes.dedup();
+    report.mode = if let [mode] = modes[..] { mode.to_owned() } else { "mixed".to_owned() };
+    report.zero_copy = if rig.machine.load_modules(&["xsk_diag"]).is_ok() {
+        let sockets = rig.machine.check(&["ss", "--xdp", "-a", "-e"])?;
+        let memories: Vec<_> = sockets.lines().filter(|line| line.contains("umem")).collect();
+        !memories.is_empty() && memories.iter().all(|memory| memory.contains("zc"))
+    } else {
+        // A kernel that does not list sockets still answers each of them (XDP_OPTIONS), which is what `show` tells.
+        let workers = rig.workers()?;
+        let queues: Vec<_> = workers.iter().filter_map(|worker| worker["queues"].as_array()).flatten().collect();
+        !queues.is_empty() && queues.iter().all(|queue| queue["mode"] == "zero-copy")
+    };
+    Ok(())
+}
+
+fn bodies(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+    report.largest_mtu = 1500;
+    rig.transfer(&BODIES, report)
+}
+
+/// The binary is ended and started again while connections transfer; they notice nothing but a pause.
+fn hot_restart(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+    let (goes_on, done, different) = (AtomicBool::new(true), AtomicU64::new(0), AtomicU64::new(0));
+    let client = rig.client.namespace.clone();
+    let outcome = thread::scope(|scope| {
+        for target in Rig::targets() {
+            let (client, goes_on, done, different) = (&client, &goes_on, &done, &different);
+            scope.spawn(move || {
+                client.enter(|| {
+                    let Ok(mut connection) = Connection::open(target, AWHILE) else {
+                        different.fetch_add(1, Ordering::Relaxed);
+                        return;
+                    };
+                    while goes_on.load(Ordering::Relaxed) {
+                        done.fetch_add(1, Ordering::Relaxed);
+                        if !matches!(connection.echo(200_000), Ok(true)) {
+                            different.fetch_add(1, Ordering::Relaxed);
+                            return;
+                        }
+                    }
+                })
+            });
+        }
+        thread::sleep(AWHILE);
+        let outcome = rig.stop_gateway().and_then(|()| rig.start_gateway());
+        thread::sleep(AWHILE);
+        goes_on.store(false, Ordering::Relaxed);
+        outcome
+    });
+    let (done, different) = (done.into_inner(), different.into_inner());
+    report.add(done, different);
+    outcome?;
+    if different > 0 || done == 0 {
+        return Err(Error::State(format!("{different} of {done} transfers broke")));
+    }
+    let adopted = rig.log().matches("adopted the flows").count();
+    if adopted == 0 {
+        return Err(Error::State("the second process did not adopt the flows of the first".into()));
+    }
+    Ok(format!("{done} transfers across it, none different"))
+}
+
+/// The cable is pulled and put back, on one side and then on the other.
+fn link_lost(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+    for index in 0..SIDES.len() {
+        rig.machine.monitor(&format!("set_link device{index} off"))?;
+        thread::sleep(AWHILE);
+        rig.machine.monitor(&format!("set_link device{index} on"))?;
+    }
+    rig.wait_until_reachable()?;
+    rig.transfer(&FEW_BODIES, report)
+}
+
+/// The interfaces are taken down and up again.
+fn interface_down(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+    for side in SIDES {
+        let name = rig.interface(side)?;
+        rig.machine.ip(&format!("link set {name} down"))?;
+        thread::sleep(AWHILE);
+        rig.machine.ip(&format!("link set {name} up"))?;
+    }
+    rig.wait_until_reachable()?;
+    rig.transfer(&FEW_BODIES, report)
+}
+
+/// The driver begins anew while the gateway runs: by ethtool where it can, else by taking it off the device.
+fn reset(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+    let limit = Duration::from_secs(30);
+    let mut how = "ethtool -r";
+    for side in SIDES {
+        let name = rig.interface(side)?;
+        if rig.machine.run(&["ethtool", "-r", &name], limit)?.code == Some(0) {
+            continue;
+        }
+        how = "driver unbound and bound";
+        let device = rig.machine.check(&["readlink", "-f", &format!("/sys/class/net/{name}/device")])?;
+        let driver = rig.machine.check(&["readlink", "-f", &format!("{}/driver", device.trim())])?;
+        let (device, driver) = (device.trim().rsplit('/').next().unwrap_or_default(), driver.trim());
+        rig.machine.write(&format!("{driver}/unbind"), device)?;
+        thread::sleep(AWHILE);
+        rig.machine.write(&format!("{driver}/bind"), device)?;
+    }
+    thread::sleep(AWHILE);
+    rig.address_inside()?;
+    rig.wait_until_reachable()?;
+    let words = rig.transfer(&FEW_BODIES, report)?;
+    Ok(format!("{how}: {words}"))
+}
+
+/// A larger MTU while the gateway runs; a driver may refuse that under XDP, then between two runs.
+fn mtu(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+    const LARGE: u32 = 3000;
+    for (host, side) in [(&rig.client, SIDES[0]), (&rig.backend, SIDES[1])] {
+        host.namespace.ip(&format!("link set {} mtu {LARGE}", side.tap))?;
+    }
+    let set = |rig: &Rig| {
+        SIDES.iter().try_for_each(|side| {
+            let name = rig.interface(*side)?;
+            rig.machine.ip(&format!("link set {name} mtu {LARGE}")).map(drop)
+        })
+    };
+    let mut how = "while it runs".to_owned();
+    if let Err(error) = set(rig) {
+        how = format!("between two runs ({})", error.to_string().trim());
+        rig.stop_gateway()?;
+        rig.detach()?;
+        set(rig)?;
+        rig.start_gateway()?;
+    }
+    rig.wait_until_reachable()?;
+    let modes = (report.mode.clone(), report.zero_copy);
+    read_modes(rig, report)?;
+    let now = format!("{}, {}", report.mode, if report.zero_copy { "zero copy" } else { "copy" });
+    (report.mode, report.zero_copy) = modes;
+    report.largest_mtu = LARGE;
+    let words = rig.transfer(&[1, 2948, 3000, 300_000, 1_000_000], report)?;
+    Ok(format!("{LARGE} {how}, {now}: {words}"))
+}
+
+/// The program is taken off and put on again.
+fn reattach(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+    rig.stop_gateway()?;
+    rig.detach()?;
+    for side in SIDES {
+        let name = rig.interface(side)?;
+        let link = rig.machine.ip(&format!("-d link show dev {name}"))?;
+        if link.contains("prog/xdp") {
+            return Err(Error::State(format!("after `flowgate detach` a program is left: {link}")));
+        }
+    }
+    rig.start_gateway()?;
+    rig.wait_until_reachable()?;
+    rig.transfer(&FEW_BODIES, report)
+}
+
+/// Where there are several queues, several workers must have received something: with so many connections by chance
+/// alone.
+fn workers(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+    let before: Vec<_> = rig.workers()?.iter().map(|worker| worker["rx_packets"].as_u64()).collect();
+    for _ in 0..8 {
+        rig.transfer(&[1], report)?;
+    }
+    let after = rig.workers()?;
+    let used = after.iter().zip(&before).filter(|(worker, before)| worker["rx_packets"].as_u64() > **before).count();
+    (report.workers, report.workers_used) = (after.len(), used);
+    if used < after.len() {
+        return Err(Error::State(format!("of {} workers {used} received packets", after.len())));
+    }
+    Ok(format!("{used} of {}", after.len()))
+}

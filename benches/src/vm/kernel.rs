@@ -1,0 +1,84 @@
+//! A kernel of Debian, unpacked and never installed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::Store;
+use crate::error::{Error, Result};
+
+/// The oldest version that the gateway starts on.
+const OLDEST: (u32, u32) = (5, 15);
+
+/// One kernel with its modules.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    folder: PathBuf,
+    release: String,
+}
+
+impl Kernel {
+    /// The kernel that `.ci/vm NAME` fetched.
+    pub fn open(store: &Store, name: &str) -> Result<Self> {
+        let folder = store.kernel(name);
+        let release = fs::read_to_string(folder.join("release")).map_err(|_| {
+            Error::State(format!("kernel {name} is not in {}: run  .ci/vm {name}", folder.display()))
+        })?;
+        // Names of modules are asked for by absolute path.
+        let folder = folder.canonicalize().map_err(Error::io(format!("find {}", folder.display())))?;
+        Ok(Self { folder, release: release.trim().to_owned() })
+    }
+
+    /// Its release as `uname -r` says it.
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// Its version without what Debian adds: `6.1` of 6.1.0-57-amd64.
+    pub fn version(&self) -> String {
+        self.release.split(['.', '-', '+']).take(2).collect::<Vec<_>>().join(".")
+    }
+
+    /// Whether the gateway starts on it.
+    pub(super) fn is_supported(&self) -> bool {
+        let mut numbers = self.release.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
+        (numbers.next(), numbers.next()) >= (Some(OLDEST.0), Some(OLDEST.1))
+    }
+
+    pub(super) fn image(&self) -> PathBuf {
+        self.folder.join("vmlinuz")
+    }
+
+    /// Where its modules are on this machine.
+    pub(super) fn modules_folder(&self) -> PathBuf {
+        self.folder.join(self.modules_place())
+    }
+
+    /// Where they are in the machine, without the leading slash.
+    pub(super) fn modules_place(&self) -> PathBuf {
+        Path::new("lib/modules").join(&self.release)
+    }
+
+    /// The files of these modules and of what they need, relative to [`modules_folder`](Self::modules_folder). One that
+    /// is built in has none, and one that the kernel lacks neither: whoever loads it inside is told.
+    pub(super) fn module_files(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for name in names {
+            let mut command = Command::new("modprobe");
+            command.arg("-d").arg(&self.folder).args(["-S", &self.release, "--show-depends", name]);
+            let output = command.output().map_err(|_| Error::MissingProgram {
+                program: "modprobe".into(),
+                package: "kmod",
+            })?;
+            let folder = self.modules_folder();
+            let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+            let paths = listed.lines().filter_map(|line| line.strip_prefix("insmod "));
+            files.extend(paths.filter_map(|path| Some(Path::new(path.trim()).strip_prefix(&folder).ok()?.to_owned())));
+        }
+        files.sort_unstable();
+        files.dedup();
+        Ok(files)
+    }
+}

@@ -1,0 +1,137 @@
+//! Does everything work on other kernels? Boots each and runs tests of this workspace inside: what the XDP program
+//! decides, its sockets, the pipeline, and HTTP through the gateway. A kernel that is too old has to be told so.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use super::{
+    Kernel, Store,
+    test_program::{TestProgram, boot_for_tests},
+};
+use crate::{
+    error::Result,
+    lab::{faults::say, gateway::last_lines, interrupt},
+    loadgen::stop::Stop,
+};
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct KernelOptions {
+    /// Where QEMU and kernels are.
+    pub store: PathBuf,
+    /// The kernels, by the names that `.ci/vm` knows.
+    pub kernels: Vec<String>,
+    /// What to run in each.
+    pub tests: Vec<TestProgram>,
+}
+
+/// What became of each kernel.
+#[derive(Debug, Default, Serialize)]
+pub struct KernelReport {
+    kernels: BTreeMap<String, String>,
+    failed: usize,
+}
+
+impl KernelReport {
+    /// Whether kernels were tried and did what they had to.
+    pub fn is_success(&self) -> bool {
+        !self.kernels.is_empty() && self.failed == 0
+    }
+
+    /// The report as one line of JSON.
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("the report has string keys")
+    }
+}
+
+/// Boots each kernel and runs the tests in it.
+pub fn kernels(options: &KernelOptions, flowgate: &Path, stop: &Stop) -> Result<KernelReport> {
+    let store = Store::new(&options.store);
+    let mut report = KernelReport::default();
+    for name in &options.kernels {
+        interrupt::check(stop)?;
+        let kernel = Kernel::open(&store, name)?;
+        say(&format!("Linux {} ({name})", kernel.release()));
+        let outcome = if kernel.is_supported() {
+            run_tests(options, &store, &kernel, flowgate, stop)
+        } else {
+            expect_refusal(&store, &kernel, flowgate)
+        };
+        let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string()));
+        report.failed += usize::from(matches!(outcome, Outcome::Failed(_)));
+        report.kernels.insert(kernel.version(), outcome.words());
+    }
+    Ok(report)
+}
+
+enum Outcome {
+    Passed,
+    /// Too old, and told so.
+    Refused,
+    Failed(String),
+}
+
+impl Outcome {
+    fn words(self) -> String {
+        match self {
+            Self::Passed => "ok".into(),
+            Self::Refused => "refused: too old".into(),
+            Self::Failed(why) => {
+                say(&why);
+                format!("failed: {}", why.lines().next().unwrap_or_default())
+            }
+        }
+    }
+}
+
+fn run_tests(
+    options: &KernelOptions,
+    store: &Store,
+    kernel: &Kernel,
+    flowgate: &Path,
+    stop: &Stop,
+) -> Result<Outcome> {
+    let machine = boot_for_tests(store, kernel, (flowgate, &options.tests), &[], &[])?;
+    for test in &options.tests {
+        interrupt::check(stop)?;
+        let tested = test.run_in(&machine)?;
+        if !tested.is_well {
+            return Ok(Outcome::Failed(tested.words));
+        }
+        say(&format!("  {}: {} passed", test.name(), tested.tests.len()));
+    }
+    machine.power_off()?;
+    Ok(Outcome::Passed)
+}
+
+/// The gateway has to end at once, with one sentence that names the kernel, and to leave nothing behind.
+fn expect_refusal(store: &Store, kernel: &Kernel, flowgate: &Path) -> Result<Outcome> {
+    let machine = boot_for_tests(store, kernel, (flowgate, &[]), &[], &[])?;
+    machine.ip("link add up0 type veth peer name client0")?;
+    machine.ip("link set up0 up")?;
+    machine.write("/etc/flowgate/manifests/none.yaml", "")?;
+    let command = ["flowgate", "run", "--manifests", "/etc/flowgate/manifests", "--interface", "up0"];
+    let ended = machine.run(&command, Duration::from_secs(60))?;
+    let sentence = ended.errors.lines().find_map(|line| line.strip_prefix("flowgate: "));
+    let left = machine.ip("-d link show dev up0")?;
+    let version = kernel.version();
+    machine.power_off()?;
+    if left.contains("prog/xdp") {
+        return Ok(Outcome::Failed(format!("something is left on the interface: {left}")));
+    }
+    match sentence.filter(|sentence| sentence.contains(&version) && sentence.contains("older than")) {
+        Some(sentence) if ended.code == Some(1) => {
+            say(&format!("  {sentence}"));
+            Ok(Outcome::Refused)
+        }
+        _ => {
+            let said = last_lines(&ended.errors, 20);
+            Ok(Outcome::Failed(format!("Linux {version} was not refused in a sentence:\n{said}")))
+        }
+    }
+}

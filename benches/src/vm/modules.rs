@@ -1,0 +1,82 @@
+//! What needs a kernel with more modules than most machines of developers have: SCTP sockets, VLAN interfaces, bonds,
+//! loss and reordering by netem. The tests are of the workspace, each marked as ignored; here they run.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use super::{
+    Kernel, Store,
+    test_program::{TestProgram, boot_for_tests},
+};
+use crate::{
+    error::Result,
+    lab::{faults::say, interrupt},
+    loadgen::stop::Stop,
+};
+
+/// What the tests need besides the lab.
+const MODULES: [&str; 5] = ["sctp", "8021q", "bonding", "sch_netem", "dummy"];
+const PROGRAMS: [&str; 1] = ["tc"];
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct ModuleOptions {
+    /// Where QEMU and kernels are.
+    pub store: PathBuf,
+    /// The kernel, by the name that `.ci/vm` knows.
+    pub kernel: String,
+    /// What to run in it.
+    pub tests: Vec<TestProgram>,
+}
+
+/// What became of each test.
+#[derive(Debug, Serialize)]
+pub struct ModuleReport {
+    kernel: String,
+    passed: usize,
+    failed: usize,
+    tests: BTreeMap<String, &'static str>,
+}
+
+impl ModuleReport {
+    /// Whether tests ran, and all passed.
+    pub fn is_success(&self) -> bool {
+        self.passed > 0 && self.failed == 0
+    }
+
+    /// The report as one line of JSON.
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("the report has string keys")
+    }
+}
+
+/// Boots the kernel and runs the tests in it.
+pub fn modules(options: &ModuleOptions, flowgate: &Path, stop: &Stop) -> Result<ModuleReport> {
+    let store = Store::new(&options.store);
+    let kernel = Kernel::open(&store, &options.kernel)?;
+    say(&format!("Linux {} ({})", kernel.release(), options.kernel));
+    let machine = boot_for_tests(&store, &kernel, (flowgate, &options.tests), &PROGRAMS, &MODULES)?;
+    let mut report =
+        ModuleReport { kernel: kernel.release().to_owned(), passed: 0, failed: 0, tests: BTreeMap::new() };
+    for test in &options.tests {
+        interrupt::check(stop)?;
+        let tested = test.run_in(&machine)?;
+        if !tested.is_well {
+            say(&tested.words);
+            // A program that ran no test at all counts too.
+            report.failed += usize::from(tested.tests.iter().all(|(_, passed)| *passed));
+        }
+        for (name, passed) in tested.tests {
+            say(&format!("  {name}: {}", if passed { "ok" } else { "failed" }));
+            report.passed += usize::from(passed);
+            report.failed += usize::from(!passed);
+            report.tests.insert(name, if passed { "ok" } else { "failed" });
+        }
+    }
+    machine.power_off()?;
+    Ok(report)
+}

@@ -1,0 +1,155 @@
+//! Test programs of this workspace, run inside a machine.
+
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use super::{Image, Kernel, Machine, MachineOptions, Store};
+use crate::{
+    error::{Error, Result},
+    lab::gateway::last_lines,
+};
+
+/// What the lab in the machine is made of. Most are built into most kernels.
+const LAB_MODULES: [&str; 3] = ["veth", "bridge", "ipv6"];
+/// For one test program: inside everything takes many times as long.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// A test program that `cargo test --no-run` has built: its path, and after blanks the arguments that it gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestProgram {
+    path: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl FromStr for TestProgram {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut words = text.split_ascii_whitespace();
+        let path = words.next().ok_or("an empty name of a test program")?;
+        Ok(Self { path: path.into(), arguments: words.map(str::to_owned).collect() })
+    }
+}
+
+/// How a test program ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tested {
+    /// Each test that ran, and whether it passed.
+    pub(super) tests: Vec<(String, bool)>,
+    /// Whether the program itself says that all is well.
+    pub(super) is_well: bool,
+    /// What to read if it is not.
+    pub(super) words: String,
+}
+
+impl TestProgram {
+    /// Its name without the folder and cargo's suffix.
+    pub(super) fn name(&self) -> String {
+        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
+        stem.rsplit_once('-').map_or(stem.as_ref(), |(name, _)| name).to_owned()
+    }
+
+    /// The path that it has here and inside.
+    fn absolute(&self) -> Result<PathBuf> {
+        self.path.canonicalize().map_err(Error::io(format!("find {}", self.path.display())))
+    }
+
+    fn add_to(&self, image: &Image) -> Result<()> {
+        let path = self.absolute()?;
+        image.program(&path, &path.to_string_lossy())?;
+        // Tests of the binary start the one that was built beside them.
+        let beside = path.parent().and_then(Path::parent).map(|folder| folder.join("flowgate"));
+        match beside.filter(|beside| beside.exists()) {
+            Some(beside) => image.program(&beside, &beside.to_string_lossy()),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs it inside, one test after the other.
+    pub(super) fn run_in(&self, machine: &Machine) -> Result<Tested> {
+        let path = self.absolute()?;
+        let path = path.to_string_lossy();
+        let mut command = vec![path.as_ref(), "--test-threads=1"];
+        command.extend(self.arguments.iter().map(String::as_str));
+        let ended = machine.run(&command, LIMIT)?;
+        let tests = tests_of(&ended.output);
+        let is_well = ended.code == Some(0) && !tests.is_empty() && tests.iter().all(|(_, passed)| *passed);
+        let said = format!("{}\n{}", ended.output, ended.errors);
+        let console = last_lines(&machine.console(), 10);
+        let words = format!("{}:\n{}\nthe console says:\n{console}", self.name(), last_lines(&said, 60));
+        Ok(Tested { tests, is_well, words })
+    }
+}
+
+/// Boots a machine in which the lab and these programs can run, with more programs and modules if asked.
+pub(super) fn boot_for_tests(
+    store: &Store,
+    kernel: &Kernel,
+    (flowgate, tests): (&Path, &[TestProgram]),
+    programs: &[&str],
+    modules: &[&str],
+) -> Result<Machine> {
+    let image = Image::new(flowgate)?;
+    for test in tests {
+        test.add_to(&image)?;
+    }
+    image.programs(&["setpriv", "taskset", "ethtool"])?;
+    image.programs(programs)?;
+    let modules = [&LAB_MODULES, modules].concat();
+    image.modules(kernel, &modules)?;
+    let machine = Machine::boot(store, kernel, image.pack()?, &MachineOptions::default())?;
+    machine.load_modules(&modules)?;
+    machine.ip("link set lo up")?;
+    Ok(machine)
+}
+
+/// The tests that ran, by the lines of a test program: `test NAME ... ok`. What a test itself prints may stand between.
+fn tests_of(output: &str) -> Vec<(String, bool)> {
+    let mut running = None;
+    let mut tests = Vec::new();
+    for line in output.lines() {
+        if let Some((name, rest)) = line.strip_prefix("test ").and_then(|line| line.split_once(" ... ")) {
+            running = Some(name.split(" - ").next().unwrap_or(name).to_owned());
+            if rest.starts_with("ignored") {
+                running = None;
+            }
+        }
+        let outcome = if line == "ok" || line.ends_with(" ... ok") {
+            Some(true)
+        } else if line == "FAILED" || line.ends_with(" ... FAILED") {
+            Some(false)
+        } else {
+            None
+        };
+        if let (Some(passed), Some(name)) = (outcome, &running) {
+            tests.push((name.clone(), passed));
+            running = None;
+        }
+    }
+    // One that ended the whole program has no outcome.
+    tests.extend(running.map(|name| (name, false)));
+    tests
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_program_is_named_without_the_suffix_of_cargo() {
+        let test: TestProgram = "target/debug/deps/gateway-0123456789abcdef http_".parse().unwrap();
+        assert_eq!((test.name(), test.arguments), ("gateway".to_owned(), vec!["http_".to_owned()]));
+        assert!(" ".parse::<TestProgram>().is_err());
+    }
+
+    #[test]
+    fn a_test_counts_by_its_own_outcome() {
+        let output = "running 5 tests\ntest a ... ok\ntest b ... FAILED\ntest c ... ignored, needs sctp\n\
+                      test d ... it says something\nok\ntest e ... ";
+        let expected = [("a", true), ("b", false), ("d", true), ("e", false)];
+        assert_eq!(tests_of(output), expected.map(|(name, passed)| (name.to_owned(), passed)));
+    }
+}
