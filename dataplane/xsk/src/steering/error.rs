@@ -28,6 +28,19 @@ pub enum SteeringError {
         /// The interface.
         interface: String,
     },
+    /// The kernel cannot verify the program.
+    #[error(
+        "{kernel} is older than {oldest}, the oldest kernel that can run Flowgate's XDP program (it is tried on {tried} \
+         and newer): nothing was attached, run a newer kernel on this node"
+    )]
+    Kernel {
+        /// This kernel.
+        kernel: String,
+        /// The oldest that has what the program is written with.
+        oldest: String,
+        /// The oldest that Flowgate is tried on.
+        tried: String,
+    },
     /// The pin directory cannot be used.
     #[error("cannot use {} for pins: {source}", path.display())]
     PinDir {

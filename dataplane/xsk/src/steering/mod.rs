@@ -9,6 +9,7 @@ mod delivery;
 mod error;
 mod follow;
 mod hold;
+mod kernel;
 mod link;
 mod maps;
 mod probe;
@@ -36,6 +37,7 @@ pub use set::{ETHERTYPE_8021Q, PortSet, SteeringSet, VipKey, VlanKey};
 pub use sockets::SocketMap;
 
 use bpffs::PinDir;
+use kernel::Kernel;
 use link::PinnedLink;
 use maps::{MAX_INTERFACES, Maps, QUEUES_PER_INTERFACE};
 use program::Program;
@@ -127,6 +129,7 @@ pub struct Steering {
     reports: Vec<AttachReport>,
     wanted: Vec<XdpModeWanted>,
     notices: Vec<String>,
+    warnings: Vec<String>,
     maps: Maps,
     sockets: SocketMap,
     pins: PinDir,
@@ -143,6 +146,7 @@ impl Steering {
     /// [`SteeringError`], naming what is in the way. Links that this call made are taken away again; those it took
     /// over stay, and where there are none, nothing does.
     pub fn attach(config: &SteeringConfig) -> Result<Self, SteeringError> {
+        let warnings: Vec<String> = Kernel::running().check()?.into_iter().collect();
         let devices = check(config)?;
         let (pins, mounted) = PinDir::create(&config.pin_dir)?;
         let mut notices: Vec<String> = mounted.into_iter().collect();
@@ -185,7 +189,7 @@ impl Steering {
             .map(|((interface, (ifindex, _)), link)| report(&interface.name, *ifindex, link))
             .collect::<Result<_, _>>()?;
         let wanted = config.interfaces.iter().map(|interface| interface.mode).collect();
-        Ok(Self { programs, links, reports, wanted, notices, maps, sockets, pins })
+        Ok(Self { programs, links, reports, wanted, notices, warnings, maps, sockets, pins })
     }
 
     /// How each interface was attached, in the order of the configuration.
@@ -198,6 +202,12 @@ impl Steering {
     #[must_use]
     pub fn notices(&self) -> &[String] {
         &self.notices
+    }
+
+    /// What an operator should know about this kernel.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// What the maps hold now.
