@@ -60,6 +60,7 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
     let interface = |name: &str| InterfaceConfig { name: name.to_owned(), mode: XdpModeWanted::Auto };
     let config = SteeringConfig {
         pin_dir: args.pin_dir.clone(),
+        log_dir: std::env::temp_dir(),
         interfaces: args.interfaces.iter().map(|name| interface(name)).collect(),
     };
     let mut steering = Steering::attach(&config).map_err(|e| failed("attach".into())(&e))?;

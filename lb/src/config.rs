@@ -45,6 +45,8 @@ pub(crate) struct Config {
     /// Whether flows outlive the process, in `flow_folder`.
     pub(crate) keep_flows: bool,
     pub(crate) flow_folder: PathBuf,
+    /// Where the verifier's log goes if it refuses the XDP program.
+    pub(crate) log_folder: PathBuf,
     pub(crate) affinity_capacity: u32,
     pub(crate) timeouts: Timeouts,
     /// How single packets are treated.
@@ -252,6 +254,7 @@ impl Config {
             flow_capacity_v6: raw.flows.capacity_v6,
             keep_flows: raw.flows.keep,
             flow_folder: raw.admin.socket.with_file_name("flows"),
+            log_folder: raw.admin.socket.parent().map_or_else(std::env::temp_dir, Into::into),
             affinity_capacity: raw.flows.affinity_capacity,
             timeouts,
             options,

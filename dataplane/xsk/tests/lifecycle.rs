@@ -247,6 +247,7 @@ fn a_foreign_program_is_named_and_left_alone() {
     namespace.veth("lb1", "peer1");
     let theirs = SteeringConfig {
         pin_dir: "/mnt/bpf/theirs".into(),
+        log_dir: "/mnt/run".into(),
         interfaces: vec![InterfaceConfig { name: "lb1".into(), mode: XdpModeWanted::Generic }],
     };
     let foreign = namespace.run(|| Steering::attach(&theirs)).expect("somebody else's program");
@@ -335,6 +336,7 @@ fn child_that_serves_until_killed() {
     let Ok(interface) = env::var(CHILD_OF) else { return };
     let config = SteeringConfig {
         pin_dir: PIN_DIR.into(),
+        log_dir: "/mnt/run".into(),
         interfaces: vec![InterfaceConfig { name: interface.clone(), mode: XdpModeWanted::Auto }],
     };
     let mut steering = Steering::attach(&config).expect("attach");

@@ -151,7 +151,11 @@ fn attach(config: &Config) -> anyhow::Result<(Steering, PortSet)> {
         .iter()
         .map(|name| InterfaceConfig { name: name.clone(), mode: config.xdp_mode })
         .collect();
-    let steering = Steering::attach(&SteeringConfig { pin_dir: config.pin_dir.clone(), interfaces })?;
+    let steering = Steering::attach(&SteeringConfig {
+        pin_dir: config.pin_dir.clone(),
+        log_dir: config.log_folder.clone(),
+        interfaces,
+    })?;
     steering.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let snat_ports = host::reserve_ports(&config.snat_ports)?;
     steering.notices().iter().for_each(|notice| tracing::info!("{notice}"));

@@ -106,7 +106,22 @@ pub enum SteeringError {
     /// The object could not be loaded.
     #[error("cannot load the XDP program: {0}")]
     Load(#[from] EbpfError),
-    /// The verifier or the kernel refused the program.
+    /// The verifier refused the program.
+    #[error(
+        "{kernel} refused the XDP program {program}, so all traffic passes to the kernel: report it to the maintainers \
+         of Flowgate (see its README) with {log}: {source}"
+    )]
+    Refused {
+        /// This kernel.
+        kernel: String,
+        /// The program.
+        program: &'static str,
+        /// Where the verifier's log is.
+        log: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel did not take the program, for other reasons than what is in it.
     #[error("the kernel refused the XDP program: {0}")]
     Program(#[from] ProgramError),
     /// The monotonic clock cannot be read.

@@ -15,6 +15,7 @@ mod maps;
 mod probe;
 mod program;
 mod reason;
+mod refusal;
 mod set;
 mod sockets;
 
@@ -41,12 +42,15 @@ use kernel::Kernel;
 use link::PinnedLink;
 use maps::{MAX_INTERFACES, Maps, QUEUES_PER_INTERFACE};
 use program::Program;
+use refusal::Refusals;
 
 /// What to attach and where to keep it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SteeringConfig {
     /// A directory inside a bpffs, `/sys/fs/bpf/flowgate` say. One process at a time may use it.
     pub pin_dir: PathBuf,
+    /// Where the verifier's log is put if it refuses the program: thousands of lines. Made when it is needed.
+    pub log_dir: PathBuf,
     /// The interfaces that receive traffic for Flowgate.
     pub interfaces: Vec<InterfaceConfig>,
 }
@@ -146,15 +150,21 @@ impl Steering {
     /// [`SteeringError`], naming what is in the way. Links that this call made are taken away again; those it took
     /// over stay, and where there are none, nothing does.
     pub fn attach(config: &SteeringConfig) -> Result<Self, SteeringError> {
-        let warnings: Vec<String> = Kernel::running().check()?.into_iter().collect();
+        Self::attach_object(config, program::OBJECT)
+    }
+
+    fn attach_object(config: &SteeringConfig, object: &[u8]) -> Result<Self, SteeringError> {
+        let kernel = Kernel::running();
+        let warnings: Vec<String> = kernel.check()?.into_iter().collect();
         let devices = check(config)?;
+        let refusals = Refusals { kernel: &kernel, log_dir: &config.log_dir };
         let (pins, mounted) = PinDir::create(&config.pin_dir)?;
         let mut notices: Vec<String> = mounted.into_iter().collect();
         notices.extend(maps::remove_misfits(&pins)?);
 
         let (mut programs, mut links) = (Vec::new(), Vec::new());
         for (interface, (ifindex, base)) in config.interfaces.iter().zip(&devices) {
-            let attached = program::obtain(&pins, *base).and_then(|program| {
+            let attached = program::obtain(&pins, object, *base, &refusals).and_then(|program| {
                 programs.push(program);
                 let fd = programs[programs.len() - 1].xdp.fd()?.as_fd();
                 link::attach(&pins, &interface.name, *ifindex, interface.mode, fd)

@@ -16,11 +16,12 @@ use super::{
     SteeringError,
     bpffs::PinDir,
     maps::{self, QUEUES_PER_INTERFACE},
+    refusal::Refusals,
 };
 use crate::sys::bpf;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
-const PROGRAM: &str = "flowgate_steer";
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
+pub(super) const PROGRAM: &str = "flowgate_steer";
 const PIN_PREFIX: &str = "program-";
 
 /// A program in the kernel, and its pin.
@@ -32,13 +33,18 @@ pub(super) struct Program {
 }
 
 /// The program for the interface whose socket slots begin at `base`.
-pub(super) fn obtain(pins: &PinDir, base: u32) -> Result<Program, SteeringError> {
+pub(super) fn obtain(
+    pins: &PinDir,
+    object: &[u8],
+    base: u32,
+    refusals: &Refusals<'_>,
+) -> Result<Program, SteeringError> {
     let constants = [
         ("xsk_base", base),
         ("xsk_queues", QUEUES_PER_INTERFACE),
         ("interface", base / QUEUES_PER_INTERFACE),
     ];
-    let pin = pin_name(&constants);
+    let pin = pin_name(object, &constants);
     let path = pins.file(&pin);
     if pins.names()?.contains(&pin) {
         match Xdp::from_pin(&path, XdpAttachType::Interface) {
@@ -46,7 +52,7 @@ pub(super) fn obtain(pins: &PinDir, base: u32) -> Result<Program, SteeringError>
             _ => pins.remove(&pin)?,
         }
     }
-    let object = load(pins, &constants)?;
+    let object = load(pins, object, &constants, refusals)?;
     let program: &Xdp = object.program(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
     bpf::pin(program.fd()?.as_fd(), &path)
         .map_err(|source| SteeringError::PinDir { path: path.clone(), source })?;
@@ -64,9 +70,9 @@ pub(super) fn is_pin_name(name: &str) -> bool {
 }
 
 /// Another object, or other constants in it, have another name.
-fn pin_name(constants: &[(&str, u32)]) -> String {
+fn pin_name(object: &[u8], constants: &[(&str, u32)]) -> String {
     let mut hasher = DefaultHasher::new();
-    (OBJECT, constants).hash(&mut hasher);
+    (object, constants).hash(&mut hasher);
     format!("{PIN_PREFIX}{:016x}", hasher.finish())
 }
 
@@ -80,7 +86,12 @@ fn is_over_pinned_maps(xdp: &Xdp, pins: &PinDir) -> bool {
 }
 
 /// Loads the program with its own constants and everybody's maps.
-fn load(pins: &PinDir, constants: &[(&'static str, u32)]) -> Result<Ebpf, SteeringError> {
+fn load(
+    pins: &PinDir,
+    object: &[u8],
+    constants: &[(&'static str, u32)],
+    refusals: &Refusals<'_>,
+) -> Result<Ebpf, SteeringError> {
     let mut loader = EbpfLoader::new();
     loader.btf(None); // nothing is relocated against the kernel's types
     for (name, value) in constants {
@@ -89,8 +100,8 @@ fn load(pins: &PinDir, constants: &[(&'static str, u32)]) -> Result<Ebpf, Steeri
     for map in maps::names() {
         loader.map_pin_path(map, pins.file(map));
     }
-    let mut object = loader.load(OBJECT)?;
+    let mut object = loader.load(object)?;
     let program: &mut Xdp = object.program_mut(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
-    program.load()?;
+    program.load().map_err(|error| refusals.explain(PROGRAM, error))?;
     Ok(object)
 }

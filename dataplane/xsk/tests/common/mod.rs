@@ -116,7 +116,7 @@ impl Namespace {
     pub fn attach_as(&self, interfaces: &[&str], mode: XdpModeWanted) -> Result<Steering, SteeringError> {
         let interfaces =
             interfaces.iter().map(|name| InterfaceConfig { name: (*name).to_owned(), mode }).collect();
-        let config = SteeringConfig { pin_dir: PIN_DIR.into(), interfaces };
+        let config = SteeringConfig { pin_dir: PIN_DIR.into(), log_dir: "/mnt/run".into(), interfaces };
         self.run(|| Steering::attach(&config))
     }
 
