@@ -31,6 +31,7 @@
 //! ```
 
 mod frame;
+mod lacking;
 mod poll;
 mod pool;
 mod port;
@@ -40,6 +41,7 @@ mod sys;
 mod umem;
 
 pub use frame::{Frame, FrameTooLong};
+pub use lacking::Lacking;
 pub use poll::{Poller, Readiness};
 pub use pool::{AuditError, FrameAudit, FramePool};
 pub use port::{BURST, LinkState, Port, PortStatistics, RefusedReason, TxRefused, WakeCounters};

@@ -1,12 +1,12 @@
 //! The free frames of one worker, and the account of all the others. Must never lose a frame or hand one out twice.
 #![allow(unsafe_code, reason = "turns free chunks into frames")]
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use xsk_rs::FrameDesc;
 
 use crate::{
-    BindMode, Frame, Port, PortConfig, UmemConfig, XskError, ZeroCopy,
+    BindMode, Frame, Lacking, Port, PortConfig, UmemConfig, XskError, ZeroCopy,
     region::{Region, RegionRef},
     umem,
 };
@@ -19,6 +19,7 @@ pub struct FramePool {
     free: Vec<FrameDesc>,
     region: RegionRef,
     zero_copy_refusal: Option<String>,
+    lacking: BTreeSet<Lacking>,
 }
 
 impl FramePool {
@@ -61,14 +62,14 @@ impl FramePool {
         free.reverse();
         let mut holds = Region::share(umem, &free, config.chunk_len, ports.len() + 1);
         let region = holds.pop().expect("asked for one more than ports");
-        let pool = Self { free, region, zero_copy_refusal };
+        let mut lacking = BTreeSet::new();
         let ports = ports
             .iter()
             .zip(rings)
             .zip(holds)
-            .map(|((config, rings), hold)| Port::new(config, rings, hold))
+            .map(|((config, rings), hold)| Port::new(config, rings, hold, &mut lacking))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok((pool, ports))
+        Ok((Self { free, region, zero_copy_refusal, lacking }, ports))
     }
 
     /// An empty frame to build a packet in, or `None` when all are in use.
@@ -108,6 +109,11 @@ impl FramePool {
     #[must_use]
     pub fn zero_copy_refusal(&self) -> Option<&str> {
         self.zero_copy_refusal.as_deref()
+    }
+
+    /// What this kernel does not have and the ports go without.
+    pub fn lacking(&self) -> impl Iterator<Item = Lacking> + '_ {
+        self.lacking.iter().copied()
     }
 
     /// Counts every frame. Ports of other pools are left out.

@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "moves descriptors between rings that the kernel shares")]
 
 use std::{
+    collections::BTreeSet,
     fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
@@ -13,7 +14,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use xsk_rs::FrameDesc;
 
 use crate::{
-    BindMode, Frame, FramePool, PortConfig, XskError,
+    BindMode, Frame, FramePool, Lacking, PortConfig, XskError,
     region::{Holder, RegionRef},
     sys::xdp_socket,
     umem::Rings,
@@ -22,7 +23,7 @@ use crate::{
 /// Packets that one call moves at most.
 pub const BURST: usize = 64;
 
-/// Send calls that one flush makes at most. Copy mode may end a call early after 32 packets (before 6.18) or after
+/// Send calls that one flush makes at most. Copy mode may end a call early after 32 packets (before 6.17) or after
 /// each packet that the device drops.
 const KICKS_PER_FLUSH: usize = 64;
 
@@ -126,7 +127,13 @@ impl PortStatistics {
 }
 
 impl Port {
-    pub(crate) fn new(config: &PortConfig, rings: Rings, region: RegionRef) -> Result<Self, XskError> {
+    /// Adds to `lacking` what this kernel does not have for it.
+    pub(crate) fn new(
+        config: &PortConfig,
+        rings: Rings,
+        region: RegionRef,
+        lacking: &mut BTreeSet<Lacking>,
+    ) -> Result<Self, XskError> {
         let fd = rings.rx.fd().as_raw_fd();
         let mut port = Self {
             rings,
@@ -134,7 +141,7 @@ impl Port {
             fd,
             fill_target: config.fill_ring_len as usize,
             tx_ring_len: config.tx_ring_len as usize,
-            always_kick: config.busy_poll.is_some(),
+            always_kick: false,
             in_fill: 0,
             in_tx: 0,
             tx_room: 0,
@@ -153,13 +160,21 @@ impl Port {
         if xdp_socket::is_zero_copy(port.as_fd()).map_err(failed)? {
             port.bind_mode = BindMode::ZeroCopy;
         } else {
-            xdp_socket::raise_tx_budget(port.as_fd(), config.tx_ring_len);
+            if xdp_socket::raise_tx_budget(port.as_fd(), config.tx_ring_len).is_err() {
+                lacking.insert(Lacking::TxBudget);
+            }
             // A full-size packet and its sk_buff; 4 MiB is far below what net.core.wmem_max would allow root.
             let bytes = config.tx_ring_len.saturating_mul(4096).min(16 << 20);
             xdp_socket::raise_send_buffer(port.as_fd(), bytes).map_err(failed)?;
         }
         if let Some(busy_poll) = config.busy_poll {
-            xdp_socket::set_busy_poll(port.as_fd(), busy_poll).map_err(failed)?;
+            match xdp_socket::set_busy_poll(port.as_fd(), busy_poll) {
+                Ok(()) => port.always_kick = true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+                    lacking.insert(Lacking::BusyPoll);
+                }
+                Err(error) => return Err(failed(error)),
+            }
         }
         Ok(port)
     }

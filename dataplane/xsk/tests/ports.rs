@@ -6,8 +6,8 @@ use std::{collections::HashSet, net::IpAddr, thread, time::Duration};
 
 use common::{Namespace, filled, receive, small_port, small_umem, udp};
 use flowgate_xsk::{
-    BURST, BindMode, Frame, FramePool, LinkState, Poller, Port, RefusedReason, UmemConfig, XskError,
-    ZeroCopy,
+    BURST, BindMode, BusyPoll, Frame, FramePool, Lacking, LinkState, Poller, Port, PortConfig, RefusedReason,
+    UmemConfig, XskError, ZeroCopy,
     steering::{Steering, SteeringSet, VipKey},
 };
 
@@ -368,7 +368,7 @@ fn a_queue_in_use_is_an_error_that_says_so() {
 fn forced_zero_copy_fails_where_there_is_none() {
     let namespace = Namespace::new();
     namespace.veth("lb0", "peer0");
-    let port = flowgate_xsk::PortConfig { zero_copy: ZeroCopy::Force, ..small_port("lb0") };
+    let port = PortConfig { zero_copy: ZeroCopy::Force, ..small_port("lb0") };
     let error =
         namespace.run(|| FramePool::new(&small_umem(), &[port])).map(|_| ()).expect_err("no zero copy");
     assert!(matches!(error, XskError::Bind { mode: "zero-copy", .. }), "{error}");
@@ -376,7 +376,7 @@ fn forced_zero_copy_fails_where_there_is_none() {
 
 #[test]
 fn mistakes_in_the_configuration_are_named() {
-    let error = |umem: UmemConfig, ports: &[flowgate_xsk::PortConfig]| {
+    let error = |umem: UmemConfig, ports: &[PortConfig]| {
         FramePool::new(&umem, ports).map(|_| ()).expect_err("a mistake").to_string()
     };
     let port = || small_port("lo");
@@ -384,11 +384,11 @@ fn mistakes_in_the_configuration_are_named() {
     assert!(error(UmemConfig { chunk_len: 3000, ..small_umem() }, &[port()]).contains("chunk_len 3000"));
     assert!(error(UmemConfig { headroom: 1792, ..small_umem() }, &[port()]).contains("headroom 1792"));
     assert!(error(UmemConfig { frame_count: 300, ..small_umem() }, &[port()]).contains("frame_count 300"));
-    let odd = flowgate_xsk::PortConfig { tx_ring_len: 100, ..port() };
+    let odd = PortConfig { tx_ring_len: 100, ..port() };
     assert!(error(small_umem(), &[odd]).contains("tx_ring_len 100"));
     let (force, off) = (
-        flowgate_xsk::PortConfig { zero_copy: ZeroCopy::Force, ..port() },
-        flowgate_xsk::PortConfig { zero_copy: ZeroCopy::Off, ..port() },
+        PortConfig { zero_copy: ZeroCopy::Force, ..port() },
+        PortConfig { zero_copy: ZeroCopy::Off, ..port() },
     );
     assert!(error(small_umem(), &[force, off]).contains("one packet memory has one mode"));
 }
@@ -424,4 +424,24 @@ fn a_port_sees_its_link_go_down_and_away() {
     rig.gateway.ip("link del lb0");
     assert_eq!(rig.ports[0].link_state(), LinkState::Gone);
     rig.check(0);
+}
+
+#[test]
+fn what_a_kernel_lacks_is_told_and_gone_without() {
+    let rig = rig(1);
+    // The option came with Linux 6.17.
+    let release = nix::sys::utsname::uname().expect("uname").release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().flatten(), numbers.next().flatten());
+    let is_lacking = rig.pool.lacking().any(|lacking| lacking == Lacking::TxBudget);
+    assert_eq!(is_lacking, version < (Some(6), Some(17)), "{release}");
+
+    rig.gateway.veth("lb9", "peer9");
+    let busy_poll = Some(BusyPoll { microseconds: 20, budget: 64 });
+    let port = PortConfig { busy_poll, ..small_port("lb9") };
+    let (pool, _ports) = rig.gateway.run(|| FramePool::new(&small_umem(), &[port])).expect("a port");
+    assert!(
+        pool.lacking().all(|lacking| lacking == Lacking::TxBudget),
+        "busy polling is older than all of these"
+    );
 }

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{BusyPoll, PortStatistics};
 
-// <linux/if_xdp.h> since 6.18; not yet in libc.
+// <linux/if_xdp.h> since 6.17; not yet in libc.
 const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
 
 /// True when the kernel bound the socket in zero-copy mode.
@@ -68,9 +68,9 @@ pub(crate) fn statistics(socket: BorrowedFd<'_>) -> io::Result<PortStatistics> {
     })
 }
 
-/// Lets one send call of copy mode take the whole ring instead of 32 packets. False on kernels before 6.18.
-pub(crate) fn raise_tx_budget(socket: BorrowedFd<'_>, tx_ring_len: u32) -> bool {
-    set(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, tx_ring_len).is_ok()
+/// Lets one send call of copy mode take the whole ring instead of 32 packets. ENOPROTOOPT on kernels before 6.17.
+pub(crate) fn raise_tx_budget(socket: BorrowedFd<'_>, tx_ring_len: u32) -> io::Result<()> {
+    set(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, tx_ring_len)
 }
 
 /// Room for a full TX ring of packets in flight: copy mode charges each to the socket's send buffer, and the
@@ -80,7 +80,7 @@ pub(crate) fn raise_send_buffer(socket: BorrowedFd<'_>, bytes: u32) -> io::Resul
         .or_else(|_| set(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes))
 }
 
-/// Turns on preferred busy polling.
+/// Turns on preferred busy polling. ENOPROTOOPT on kernels before 5.11 and those without busy polling.
 pub(crate) fn set_busy_poll(socket: BorrowedFd<'_>, busy: BusyPoll) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, 1)?;
     set(socket, libc::SOL_SOCKET, libc::SO_BUSY_POLL, busy.microseconds)?;
