@@ -30,6 +30,7 @@
 //! }
 //! ```
 
+mod driver;
 mod frame;
 mod lacking;
 mod poll;
@@ -40,9 +41,10 @@ pub mod steering;
 mod sys;
 mod umem;
 
+pub use driver::Driver;
 pub use frame::{Frame, FrameTooLong};
 pub use lacking::Lacking;
 pub use poll::{Poller, Readiness};
 pub use pool::{AuditError, FrameAudit, FramePool};
 pub use port::{BURST, LinkState, Port, PortStatistics, RefusedReason, TxRefused, WakeCounters};
-pub use umem::{BindMode, BusyPoll, PortConfig, UmemConfig, XskError, ZeroCopy};
+pub use umem::{BindMode, BusyPoll, KERNEL_HEADROOM, PortConfig, UmemConfig, XskError, ZeroCopy};

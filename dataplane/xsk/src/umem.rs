@@ -8,6 +8,9 @@ use xsk_rs::{
     config::{BindFlags, LibxdpFlags, SocketConfig, UmemConfigBuilder},
 };
 
+/// Bytes that the kernel keeps at the start of each chunk (XDP_PACKET_HEADROOM).
+pub const KERNEL_HEADROOM: u32 = 256;
+
 const HUGE_PAGE_LEN: u64 = 2 << 20;
 const BIND_ATTEMPTS: u32 = 12;
 const FIRST_BIND_PAUSE: Duration = Duration::from_millis(5);
@@ -181,7 +184,7 @@ pub(crate) fn check(umem: &UmemConfig, ports: &[PortConfig]) -> Result<(), XskEr
     if !matches!(umem.chunk_len, 2048 | 4096) {
         return fail(format!("chunk_len {}: only 2048 and 4096 exist", umem.chunk_len));
     }
-    if umem.headroom + 256 >= umem.chunk_len {
+    if umem.headroom + KERNEL_HEADROOM >= umem.chunk_len {
         return fail(format!("headroom {} leaves no room in chunks of {}", umem.headroom, umem.chunk_len));
     }
     for port in ports {

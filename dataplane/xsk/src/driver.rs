@@ -1,0 +1,116 @@
+//! How much of a chunk a device's driver gives to one packet in zero copy. What does not fit into that arrives in
+//! pieces, as several frames of which none is whole, so the chunks must be large enough for the driver and not only
+//! for the packet.
+//!
+//! Facts of Linux 6.18, by file and function:
+//! * igb: `igb_setup_srrctl`, igc: `igc_configure_rx_ring`: the buffer size goes into SRRCTL.BSIZEPKT in units of
+//!   1024 bytes, rounded down.
+//! * ixgbe: `ixgbe_configure_srrctl`: the same on the 82599; later chips have an exact limit (RXDCTL.RLPML), but the
+//!   driver's name does not tell them apart. ixgbevf: the same register.
+//! * i40e: `i40e_configure_rx_ring`, ice: `ice_setup_rx_ctx`: units of 128 bytes in the queue context, as in iavf
+//!   and idpf, which are virtual functions of such hardware.
+//! * `mlx5_core`: `mlx5e_xsk_alloc_rx_wqes_batched`, `virtio_net`: `virtnet_add_recvbuf_xsk`: each descriptor carries
+//!   the exact length.
+//! * veth, tun, bridge and the like: no driver file of theirs knows `XDP_SETUP_XSK_POOL`.
+
+use std::fmt;
+
+use crate::{sys::ethtool, umem::KERNEL_HEADROOM};
+
+/// The driver of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Driver {
+    name: Option<String>,
+    room: Room,
+}
+
+/// What of a chunk's room is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// The driver has no zero copy.
+    NoZeroCopy,
+    /// All of it, rounded down to a multiple of so many bytes.
+    MultipleOf(u32),
+}
+
+const ROOMS: &[(&str, Room)] = &[
+    ("igb", Room::MultipleOf(1024)),
+    ("igc", Room::MultipleOf(1024)),
+    ("ixgbe", Room::MultipleOf(1024)),
+    ("ixgbevf", Room::MultipleOf(1024)),
+    ("i40e", Room::MultipleOf(128)),
+    ("ice", Room::MultipleOf(128)),
+    ("iavf", Room::MultipleOf(128)),
+    ("idpf", Room::MultipleOf(128)),
+    ("mlx5_core", Room::MultipleOf(1)),
+    ("virtio_net", Room::MultipleOf(1)),
+    ("veth", Room::NoZeroCopy),
+    ("tun", Room::NoZeroCopy),
+    ("bridge", Room::NoZeroCopy),
+    ("802.1Q VLAN Support", Room::NoZeroCopy),
+    ("bonding", Room::NoZeroCopy),
+    ("dummy", Room::NoZeroCopy),
+    ("ipvlan", Room::NoZeroCopy),
+    ("macvlan", Room::NoZeroCopy),
+    ("team", Room::NoZeroCopy),
+    ("vxlan", Room::NoZeroCopy),
+];
+
+/// Of a driver that nobody looked at: the coarsest unit known. Costs memory at worst.
+const UNKNOWN: Room = Room::MultipleOf(1024);
+
+impl Driver {
+    /// The driver of the device with this name; an unknown one if the kernel does not say.
+    #[must_use]
+    pub fn of(interface: &str) -> Self {
+        ethtool::driver(interface).map_or(Self { name: None, room: UNKNOWN }, Self::named)
+    }
+
+    /// The driver with this name.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        let name = name.into();
+        let known = ROOMS.iter().find(|(known, _)| *known == name);
+        Self { room: known.map_or(UNKNOWN, |(_, room)| *room), name: Some(name) }
+    }
+
+    /// The longest frame, from the Ethernet header on, that arrives whole in chunks of this size in zero copy. None if
+    /// the driver has no zero copy.
+    #[must_use]
+    pub fn longest_frame(&self, chunk_len: u32) -> Option<u32> {
+        match self.room {
+            Room::NoZeroCopy => None,
+            Room::MultipleOf(unit) => {
+                let room = chunk_len.saturating_sub(KERNEL_HEADROOM);
+                Some(room - room % unit)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name.as_deref().unwrap_or("unknown"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_arrives_whole_is_as_long_as_its_driver_lets_it() {
+        let longest = |name: &str| [2048, 4096].map(|chunk| Driver::named(name).longest_frame(chunk));
+        assert_eq!(longest("igb"), [Some(1024), Some(3072)]);
+        assert_eq!(longest("ice"), [Some(1792), Some(3840)]);
+        assert_eq!(longest("mlx5_core"), [Some(1792), Some(3840)]);
+        assert_eq!(longest("veth"), [None, None]);
+        assert_eq!(longest("brand_new"), longest("igb"), "nobody knows how it rounds");
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_name_is_unknown() {
+        assert_eq!(Driver::of("nothing-here").to_string(), "unknown");
+        assert_eq!(Driver::of("nothing-here").longest_frame(2048), Some(1024));
+    }
+}
