@@ -1,8 +1,10 @@
 //! Following devices that vanish, come back under another number, or change their queues.
 
+use std::os::fd::AsFd as _;
+
 use nix::net::if_::if_nametoindex;
 
-use super::{AttachReport, SocketMap, Steering, SteeringError, link, report};
+use super::{AttachReport, SocketMap, Steering, SteeringError, XdpMode, XdpModeWanted, link, report};
 use crate::sys::{ethtool, netlink};
 
 /// What of a device decides how its sockets are opened.
@@ -60,6 +62,44 @@ impl Steering {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
+    /// Attaches the program of one interface in another mode than it is in; for a moment the device has none. The
+    /// socket slots stay, but sockets that are bound to the device do not survive in zero copy: close them before. A
+    /// device that is made anew begins in the configured mode again.
+    ///
+    /// # Errors
+    ///
+    /// An interface that is not attached, or what the kernel says; then the program is attached as before, if that can
+    /// be done.
+    pub fn change_mode(&mut self, interface: &str, mode: XdpMode) -> Result<(), SteeringError> {
+        let position = self
+            .reports
+            .iter()
+            .position(|report| report.interface == interface)
+            .ok_or_else(|| SteeringError::NoInterface { interface: interface.to_owned() })?;
+        let (ifindex, before) = (self.reports[position].ifindex, self.links[position].mode);
+        if before == mode {
+            return Ok(());
+        }
+        let program = self.programs[position].xdp.fd()?;
+        let attach = |mode| {
+            let wanted = match mode {
+                XdpMode::Native => XdpModeWanted::Native,
+                XdpMode::Generic => XdpModeWanted::Generic,
+            };
+            link::attach(&self.pins, interface, ifindex, wanted, program.as_fd())
+        };
+        let (mut link, changed) = match attach(mode) {
+            Ok(link) => (link, Ok(())),
+            Err(error) => (attach(before)?, Err(error)),
+        };
+        // Whether an earlier process had left the attachment is what the end of a failed start goes by.
+        link.origin = self.links[position].origin;
+        link.messages.clear();
+        self.links[position] = link;
+        self.reports[position] = report(interface, ifindex, &mut self.links[position])?;
+        changed
+    }
+
     fn follow_one(&mut self, position: usize) -> Result<AttachReport, SteeringError> {
         let before = &self.reports[position];
         let Some(device) = Device::named(&before.interface) else {
@@ -69,7 +109,7 @@ impl Steering {
         if device.ifindex != before.ifindex {
             let program = self.programs[position].xdp.fd()?;
             let (name, mode) = (&before.interface, self.wanted[position]);
-            *link = link::attach(&self.pins, name, device.ifindex, mode, std::os::fd::AsFd::as_fd(program))?;
+            *link = link::attach(&self.pins, name, device.ifindex, mode, program.as_fd())?;
         }
         report(&before.interface, device.ifindex, link)
     }
