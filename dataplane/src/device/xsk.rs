@@ -48,6 +48,22 @@ impl XskDevice {
         device
     }
 
+    /// Sends a frame that somebody else made, at once: for a device that no worker has yet.
+    ///
+    /// # Errors
+    /// [`NotSent`]: there is no way to send it, no free frame, or it is longer than any.
+    pub fn send_bytes(&mut self, egress: InterfaceId, bytes: &[u8]) -> Result<(), NotSent> {
+        let mut frame = self.pool.take().ok_or(NotSent::RingFull)?;
+        if !frame.resize(bytes.len()) {
+            self.pool.recycle(frame);
+            return Err(NotSent::RingFull);
+        }
+        frame.as_mut().copy_from_slice(bytes);
+        self.send(egress, frame)?;
+        self.flush();
+        Ok(())
+    }
+
     /// The sockets.
     pub fn ports(&self) -> &[Port] {
         &self.ports
