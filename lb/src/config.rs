@@ -39,6 +39,8 @@ pub(crate) struct Config {
     /// How long traffic is held for a successor.
     pub(crate) hold: Duration,
     pub(crate) zero_copy: ZeroCopy,
+    /// Whether interfaces prove that full-size packets arrive.
+    pub(crate) prove: bool,
     pub(crate) rings: Rings,
     pub(crate) flow_capacity: u32,
     pub(crate) flow_capacity_v6: u32,
@@ -249,6 +251,7 @@ impl Config {
                     return Err(wrong("xdp.zero_copy", format!("`{other}` is none of auto, force, off")));
                 }
             },
+            prove: raw.xdp.prove,
             rings: Rings { rx: rings.rx, tx: rings.tx, fill: rings.fill, frame_bytes: rings.frame_bytes },
             flow_capacity: raw.flows.capacity,
             flow_capacity_v6: raw.flows.capacity_v6,

@@ -7,10 +7,12 @@
 mod answers;
 mod care;
 mod device;
+mod frames;
 mod gateway;
 mod host;
 mod kept;
 mod metrics;
+mod prove;
 mod reexec;
 mod short;
 mod steer;
@@ -73,6 +75,7 @@ pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
 pub(crate) fn detach(config: &Config) -> anyhow::Result<ExitCode> {
     let removed = steering::uninstall(&config.pin_dir).context("detaching")?;
     kept::remove(&config.flow_folder).context("removing the flows")?;
+    prove::remove(config).context("removing what is known of the interfaces")?;
     host::release_ports(&config.snat_ports)?;
     println!("detached from {} interfaces, removed {} maps", removed.links, removed.maps);
     Ok(ExitCode::SUCCESS)

@@ -95,20 +95,28 @@ fn table(answer: &Answer) -> String {
                 [n.address.clone(), n.interface.clone(), mac, n.mtu.to_string()]
             }),
         ),
-        Answer::Workers(rows) => grid(
-            ["WORKER", "CORE", "STATE", "QUEUES", "RECEIVED", "SENT", "DROPPED", "NEW FLOWS"],
-            &[4, 5, 6, 7],
-            rows.iter().map(|w| {
-                let queue = |q: &admin::view::Queue| {
-                    format!("{} {} ({} XDP, {})", q.interface, q.queue, q.xdp, q.mode)
-                };
-                let queues: Vec<_> = w.queues.iter().map(queue).collect();
-                let core = w.core.map_or_else(|| "any".into(), |core| core.to_string());
-                let [rx, tx, drops, opened] =
-                    [w.rx_packets, w.tx_packets, w.drops, w.flows_opened].map(|n| n.to_string());
-                [w.worker.to_string(), core, w.state.clone(), queues.join("\n"), rx, tx, drops, opened]
-            }),
-        ),
+        Answer::Workers(rows) => {
+            let body = grid(
+                ["WORKER", "CORE", "STATE", "QUEUES", "RECEIVED", "SENT", "DROPPED", "NEW FLOWS"],
+                &[4, 5, 6, 7],
+                rows.iter().map(|w| {
+                    let queue = |q: &admin::view::Queue| {
+                        let fell_back = if q.fell_back.is_some() { ", fallen back" } else { "" };
+                        format!(
+                            "{} {} ({} XDP, {}, {}{fell_back})",
+                            q.interface, q.queue, q.xdp, q.mode, q.proof
+                        )
+                    };
+                    let queues: Vec<_> = w.queues.iter().map(queue).collect();
+                    let core = w.core.map_or_else(|| "any".into(), |core| core.to_string());
+                    let [rx, tx, drops, opened] =
+                        [w.rx_packets, w.tx_packets, w.drops, w.flows_opened].map(|n| n.to_string());
+                    [w.worker.to_string(), core, w.state.clone(), queues.join("\n"), rx, tx, drops, opened]
+                }),
+            );
+            let remarks = remarks(rows);
+            if remarks.is_empty() { body } else { format!("{body}\n{}", remarks.join("\n")) }
+        }
         Answer::Drops(rows) => grid(
             ["AT", "REASON", "PACKETS", "MEANING"],
             &[2],
@@ -142,6 +150,21 @@ fn table(answer: &Answer) -> String {
         }
         Answer::Error(error) => error.clone(),
     }
+}
+
+/// What there is to say of interfaces besides a word, once each.
+fn remarks(workers: &[admin::view::Worker]) -> Vec<String> {
+    let mut remarks: Vec<String> = Vec::new();
+    for queue in workers.iter().flat_map(|worker| &worker.queues) {
+        let detail = (queue.proof != "proven").then_some(&queue.proof_detail);
+        for why in queue.fell_back.iter().chain(detail) {
+            let remark = format!("{}: {why}", queue.interface);
+            if !remarks.contains(&remark) {
+                remarks.push(remark);
+            }
+        }
+    }
+    remarks
 }
 
 fn kept(frontend: &admin::view::Frontend) -> &'static str {

@@ -110,6 +110,16 @@ pub(crate) struct Queue {
     pub(crate) xdp: String,
     /// `zero-copy` or `copy`, as the kernel says.
     pub(crate) mode: String,
+    /// Whether full-size packets are known to arrive: `proven`; `unproven`; `path`, where they arrive in no mode;
+    /// `off`, where nobody tries.
+    #[serde(default)]
+    pub(crate) proof: String,
+    /// Who answered, or why nothing is known.
+    #[serde(default)]
+    pub(crate) proof_detail: String,
+    /// Why the interface does not work in a better mode in which it did; none if it does.
+    #[serde(default)]
+    pub(crate) fell_back: Option<String>,
 }
 
 /// Packets that were not forwarded, for one reason.

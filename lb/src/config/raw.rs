@@ -21,7 +21,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
     ("node", &["detect_local", "cluster_cidrs", "masquerade_all", "localhost_nodeports"]),
     ("snat", &["addresses", "ports"]),
     ("workers", &["count", "cores", "idle_before_sleep_us", "hang_ms"]),
-    ("xdp", &["pin_dir", "mode", "zero_copy", "hold_ms"]),
+    ("xdp", &["pin_dir", "mode", "zero_copy", "prove", "hold_ms"]),
     ("rings", &["rx", "tx", "fill", "frame_bytes"]),
     (
         "flows",
@@ -174,6 +174,7 @@ pub(super) struct Xdp {
     pub(super) pin_dir: PathBuf,
     pub(super) mode: String,
     pub(super) zero_copy: String,
+    pub(super) prove: bool,
     pub(super) hold_ms: u64,
 }
 
@@ -183,6 +184,7 @@ impl Default for Xdp {
             pin_dir: "/sys/fs/bpf/flowgate".into(),
             mode: "auto".into(),
             zero_copy: "auto".into(),
+            prove: true,
             hold_ms: 5000,
         }
     }

@@ -169,11 +169,17 @@ impl Answers {
 
     fn show_workers(&self) -> Vec<view::Worker> {
         let workers = self.workers.borrow();
-        let queue = |socket: &QueueSocket| view::Queue {
-            interface: socket.interface.clone(),
-            queue: socket.queue,
-            xdp: socket.xdp.name().into(),
-            mode: socket.mode.name().into(),
+        let queue = |socket: &QueueSocket| {
+            let proof = workers.proof(&socket.interface);
+            view::Queue {
+                interface: socket.interface.clone(),
+                queue: socket.queue,
+                xdp: socket.xdp.name().into(),
+                mode: socket.mode.name().into(),
+                proof: proof.state.into(),
+                proof_detail: proof.detail,
+                fell_back: proof.fell_back,
+            }
         };
         let row = |(index, post): (usize, &Post)| {
             let counters = post.counters();

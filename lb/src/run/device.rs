@@ -1,4 +1,4 @@
-//! Opening a worker's sockets: which queues are whose, how long frames are, and on which core it runs.
+//! Opening a worker's sockets: which queues are whose, and on which core it runs.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -7,8 +7,9 @@ use flowgate_dataplane::device::{RxQueue, XskDevice};
 use flowgate_dataplane::{RxChecksums, WorkerNumber};
 use flowgate_tables::InterfaceId;
 use flowgate_xsk::steering::{AttachReport, SocketMap, SteeringError, XdpMode};
-use flowgate_xsk::{BindMode, FramePool, PortConfig, PortStatistics, UmemConfig};
+use flowgate_xsk::{BindMode, Driver, FramePool, PortConfig, PortStatistics, UmemConfig, ZeroCopy};
 
+use super::frames::{self, Frames, Receiver};
 use crate::config::Config;
 
 /// One AF_XDP socket, for the socket map and for people.
@@ -50,6 +51,7 @@ pub(crate) fn open(
     config: &Config,
     attached: &[AttachReport],
     number: WorkerNumber,
+    frames: &Frames,
 ) -> anyhow::Result<(XskDevice, Vec<QueueSocket>)> {
     let mut ports = Vec::new();
     let mut owners = Vec::new();
@@ -60,7 +62,7 @@ pub(crate) fn open(
                 tx_ring_len: config.rings.tx,
                 fill_ring_len: config.rings.fill,
                 completion_ring_len: config.rings.tx,
-                zero_copy: config.zero_copy,
+                zero_copy: frames.zero_copy,
                 ..PortConfig::new(report.interface.clone(), queue)
             });
             owners.push(InterfaceId(u8::try_from(interface).context("too many interfaces")?));
@@ -68,7 +70,7 @@ pub(crate) fn open(
     }
     let umem = UmemConfig {
         frame_count: UmemConfig::frames_for(&ports).next_power_of_two(),
-        chunk_len: chunk_len(config, attached)?,
+        chunk_len: frames.chunk_len,
         ..UmemConfig::default()
     };
     let (pool, opened) = FramePool::new(&umem, &ports)?;
@@ -101,22 +103,20 @@ pub(crate) fn open(
     Ok((XskDevice::new(pool, queues), sockets))
 }
 
-/// A chunk must hold the 256 bytes that the kernel keeps, an Ethernet header with a tag, and a packet.
-fn chunk_len(config: &Config, attached: &[AttachReport]) -> anyhow::Result<u32> {
+/// How the frames of these interfaces must be, those that exist.
+pub(crate) fn choose_frames(
+    config: &Config,
+    attached: &[AttachReport],
+    zero_copy: ZeroCopy,
+) -> anyhow::Result<Frames> {
     let present = attached.iter().filter(|report| report.queues > 0);
-    let largest = present.map(|report| report.mtu).max().unwrap_or(1500);
-    let needed = largest + KERNEL_HEADROOM + ETHERNET_AND_TAG;
-    let chosen = match config.rings.frame_bytes {
-        0 if needed <= 2048 => 2048,
-        0 => 4096,
-        configured => configured,
+    let receiver = |report: &AttachReport| Receiver {
+        interface: report.interface.clone(),
+        driver: Driver::of(&report.interface),
+        mtu: report.mtu,
     };
-    anyhow::ensure!(
-        needed <= chosen,
-        "an MTU of {largest} does not fit into frames of {chosen} bytes: at most {} does",
-        chosen - KERNEL_HEADROOM - ETHERNET_AND_TAG
-    );
-    Ok(chosen)
+    let receivers: Vec<_> = present.map(receiver).collect();
+    frames::choose(&receivers, zero_copy, config.rings.frame_bytes)
 }
 
 /// The last cores by default: interrupts and the rest of the system gather on the first.
@@ -146,6 +146,3 @@ pub(crate) fn choose_cores(config: &Config, count: usize) -> anyhow::Result<Vec<
     }
     Ok(allowed[allowed.len() - count..].iter().copied().map(Some).collect())
 }
-
-const KERNEL_HEADROOM: u32 = 256;
-const ETHERNET_AND_TAG: u32 = 18;

@@ -21,7 +21,7 @@ use super::metrics::{Extent, Metrics};
 use super::reexec::Reexecutions;
 use super::steer::Publishing;
 use super::workers::Workers;
-use super::{host, kept};
+use super::{host, kept, prove};
 use crate::admin::AdminServer;
 use crate::config::Config;
 
@@ -43,17 +43,21 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<Ended> {
         let (addresses, domain) = (dns.addresses(), config.dns.as_ref().map(|dns| &dns.domain));
         tracing::info!(?addresses, ?domain, "DNS listens");
     }
-    let (steering, snat_ports) = attach(config)?;
+    let (mut steering, snat_ports) = attach(config)?;
     let publisher = Publisher::new();
     let started = clock_start();
     let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
     let resolve = Resolver(Arc::new(move |neighbour| requests.try_send(neighbour).is_ok()));
     let opened = kept::open(config)
         .and_then(|flows| Workers::open(config, steering.report(), flows, resolve, started));
-    let workers = match opened {
+    let mut workers = match opened {
         Ok(workers) => workers,
         Err(error) => return Err(undo_attach(config, steering, error)),
     };
+    if let Err(error) = prove::before_traffic(&mut workers, &mut steering).await {
+        drop(workers);
+        return Err(undo_attach(config, steering, error));
+    }
     let reexecutions = Reexecutions::so_far();
     let settings = super::settings(config, snat_ports);
     let (status, status_receiver) = watch::channel(Status::default());
@@ -116,6 +120,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<Ended> {
             Ok(Ended::Hang(reexecutions))
         }
         () = logged => Ok(Ended::Signal("ended")),
+        () = prove::later(Rc::clone(&workers), Rc::clone(&publishing)) => Ok(Ended::Signal("ended")),
         () = admin.serve(Rc::new(answers)) => Ok(Ended::Signal("ended")),
         () = metrics.serve(config.metrics_listen, &metrics_status) => Ok(Ended::Signal("ended")),
         how = signalled => Ok(Ended::Signal(how)),

@@ -95,7 +95,7 @@ fn is_mounted(folder: &Path) -> anyhow::Result<bool> {
 }
 
 /// Which boot of the machine this is.
-fn boot_id() -> anyhow::Result<[u8; 16]> {
+pub(crate) fn boot_id() -> anyhow::Result<[u8; 16]> {
     let text = fs::read_to_string(BOOT_ID).with_context(|| format!("reading {BOOT_ID}"))?;
     parse_boot_id(&text).with_context(|| format!("{BOOT_ID} holds {text:?}"))
 }

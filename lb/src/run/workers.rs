@@ -2,6 +2,7 @@
 //! nothing about the process: a worker that hangs is reported, since its thread cannot be ended.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,11 +13,13 @@ use flowgate_dataplane::watchdog::{Change, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{Counters, Pipeline, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows, Origin};
-use flowgate_tables::Publisher;
+use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap};
 use flowgate_xsk::{BindMode, ZeroCopy};
 
 use super::device::{self, QueueSocket};
+use super::frames::Frames;
+use super::prove::{Mode, Proofs, Shown};
 use super::short::Short;
 use crate::config::Config;
 
@@ -27,9 +30,14 @@ pub(crate) struct Workers {
     pub(crate) short: Short,
     pub(crate) posts: Vec<Post>,
     pub(crate) restarts: Restarts,
+    /// In which modes the interfaces are known to work.
+    pub(crate) proofs: Proofs,
     /// What was taken over from an earlier process, once that is done.
     pub(crate) adoption: Adoption,
     config: Config,
+    /// How the sockets were opened last, and what was asked for then.
+    frames: Frames,
+    zero_copy: ZeroCopy,
     watchdog: Watchdog,
     started: bool,
     /// Whether the flows are those of an earlier process and nobody has adopted them yet.
@@ -45,6 +53,8 @@ pub(crate) struct Restarts {
     pub(crate) panic: u64,
     /// An interface came, went, or changed its queues or its MTU: all workers.
     pub(crate) interface: u64,
+    /// An interface lost packets in its mode: all workers.
+    pub(crate) fallback: u64,
 }
 
 /// What a worker is given.
@@ -94,13 +104,17 @@ impl Workers {
         );
         let affinity = Arc::new(AffinityTable::new(config.affinity_capacity));
         let short = Short::default();
+        let proofs = Proofs::load(config);
         let mut workers = Self {
             shared: Shared { flows: Arc::new(flows), affinity, resolve, tell: short.teller(), started },
             short,
             posts: Vec::new(),
             restarts: Restarts::default(),
+            proofs,
             adoption: Adoption::default(),
             config: config.clone(),
+            frames: device::choose_frames(config, attached, config.zero_copy)?,
+            zero_copy: config.zero_copy,
             watchdog: Watchdog::new(config.workers.hang),
             started: false,
             to_be_adopted: origins.contains(&Origin::Kept),
@@ -110,15 +124,21 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Opens all sockets; on an error everything stays as it is.
-    fn open_posts(&mut self, attached: &[AttachReport]) -> anyhow::Result<()> {
+    /// Opens all sockets, in the modes in which the interfaces are known to work; on an error everything stays as it is.
+    pub(crate) fn open_posts(&mut self, attached: &[AttachReport]) -> anyhow::Result<()> {
         let (wanted, possible) = (self.config.workers.count, device::workers_possible(attached));
         let count = if wanted == 0 { possible } else { wanted.min(possible) };
         let cores = device::choose_cores(&self.config, count)?;
+        self.proofs.forget_others(attached);
+        let zero_copy = self.proofs.zero_copy();
+        let frames = device::choose_frames(&self.config, attached, zero_copy)?;
+        if let Some(reason) = &frames.why_copy {
+            tracing::warn!("AF_XDP works in copy mode: {reason}");
+        }
         let mut posts = Vec::new();
         for (index, core) in cores.into_iter().enumerate() {
             let number = WorkerNumber { index, count };
-            let (device, sockets) = device::open(&self.config, attached, number)?;
+            let (device, sockets) = device::open(&self.config, attached, number, &frames)?;
             let stage = Stage::Ready(device);
             posts.push(Post {
                 number,
@@ -136,6 +156,7 @@ impl Workers {
             posts[heir].panics.extend(post.panics);
         }
         self.posts = posts;
+        (self.frames, self.zero_copy) = (frames, zero_copy);
         Ok(())
     }
 
@@ -225,10 +246,10 @@ impl Workers {
             return;
         }
         tracing::error!(worker = index, "worker is dead");
-        let mut config = self.config.clone();
-        if config.zero_copy == ZeroCopy::Auto && post.sockets.iter().any(|s| s.mode == BindMode::Copy) {
+        let mut frames = self.frames.clone();
+        if frames.zero_copy == ZeroCopy::Auto && post.sockets.iter().any(|s| s.mode == BindMode::Copy) {
             // The same devices refused it: asking again costs time.
-            config.zero_copy = ZeroCopy::Off;
+            frames.zero_copy = ZeroCopy::Off;
         }
         post.vacate();
         post.panics.push_back(now);
@@ -236,7 +257,7 @@ impl Workers {
             tracing::error!(worker = index, "no other worker takes its place: it would be the same again");
             return;
         }
-        let opened = device::open(&config, given.attached, post.number);
+        let opened = device::open(&self.config, given.attached, post.number, &frames);
         let replaced = opened.and_then(|(device, sockets)| {
             let post = &mut self.posts[index];
             (post.stage, post.sockets) = (Stage::Ready(device), sockets);
@@ -259,6 +280,18 @@ impl Workers {
     /// # Errors
     /// What is missing, with its interface and queue. Then nobody works until another call has more luck.
     pub(crate) fn reopen(&mut self, given: &Given<'_>) -> anyhow::Result<()> {
+        self.pause()?;
+        self.open_posts(given.attached)?;
+        self.restarts.interface += 1;
+        self.go_on(given)
+    }
+
+    /// Ends all workers and closes their sockets. Nobody works until sockets are open again and [`Self::go_on`] is
+    /// called.
+    ///
+    /// # Errors
+    /// A worker does not stop.
+    pub(crate) fn pause(&mut self) -> anyhow::Result<()> {
         self.ask_to_stop();
         for (worker, post) in self.posts.iter_mut().enumerate() {
             anyhow::ensure!(post.has_stopped_within(STOP_LIMIT), "worker {worker} does not stop");
@@ -266,13 +299,65 @@ impl Workers {
         }
         self.watchdog = Watchdog::new(self.config.workers.hang);
         self.to_be_reopened = true;
-        self.open_posts(given.attached)?;
+        Ok(())
+    }
+
+    /// Has workers work with the sockets that were opened after a pause.
+    ///
+    /// # Errors
+    /// The kernel refuses a thread or a slot.
+    pub(crate) fn go_on(&mut self, given: &Given<'_>) -> anyhow::Result<()> {
         self.to_be_reopened = false;
-        self.restarts.interface += 1;
         if self.started {
             (0..self.posts.len()).try_for_each(|index| self.start_one(index, given))?;
         }
         Ok(())
+    }
+
+    /// Closes sockets that no worker has.
+    pub(crate) fn close(&mut self) {
+        self.posts.iter_mut().filter(|post| matches!(post.stage, Stage::Ready(_))).for_each(Post::vacate);
+    }
+
+    /// Whether sockets are open, and in the modes in which the interfaces are known to work.
+    pub(crate) fn is_open_as_planned(&self) -> bool {
+        let is_open = |post: &Post| !matches!(post.stage, Stage::Vacant);
+        self.posts.iter().all(is_open) && self.zero_copy == self.proofs.zero_copy()
+    }
+
+    /// Whether the workers have been started and have sockets.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.started && !self.to_be_reopened
+    }
+
+    /// Sends a frame by a socket that no worker has yet.
+    ///
+    /// # Errors
+    /// There is none, or no room in it.
+    pub(crate) fn send(&mut self, interface: InterfaceId, frame: &[u8]) -> io::Result<()> {
+        let ready = self.posts.iter_mut().find_map(|post| match &mut post.stage {
+            Stage::Ready(device) => Some(device),
+            Stage::Running(_) | Stage::Vacant => None,
+        });
+        let sent = ready.map(|device| device.send_bytes(interface, frame));
+        sent.ok_or(io::ErrorKind::NotConnected)?.map_err(|not_sent| io::Error::other(format!("{not_sent:?}")))
+    }
+
+    /// In which mode an interface works, if it has sockets.
+    pub(crate) fn mode(&self, interface: &str) -> Option<Mode> {
+        let mut sockets = self.posts.iter().flat_map(|post| &post.sockets);
+        let socket = sockets.find(|socket| socket.interface == interface)?;
+        Some(Mode::of(socket.xdp, socket.mode))
+    }
+
+    /// What is known of an interface.
+    pub(crate) fn proof(&self, interface: &str) -> Shown {
+        self.proofs.shown(interface, self.mode(interface), self.chunk_len())
+    }
+
+    /// How long frames are.
+    pub(crate) fn chunk_len(&self) -> u32 {
+        self.frames.chunk_len
     }
 
     /// Whether every place has a worker that moves, as far as is known.

@@ -15,11 +15,11 @@ pub(super) fn add_workers(families: &mut Families, workers: &Workers, hangs: u64
         .map(|index| (worker_label(index), Number::from(workers.state(index) == "running")));
     let help = "Whether the worker runs: 0 when it hangs or is dead, and its traffic passes to the kernel.";
     families.add(Kind::Gauge, "flowgate_worker_running", help, states);
-    let Restarts { panic, interface } = workers.restarts;
-    let restarts = [("panic", panic), ("interface", interface), ("hang", hangs)]
+    let Restarts { panic, interface, fallback } = workers.restarts;
+    let restarts = [("panic", panic), ("interface", interface), ("fallback", fallback), ("hang", hangs)]
         .map(|(reason, count)| (vec![("reason", reason.to_owned())], count.into()));
     let help = "Times that workers were started in the place of others: one after a panic, all after a change \
-                of the interfaces or, with the process, after a hang.";
+                of the interfaces, when one lost packets in its mode or, with the process, after a hang.";
     families.add(Kind::Counter, "flowgate_worker_restarts", help, restarts);
     let help = "Flows that were taken over from an earlier process at the start.";
     families.gauge("flowgate_flows_adopted", help, workers.adoption.flows);
@@ -67,6 +67,17 @@ pub(super) fn add_sockets(families: &mut Families, workers: &Workers) {
         "Whether the socket works without copies.",
         zero_copy,
     );
+    let mut interfaces: Vec<&str> = sockets.iter().map(|(_, socket)| socket.interface.as_str()).collect();
+    interfaces.sort_unstable();
+    interfaces.dedup();
+    let of_interface =
+        |interface: &str, value: bool| (vec![("interface", interface.to_owned())], Number::from(value));
+    let proven = interfaces.iter().map(|name| of_interface(name, workers.proof(name).state == "proven"));
+    let help = "Whether full-size packets are known to arrive by the interface.";
+    families.add(Kind::Gauge, "flowgate_interface_proven", help, proven);
+    let fell_back = interfaces.iter().map(|name| of_interface(name, workers.proof(name).fell_back.is_some()));
+    let help = "Whether the interface works in a slower mode, since it lost packets in a faster one.";
+    families.add(Kind::Gauge, "flowgate_interface_fell_back", help, fell_back);
     let statistics: Vec<(Labels, PortStatistics)> = sockets
         .iter()
         .filter_map(|(worker, socket)| Some((socket_labels(*worker, socket), socket.statistics()?)))

@@ -1,0 +1,57 @@
+//! Holding trials of several interfaces at once: sends what is due, takes in what arrives. At most a second long.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::time::{Duration, Instant};
+
+use flowgate_wire::echo::Reply;
+
+use super::tap::Tap;
+use super::trial::{Finding, Trial, Witness};
+
+/// Asks the witnesses of each device, given by its index; the findings come in the same order. `send` sends a frame by
+/// the device at that position.
+pub(super) fn ask(
+    devices: &[(u32, Vec<Witness>)],
+    mut send: impl FnMut(&Tap, usize, &[u8]) -> io::Result<()>,
+) -> io::Result<Vec<Finding>> {
+    let first = u16::try_from(RandomState::new().build_hasher().finish() & 0x7fff).unwrap_or_default();
+    let ids = first..first + u16::try_from(devices.len()).unwrap_or(u16::MAX >> 1);
+    let tap = Tap::open(ids.start, ids.end)?;
+    let trial =
+        |(id, (ifindex, witnesses)): (u16, &(u32, Vec<Witness>))| Trial::new(*ifindex, id, witnesses.clone());
+    let mut trials: Vec<Trial> = ids.zip(devices).map(trial).collect();
+    let mut frame = vec![0; FRAME_LEN_MAX];
+    let start = now();
+    loop {
+        let elapsed = now().duration_since(start);
+        for (position, trial) in trials.iter_mut().enumerate() {
+            for (request, packet_len) in trial.due(elapsed) {
+                let len = request.write(packet_len, &mut frame);
+                // One that cannot be sent is one that is not answered.
+                if let Some(Err(error)) = len.map(|len| send(&tap, position, &frame[..len])) {
+                    tracing::debug!(%error, to = %request.dst, "an echo request was not sent");
+                }
+            }
+        }
+        let findings: Option<Vec<_>> = trials.iter().map(Trial::finding).collect();
+        if let Some(findings) = findings {
+            return Ok(findings);
+        }
+        let Some((ifindex, len)) = tap.receive(&mut frame, STEP)? else { continue };
+        if let Some(reply) = Reply::read(&frame[..len]) {
+            let elapsed = now().duration_since(start);
+            trials.iter_mut().for_each(|trial| trial.receive(ifindex, &reply, elapsed));
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "answers are waited for")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// The longest frame that a request or reply can be in.
+const FRAME_LEN_MAX: usize = 18 + 65_535;
+/// How long one look at the socket waits.
+const STEP: Duration = Duration::from_millis(10);

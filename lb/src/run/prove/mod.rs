@@ -1,0 +1,382 @@
+//! Each interface proves that full-size packets arrive by it: an echo request as large as its MTU to a neighbour, and
+//! the answer. What is lost in one mode is tried in the next lower one (zero copy, copy, generic XDP), and stays there
+//! if that helps; if nothing helps the path is to blame, and the best mode stays.
+//!
+//! Before there is traffic ([`before_traffic`]) the requests leave by the AF_XDP sockets themselves. An interface that
+//! has no carrier by then, or no neighbour that is known, serves unproven and is tried later ([`later`]); then the
+//! workers have the sockets, so that requests leave by the kernel and only receiving is proven. Answers are taken as the
+//! XDP program passes them to the kernel, by which they come through the same rings of the device as what workers
+//! receive, but not through the copy into a frame of copy mode (whose room the kernel checks exactly). They arrive on
+//! the one queue that the device chooses for them, and requests leave by the first: other queues of a device are
+//! taken to be alike.
+//!
+//! At most three neighbours of an interface are asked, with at most nine small packets and nine large ones; one that
+//! nobody answers is tried four times more within two minutes. What was found is remembered beside the admin socket,
+//! so that a restart tries nothing again.
+
+mod ask;
+mod proofs;
+mod tap;
+mod trial;
+mod witness;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use flowgate_control::netlink;
+use flowgate_tables::{InterfaceId, Routing};
+use flowgate_xsk::steering::{AttachReport, Steering, XdpMode};
+use tokio::time::MissedTickBehavior;
+
+use self::trial::{Finding, Witness};
+use super::care::given;
+use super::steer::Publishing;
+use super::workers::Workers;
+
+use self::proofs::Outcome;
+pub(crate) use self::proofs::{Mode, Proofs, Shown, remove};
+
+/// Proves what nobody has tried yet, by sockets that have no traffic yet. Sockets and XDP programs are in the modes
+/// that follow from it afterwards.
+///
+/// # Errors
+/// Packets are lost in the only mode that the configuration allows, or sockets cannot be opened anew.
+pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steering) -> anyhow::Result<()> {
+    note_modes(workers, steering.report());
+    if !workers.proofs.is_on() || untried(workers, steering.report()).is_empty() {
+        return Ok(());
+    }
+    let routing = match neighbourhood(steering.report()).await {
+        Ok(routing) => routing,
+        Err(error) => {
+            // Control will not get far without netlink either, and says so.
+            tracing::debug!("interfaces are not proven before the start: {error:#}");
+            return Ok(());
+        }
+    };
+    settle(workers, steering, &routing)?;
+    let interfaces: Vec<String> = steering.report().iter().map(|report| report.interface.clone()).collect();
+    match interfaces.iter().find_map(|interface| workers.proofs.objection(interface)) {
+        Some(objection) => {
+            // Whatever an earlier process left in native mode is left in that.
+            for interface in &interfaces {
+                let mode = workers.proofs.best(interface).map_or(XdpMode::Native, Mode::xdp);
+                steering.change_mode(interface, mode)?;
+            }
+            anyhow::bail!(objection)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Proves what could not be proven before, for as long as the process runs, also what changed meanwhile.
+pub(crate) async fn later(workers: Rc<RefCell<Workers>>, publishing: Rc<RefCell<Publishing>>) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut rounds = BTreeMap::new();
+    loop {
+        let now = ticks.tick().await.into_std();
+        if !workers.borrow().is_serving() {
+            continue;
+        }
+        note_modes(&mut workers.borrow_mut(), publishing.borrow().steering.report());
+        let open = open_questions(&mut workers.borrow_mut(), &publishing.borrow(), &mut rounds, now);
+        if !open.is_empty() {
+            let asked = tokio::task::spawn_blocking(move || {
+                let devices: Vec<_> =
+                    open.iter().map(|question| (question.ifindex, question.witnesses.clone())).collect();
+                let found = ask::ask(&devices, |tap, at, frame| tap.send(&open[at].link.address, frame));
+                (open, found)
+            });
+            match asked.await {
+                Ok((open, Ok(found))) => conclude(&workers, &publishing, &open, &found),
+                Ok((_, Err(error))) => tracing::warn!(%error, "interfaces cannot be proven"),
+                Err(panic) => tracing::error!(%panic, "interfaces cannot be proven"),
+            }
+        }
+        workers.borrow_mut().proofs.save_changes();
+    }
+}
+
+/// An interface that is to be tried while workers have its sockets.
+struct Question {
+    interface: String,
+    ifindex: u32,
+    mode: Mode,
+    chunk_len: u32,
+    link: tap::Link,
+    witnesses: Vec<Witness>,
+}
+
+/// How often an interface was tried in one mode without an answer, and when it is tried again.
+#[derive(Clone, Copy, Debug)]
+struct Rounds {
+    of: (Mode, u32, u32),
+    count: usize,
+    next: Instant,
+}
+
+/// What is to be asked now. Notes what stands in the way of the others.
+fn open_questions(
+    workers: &mut Workers,
+    publishing: &Publishing,
+    rounds: &mut BTreeMap<String, Rounds>,
+    now: Instant,
+) -> Vec<Question> {
+    if !workers.proofs.is_on() {
+        return Vec::new();
+    }
+    let (tables, chunk_len) = (publishing.publisher.current(), workers.chunk_len());
+    let mut open = Vec::new();
+    for (device, report) in (0..).map(InterfaceId).zip(publishing.steering.report()) {
+        let interface = &report.interface;
+        let Some(mode) = workers.mode(interface) else { continue };
+        if !workers.proofs.is_open(interface, mode, chunk_len) || workers.proofs.is_refused(interface) {
+            continue;
+        }
+        let key = (mode, chunk_len, report.ifindex);
+        let round = rounds.entry(interface.clone()).or_insert(Rounds { of: key, count: 0, next: now });
+        if round.of != key {
+            *round = Rounds { of: key, count: 0, next: now };
+        }
+        if round.count >= ROUNDS_MAX || now < round.next {
+            continue;
+        }
+        let witnesses = witness::of(&tables.routing, device, report.mtu, round.count);
+        match obstacle(interface, &witnesses) {
+            Ok(link) => {
+                round.next = now + FIRST_PAUSE * 4_u32.pow(u32::try_from(round.count).unwrap_or_default());
+                round.count += 1;
+                let (interface, ifindex) = (interface.clone(), report.ifindex);
+                open.push(Question { interface, ifindex, mode, chunk_len, link, witnesses });
+            }
+            Err(why) => {
+                workers.proofs.note(interface, mode, chunk_len, Outcome::Unproven(why));
+            }
+        }
+    }
+    open
+}
+
+/// Notes what was found while workers had the sockets, and takes those that lose packets to a lower mode.
+fn conclude(
+    workers: &RefCell<Workers>,
+    publishing: &RefCell<Publishing>,
+    open: &[Question],
+    found: &[Finding],
+) {
+    let (mut workers, mut publishing) = (workers.borrow_mut(), publishing.borrow_mut());
+    let mut is_fallback_due = false;
+    for (question, finding) in open.iter().zip(found) {
+        let Question { interface, ifindex, mode, chunk_len, .. } = question;
+        let is_same = |report: &AttachReport| report.interface == *interface && report.ifindex == *ifindex;
+        let still = publishing.steering.report().iter().any(is_same);
+        if !still || workers.mode(interface) != Some(*mode) || workers.chunk_len() != *chunk_len {
+            continue; // it has changed meanwhile: another question
+        }
+        let outcome = outcome(*finding, *mode, Sender::Kernel);
+        let changes = workers.proofs.note(interface, *mode, *chunk_len, outcome);
+        match workers.proofs.objection(interface) {
+            Some(objection) if changes => {
+                tracing::error!("{objection}");
+                workers.proofs.refuse(interface, objection);
+            }
+            _ => is_fallback_due |= changes,
+        }
+        if !changes {
+            tell(&workers, interface);
+        }
+    }
+    if !is_fallback_due || !workers.is_serving() {
+        return;
+    }
+    let routing = &publishing.publisher.current().routing;
+    let settled = workers.pause().and_then(|()| settle(&mut workers, &mut publishing.steering, routing));
+    let goes_on = settled.and_then(|()| {
+        workers.restarts.fallback += 1;
+        workers.go_on(&given(&publishing))
+    });
+    if let Err(error) = goes_on {
+        tracing::error!("the sockets cannot be opened in another mode yet: {error:#}");
+    }
+}
+
+/// Opens sockets, and attaches programs, in the modes that follow from what is known, and tries those that nobody has
+/// tried, until nothing is left to try. The workers must not run.
+fn settle(workers: &mut Workers, steering: &mut Steering, routing: &Routing) -> anyhow::Result<()> {
+    loop {
+        apply(workers, steering)?;
+        let untried = untried(workers, steering.report());
+        let outcomes = try_out(workers, steering.report(), routing, &untried);
+        let chunk_len = workers.chunk_len();
+        let mut changes = false;
+        for (interface, mode, outcome) in outcomes {
+            if let Outcome::Lost(how) = &outcome {
+                tracing::warn!(interface, "{how}");
+            }
+            changes |= workers.proofs.note(&interface, mode, chunk_len, outcome);
+        }
+        if !changes {
+            steering.report().iter().for_each(|report| tell(workers, &report.interface));
+            return Ok(());
+        }
+    }
+}
+
+/// Brings sockets and programs into the modes that follow from what is known.
+fn apply(workers: &mut Workers, steering: &mut Steering) -> anyhow::Result<()> {
+    loop {
+        let planned = steering.report().iter().filter_map(|report| {
+            let mode = workers.proofs.plan(&report.interface)?;
+            (report.queues > 0 && mode.xdp() != report.mode).then(|| (report.interface.clone(), mode))
+        });
+        let planned: Vec<_> = planned.collect();
+        if planned.is_empty() && workers.is_open_as_planned() {
+            return Ok(());
+        }
+        workers.close();
+        for (interface, mode) in planned {
+            match steering.change_mode(&interface, mode.xdp()) {
+                Ok(()) => tracing::info!(interface, mode = mode.xdp().name(), "XDP attached"),
+                Err(error) if mode == Mode::Generic => {
+                    let how = Outcome::Lost(format!("{mode} cannot be had: {error}"));
+                    workers.proofs.note(&interface, mode, 0, how);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        workers.open_posts(steering.report())?;
+        note_modes(workers, steering.report());
+    }
+}
+
+/// Holds the trials of these interfaces, by the sockets that no worker has yet.
+fn try_out(
+    workers: &mut Workers,
+    attached: &[AttachReport],
+    routing: &Routing,
+    interfaces: &[(InterfaceId, Mode)],
+) -> Vec<(String, Mode, Outcome)> {
+    let mut outcomes = Vec::new();
+    let (mut devices, mut asked) = (Vec::new(), Vec::new());
+    wait_for_carriers(interfaces.iter().map(|(device, _)| attached[device.index()].interface.as_str()));
+    for &(device, mode) in interfaces {
+        let report = &attached[device.index()];
+        let witnesses = witness::of(routing, device, report.mtu, 0);
+        match obstacle(&report.interface, &witnesses) {
+            Ok(_) => {
+                devices.push((report.ifindex, witnesses));
+                asked.push((device, mode));
+            }
+            Err(why) => outcomes.push((report.interface.clone(), mode, Outcome::Unproven(why))),
+        }
+    }
+    if devices.is_empty() {
+        return outcomes;
+    }
+    let found = ask::ask(&devices, |_, at, frame| workers.send(asked[at].0, frame));
+    match found {
+        Ok(found) => outcomes.extend(asked.into_iter().zip(found).map(|((device, mode), finding)| {
+            let interface = attached[device.index()].interface.clone();
+            (interface, mode, outcome(finding, mode, Sender::Socket))
+        })),
+        Err(error) => tracing::warn!(%error, "interfaces cannot be proven"),
+    }
+    outcomes
+}
+
+/// The interfaces of which nobody knows anything in the mode that they are in.
+fn untried(workers: &Workers, attached: &[AttachReport]) -> Vec<(InterfaceId, Mode)> {
+    let chunk_len = workers.chunk_len();
+    let untried = (0..).map(InterfaceId).zip(attached).filter_map(|(device, report)| {
+        let mode = workers.mode(&report.interface)?;
+        workers.proofs.is_untried(&report.interface, mode, chunk_len).then_some((device, mode))
+    });
+    untried.collect()
+}
+
+fn note_modes(workers: &mut Workers, attached: &[AttachReport]) {
+    for report in attached {
+        if let Some(mode) = workers.mode(&report.interface) {
+            workers.proofs.note_mode(report, mode);
+        }
+    }
+}
+
+/// Why an interface cannot be tried now.
+fn obstacle(interface: &str, witnesses: &[Witness]) -> Result<tap::Link, String> {
+    let link = tap::link(interface).filter(|link| link.is_running).ok_or("no carrier")?;
+    if witnesses.is_empty() { Err("no neighbour is known yet".to_owned()) } else { Ok(link) }
+}
+
+/// A device may renegotiate its link when sockets are bound to it. One that takes longer is tried later.
+fn wait_for_carriers<'a>(interfaces: impl Iterator<Item = &'a str>) {
+    let is_running = |interface: &&str| tap::link(interface).is_none_or(|link| link.is_running);
+    let mut missing: Vec<&str> = interfaces.collect();
+    for _ in 0..CARRIER_LOOKS {
+        missing.retain(|interface| !is_running(interface));
+        if missing.is_empty() {
+            return;
+        }
+        std::thread::sleep(CARRIER_PAUSE);
+    }
+}
+
+/// What the kernel knows of the network now.
+async fn neighbourhood(attached: &[AttachReport]) -> anyhow::Result<Routing> {
+    let names = attached.iter().map(|report| report.interface.clone()).collect();
+    let (netlink, _tracker) = netlink::open(names).await?;
+    let state = netlink.state.borrow().clone();
+    let interfaces = state.interfaces.to_vec();
+    Ok(Routing::build(&Routing::default(), interfaces, &state.routes, &state.neighbours)?)
+}
+
+/// Who sent the requests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    Socket,
+    Kernel,
+}
+
+/// A finding in words.
+fn outcome(finding: Finding, mode: Mode, sender: Sender) -> Outcome {
+    match finding {
+        Finding::Proven { witness, bytes } => {
+            let by = if sender == Sender::Kernel { ", sent by the kernel" } else { "" };
+            Outcome::Proven(format!("{bytes} bytes to {witness} and back{by}"))
+        }
+        Finding::Silent { asked: 1 } => {
+            Outcome::Unproven("the one neighbour asked does not answer".to_owned())
+        }
+        Finding::Silent { asked } => Outcome::Unproven(format!("none of {asked} neighbours answers")),
+        Finding::Lost { witness, bytes, arrived: Some(arrived) } => Outcome::Lost(format!(
+            "of packets of {bytes} bytes from {witness} only {arrived} bytes arrive in {mode}"
+        )),
+        Finding::Lost { witness, bytes, arrived: None } => {
+            Outcome::Lost(format!("packets of {bytes} bytes get no answer from {witness} in {mode}"))
+        }
+    }
+}
+
+fn tell(workers: &Workers, interface: &str) {
+    let Some(mode) = workers.mode(interface) else { return };
+    let shown = workers.proof(interface);
+    if let Some(why) = shown.fell_back {
+        tracing::warn!(interface, "works in {mode} only: {why}");
+    }
+    match shown.state {
+        "path" => tracing::warn!(interface, "{}", shown.detail),
+        state => tracing::info!(interface, state, "{}", shown.detail),
+    }
+}
+
+/// How often there is a look at what is to be tried.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long an interface is left alone after a trial that nobody answered; four times as long after each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is tried.
+const ROUNDS_MAX: usize = 4;
+const CARRIER_LOOKS: usize = 20;
+const CARRIER_PAUSE: Duration = Duration::from_millis(10);

@@ -1,0 +1,538 @@
+//! What is known of each interface: in which modes full-size packets were lost, in which they were proven to arrive,
+//! and which mode follows from that. It outlives the process in a small file. Never sends a packet.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use flowgate_xsk::steering::{AttachReport, XdpMode, XdpModeWanted};
+use flowgate_xsk::{BindMode, Driver, ZeroCopy};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::run::kept;
+
+/// How an interface works, the fastest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Mode {
+    /// Native XDP, and AF_XDP without copies.
+    ZeroCopy,
+    /// Native XDP, and AF_XDP with copies.
+    Copy,
+    /// Generic XDP.
+    Generic,
+}
+
+impl Mode {
+    const ALL: [Self; 3] = [Self::ZeroCopy, Self::Copy, Self::Generic];
+
+    pub(crate) fn of(xdp: XdpMode, bind: BindMode) -> Self {
+        match (xdp, bind) {
+            (XdpMode::Native, BindMode::ZeroCopy) => Self::ZeroCopy,
+            (XdpMode::Native, BindMode::Copy) => Self::Copy,
+            (XdpMode::Generic, _) => Self::Generic,
+        }
+    }
+
+    pub(super) fn xdp(self) -> XdpMode {
+        if self == Self::Generic { XdpMode::Generic } else { XdpMode::Native }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ZeroCopy => "zero copy",
+            Self::Copy => "copy mode",
+            Self::Generic => "generic XDP",
+        })
+    }
+}
+
+/// What a proof holds for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Subject {
+    pub(super) ifindex: u32,
+    pub(super) driver: String,
+    pub(super) mtu: u32,
+}
+
+impl Subject {
+    fn of(report: &AttachReport) -> Self {
+        let driver = Driver::of(&report.interface).to_string();
+        Self { ifindex: report.ifindex, driver, mtu: report.mtu }
+    }
+}
+
+/// How a trial ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Outcome {
+    /// Full-size packets arrive: who answered, and by which way the requests went.
+    Proven(String),
+    /// Nothing is known, and why.
+    Unproven(String),
+    /// They are lost in this mode: how.
+    Lost(String),
+}
+
+/// What is known of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    subject: Subject,
+    /// What the kernel gave it at first.
+    best: Mode,
+    /// The modes in which packets were lost, and how.
+    lost: BTreeMap<Mode, String>,
+    /// The last outcome that was none of those, with the mode and the frame length that it holds for.
+    outcome: Option<(Mode, u32, Outcome)>,
+}
+
+impl Record {
+    fn new(subject: Subject, best: Mode) -> Self {
+        Self { subject, best, lost: BTreeMap::new(), outcome: None }
+    }
+
+    /// The best mode from `best` on in which nothing was lost; `best` itself if there is none.
+    fn mode(&self, best: Mode) -> Mode {
+        let best = best.max(self.best);
+        let mut modes = Mode::ALL.into_iter().filter(|mode| *mode >= best);
+        modes.find(|mode| !self.lost.contains_key(mode)).unwrap_or(best)
+    }
+
+    /// Whether packets were lost in each mode from this one on: then the driver is not to blame.
+    fn is_lost_everywhere(&self, from: Mode) -> bool {
+        Mode::ALL.iter().filter(|mode| **mode >= from).all(|mode| self.lost.contains_key(mode))
+    }
+}
+
+/// What people are told of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// `proven`, `unproven`, `path` or `off`.
+    pub(crate) state: &'static str,
+    pub(crate) detail: String,
+    /// Why it does not work in a better mode.
+    pub(crate) fell_back: Option<String>,
+}
+
+/// What was asked for when the proofs were made; other wishes need other proofs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Wishes {
+    boot: String,
+    zero_copy: String,
+    mode: String,
+    frame_bytes: u32,
+}
+
+/// What is known of all interfaces.
+#[derive(Clone, Debug)]
+pub(crate) struct Proofs {
+    is_on: bool,
+    file: PathBuf,
+    wishes: Wishes,
+    zero_copy: ZeroCopy,
+    xdp: XdpModeWanted,
+    records: BTreeMap<String, Record>,
+    saved: BTreeMap<String, Record>,
+    /// Interfaces that lose packets in the only mode that the configuration allows.
+    refused: BTreeMap<String, String>,
+}
+
+impl Proofs {
+    /// What an earlier process left, as far as it is worth something.
+    pub(crate) fn load(config: &Config) -> Self {
+        let boot = kept::boot_id().map_or_else(|_| String::new(), |id| format!("{id:02x?}"));
+        let wishes = Wishes {
+            boot,
+            zero_copy: format!("{:?}", config.zero_copy),
+            mode: format!("{:?}", config.xdp_mode),
+            frame_bytes: config.rings.frame_bytes,
+        };
+        let file = file(config);
+        let left = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let left = left.filter(|(left, _): &(Wishes, _)| config.prove && *left == wishes);
+        let records: BTreeMap<_, _> = left.map(|(_, records)| records).unwrap_or_default();
+        Self {
+            is_on: config.prove,
+            file,
+            wishes,
+            zero_copy: config.zero_copy,
+            xdp: config.xdp_mode,
+            saved: records.clone(),
+            records,
+            refused: BTreeMap::new(),
+        }
+    }
+
+    /// Leaves them to the next process, if they have changed.
+    pub(super) fn save_changes(&mut self) {
+        if !self.is_on || self.records == self.saved {
+            return;
+        }
+        self.saved.clone_from(&self.records);
+        let written = || -> io::Result<()> {
+            let next = self.file.with_extension("next");
+            fs::write(&next, serde_json::to_vec(&(&self.wishes, &self.records))?)?;
+            fs::rename(next, &self.file)
+        };
+        if let Err(error) = written() {
+            let file = self.file.display();
+            tracing::warn!(%error, "cannot write {file}: the next start proves the interfaces again");
+        }
+    }
+
+    /// The best mode that an interface had.
+    pub(super) fn best(&self, interface: &str) -> Option<Mode> {
+        self.records.get(interface).map(|record| record.best)
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        self.is_on
+    }
+
+    /// Forgets what is known of devices that are others now, or not served any more.
+    pub(crate) fn forget_others(&mut self, attached: &[AttachReport]) {
+        self.records.retain(|interface, record| {
+            let report = attached.iter().find(|report| report.interface == *interface);
+            report.is_some_and(|report| report.queues == 0 || record.subject == Subject::of(report))
+        });
+        let records = &self.records;
+        self.refused.retain(|interface, _| records.contains_key(interface));
+    }
+
+    /// Whether zero copy is to be tried.
+    pub(crate) fn zero_copy(&self) -> ZeroCopy {
+        if self.is_zero_copy_fine() { self.zero_copy } else { ZeroCopy::Off }
+    }
+
+    fn is_zero_copy_fine(&self) -> bool {
+        let wants =
+            |record: &Record| record.best != Mode::ZeroCopy || record.mode(Mode::ZeroCopy) == record.best;
+        self.records.values().all(wants)
+    }
+
+    /// Notes in which mode an interface works now; the first time, that is the best there is.
+    pub(super) fn note_mode(&mut self, report: &AttachReport, mode: Mode) {
+        let is_zero_copy_wanted = self.zero_copy() != ZeroCopy::Off;
+        let new = || Record::new(Subject::of(report), mode);
+        let record = self.records.entry(report.interface.clone()).or_insert_with(new);
+        let was_refused = record.best == Mode::ZeroCopy && mode == Mode::Copy && is_zero_copy_wanted;
+        if mode < record.best || was_refused {
+            record.best = mode;
+        }
+    }
+
+    /// The mode in which an interface is to work.
+    pub(super) fn plan(&self, interface: &str) -> Option<Mode> {
+        let record = self.records.get(interface)?;
+        Some(record.mode(self.floor(record)))
+    }
+
+    /// The best mode that the packet memory, which has one for all, leaves to an interface.
+    fn floor(&self, record: &Record) -> Mode {
+        if self.is_zero_copy_fine() { record.best } else { record.best.max(Mode::Copy) }
+    }
+
+    /// Whether nobody knows yet if full-size packets arrive by an interface in this mode.
+    pub(super) fn is_open(&self, interface: &str, mode: Mode, chunk_len: u32) -> bool {
+        let Some(record) = self.records.get(interface) else { return false };
+        let is_known = |(of, len, outcome): &(Mode, u32, Outcome)| {
+            (*of, *len) == (mode, chunk_len) && !matches!(outcome, Outcome::Unproven(_))
+        };
+        !record.lost.contains_key(&mode) && !record.outcome.as_ref().is_some_and(is_known)
+    }
+
+    /// Whether a trial in this mode has not even been held.
+    pub(super) fn is_untried(&self, interface: &str, mode: Mode, chunk_len: u32) -> bool {
+        let record = self.records.get(interface);
+        let tried = record.and_then(|record| record.outcome.as_ref());
+        self.is_open(interface, mode, chunk_len)
+            && tried.is_none_or(|(of, len, _)| (*of, *len) != (mode, chunk_len))
+    }
+
+    /// Notes how a trial ended; whether that changes the mode in which an interface should work.
+    pub(super) fn note(&mut self, interface: &str, mode: Mode, chunk_len: u32, outcome: Outcome) -> bool {
+        let before = self.plan(interface);
+        let Some(record) = self.records.get_mut(interface) else { return false };
+        match outcome {
+            Outcome::Lost(how) => {
+                record.lost.insert(mode, how);
+            }
+            other => record.outcome = Some((mode, chunk_len, other)),
+        }
+        self.plan(interface) != before
+    }
+
+    /// Why the configuration does not allow the mode that an interface should work in.
+    pub(super) fn objection(&self, interface: &str) -> Option<String> {
+        let record = self.records.get(interface)?;
+        let (mode, how) = (record.mode(record.best), self.how(record, record.best)?);
+        let key = match (self.zero_copy, self.xdp) {
+            (ZeroCopy::Force, _) if mode != Mode::ZeroCopy => "xdp.zero_copy is force",
+            (_, XdpModeWanted::Native) if mode == Mode::Generic => "xdp.mode is native",
+            _ => return None,
+        };
+        let frames = if record.best == Mode::ZeroCopy { ", set rings.frame_bytes to 4096" } else { "" };
+        Some(format!("{interface} loses packets: {how}, and {key}: set it to auto{frames} or lower the MTU"))
+    }
+
+    /// Lets an interface be as it is although it loses packets: the configuration wants it so.
+    pub(super) fn refuse(&mut self, interface: &str, why: String) {
+        self.refused.insert(interface.to_owned(), why);
+    }
+
+    pub(super) fn is_refused(&self, interface: &str) -> bool {
+        self.refused.contains_key(interface)
+    }
+
+    /// What is wrong, a sentence each.
+    pub(crate) fn ailments(&self) -> impl Iterator<Item = String> {
+        self.refused.values().cloned()
+    }
+
+    /// What people are told of an interface that works in this mode, if it has sockets.
+    pub(crate) fn shown(&self, interface: &str, mode: Option<Mode>, chunk_len: u32) -> Shown {
+        let state = |state, detail: &str| (state, detail.to_owned());
+        let (state_without, detail_without) =
+            if self.is_on { ("unproven", "not tried yet") } else { ("off", "xdp.prove is false") };
+        let record = self.records.get(interface).filter(|_| self.is_on);
+        let (Some(record), Some(mode)) = (record, mode) else {
+            return Shown { state: state_without, detail: detail_without.to_owned(), fell_back: None };
+        };
+        let is_path = record.is_lost_everywhere(self.floor(record));
+        let outcome = record.outcome.as_ref().filter(|(of, len, _)| (*of, *len) == (mode, chunk_len));
+        let (state, detail) = match (record.lost.get(&mode), outcome) {
+            (Some(how), _) if is_path => {
+                state("path", &format!("{how}, nor in any other mode: is the MTU of the link smaller?"))
+            }
+            (Some(how), _) => state("unproven", self.refused.get(interface).unwrap_or(how)),
+            (None, Some((_, _, Outcome::Proven(how)))) => state("proven", how),
+            (None, Some((_, _, Outcome::Unproven(why) | Outcome::Lost(why)))) => state("unproven", why),
+            (None, None) => state("unproven", "not tried yet"),
+        };
+        let fell_back = (!is_path && mode > record.best).then(|| self.how(record, mode)).flatten();
+        Shown { state, detail, fell_back }
+    }
+
+    /// How packets were lost in the modes before `mode`, or in that itself; by others of the packet memory, if not here.
+    fn how(&self, record: &Record, mode: Mode) -> Option<String> {
+        let here = record.lost.iter().filter(|(lost, _)| **lost <= mode).map(|(_, how)| how.clone());
+        let here: Vec<String> = here.collect();
+        if !here.is_empty() {
+            return Some(here.join("; "));
+        }
+        let others = self.records.iter().filter(|(_, other)| other.mode(Mode::ZeroCopy) != other.best);
+        let mut others = others.filter_map(|(interface, other)| {
+            Some(format!("{interface}: {}", other.lost.get(&Mode::ZeroCopy)?))
+        });
+        others.next()
+    }
+}
+
+/// Where they are kept: beside the admin socket.
+fn file(config: &Config) -> PathBuf {
+    config.admin_socket.with_file_name("proofs.json")
+}
+
+/// Removes what a process left for its successor.
+///
+/// # Errors
+/// What the file system says.
+pub(crate) fn remove(config: &Config) -> io::Result<()> {
+    match fs::remove_file(file(config)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flowgate_xsk::steering::LinkOrigin;
+
+    const LEN: u32 = 2048;
+
+    fn proofs(zero_copy: ZeroCopy, xdp: XdpModeWanted) -> Proofs {
+        Proofs {
+            is_on: true,
+            file: PathBuf::new(),
+            wishes: Wishes {
+                boot: "this".into(),
+                zero_copy: format!("{zero_copy:?}"),
+                mode: format!("{xdp:?}"),
+                frame_bytes: 0,
+            },
+            zero_copy,
+            xdp,
+            records: BTreeMap::new(),
+            saved: BTreeMap::new(),
+            refused: BTreeMap::new(),
+        }
+    }
+
+    fn report(interface: &str) -> AttachReport {
+        AttachReport {
+            interface: interface.into(),
+            ifindex: 7,
+            queues: 1,
+            mtu: 1500,
+            mode: XdpMode::Native,
+            link: LinkOrigin::Fresh,
+            messages: Vec::new(),
+        }
+    }
+
+    fn lost(how: &str) -> Outcome {
+        Outcome::Lost(how.into())
+    }
+
+    fn state(proofs: &Proofs, interface: &str, mode: Mode) -> (&'static str, String, Option<String>) {
+        let Shown { state, detail, fell_back } = proofs.shown(interface, Some(mode), LEN);
+        (state, detail, fell_back)
+    }
+
+    #[test]
+    fn what_is_lost_goes_down_step_by_step_and_stays_where_it_is_proven() {
+        let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+        proofs.note_mode(&report("up0"), Mode::ZeroCopy);
+        assert!(proofs.is_untried("up0", Mode::ZeroCopy, LEN));
+        assert!(proofs.note("up0", Mode::ZeroCopy, LEN, lost("z")));
+        assert_eq!((proofs.plan("up0"), proofs.zero_copy()), (Some(Mode::Copy), ZeroCopy::Off));
+        proofs.note_mode(&report("up0"), Mode::Copy);
+        assert_eq!(state(&proofs, "up0", Mode::Copy), ("unproven", "not tried yet".into(), Some("z".into())));
+        assert!(proofs.note("up0", Mode::Copy, LEN, lost("c")));
+        assert_eq!(proofs.plan("up0"), Some(Mode::Generic));
+        proofs.note_mode(&report("up0"), Mode::Generic);
+        assert!(!proofs.note("up0", Mode::Generic, LEN, Outcome::Proven("whole".into())));
+        assert!(!proofs.is_open("up0", Mode::Generic, LEN));
+        assert_eq!(state(&proofs, "up0", Mode::Generic), ("proven", "whole".into(), Some("z; c".into())));
+    }
+
+    #[test]
+    fn what_is_lost_in_every_mode_stays_in_the_best_one() {
+        for best in Mode::ALL {
+            let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+            proofs.note_mode(&report("up0"), best);
+            for mode in Mode::ALL.into_iter().filter(|mode| *mode >= best) {
+                assert_eq!(proofs.plan("up0"), Some(mode));
+                proofs.note("up0", mode, LEN, lost(&mode.to_string()));
+            }
+            assert_eq!((proofs.plan("up0"), proofs.zero_copy()), (Some(best), ZeroCopy::Auto));
+            assert!(!proofs.is_open("up0", best, LEN), "it is settled");
+            let detail = format!("{best}, nor in any other mode: is the MTU of the link smaller?");
+            assert_eq!(state(&proofs, "up0", best), ("path", detail, None));
+            assert_eq!(proofs.objection("up0"), None);
+        }
+    }
+
+    #[test]
+    fn one_packet_memory_has_one_mode_and_the_others_are_tried_in_it() {
+        let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+        for interface in ["up0", "fab0"] {
+            proofs.note_mode(&report(interface), Mode::ZeroCopy);
+        }
+        proofs.note("fab0", Mode::ZeroCopy, LEN, Outcome::Proven("whole".into()));
+        proofs.note("up0", Mode::ZeroCopy, LEN, lost("z"));
+        assert_eq!((proofs.plan("up0"), proofs.plan("fab0")), (Some(Mode::Copy), Some(Mode::Copy)));
+        proofs.note_mode(&report("fab0"), Mode::Copy);
+        assert!(proofs.is_untried("fab0", Mode::Copy, LEN));
+        assert_eq!(state(&proofs, "fab0", Mode::Copy).2, Some("up0: z".into()));
+        proofs.note("fab0", Mode::Copy, LEN, lost("c"));
+        assert_eq!((proofs.plan("up0"), proofs.plan("fab0")), (Some(Mode::Copy), Some(Mode::Generic)));
+        // Where nothing helps the one, both go back.
+        for mode in [Mode::Copy, Mode::Generic] {
+            proofs.note("up0", mode, LEN, lost("l"));
+        }
+        assert_eq!((proofs.plan("up0"), proofs.plan("fab0")), (Some(Mode::ZeroCopy), Some(Mode::ZeroCopy)));
+    }
+
+    #[test]
+    fn zero_copy_that_the_kernel_refuses_is_nothing_to_fall_back_from() {
+        let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+        proofs.note_mode(&report("up0"), Mode::ZeroCopy);
+        proofs.note_mode(&report("up0"), Mode::Copy);
+        assert_eq!((proofs.plan("up0"), proofs.best("up0")), (Some(Mode::Copy), Some(Mode::Copy)));
+        assert_eq!(state(&proofs, "up0", Mode::Copy).2, None);
+    }
+
+    #[test]
+    fn silence_leaves_a_question_open_but_is_no_reason_to_delay_a_start() {
+        let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+        proofs.note_mode(&report("up0"), Mode::Copy);
+        proofs.note("up0", Mode::Copy, LEN, Outcome::Unproven("silence".into()));
+        assert!(proofs.is_open("up0", Mode::Copy, LEN) && !proofs.is_untried("up0", Mode::Copy, LEN));
+        assert!(proofs.is_untried("up0", Mode::Copy, 4096), "other frames are another question");
+        assert_eq!(state(&proofs, "up0", Mode::Copy), ("unproven", "silence".into(), None));
+    }
+
+    #[test]
+    fn a_mode_that_was_demanded_is_kept_with_an_objection() {
+        let mut demanding = proofs(ZeroCopy::Force, XdpModeWanted::Auto);
+        demanding.note_mode(&report("up0"), Mode::ZeroCopy);
+        demanding.note("up0", Mode::ZeroCopy, LEN, lost("z"));
+        assert_eq!(
+            demanding.objection("up0").as_deref(),
+            Some(
+                "up0 loses packets: z, and xdp.zero_copy is force: set it to auto, set rings.frame_bytes to 4096 or \
+                 lower the MTU"
+            )
+        );
+        let mut demanding = proofs(ZeroCopy::Auto, XdpModeWanted::Native);
+        demanding.note_mode(&report("up0"), Mode::Copy);
+        demanding.note("up0", Mode::Copy, LEN, lost("c"));
+        let objection = demanding.objection("up0").unwrap();
+        assert_eq!(
+            objection,
+            "up0 loses packets: c, and xdp.mode is native: set it to auto or lower the MTU"
+        );
+        demanding.refuse("up0", objection.clone());
+        assert_eq!(demanding.ailments().collect::<Vec<_>>(), [objection]);
+    }
+
+    #[test]
+    fn another_device_or_mtu_is_proven_anew_and_one_that_is_away_is_remembered() {
+        let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+        let known = |proofs: &Proofs| proofs.best("up0").is_some();
+        for (now, is_known) in [
+            (report("up0"), true),
+            (AttachReport { queues: 0, ..report("up0") }, true),
+            (AttachReport { mtu: 9000, ..report("up0") }, false),
+            (AttachReport { ifindex: 8, ..report("up0") }, false),
+            (report("fab0"), false),
+        ] {
+            proofs.note_mode(&report("up0"), Mode::Copy);
+            proofs.forget_others(&[now]);
+            assert_eq!(known(&proofs), is_known);
+        }
+    }
+
+    #[test]
+    fn the_next_process_knows_what_this_one_found_unless_it_is_asked_for_something_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!("[admin]\nsocket = \"{}\"\n", folder.path().join("admin.sock").display());
+        let config = |more: &str| {
+            let path = folder.path().join("flowgate.toml");
+            fs::write(&path, format!("{text}{more}")).unwrap();
+            Config::load(Some(&path), crate::config::Overrides::default()).unwrap()
+        };
+        let mut first = Proofs::load(&config(""));
+        first.note_mode(&report("up0"), Mode::ZeroCopy);
+        first.note("up0", Mode::ZeroCopy, LEN, lost("z"));
+        first.note("up0", Mode::Copy, LEN, Outcome::Proven("whole".into()));
+        first.save_changes();
+
+        let next = Proofs::load(&config(""));
+        assert_eq!((next.plan("up0"), next.zero_copy()), (Some(Mode::Copy), ZeroCopy::Off));
+        assert!(!next.is_open("up0", Mode::Copy, LEN));
+        for other in ["[xdp]\nmode = \"generic\"", "[xdp]\nprove = false", "[rings]\nframe_bytes = 4096"] {
+            assert_eq!(Proofs::load(&config(other)).plan("up0"), None, "{other}");
+        }
+        remove(&config("")).unwrap();
+        remove(&config("")).unwrap();
+        assert_eq!(Proofs::load(&config("")).plan("up0"), None);
+    }
+}
