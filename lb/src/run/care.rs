@@ -56,7 +56,9 @@ impl Care {
         // After a long operation the next look is due later, not several at once.
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let now = ticks.tick().await.into_std();
+            // A late tick tells when it was due. Workers would seem to have stood still since then.
+            ticks.tick().await;
+            let now = tokio::time::Instant::now().into_std();
             if let Some(worker) = self.look_after_workers(now) {
                 return worker;
             }

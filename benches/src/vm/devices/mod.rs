@@ -108,8 +108,7 @@ pub fn device(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<D
             Ok(words) => words,
             Err(error) => {
                 report.fail(name);
-                let log = rig.log();
-                format!("failed: {error}\nthe gateway's log says:\n{}", crate::lab::gateway::last_lines(&log, 25))
+                format!("failed: {error}\n{}", rig.state())
             }
         };
         say(&format!("  {name}: {words}"));

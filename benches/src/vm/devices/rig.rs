@@ -10,6 +10,7 @@ use crate::{
     clock,
     error::{Error, Result},
     lab::{
+        gateway::last_lines,
         manifests::{L4Protocol, ServiceSpec},
         servers::http::{HttpServer, HttpServerOptions},
         topology::{GATEWAY_FABRIC, GATEWAY_UPLINK, Host, SERVICE_RANGE, twin},
@@ -132,7 +133,7 @@ impl Rig {
         let [uplink, fabric] = [self.interface(SIDES[0])?, self.interface(SIDES[1])?];
         Ok(format!(
             "[source]\nmanifests = \"/etc/flowgate/manifests\"\n[gateway]\ninterfaces = [\"{uplink}\", \"{fabric}\"]\n\
-             [flows]\ncapacity = 16384\ncapacity_v6 = 16384\n[xdp]\n{}\n[rings]\n{}\n",
+             [workers]\nhang_ms = 5000\n[flows]\ncapacity = 16384\ncapacity_v6 = 16384\n[xdp]\n{}\n[rings]\n{}\n",
             options.xdp, options.rings
         ))
     }
@@ -170,6 +171,18 @@ impl Rig {
     /// The gateway's log so far.
     pub(super) fn log(&self) -> String {
         self.machine.read(LOG).unwrap_or_default()
+    }
+
+    /// What there is to read after a failure.
+    pub(super) fn state(&self) -> String {
+        let limit = Duration::from_secs(10);
+        let ask = |command: &[&str]| self.machine.run(command, limit).map_or_else(|error| error.to_string(), |said| said.output);
+        let drops = ask(&["flowgate", "show", "drops"]);
+        // Reasons that nothing was counted for say nothing.
+        let drops: Vec<_> = drops.lines().filter(|line| !line.split_ascii_whitespace().any(|word| word == "0")).collect();
+        let workers = ask(&["flowgate", "show", "workers"]);
+        let log = last_lines(&self.log(), 25);
+        format!("{}\n{workers}\nthe gateway's log says:\n{log}", drops.join("\n"))
     }
 
     /// Waits until something holds; an error on the way counts as not yet.

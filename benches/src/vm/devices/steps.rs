@@ -47,12 +47,17 @@ fn start(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
     }
     rig.start_gateway()?;
     rig.wait_until_reachable()?;
-    read_modes(rig, report)?;
-    Ok(format!("{}, {}", report.mode, if report.zero_copy { "zero copy" } else { "copy" }))
+    (report.mode, report.zero_copy) = read_modes(rig)?;
+    modes_in_words(rig)
 }
 
-/// The kernel's own words: `ip link` has the mode of XDP, and `ss` the flags of the sockets.
-fn read_modes(rig: &Rig, report: &mut DeviceReport) -> Result<()> {
+fn modes_in_words(rig: &Rig) -> Result<String> {
+    let (mode, zero_copy) = read_modes(rig)?;
+    Ok(format!("{mode}, {}", if zero_copy { "zero copy" } else { "copy" }))
+}
+
+/// The kernel's own words: `ip link` has the mode of XDP, and `ss` whether a packet memory is shared with the device.
+fn read_modes(rig: &Rig) -> Result<(String, bool)> {
     let mut modes = Vec::new();
     for side in SIDES {
         let name = rig.interface(side)?;
@@ -63,22 +68,22 @@ fn read_modes(rig: &Rig, report: &mut DeviceReport) -> Result<()> {
         modes.push(match link[0]["xdp"]["mode"].as_u64() {
             Some(1) => "native",
             Some(2) => "generic",
-            _ => "none",
+            _ => "no XDP",
         });
     }
     modes.dedup();
-    report.mode = if let [mode] = modes[..] { mode.to_owned() } else { "mixed".to_owned() };
-    report.zero_copy = if rig.machine.load_modules(&["xsk_diag"]).is_ok() {
+    let mode = if let [mode] = modes[..] { mode.to_owned() } else { "mixed".to_owned() };
+    let zero_copy = if rig.machine.load_modules(&["xsk_diag"]).is_ok() {
         let sockets = rig.machine.check(&["ss", "--xdp", "-a", "-e"])?;
         let memories: Vec<_> = sockets.lines().filter(|line| line.contains("umem")).collect();
-        !memories.is_empty() && memories.iter().all(|memory| memory.contains("zc"))
+        !memories.is_empty() && memories.iter().all(|memory| memory.contains("zc:1"))
     } else {
         // A kernel that does not list sockets still answers each of them (XDP_OPTIONS), which is what `show` tells.
         let workers = rig.workers()?;
         let queues: Vec<_> = workers.iter().filter_map(|worker| worker["queues"].as_array()).flatten().collect();
         !queues.is_empty() && queues.iter().all(|queue| queue["mode"] == "zero-copy")
     };
-    Ok(())
+    Ok((mode, zero_copy))
 }
 
 fn bodies(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
@@ -196,13 +201,10 @@ fn mtu(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
         rig.start_gateway()?;
     }
     rig.wait_until_reachable()?;
-    let modes = (report.mode.clone(), report.zero_copy);
-    read_modes(rig, report)?;
-    let now = format!("{}, {}", report.mode, if report.zero_copy { "zero copy" } else { "copy" });
-    (report.mode, report.zero_copy) = modes;
+    let modes = modes_in_words(rig)?;
     report.largest_mtu = LARGE;
     let words = rig.transfer(&[1, 2948, 3000, 300_000, 1_000_000], report)?;
-    Ok(format!("{LARGE} {how}, {now}: {words}"))
+    Ok(format!("{LARGE} {how}, {modes}: {words}"))
 }
 
 /// The program is taken off and put on again.
@@ -218,7 +220,8 @@ fn reattach(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
     }
     rig.start_gateway()?;
     rig.wait_until_reachable()?;
-    rig.transfer(&FEW_BODIES, report)
+    let words = rig.transfer(&FEW_BODIES, report)?;
+    Ok(format!("{}: {words}", modes_in_words(rig)?))
 }
 
 /// Where there are several queues, several workers must have received something: with so many connections by chance
