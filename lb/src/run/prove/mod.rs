@@ -168,7 +168,6 @@ fn conclude(
     found: &[Finding],
 ) {
     let (mut workers, mut publishing) = (workers.borrow_mut(), publishing.borrow_mut());
-    let mut is_fallback_due = false;
     for (question, finding) in open.iter().zip(found) {
         let Question { interface, ifindex, mode, chunk_len, .. } = question;
         let is_same = |report: &AttachReport| report.interface == *interface && report.ifindex == *ifindex;
@@ -177,19 +176,24 @@ fn conclude(
             continue; // it has changed meanwhile: another question
         }
         let outcome = outcome(*finding, *mode, Sender::Kernel);
+        if let Outcome::Lost(how) = &outcome {
+            tracing::warn!(interface, "{how}");
+        }
         let changes = workers.proofs.note(interface, *mode, *chunk_len, outcome);
         match workers.proofs.objection(interface) {
             Some(objection) if changes => {
                 tracing::error!("{objection}");
                 workers.proofs.refuse(interface, objection);
             }
-            _ => is_fallback_due |= changes,
-        }
-        if !changes {
-            tell(&workers, interface);
+            _ if changes => {}
+            _ => tell(&workers, interface),
         }
     }
-    if !is_fallback_due || !workers.is_serving() {
+    let is_amiss = |report: &AttachReport| {
+        let mode = workers.mode(&report.interface);
+        mode.is_some() && mode != workers.proofs.plan(&report.interface)
+    };
+    if !workers.is_serving() || !publishing.steering.report().iter().any(is_amiss) {
         return;
     }
     let routing = &publishing.publisher.current().routing;

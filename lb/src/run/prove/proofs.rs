@@ -212,7 +212,7 @@ impl Proofs {
     fn is_zero_copy_fine(&self) -> bool {
         let wants =
             |record: &Record| record.best != Mode::ZeroCopy || record.mode(Mode::ZeroCopy) == record.best;
-        self.records.values().all(wants)
+        self.records.iter().all(|(interface, record)| self.is_refused(interface) || wants(record))
     }
 
     /// Notes in which mode an interface works now; the first time, that is the best there is.
@@ -229,7 +229,7 @@ impl Proofs {
     /// The mode in which an interface is to work.
     pub(super) fn plan(&self, interface: &str) -> Option<Mode> {
         let record = self.records.get(interface)?;
-        Some(record.mode(self.floor(record)))
+        Some(if self.is_refused(interface) { record.best } else { record.mode(self.floor(record)) })
     }
 
     /// The best mode that the packet memory, which has one for all, leaves to an interface.
@@ -243,14 +243,17 @@ impl Proofs {
         let is_known = |(of, len, outcome): &(Mode, u32, Outcome)| {
             (*of, *len) == (mode, chunk_len) && !matches!(outcome, Outcome::Unproven(_))
         };
-        !record.lost.contains_key(&mode) && !record.outcome.as_ref().is_some_and(is_known)
+        // What is lost in every mode may be mended elsewhere.
+        let may_be_lost = record.is_lost_everywhere(self.floor(record)) && !self.is_refused(interface);
+        (may_be_lost || !record.lost.contains_key(&mode)) && !record.outcome.as_ref().is_some_and(is_known)
     }
 
     /// Whether a trial in this mode has not even been held.
     pub(super) fn is_untried(&self, interface: &str, mode: Mode, chunk_len: u32) -> bool {
         let record = self.records.get(interface);
         let tried = record.and_then(|record| record.outcome.as_ref());
-        self.is_open(interface, mode, chunk_len)
+        record.is_some_and(|record| !record.lost.contains_key(&mode))
+            && self.is_open(interface, mode, chunk_len)
             && tried.is_none_or(|(of, len, _)| (*of, *len) != (mode, chunk_len))
     }
 
@@ -258,11 +261,20 @@ impl Proofs {
     pub(super) fn note(&mut self, interface: &str, mode: Mode, chunk_len: u32, outcome: Outcome) -> bool {
         let before = self.plan(interface);
         let Some(record) = self.records.get_mut(interface) else { return false };
+        // Nothing was learned about what was lost before.
+        if matches!(outcome, Outcome::Unproven(_)) && record.lost.contains_key(&mode) {
+            return false;
+        }
         match outcome {
             Outcome::Lost(how) => {
                 record.lost.insert(mode, how);
             }
-            other => record.outcome = Some((mode, chunk_len, other)),
+            other => {
+                if matches!(other, Outcome::Proven(_)) && record.lost.contains_key(&mode) {
+                    record.lost.clear();
+                }
+                record.outcome = Some((mode, chunk_len, other));
+            }
         }
         self.plan(interface) != before
     }
@@ -422,10 +434,16 @@ mod tests {
                 proofs.note("up0", mode, LEN, lost(&mode.to_string()));
             }
             assert_eq!((proofs.plan("up0"), proofs.zero_copy()), (Some(best), ZeroCopy::Auto));
-            assert!(!proofs.is_open("up0", best, LEN), "it is settled");
+            assert!(!proofs.is_untried("up0", best, LEN), "a start has nothing to try");
+            assert!(proofs.is_open("up0", best, LEN), "but the path may be mended");
             let detail = format!("{best}, nor in any other mode: is the MTU of the link smaller?");
             assert_eq!(state(&proofs, "up0", best), ("path", detail, None));
             assert_eq!(proofs.objection("up0"), None);
+            assert!(!proofs.note("up0", best, LEN, Outcome::Unproven("silence".into())));
+            assert_eq!(state(&proofs, "up0", best).0, "path", "silence says nothing");
+            assert!(!proofs.note("up0", best, LEN, Outcome::Proven("whole".into())));
+            assert_eq!(state(&proofs, "up0", best), ("proven", "whole".into(), None));
+            assert!(!proofs.is_open("up0", best, LEN));
         }
     }
 
