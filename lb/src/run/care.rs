@@ -149,14 +149,14 @@ fn devices(publishing: &Publishing) -> Vec<Option<Device>> {
     publishing.steering.report().iter().map(|report| Device::named(&report.interface)).collect()
 }
 
-/// Tells health which workers are not well, and which interfaces.
+/// Tells health which workers are not well.
 fn show_ailments(workers: &Workers, ailments: &watch::Sender<Arc<[String]>>) {
     let states = (0..workers.posts.len()).map(|index| (index, workers.state(index)));
     let unwell = states
         .filter(|(_, state)| ["hanging", "dead"].contains(state))
         .map(|(index, state)| format!("worker {index} is {state}: its traffic passes to the kernel"));
     let no_sockets = workers.to_be_reopened.then(|| "no sockets after a change of the interfaces".to_owned());
-    let unwell: Arc<[String]> = unwell.chain(no_sockets).chain(workers.proofs.ailments()).collect();
+    let unwell: Arc<[String]> = unwell.chain(no_sockets).collect();
     ailments.send_if_modified(|shown| {
         let changed = *shown != unwell;
         *shown = unwell;

@@ -301,11 +301,6 @@ impl Proofs {
         self.refused.contains_key(interface)
     }
 
-    /// What is wrong, a sentence each.
-    pub(crate) fn ailments(&self) -> impl Iterator<Item = String> {
-        self.refused.values().cloned()
-    }
-
     /// What people are told of an interface that works in this mode, if it has sockets.
     pub(crate) fn shown(&self, interface: &str, mode: Option<Mode>, chunk_len: u32) -> Shown {
         let state = |state, detail: &str| (state, detail.to_owned());
@@ -507,8 +502,13 @@ mod tests {
             objection,
             "up0 loses packets: c, and xdp.mode is native: set it to auto or lower the MTU"
         );
+        assert_eq!(demanding.plan("up0"), Some(Mode::Generic));
         demanding.refuse("up0", objection.clone());
-        assert_eq!(demanding.ailments().collect::<Vec<_>>(), [objection]);
+        assert_eq!(
+            (demanding.plan("up0"), demanding.is_open("up0", Mode::Copy, LEN)),
+            (Some(Mode::Copy), false)
+        );
+        assert_eq!(state(&demanding, "up0", Mode::Copy), ("unproven", objection, None));
     }
 
     #[test]
