@@ -12,9 +12,11 @@
 //!
 //! At most three neighbours of an interface are asked, with at most nine small packets and nine large ones; one that
 //! nobody answers is tried four times more within two minutes. What was found is remembered beside the admin socket,
-//! so that a restart tries nothing again.
+//! so that a restart tries nothing again. Where nobody answers at all, the steering program's notes of what the interface
+//! delivers still tell a driver that cuts packets ([`delivery`]).
 
 mod ask;
+mod delivery;
 mod proofs;
 mod tap;
 mod trial;
@@ -35,6 +37,7 @@ use super::care::given;
 use super::steer::Publishing;
 use super::workers::Workers;
 
+use self::delivery::Pieces;
 use self::proofs::Outcome;
 pub(crate) use self::proofs::{Mode, Proofs, Shown, remove};
 
@@ -45,6 +48,7 @@ pub(crate) use self::proofs::{Mode, Proofs, Shown, remove};
 /// Packets are lost in the only mode that the configuration allows, or sockets cannot be opened anew.
 pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steering) -> anyhow::Result<()> {
     note_modes(workers, steering.report());
+    forget_deliveries(steering)?;
     if !workers.proofs.is_on() || untried(workers, steering.report()).is_empty() {
         return Ok(());
     }
@@ -75,13 +79,14 @@ pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steerin
 pub(crate) async fn later(workers: Rc<RefCell<Workers>>, publishing: Rc<RefCell<Publishing>>) {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut rounds = BTreeMap::new();
+    let (mut rounds, mut pieces) = (BTreeMap::new(), BTreeMap::new());
     loop {
         let now = ticks.tick().await.into_std();
         if !workers.borrow().is_serving() {
             continue;
         }
         note_modes(&mut workers.borrow_mut(), publishing.borrow().steering.report());
+        let mut is_news = false;
         let open = open_questions(&mut workers.borrow_mut(), &publishing.borrow(), &mut rounds, now);
         if !open.is_empty() {
             let asked = tokio::task::spawn_blocking(move || {
@@ -91,13 +96,45 @@ pub(crate) async fn later(workers: Rc<RefCell<Workers>>, publishing: Rc<RefCell<
                 (open, found)
             });
             match asked.await {
-                Ok((open, Ok(found))) => conclude(&workers, &publishing, &open, &found),
+                Ok((open, Ok(found))) => {
+                    conclude(&workers, &publishing, &open, &found);
+                    is_news = true;
+                }
                 Ok((_, Err(error))) => tracing::warn!(%error, "interfaces cannot be proven"),
                 Err(panic) => tracing::error!(%panic, "interfaces cannot be proven"),
             }
         }
+        is_news |= watch_deliveries(&mut workers.borrow_mut(), &publishing.borrow(), &mut pieces);
+        if is_news {
+            go_to_planned_modes(&workers, &publishing);
+        }
         workers.borrow_mut().proofs.save_changes();
     }
+}
+
+/// Notes which interfaces that nobody could prove cut what they deliver, and says whether there are any. Those that were
+/// proven do not, whatever comes.
+fn watch_deliveries(
+    workers: &mut Workers,
+    publishing: &Publishing,
+    pieces: &mut BTreeMap<String, Pieces>,
+) -> bool {
+    let mut is_news = false;
+    if !workers.proofs.is_on() {
+        return is_news;
+    }
+    let chunk_len = workers.chunk_len();
+    for report in publishing.steering.report() {
+        let interface = &report.interface;
+        let is_open = |mode| mode == Mode::ZeroCopy && workers.proofs.is_open(interface, mode, chunk_len);
+        let Some(mode) = workers.mode(interface).filter(|mode| is_open(*mode)) else { continue };
+        let Ok(delivery) = publishing.steering.delivery(report.ifindex) else { continue };
+        let Some(len) = pieces.entry(interface.clone()).or_default().look(delivery) else { continue };
+        let how = Outcome::Lost(format!("packets are cut to frames of {len} bytes in {mode}"));
+        note(workers, interface, mode, chunk_len, how);
+        is_news = true;
+    }
+    is_news
 }
 
 /// An interface that is to be tried while workers have its sockets.
@@ -160,14 +197,14 @@ fn open_questions(
     open
 }
 
-/// Notes what was found while workers had the sockets, and takes those that lose packets to a lower mode.
+/// Notes what was found while workers had the sockets.
 fn conclude(
     workers: &RefCell<Workers>,
     publishing: &RefCell<Publishing>,
     open: &[Question],
     found: &[Finding],
 ) {
-    let (mut workers, mut publishing) = (workers.borrow_mut(), publishing.borrow_mut());
+    let (mut workers, publishing) = (workers.borrow_mut(), publishing.borrow());
     for (question, finding) in open.iter().zip(found) {
         let Question { interface, ifindex, mode, chunk_len, .. } = question;
         let is_same = |report: &AttachReport| report.interface == *interface && report.ifindex == *ifindex;
@@ -175,20 +212,29 @@ fn conclude(
         if !still || workers.mode(interface) != Some(*mode) || workers.chunk_len() != *chunk_len {
             continue; // it has changed meanwhile: another question
         }
-        let outcome = outcome(*finding, *mode, Sender::Kernel);
-        if let Outcome::Lost(how) = &outcome {
-            tracing::warn!(interface, "{how}");
-        }
-        let changes = workers.proofs.note(interface, *mode, *chunk_len, outcome);
-        match workers.proofs.objection(interface) {
-            Some(objection) if changes => {
-                tracing::error!("{objection}");
-                workers.proofs.refuse(interface, objection);
-            }
-            _ if changes => {}
-            _ => tell(&workers, interface),
-        }
+        note(&mut workers, interface, *mode, *chunk_len, outcome(*finding, *mode, Sender::Kernel));
     }
+}
+
+/// Notes what was found of an interface that serves, and says it unless another mode follows, which says more.
+fn note(workers: &mut Workers, interface: &str, mode: Mode, chunk_len: u32, outcome: Outcome) {
+    if let Outcome::Lost(how) = &outcome {
+        tracing::warn!(interface, "{how}");
+    }
+    let changes = workers.proofs.note(interface, mode, chunk_len, outcome);
+    match workers.proofs.objection(interface) {
+        Some(objection) if changes => {
+            tracing::error!("{objection}");
+            workers.proofs.refuse(interface, objection);
+        }
+        _ if changes => {}
+        _ => tell(workers, interface),
+    }
+}
+
+/// Takes interfaces that serve to the modes that follow from what is known.
+fn go_to_planned_modes(workers: &RefCell<Workers>, publishing: &RefCell<Publishing>) {
+    let (mut workers, mut publishing) = (workers.borrow_mut(), publishing.borrow_mut());
     let is_amiss = |report: &AttachReport| {
         let mode = workers.mode(&report.interface);
         mode.is_some() && mode != workers.proofs.plan(&report.interface)
@@ -253,6 +299,7 @@ fn apply(workers: &mut Workers, steering: &mut Steering) -> anyhow::Result<()> {
         }
         workers.open_posts(steering.report())?;
         note_modes(workers, steering.report());
+        forget_deliveries(steering)?;
     }
 }
 
@@ -299,6 +346,12 @@ fn untried(workers: &Workers, attached: &[AttachReport]) -> Vec<(InterfaceId, Mo
         workers.proofs.is_untried(&report.interface, mode, chunk_len).then_some((device, mode))
     });
     untried.collect()
+}
+
+/// What was delivered in other modes, or to another process, says nothing of the present ones.
+fn forget_deliveries(steering: &mut Steering) -> anyhow::Result<()> {
+    let attached: Vec<u32> = steering.report().iter().map(|report| report.ifindex).collect();
+    attached.into_iter().try_for_each(|ifindex| Ok(steering.forget_delivery(ifindex)?))
 }
 
 fn note_modes(workers: &mut Workers, attached: &[AttachReport]) {
