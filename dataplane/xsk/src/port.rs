@@ -27,6 +27,9 @@ pub const BURST: usize = 64;
 /// each packet that the device drops.
 const KICKS_PER_FLUSH: usize = 64;
 
+/// Packets that a send call of copy mode takes before 6.17 (TX_BATCH_SIZE in net/xdp/xsk.c).
+const OLD_TX_BATCH: usize = 32;
+
 /// One (interface, queue) socket. Its pool's frames come in here and go out here.
 pub struct Port {
     rings: Rings,
@@ -35,6 +38,9 @@ pub struct Port {
     fill_target: usize,
     tx_ring_len: usize,
     always_kick: bool,
+    /// Whether the tx ring shows after each send call what that one took. In copy mode before 6.17 it shows that only once
+    /// everything was taken.
+    shows_progress: bool,
     in_fill: usize,
     in_tx: usize,
     /// Free places of the tx ring that are not spoken for by `staged`. The kernel can only add to them.
@@ -142,6 +148,7 @@ impl Port {
             fill_target: config.fill_ring_len as usize,
             tx_ring_len: config.tx_ring_len as usize,
             always_kick: false,
+            shows_progress: true,
             in_fill: 0,
             in_tx: 0,
             tx_room: 0,
@@ -161,6 +168,8 @@ impl Port {
             port.bind_mode = BindMode::ZeroCopy;
         } else {
             if xdp_socket::raise_tx_budget(port.as_fd(), config.tx_ring_len).is_err() {
+                // The budget came together with the progress being shown.
+                port.shows_progress = false;
                 lacking.insert(Lacking::TxBudget);
             }
             // A full-size packet and its sk_buff; 4 MiB is far below what net.core.wmem_max would allow root.
@@ -388,7 +397,8 @@ impl Port {
 
     fn kick(&mut self) {
         let mut waiting = self.tx_waiting();
-        for _ in 0..KICKS_PER_FLUSH {
+        let unseen = if self.shows_progress { 0 } else { waiting.div_ceil(OLD_TX_BATCH) };
+        for kicks in 1..=KICKS_PER_FLUSH {
             if waiting == 0 {
                 return;
             }
@@ -400,7 +410,7 @@ impl Port {
                 return;
             }
             let left = self.tx_waiting();
-            if left >= waiting {
+            if left >= waiting && kicks >= unseen {
                 return; // the device is busy: later
             }
             waiting = left;
