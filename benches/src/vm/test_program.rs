@@ -79,7 +79,8 @@ impl TestProgram {
         let is_well = ended.code == Some(0) && !tests.is_empty() && tests.iter().all(|(_, passed)| *passed);
         let said = format!("{}\n{}", ended.output, ended.errors);
         let console = last_lines(&machine.console(), 10);
-        let words = format!("{}:\n{}\nthe console says:\n{console}", self.name(), last_lines(&said, 60));
+        let failed = tests.iter().filter(|(_, passed)| !passed).count();
+        let words = format!("{}: {failed} of {} failed\n{}\nthe console says:\n{console}", self.name(), tests.len(), last_lines(&said, 60));
         Ok(Tested { tests, is_well, words })
     }
 }

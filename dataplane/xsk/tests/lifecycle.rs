@@ -66,6 +66,7 @@ fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
     let expected = [
         "cluster_ips",
         "counters",
+        "deliveries",
         "echo_addrs",
         "fragments",
         "hold_until",
@@ -207,7 +208,7 @@ fn the_pins_of_an_earlier_version_are_replaced_or_added_and_the_others_kept() {
     assert_eq!(notices, [format!("replaced {PIN_DIR}/port_sets: it is not the map this version uses")]);
     assert_eq!(steering.report()[0].link, LinkOrigin::Reused);
     assert_eq!(steering.applied(), &vips(&[80]), "the VIPs are still there");
-    assert_eq!(namespace.pins().expect("pins").len(), 17);
+    assert_eq!(namespace.pins().expect("pins").len(), 18);
     assert_ne!(program_on(&namespace, "lb0"), old, "the old program reads maps that are no longer pinned");
 
     // The VIP's address follows from its ports, though the old version had not noted it.
@@ -308,12 +309,12 @@ fn detaching_and_uninstalling_leave_nothing() {
     namespace.veth("lb0", "peer0");
     let steering = namespace.attach(&["lb0"]).expect("attach");
     let removed = namespace.run(|| steering.detach()).expect("detach");
-    assert_eq!((removed.links, removed.maps), (1, 15));
+    assert_eq!((removed.links, removed.maps), (1, 16));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
 
     drop(namespace.attach(&["lb0"]).expect("attach"));
     let removed = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("uninstall");
-    assert_eq!((removed.links, removed.maps), (1, 15));
+    assert_eq!((removed.links, removed.maps), (1, 16));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
     let again = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("nothing to do is fine");
     assert_eq!((again.links, again.maps), (0, 0));
