@@ -9,8 +9,9 @@
 //!   driver's name does not tell them apart. ixgbevf: the same register.
 //! * i40e: `i40e_configure_rx_ring`, ice: `ice_setup_rx_ctx`: units of 128 bytes in the queue context, as in iavf
 //!   and idpf, which are virtual functions of such hardware.
-//! * `mlx5_core`: `mlx5e_xsk_alloc_rx_wqes_batched`, `virtio_net`: `virtnet_add_recvbuf_xsk`: each descriptor carries
-//!   the exact length.
+//! * `mlx5_core`: `mlx5e_xsk_alloc_rx_wqes_batched`: each descriptor carries the exact length.
+//! * `virtio_net`: `virtnet_add_recvbuf_xsk`: the exact length as well, of which later kernels may take some 320 bytes for
+//!   what describes a packet to the stack (`skb_shared_info`): 2048 would not hold 1500 there, so it counts as coarse.
 //! * veth, tun, bridge and the like: no driver file of theirs knows `XDP_SETUP_XSK_POOL`.
 
 use std::fmt;
@@ -43,7 +44,7 @@ const ROOMS: &[(&str, Room)] = &[
     ("iavf", Room::MultipleOf(128)),
     ("idpf", Room::MultipleOf(128)),
     ("mlx5_core", Room::MultipleOf(1)),
-    ("virtio_net", Room::MultipleOf(1)),
+    ("virtio_net", Room::MultipleOf(1024)),
     ("veth", Room::NoZeroCopy),
     ("tun", Room::NoZeroCopy),
     ("bridge", Room::NoZeroCopy),

@@ -114,8 +114,9 @@ mod tests {
             (&[("up0", "igb", 1500)], Off, 2048),
             (&[("up0", "ice", 1774)], Auto, 2048),
             (&[("up0", "ice", 1775)], Auto, 4096),
-            (&[("up0", "virtio_net", 1500), ("fab0", "mlx5_core", 1500)], Auto, 2048),
-            (&[("up0", "virtio_net", 1500), ("fab0", "ixgbe", 1500)], Auto, 4096),
+            (&[("up0", "ice", 1500), ("fab0", "mlx5_core", 1500)], Auto, 2048),
+            (&[("up0", "virtio_net", 1500), ("fab0", "mlx5_core", 1500)], Auto, 4096),
+            (&[("up0", "ice", 1500), ("fab0", "ixgbe", 1500)], Auto, 4096),
             (&[("up0", "somebody's", 1500)], Auto, 4096),
             // One of them has no zero copy, so that the kernel copies for both.
             (&[("up0", "igb", 1500), ("fab0", "veth", 1500)], Auto, 2048),

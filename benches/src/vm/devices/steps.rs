@@ -201,9 +201,9 @@ fn mtu(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
         rig.start_gateway()?;
     }
     rig.wait_until_reachable()?;
-    let modes = modes_in_words(rig)?;
     report.largest_mtu = LARGE;
     let words = rig.transfer(&[1, 2948, 3000, 300_000, 1_000_000], report)?;
+    let modes = modes_in_words(rig)?;
     Ok(format!("{LARGE} {how}, {modes}: {words}"))
 }
 

@@ -221,20 +221,15 @@ fn note(workers: &mut Workers, interface: &str, mode: Mode, chunk_len: u32, outc
     if let Outcome::Lost(how) = &outcome {
         tracing::warn!(interface, "{how}");
     }
-    let changes = workers.proofs.note(interface, mode, chunk_len, outcome);
-    match workers.proofs.objection(interface) {
-        Some(objection) if changes => {
-            tracing::error!("{objection}");
-            workers.proofs.refuse(interface, objection);
-        }
-        _ if changes => {}
-        _ => tell(workers, interface),
+    if !workers.proofs.note(interface, mode, chunk_len, outcome) {
+        tell(workers, interface);
     }
 }
 
 /// Takes interfaces that serve to the modes that follow from what is known.
 fn go_to_planned_modes(workers: &RefCell<Workers>, publishing: &RefCell<Publishing>) {
     let (mut workers, mut publishing) = (workers.borrow_mut(), publishing.borrow_mut());
+    refuse_what_is_not_allowed(&mut workers, publishing.steering.report());
     let is_amiss = |report: &AttachReport| {
         let mode = workers.mode(&report.interface);
         mode.is_some() && mode != workers.proofs.plan(&report.interface)
@@ -245,12 +240,31 @@ fn go_to_planned_modes(workers: &RefCell<Workers>, publishing: &RefCell<Publishi
     let routing = &publishing.publisher.current().routing;
     let settled = workers.pause().and_then(|()| settle(&mut workers, &mut publishing.steering, routing));
     let goes_on = settled.and_then(|()| {
+        if refuse_what_is_not_allowed(&mut workers, publishing.steering.report()) {
+            apply(&mut workers, &mut publishing.steering)?;
+        }
         workers.restarts.fallback += 1;
         workers.go_on(&given(&publishing))
     });
     if let Err(error) = goes_on {
         tracing::error!("the sockets cannot be opened in another mode yet: {error:#}");
     }
+}
+
+/// Leaves interfaces in their best mode whose packets arrive only in one that the configuration does not allow. Whether
+/// there is any.
+fn refuse_what_is_not_allowed(workers: &mut Workers, attached: &[AttachReport]) -> bool {
+    let mut any = false;
+    for interface in attached.iter().map(|report| &report.interface) {
+        if !workers.proofs.is_refused(interface)
+            && let Some(objection) = workers.proofs.objection(interface)
+        {
+            tracing::error!("{objection}");
+            workers.proofs.refuse(interface, objection);
+            any = true;
+        }
+    }
+    any
 }
 
 /// Opens sockets, and attaches programs, in the modes that follow from what is known, and tries those that nobody has
