@@ -398,8 +398,14 @@ fn wait_for_carriers<'a>(interfaces: impl Iterator<Item = &'a str>) {
 /// What the kernel knows of the network now.
 async fn neighbourhood(attached: &[AttachReport]) -> anyhow::Result<Routing> {
     let names = attached.iter().map(|report| report.interface.clone()).collect();
-    let (netlink, _tracker) = netlink::open(names).await?;
-    let state = netlink.state.borrow().clone();
+    let listed = tokio::task::spawn_blocking(move || {
+        // The connection to the kernel ends with this runtime; by itself it would wait for events that nobody reads.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (netlink, _tracker) = runtime.block_on(netlink::open(names))?;
+        let state = netlink.state.borrow().clone();
+        anyhow::Ok(state)
+    });
+    let state = listed.await??;
     let interfaces = state.interfaces.to_vec();
     Ok(Routing::build(&Routing::default(), interfaces, &state.routes, &state.neighbours)?)
 }
