@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, PacketBuilderStep, TcpHeader, icmpv4, icmpv6};
-use etherparse::{IpHeaders, icmpv4::DestUnreachableHeader};
+use etherparse::{IpHeaders, IpNumber, icmpv4::DestUnreachableHeader};
 use flowgate_wire::Protocol;
 use flowgate_wire::refusal::Problem;
 
+use super::checksums::sctp_checksum;
 use super::packet::{Kind, Segment, read};
 
 /// How many ICMP errors of a kind one worker may send: a hundred at once, one a millisecond on average
@@ -46,6 +47,12 @@ pub(crate) fn refusal(frame: &[u8], allowances: &mut Allowances, now: u64) -> Op
     let dst = segment.tuple.dst.ip();
     if segment.tuple.protocol != Protocol::Tcp {
         let taken = allowances.errors.take(now);
+        if segment.tuple.protocol == Protocol::Sctp
+            && let Some(tag) = initiate_tag(frame, &segment)
+        {
+            let may = taken && may_be_answered(frame, segment.tuple.src.ip());
+            return may.then(|| abort(frame, &segment, tag));
+        }
         return taken.then(|| error(frame, &segment, Problem::PortUnreachable, dst)).flatten();
     }
     if !may_be_answered(frame, segment.tuple.src.ip()) {
@@ -54,6 +61,25 @@ pub(crate) fn refusal(frame: &[u8], allowances: &mut Allowances, now: u64) -> Op
     let mut out = Vec::new();
     headers(frame, dst, segment.tuple.src.ip()).tcp_header(reset(&segment)?).write(&mut out, &[]).unwrap();
     Some(out)
+}
+
+/// RFC 9260 sections 3.3.2: the tag that an INIT chunk announces.
+fn initiate_tag(frame: &[u8], segment: &Segment) -> Option<[u8; 4]> {
+    let ip_end = 14 + usize::from(segment.ip_len);
+    let sctp = &frame[segment.l4_at..ip_end];
+    (sctp.len() >= 20 && sctp[12] == 1).then(|| sctp[16..20].try_into().unwrap())
+}
+
+/// RFC 9260 section 8.4 (3): an ABORT under the tag of the INIT, without the T bit.
+fn abort(frame: &[u8], segment: &Segment, tag: [u8; 4]) -> Vec<u8> {
+    let (from, to) = (segment.tuple.dst, segment.tuple.src);
+    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    let mut sctp = [&ports[..], &tag, &[0; 4], &[6, 0, 0, 4]].concat();
+    let checksum = sctp_checksum(&sctp);
+    sctp[8..12].copy_from_slice(&checksum.to_le_bytes());
+    let mut out = Vec::new();
+    headers(frame, from.ip(), to.ip()).write(&mut out, IpNumber::SCTP, &sctp).unwrap();
+    out
 }
 
 /// The ICMP error about a frame, from the first of `own` of its family; none when it gets none.

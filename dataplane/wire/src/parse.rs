@@ -131,6 +131,11 @@ impl<A: Address> Packet<A> {
         l4_checksum: Checksum::NONE,
     };
 
+    /// The transport header and what follows, of the frame that this was parsed from.
+    pub(crate) fn l4<'a>(&self, frame: &'a [u8]) -> Option<&'a [u8]> {
+        frame.get(usize::from(self.l4_offset)..)?.get(..usize::from(self.l4_len))
+    }
+
     /// Length of the IP packet in bytes, headers included.
     #[inline]
     pub const fn ip_len(&self) -> u16 {

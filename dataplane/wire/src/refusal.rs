@@ -1,4 +1,4 @@
-//! Answers to packets that go no further: a TCP reset, or an ICMP error. Never decides who deserves one.
+//! Answers to packets that go no further: a TCP reset, an SCTP abort, or an ICMP error. Never decides who deserves one.
 
 use core::net::IpAddr;
 
@@ -7,6 +7,7 @@ use crate::checksum::{Checksum, Sum};
 use crate::datagram::Datagram;
 use crate::family::Address;
 use crate::parse::{ETHERNET_LEN, Packet, TcpFlags};
+use crate::sctp;
 
 /// Room for the longest answer: an ICMPv6 error quotes as much as fits into 1280 bytes (RFC 4443 section 2.4
 /// (c)), an ICMP error into 576 (RFC 1812 section 4.3.2.3).
@@ -31,15 +32,27 @@ pub fn refuse<A: Address>(
     packet: &Packet<A>,
     out: &mut [u8; REFUSAL_LEN_MAX],
 ) -> Option<usize> {
-    if packet.tuple.protocol != Protocol::Tcp {
+    let initiate_tag = match packet.tuple.protocol {
+        Protocol::Sctp => packet.l4(frame).and_then(sctp::initiate_tag),
+        Protocol::Tcp | Protocol::Udp => None,
+    };
+    if packet.tuple.protocol != Protocol::Tcp && initiate_tag.is_none() {
         let datagram = A::datagram(frame).ok()?;
         return report(frame, &datagram, Problem::PortUnreachable, datagram.dst, out);
     }
     if !may_be_answered(frame, packet.tuple.src.into()) {
         return None;
     }
-    let len = reset(frame, packet, out)?;
-    answer(frame, packet.tuple.dst, packet.tuple.src, Protocol::Tcp.number(), len, out)
+    let len = match initiate_tag {
+        Some(tag) => {
+            let l4_offset = ETHERNET_LEN + A::HEADER_LEN;
+            let ports = [packet.tuple.dst_port, packet.tuple.src_port];
+            out.get_mut(l4_offset..)?.first_chunk_mut().map(|abort| *abort = sctp::abort(ports, tag))?;
+            sctp::ABORT_LEN
+        }
+        None => reset(frame, packet, out)?,
+    };
+    answer(frame, packet.tuple.dst, packet.tuple.src, packet.tuple.protocol.number(), len, out)
 }
 
 /// Writes the ICMP error that reports `problem` with the packet in `frame` to its sender, as coming from
@@ -107,8 +120,7 @@ fn reset<A: Address>(frame: &[u8], packet: &Packet<A>, out: &mut [u8; REFUSAL_LE
     if flags.intersects(TcpFlags::RST) {
         return None;
     }
-    let segment = frame.get(usize::from(packet.l4_offset)..)?.get(..usize::from(packet.l4_len))?;
-    let header = segment.first_chunk::<20>()?;
+    let header = packet.l4(frame)?.first_chunk::<20>()?;
     let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let data_offset = u32::from(header[12] >> 4) * 4;
     let occupied = |flag| u32::from(flags.intersects(flag));
@@ -258,6 +270,40 @@ mod tests {
             assert_eq!(icmp.header().checksum, icmp.icmp_type().calc_checksum(icmp.payload()));
             let quoted = frame.len().min(14 + 548) - 14;
             assert_eq!(icmp.payload(), &frame[14..14 + quoted]);
+        }
+    }
+
+    /// An SCTP packet from port 4000 to 80 with one chunk.
+    fn association(chunk: &[u8]) -> Vec<u8> {
+        let mut sctp = vec![0x0f, 0xa0, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0];
+        sctp.extend(chunk);
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+            .ipv4(CLIENT, VIP, 64)
+            .write(&mut frame, etherparse::IpNumber::SCTP, &sctp)
+            .unwrap();
+        frame
+    }
+
+    #[test]
+    fn p502_an_init_is_answered_with_an_abort_that_has_its_tag() {
+        let init = [1, 0, 0, 20, 0xca, 0xfe, 0, 1, 0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 1];
+        let bytes = refused(&association(&init)).unwrap();
+        assert_eq!((bytes[23], &bytes[26..30], &bytes[30..34]), (132, &VIP[..], &CLIENT[..]));
+        let mut abort = bytes[34..].to_vec();
+        assert_eq!(&abort[..8], &[0, 80, 0x0f, 0xa0, 0xca, 0xfe, 0, 1]);
+        assert_eq!(&abort[12..], &[6, 0, 0, 4]);
+        let checksum: [u8; 4] = abort[8..12].try_into().unwrap();
+        abort[8..12].fill(0);
+        assert_eq!(u32::from_le_bytes(checksum), crc32c::crc32c(&abort));
+    }
+
+    #[test]
+    fn packets_of_unknown_associations_are_answered_with_errors_that_end_none() {
+        // A heartbeat of an association that has another path, and an INIT that is cut off.
+        for chunk in [&[4, 0, 0, 8, 0, 1, 0, 4][..], &[1, 0, 0, 20]] {
+            let bytes = refused(&association(chunk)).unwrap();
+            assert_eq!((bytes[23], &bytes[34..36]), (1, &[3, 3][..]), "ICMP port unreachable");
         }
     }
 

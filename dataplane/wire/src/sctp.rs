@@ -20,6 +20,26 @@ pub(crate) fn translate(packet: &mut [u8], src_port: L4Port, dst_port: L4Port) {
     packet[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sent.to_le_bytes());
 }
 
+/// The tag that answers to a packet must carry, if its first chunk is an INIT (RFC 9260 section 3.3.2).
+#[cold]
+pub(crate) fn initiate_tag(packet: &[u8]) -> Option<[u8; 4]> {
+    let head = packet.first_chunk::<{ HEADER_LEN + 8 }>()?;
+    (head[HEADER_LEN] == INIT).then_some([head[16], head[17], head[18], head[19]])
+}
+
+/// The refusal of an INIT with this tag, from the first to the second port (RFC 9260 section 8.4 (3)).
+#[cold]
+pub(crate) fn abort([src, dst]: [L4Port; 2], tag: [u8; 4]) -> [u8; ABORT_LEN] {
+    let mut packet = [0; ABORT_LEN];
+    packet[..2].copy_from_slice(&src.wire());
+    packet[2..4].copy_from_slice(&dst.wire());
+    packet[4..8].copy_from_slice(&tag);
+    packet[HEADER_LEN..].copy_from_slice(&[ABORT, 0, 0, 4]);
+    let checksum = checksum(&packet);
+    packet[CHECKSUM..CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
+    packet
+}
+
 /// What the checksum of a packet of `len` bytes becomes when its first four are changed from one of `ports` to the
 /// other: see [`crate::fragment::sctp_checksum`].
 #[cold]
@@ -40,6 +60,12 @@ fn checksum(packet: &[u8]) -> u32 {
 }
 
 const CHECKSUM: usize = 8;
+
+const INIT: u8 = 1;
+const ABORT: u8 = 6;
+
+/// Length of a packet that holds an ABORT without a cause (RFC 9260 section 3.3.7).
+pub(crate) const ABORT_LEN: usize = HEADER_LEN + 4;
 
 /// Length of the common header (RFC 9260 section 3.1).
 pub(crate) const HEADER_LEN: usize = 12;
