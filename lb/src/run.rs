@@ -16,6 +16,7 @@ mod prove;
 mod reexec;
 mod short;
 mod steer;
+mod tags;
 mod users;
 mod workers;
 

@@ -75,6 +75,11 @@ impl Driver {
         Self { room: known.map_or(UNKNOWN, |(_, room)| *room), name: Some(name) }
     }
 
+    /// Whether the device is one end of a veth pair.
+    pub(crate) fn is_veth(&self) -> bool {
+        self.name.as_deref() == Some("veth")
+    }
+
     /// The longest frame, from the Ethernet header on, that arrives whole in chunks of this size in zero copy. None if
     /// the driver has no zero copy.
     #[must_use]

@@ -39,6 +39,7 @@ mod port;
 mod region;
 pub mod steering;
 mod sys;
+mod tags;
 mod umem;
 
 pub use driver::Driver;
@@ -47,4 +48,5 @@ pub use lacking::Lacking;
 pub use poll::{Poller, Readiness};
 pub use pool::{AuditError, FrameAudit, FramePool};
 pub use port::{BURST, LinkState, Port, PortStatistics, RefusedReason, TxRefused, WakeCounters};
+pub use tags::Tags;
 pub use umem::{BindMode, BusyPoll, KERNEL_HEADROOM, PortConfig, UmemConfig, XskError, ZeroCopy};

@@ -20,6 +20,7 @@ use super::care::{Care, given};
 use super::metrics::{Extent, Metrics};
 use super::reexec::Reexecutions;
 use super::steer::Publishing;
+use super::tags::TagCare;
 use super::workers::Workers;
 use super::{host, kept, prove};
 use crate::admin::AdminServer;
@@ -73,8 +74,9 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
     let workers = Rc::new(RefCell::new(workers));
-    let publishing =
-        Rc::new(RefCell::new(Publishing { publisher, steering, answers_echo: config.options.echo_vips }));
+    let answers_echo = config.options.echo_vips;
+    let tags = TagCare::default();
+    let publishing = Rc::new(RefCell::new(Publishing { publisher, steering, answers_echo, tags }));
     let answers = Answers {
         workers: Rc::clone(&workers),
         publishing: Rc::clone(&publishing),

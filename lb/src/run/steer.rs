@@ -5,6 +5,8 @@ use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{FrontendKind, Publisher, Tables};
 use flowgate_xsk::steering::{AttachReport, Steering, SteeringError, SteeringSet, VipKey};
 
+use super::tags::TagCare;
+
 /// The tables that workers see, and the maps that the XDP program sees.
 #[derive(Debug)]
 pub(crate) struct Publishing {
@@ -12,6 +14,8 @@ pub(crate) struct Publishing {
     pub(crate) steering: Steering,
     /// Whether workers answer the echo requests that VIPs receive.
     pub(crate) answers_echo: bool,
+    /// What devices with VLANs were told.
+    pub(crate) tags: TagCare,
 }
 
 impl Publishing {
@@ -19,6 +23,7 @@ impl Publishing {
     /// is new is sent up only once they know it.
     pub(crate) fn publish(&mut self, update: Update) -> Result<(), SteeringError> {
         self.follow_devices(&update.tables);
+        self.tags.follow(&update.tables.routing);
         let mut wanted = steering_set(&update.tables);
         if self.answers_echo {
             wanted.answer_echo();

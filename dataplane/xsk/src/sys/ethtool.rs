@@ -1,5 +1,5 @@
-//! What ethtool's ioctl says of a device: how many receive queues it has, and the name of its driver. (sysfs would show
-//! the devices of the namespace in which it was mounted.)
+//! What ethtool's ioctl says of a device: how many receive queues it has, the name of its driver, and whether it takes
+//! VLAN tags off frames, which can be changed. (sysfs would show the devices of the namespace in which it was mounted.)
 #![allow(unsafe_code, reason = "the ethtool ioctl has no safe wrapper")]
 
 use std::{io, os::fd::AsRawFd};
@@ -8,7 +8,11 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETHTOOL_SFLAGS: u32 = 0x26;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+
+const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 
 /// Receive queues in use. An error when the driver does not say.
 pub(crate) fn rx_queue_count(interface: &str) -> io::Result<u32> {
@@ -56,6 +60,28 @@ pub(crate) fn driver(interface: &str) -> io::Result<String> {
     let info = unsafe { ask(interface, info) }?;
     let len = info.driver.iter().position(|byte| *byte == 0).unwrap_or(info.driver.len());
     Ok(String::from_utf8_lossy(&info.driver[..len]).into_owned())
+}
+
+/// Whether the device takes VLAN tags off received frames and carries them beside (`rxvlan`).
+pub(crate) fn takes_tags_off(interface: &str) -> io::Result<bool> {
+    flags(interface, ETHTOOL_GFLAGS, 0).map(|flags| flags & ETH_FLAG_RXVLAN != 0)
+}
+
+/// Has the device leave VLAN tags in frames. A driver may do otherwise without an error.
+pub(crate) fn leave_tags_in(interface: &str) -> io::Result<()> {
+    // All flags of the command are set at once: the others stay.
+    let now = flags(interface, ETHTOOL_GFLAGS, 0)?;
+    flags(interface, ETHTOOL_SFLAGS, now & !ETH_FLAG_RXVLAN).map(drop)
+}
+
+fn flags(interface: &str, cmd: u32, data: u32) -> io::Result<u32> {
+    #[repr(C)]
+    struct Value {
+        cmd: u32,
+        data: u32,
+    }
+    // SAFETY: a `struct ethtool_value` of plain integers, which is what both commands read or fill.
+    unsafe { ask(interface, Value { cmd, data }) }.map(|value| value.data)
 }
 
 /// Has the kernel fill `question`.

@@ -1,0 +1,85 @@
+//! Devices with VLANs leave the tags of frames where the XDP program sees them.
+
+use std::collections::BTreeSet;
+
+use flowgate_tables::Routing;
+use flowgate_xsk::Tags;
+
+/// The devices that were told, by their indexes: one that is made anew is told again.
+#[derive(Debug, Default)]
+pub(crate) struct TagCare {
+    told: BTreeSet<u32>,
+}
+
+impl TagCare {
+    /// Tells the devices of these interfaces that have VLANs and were not told yet.
+    pub(crate) fn follow(&mut self, routing: &Routing) {
+        for interface in self.untold(routing) {
+            match Tags::leave_in_frames(&interface) {
+                Tags::InFrames => {}
+                Tags::NowInFrames => tracing::info!(
+                    interface,
+                    "rxvlan is turned off, so that the XDP program sees the tags of its VLANs"
+                ),
+                Tags::FarEnd => tracing::info!(
+                    interface,
+                    "its VLANs are served if the far end of the veth pair leaves tags in frames: run there  ethtool -K \
+                     NAME txvlan off"
+                ),
+                Tags::Beside(error) => tracing::warn!(
+                    interface,
+                    "its VLANs are not served right: it takes tags off frames, where the XDP program does not see them, \
+                     and rxvlan cannot be turned off ({error}); use another device, or name its VLAN interfaces in \
+                     gateway.interfaces instead"
+                ),
+            }
+        }
+    }
+
+    fn untold(&mut self, routing: &Routing) -> Vec<String> {
+        let interfaces = routing.interfaces();
+        let parents = interfaces.iter().filter_map(|interface| interface.spec.vlan.as_ref());
+        let devices = parents.filter_map(|vlan| interfaces.get(vlan.parent)).map(|device| &device.spec);
+        let untold = devices.filter(|device| device.ifindex != 0 && self.told.insert(device.ifindex));
+        untold.map(|device| device.name.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flowgate_tables::spec::{InterfaceSpec, VlanSpec};
+
+    fn interface(name: &str, ifindex: u32, vlan: Option<VlanSpec>) -> InterfaceSpec {
+        InterfaceSpec {
+            name: name.into(),
+            ifindex,
+            mac: flowgate_wire::MacAddr::default(),
+            mtu: 1500,
+            up: true,
+            addresses: Vec::new(),
+            vlan,
+        }
+    }
+
+    fn routing(fabric: u32) -> Routing {
+        let vlan = |parent, id| Some(VlanSpec { parent, id });
+        let interfaces = vec![
+            interface("up0", 3, None),
+            interface("fab0", fabric, None),
+            interface("gone0", 0, None),
+            interface("fab0.5", 11, vlan(1, 5)),
+            interface("fab0.6", 12, vlan(1, 6)),
+            interface("gone0.7", 13, vlan(2, 7)),
+        ];
+        Routing::build(&Routing::default(), interfaces, &[], &[]).unwrap()
+    }
+
+    #[test]
+    fn a_device_with_vlans_is_told_once_and_again_when_it_was_made_anew() {
+        let mut care = TagCare::default();
+        assert_eq!(care.untold(&routing(4)), ["fab0"]);
+        assert_eq!(care.untold(&routing(4)), [""; 0]);
+        assert_eq!(care.untold(&routing(5)), ["fab0"]);
+    }
+}
