@@ -86,7 +86,7 @@ pub enum Families {
 pub struct ServicePort {
     /// Its name.
     pub name: String,
-    /// TCP or UDP.
+    /// Its transport.
     pub protocol: L4Protocol,
     /// The port at the ClusterIP.
     pub port: u16,
@@ -103,6 +103,8 @@ pub enum L4Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
 }
 
 impl L4Protocol {
@@ -111,6 +113,7 @@ impl L4Protocol {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         }
     }
 }
