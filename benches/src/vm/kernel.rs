@@ -67,6 +67,8 @@ impl Kernel {
         let mut files = Vec::new();
         for name in names {
             let mut command = Command::new("modprobe");
+            // This machine's options for modules are not for the other one, and would stand behind the paths.
+            command.args(["-C", "/dev/null"]);
             command.arg("-d").arg(&self.folder).args(["-S", &self.release, "--show-depends", name]);
             let output = command.output().map_err(|_| Error::MissingProgram {
                 program: "modprobe".into(),
