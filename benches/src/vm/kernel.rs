@@ -70,14 +70,15 @@ impl Kernel {
             // This machine's options for modules are not for the other one, and would stand behind the paths.
             command.args(["-C", "/dev/null"]);
             command.arg("-d").arg(&self.folder).args(["-S", &self.release, "--show-depends", name]);
-            let output = command.output().map_err(|_| Error::MissingProgram {
-                program: "modprobe".into(),
-                package: "kmod",
-            })?;
+            let output = command
+                .output()
+                .map_err(|_| Error::MissingProgram { program: "modprobe".into(), package: "kmod" })?;
             let folder = self.modules_folder();
             let listed = String::from_utf8_lossy(&output.stdout).into_owned();
             let paths = listed.lines().filter_map(|line| line.strip_prefix("insmod "));
-            files.extend(paths.filter_map(|path| Some(Path::new(path.trim()).strip_prefix(&folder).ok()?.to_owned())));
+            files.extend(
+                paths.filter_map(|path| Some(Path::new(path.trim()).strip_prefix(&folder).ok()?.to_owned())),
+            );
         }
         files.sort_unstable();
         files.dedup();

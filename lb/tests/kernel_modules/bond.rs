@@ -80,10 +80,7 @@ fn connections_through_a_bond_go_on_when_its_active_port_fails_leaves_and_comes_
     let service = ServiceSpec::single("tcp", CLUSTER_IP.into(), L4Protocol::Tcp, 80, SERVER_PORT);
     lab.gateway.manifests().apply(&service.dual_stack(), &lab.addresses())?;
     eventually("the backends are known", || Ok(lab.active_backends()?.len() == 4))?;
-    let loads = [
-        load(&lab, (CLUSTER_IP, 80).into())?,
-        load(&lab, (twin(CLUSTER_IP.into()), 80).into())?,
-    ];
+    let loads = [load(&lab, (CLUSTER_IP, 80).into())?, load(&lab, (twin(CLUSTER_IP.into()), 80).into())?];
     all_go_on("the connections run", &loads)?;
 
     // The far end of the active port fails, twice: to the other port, and back.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use flowgate_benches::lab::topology::{GATEWAY_UPLINK, twin};
 
 use super::{
-    SERVER_PORT, EchoServers,
+    EchoServers, SERVER_PORT,
     support::{Lab, eventually},
     talk::{TCP, Talk},
 };

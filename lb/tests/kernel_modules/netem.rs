@@ -27,7 +27,10 @@ const BODY: usize = 200_000;
 /// Has clients and backends send with these faults: what the gateway sends leaves by AF_XDP, past every qdisc.
 fn spoil(lab: &Lab, faults: &str) -> Result<()> {
     for host in lab.topology.clients().iter().chain(lab.topology.backends()) {
-        run(&host.namespace, &format!("tc qdisc replace dev {HOST_INTERFACE} root netem limit 10000 {faults}"))?;
+        run(
+            &host.namespace,
+            &format!("tc qdisc replace dev {HOST_INTERFACE} root netem limit 10000 {faults}"),
+        )?;
     }
     Ok(())
 }

@@ -62,7 +62,9 @@ impl Served {
     fn check(&self, associations: u64) -> Result<()> {
         let states = || -> Result<Vec<String>> {
             let flows = self.lab.show("flows")?;
-            Ok(rows(&flows["flows"]).map(|flow| format!("{} {}", text(&flow["protocol"]), text(&flow["state"]))).collect())
+            Ok(rows(&flows["flows"])
+                .map(|flow| format!("{} {}", text(&flow["protocol"]), text(&flow["state"])))
+                .collect())
         };
         eventually("all flows have ended", || Ok(states()?.iter().all(|state| state == "SCTP time-wait")))?;
         assert_eq!(states()?.len() as u64, associations);

@@ -46,7 +46,8 @@ impl Talk {
         let said = pattern(self.said, len);
         self.said += len as u64;
         thread::scope(|scope| {
-            let speaker = scope.spawn(|| said.chunks(PIECE).try_for_each(|piece| (&self.socket).write_all(piece)));
+            let speaker =
+                scope.spawn(|| said.chunks(PIECE).try_for_each(|piece| (&self.socket).write_all(piece)));
             let mut heard = vec![0; len];
             let outcome = (&self.socket).read_exact(&mut heard);
             if outcome.is_err() {

@@ -58,9 +58,10 @@ impl Served {
         eventually("the VLAN is served", || {
             let services = lab.show("services")?.to_string();
             let known = lab.active_backends()?.len() == 8;
-            Ok(known && [GATEWAY.into(), IpAddr::from(twin(GATEWAY))]
-                .iter()
-                .all(|&address| services.contains(&SocketAddr::new(address, NODE_PORT).to_string())))
+            Ok(known
+                && [GATEWAY.into(), IpAddr::from(twin(GATEWAY))]
+                    .iter()
+                    .all(|&address| services.contains(&SocketAddr::new(address, NODE_PORT).to_string())))
         })?;
         Ok(Self { lab, _servers: servers })
     }
@@ -90,14 +91,20 @@ impl Served {
                     grace: LIMIT,
                     ..UdpOptions::new(target, 20, Duration::from_secs(1))
                 };
-                let report = self.lab.client().enter(|| udp::run(&options, Show::Nothing, &Stop::default()))??;
+                let report =
+                    self.lab.client().enter(|| udp::run(&options, Show::Nothing, &Stop::default()))??;
                 let bad = (report.lost, report.mismatches, report.duplicates, report.send_failures);
-                assert_eq!((report.sent, bad), (20, (0, 0, 0, 0)), "{payload_len} bytes to {target}: {report:?}");
+                assert_eq!(
+                    (report.sent, bad),
+                    (20, (0, 0, 0, 0)),
+                    "{payload_len} bytes to {target}: {report:?}"
+                );
             }
         }
         let flows = self.lab.show("flows")?;
         let clients: Vec<_> = rows(&flows["flows"]).map(|flow| text(&flow["client"])).collect();
-        let is_tagged = |client: &&str| client.starts_with("198.51.100.10:") || client.starts_with("[2001:db8:198");
+        let is_tagged =
+            |client: &&str| client.starts_with("198.51.100.10:") || client.starts_with("[2001:db8:198");
         assert!(!clients.is_empty() && clients.iter().all(is_tagged), "{clients:?}");
         assert_eq!(self.lab.drops()?, [].into());
         Ok(())
@@ -106,7 +113,8 @@ impl Served {
     /// What nobody serves is refused, by an answer that goes back the way it came.
     fn is_refused(&self, address: impl Into<IpAddr>) -> Result<bool> {
         let target = SocketAddr::new(address.into(), 81);
-        let outcome = self.lab.client().enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)))?;
+        let outcome =
+            self.lab.client().enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)))?;
         Ok(outcome.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
     }
 }
