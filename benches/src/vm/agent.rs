@@ -106,14 +106,14 @@ pub fn serve() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What programs expect of a running system.
+/// What programs expect of a running system. All is in memory already; `/tmp` may hold programs that a checkout there has
+/// built.
 fn prepare() -> Result<()> {
     for (kind, target) in [
         ("proc", "/proc"),
         ("sysfs", "/sys"),
         ("devtmpfs", "/dev"),
         ("tmpfs", "/run"),
-        ("tmpfs", "/tmp"),
         ("bpf", "/sys/fs/bpf"),
     ] {
         mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>)
