@@ -22,9 +22,8 @@ use crate::{
         supervisor::{Down, LabKind, LabPlace, Up, down, kubectl, supervise, up},
     },
     vm::{
-        self,
+        self, TestProgram,
         devices::{Device, DeviceOptions, device},
-        TestProgram,
         kernels::{KernelOptions, kernels},
         modules::{ModuleOptions, modules},
     },

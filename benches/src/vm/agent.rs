@@ -73,10 +73,13 @@ impl Reply {
 /// Serves requests until the machine is to end. Must be the first process of a machine.
 pub fn serve() -> Result<ExitCode> {
     if std::process::id() != 1 {
-        return Err(Error::State("`lab guest` is the first process of a virtual machine, and of nothing else".into()));
+        return Err(Error::State(
+            "`lab guest` is the first process of a virtual machine, and of nothing else".into(),
+        ));
     }
     prepare()?;
-    let line = File::options().read(true).write(true).open(LINE).map_err(Error::io(format!("open {LINE}")))?;
+    let line =
+        File::options().read(true).write(true).open(LINE).map_err(Error::io(format!("open {LINE}")))?;
     let mut settings = tcgetattr(&line).map_err(Error::errno(format!("read the settings of {LINE}")))?;
     cfmakeraw(&mut settings);
     tcsetattr(&line, SetArg::TCSANOW, &settings).map_err(Error::errno(format!("set up {LINE}")))?;
@@ -227,7 +230,8 @@ mod tests {
 
     #[test]
     fn what_nobody_started_cannot_be_waited_for() {
-        let error = Children::default().carry_out(Request::Wait { name: "flowgate".into(), seconds: 1 }).unwrap_err();
+        let error =
+            Children::default().carry_out(Request::Wait { name: "flowgate".into(), seconds: 1 }).unwrap_err();
         assert_eq!(error.to_string(), "no program flowgate was started");
     }
 }

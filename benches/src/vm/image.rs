@@ -30,7 +30,9 @@ impl Image {
     /// A file system with the `flowgate` binary, which becomes the first process, `ip` and what loads modules.
     pub fn new(flowgate: &Path) -> Result<Self> {
         let image = Self { folder: scratch::folder("image")? };
-        for folder in ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "dev", "proc", "sys", "run", "tmp", "mnt", "etc"] {
+        for folder in
+            ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "dev", "proc", "sys", "run", "tmp", "mnt", "etc"]
+        {
             image.make_folder(folder)?;
         }
         for name in ["bin", "sbin", "lib", "lib64"] {
@@ -77,7 +79,9 @@ impl Image {
         let (from, to) = (kernel.modules_folder(), self.folder.path().join(kernel.modules_place()));
         fs::create_dir_all(&to).map_err(Error::io(format!("make {}", to.display())))?;
         let lists = fs::read_dir(&from).map_err(Error::io(format!("list {}", from.display())))?;
-        for list in lists.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("modules.")) {
+        for list in
+            lists.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("modules."))
+        {
             copy(&list.path(), &to.join(list.file_name()))?;
         }
         for file in kernel.module_files(names)? {
@@ -94,7 +98,8 @@ impl Image {
         let path = packed.path().join("initrd");
         let file = File::create(&path).map_err(Error::io(format!("make {}", path.display())))?;
         // cpio reads names, one a line: none here has a line break.
-        let list = Command::new("find").arg(".").current_dir(self.folder.path()).stdout(Stdio::piped()).spawn();
+        let list =
+            Command::new("find").arg(".").current_dir(self.folder.path()).stdout(Stdio::piped()).spawn();
         let mut list = list.map_err(Error::io("run find"))?;
         let names = list.stdout.take().expect("it was piped");
         let mut cpio = Command::new("cpio");
@@ -148,7 +153,8 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 
 /// `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)`, or the path alone.
 fn library_paths(listed: &str) -> Vec<PathBuf> {
-    let path = |line: &str| line.split_ascii_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
+    let path =
+        |line: &str| line.split_ascii_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
     listed.lines().filter_map(path).collect()
 }
 
@@ -173,7 +179,10 @@ mod tests {
         let listed = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibelf.so.1 => /lib/x86_64-linux-gnu/libelf.so.1 (0x7f)\n\
                       \t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
         let paths = library_paths(listed);
-        assert_eq!(paths, ["/lib/x86_64-linux-gnu/libelf.so.1", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from));
+        assert_eq!(
+            paths,
+            ["/lib/x86_64-linux-gnu/libelf.so.1", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from)
+        );
         assert_eq!(library_paths("\tstatically linked\n"), Vec::<PathBuf>::new());
     }
 }

@@ -76,7 +76,12 @@ pub struct Machine {
 
 impl Machine {
     /// Boots a kernel with a file system and waits until the agent inside answers.
-    pub fn boot(store: &Store, kernel: &Kernel, image: PackedImage, options: &MachineOptions) -> Result<Self> {
+    pub fn boot(
+        store: &Store,
+        kernel: &Kernel,
+        image: PackedImage,
+        options: &MachineOptions,
+    ) -> Result<Self> {
         let qemu = store.qemu();
         if !qemu.exists() {
             return Err(Error::State(format!("QEMU is not in {}: run  .ci/vm", qemu.display())));
@@ -186,13 +191,17 @@ impl Machine {
             .map_err(|error| Error::State(format!("`ip -j link` in the machine said {links:?}: {error}")))?;
         let link = links.iter().find(|link| link["address"] == mac);
         let name = link.and_then(|link| link["ifname"].as_str()).map(str::to_owned);
-        name.ok_or_else(|| Error::State(format!("the machine has no interface with the address {mac}: {links:?}")))
+        name.ok_or_else(|| {
+            Error::State(format!("the machine has no interface with the address {mac}: {links:?}"))
+        })
     }
 
     /// Gives QEMU a command of its human monitor, such as `set_link nic0 off`.
     pub fn monitor(&self, command: &str) -> Result<()> {
         let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
-        monitor.write_all(format!("{command}\n").as_bytes()).map_err(Error::io(format!("tell QEMU `{command}`")))
+        monitor
+            .write_all(format!("{command}\n").as_bytes())
+            .map_err(Error::io(format!("tell QEMU `{command}`")))
     }
 
     /// What the kernel inside has printed.
@@ -204,7 +213,9 @@ impl Machine {
     pub fn power_off(mut self) -> Result<()> {
         let request = serde_json::to_string(&Request::PowerOff).expect("a request has string keys");
         let line = self.line.get_mut().unwrap_or_else(PoisonError::into_inner);
-        line.get_mut().write_all(format!("{request}\n").as_bytes()).map_err(Error::io("power the machine off"))?;
+        line.get_mut()
+            .write_all(format!("{request}\n").as_bytes())
+            .map_err(Error::io("power the machine off"))?;
         self.process.wait(GRACE).map(drop).map_err(|error| self.explain("end", &error))
     }
 
@@ -213,14 +224,18 @@ impl Machine {
         if reply.code == Some(0) {
             return Ok(());
         }
-        Err(Error::State(format!("cannot {what} in the machine: exit code {:?} {}", reply.code, reply.errors)))
+        Err(Error::State(format!(
+            "cannot {what} in the machine: exit code {:?} {}",
+            reply.code, reply.errors
+        )))
     }
 
     fn ask(&self, request: &Request, limit: Duration) -> Result<Reply> {
         let text = serde_json::to_string(request).expect("a request has string keys");
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = line.get_mut().write_all(format!("{text}\n").as_bytes());
-        sent.and_then(|()| reply_within(&mut line, limit + GRACE)).map_err(|error| self.explain(&text, &error))
+        sent.and_then(|()| reply_within(&mut line, limit + GRACE))
+            .map_err(|error| self.explain(&text, &error))
     }
 
     fn reply_within(&mut self, limit: Duration) -> io::Result<Reply> {
@@ -274,7 +289,9 @@ fn connect(path: &Path, process: &mut Process, folder: &Path) -> Result<UnixStre
 }
 
 fn console(folder: &Path) -> String {
-    fs::read(folder.join("console")).map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
+    fs::read(folder.join("console"))
+        .map(|text| String::from_utf8_lossy(&text).into_owned())
+        .unwrap_or_default()
 }
 
 fn words(command: &[&str]) -> Vec<String> {
@@ -286,7 +303,8 @@ fn arguments(kernel: &Kernel, image: &PackedImage, options: &MachineOptions, fol
     let path = |path: PathBuf| path.display().to_string();
     let socket = |name: &str| format!("unix:{},server=on,wait=off", folder.join(name).display());
     let append = format!("console=ttyS0 panic=-1 quiet rdinit={FLOWGATE} -- lab guest");
-    let mut line = words(&["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-display", "none", "-no-reboot"]);
+    let mut line =
+        words(&["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-display", "none", "-no-reboot"]);
     line.extend(words(&["-nodefaults", "-no-user-config"]));
     line.extend(["-smp".into(), options.cpus.to_string(), "-m".into(), options.memory_mib.to_string()]);
     line.extend(["-kernel".into(), path(kernel.image()), "-initrd".into(), path(image.path.clone())]);
@@ -295,7 +313,10 @@ fn arguments(kernel: &Kernel, image: &PackedImage, options: &MachineOptions, fol
     line.extend(["-serial".into(), socket("agent"), "-monitor".into(), socket("monitor")]);
     for (index, Nic { device, mac, tap, tap_queues, .. }) in options.nics.iter().enumerate() {
         // igb must sit behind a root port; the others may.
-        line.extend(["-device".into(), format!("pcie-root-port,id=port{index},slot={},chassis={}", index + 1, index + 1)]);
+        line.extend([
+            "-device".into(),
+            format!("pcie-root-port,id=port{index},slot={},chassis={}", index + 1, index + 1),
+        ]);
         let queues = if *tap_queues > 1 { format!(",queues={tap_queues}") } else { String::new() };
         line.extend([
             "-netdev".into(),

@@ -80,7 +80,12 @@ impl TestProgram {
         let said = format!("{}\n{}", ended.output, ended.errors);
         let console = last_lines(&machine.console(), 10);
         let failed = tests.iter().filter(|(_, passed)| !passed).count();
-        let words = format!("{}: {failed} of {} failed\n{}\nthe console says:\n{console}", self.name(), tests.len(), last_lines(&said, 60));
+        let words = format!(
+            "{}: {failed} of {} failed\n{}\nthe console says:\n{console}",
+            self.name(),
+            tests.len(),
+            last_lines(&said, 60)
+        );
         Ok(Tested { tests, is_well, words })
     }
 }

@@ -32,7 +32,8 @@ impl Connection {
         let mut sending = self.stream.get_ref().try_clone()?;
         let head = format!("POST /echo HTTP/1.1\r\nHost: lab\r\nContent-Length: {len}\r\n\r\n");
         let came_back = std::thread::scope(|scope| {
-            let sender = scope.spawn(|| sending.write_all(head.as_bytes()).and_then(|()| sending.write_all(&body)));
+            let sender =
+                scope.spawn(|| sending.write_all(head.as_bytes()).and_then(|()| sending.write_all(&body)));
             let received = self.receive();
             sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             received

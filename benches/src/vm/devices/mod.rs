@@ -48,7 +48,7 @@ pub enum Device {
     Igb,
     /// virtio-net with a DMA device, as behind an IOMMU: native XDP and zero copy.
     VirtioNet,
-    /// VMware's vmxnet3: native XDP.
+    /// VMware's vmxnet3: generic XDP, since its native one does not survive that the interface goes down.
     Vmxnet3,
     /// Intel 82574L, driver e1000e: generic XDP.
     E1000e,

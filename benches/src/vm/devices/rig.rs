@@ -36,7 +36,6 @@ pub(super) struct Rig {
     pub(super) machine: Machine,
     pub(super) client: Host,
     pub(super) backend: Host,
-    pub(super) device: super::Device,
     kernel: Kernel,
     _server: HttpServer,
     /// How often the gateway has been started.
@@ -80,7 +79,7 @@ impl Rig {
         machine.load_modules(device.modules())?;
 
         let server = HttpServer::start(&backend.namespace, HttpServerOptions::new("backend", 8080))?;
-        let rig = Self { machine, client, backend, device, kernel, _server: server, starts: 0 };
+        let rig = Self { machine, client, backend, kernel, _server: server, starts: 0 };
         for (host, side) in [(&rig.client, SIDES[0]), (&rig.backend, SIDES[1])] {
             rig.address_outside(host, side)?;
         }
@@ -121,7 +120,8 @@ impl Rig {
     }
 
     fn address_outside(&self, host: &Host, Side { tap, .. }: Side) -> Result<()> {
-        let sysctl = |key: &str, value: &str| host.namespace.sysctl(&format!("net/ipv6/conf/{tap}/{key}"), value);
+        let sysctl =
+            |key: &str, value: &str| host.namespace.sysctl(&format!("net/ipv6/conf/{tap}/{key}"), value);
         sysctl("accept_dad", "0")?;
         sysctl("router_solicitations", "0")?;
         sysctl("disable_ipv6", "0")?;
@@ -165,7 +165,8 @@ impl Rig {
     /// What the gateway says of its workers.
     pub(super) fn workers(&self) -> Result<Vec<Value>> {
         let text = self.machine.check(&["flowgate", "show", "workers", "-o", "json"])?;
-        serde_json::from_str(&text).map_err(|error| Error::State(format!("`show workers` said {text}: {error}")))
+        serde_json::from_str(&text)
+            .map_err(|error| Error::State(format!("`show workers` said {text}: {error}")))
     }
 
     /// The gateway's log so far.
@@ -176,10 +177,13 @@ impl Rig {
     /// What there is to read after a failure.
     pub(super) fn state(&self) -> String {
         let limit = Duration::from_secs(10);
-        let ask = |command: &[&str]| self.machine.run(command, limit).map_or_else(|error| error.to_string(), |said| said.output);
+        let ask = |command: &[&str]| {
+            self.machine.run(command, limit).map_or_else(|error| error.to_string(), |said| said.output)
+        };
         let drops = ask(&["flowgate", "show", "drops"]);
         // Reasons that nothing was counted for say nothing.
-        let drops: Vec<_> = drops.lines().filter(|line| !line.split_ascii_whitespace().any(|word| word == "0")).collect();
+        let drops: Vec<_> =
+            drops.lines().filter(|line| !line.split_ascii_whitespace().any(|word| word == "0")).collect();
         let workers = ask(&["flowgate", "show", "workers"]);
         let log = last_lines(&self.log(), 25);
         format!("{}\n{workers}\nthe gateway's log says:\n{log}", drops.join("\n"))
@@ -216,7 +220,8 @@ impl Rig {
         for target in Self::targets() {
             self.eventually(&format!("{target} answers"), |rig| {
                 let answer = rig.client.namespace.enter(|| {
-                    Connection::open(target, Duration::from_secs(2)).and_then(|mut connection| connection.echo(1))
+                    Connection::open(target, Duration::from_secs(2))
+                        .and_then(|mut connection| connection.echo(1))
                 })?;
                 answer.map_err(Error::io(format!("reach {target}")))
             })?;
@@ -227,7 +232,9 @@ impl Rig {
     /// Sends bodies of these lengths to every target, each over a connection of its own, and counts what came back.
     pub(super) fn transfer(&self, lens: &[usize], report: &mut DeviceReport) -> Result<String> {
         let (mut done, mut differences) = (0, Vec::new());
-        for (target, &len) in Self::targets().iter().flat_map(|target| lens.iter().map(move |len| (target, len))) {
+        for (target, &len) in
+            Self::targets().iter().flat_map(|target| lens.iter().map(move |len| (target, len)))
+        {
             // Each waits for its time limit: a few say as much as all.
             if differences.len() == ENOUGH {
                 break;

@@ -7,7 +7,6 @@ use std::{
 };
 
 use super::{
-    Device,
     http::Connection,
     report::DeviceReport,
     rig::{Rig, SIDES},
@@ -38,13 +37,6 @@ const FEW_BODIES: [usize; 3] = [1, 1500, 300_000];
 const AWHILE: Duration = Duration::from_secs(2);
 
 fn start(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
-    if rig.device == Device::Vmxnet3 {
-        // The driver refuses native XDP with it, as a host's administrator would find out.
-        for side in SIDES {
-            let name = rig.interface(side)?;
-            rig.machine.check(&["ethtool", "-K", &name, "lro", "off"])?;
-        }
-    }
     rig.start_gateway()?;
     rig.wait_until_reachable()?;
     (report.mode, report.zero_copy) = read_modes(rig)?;
@@ -80,7 +72,8 @@ fn read_modes(rig: &Rig) -> Result<(String, bool)> {
     } else {
         // A kernel that does not list sockets still answers each of them (XDP_OPTIONS), which is what `show` tells.
         let workers = rig.workers()?;
-        let queues: Vec<_> = workers.iter().filter_map(|worker| worker["queues"].as_array()).flatten().collect();
+        let queues: Vec<_> =
+            workers.iter().filter_map(|worker| worker["queues"].as_array()).flatten().collect();
         !queues.is_empty() && queues.iter().all(|queue| queue["mode"] == "zero-copy")
     };
     Ok((mode, zero_copy))
@@ -232,7 +225,8 @@ fn workers(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
         rig.transfer(&[1], report)?;
     }
     let after = rig.workers()?;
-    let used = after.iter().zip(&before).filter(|(worker, before)| worker["rx_packets"].as_u64() > **before).count();
+    let used =
+        after.iter().zip(&before).filter(|(worker, before)| worker["rx_packets"].as_u64() > **before).count();
     (report.workers, report.workers_used) = (after.len(), used);
     if used < after.len() {
         return Err(Error::State(format!("of {} workers {used} received packets", after.len())));

@@ -9,6 +9,7 @@ use std::{
 use aya::programs::loaded_programs;
 
 use super::{SteeringError, XdpMode, XdpModeWanted, bpffs::PinDir};
+use crate::Driver;
 use crate::sys::{
     bpf::{self, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE},
     netlink::{self, DeviceXdp},
@@ -151,8 +152,13 @@ fn create(
     messages: &mut Vec<String>,
 ) -> Result<OwnedFd, SteeringError> {
     let failed = |action, source| SteeringError::Attach { interface: interface.to_owned(), action, source };
+    let fragile = Driver::of(interface).why_not_native().filter(|_| wanted == XdpModeWanted::Auto);
+    if let Some(why) = fragile {
+        messages.push(format!("generic mode: {why} (xdp.mode = \"native\" takes native mode all the same)"));
+    }
     let native = match wanted {
         XdpModeWanted::Generic => None,
+        XdpModeWanted::Auto if fragile.is_some() => None,
         XdpModeWanted::Auto | XdpModeWanted::Native => {
             match bpf::link_create(program, ifindex, XDP_FLAGS_DRV_MODE) {
                 Ok(link) => return Ok(link),

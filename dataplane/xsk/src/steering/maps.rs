@@ -245,7 +245,9 @@ impl Maps {
     /// What an interface has delivered since [`forget_delivery`](Self::forget_delivery), by its place.
     pub(super) fn delivery(&self, place: u32) -> Result<Delivery, SteeringError> {
         let bytes = self.deliveries.get(&place, 0)?;
-        let [truncated, lengths] = *bytes.as_chunks::<8>().0 else { unreachable!("16 bytes are two times 8") };
+        let [truncated, lengths] = *bytes.as_chunks::<8>().0 else {
+            unreachable!("16 bytes are two times 8")
+        };
         let [l0, l1, l2, l3, w0, w1, w2, w3] = lengths;
         Ok(Delivery {
             truncated: u64::from_ne_bytes(truncated),

@@ -115,9 +115,7 @@ impl Reason {
                 "Passed to the kernel: too many IPv6 extension headers, or a route that is not at its end."
             }
             Self::DropHeld => "Dropped: for a Service, while Flowgate is replaced.",
-            Self::PassTruncated => {
-                "Passed to the kernel: less of an IP packet arrived than its length says."
-            }
+            Self::PassTruncated => "Passed to the kernel: less of an IP packet arrived than its length says.",
         }
     }
 }

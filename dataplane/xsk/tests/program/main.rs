@@ -18,11 +18,11 @@ mod vlan;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use common::{Namespace, counted, tcp, udp};
-use frames::{UDP, ethernet, l4, v6};
 use flowgate_xsk::{
     FramePool, Port,
     steering::{Delivery, Steering, SteeringSet, Verdict, VipKey},
 };
+use frames::{UDP, ethernet, l4, v6};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 const NODE: [u8; 4] = [192, 0, 2, 1];
