@@ -155,7 +155,7 @@ impl Children {
                 ))
             }
             Request::Write { path, text } => {
-                fs::create_dir_all(Path::new(&path).parent().unwrap_or(Path::new("/")))?;
+                fs::create_dir_all(Path::new(&path).parent().unwrap_or_else(|| Path::new("/")))?;
                 fs::write(path, text).map(|()| Reply::done(""))
             }
             Request::Read { path } => Ok(Reply::done(String::from_utf8_lossy(&fs::read(path)?))),

@@ -107,7 +107,7 @@ impl Image {
         cpio.current_dir(self.folder.path()).stdin(names).stdout(file);
         let status = cpio
             .status()
-            .map_err(|_| Error::MissingProgram { program: "cpio".into(), package: package_of("cpio") })?;
+            .map_err(|_missing| Error::MissingProgram { program: "cpio".into(), package: package_of("cpio") })?;
         let listed = list.wait().map_err(Error::io("wait for find"))?;
         if !(status.success() && listed.success()) {
             return Err(Error::State(format!("cpio could not pack {}: {status}", path.display())));

@@ -23,7 +23,7 @@ impl Kernel {
     /// The kernel that `.ci/vm NAME` fetched.
     pub fn open(store: &Store, name: &str) -> Result<Self> {
         let folder = store.kernel(name);
-        let release = fs::read_to_string(folder.join("release")).map_err(|_| {
+        let release = fs::read_to_string(folder.join("release")).map_err(|_missing| {
             Error::State(format!("kernel {name} is not in {}: run  .ci/vm {name}", folder.display()))
         })?;
         // Names of modules are asked for by absolute path.
@@ -72,7 +72,7 @@ impl Kernel {
             command.arg("-d").arg(&self.folder).args(["-S", &self.release, "--show-depends", name]);
             let output = command
                 .output()
-                .map_err(|_| Error::MissingProgram { program: "modprobe".into(), package: "kmod" })?;
+                .map_err(|_missing| Error::MissingProgram { program: "modprobe".into(), package: "kmod" })?;
             let folder = self.modules_folder();
             let listed = String::from_utf8_lossy(&output.stdout).into_owned();
             let paths = listed.lines().filter_map(|line| line.strip_prefix("insmod "));

@@ -49,7 +49,7 @@ impl TestProgram {
     /// Its name without the folder and cargo's suffix.
     pub(super) fn name(&self) -> String {
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
-        stem.rsplit_once('-').map_or(stem.as_ref(), |(name, _)| name).to_owned()
+        stem.rsplit_once('-').map_or_else(|| stem.as_ref(), |(name, _)| name).to_owned()
     }
 
     /// The path that it has here and inside.
