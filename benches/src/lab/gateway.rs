@@ -20,7 +20,8 @@ use crate::{
     netns::{Namespace, Process, guarded},
 };
 
-const READY_LIMIT: Duration = Duration::from_secs(15);
+/// In a virtual machine without KVM a start may take that long.
+const READY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where the gateway learns Services from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,13 +7,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use flowgate_benches::lab::{
+    gateway::{Gateway, GatewayOptions},
     manifests::{L4Protocol, ServiceSpec},
-    topology::{GATEWAY_UPLINK, Host, twin},
+    topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, twin},
 };
 
 use super::{
     CLUSTER_IP, NODE_PORT, SERVER_PORT,
-    support::{Lab, eventually, rows, text},
+    support::{FLOWGATE, Lab, eventually, rows, text},
     talk::{SCTP, SctpEchoServer, Talk},
 };
 
@@ -28,7 +29,12 @@ struct Served {
 
 impl Served {
     fn start(backends: u8) -> Result<Self> {
-        let lab = Lab::with_backends(backends)?;
+        let topology = Topology::build(TopologyOptions { backends, ..TopologyOptions::default() })?;
+        let mut options = GatewayOptions::new(FLOWGATE);
+        // A restart takes long in a slow machine, and the kernel behind Flowgate, which has SCTP too, would abort what
+        // it does not know.
+        options.xdp_config = "hold_ms = 60000".into();
+        let lab = Lab { gateway: Gateway::start(topology.gateway(), options)?, topology };
         let mut servers = Vec::new();
         for host in lab.topology.backends() {
             // With one listener for all its addresses a backend would announce them all, also those that the client
