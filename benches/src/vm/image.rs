@@ -105,9 +105,10 @@ impl Image {
         let mut cpio = Command::new("cpio");
         cpio.args(["--create", "--quiet", "--format=newc", "--owner=0:0"]);
         cpio.current_dir(self.folder.path()).stdin(names).stdout(file);
-        let status = cpio
-            .status()
-            .map_err(|_missing| Error::MissingProgram { program: "cpio".into(), package: package_of("cpio") })?;
+        let status = cpio.status().map_err(|_missing| Error::MissingProgram {
+            program: "cpio".into(),
+            package: package_of("cpio"),
+        })?;
         let listed = list.wait().map_err(Error::io("wait for find"))?;
         if !(status.success() && listed.success()) {
             return Err(Error::State(format!("cpio could not pack {}: {status}", path.display())));

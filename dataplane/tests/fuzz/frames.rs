@@ -192,14 +192,21 @@ fn is_error(control: &Control) -> bool {
     matches!(control.kind, Message::Error { .. })
 }
 
-/// A reset or an ICMP error: right in itself, and addressed to whoever sent the frame.
+/// A reset, an ABORT of SCTP or an ICMP error: right in itself, and addressed to whoever sent the frame.
 fn check_answer(frame: &[u8], answer: &[u8]) {
     assert_eq!((&answer[..6], &answer[6..12]), (&frame[6..12], &frame[..6]));
     let sliced = etherparse::SlicedPacket::from_ethernet(answer).unwrap();
     let v4 = frame[12..14] == [8, 0];
     let (sender, receiver) = if v4 { (26..30, 30..34) } else { (22..38, 38..54) };
     assert_eq!(frame[sender], answer[receiver], "an answer goes to the sender");
-    match sliced.transport.unwrap() {
+    let Some(transport) = sliced.transport else {
+        // etherparse knows no SCTP. RFC 9260 section 3.3.7: chunk type 6.
+        let at = if v4 { 14 + 20 } else { 14 + 40 };
+        assert_eq!(answer[at + 12..], [6, 0, 0, 4], "an ABORT and nothing else: {}", hex(answer));
+        assert!(crate::model::checksums::are_right(answer));
+        return;
+    };
+    match transport {
         etherparse::TransportSlice::Tcp(tcp) => {
             assert!(tcp.rst() && crate::model::checksums::are_right(answer));
         }
