@@ -36,6 +36,7 @@ impl Served {
     /// The gateway runs before there is a VLAN.
     fn start() -> Result<Self> {
         let lab = Lab::with_backends(2)?;
+        assert!(offloads(&lab)?.contains("rx-vlan-offload: on"), "without VLANs the device is left alone");
         let servers = EchoServers::start(&lab.topology)?;
         let tcp = ServiceSpec::single("tcp", CLUSTER_IP.into(), L4Protocol::Tcp, 80, SERVER_PORT);
         let udp = ServiceSpec::single("udp", UDP_CLUSTER_IP.into(), L4Protocol::Udp, 80, SERVER_PORT);
@@ -119,6 +120,11 @@ impl Served {
     }
 }
 
+/// What ethtool says of the uplink.
+fn offloads(lab: &Lab) -> Result<String> {
+    run(lab.topology.gateway(), &format!("ethtool -k {UPLINK}"))
+}
+
 #[test]
 #[ignore = "needs modules that not every kernel has: make vm-tests"]
 fn a_vlan_is_served_up_to_the_mtu_and_its_device_leaves_tags_in_frames_from_then_on() -> Result<()> {
@@ -127,7 +133,7 @@ fn a_vlan_is_served_up_to_the_mtu_and_its_device_leaves_tags_in_frames_from_then
     served.exchange()?;
     assert!(served.is_refused(CLUSTER_IP)? && served.is_refused(twin(CLUSTER_IP.into()))?);
 
-    let offloads = run(served.lab.topology.gateway(), &format!("ethtool -k {UPLINK}"))?;
+    let offloads = offloads(&served.lab)?;
     assert!(offloads.contains("rx-vlan-offload: off"), "{offloads}");
     let log = served.lab.gateway.log();
     assert_eq!(log.matches("ethtool -K NAME txvlan off").count(), 1, "{log}");
