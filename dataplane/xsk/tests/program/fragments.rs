@@ -125,7 +125,10 @@ fn age(rig: &Rig, by: Duration) {
     let map = rig.namespace.run(|| MapData::from_pin(pin)).expect("the pinned map");
     let map = Map::from_map_data(map).expect("a map");
     let mut map: HashMap<_, [u8; 40], [u64; 2]> = map.try_into().expect("a hash map");
-    let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock"));
+    let clock = || Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock"));
+    // A virtual machine may have booted less than that ago.
+    std::thread::sleep(by.saturating_sub(clock()));
+    let now = clock();
     let seen = u64::try_from((now - by).as_nanos()).expect("a young machine");
     for key in map.keys().collect::<Result<Vec<_>, _>>().expect("keys") {
         let [_, ours] = map.get(&key, 0).expect("a value");
