@@ -4,14 +4,11 @@
 
 mod support;
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result};
 use flowgate_benches::{lab::topology::GATEWAY_UPLINK, netns::Namespace};
-use support::{LIMIT, Lab, eventually, get, rows, text};
+use support::{Lab, eventually, get, http_answer, rows, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const HEALTH_PORT: u16 = 32_100;
@@ -45,15 +42,7 @@ endpoints: [{{addresses: [{backend}], conditions: {{ready: {ready}}}}}]
 /// The whole answer to a GET, as text.
 fn ask(from: &Namespace, address: impl Into<SocketAddr>, path: &str) -> Result<String> {
     let address = address.into();
-    from.enter(|| {
-        let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n").as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok::<_, std::io::Error>(answer)
-    })?
-    .with_context(|| format!("asking {address}{path}"))
+    from.enter(|| http_answer(address, path))?
 }
 
 fn answers(from: &Namespace, address: impl Into<SocketAddr>, path: &str, code: u16) -> Result<()> {

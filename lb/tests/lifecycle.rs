@@ -6,7 +6,6 @@ mod support;
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     process::Command,
     time::{Duration, Instant},
@@ -26,7 +25,7 @@ use flowgate_benches::{
     loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun},
     netns::Namespace,
 };
-use support::{FLOWGATE, LIMIT, Lab, admin, eventually, get, number, one_at_a_time, rows, snmp, text};
+use support::{FLOWGATE, Lab, admin, eventually, get, number, one_at_a_time, rows, snmp, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const ECHO: u16 = 7;
@@ -111,20 +110,6 @@ impl Served {
         Ok(())
     }
 
-    /// A sample of `/metrics`.
-    fn metric(&self, name: &str) -> Result<f64> {
-        let target = SocketAddr::from(([127, 0, 0, 1], 10_249));
-        let exposition = self.lab.topology.gateway().enter(|| {
-            let mut stream = TcpStream::connect_timeout(&target, LIMIT)?;
-            stream.set_read_timeout(Some(LIMIT))?;
-            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).map(|_| answer)
-        })??;
-        let value = exposition.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.with_context(|| format!("no {name} in {exposition}"))?.parse().context("a number")
-    }
-
     fn wait_for_log(&self, what: &str) -> Result<()> {
         eventually(&format!("the log says {what:?}"), || Ok(self.lab.gateway.log().contains(what)))
     }
@@ -159,7 +144,7 @@ fn open_connections_survive_restarts_and_kills() -> Result<()> {
         served.is_ready()?;
         eprintln!("kill {round}: {:?}", gap("the connections go on after a kill", &load, start)?);
     }
-    assert!(served.metric("flowgate_flows_adopted")? >= CONNECTIONS as f64);
+    assert!(served.lab.metric("flowgate_flows_adopted")? >= CONNECTIONS as f64);
     assert_eq!(get(served.lab.client(), (CLUSTER_IP, 80))?.find("backend-"), Some(0));
     served.none_was_lost(load)
 }
@@ -194,7 +179,7 @@ fn a_table_of_another_size_begins_anew_and_says_so() -> Result<()> {
         "flows of IPv4 begin anew, the last process left some of no use: it is made for 4096 flows",
     )?;
     get(served.lab.client(), (CLUSTER_IP, 80))?;
-    assert_eq!(served.metric("flowgate_flows_adopted")?, 0.0);
+    assert_eq!(served.lab.metric("flowgate_flows_adopted")?, 0.0);
 
     let text = fs::read_to_string(&config)?;
     fs::write(&config, text.replace("capacity = 8192", "capacity = 8192\nkeep = false"))?;
@@ -218,7 +203,7 @@ fn a_worker_that_panics_is_replaced_and_one_that_always_does_is_given_up() -> Re
         let start = now();
         served.inject(0, "panic")?;
         eprintln!("panic {round}: {:?}", gap("the connections go on after a panic", &load, start)?);
-        eventually("the panic is counted", || Ok(served.metric(panics)? == f64::from(round)))?;
+        eventually("the panic is counted", || Ok(served.lab.metric(panics)? == f64::from(round)))?;
         assert_eq!(served.worker_states()?, ["running"]);
     }
     assert_eq!(served.lab.gateway.process_id(), pid);
@@ -228,8 +213,8 @@ fn a_worker_that_panics_is_replaced_and_one_that_always_does_is_given_up() -> Re
     served.inject(0, "panic")?;
     eventually("the worker is given up", || Ok(served.worker_states()? == ["dead"]))?;
     served.wait_for_log("no other worker takes its place")?;
-    assert_eq!(served.metric(panics)?, 5.0);
-    assert_eq!(served.metric("flowgate_worker_running{worker=\"0\"}")?, 0.0);
+    assert_eq!(served.lab.metric(panics)?, 5.0);
+    assert_eq!(served.lab.metric("flowgate_worker_running{worker=\"0\"}")?, 0.0);
     Ok(())
 }
 
@@ -246,7 +231,7 @@ fn a_worker_that_hangs_makes_the_process_begin_anew_under_its_old_id() -> Result
         served.inject(0, "hang")?;
         eprintln!("hang {round}: {:?}", gap("the connections go on after a hang", &load, start)?);
         eventually("the new process answers", || {
-            let hangs = served.metric("flowgate_worker_restarts_total{reason=\"hang\"}");
+            let hangs = served.lab.metric("flowgate_worker_restarts_total{reason=\"hang\"}");
             Ok(hangs.is_ok_and(|hangs| hangs == f64::from(round)))
         })?;
     }
@@ -263,7 +248,7 @@ fn a_process_that_hangs_again_and_again_is_left_alone() -> Result<()> {
     for round in 1..=3 {
         served.inject(0, "hang")?;
         eventually("the new process works", || {
-            let hangs = served.metric("flowgate_worker_restarts_total{reason=\"hang\"}");
+            let hangs = served.lab.metric("flowgate_worker_restarts_total{reason=\"hang\"}");
             Ok(hangs.is_ok_and(|hangs| hangs == f64::from(round)) && served.worker_states()? == ["running"])
         })?;
         served.is_ready()?;
@@ -322,7 +307,7 @@ fn an_interface_that_is_away_for_a_moment_costs_no_connection() -> Result<()> {
         "away and back: {:?}",
         gap("the connections go on after the interface was away", &load, start)?
     );
-    assert_eq!(served.metric("flowgate_worker_restarts_total{reason=\"interface\"}")?, 2.0);
+    assert_eq!(served.lab.metric("flowgate_worker_restarts_total{reason=\"interface\"}")?, 2.0);
     served.none_was_lost(load)
 }
 

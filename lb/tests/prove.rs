@@ -6,8 +6,8 @@ mod support;
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    io::Read as _,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -27,7 +27,7 @@ use flowgate_benches::{
 };
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
-use support::{FLOWGATE, LIMIT, Lab, eventually, flowgate, get, pins, rows, snmp, text, xdp_program};
+use support::{FLOWGATE, Lab, eventually, flowgate, get, pins, rows, snmp, text, xdp_program};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 
@@ -236,7 +236,7 @@ fn an_interface_that_loses_packets_in_native_mode_falls_back_and_says_why() -> R
         );
         assert_eq!(text(&socket(&lab, FABRIC)?["xdp"]), "native", "{round}: the other is as it was");
         assert_eq!(get(lab.client(), (CLUSTER_IP, 80))?, "backend-1", "{round}");
-        assert_eq!(metric(&lab, "flowgate_interface_fell_back{interface=\"up0\"}")?, "1");
+        assert_eq!(lab.metric("flowgate_interface_fell_back{interface=\"up0\"}")?, 1.0);
         let file = lab.gateway.socket_path().with_file_name("proofs.json");
         eventually("it is remembered", || Ok(file.exists()))?;
         lab.gateway.restart()?;
@@ -274,18 +274,4 @@ fn where_native_mode_is_demanded_lost_packets_end_the_start_and_nothing_is_left(
     assert!(pins(gateway)?.is_empty(), "{:?}", pins(gateway)?);
     assert!(!folder.path().join("proofs.json").exists());
     Ok(())
-}
-
-/// A sample of `/metrics`.
-fn metric(lab: &Lab, name: &str) -> Result<String> {
-    let target = SocketAddr::from(([127, 0, 0, 1], 10_249));
-    let exposition = lab.topology.gateway().enter(|| {
-        let mut stream = TcpStream::connect_timeout(&target, LIMIT)?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).map(|_| answer)
-    })??;
-    let value = exposition.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.map(str::to_owned).with_context(|| format!("no {name} in {exposition}"))
 }

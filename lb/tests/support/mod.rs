@@ -82,6 +82,14 @@ impl Lab {
         serde_json::from_str(&text).with_context(|| format!("`show {what} -o json` printed {text:?}"))
     }
 
+    /// A sample of `/metrics`.
+    pub(crate) fn metric(&self, name: &str) -> Result<f64> {
+        let target = SocketAddr::from(([127, 0, 0, 1], 10_249));
+        let exposition = self.topology.gateway().enter(|| http_answer(target, "/metrics"))??;
+        let value = exposition.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.with_context(|| format!("no {name} in {exposition}"))?.parse().context("a number")
+    }
+
     /// A count of `show workers`, over all of them.
     pub(crate) fn event(&self, name: &str) -> Result<u64> {
         let workers = self.show("workers")?;
@@ -205,17 +213,23 @@ pub(crate) fn get(client: &Namespace, target: impl Into<SocketAddr>) -> Result<S
 
 /// The same in the calling thread's namespace.
 pub(crate) fn get_from_here(target: SocketAddr) -> Result<String> {
+    let answer = http_answer(target, "/")?;
+    let name = answer.lines().find_map(|line| line.strip_prefix("x-backend: "));
+    name.map(str::to_owned).with_context(|| format!("{target} answered {answer:?}"))
+}
+
+/// The whole answer to a GET, as text.
+pub(crate) fn http_answer(target: SocketAddr, path: &str) -> Result<String> {
     let exchange = || -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&target, LIMIT)?;
         stream.set_read_timeout(Some(LIMIT))?;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
     };
-    let answer = exchange().with_context(|| format!("HTTP to {target}"))?;
-    let name = answer.lines().find_map(|line| line.strip_prefix("x-backend: "));
-    name.map(str::to_owned).with_context(|| format!("{target} answered {answer:?}"))
+    exchange().with_context(|| format!("asking {target}{path}"))
 }
 
 /// Who answers a datagram from this source port.
