@@ -6,11 +6,10 @@ use std::{
     process::Command,
 };
 
+use flowgate_xsk::steering::OLDEST_KERNEL;
+
 use super::Store;
 use crate::error::{Error, Result};
-
-/// The oldest version that the gateway starts on.
-const OLDEST: (u32, u32) = (5, 15);
 
 /// One kernel with its modules.
 #[derive(Debug, Clone)]
@@ -44,7 +43,7 @@ impl Kernel {
     /// Whether the gateway starts on it.
     pub(super) fn is_supported(&self) -> bool {
         let mut numbers = self.release.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
-        (numbers.next(), numbers.next()) >= (Some(OLDEST.0), Some(OLDEST.1))
+        (numbers.next(), numbers.next()) >= (Some(OLDEST_KERNEL.0), Some(OLDEST_KERNEL.1))
     }
 
     pub(super) fn image(&self) -> PathBuf {

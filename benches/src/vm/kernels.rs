@@ -14,7 +14,7 @@ use super::{
     test_program::{TestProgram, boot_for_tests},
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     lab::{faults::say, gateway::last_lines, interrupt},
     loadgen::stop::Stop,
 };
@@ -60,9 +60,12 @@ pub fn kernels(options: &KernelOptions, flowgate: &Path, stop: &Stop) -> Result<
         let outcome = if kernel.is_supported() {
             run_tests(options, &store, &kernel, flowgate, stop)
         } else {
-            expect_refusal(&store, &kernel, flowgate)
+            expect_refusal(&store, &kernel, flowgate, stop)
         };
-        let outcome = outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string()));
+        let outcome = match outcome {
+            Err(interrupted @ Error::Interrupted) => return Err(interrupted),
+            outcome => outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string())),
+        };
         report.failed += usize::from(matches!(outcome, Outcome::Failed(_)));
         report.kernels.insert(kernel.version(), outcome.words());
     }
@@ -96,7 +99,7 @@ fn run_tests(
     flowgate: &Path,
     stop: &Stop,
 ) -> Result<Outcome> {
-    let machine = boot_for_tests(store, kernel, (flowgate, &options.tests), &[], &[])?;
+    let machine = boot_for_tests(store, kernel, (flowgate, &options.tests), &[], &[], stop)?;
     for test in &options.tests {
         interrupt::check(stop)?;
         let tested = test.run_in(&machine)?;
@@ -110,8 +113,8 @@ fn run_tests(
 }
 
 /// The gateway has to end at once, with one sentence that names the kernel, and to leave nothing behind.
-fn expect_refusal(store: &Store, kernel: &Kernel, flowgate: &Path) -> Result<Outcome> {
-    let machine = boot_for_tests(store, kernel, (flowgate, &[]), &[], &[])?;
+fn expect_refusal(store: &Store, kernel: &Kernel, flowgate: &Path, stop: &Stop) -> Result<Outcome> {
+    let machine = boot_for_tests(store, kernel, (flowgate, &[]), &[], &[], stop)?;
     machine.ip("link add up0 type veth peer name client0")?;
     machine.ip("link set up0 up")?;
     machine.write("/etc/flowgate/manifests/none.yaml", "")?;

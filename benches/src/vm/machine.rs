@@ -20,7 +20,8 @@ use super::{
 use crate::{
     clock,
     error::{Error, Result},
-    lab::{gateway::last_lines, scratch},
+    lab::{gateway::last_lines, interrupt, scratch},
+    loadgen::stop::Stop,
     netns::{Namespace, Process, guarded},
 };
 
@@ -30,6 +31,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 const COMMAND_SECONDS: u64 = 60;
 /// How much longer than the agent the outside waits for its reply.
 const GRACE: Duration = Duration::from_secs(30);
+/// How often the outside looks whether somebody wants it to end.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// How to boot a machine.
 #[derive(Clone)]
@@ -69,18 +72,21 @@ pub struct Machine {
     line: Mutex<BufReader<UnixStream>>,
     monitor: Mutex<UnixStream>,
     folder: TempDir,
+    stop: Stop,
     /// Holds the machine's process; the tap devices were made here.
     _namespace: Namespace,
     _image: PackedImage,
 }
 
 impl Machine {
-    /// Boots a kernel with a file system and waits until the agent inside answers.
+    /// Boots a kernel with a file system and waits until the agent inside answers. From then on nothing waits for the
+    /// machine once `stop` asks for the end.
     pub fn boot(
         store: &Store,
         kernel: &Kernel,
         image: PackedImage,
         options: &MachineOptions,
+        stop: &Stop,
     ) -> Result<Self> {
         let qemu = store.qemu();
         if !qemu.exists() {
@@ -112,10 +118,12 @@ impl Machine {
             line: Mutex::new(BufReader::new(line)),
             monitor: Mutex::new(monitor),
             folder,
+            stop: stop.clone(),
             _namespace: namespace,
             _image: image,
         };
-        let ready = machine.reply_within(BOOT_LIMIT);
+        let line = machine.line.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let ready = reply_within(line, BOOT_LIMIT, stop);
         ready.map_err(|error| machine.explain("boot", &error))?;
         Ok(machine)
     }
@@ -234,16 +242,15 @@ impl Machine {
         let text = serde_json::to_string(request).expect("a request has string keys");
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = line.get_mut().write_all(format!("{text}\n").as_bytes());
-        sent.and_then(|()| reply_within(&mut line, limit + GRACE))
+        sent.and_then(|()| reply_within(&mut line, limit + GRACE, &self.stop))
             .map_err(|error| self.explain(&text, &error))
-    }
-
-    fn reply_within(&mut self, limit: Duration) -> io::Result<Reply> {
-        reply_within(self.line.get_mut().unwrap_or_else(PoisonError::into_inner), limit)
     }
 
     /// An error with what the machine said last.
     fn explain(&self, what: &str, error: &dyn std::fmt::Display) -> Error {
+        if let Err(interrupted) = interrupt::check(&self.stop) {
+            return interrupted;
+        }
         let console = last_lines(&self.console(), 30);
         let qemu = fs::read_to_string(self.folder.path().join("qemu.log")).unwrap_or_default();
         Error::State(format!(
@@ -263,14 +270,22 @@ pub struct Output {
     pub errors: String,
 }
 
-fn reply_within(line: &mut BufReader<UnixStream>, limit: Duration) -> io::Result<Reply> {
-    line.get_ref().set_read_timeout(Some(limit))?;
-    let mut text = String::new();
-    line.read_line(&mut text)?;
+fn reply_within(line: &mut BufReader<UnixStream>, limit: Duration, stop: &Stop) -> io::Result<Reply> {
+    line.get_ref().set_read_timeout(Some(LOOK))?;
+    let deadline = clock::now() + limit;
+    let mut text = Vec::new();
+    // What has come of a line stays in `text` when the time for one look is over.
+    while let Err(error) = line.read_until(b'\n', &mut text) {
+        if error.kind() != io::ErrorKind::WouldBlock || stop.is_stopped() || clock::now() >= deadline {
+            return Err(error);
+        }
+    }
     if text.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended"));
     }
-    serde_json::from_str(&text).map_err(|error| io::Error::other(format!("{text:?} is no reply: {error}")))
+    serde_json::from_slice(&text).map_err(|error| {
+        io::Error::other(format!("{:?} is no reply: {error}", String::from_utf8_lossy(&text)))
+    })
 }
 
 /// Connects to a socket that QEMU makes when it starts.

@@ -59,7 +59,7 @@ pub fn modules(options: &ModuleOptions, flowgate: &Path, stop: &Stop) -> Result<
     let store = Store::new(&options.store);
     let kernel = Kernel::open(&store, &options.kernel)?;
     say(&format!("Linux {} ({})", kernel.release(), options.kernel));
-    let machine = boot_for_tests(&store, &kernel, (flowgate, &options.tests), &PROGRAMS, &MODULES)?;
+    let machine = boot_for_tests(&store, &kernel, (flowgate, &options.tests), &PROGRAMS, &MODULES, stop)?;
     let mut report =
         ModuleReport { kernel: kernel.release().to_owned(), passed: 0, failed: 0, tests: BTreeMap::new() };
     for test in &options.tests {

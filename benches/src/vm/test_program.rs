@@ -10,6 +10,7 @@ use super::{Image, Kernel, Machine, MachineOptions, Store};
 use crate::{
     error::{Error, Result},
     lab::gateway::last_lines,
+    loadgen::stop::Stop,
 };
 
 /// What the lab in the machine is made of. (IPv6 is built into all of Debian's kernels, and no module at all in 7.2.)
@@ -100,6 +101,7 @@ pub(super) fn boot_for_tests(
     (flowgate, tests): (&Path, &[TestProgram]),
     programs: &[&str],
     modules: &[&str],
+    stop: &Stop,
 ) -> Result<Machine> {
     let image = Image::new(flowgate)?;
     for test in tests {
@@ -109,7 +111,7 @@ pub(super) fn boot_for_tests(
     image.programs(programs)?;
     let modules = [&LAB_MODULES, modules].concat();
     image.modules(kernel, &modules)?;
-    let machine = Machine::boot(store, kernel, image.pack()?, &MachineOptions::default())?;
+    let machine = Machine::boot(store, kernel, image.pack()?, &MachineOptions::default(), stop)?;
     machine.load_modules(&modules)?;
     machine.ip("link set lo up")?;
     Ok(machine)

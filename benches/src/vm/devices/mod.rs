@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     lab::{faults::say, interrupt},
     loadgen::stop::Stop,
 };
@@ -98,7 +98,7 @@ impl Device {
 
 /// Boots the machine and does everything to it.
 pub fn device(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<DeviceReport> {
-    let mut rig = Rig::boot(options, flowgate)?;
+    let mut rig = Rig::boot(options, flowgate, stop)?;
     say(&format!("{} on Linux {}", options.device.name(), rig.kernel_release()));
     let mut report = DeviceReport::new(options.device.name(), rig.kernel_release(), options.queues);
     for (name, step) in steps::ALL {
@@ -106,6 +106,7 @@ pub fn device(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<D
         let outcome = step(&mut rig, &mut report);
         let words = match outcome {
             Ok(words) => words,
+            Err(interrupted @ Error::Interrupted) => return Err(interrupted),
             Err(error) => {
                 report.fail(name);
                 format!("failed: {error}\n{}", rig.state())

@@ -11,10 +11,12 @@ use crate::{
     error::{Error, Result},
     lab::{
         gateway::last_lines,
+        interrupt,
         manifests::{L4Protocol, ServiceSpec},
         servers::http::{HttpServer, HttpServerOptions},
         topology::{GATEWAY_FABRIC, GATEWAY_UPLINK, Host, SERVICE_RANGE, twin},
     },
+    loadgen::stop::Stop,
     netns::Namespace,
     vm::{Image, Kernel, Machine, MachineOptions, Nic, Store},
 };
@@ -40,6 +42,7 @@ pub(super) struct Rig {
     _server: HttpServer,
     /// How often the gateway has been started.
     starts: u32,
+    stop: Stop,
 }
 
 /// One side of the machine.
@@ -56,7 +59,7 @@ pub(super) const SIDES: [Side; 2] = [
 ];
 
 impl Rig {
-    pub(super) fn boot(options: &DeviceOptions, flowgate: &Path) -> Result<Self> {
+    pub(super) fn boot(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<Self> {
         let store = Store::new(&options.store);
         let kernel = Kernel::open(&store, &options.kernel)?;
         let device = options.device;
@@ -75,11 +78,11 @@ impl Rig {
         };
         let nics = SIDES.into_iter().zip([&client, &backend]).map(|(side, host)| nic(side, host)).collect();
         let machine_options = MachineOptions { cpus: options.queues, nics, ..MachineOptions::default() };
-        let machine = Machine::boot(&store, &kernel, image.pack()?, &machine_options)?;
+        let machine = Machine::boot(&store, &kernel, image.pack()?, &machine_options, stop)?;
         machine.load_modules(device.modules())?;
 
         let server = HttpServer::start(&backend.namespace, HttpServerOptions::new("backend", 8080))?;
-        let rig = Self { machine, client, backend, kernel, _server: server, starts: 0 };
+        let rig = Self { machine, client, backend, kernel, _server: server, starts: 0, stop: stop.clone() };
         for (host, side) in [(&rig.client, SIDES[0]), (&rig.backend, SIDES[1])] {
             rig.address_outside(host, side)?;
         }
@@ -193,6 +196,7 @@ impl Rig {
     pub(super) fn eventually(&self, what: &str, mut holds: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
         let deadline = clock::now() + SETTLE;
         loop {
+            interrupt::check(&self.stop)?;
             let now = holds(self);
             if matches!(now, Ok(true)) {
                 return Ok(());

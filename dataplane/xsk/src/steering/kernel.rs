@@ -15,7 +15,7 @@ const TRIED: Version = (6, 1);
 /// The oldest whose verifier is known to have what the program is written with: arguments of global functions that point
 /// to structures (5.13), links of XDP programs (5.9), busy polling that is preferred (5.11). 5.15 is the first release
 /// with long-term support that has all of it.
-const OLDEST: Version = (5, 15);
+pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
 /// The running kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,9 +43,9 @@ impl Kernel {
     ///
     /// [`SteeringError::Kernel`].
     pub(super) fn check(&self) -> Result<Option<String>, SteeringError> {
-        let ((tried_major, tried_minor), (major, minor)) = (TRIED, OLDEST);
+        let ((tried_major, tried_minor), (major, minor)) = (TRIED, OLDEST_KERNEL);
         match self.version {
-            Some(version) if version < OLDEST => Err(SteeringError::Kernel {
+            Some(version) if version < OLDEST_KERNEL => Err(SteeringError::Kernel {
                 kernel: self.to_string(),
                 oldest: format!("{major}.{minor}"),
                 tried: format!("{tried_major}.{tried_minor}"),

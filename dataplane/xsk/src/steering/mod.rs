@@ -31,6 +31,7 @@ use nix::net::if_::if_nametoindex;
 pub use delivery::Delivery;
 pub use error::SteeringError;
 pub use follow::Device;
+pub use kernel::OLDEST_KERNEL;
 pub use link::LinkOrigin;
 pub use probe::Verdict;
 pub use reason::Reason;
