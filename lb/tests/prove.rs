@@ -224,7 +224,7 @@ fn answer(gateway: &Namespace, stopped: &AtomicBool) -> Result<()> {
 fn an_interface_that_loses_packets_in_native_mode_falls_back_and_says_why() -> Result<()> {
     let topology = topology()?;
     meet(&topology)?;
-    let _choosy = Choosy::on(&topology)?;
+    let choosy = Choosy::on(&topology)?;
     let mut lab = start(topology, "")?;
     let _servers = lab.http_servers(8080)?;
     for round in ["the first start", "a restart"] {
@@ -243,6 +243,17 @@ fn an_interface_that_loses_packets_in_native_mode_falls_back_and_says_why() -> R
         lab.wait_for_backends(&lab.addresses(), 8080)?;
     }
     assert!(lab.gateway.log().contains("works in generic XDP only: packets of 1500 bytes"));
+
+    // Another MTU is another question, and native mode is tried again.
+    drop(choosy);
+    lab.client().sysctl("net/ipv4/icmp_echo_ignore_all", "0")?;
+    lab.topology.gateway().ip(&format!("link set {UPLINK} mtu 1400"))?;
+    eventually("the uplink is in native mode again, and proven", || {
+        let shown = socket(&lab, UPLINK)?;
+        let is_native = text(&shown["xdp"]) == "native" && shown["fell_back"] == Value::Null;
+        Ok(is_native && text(&shown["proof"]) == "proven")
+    })?;
+    assert_eq!(get(lab.client(), (CLUSTER_IP, 80))?, "backend-1");
     Ok(())
 }
 

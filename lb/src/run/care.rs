@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use flowgate_xsk::steering::Device;
 use tokio::sync::watch;
 
+use super::prove;
 use super::reexec::Reexecutions;
 use super::steer::Publishing;
 use super::workers::{Given, Workers};
@@ -116,6 +117,9 @@ impl Care {
             tracing::error!("an interface is served no more: {error}");
         }
         self.opened_for = devices;
+        if let Err(error) = prove::forget_deliveries(&mut publishing.steering) {
+            tracing::error!("what the interfaces deliver is not watched: {error:#}");
+        }
         if let Err(error) = self.workers.borrow_mut().reopen(&given(&publishing)) {
             tracing::error!("the sockets cannot be opened anew yet: {error:#}");
         }

@@ -115,7 +115,17 @@ pub(crate) fn choose_frames(
         driver: Driver::of(&report.interface),
         mtu: report.mtu,
     };
-    let receivers: Vec<_> = present.map(receiver).collect();
+    let receivers: Vec<_> = present.clone().map(receiver).collect();
+    // Some drivers bind a socket in zero copy under a generic program, and then never send (igb_xsk_wakeup in
+    // drivers/net/ethernet/intel/igb/igb_xsk.c wants a native one).
+    let generic = present.clone().find(|report| report.mode == XdpMode::Generic);
+    let zero_copy = match (zero_copy, generic) {
+        (ZeroCopy::Force, Some(AttachReport { interface, .. })) => {
+            anyhow::bail!("xdp.zero_copy is force, but {interface} has generic XDP: set it to auto")
+        }
+        (_, Some(_)) => ZeroCopy::Off,
+        (wanted, None) => wanted,
+    };
     frames::choose(&receivers, zero_copy, config.rings.frame_bytes)
 }
 

@@ -64,7 +64,9 @@ pub(crate) fn choose(
 
 /// What the largest MTU needs where the kernel copies packets.
 fn for_copies(receivers: &[Receiver], frame_bytes: u32) -> anyhow::Result<u32> {
-    let largest = receivers.iter().map(|receiver| receiver.mtu).max().unwrap_or(1500);
+    let largest = receivers.iter().max_by_key(|receiver| receiver.mtu);
+    let (interface, largest) =
+        largest.map_or(("no interface", 1500), |receiver| (&*receiver.interface, receiver.mtu));
     let needed = largest + KERNEL_HEADROOM + ETHERNET_AND_TAG;
     let chosen = match frame_bytes {
         0 if needed <= LENGTHS[0] => LENGTHS[0],
@@ -73,7 +75,7 @@ fn for_copies(receivers: &[Receiver], frame_bytes: u32) -> anyhow::Result<u32> {
     };
     anyhow::ensure!(
         needed <= chosen,
-        "an MTU of {largest} does not fit into frames of {chosen} bytes: at most {} does",
+        "{interface}: its MTU of {largest} does not fit into frames of {chosen} bytes: at most {} does",
         chosen - KERNEL_HEADROOM - ETHERNET_AND_TAG
     );
     Ok(chosen)
@@ -156,7 +158,7 @@ mod tests {
 
     #[test]
     fn an_mtu_beyond_the_configured_frames_is_an_error_in_every_mode() {
-        let message = "an MTU of 1800 does not fit into frames of 2048 bytes: at most 1774 does";
+        let message = "up0: its MTU of 1800 does not fit into frames of 2048 bytes: at most 1774 does";
         for zero_copy in [ZeroCopy::Auto, ZeroCopy::Force, ZeroCopy::Off] {
             for driver in ["veth", "igb"] {
                 let error = chosen(&[("up0", driver, 1800)], zero_copy, 2048).unwrap_err();

@@ -122,7 +122,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<Ended> {
             Ok(Ended::Hang(reexecutions))
         }
         () = logged => Ok(Ended::Signal("ended")),
-        () = prove::later(Rc::clone(&workers), Rc::clone(&publishing)) => Ok(Ended::Signal("ended")),
+        () = prove::later(Rc::clone(&workers), Rc::clone(&publishing), config.hold) => Ok(Ended::Signal("ended")),
         () = admin.serve(Rc::new(answers)) => Ok(Ended::Signal("ended")),
         () = metrics.serve(config.metrics_listen, &metrics_status) => Ok(Ended::Signal("ended")),
         how = signalled => Ok(Ended::Signal(how)),
@@ -191,6 +191,7 @@ fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> any
     if steering.report().iter().all(|report| report.link == LinkOrigin::Fresh) {
         let undone = steering.detach().map_err(anyhow::Error::from);
         let undone = undone.and_then(|_| host::release_ports(&config.snat_ports));
+        let undone = undone.and_then(|()| Ok(prove::remove(config)?));
         if let Err(left) = undone {
             tracing::error!("not all was undone, run `flowgate detach`: {left:#}");
         }

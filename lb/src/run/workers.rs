@@ -278,8 +278,11 @@ impl Workers {
     /// Opens the sockets of all interfaces anew, after some have changed, with as many workers as they allow.
     ///
     /// # Errors
-    /// What is missing, with its interface and queue. Then nobody works until another call has more luck.
+    /// What is missing, with its interface and queue. Then nobody works until another call has more luck, unless no
+    /// frame is long enough for an interface: then all go on as they are.
     pub(crate) fn reopen(&mut self, given: &Given<'_>) -> anyhow::Result<()> {
+        // What cannot be served as it is now stops nobody who works.
+        device::choose_frames(&self.config, given.attached, self.proofs.zero_copy())?;
         self.pause()?;
         self.open_posts(given.attached)?;
         self.restarts.interface += 1;

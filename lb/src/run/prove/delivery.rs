@@ -6,6 +6,9 @@ use flowgate_xsk::steering::Delivery;
 
 /// So many pieces of one length are no accident.
 const PIECES: u64 = 8;
+/// Of shorter ones it is not known whether longer frames arrive (`LARGE_FRAME` of the program): any host on the link
+/// could send them.
+const LARGE: u32 = 1000;
 
 /// The pieces of one length that an interface has delivered so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +28,8 @@ impl Pieces {
         if now.truncated_len != self.len {
             *self = Self { len: now.truncated_len, from: now.truncated - 1 };
         }
-        let is_cut = now.truncated - self.from >= PIECES && now.longest_whole < self.len;
+        let is_large = self.len >= LARGE;
+        let is_cut = is_large && now.truncated - self.from >= PIECES && now.longest_whole < self.len;
         is_cut.then_some(self.len)
     }
 }
@@ -59,6 +63,14 @@ mod tests {
         let mut pieces = Pieces::default();
         for (count, len) in (1..200).zip((900..).step_by(3)) {
             assert_eq!(pieces.look(delivery(count * 5, len, 0)), None);
+        }
+    }
+
+    #[test]
+    fn short_pieces_are_the_senders() {
+        let mut pieces = Pieces::default();
+        for count in 1..100 {
+            assert_eq!(pieces.look(delivery(count, 60, 0)), None);
         }
     }
 

@@ -24,12 +24,13 @@ mod witness;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use flowgate_control::netlink;
 use flowgate_tables::{InterfaceId, Routing};
-use flowgate_xsk::steering::{AttachReport, Steering, XdpMode};
+use flowgate_xsk::steering::{AttachReport, LinkOrigin, Steering, XdpMode};
 use tokio::time::MissedTickBehavior;
 
 use self::trial::{Finding, Witness};
@@ -49,18 +50,17 @@ pub(crate) use self::proofs::{Mode, Proofs, Shown, remove};
 pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steering) -> anyhow::Result<()> {
     note_modes(workers, steering.report());
     forget_deliveries(steering)?;
-    if !workers.proofs.is_on() || untried(workers, steering.report()).is_empty() {
+    apply(workers, steering, Hold::Nothing)?;
+    if !workers.proofs.is_on() {
         return Ok(());
     }
-    let routing = match neighbourhood(steering.report()).await {
-        Ok(routing) => routing,
-        Err(error) => {
+    if !untried(workers, steering.report()).is_empty() {
+        match neighbourhood(steering.report()).await {
+            Ok(routing) => settle(workers, steering, &routing, Hold::Nothing)?,
             // Control will not get far without netlink either, and says so.
-            tracing::debug!("interfaces are not proven before the start: {error:#}");
-            return Ok(());
+            Err(error) => tracing::debug!("interfaces are not proven before the start: {error:#}"),
         }
-    };
-    settle(workers, steering, &routing)?;
+    }
     let interfaces: Vec<String> = steering.report().iter().map(|report| report.interface.clone()).collect();
     match interfaces.iter().find_map(|interface| workers.proofs.objection(interface)) {
         Some(objection) => {
@@ -75,18 +75,22 @@ pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steerin
     }
 }
 
-/// Proves what could not be proven before, for as long as the process runs, also what changed meanwhile.
-pub(crate) async fn later(workers: Rc<RefCell<Workers>>, publishing: Rc<RefCell<Publishing>>) {
+/// Proves what could not be proven before, for as long as the process runs, also what changed meanwhile. While sockets are
+/// opened anew the steering program holds the traffic for `hold`, time and again.
+pub(crate) async fn later(
+    workers: Rc<RefCell<Workers>>,
+    publishing: Rc<RefCell<Publishing>>,
+    hold: Duration,
+) {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut rounds, mut pieces) = (BTreeMap::new(), BTreeMap::new());
+    let (mut rounds, mut pieces, mut planned) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     loop {
         let now = ticks.tick().await.into_std();
         if !workers.borrow().is_serving() {
             continue;
         }
         note_modes(&mut workers.borrow_mut(), publishing.borrow().steering.report());
-        let mut is_news = false;
         let open = open_questions(&mut workers.borrow_mut(), &publishing.borrow(), &mut rounds, now);
         if !open.is_empty() {
             let asked = tokio::task::spawn_blocking(move || {
@@ -96,32 +100,21 @@ pub(crate) async fn later(workers: Rc<RefCell<Workers>>, publishing: Rc<RefCell<
                 (open, found)
             });
             match asked.await {
-                Ok((open, Ok(found))) => {
-                    conclude(&workers, &publishing, &open, &found);
-                    is_news = true;
-                }
+                Ok((open, Ok(found))) => conclude(&workers, &publishing, &open, &found),
                 Ok((_, Err(error))) => tracing::warn!(%error, "interfaces cannot be proven"),
                 Err(panic) => tracing::error!(%panic, "interfaces cannot be proven"),
             }
         }
-        is_news |= watch_deliveries(&mut workers.borrow_mut(), &publishing.borrow(), &mut pieces);
-        if is_news {
-            go_to_planned_modes(&workers, &publishing);
-        }
+        watch_deliveries(&mut workers.borrow_mut(), &publishing.borrow(), &mut pieces);
+        go_to_planned_modes(&workers, &publishing, &mut planned, hold);
         workers.borrow_mut().proofs.save_changes();
     }
 }
 
-/// Notes which interfaces that nobody could prove cut what they deliver, and says whether there are any. Those that were
-/// proven do not, whatever comes.
-fn watch_deliveries(
-    workers: &mut Workers,
-    publishing: &Publishing,
-    pieces: &mut BTreeMap<String, Pieces>,
-) -> bool {
-    let mut is_news = false;
+/// Notes which interfaces that nobody could prove cut what they deliver. Those that were proven do not, whatever comes.
+fn watch_deliveries(workers: &mut Workers, publishing: &Publishing, pieces: &mut BTreeMap<String, Pieces>) {
     if !workers.proofs.is_on() {
-        return is_news;
+        return;
     }
     let chunk_len = workers.chunk_len();
     for report in publishing.steering.report() {
@@ -132,9 +125,7 @@ fn watch_deliveries(
         let Some(len) = pieces.entry(interface.clone()).or_default().look(delivery) else { continue };
         let how = Outcome::Lost(format!("packets are cut to frames of {len} bytes in {mode}"));
         note(workers, interface, mode, chunk_len, how);
-        is_news = true;
     }
-    is_news
 }
 
 /// An interface that is to be tried while workers have its sockets.
@@ -226,22 +217,35 @@ fn note(workers: &mut Workers, interface: &str, mode: Mode, chunk_len: u32, outc
     }
 }
 
-/// Takes interfaces that serve to the modes that follow from what is known.
-fn go_to_planned_modes(workers: &RefCell<Workers>, publishing: &RefCell<Publishing>) {
+/// The mode of an interface, and the one that follows from what is known.
+type ModeAndPlan = (String, Option<Mode>, Option<Mode>);
+
+/// Takes interfaces that serve to the modes that follow from what is known. `tried` is with what this was tried last: once
+/// is enough, since nobody is served meanwhile.
+fn go_to_planned_modes(
+    workers: &RefCell<Workers>,
+    publishing: &RefCell<Publishing>,
+    tried: &mut Vec<ModeAndPlan>,
+    hold: Duration,
+) {
     let (mut workers, mut publishing) = (workers.borrow_mut(), publishing.borrow_mut());
     refuse_what_is_not_allowed(&mut workers, publishing.steering.report());
-    let is_amiss = |report: &AttachReport| {
-        let mode = workers.mode(&report.interface);
-        mode.is_some() && mode != workers.proofs.plan(&report.interface)
+    let mode_and_plan = |AttachReport { interface, .. }: &AttachReport| {
+        (interface.clone(), workers.mode(interface), workers.proofs.plan(interface))
     };
-    if !workers.is_serving() || !publishing.steering.report().iter().any(is_amiss) {
+    let now: Vec<_> = publishing.steering.report().iter().map(mode_and_plan).collect();
+    let is_amiss = |(_, mode, plan): &ModeAndPlan| mode.is_some() && mode != plan;
+    if !workers.is_serving() || !now.iter().any(is_amiss) || *tried == now {
         return;
     }
+    *tried = now;
     let routing = &publishing.publisher.current().routing;
-    let settled = workers.pause().and_then(|()| settle(&mut workers, &mut publishing.steering, routing));
+    let hold = Hold::Traffic(hold);
+    let settled =
+        workers.pause().and_then(|()| settle(&mut workers, &mut publishing.steering, routing, hold));
     let goes_on = settled.and_then(|()| {
         if refuse_what_is_not_allowed(&mut workers, publishing.steering.report()) {
-            apply(&mut workers, &mut publishing.steering)?;
+            apply(&mut workers, &mut publishing.steering, hold)?;
         }
         workers.restarts.fallback += 1;
         workers.go_on(&given(&publishing))
@@ -269,9 +273,15 @@ fn refuse_what_is_not_allowed(workers: &mut Workers, attached: &[AttachReport]) 
 
 /// Opens sockets, and attaches programs, in the modes that follow from what is known, and tries those that nobody has
 /// tried, until nothing is left to try. The workers must not run.
-fn settle(workers: &mut Workers, steering: &mut Steering, routing: &Routing) -> anyhow::Result<()> {
+fn settle(
+    workers: &mut Workers,
+    steering: &mut Steering,
+    routing: &Routing,
+    hold: Hold,
+) -> anyhow::Result<()> {
     loop {
-        apply(workers, steering)?;
+        apply(workers, steering, hold)?;
+        hold.prolong(steering)?;
         let untried = untried(workers, steering.report());
         let outcomes = try_out(workers, steering.report(), routing, &untried);
         let chunk_len = workers.chunk_len();
@@ -289,9 +299,27 @@ fn settle(workers: &mut Workers, steering: &mut Steering, routing: &Routing) -> 
     }
 }
 
+/// Whether there is traffic that must not pass to the kernel while nobody serves it, which would answer it with resets.
+#[derive(Clone, Copy)]
+enum Hold {
+    Nothing,
+    /// For so long after each step, as for a successor.
+    Traffic(Duration),
+}
+
+impl Hold {
+    fn prolong(self, steering: &mut Steering) -> anyhow::Result<()> {
+        match self {
+            Self::Traffic(time) if !time.is_zero() => Ok(steering.hold_for(time)?),
+            Self::Traffic(_) | Self::Nothing => Ok(()),
+        }
+    }
+}
+
 /// Brings sockets and programs into the modes that follow from what is known.
-fn apply(workers: &mut Workers, steering: &mut Steering) -> anyhow::Result<()> {
+fn apply(workers: &mut Workers, steering: &mut Steering, hold: Hold) -> anyhow::Result<()> {
     loop {
+        hold.prolong(steering)?;
         let planned = steering.report().iter().filter_map(|report| {
             let mode = workers.proofs.plan(&report.interface)?;
             (report.queues > 0 && mode.xdp() != report.mode).then(|| (report.interface.clone(), mode))
@@ -301,6 +329,8 @@ fn apply(workers: &mut Workers, steering: &mut Steering) -> anyhow::Result<()> {
             return Ok(());
         }
         workers.close();
+        // Whoever comes after a sudden end must know why a link is in generic mode.
+        workers.proofs.save_changes();
         for (interface, mode) in planned {
             match steering.change_mode(&interface, mode.xdp()) {
                 Ok(()) => tracing::info!(interface, mode = mode.xdp().name(), "XDP attached"),
@@ -308,7 +338,10 @@ fn apply(workers: &mut Workers, steering: &mut Steering) -> anyhow::Result<()> {
                     let how = Outcome::Lost(format!("{mode} cannot be had: {error}"));
                     workers.proofs.note(&interface, mode, 0, how);
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(interface, "native XDP cannot be had again: {error}");
+                    workers.proofs.note_no_native(&interface);
+                }
             }
         }
         workers.open_posts(steering.report())?;
@@ -326,14 +359,14 @@ fn try_out(
 ) -> Vec<(String, Mode, Outcome)> {
     let mut outcomes = Vec::new();
     let (mut devices, mut asked) = (Vec::new(), Vec::new());
-    wait_for_carriers(interfaces.iter().map(|(device, _)| attached[device.index()].interface.as_str()));
+    wait_for_carriers(interfaces.iter().map(|(device, _)| &attached[device.index()]).collect());
     for &(device, mode) in interfaces {
         let report = &attached[device.index()];
         let witnesses = witness::of(routing, device, report.mtu, 0);
         match obstacle(&report.interface, &witnesses) {
-            Ok(_) => {
+            Ok(link) => {
                 devices.push((report.ifindex, witnesses));
-                asked.push((device, mode));
+                asked.push((device, mode, link));
             }
             Err(why) => outcomes.push((report.interface.clone(), mode, Outcome::Unproven(why))),
         }
@@ -341,15 +374,43 @@ fn try_out(
     if devices.is_empty() {
         return outcomes;
     }
-    let found = ask::ask(&devices, |_, at, frame| workers.send(asked[at].0, frame));
+    let links: Vec<_> = asked.iter().map(|(.., link)| *link).collect();
+    let found = ask_by_sockets(&devices, &links, |at, frame| workers.send(asked[at].0, frame));
     match found {
-        Ok(found) => outcomes.extend(asked.into_iter().zip(found).map(|((device, mode), finding)| {
+        Ok(found) => outcomes.extend(asked.into_iter().zip(found).map(|((device, mode, _), finding)| {
             let interface = attached[device.index()].interface.clone();
             (interface, mode, outcome(finding, mode, Sender::Socket))
         })),
         Err(error) => tracing::warn!(%error, "interfaces cannot be proven"),
     }
     outcomes
+}
+
+/// Asks by sockets, and where nobody answers also by the kernel: if that gets an answer, and the socket once more does not,
+/// the socket sends nothing.
+fn ask_by_sockets(
+    devices: &[(u32, Vec<Witness>)],
+    links: &[tap::Link],
+    mut send: impl FnMut(usize, &[u8]) -> io::Result<()>,
+) -> io::Result<Vec<Finding>> {
+    let mut found = ask::ask(devices, |_, at, frame| send(at, frame))?;
+    let silent: Vec<_> = (0..found.len()).filter(|at| found[*at].witness().is_none()).collect();
+    if silent.is_empty() {
+        return Ok(found);
+    }
+    let again: Vec<_> = silent.iter().map(|at| devices[*at].clone()).collect();
+    let by_kernel = ask::ask(&again, |tap, at, frame| tap.send(&links[silent[at]].address, frame))?;
+    if by_kernel.iter().all(|finding| finding.witness().is_none()) {
+        return Ok(found);
+    }
+    let by_socket = ask::ask(&again, |_, at, frame| send(silent[at], frame))?;
+    for (at, (by_kernel, by_socket)) in silent.into_iter().zip(by_kernel.into_iter().zip(by_socket)) {
+        found[at] = match (by_kernel.witness(), by_socket.witness()) {
+            (Some(witness), None) => Finding::Mute { witness },
+            _ => by_socket,
+        };
+    }
+    Ok(found)
 }
 
 /// The interfaces of which nobody knows anything in the mode that they are in.
@@ -363,8 +424,9 @@ fn untried(workers: &Workers, attached: &[AttachReport]) -> Vec<(InterfaceId, Mo
 }
 
 /// What was delivered in other modes, or to another process, says nothing of the present ones.
-fn forget_deliveries(steering: &mut Steering) -> anyhow::Result<()> {
-    let attached: Vec<u32> = steering.report().iter().map(|report| report.ifindex).collect();
+pub(crate) fn forget_deliveries(steering: &mut Steering) -> anyhow::Result<()> {
+    let present = steering.report().iter().filter(|report| report.queues > 0);
+    let attached: Vec<u32> = present.map(|report| report.ifindex).collect();
     attached.into_iter().try_for_each(|ifindex| Ok(steering.forget_delivery(ifindex)?))
 }
 
@@ -382,12 +444,14 @@ fn obstacle(interface: &str, witnesses: &[Witness]) -> Result<tap::Link, String>
     if witnesses.is_empty() { Err("no neighbour is known yet".to_owned()) } else { Ok(link) }
 }
 
-/// A device may renegotiate its link when sockets are bound to it. One that takes longer is tried later.
-fn wait_for_carriers<'a>(interfaces: impl Iterator<Item = &'a str>) {
-    let is_running = |interface: &&str| tap::link(interface).is_none_or(|link| link.is_running);
-    let mut missing: Vec<&str> = interfaces.collect();
-    for _ in 0..CARRIER_LOOKS {
-        missing.retain(|interface| !is_running(interface));
+/// A device may renegotiate its link when a program is attached or sockets are bound, igb for some seconds. One that takes
+/// longer is tried later.
+fn wait_for_carriers(mut missing: Vec<&AttachReport>) {
+    for look in 0..CARRIER_LOOKS_FRESH {
+        missing.retain(|report| {
+            let may_wait = report.link == LinkOrigin::Fresh || look < CARRIER_LOOKS;
+            may_wait && tap::link(&report.interface).is_some_and(|link| link.is_up && !link.is_running)
+        });
         if missing.is_empty() {
             return;
         }
@@ -431,6 +495,14 @@ fn outcome(finding: Finding, mode: Mode, sender: Sender) -> Outcome {
         Finding::Lost { witness, bytes, arrived: Some(arrived) } => Outcome::Lost(format!(
             "of packets of {bytes} bytes from {witness} only {arrived} bytes arrive in {mode}"
         )),
+        // By the kernel only receiving is tried, and packets that arrive in no piece at all are lost by anybody: no reason
+        // to interrupt who is served.
+        Finding::Lost { witness, bytes, arrived: None } if sender == Sender::Kernel => {
+            Outcome::Unproven(format!("packets of {bytes} bytes get no answer from {witness}"))
+        }
+        Finding::Mute { witness } => Outcome::Lost(format!(
+            "{witness} answers what the kernel sends, and nothing that the AF_XDP socket sends in {mode}"
+        )),
         Finding::Lost { witness, bytes, arrived: None } => {
             Outcome::Lost(format!("packets of {bytes} bytes get no answer from {witness} in {mode}"))
         }
@@ -456,4 +528,6 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is tried.
 const ROUNDS_MAX: usize = 4;
 const CARRIER_LOOKS: usize = 20;
+/// For a program that was attached just now.
+const CARRIER_LOOKS_FRESH: usize = 400;
 const CARRIER_PAUSE: Duration = Duration::from_millis(10);

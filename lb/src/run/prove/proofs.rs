@@ -96,6 +96,12 @@ impl Record {
         Self { subject, best, lost: BTreeMap::new(), outcome: None }
     }
 
+    /// A record of an interface that had native mode and is to have it again.
+    fn native_again(subject: Subject) -> Self {
+        // Zero copy follows by itself, if the kernel gives it.
+        Self::new(subject, Mode::Copy)
+    }
+
     /// The best mode from `best` on in which nothing was lost; `best` itself if there is none.
     fn mode(&self, best: Mode) -> Mode {
         let best = best.max(self.best);
@@ -124,8 +130,49 @@ pub(crate) struct Shown {
 struct Wishes {
     boot: String,
     zero_copy: String,
-    mode: String,
+    mode: WantedMode,
     frame_bytes: u32,
+    prove: bool,
+}
+
+/// [`XdpModeWanted`] for the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum WantedMode {
+    Auto,
+    Native,
+    Generic,
+}
+
+impl From<XdpModeWanted> for WantedMode {
+    fn from(wanted: XdpModeWanted) -> Self {
+        match wanted {
+            XdpModeWanted::Auto => Self::Auto,
+            XdpModeWanted::Native => Self::Native,
+            XdpModeWanted::Generic => Self::Generic,
+        }
+    }
+}
+
+impl Wishes {
+    /// What of an earlier process's records is worth something now. Other wishes need other proofs; but a pinned link stays
+    /// in the mode that the earlier process gave it, so that it has to be known who shall have native mode again.
+    fn inherit(&self, left: &Self, mut records: BTreeMap<String, Record>) -> BTreeMap<String, Record> {
+        if self == left {
+            return records;
+        }
+        if self.boot != left.boot || self.mode != WantedMode::Auto {
+            return BTreeMap::new();
+        }
+        records.retain(|interface, record| {
+            let had_native = record.best.xdp() == XdpMode::Native;
+            let was_forced = left.mode == WantedMode::Generic;
+            had_native || (was_forced && Driver::of(interface).why_not_native().is_none())
+        });
+        for record in records.values_mut() {
+            *record = Record::native_again(record.subject.clone());
+        }
+        records
+    }
 }
 
 /// What is known of all interfaces.
@@ -149,13 +196,13 @@ impl Proofs {
         let wishes = Wishes {
             boot,
             zero_copy: format!("{:?}", config.zero_copy),
-            mode: format!("{:?}", config.xdp_mode),
+            mode: config.xdp_mode.into(),
             frame_bytes: config.rings.frame_bytes,
+            prove: config.prove,
         };
         let file = file(config);
         let left = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let left = left.filter(|(left, _): &(Wishes, _)| config.prove && *left == wishes);
-        let records: BTreeMap<_, _> = left.map(|(_, records)| records).unwrap_or_default();
+        let records = left.map_or_else(BTreeMap::new, |(left, records)| wishes.inherit(&left, records));
         Self {
             is_on: config.prove,
             file,
@@ -194,11 +241,21 @@ impl Proofs {
         self.is_on
     }
 
-    /// Forgets what is known of devices that are others now, or not served any more.
+    /// Forgets what is known of devices that are others now, or not served any more. Where a device has only another MTU,
+    /// and lost native mode for the old one, it is to have native mode again.
     pub(crate) fn forget_others(&mut self, attached: &[AttachReport]) {
         self.records.retain(|interface, record| {
-            let report = attached.iter().find(|report| report.interface == *interface);
-            report.is_some_and(|report| report.queues == 0 || record.subject == Subject::of(report))
+            let Some(report) = attached.iter().find(|report| report.interface == *interface) else {
+                return false;
+            };
+            let now = Subject::of(report);
+            if report.queues == 0 || record.subject == now {
+                return true;
+            }
+            let is_same_device = record.subject.ifindex == now.ifindex;
+            let lost_native = record.best.xdp() == XdpMode::Native && report.mode == XdpMode::Generic;
+            *record = Record::native_again(now);
+            is_same_device && lost_native
         });
         let records = &self.records;
         self.refused.retain(|interface, _| records.contains_key(interface));
@@ -223,6 +280,13 @@ impl Proofs {
         let was_refused = record.best == Mode::ZeroCopy && mode == Mode::Copy && is_zero_copy_wanted;
         if mode < record.best || was_refused {
             record.best = mode;
+        }
+    }
+
+    /// Notes that the kernel does not give native mode to an interface, or not any more.
+    pub(super) fn note_no_native(&mut self, interface: &str) {
+        if let Some(record) = self.records.get_mut(interface) {
+            record.best = Mode::Generic;
         }
     }
 
@@ -370,8 +434,9 @@ mod tests {
             wishes: Wishes {
                 boot: "this".into(),
                 zero_copy: format!("{zero_copy:?}"),
-                mode: format!("{xdp:?}"),
+                mode: xdp.into(),
                 frame_bytes: 0,
+                prove: true,
             },
             zero_copy,
             xdp,
@@ -529,6 +594,25 @@ mod tests {
     }
 
     #[test]
+    fn an_interface_that_fell_to_generic_gets_native_mode_again_with_another_mtu() {
+        let generic = AttachReport { mode: XdpMode::Generic, ..report("up0") };
+        for (now, plan) in [
+            (generic.clone(), Some(Mode::Generic)),
+            (AttachReport { mtu: 1400, ..generic.clone() }, Some(Mode::Copy)),
+            (AttachReport { ifindex: 8, ..generic }, None),
+        ] {
+            let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+            proofs.note_mode(&report("up0"), Mode::Copy);
+            proofs.note("up0", Mode::Copy, LEN, lost("c"));
+            proofs.forget_others(std::slice::from_ref(&now));
+            assert_eq!(proofs.plan("up0"), plan, "{now:?}");
+            // What the kernel does not give is not asked for again.
+            proofs.note_no_native("up0");
+            assert_eq!(proofs.plan("up0"), plan.and(Some(Mode::Generic)), "{now:?}");
+        }
+    }
+
+    #[test]
     fn the_next_process_knows_what_this_one_found_unless_it_is_asked_for_something_else() {
         let folder = tempfile::tempdir().unwrap();
         let text = format!("[admin]\nsocket = \"{}\"\n", folder.path().join("admin.sock").display());
@@ -546,8 +630,14 @@ mod tests {
         let next = Proofs::load(&config(""));
         assert_eq!((next.plan("up0"), next.zero_copy()), (Some(Mode::Copy), ZeroCopy::Off));
         assert!(!next.is_open("up0", Mode::Copy, LEN));
-        for other in ["[xdp]\nmode = \"generic\"", "[xdp]\nprove = false", "[rings]\nframe_bytes = 4096"] {
-            assert_eq!(Proofs::load(&config(other)).plan("up0"), None, "{other}");
+        for (other, plan) in [
+            ("[xdp]\nmode = \"generic\"", None),
+            ("[xdp]\nprove = false", Some(Mode::Copy)),
+            ("[rings]\nframe_bytes = 4096", Some(Mode::Copy)),
+        ] {
+            let next = Proofs::load(&config(other));
+            assert_eq!((next.plan("up0"), next.zero_copy()), (plan, ZeroCopy::Auto), "{other}");
+            assert_eq!(next.is_open("up0", Mode::Copy, LEN), plan.is_some(), "{other}");
         }
         remove(&config("")).unwrap();
         remove(&config("")).unwrap();

@@ -56,6 +56,8 @@ impl Tap {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Link {
     pub(super) address: LinkAddr,
+    /// Whether it is meant to be up.
+    pub(super) is_up: bool,
     /// Whether it is up and has its carrier.
     pub(super) is_running: bool,
 }
@@ -66,7 +68,8 @@ pub(super) fn link(interface: &str) -> Option<Link> {
     all.filter(|entry| entry.interface_name == interface).find_map(|entry| {
         let address = *entry.address.as_ref()?.as_link_addr()?;
         let wanted = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING;
-        Some(Link { address, is_running: entry.flags.contains(wanted) })
+        let is_up = entry.flags.contains(InterfaceFlags::IFF_UP);
+        Some(Link { address, is_up, is_running: entry.flags.contains(wanted) })
     })
 }
 

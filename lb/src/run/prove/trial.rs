@@ -27,6 +27,20 @@ pub(super) enum Finding {
     Silent { asked: usize },
     /// This neighbour answers small packets, but one of so many bytes never came back whole; at most, so much of one.
     Lost { witness: IpAddr, bytes: usize, arrived: Option<usize> },
+    /// This neighbour answers what the kernel sends, and nothing that the socket sends.
+    Mute { witness: IpAddr },
+}
+
+impl Finding {
+    /// Who has answered anything.
+    pub(super) fn witness(&self) -> Option<IpAddr> {
+        match self {
+            Self::Proven { witness, .. } | Self::Lost { witness, .. } | Self::Mute { witness } => {
+                Some(*witness)
+            }
+            Self::Silent { .. } => None,
+        }
+    }
 }
 
 /// The trial of one interface.
@@ -80,7 +94,7 @@ impl Trial {
                 return Vec::new();
             }
             let mut due = Vec::new();
-            if SEND_AT.get(self.small_sent).is_some_and(|at| now >= *at) {
+            if SMALL_AT.get(self.small_sent).is_some_and(|at| now >= *at) {
                 due.extend((0..self.witnesses.len()).map(|at| self.request(at, false)));
                 self.small_sent += 1;
             }
@@ -96,7 +110,7 @@ impl Trial {
             return Vec::new();
         }
         let mut due = Vec::new();
-        if SEND_AT.get(self.large_sent).is_some_and(|at| now >= *at) {
+        if LARGE_AT.get(self.large_sent).is_some_and(|at| now >= *at) {
             let answering = (0..self.witnesses.len()).filter(|at| self.has_answered[*at]);
             due.extend(answering.map(|at| self.request(at, true)));
             self.large_sent += 1;
@@ -149,11 +163,14 @@ impl Trial {
 
 /// So many neighbours of an interface are asked at most.
 pub(super) const WITNESSES_MAX: usize = 3;
-/// When a packet is sent, and sent again.
-const SEND_AT: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(250)];
+/// When a small packet is sent, and sent again.
+const SMALL_AT: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(250)];
+/// When a large one is: longer, since its loss has consequences, and routers limit how much they answer.
+const LARGE_AT: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(250), Duration::from_millis(600)];
 /// When nobody is waited for any more, after the first packet of a size.
 const GIVE_UP_SMALL: Duration = Duration::from_millis(400);
-const GIVE_UP_LARGE: Duration = Duration::from_millis(500);
+const GIVE_UP_LARGE: Duration = Duration::from_millis(1000);
 
 const WITNESS_MASK: u16 = 0xff;
 const ATTEMPT_SHIFT: u32 = 8;
@@ -236,10 +253,10 @@ mod tests {
     }
 
     #[test]
-    fn large_packets_that_never_come_back_are_lost_after_three() {
+    fn large_packets_that_never_come_back_are_lost_after_four() {
         let (finding, at, sent) = run(trial(1), |request, len| (len < 100).then(|| echo(request, len)));
         assert_eq!(finding, Finding::Lost { witness: host(10), bytes: 1500, arrived: None });
-        assert_eq!((at, sent), (500, 1 + 3));
+        assert_eq!((at, sent), (1000, 1 + 4));
     }
 
     #[test]

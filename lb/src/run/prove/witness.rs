@@ -1,5 +1,6 @@
 //! Which neighbours can say whether packets get through an interface. Never asks the kernel.
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 
 use flowgate_tables::routing::Route;
@@ -8,7 +9,7 @@ use flowgate_tables::{InterfaceId, Routing};
 use super::trial::{WITNESSES_MAX, Witness};
 
 /// The neighbours of a device and of the VLANs on it whose Ethernet addresses are known, as many as are worth asking:
-/// routers first. `round` has others asked each time, if there are more.
+/// those with the largest packets first (of a VLAN with smaller ones nothing follows for the others), then routers. `round` has others asked each time, if there are more.
 pub(super) fn of(routing: &Routing, device: InterfaceId, mtu: u32, round: usize) -> Vec<Witness> {
     let mut routers = Vec::new();
     for everything in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
@@ -18,7 +19,7 @@ pub(super) fn of(routing: &Routing, device: InterfaceId, mtu: u32, round: usize)
     }
     let mut hops: Vec<_> =
         routing.next_hops().filter(|(_, hop)| routing.device(hop.egress).0 == device).collect();
-    hops.sort_by_key(|(id, hop)| (!routers.contains(id), hop.addr.is_ipv6(), *id));
+    hops.sort_by_key(|(id, hop)| (Reverse(hop.mtu), !routers.contains(id), hop.addr.is_ipv6(), *id));
     let mut found: Vec<Witness> = hops
         .into_iter()
         .filter_map(|(_, hop)| {
