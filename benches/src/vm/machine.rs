@@ -69,7 +69,7 @@ pub struct Nic {
 /// A running machine; ended when dropped.
 pub struct Machine {
     process: Process,
-    line: Mutex<BufReader<UnixStream>>,
+    line: Mutex<Line>,
     monitor: Mutex<UnixStream>,
     folder: TempDir,
     stop: Stop,
@@ -115,7 +115,7 @@ impl Machine {
         }
         let mut machine = Self {
             process,
-            line: Mutex::new(BufReader::new(line)),
+            line: Mutex::new(Line::new(line)),
             monitor: Mutex::new(monitor),
             folder,
             stop: stop.clone(),
@@ -123,7 +123,7 @@ impl Machine {
             _image: image,
         };
         let line = machine.line.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let ready = reply_within(line, BOOT_LIMIT, stop);
+        let ready = line.reply_within(BOOT_LIMIT, stop);
         ready.map_err(|error| machine.explain("boot", &error))?;
         Ok(machine)
     }
@@ -221,9 +221,7 @@ impl Machine {
     pub fn power_off(mut self) -> Result<()> {
         let request = serde_json::to_string(&Request::PowerOff).expect("a request has string keys");
         let line = self.line.get_mut().unwrap_or_else(PoisonError::into_inner);
-        line.get_mut()
-            .write_all(format!("{request}\n").as_bytes())
-            .map_err(Error::io("power the machine off"))?;
+        line.send(&request).map_err(Error::io("power the machine off"))?;
         self.process.wait(GRACE).map(drop).map_err(|error| self.explain("end", &error))
     }
 
@@ -241,9 +239,9 @@ impl Machine {
     fn ask(&self, request: &Request, limit: Duration) -> Result<Reply> {
         let text = serde_json::to_string(request).expect("a request has string keys");
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = line.get_mut().write_all(format!("{text}\n").as_bytes());
-        sent.and_then(|()| reply_within(&mut line, limit + GRACE, &self.stop))
-            .map_err(|error| self.explain(&text, &error))
+        let replied = line.send(&text).and_then(|()| line.reply_within(limit + GRACE, &self.stop));
+        drop(line);
+        replied.map_err(|error| self.explain(&text, &error))
     }
 
     /// An error with what the machine said last.
@@ -270,22 +268,48 @@ pub struct Output {
     pub errors: String,
 }
 
-fn reply_within(line: &mut BufReader<UnixStream>, limit: Duration, stop: &Stop) -> io::Result<Reply> {
-    line.get_ref().set_read_timeout(Some(LOOK))?;
-    let deadline = clock::now() + limit;
-    let mut text = Vec::new();
-    // What has come of a line stays in `text` when the time for one look is over.
-    while let Err(error) = line.read_until(b'\n', &mut text) {
-        if error.kind() != io::ErrorKind::WouldBlock || stop.is_stopped() || clock::now() >= deadline {
-            return Err(error);
+/// The line to the agent, which answers one request after the other.
+struct Line {
+    stream: BufReader<UnixStream>,
+    /// Whether a reply is missing: the next one would be taken for that of another request.
+    is_broken: bool,
+}
+
+impl Line {
+    fn new(stream: UnixStream) -> Self {
+        Self { stream: BufReader::new(stream), is_broken: false }
+    }
+
+    fn send(&mut self, request: &str) -> io::Result<()> {
+        if self.is_broken {
+            return Err(io::Error::other("it did not answer an earlier request either"));
         }
+        self.stream.get_mut().write_all(format!("{request}\n").as_bytes())
     }
-    if text.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended"));
+
+    fn reply_within(&mut self, limit: Duration, stop: &Stop) -> io::Result<Reply> {
+        let reply = self.read_within(limit, stop);
+        self.is_broken = reply.is_err();
+        reply
     }
-    serde_json::from_slice(&text).map_err(|error| {
-        io::Error::other(format!("{:?} is no reply: {error}", String::from_utf8_lossy(&text)))
-    })
+
+    fn read_within(&mut self, limit: Duration, stop: &Stop) -> io::Result<Reply> {
+        self.stream.get_ref().set_read_timeout(Some(LOOK))?;
+        let deadline = clock::now() + limit;
+        let mut text = Vec::new();
+        // What has come of a line stays in `text` when the time for one look is over.
+        while let Err(error) = self.stream.read_until(b'\n', &mut text) {
+            if error.kind() != io::ErrorKind::WouldBlock || stop.is_stopped() || clock::now() >= deadline {
+                return Err(error);
+            }
+        }
+        if text.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended"));
+        }
+        serde_json::from_slice(&text).map_err(|error| {
+            io::Error::other(format!("{:?} is no reply: {error}", String::from_utf8_lossy(&text)))
+        })
+    }
 }
 
 /// Connects to a socket that QEMU makes when it starts.

@@ -64,6 +64,14 @@ impl Device {
         }
     }
 
+    /// How its driver works where everything is in order: the mode of XDP, and whether in zero copy.
+    fn expected(self) -> (&'static str, bool) {
+        match self {
+            Self::Igb | Self::VirtioNet => ("native", true),
+            Self::Vmxnet3 | Self::E1000e => ("generic", false),
+        }
+    }
+
     /// QEMU's device with its properties.
     fn qemu(self, queues: u32) -> String {
         match self {
@@ -100,7 +108,8 @@ impl Device {
 pub fn device(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<DeviceReport> {
     let mut rig = Rig::boot(options, flowgate, stop)?;
     say(&format!("{} on Linux {}", options.device.name(), rig.kernel_release()));
-    let mut report = DeviceReport::new(options.device.name(), rig.kernel_release(), options.queues);
+    let expected = options.xdp.is_empty().then(|| options.device.expected());
+    let mut report = DeviceReport::new(options.device.name(), rig.kernel_release(), options.queues, expected);
     for (name, step) in steps::ALL {
         interrupt::check(stop)?;
         let outcome = step(&mut rig, &mut report);
@@ -115,6 +124,9 @@ pub fn device(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<D
         say(&format!("  {name}: {words}"));
         report.note(name, words.lines().next().unwrap_or_default());
     }
-    rig.end()?;
+    if let Err(error) = rig.end() {
+        report.fail("end");
+        say(&format!("  end: failed: {error}"));
+    }
     Ok(report)
 }

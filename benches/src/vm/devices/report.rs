@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::error::{Error, Result};
+
 /// What came of a device.
 #[derive(Debug, Serialize)]
 pub struct DeviceReport {
@@ -12,6 +14,9 @@ pub struct DeviceReport {
     pub(super) mode: String,
     /// Whether the kernel says that every socket is in zero copy.
     pub(super) zero_copy: bool,
+    /// What the two before must be; none if the configuration has a say.
+    #[serde(skip)]
+    expected: Option<(&'static str, bool)>,
     queues: u32,
     /// Workers that received packets, of those that there are.
     pub(super) workers_used: usize,
@@ -27,12 +32,18 @@ pub struct DeviceReport {
 }
 
 impl DeviceReport {
-    pub(super) fn new(device: &'static str, kernel: String, queues: u32) -> Self {
+    pub(super) fn new(
+        device: &'static str,
+        kernel: String,
+        queues: u32,
+        expected: Option<(&'static str, bool)>,
+    ) -> Self {
         Self {
             device,
             kernel,
             mode: "none".into(),
             zero_copy: false,
+            expected,
             queues,
             workers_used: 0,
             workers: 0,
@@ -51,6 +62,22 @@ impl DeviceReport {
 
     pub(super) fn fail(&mut self, step: &'static str) {
         self.failed.push(step);
+    }
+
+    /// An error if the NICs work otherwise than they should.
+    pub(super) fn check_modes(&self, mode: &str, zero_copy: bool) -> Result<()> {
+        match self.expected {
+            Some((wanted, wants_zero_copy)) if (mode, zero_copy) != (wanted, wants_zero_copy) => {
+                let word = |zero_copy| if zero_copy { "zero copy" } else { "copy" };
+                Err(Error::State(format!(
+                    "{} works in {mode} XDP with {}, and should in {wanted} with {}",
+                    self.device,
+                    word(zero_copy),
+                    word(wants_zero_copy)
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn note(&mut self, step: &str, words: &str) {

@@ -134,9 +134,10 @@ impl Rig {
 
     fn config(&self, options: &DeviceOptions) -> Result<String> {
         let [uplink, fabric] = [self.interface(SIDES[0])?, self.interface(SIDES[1])?];
+        // Without KVM a successor takes seconds to start.
         Ok(format!(
             "[source]\nmanifests = \"/etc/flowgate/manifests\"\n[gateway]\ninterfaces = [\"{uplink}\", \"{fabric}\"]\n\
-             [workers]\nhang_ms = 5000\n[flows]\ncapacity = 16384\ncapacity_v6 = 16384\n[xdp]\n{}\n[rings]\n{}\n",
+             [workers]\nhang_ms = 5000\n[flows]\ncapacity = 16384\ncapacity_v6 = 16384\n[xdp]\nhold_ms = 30000\n{}\n[rings]\n{}\n",
             options.xdp, options.rings
         ))
     }

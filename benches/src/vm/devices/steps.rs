@@ -40,11 +40,19 @@ fn start(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
     rig.start_gateway()?;
     rig.wait_until_reachable()?;
     (report.mode, report.zero_copy) = read_modes(rig)?;
-    modes_in_words(rig)
+    // After this start somebody has been spoken with: each interface can prove itself.
+    rig.eventually("each interface is proven", |rig| {
+        let workers = rig.workers()?;
+        let sockets: Vec<_> =
+            workers.iter().filter_map(|worker| worker["queues"].as_array()).flatten().collect();
+        Ok(!sockets.is_empty() && sockets.iter().all(|socket| socket["proof"] == "proven"))
+    })?;
+    modes_in_words(rig, report)
 }
 
-fn modes_in_words(rig: &Rig) -> Result<String> {
+fn modes_in_words(rig: &Rig, report: &DeviceReport) -> Result<String> {
     let (mode, zero_copy) = read_modes(rig)?;
+    report.check_modes(&mode, zero_copy)?;
     Ok(format!("{mode}, {}", if zero_copy { "zero copy" } else { "copy" }))
 }
 
@@ -196,7 +204,7 @@ fn mtu(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
     rig.wait_until_reachable()?;
     report.largest_mtu = LARGE;
     let words = rig.transfer(&[1, 2948, 3000, 300_000, 1_000_000], report)?;
-    let modes = modes_in_words(rig)?;
+    let modes = modes_in_words(rig, report)?;
     Ok(format!("{LARGE} {how}, {modes}: {words}"))
 }
 
@@ -214,7 +222,7 @@ fn reattach(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
     rig.start_gateway()?;
     rig.wait_until_reachable()?;
     let words = rig.transfer(&FEW_BODIES, report)?;
-    Ok(format!("{}: {words}", modes_in_words(rig)?))
+    Ok(format!("{}: {words}", modes_in_words(rig, report)?))
 }
 
 /// Where there are several queues, several workers must have received something: with so many connections by chance
