@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Args;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
-use flowgate_dataplane::pipeline::Awaited;
+use flowgate_dataplane::verdict::AwaitedFragment;
 use flowgate_dataplane::shortage::{Shortage, Teller};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
@@ -147,7 +147,7 @@ impl Process for BareForward {
 
     fn drain_requests(&mut self, _ask: impl FnMut(Unresolved)) {}
 
-    fn drain_ready(&mut self, _ready: impl FnMut(Awaited)) {}
+    fn drain_ready(&mut self, _ready: impl FnMut(AwaitedFragment)) {}
 
     fn drain_shortages(&mut self, _tell: impl FnMut(Shortage) -> bool) {}
 }

@@ -10,13 +10,7 @@ use flowgate_tables::InterfaceId;
 pub use memory::{MemoryDevice, MemoryFrame};
 pub use xsk::{RxQueue, XskDevice};
 
-use crate::pipeline::RxChecksums;
-
-/// A frame whose bytes can be replaced by more or fewer.
-pub trait FrameBuffer: AsMut<[u8]> {
-    /// Makes it `len` bytes long; false if there is no room. Bytes that come to light are any.
-    fn resize(&mut self, len: usize) -> bool;
-}
+use crate::burst::{FrameBuffer, RxChecksums};
 
 /// A worker's queues. Queues are numbered from 0; each belongs to an interface.
 pub trait Device {

@@ -7,6 +7,7 @@
 
 pub mod adopt;
 mod allowance;
+pub mod burst;
 pub mod counters;
 pub mod device;
 #[cfg(feature = "lab")]
@@ -20,9 +21,10 @@ mod vlan;
 pub mod watchdog;
 pub mod worker;
 
+pub use burst::{BURST, FrameBuffer, RxChecksums, WorkerNumber};
 pub use counters::{Counters, Event, SharedCounters};
 pub use device::Device;
 pub use options::{MssClamp, Options};
-pub use pipeline::{Context, Pipeline, Process, RxChecksums};
+pub use pipeline::{Context, Pipeline, Process};
 pub use verdict::{DropReason, PassReason, RejectReason, Verdict};
-pub use worker::{Worker, WorkerConfig, WorkerHandle, WorkerNumber};
+pub use worker::{Worker, WorkerConfig, WorkerHandle};

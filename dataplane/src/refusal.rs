@@ -8,7 +8,7 @@ use flowgate_wire::refusal::{Problem, REFUSAL_LEN_MAX, refuse, report};
 use flowgate_wire::{Address, EtherType, Parsed, Protocol};
 
 use crate::allowance::Allowance;
-use crate::device::FrameBuffer;
+use crate::burst::FrameBuffer;
 
 /// One worker's refusals.
 #[derive(Clone, Copy, Debug)]

@@ -4,8 +4,6 @@ use flowgate_tables::InterfaceId;
 use flowgate_tables::routing::Unresolved;
 use flowgate_wire::refusal::Problem;
 
-use crate::pipeline::Awaited;
-
 /// What happens to a packet. The pipeline has rewritten a packet that is to be sent.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +16,7 @@ pub enum Verdict {
     /// Its next hop is being resolved: decide again when the tables have changed. Nothing was rewritten.
     Hold(Unresolved),
     /// Another fragment of its packet must be decided before it. Nothing was rewritten.
-    Await(Awaited),
+    Await(AwaitedFragment),
     /// Tell its sender at once that nobody serves it (P502).
     Reject(RejectReason),
     /// It ends here, and its sender is told what is wrong with it.
@@ -27,6 +25,21 @@ pub enum Verdict {
     Answer,
     /// It ends here.
     Drop(DropReason),
+}
+
+/// A packet whose first fragment is missing, as the pipeline's fragment cache knows it. Nobody else looks inside: equal
+/// ones belong to one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AwaitedFragment {
+    slot: u16,
+    /// Differs from the stamp of the slot's previous packet.
+    stamp: u32,
+}
+
+impl AwaitedFragment {
+    pub(crate) const fn new(slot: u16, stamp: u32) -> Self {
+        Self { slot, stamp }
+    }
 }
 
 /// Declares an enum of reasons with a stable name and an explanation for each.

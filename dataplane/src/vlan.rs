@@ -4,7 +4,7 @@
 use flowgate_wire::EtherType;
 use flowgate_wire::parse::CUSTOMER_TAG;
 
-use crate::device::FrameBuffer;
+use crate::burst::FrameBuffer;
 
 /// Takes the tag off a frame that has exactly one and gives back its VLAN identifier; zero for a frame that
 /// only has a priority. None for a frame without a tag, or with several.

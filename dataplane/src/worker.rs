@@ -17,10 +17,11 @@ use flowgate_flow::{AffinityTable, Flows, Tick, Timeouts};
 use flowgate_tables::routing::Unresolved;
 use flowgate_tables::{InterfaceId, Routing, TablesReader};
 
+use crate::burst::{BURST, FrameBuffer, WorkerNumber};
 use crate::counters::{Counters, Event, SharedCounters};
-use crate::device::{Device, FrameBuffer, NotSent};
+use crate::device::{Device, NotSent};
 use crate::options::Options;
-use crate::pipeline::{BURST, Context, Process};
+use crate::pipeline::{Context, Process};
 use crate::refusal::Refusals;
 use crate::shortage::Teller;
 use crate::verdict::{DropReason, PassReason, Verdict};
@@ -28,15 +29,6 @@ use crate::vlan;
 use pending::{Pending, PendingFragments};
 use sweeping::Sweeping;
 use waiting::{Waiting, WaitingRoom};
-
-/// Which worker, of how many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WorkerNumber {
-    /// From 0.
-    pub index: usize,
-    /// All of them.
-    pub count: usize,
-}
 
 /// How a worker works.
 #[derive(Clone, Debug)]

@@ -6,8 +6,8 @@ mod gateway;
 use std::path::Path;
 use std::time::Duration;
 
+use flowgate_dataplane::BURST;
 use flowgate_dataplane::adopt::{Adoption, adopt};
-use flowgate_dataplane::pipeline::BURST;
 use flowgate_dataplane::{
     Context, Counters, Event, Options, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
 };

@@ -6,7 +6,7 @@ mod gateway;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use flowgate_dataplane::pipeline::BURST;
+use flowgate_dataplane::BURST;
 use flowgate_dataplane::{
     Context, Counters, Event, Options, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
 };

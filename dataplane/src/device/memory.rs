@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use flowgate_tables::InterfaceId;
 
-use super::{Device, FrameBuffer, NotSent};
-use crate::pipeline::{BURST, RxChecksums};
+use super::{Device, NotSent};
+use crate::burst::{BURST, FrameBuffer, RxChecksums};
 
 /// A frame in ordinary memory.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use flowgate_tables::InterfaceId;
 use flowgate_xsk::{BURST, Frame, FramePool, Poller, Port, RefusedReason};
 
-use super::{Device, FrameBuffer, NotSent};
-use crate::pipeline::RxChecksums;
+use super::{Device, NotSent};
+use crate::burst::{FrameBuffer, RxChecksums};
 
 /// One (interface, queue) socket of a worker.
 #[derive(Debug)]

@@ -8,7 +8,9 @@ use flowgate_flow::Found;
 use flowgate_tables::{BackendId, InterfaceId};
 use flowgate_wire::{Packet, Protocol, TcpFlags};
 
-use super::{Context, Family, Router, RxChecksums, Staged, current_next_hop, note, rewrite};
+use super::router::{Router, current_next_hop, note, rewrite};
+use super::{Context, Family, Staged};
+use crate::burst::RxChecksums;
 use crate::counters::{Counters, Event};
 
 impl Router {

@@ -14,17 +14,17 @@ use flowgate_tables::InterfaceId;
 use flowgate_wire::fragment::{self, Part, Unfit};
 use flowgate_wire::{Datagram, FiveTuple, Fragment, L4Port, Packet, Protocol};
 
-pub use cache::Awaited;
 pub(crate) use cache::EXPECTED_MS;
 
 use cache::{Cache, Decided, Key, Newcomer, State};
 use identification::Identifications;
 use ranges::Fit;
 
-use super::{BURST, Context, Family, Router, RxChecksums, Staged};
+use super::router::Router;
+use super::{Context, Family, Staged};
+use crate::burst::{BURST, RxChecksums, WorkerNumber};
 use crate::counters::{Counters, Event};
-use crate::verdict::{DropReason, PassReason, Verdict};
-use crate::worker::WorkerNumber;
+use crate::verdict::{AwaitedFragment, DropReason, PassReason, Verdict};
 use flowgate_wire::refusal::Problem;
 
 /// One worker's packets that come in fragments.
@@ -33,7 +33,7 @@ pub(super) struct Fragments {
     cache: Cache,
     identifications: Identifications,
     /// Packets that were waited for since the last call of `drain_ready`.
-    ready: [Option<Awaited>; BURST],
+    ready: [Option<AwaitedFragment>; BURST],
     ready_count: usize,
 }
 
@@ -47,7 +47,7 @@ impl Fragments {
         }
     }
 
-    pub(super) fn drain_ready(&mut self, ready: impl FnMut(Awaited)) {
+    pub(super) fn drain_ready(&mut self, ready: impl FnMut(AwaitedFragment)) {
         self.ready[..self.ready_count].iter_mut().filter_map(Option::take).for_each(ready);
         self.ready_count = 0;
     }

@@ -8,7 +8,8 @@ use flowgate_wire::icmp::{self, Message, NewError, Quoted};
 use flowgate_wire::{Address, Datagram, EtherType, FiveTuple};
 
 use super::open::may_be_kept_reply;
-use super::{Context, Family, Router, current_next_hop};
+use super::router::{Router, current_next_hop};
+use super::{Context, Family};
 use crate::counters::{Counters, Event};
 use crate::verdict::{DropReason, PassReason, Verdict};
 

@@ -10,7 +10,8 @@ use flowgate_wire::refusal::Problem;
 use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 
 use super::choose::{Decision, Placing, choose};
-use super::{Context, Family, Router};
+use super::router::Router;
+use super::{Context, Family};
 use crate::counters::{Counters, Event};
 use crate::shortage::Lack;
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};

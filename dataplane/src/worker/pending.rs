@@ -5,13 +5,14 @@ use std::collections::VecDeque;
 use flowgate_flow::Tick;
 use flowgate_tables::InterfaceId;
 
-use crate::pipeline::{Awaited, EXPECTED_MS};
+use crate::pipeline::EXPECTED_MS;
+use crate::verdict::AwaitedFragment;
 
 /// A frame that waits.
 #[derive(Debug)]
 pub(super) struct Pending<F> {
     pub(super) frame: F,
-    pub(super) of: Awaited,
+    pub(super) of: AwaitedFragment,
     pub(super) queue: usize,
     pub(super) ingress: InterfaceId,
     pub(super) since: Tick,
@@ -43,7 +44,7 @@ impl<F> PendingFragments<F> {
     }
 
     /// Calls those that wait for `of`.
-    pub(super) fn call(&mut self, of: Awaited) {
+    pub(super) fn call(&mut self, of: AwaitedFragment) {
         self.waiting
             .iter_mut()
             .filter(|waiting| waiting.of == of)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fastrand::Rng;
-use flowgate_dataplane::pipeline::BURST;
+use flowgate_dataplane::BURST;
 
 use super::network::Network;
 use super::rig::{Frames, Rig, Setup, Step};

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use flowgate_dataplane::pipeline::Awaited;
 use flowgate_dataplane::shortage::Shortage;
+use flowgate_dataplane::verdict::AwaitedFragment;
 use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict};
 use flowgate_tables::routing::Unresolved;
 
@@ -51,7 +51,7 @@ impl Process for Spy {
         self.pipeline.drain_requests(ask);
     }
 
-    fn drain_ready(&mut self, ready: impl FnMut(Awaited)) {
+    fn drain_ready(&mut self, ready: impl FnMut(AwaitedFragment)) {
         self.pipeline.drain_ready(ready);
     }
 

@@ -9,7 +9,7 @@ use flowgate_flow::Tick;
 use flowgate_wire::L4Port;
 
 use super::ranges::Ranges;
-use crate::verdict::Verdict;
+use crate::verdict::{AwaitedFragment, Verdict};
 
 /// What all fragments of one packet share (RFC 791 section 3.2, RFC 8200 section 4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,14 +19,6 @@ pub(super) struct Key {
     pub(super) id: u32,
     /// The transport protocol in IPv4; zero in IPv6, where only the first fragment knows it.
     pub(super) protocol: u8,
-}
-
-/// A packet that is in the cache, for whoever waits for its first fragment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Awaited {
-    slot: u16,
-    /// Differs from that of whatever was in the slot before.
-    stamp: u32,
 }
 
 /// What was decided by the first fragment.
@@ -152,8 +144,8 @@ impl Cache {
     }
 
     /// The name under which frames wait for the packet in `slot`.
-    pub(super) fn awaited(&self, slot: usize) -> Awaited {
-        Awaited { slot: u16::try_from(slot).unwrap_or(u16::MAX), stamp: self.entries[slot].stamp }
+    pub(super) fn awaited(&self, slot: usize) -> AwaitedFragment {
+        AwaitedFragment::new(u16::try_from(slot).unwrap_or(u16::MAX), self.entries[slot].stamp)
     }
 
     pub(super) fn remove(&mut self, slot: usize) {

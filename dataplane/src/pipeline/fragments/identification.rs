@@ -4,7 +4,7 @@
 //! (RFC 6864 section 4.3). RFC 7739 section 5.3 scatters counters by a keyed hash, so that nobody outside can
 //! guess the next value.
 
-use crate::worker::WorkerNumber;
+use crate::burst::WorkerNumber;
 
 /// One worker's identifications.
 ///

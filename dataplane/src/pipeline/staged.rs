@@ -1,0 +1,59 @@
+//! Packets between the passes of a burst: parsed, hashed, and their lookup begun. Decides nothing.
+
+use flowgate_flow::Probe;
+use flowgate_wire::{Address, Malformed, Packet, Parsed};
+
+use super::{Context, Family};
+
+/// A packet between the passes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Staged<A> {
+    pub(super) packet: Packet<A>,
+    pub(super) probe: Probe,
+}
+
+impl<A: Address> Staged<A> {
+    pub(super) const EMPTY: Self = Self { packet: Packet::EMPTY, probe: Probe::EMPTY };
+}
+
+impl<A: Family> Staged<A> {
+    /// Puts a packet here and starts its lookup.
+    #[inline(always)]
+    fn put(&mut self, packet: Packet<A>, context: &Context<'_>) {
+        self.probe = A::table(context.flows).probe(&packet.tuple);
+        self.packet = packet;
+    }
+}
+
+/// Parses a frame and starts its lookup; gives back what is no segment.
+#[inline(always)]
+pub(super) fn stage<A: Family>(
+    frame: &[u8],
+    staged: &mut Staged<A>,
+    context: &Context<'_>,
+) -> Option<Result<Parsed<A>, Malformed>> {
+    match A::plain(frame) {
+        Some(packet) => {
+            staged.put(packet, context);
+            None
+        }
+        None => stage_odd(frame, staged, context),
+    }
+}
+
+/// The same for a frame with anything unusual in it.
+#[cold]
+#[inline(never)]
+fn stage_odd<A: Family>(
+    frame: &[u8],
+    staged: &mut Staged<A>,
+    context: &Context<'_>,
+) -> Option<Result<Parsed<A>, Malformed>> {
+    match A::parse(frame) {
+        Ok(Parsed::L4(packet)) => {
+            staged.put(packet, context);
+            None
+        }
+        other => Some(other),
+    }
+}
