@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 pub mod adopt;
-mod allowance;
 pub mod burst;
 pub mod counters;
 pub mod device;
@@ -14,10 +13,9 @@ pub mod device;
 pub mod fault;
 pub mod options;
 pub mod pipeline;
-mod refusal;
 pub mod shortage;
+mod token_bucket;
 pub mod verdict;
-mod vlan;
 pub mod watchdog;
 pub mod worker;
 

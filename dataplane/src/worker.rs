@@ -3,9 +3,10 @@
 //! The only place that reads a clock. Busy while frames come; after a short silence it sleeps in the
 //! kernel until the next one. Never resolves, logs or publishes anything.
 
-mod pending;
+mod held;
+mod reject;
 mod sweeping;
-mod waiting;
+mod vlan;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,13 +23,11 @@ use crate::counters::{Counters, Event, SharedCounters};
 use crate::device::{Device, NotSent};
 use crate::options::Options;
 use crate::pipeline::{Context, Process};
-use crate::refusal::Refusals;
 use crate::shortage::Teller;
 use crate::verdict::{DropReason, PassReason, Verdict};
-use crate::vlan;
-use pending::{Pending, PendingFragments};
+use held::{FOR_FRAGMENT, FOR_NEIGHBOUR, Held, HeldForFragment, HeldForNeighbour};
+use reject::Rejects;
 use sweeping::Sweeping;
-use waiting::{Waiting, WaitingRoom};
 
 /// How a worker works.
 #[derive(Clone, Debug)]
@@ -146,10 +145,12 @@ pub struct Worker<D: Device, P> {
     frames: Vec<D::Frame>,
     /// Where each of `frames` came in.
     ingress: Box<[InterfaceId; BURST]>,
-    waiting: WaitingRoom<D::Frame>,
-    pending: PendingFragments<D::Frame>,
+    held_for_neighbour: HeldForNeighbour<D::Frame>,
+    held_for_fragment: HeldForFragment<D::Frame>,
+    /// The generation of the tables that held frames were decided by last.
+    held_generation: u64,
     asked: Asked,
-    refusals: Refusals,
+    rejects: Rejects,
 }
 
 impl<D, P> Worker<D, P>
@@ -186,7 +187,7 @@ where
                 self.counters.add(Event::Sleeps, 1);
                 self.show();
                 // Held packets leave when the tables change, which no frame announces.
-                self.device.wait(if self.waiting.is_empty() { SLEEP } else { SHORT_SLEEP });
+                self.device.wait(if self.held_for_neighbour.is_empty() { SLEEP } else { SHORT_SLEEP });
             }
         }
         self.show();
@@ -209,10 +210,11 @@ impl<D: Device, P: Process> Worker<D, P> {
             sweeping,
             frames: Vec::with_capacity(BURST),
             ingress: Box::new([InterfaceId(0); BURST]),
-            waiting: WaitingRoom::default(),
-            pending: PendingFragments::default(),
+            held_for_neighbour: HeldForNeighbour::new(FOR_NEIGHBOUR),
+            held_for_fragment: HeldForFragment::new(FOR_FRAGMENT),
+            held_generation: 0,
             asked: Asked::default(),
-            refusals: Refusals::default(),
+            rejects: Rejects::default(),
         }
     }
 
@@ -241,8 +243,8 @@ impl<D: Device, P: Process> Worker<D, P> {
         for queue in 0..self.device.rx_queues() {
             received |= self.burst(queue, now);
         }
-        self.revisit_waiting(now);
-        self.revisit_pending(now);
+        self.revisit_held_for_neighbour(now);
+        self.revisit_held_for_fragment(now);
         self.device.flush();
         if received {
             self.counters.add(Event::BusyLoops, 1);
@@ -293,8 +295,8 @@ impl<D: Device, P: Process> Worker<D, P> {
                     send(&mut self.device, routing, &mut self.counters, egress, frame)
                 }
                 Verdict::Hold(neighbour) => {
-                    let since = arrival.since(now);
-                    match self.waiting.admit(Waiting { frame, neighbour, queue, ingress, since }, now) {
+                    let held = Held::new(frame, neighbour, (queue, ingress), arrival.since(now));
+                    match self.held_for_neighbour.admit(held, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
                             end(&mut self.device, &mut self.counters, DropReason::NoNeighbour, frame);
@@ -302,9 +304,8 @@ impl<D: Device, P: Process> Worker<D, P> {
                     }
                 }
                 Verdict::Await(of) => {
-                    let since = arrival.since(now);
-                    let fragment = Pending { frame, of, queue, ingress, since, is_called: false };
-                    match self.pending.admit(fragment) {
+                    let held = Held::new(frame, of, (queue, ingress), arrival.since(now));
+                    match self.held_for_fragment.admit(held, now) {
                         Ok(()) => self
                             .counters
                             .add(Event::FragmentsAwaiting, u64::from(arrival == Arrival::JustNow)),
@@ -314,7 +315,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                     }
                 }
                 Verdict::Reject(_) => {
-                    if self.refusals.refuse(&mut frame, now) {
+                    if self.rejects.refuse(&mut frame, now) {
                         self.counters.add(Event::RejectsSent, 1);
                         send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
@@ -324,7 +325,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                 Verdict::Report(problem) => {
                     let own = routing.interfaces().get(ingress.index());
                     let own = own.map_or(&[][..], |interface| &interface.spec.addresses);
-                    if self.refusals.report(&mut frame, problem, own, now) {
+                    if self.rejects.report(&mut frame, problem, own, now) {
                         self.counters.add(Event::ErrorsSent, 1);
                         send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
@@ -338,31 +339,38 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 
     /// Decides held packets again once the tables have changed, and drops those that waited too long.
-    fn revisit_waiting(&mut self, now: Tick) {
+    fn revisit_held_for_neighbour(&mut self, now: Tick) {
         let generation = self.tables.current().generation;
-        for _ in 0..self.waiting.due(generation, now) {
-            let Some(Waiting { frame, queue, ingress, since, .. }) = self.waiting.leave() else { break };
-            self.frames.push(frame);
-            self.ingress[0] = ingress;
-            self.decide(queue, now, Arrival::Held { since });
+        if generation != self.held_generation {
+            self.held_generation = generation;
+            self.held_for_neighbour.wake_all();
+        }
+        // One that is too old is not admitted again: deciding it once more counts it as dropped.
+        while let Some(held) =
+            self.held_for_neighbour.pop_ready().or_else(|| self.held_for_neighbour.pop_expired(now))
+        {
+            self.decide_again(held, now);
         }
     }
 
     /// Decides fragments again whose first has come, and drops those that waited in vain.
-    fn revisit_pending(&mut self, now: Tick) {
+    fn revisit_held_for_fragment(&mut self, now: Tick) {
         loop {
-            let pending = &mut self.pending;
-            self.process.drain_ready(|of| pending.call(of));
-            let Some(Pending { frame, queue, ingress, since, .. }) = self.pending.next_called() else {
-                break;
-            };
-            self.frames.push(frame);
-            self.ingress[0] = ingress;
-            self.decide(queue, now, Arrival::Held { since });
+            // A first fragment among those that are decided here may be waited for in turn.
+            let queue = &mut self.held_for_fragment;
+            self.process.drain_ready(|of| queue.wake(of));
+            let Some(held) = self.held_for_fragment.pop_ready() else { break };
+            self.decide_again(held, now);
         }
-        while let Some(frame) = self.pending.next_expired(now) {
+        while let Some(Held { frame, .. }) = self.held_for_fragment.pop_expired(now) {
             end(&mut self.device, &mut self.counters, DropReason::FragmentNoFirst, frame);
         }
+    }
+
+    fn decide_again<K>(&mut self, Held { frame, queue, ingress, since, .. }: Held<D::Frame, K>, now: Tick) {
+        self.frames.push(frame);
+        self.ingress[0] = ingress;
+        self.decide(queue, now, Arrival::Held { since });
     }
 
     fn housekeeping(&mut self, now: Tick) {
@@ -377,7 +385,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             return;
         }
         if cfg!(debug_assertions) {
-            self.device.assert_no_leak(self.waiting.len() + self.pending.len());
+            self.device.assert_no_leak(self.held_for_neighbour.len() + self.held_for_fragment.len());
         }
         let removed =
             self.sweeping.step(&self.shared.flows, self.tables.current(), now, &self.config.timeouts);

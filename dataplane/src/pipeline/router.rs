@@ -14,10 +14,10 @@ use flowgate_wire::{EtherAddrs, EtherType, Packet, Protocol, TcpFlags, Translati
 use super::fragments::Fragments;
 use super::neighbours::NeighbourRequests;
 use super::{Context, Family, Staged, mss, open};
-use crate::allowance::Allowance;
 use crate::burst::{RxChecksums, WorkerNumber};
 use crate::counters::{Counters, Event};
 use crate::shortage::Shortages;
+use crate::token_bucket::TokenBucket;
 use crate::verdict::{PassReason, Verdict};
 
 /// Decides one packet after another: which source ports are this worker's own, and which neighbours it
@@ -29,7 +29,7 @@ pub(super) struct Router {
     pub(super) fragments: Fragments,
     /// How fast connections that nobody has answered may replace one another once they have their share of the
     /// table: a flood then costs a look at headers, and established flows keep the worker's time.
-    pub(super) replacements: Allowance,
+    pub(super) replacements: TokenBucket,
     pub(super) shortages: Shortages,
 }
 
@@ -39,7 +39,7 @@ impl Router {
             worker,
             requests: NeighbourRequests::default(),
             fragments: Fragments::new(worker),
-            replacements: Allowance::new(REPLACED_PER_MS, REPLACED_AT_ONCE),
+            replacements: TokenBucket::new(REPLACED_PER_MS, REPLACED_BURST),
             shortages: Shortages::default(),
         }
     }
@@ -313,6 +313,6 @@ fn is_over<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Contex
         || flows.is_expired(found, context.now, context.timeouts)
 }
 
-/// Connections that may replace others in a millisecond on average, and at once.
+/// SYN flood limit: rate (per ms) and burst at which new half-open connections may evict old ones.
 const REPLACED_PER_MS: u32 = 16;
-const REPLACED_AT_ONCE: u32 = 1024;
+const REPLACED_BURST: u32 = 1024;

@@ -7,27 +7,27 @@ use flowgate_flow::Tick;
 use flowgate_wire::refusal::{Problem, REFUSAL_LEN_MAX, refuse, report};
 use flowgate_wire::{Address, EtherType, Parsed, Protocol};
 
-use crate::allowance::Allowance;
 use crate::burst::FrameBuffer;
+use crate::token_bucket::TokenBucket;
 
-/// One worker's refusals.
+/// One worker's rejects and ICMP errors.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Refusals {
-    errors: Allowance,
+pub(crate) struct Rejects {
+    errors: TokenBucket,
     /// Apart, so that a flood of what deserves other errors cannot keep connections from finding their packet
     /// size.
-    too_big: Allowance,
+    too_big: TokenBucket,
 }
 
-impl Default for Refusals {
+impl Default for Rejects {
     fn default() -> Self {
         // RFC 1812 section 4.3.2.8 and RFC 4443 section 2.4 (f) have errors limited.
-        let allowance = Allowance::new(ICMP_PER_MS, ICMP_BURST);
-        Self { errors: allowance, too_big: allowance }
+        let bucket = TokenBucket::new(ICMP_PER_MS, ICMP_BURST);
+        Self { errors: bucket, too_big: bucket }
     }
 }
 
-impl Refusals {
+impl Rejects {
     /// Writes the refusal over the packet; false if it gets none.
     #[cold]
     pub(crate) fn refuse<F: FrameBuffer>(&mut self, frame: &mut F, now: Tick) -> bool {
@@ -65,9 +65,8 @@ impl Refusals {
         own: &[IpAddr],
         now: Tick,
     ) -> bool {
-        let allowance =
-            if matches!(problem, Problem::TooBig(_)) { &mut self.too_big } else { &mut self.errors };
-        if !allowance.take(now) {
+        let bucket = if matches!(problem, Problem::TooBig(_)) { &mut self.too_big } else { &mut self.errors };
+        if !bucket.take(now) {
             return false;
         }
         match EtherType::of(frame.as_mut()) {
@@ -107,16 +106,16 @@ mod tests {
 
     #[test]
     fn refusals_come_in_bursts_and_at_a_rate() {
-        let mut allowance = Refusals::default().errors;
-        let taken = |allowance: &mut Allowance, ms| (0..500).filter(|_| allowance.take(Tick(ms))).count();
-        assert_eq!(taken(&mut allowance, 0), 100);
-        assert_eq!(taken(&mut allowance, 30), 30);
-        assert_eq!(taken(&mut allowance, 30_000), 100);
+        let mut bucket = Rejects::default().errors;
+        let taken = |bucket: &mut TokenBucket, ms| (0..500).filter(|_| bucket.take(Tick(ms))).count();
+        assert_eq!(taken(&mut bucket, 0), 100);
+        assert_eq!(taken(&mut bucket, 30), 30);
+        assert_eq!(taken(&mut bucket, 30_000), 100);
     }
 
     #[test]
     fn a_flood_of_other_errors_does_not_keep_packets_from_being_found_too_big() {
-        let mut refusals = Refusals::default();
+        let mut rejects = Rejects::default();
         let mut report = |problem| {
             let mut frame = Vec::new();
             etherparse::PacketBuilder::ethernet2([2; 6], [2; 6])
@@ -124,7 +123,7 @@ mod tests {
                 .udp(4000, 53)
                 .write(&mut frame, b"x")
                 .unwrap();
-            refusals.report(&mut crate::device::MemoryFrame(frame), problem, &[], Tick(0))
+            rejects.report(&mut crate::device::MemoryFrame(frame), problem, &[], Tick(0))
         };
         assert_eq!((0..500).filter(|_| report(Problem::TimeExceeded)).count(), 100);
         assert_eq!((0..500).filter(|_| report(Problem::TooBig(1400))).count(), 100);
