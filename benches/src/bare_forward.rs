@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use clap::Args;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
-use flowgate_dataplane::verdict::AwaitedFragment;
 use flowgate_dataplane::shortage::{Shortage, Teller};
+use flowgate_dataplane::verdict::AwaitedFragment;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Context, Counters, Options, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,

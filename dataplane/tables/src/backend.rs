@@ -5,51 +5,7 @@ use std::net::IpAddr;
 use flowgate_wire::L4Port;
 use hashbrown::HashMap;
 
-use crate::service::ServiceId;
-
-/// A backend: its slot and how often the slot had been given away before.
-///
-/// A conntrack entry keeps one. When the backend is removed and the slot goes to another, the epoch
-/// differs and the entry is seen to be stale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(transparent)]
-pub struct BackendId(u32);
-
-impl BackendId {
-    /// Slots that can be numbered; the last one is that of [`NONE`](Self::NONE).
-    pub const SLOTS_MAX: u32 = 1 << SLOT_BITS;
-
-    /// That of no backend: never current.
-    pub const NONE: Self = Self(u32::MAX);
-
-    const fn new(slot: u32, epoch: u8) -> Self {
-        Self(slot | (epoch as u32) << SLOT_BITS)
-    }
-
-    /// The slot in the backend table.
-    #[inline]
-    pub const fn slot(self) -> usize {
-        (self.0 & (Self::SLOTS_MAX - 1)) as usize
-    }
-
-    /// How often the slot had been given away before, modulo 256.
-    #[inline]
-    pub const fn epoch(self) -> u8 {
-        (self.0 >> SLOT_BITS) as u8
-    }
-
-    /// The form that a conntrack entry stores.
-    #[inline]
-    pub const fn to_bits(self) -> u32 {
-        self.0
-    }
-
-    /// The inverse of [`BackendId::to_bits`].
-    #[inline]
-    pub const fn from_bits(bits: u32) -> Self {
-        Self(bits)
-    }
-}
+use crate::id::{BackendId, ServiceId};
 
 /// One endpoint of one Service port as the data plane sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,8 +119,6 @@ impl BackendTable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("more than {} backends", BackendId::SLOTS_MAX)]
 pub struct TooManyBackends;
-
-const SLOT_BITS: u32 = 24;
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod fib;
+pub mod id;
 pub mod maglev;
 pub mod publish;
 pub mod routing;
@@ -17,16 +18,15 @@ pub mod spec;
 
 use std::sync::Arc;
 
-pub use backend::{Backend, BackendId};
+pub use backend::Backend;
+pub use id::{BackendId, InterfaceId, NextHopId, ServiceId};
 pub use maglev::Maglev;
 pub use publish::{Publisher, TablesReader};
-pub use routing::{Interface, InterfaceId, NextHop, NextHopId, Routing};
-pub use service::{
-    BackendSet, EmptyAction, Frontend, FrontendKind, Service, ServiceId, ServiceTable, SourceNat, Treatment,
-    Unserved,
-};
+pub use routing::{Interface, NextHop, Routing};
+pub use service::{BackendSet, Frontend, Service, ServiceTable, Treatment, Unserved};
 pub use snat::{PortSet, SnatPool};
 pub use source::{BySource, SourceClass, Sources};
+pub use spec::{EmptyAction, FrontendKind, SourceNat};
 
 /// One generation of everything that a worker needs to decide the fate of a packet.
 #[derive(Clone, Debug)]

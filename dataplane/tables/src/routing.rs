@@ -10,51 +10,8 @@ use ipnet::IpNet;
 
 use self::multipath::{Hop, Paths};
 use crate::fib::Fib;
+use crate::id::{InterfaceId, NextHopId};
 use crate::spec::{InterfaceSpec, NeighbourSpec, RouteSpec, VlanSpec};
-
-/// Numbers an interface: the devices in the order of the configuration, then their VLANs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(transparent)]
-pub struct InterfaceId(pub u8);
-
-impl InterfaceId {
-    /// Interfaces at most.
-    pub const MAX: usize = u8::MAX as usize;
-
-    /// Position among the interfaces.
-    #[inline]
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
-/// Numbers a next hop; keeps its number while interface and address stay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(transparent)]
-pub struct NextHopId(u32);
-
-impl NextHopId {
-    /// Next hops at most: a conntrack entry keeps 24 bits.
-    pub const MAX: u32 = 1 << 24;
-
-    /// Position in the table.
-    #[inline]
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-
-    /// The form that a conntrack entry stores.
-    #[inline]
-    pub const fn to_bits(self) -> u32 {
-        self.0
-    }
-
-    /// The inverse of [`NextHopId::to_bits`].
-    #[inline]
-    pub const fn from_bits(bits: u32) -> Self {
-        Self(bits)
-    }
-}
 
 /// An interface that workers serve: a device, or a VLAN of one.
 #[derive(Clone, Debug, PartialEq, Eq)]

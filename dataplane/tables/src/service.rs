@@ -10,15 +10,11 @@ use flowgate_wire::{L4Port, Protocol};
 use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 
-use crate::backend::{BackendId, BackendTable};
+use crate::backend::BackendTable;
+use crate::id::{BackendId, ServiceId};
 use crate::maglev::Maglev;
 use crate::source::{BySource, SourceClass};
-use crate::spec::{ServiceName, ServiceSpec};
-
-/// Numbers a Service port; keeps its number across generations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(transparent)]
-pub struct ServiceId(pub u32);
+use crate::spec::{EmptyAction, FrontendKind, ServiceName, ServiceSpec, SourceNat};
 
 /// What a client aims at: a VIP, or an address of the node for a NodePort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,58 +25,6 @@ pub struct ServiceKey {
     pub addr: IpAddr,
     /// Port.
     pub port: L4Port,
-}
-
-/// Where a frontend comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum FrontendKind {
-    /// `spec.clusterIPs`.
-    ClusterIp,
-    /// `spec.ports[].nodePort` on an address of the node.
-    NodePort,
-    /// `spec.externalIPs`.
-    ExternalIp,
-    /// `status.loadBalancer.ingress[].ip`.
-    LoadBalancer,
-}
-
-impl FrontendKind {
-    /// The name used in output.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::ClusterIp => "ClusterIP",
-            Self::NodePort => "NodePort",
-            Self::ExternalIp => "ExternalIP",
-            Self::LoadBalancer => "LoadBalancer",
-        }
-    }
-}
-
-/// Whether the backend sees the client's address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SourceNat {
-    /// The source is replaced by an address and port of ours, so that replies come back here.
-    Always,
-    /// The client's address is kept; replies must be routed through us. A backend that is its own client
-    /// is never kept: it would answer itself (P605).
-    KeepClient,
-}
-
-impl SourceNat {
-    /// Whether the source of a flow from `client` to `backend` is replaced.
-    #[inline]
-    pub fn applies(self, client: IpAddr, backend: IpAddr) -> bool {
-        self == Self::Always || client == backend
-    }
-}
-
-/// What happens to a new flow when no backend may be chosen (P206, P501).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EmptyAction {
-    /// No endpoint is usable anywhere.
-    Reject,
-    /// Endpoints exist, but none that this policy may use.
-    Drop,
 }
 
 /// The backends that a frontend chooses from.

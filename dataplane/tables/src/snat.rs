@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::routing::InterfaceId;
+use crate::id::InterfaceId;
 
 /// A set of transport ports.
 #[derive(Clone, PartialEq, Eq)]

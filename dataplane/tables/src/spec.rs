@@ -8,7 +8,6 @@ use std::time::Duration;
 use flowgate_wire::{L4Port, MacAddr, Protocol};
 use ipnet::IpNet;
 
-use crate::service::{EmptyAction, FrontendKind, SourceNat};
 use crate::source::BySource;
 
 /// Names one port of one Service for people: `namespace/name:port`, without the colon for an unnamed port.
@@ -30,6 +29,58 @@ impl fmt::Display for ServiceName {
         }
         Ok(())
     }
+}
+
+/// Where a frontend comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FrontendKind {
+    /// `spec.clusterIPs`.
+    ClusterIp,
+    /// `spec.ports[].nodePort` on an address of the node.
+    NodePort,
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `status.loadBalancer.ingress[].ip`.
+    LoadBalancer,
+}
+
+impl FrontendKind {
+    /// The name used in output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "ClusterIP",
+            Self::NodePort => "NodePort",
+            Self::ExternalIp => "ExternalIP",
+            Self::LoadBalancer => "LoadBalancer",
+        }
+    }
+}
+
+/// Whether the backend sees the client's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceNat {
+    /// The source is replaced by an address and port of ours, so that replies come back here.
+    Always,
+    /// The client's address is kept; replies must be routed through us. A backend that is its own client
+    /// is never kept: it would answer itself (P605).
+    KeepClient,
+}
+
+impl SourceNat {
+    /// Whether the source of a flow from `client` to `backend` is replaced.
+    #[inline]
+    pub fn applies(self, client: IpAddr, backend: IpAddr) -> bool {
+        self == Self::Always || client == backend
+    }
+}
+
+/// What happens to a new flow when no backend may be chosen (P206, P501).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EmptyAction {
+    /// No endpoint is usable anywhere.
+    Reject,
+    /// Endpoints exist, but none that this policy may use.
+    Drop,
 }
 
 /// One port of one Service with everything that leads to it and everything that serves it.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::InterfaceId;
+use crate::id::InterfaceId;
 
 /// One way of a route.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -10,7 +10,8 @@ use super::{
     BackendSet, Frontend, FrontendKind, Service, ServiceError, ServiceId, ServiceKey, ServiceTable,
     SourceNat, Treatment,
 };
-use crate::backend::{BackendId, BackendKey};
+use crate::backend::BackendKey;
+use crate::id::BackendId;
 use crate::maglev::{Maglev, Member};
 use crate::spec::{EndpointSpec, ServiceSpec};
 
