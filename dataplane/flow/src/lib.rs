@@ -9,7 +9,7 @@
 //! - Readers: [`table::FlowTable::find`] and the sequence word in [`entry`].
 //! - Writers: [`table::FlowTable::insert`] for the order in which the two directions become visible.
 //! - Session affinity is a table of its own: [`affinity`].
-//! - What happens when the table is full: [`table::Inserted::Full`] and [`table`].
+//! - What happens when the table is full: [`table::Inserted::Full`] and `table/eviction.rs`.
 #![deny(unsafe_code)]
 
 pub mod address;
@@ -28,16 +28,18 @@ pub mod state;
 mod sync;
 pub mod table;
 pub mod tags;
+pub mod timeouts;
 
 pub use address::FlowAddress;
 pub use adopt::{Adopted, KeptFlow};
 pub use affinity::{AffinityTable, Bound};
 pub use arch::prefetch;
 pub use entry::{Direction, EntryIndex, NextHopRef, Side, Tick};
-pub use expiry::{Sweep, Timeouts};
+pub use expiry::Sweep;
 pub use flows::Flows;
 pub use hash::{FlowHash, HashKey};
 pub use keep::{KeepError, Keeping, Misfit, Origin};
 pub use memory::OutOfMemory;
 pub use state::TcpPhase;
 pub use table::{FlowTable, FlowView, Found, Inserted, NewFlow, Probe};
+pub use timeouts::Timeouts;

@@ -1,26 +1,25 @@
 //! Finding, inserting and removing flows. Never decides whether a flow should exist.
-//!
-//! # When the table is full
-//! An entry may live in the 64 slots of two buckets. When all are taken, the oldest flow among them
-//! that is closing, or that nobody has answered, makes room; an established flow never does. If there is
-//! none, [`Inserted::Full`] says so and the caller counts it.
+//! What makes room when the table is full is in `table/eviction.rs`.
+
+mod eviction;
+mod silence;
+mod tcp;
+mod view;
 
 use std::fs::File;
 use std::hint;
-use std::net::IpAddr;
 
-use flowgate_wire::{FiveTuple, Protocol, TcpFlags};
+use flowgate_wire::{FiveTuple, Protocol};
 
 use crate::address::FlowAddress;
 use crate::arch::prefetch;
 use crate::entry::{Direction, Entry, EntryIndex, Forwarding, Identity, NextHopRef, Side, Tick};
-use crate::expiry::{self, Timeouts};
 use crate::hash::{FlowHash, HashKey};
 use crate::keep::{self, KeepError, Keeping, Label, Opened, Origin};
 use crate::memory::{self, Memory, OutOfMemory};
-use crate::state::{TcpPhase, TcpSeen};
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
+pub use view::FlowView;
 
 /// One fixed-capacity table of the flows of one family, shared by all workers.
 #[derive(Debug)]
@@ -252,146 +251,6 @@ impl<A: FlowAddress> FlowTable<A> {
         found.entry.identity().is_some_and(|identity| self.remove_flow(found.index, &identity))
     }
 
-    /// For how long a flow that may be ended to make room for another has been silent, in milliseconds; none for one
-    /// that may not: it is established, or is being inserted or removed.
-    pub fn spare_since(&self, found: &Found<'_, A>, now: Tick) -> Option<u32> {
-        let identity = found.entry.identity()?;
-        self.may_evict(found.entry, &identity).then(|| now.since(found.entry.last_seen()))
-    }
-
-    /// Connections that were begun and whose client was not answered with a SYN. Right to within those that are
-    /// being inserted or removed.
-    pub fn half_open(&self) -> u32 {
-        self.half_open.load(Ordering::Relaxed)
-    }
-
-    /// Counts the half-open connections anew: another process has left them.
-    pub(crate) fn recount_half_open(&self) {
-        let is_half_open = |index: EntryIndex| {
-            let entry = self.entry(index);
-            let identity = entry.identity().filter(|identity| identity.side == Side::Original)?;
-            let reply = self.peer_of(entry)?;
-            (identity.tuple.protocol != Protocol::Udp && !Self::has_synchronised(reply)).then_some(())
-        };
-        let count = (0..self.bucket_count())
-            .flat_map(|bucket| self.used_slots(bucket).map(move |slot| entry_index(bucket, slot)))
-            .filter_map(is_half_open)
-            .count();
-        self.half_open.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
-    }
-
-    /// Notes that the reply direction `found` carries a SYN: the connection is no longer half open.
-    pub fn answered(&self, found: &Found<'_, A>) {
-        if found.side() == Side::Reply && !Self::has_synchronised(found.entry) {
-            self.forget_half_open();
-        }
-    }
-
-    /// Removes the oldest half-open connection among those that would share their buckets with the tuple of `probe`.
-    /// False if there is none.
-    pub fn evict_half_open(&self, probe: &Probe, now: Tick) -> bool {
-        self.evict_oldest(probe.buckets, now, |entry, identity| {
-            let reply = if identity.side == Side::Reply { Some(entry) } else { self.peer_of(entry) };
-            let is_linked = self.peer_of(entry).is_some();
-            identity.tuple.protocol != Protocol::Udp
-                && is_linked
-                && reply.is_some_and(|reply| !Self::has_synchronised(reply))
-        })
-    }
-
-    fn has_synchronised(entry: &Entry<A>) -> bool {
-        TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed)).has_synchronised()
-    }
-
-    fn forget_half_open(&self) {
-        // Never below zero, whatever races: it would lock everybody out.
-        let less = |count: u32| Some(count.saturating_sub(1));
-        let _ = self.half_open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    }
-
-    /// Whether the flow was silent for longer than its timeout and only waits for the sweep. Cheap for
-    /// a flow that has just been used.
-    pub fn is_expired(&self, found: &Found<'_, A>, now: Tick, timeouts: &Timeouts) -> bool {
-        self.may_be_expired(found, now) && expiry::is_expired(self, found.index, now, timeouts)
-    }
-
-    /// Whether this direction was silent for so long that [`is_expired`](Self::is_expired) is worth asking.
-    #[inline]
-    pub fn may_be_expired(&self, found: &Found<'_, A>, now: Tick) -> bool {
-        now.since(found.entry.last_seen()) > LAZY_EXPIRY_MS
-    }
-
-    /// The phase of the TCP connection that `found` belongs to.
-    pub fn tcp_phase(&self, found: &Found<'_, A>) -> TcpPhase {
-        self.phase(found.side(), found.entry)
-    }
-
-    /// Takes note of a reset with this sequence number in the direction of `found`. False if it cannot be meant
-    /// by an endpoint: then nothing is noted.
-    ///
-    /// An endpoint takes a reset whose number lies in its receive window (RFC 9293 section 3.10.7.4), which begins
-    /// where it has acknowledged. Only the upper half of that number is known here, and no window is larger
-    /// than 2^30 bytes, but few are larger than [`RESET_WINDOW`]. One that answers a SYN is told by its
-    /// acknowledgement, so any will do.
-    pub fn reset(&self, found: &Found<'_, A>, sequence: u32) -> bool {
-        let Some(peer) = self.peer_of(found.entry) else { return false };
-        let seen = |entry: &Entry<A>| TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
-        let beyond = ((sequence >> 16) as u16).wrapping_sub(peer.acked()).wrapping_add(1);
-        if seen(peer).has_acknowledged() && beyond > RESET_WINDOW + 1 {
-            return false;
-        }
-        found.entry.tcp_seen.store(seen(found.entry).and_reset().to_bits(), Ordering::Relaxed);
-        // Rare enough for two cores to meet at one line. Its owner may overwrite it: then the phase is that
-        // of a reset connection all the same.
-        peer.tcp_seen.store(seen(peer).and_reset_from_peer().to_bits(), Ordering::Relaxed);
-        true
-    }
-
-    /// Whether the other direction has reset the connection that `found` belongs to.
-    #[inline]
-    pub fn is_reset_by_peer(&self, found: &Found<'_, A>) -> bool {
-        TcpSeen::from_bits(found.entry.tcp_seen.load(Ordering::Relaxed)).is_reset_by_peer()
-    }
-
-    /// Forgets that the connection was reset, since the one that was to end it goes on: it took the reset for
-    /// forged and says so (RFC 5961 section 3.2).
-    pub fn revive(&self, found: &Found<'_, A>) {
-        for entry in [Some(found.entry), self.peer_of(found.entry)].into_iter().flatten() {
-            let seen = TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
-            entry.tcp_seen.store(seen.revived().to_bits(), Ordering::Relaxed);
-        }
-    }
-
-    /// All flows, as views for people.
-    pub fn flows(&self) -> impl Iterator<Item = FlowView> {
-        (0..self.memory.bucket_count()).flat_map(move |bucket| {
-            self.memory.tags()[bucket as usize].used().filter_map(move |slot| {
-                let entry = self.entry(entry_index(bucket, slot));
-                let identity = entry.identity().filter(|identity| identity.side == Side::Original)?;
-                let reply = self.peer_of(entry)?;
-                let reply_identity = reply.identity()?;
-                let (packets, bytes) = entry.counts();
-                let (reply_packets, reply_bytes) = reply.counts();
-                let has_phases = identity.tuple.protocol != Protocol::Udp;
-                Some(FlowView {
-                    original: identity.tuple.any_family(),
-                    reply: reply_identity.tuple.any_family(),
-                    backend: identity.backend,
-                    tcp_phase: has_phases.then(|| self.phase(Side::Original, entry)),
-                    answered: reply_packets > 0,
-                    last_seen: entry.last_seen().later(reply.last_seen()),
-                    packets: [packets, reply_packets],
-                    bytes: [bytes, reply_bytes],
-                })
-            })
-        })
-    }
-
-    /// Entries in use, both directions counted.
-    pub fn used_entries(&self) -> usize {
-        self.memory.tags().iter().map(|tags| tags.used().count() as usize).sum()
-    }
-
     /// Flow table memory read by index: for expiry.
     pub(crate) fn bucket_count(&self) -> u32 {
         self.memory.bucket_count()
@@ -412,16 +271,6 @@ impl<A: FlowAddress> FlowTable<A> {
 
     pub(crate) fn peer_of(&self, entry: &Entry<A>) -> Option<&Entry<A>> {
         self.memory.entries().get(entry.peer().0 as usize)
-    }
-
-    pub(crate) fn phase(&self, side: Side, entry: &Entry<A>) -> TcpPhase {
-        let seen = |entry: &Entry<A>| TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
-        let own = seen(entry);
-        let other = self.peer_of(entry).map_or_else(TcpSeen::default, seen);
-        match side {
-            Side::Original => TcpPhase::of(own, other),
-            Side::Reply => TcpPhase::of(other, own),
-        }
     }
 
     /// Removes both directions: the original one first, whoever asks, so that two removals of one flow
@@ -487,44 +336,6 @@ impl<A: FlowAddress> FlowTable<A> {
         claim_in(first).or_else(|| claim_in(second))
     }
 
-    /// Removes the flow that was idle longest among those in these buckets that may be evicted.
-    fn evict_from(&self, buckets: [u32; 2], now: Tick) -> bool {
-        self.evict_oldest(buckets, now, |entry, identity| self.may_evict(entry, identity))
-    }
-
-    fn evict_oldest(
-        &self,
-        buckets: [u32; 2],
-        now: Tick,
-        may_go: impl Fn(&Entry<A>, &Identity<A>) -> bool,
-    ) -> bool {
-        let slots = buckets
-            .into_iter()
-            .flat_map(|bucket| self.used_slots(bucket).map(move |slot| entry_index(bucket, slot)));
-        let victim = slots
-            .filter_map(|index| {
-                let entry = self.entry(index);
-                let identity = entry.identity()?;
-                may_go(entry, &identity).then(|| (now.since(entry.last_seen()), index, identity))
-            })
-            .max_by_key(|(idle, ..)| *idle);
-        victim.is_some_and(|(_, index, identity)| self.remove_flow(index, &identity))
-    }
-
-    fn may_evict(&self, entry: &Entry<A>, identity: &Identity<A>) -> bool {
-        let Some(peer) = self.peer_of(entry) else {
-            // Not linked yet: it is being inserted right now.
-            return false;
-        };
-        let reply = if identity.side == Side::Reply { entry } else { peer };
-        if identity.tuple.protocol != Protocol::Udp {
-            let phase = self.phase(identity.side, entry);
-            phase.is_closing() || phase == TcpPhase::SynSent
-        } else {
-            reply.counts().0 == 0
-        }
-    }
-
     fn remove_one(&self, index: EntryIndex, tuple: &FiveTuple<A>) -> bool {
         let locked = self.entry(index).lock(tuple);
         if locked {
@@ -547,12 +358,6 @@ impl<A: FlowAddress> Found<'_, A> {
         self.entry.touch(now, ip_len);
     }
 
-    /// Notes the upper half of the acknowledgement number of a TCP segment of this direction.
-    #[inline]
-    pub fn acknowledged(&self, high: u16) {
-        self.entry.acknowledged(high);
-    }
-
     /// Which direction of its flow this is.
     #[inline]
     pub fn side(&self) -> Side {
@@ -569,41 +374,10 @@ impl<A: FlowAddress> Found<'_, A> {
         self.entry.last_seen()
     }
 
-    /// Notes the flags of a TCP segment of this direction.
-    #[inline]
-    pub fn saw_tcp(&self, flags: TcpFlags) {
-        let seen = self.entry.tcp_seen.load(Ordering::Relaxed);
-        let after = TcpSeen::from_bits(seen).after(flags).to_bits();
-        if after != seen {
-            self.entry.tcp_seen.store(after, Ordering::Relaxed);
-        }
-    }
-
     /// Keeps a next hop that was looked up anew.
     pub fn set_next_hop(&self, next_hop: NextHopRef) {
         self.entry.set_next_hop(next_hop);
     }
-}
-
-/// A flow as people want to see it.
-#[derive(Clone, Debug)]
-pub struct FlowView {
-    /// As the client sends.
-    pub original: FiveTuple<IpAddr>,
-    /// As the backend answers.
-    pub reply: FiveTuple<IpAddr>,
-    /// The backend, in the form that the tables give.
-    pub backend: u32,
-    /// For TCP and SCTP, how far it has come.
-    pub tcp_phase: Option<TcpPhase>,
-    /// Whether the backend has answered.
-    pub answered: bool,
-    /// When either direction last carried a packet.
-    pub last_seen: Tick,
-    /// Packets of the original and the reply direction, modulo 2^32.
-    pub packets: [u32; 2],
-    /// Bytes of IP of the original and the reply direction.
-    pub bytes: [u64; 2],
 }
 
 enum OneInserted<'a, A: FlowAddress> {
@@ -652,12 +426,6 @@ pub(crate) const fn entry_index(bucket: u32, slot: u32) -> EntryIndex {
 }
 
 const CACHE_LINE: usize = 64;
-
-/// How far beyond the last acknowledgement a reset may lie, in units of 64 KiB: 16 MiB.
-const RESET_WINDOW: u16 = 256;
-
-/// A lookup asks about expiry only after a silence as long as the shortest sensible timeout.
-const LAZY_EXPIRY_MS: u32 = 1_000;
 
 const INSERT_LOCKS: usize = 1024;
 

@@ -1,16 +1,18 @@
 #![allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::thread;
 
-use flowgate_wire::{Address, FiveTuple, L4Port, Translation};
+use flowgate_wire::{Address, FiveTuple, L4Port, TcpFlags, Translation};
 use proptest::prelude::*;
 
 use super::*;
-use crate::expiry::{Sweep, Timeouts};
+use crate::expiry::Sweep;
+use crate::state::TcpPhase;
+use crate::timeouts::Timeouts;
 
 const KEY: HashKey = HashKey([
     3,

@@ -1,0 +1,63 @@
+//! Flows as people want to see them. Takes no lock: what changes meanwhile may be seen half.
+
+use std::net::IpAddr;
+
+use flowgate_wire::{FiveTuple, Protocol};
+
+use super::{FlowTable, entry_index};
+use crate::address::FlowAddress;
+use crate::entry::{Side, Tick};
+use crate::state::TcpPhase;
+
+/// A flow as people want to see it.
+#[derive(Clone, Debug)]
+pub struct FlowView {
+    /// As the client sends.
+    pub original: FiveTuple<IpAddr>,
+    /// As the backend answers.
+    pub reply: FiveTuple<IpAddr>,
+    /// The backend, in the form that the tables give.
+    pub backend: u32,
+    /// For TCP and SCTP, how far it has come.
+    pub tcp_phase: Option<TcpPhase>,
+    /// Whether the backend has answered.
+    pub answered: bool,
+    /// When either direction last carried a packet.
+    pub last_seen: Tick,
+    /// Packets of the original and the reply direction, modulo 2^32.
+    pub packets: [u32; 2],
+    /// Bytes of IP of the original and the reply direction.
+    pub bytes: [u64; 2],
+}
+
+impl<A: FlowAddress> FlowTable<A> {
+    /// All flows, as views for people.
+    pub fn flows(&self) -> impl Iterator<Item = FlowView> {
+        (0..self.memory.bucket_count()).flat_map(move |bucket| {
+            self.memory.tags()[bucket as usize].used().filter_map(move |slot| {
+                let entry = self.entry(entry_index(bucket, slot));
+                let identity = entry.identity().filter(|identity| identity.side == Side::Original)?;
+                let reply = self.peer_of(entry)?;
+                let reply_identity = reply.identity()?;
+                let (packets, bytes) = entry.counts();
+                let (reply_packets, reply_bytes) = reply.counts();
+                let has_phases = identity.tuple.protocol != Protocol::Udp;
+                Some(FlowView {
+                    original: identity.tuple.any_family(),
+                    reply: reply_identity.tuple.any_family(),
+                    backend: identity.backend,
+                    tcp_phase: has_phases.then(|| self.phase(Side::Original, entry)),
+                    answered: reply_packets > 0,
+                    last_seen: entry.last_seen().later(reply.last_seen()),
+                    packets: [packets, reply_packets],
+                    bytes: [bytes, reply_bytes],
+                })
+            })
+        })
+    }
+
+    /// Entries in use, both directions counted.
+    pub fn used_entries(&self) -> usize {
+        self.memory.tags().iter().map(|tags| tags.used().count() as usize).sum()
+    }
+}

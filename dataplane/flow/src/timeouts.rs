@@ -1,0 +1,69 @@
+//! How long flows may be silent. Values only.
+
+use std::time::Duration;
+
+use flowgate_wire::Protocol;
+
+use crate::state::TcpPhase;
+
+/// How long a flow may be silent, by protocol and phase. All are below 24 days.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP until both sides have confirmed.
+    pub tcp_opening: Duration,
+    /// TCP between handshake and the first FIN.
+    pub tcp_established: Duration,
+    /// TCP after one FIN.
+    pub tcp_half_closed: Duration,
+    /// TCP after both FINs.
+    pub tcp_time_wait: Duration,
+    /// TCP after a reset.
+    pub tcp_reset: Duration,
+    /// UDP while nobody has answered.
+    pub udp_unanswered: Duration,
+    /// UDP once both sides have sent.
+    pub udp_answered: Duration,
+    /// How long connections to a removed backend may go on, silent or not; none for as long as they last.
+    pub drain: Option<Duration>,
+}
+
+impl Default for Timeouts {
+    /// Those of netfilter where it has one (Documentation/networking/nf_conntrack-sysctl.rst), but
+    /// shorter after the end of a connection, since a port of ours hangs on each flow.
+    fn default() -> Self {
+        Self {
+            tcp_opening: Duration::from_secs(60),
+            tcp_established: Duration::from_secs(5 * 24 * 3600),
+            tcp_half_closed: Duration::from_secs(3600),
+            tcp_time_wait: Duration::from_secs(30),
+            tcp_reset: Duration::from_secs(10),
+            udp_unanswered: Duration::from_secs(30),
+            udp_answered: Duration::from_secs(120),
+            drain: Some(Duration::from_secs(24 * 3600)),
+        }
+    }
+}
+
+impl Timeouts {
+    /// The longest silence in milliseconds that any timeout may be set to.
+    pub const MAX: Duration = Duration::from_secs(24 * 24 * 3600);
+
+    /// How long connections to a removed backend may go on, in milliseconds.
+    pub fn drain_ms(&self) -> Option<u32> {
+        self.drain.map(|drain| u32::try_from(drain.min(Self::MAX).as_millis()).unwrap_or(u32::MAX / 2))
+    }
+
+    /// How long a flow in this phase may be silent, in milliseconds.
+    pub(crate) fn allowed_ms(&self, protocol: Protocol, phase: TcpPhase, answered: bool) -> u32 {
+        let allowed = match (protocol, phase) {
+            (Protocol::Tcp | Protocol::Sctp, TcpPhase::SynSent | TcpPhase::SynReceived) => self.tcp_opening,
+            (Protocol::Tcp | Protocol::Sctp, TcpPhase::Established) => self.tcp_established,
+            (Protocol::Tcp | Protocol::Sctp, TcpPhase::HalfClosed) => self.tcp_half_closed,
+            (Protocol::Tcp | Protocol::Sctp, TcpPhase::TimeWait) => self.tcp_time_wait,
+            (Protocol::Tcp | Protocol::Sctp, TcpPhase::Reset) => self.tcp_reset,
+            _ if answered => self.udp_answered,
+            _ => self.udp_unanswered,
+        };
+        u32::try_from(allowed.min(Self::MAX).as_millis()).unwrap_or(u32::MAX / 2)
+    }
+}
