@@ -116,6 +116,25 @@ fn a_restart_takes_the_link_over_and_forgets_nothing_and_keeps_nothing_stale() {
 }
 
 #[test]
+fn a_map_that_is_full_is_named_and_what_fits_is_in() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let address = |host: u32| IpAddr::from((0x0a00_0000 + host).to_be_bytes());
+    let addresses = SteeringSet { own_addresses: (0..4097).map(address).collect(), ..SteeringSet::default() };
+    let ranges = (0..1025).map(|range| (address(range << 8), 24));
+    let ranges = SteeringSet { service_cidrs: ranges.collect(), ..SteeringSet::default() };
+    let mut steering = namespace.attach(&["lb0"]).expect("attach");
+    for (set, name) in [(addresses, "own_addrs"), (ranges, "service_cidrs")] {
+        let refused = steering.widen(&set);
+        assert!(matches!(refused, Err(SteeringError::MapFull { map }) if map == name), "{refused:?}");
+        let applied = steering.applied();
+        assert!([applied.own_addresses.len(), applied.service_cidrs.len()].iter().any(|len| *len >= 1024));
+        steering.narrow(&SteeringSet::default()).expect("it can be emptied");
+        steering.widen(&vips(&[80])).expect("others have room");
+    }
+}
+
+#[test]
 fn an_interface_that_is_not_configured_any_more_is_detached() {
     let namespace = Namespace::new();
     namespace.veth("lb0", "peer0");

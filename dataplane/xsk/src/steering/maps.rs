@@ -370,7 +370,7 @@ fn extend<K, T: Ord + Copy>(
     for item in missing {
         map.add(&to_key(item)).map_err(|error| match &error {
             MapError::SyscallError(call)
-                if call.io_error.raw_os_error() == Some(libc::E2BIG | libc::ENOSPC) =>
+                if matches!(call.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) =>
             {
                 SteeringError::MapFull { map: name }
             }
