@@ -3,7 +3,9 @@
 //! Both sides share the types of [`view`]. Never changes anything: it only shows, but for tests.
 
 mod client;
+pub(crate) mod handler;
 mod server;
+mod top_talkers;
 pub(crate) mod view;
 
 use serde::{Deserialize, Serialize};

@@ -23,7 +23,7 @@ pub(crate) enum Command {
     /// Ask a running flowgate.
     Show(ShowArgs),
     /// Say what would become of packets, by the tables and the code of `run`. Needs no privileges.
-    Trace(crate::trace::TraceArgs),
+    Trace(crate::commands::TraceArgs),
     /// Detach from all interfaces and remove what a stopped flowgate left for its successor.
     Detach(RunArgs),
     /// The network-namespace lab.

@@ -12,9 +12,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use flowgate_control::source::kube::Scope;
-use flowgate_control::{LocalPods, NodePortAddress, Role, Source, dns as control_dns};
+use flowgate_control::{
+    LocalPods, NodeAddresses, NodePortAddress, Role, Settings, Source, dns as control_dns,
+};
 use flowgate_dataplane::Options;
 use flowgate_flow::Timeouts;
+use flowgate_tables::PortSet;
+use flowgate_tables::spec::SnatSpec;
 use flowgate_xsk::ZeroCopy;
 use flowgate_xsk::steering::XdpModeWanted;
 use ipnet::IpNet;
@@ -123,6 +127,20 @@ pub(crate) enum ConfigError {
 }
 
 impl Config {
+    /// What control compiles by, with these source ports.
+    pub(crate) fn settings(&self, snat_ports: PortSet) -> Settings {
+        Settings {
+            role: self.role,
+            node_name: self.node_name.clone(),
+            snat: SnatSpec { addresses: self.snat_addresses.clone(), ports: snat_ports },
+            nodeport_addresses: self.nodeport_addresses.clone(),
+            localhost_nodeports: self.node.localhost_nodeports,
+            local_pods: self.node.local_pods.clone(),
+            masquerade_all: self.node.masquerade_all,
+            node_addresses: NodeAddresses::Interfaces,
+        }
+    }
+
     /// Reads the file, if one is named, and applies the command line.
     ///
     /// # Errors

@@ -2,13 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod appliance;
 mod cli;
+mod commands;
 mod config;
 #[cfg(test)]
 mod fuzz;
-mod run;
-mod show;
-mod trace;
+mod metrics;
 
 use std::process::ExitCode;
 
@@ -37,11 +37,11 @@ fn sentence(error: &anyhow::Error) -> String {
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(args) => run::run(&Config::load(args.config.as_deref(), args.overrides())?),
-        Command::Check(args) => run::check(&Config::load(args.config.as_deref(), args.overrides())?),
-        Command::Detach(args) => run::detach(&Config::load(args.config.as_deref(), args.overrides())?),
-        Command::Show(args) => show::show(&args),
-        Command::Trace(args) => trace::trace(&args),
+        Command::Run(args) => commands::run(&Config::load(args.config.as_deref(), args.overrides())?),
+        Command::Check(args) => commands::check(&Config::load(args.config.as_deref(), args.overrides())?),
+        Command::Detach(args) => commands::detach(&Config::load(args.config.as_deref(), args.overrides())?),
+        Command::Show(args) => commands::show(&args),
+        Command::Trace(args) => commands::trace(&args),
         #[cfg(feature = "lab")]
         Command::Lab(command) => {
             // The first process of a machine has no /proc yet, and starts no other flowgate.

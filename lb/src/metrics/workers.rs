@@ -5,9 +5,8 @@ use flowgate_xsk::steering::Reason;
 use flowgate_xsk::{BindMode, PortStatistics};
 
 use super::families::{Families, Kind, Labels, Number};
-use crate::run::answers::{SOCKET_DROPS, SocketCount};
-use crate::run::device::QueueSocket;
-use crate::run::workers::{Post, Restarts, Workers};
+use crate::appliance::sockets::{QueueSocket, SOCKET_DROPS, SocketCount};
+use crate::appliance::workers::{Post, Restarts, Workers};
 
 /// Every count of every worker.
 pub(super) fn add_workers(families: &mut Families, workers: &Workers, hangs: u64) {

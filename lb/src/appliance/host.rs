@@ -119,9 +119,31 @@ fn local_ports(table: &str) -> impl Iterator<Item = u16> {
 
 const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
+/// Which boot of the machine this is.
+pub(crate) fn boot_id() -> anyhow::Result<[u8; 16]> {
+    let text = fs::read_to_string(BOOT_ID).with_context(|| format!("reading {BOOT_ID}"))?;
+    parse_boot_id(&text).with_context(|| format!("{BOOT_ID} holds {text:?}"))
+}
+
+fn parse_boot_id(text: &str) -> Option<[u8; 16]> {
+    let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
+    (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok()).flatten().map(u128::to_be_bytes)
+}
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_boot_id_is_a_uuid() {
+        let bytes = parse_boot_id("00112233-4455-6677-8899-aabbccddeeff\n").unwrap();
+        assert_eq!(bytes[..3], [0x00, 0x11, 0x22]);
+        assert_eq!(bytes[15], 0xff);
+        assert_eq!(parse_boot_id("00112233-4455-6677-8899-aabbccddee"), None);
+        assert_eq!(parse_boot_id("zz112233-4455-6677-8899-aabbccddeeff"), None);
+    }
 
     #[test]
     fn a_bond_stands_for_its_ports() {

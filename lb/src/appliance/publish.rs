@@ -5,7 +5,7 @@ use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{FrontendKind, Publisher, Tables};
 use flowgate_xsk::steering::{AttachReport, Steering, SteeringError, SteeringSet, VipKey};
 
-use super::tags::TagCare;
+use super::vlan_offload::TagCare;
 
 /// The tables that workers see, and the maps that the XDP program sees.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ use flowgate_flow::{Flows, HashKey, KeepError, Origin};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
+use super::host;
 use crate::config::Config;
 
 /// The flow tables, and where their flows come from: those of an earlier process have to be adopted.
@@ -43,7 +44,7 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
 
 fn open_kept(folder: &Path, capacities: [u32; 2]) -> anyhow::Result<(Flows, [Origin; 2])> {
     prepare(folder)?;
-    Ok(Flows::kept(capacities, HashKey::random(), folder, boot_id()?)?)
+    Ok(Flows::kept(capacities, HashKey::random(), folder, host::boot_id()?)?)
 }
 
 /// Removes the tables of a process that has ended, and the tmpfs that was mounted for them.
@@ -92,31 +93,4 @@ fn is_mounted(folder: &Path) -> anyhow::Result<bool> {
     };
     let above = folder.parent().context("the folder of flows has no parent")?;
     Ok(device(folder)? != device(above)?)
-}
-
-/// Which boot of the machine this is.
-pub(crate) fn boot_id() -> anyhow::Result<[u8; 16]> {
-    let text = fs::read_to_string(BOOT_ID).with_context(|| format!("reading {BOOT_ID}"))?;
-    parse_boot_id(&text).with_context(|| format!("{BOOT_ID} holds {text:?}"))
-}
-
-fn parse_boot_id(text: &str) -> Option<[u8; 16]> {
-    let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
-    (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok()).flatten().map(u128::to_be_bytes)
-}
-
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_boot_id_is_a_uuid() {
-        let bytes = parse_boot_id("00112233-4455-6677-8899-aabbccddeeff\n").unwrap();
-        assert_eq!(bytes[..3], [0x00, 0x11, 0x22]);
-        assert_eq!(bytes[15], 0xff);
-        assert_eq!(parse_boot_id("00112233-4455-6677-8899-aabbccddee"), None);
-        assert_eq!(parse_boot_id("zz112233-4455-6677-8899-aabbccddeeff"), None);
-    }
 }

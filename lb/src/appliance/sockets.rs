@@ -39,6 +39,20 @@ impl QueueSocket {
     }
 }
 
+pub(crate) type SocketCount = fn(&PortStatistics) -> u64;
+
+/// Name, meaning and count of what the kernel drops on the way to and from a worker (af_xdp.rst, "XDP_STATISTICS").
+pub(crate) const SOCKET_DROPS: [(&str, &str, SocketCount); 4] = [
+    ("rx_ring_full", "The worker did not keep up: its receive ring was full.", |s| s.rx_ring_full),
+    ("rx_dropped", "Larger than a frame, or the kernel had no memory.", |s| s.rx_dropped),
+    ("rx_no_frame", "The kernel wanted a frame to receive into and the fill ring was empty.", |s| {
+        s.rx_fill_ring_empty_descs
+    }),
+    ("invalid_descriptor", "A bug of Flowgate: the kernel refused a descriptor.", |s| {
+        s.rx_invalid_descs + s.tx_invalid_descs
+    }),
+];
+
 /// How many workers there can be: as many as the interface with the fewest queues has, of those that exist.
 pub(crate) fn workers_possible(attached: &[AttachReport]) -> usize {
     let queues = attached.iter().map(|report| report.queues).filter(|queues| *queues > 0);

@@ -11,8 +11,8 @@ use flowgate_xsk::steering::{AttachReport, XdpMode, XdpModeWanted};
 use flowgate_xsk::{BindMode, Driver, ZeroCopy};
 use serde::{Deserialize, Serialize};
 
+use crate::appliance::host;
 use crate::config::Config;
-use crate::run::kept;
 
 /// How an interface works, the fastest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -192,7 +192,7 @@ pub(crate) struct Proofs {
 impl Proofs {
     /// What an earlier process left, as far as it is worth something.
     pub(crate) fn load(config: &Config) -> Self {
-        let boot = kept::boot_id().map_or_else(|_| String::new(), |id| format!("{id:02x?}"));
+        let boot = host::boot_id().map_or_else(|_| String::new(), |id| format!("{id:02x?}"));
         let wishes = Wishes {
             boot,
             zero_copy: format!("{:?}", config.zero_copy),

@@ -13,16 +13,15 @@ use flowgate_dataplane::{Counters, DropReason, Event, PassReason, RejectReason};
 use flowgate_flow::FlowView;
 use flowgate_tables::{BackendId, ServiceId, SourceNat, Tables};
 use flowgate_wire::L4Port;
-use flowgate_xsk::PortStatistics;
 use flowgate_xsk::steering::Reason;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::device::QueueSocket;
-use super::steer::Publishing;
-use super::users;
-use super::workers::{Post, Workers};
-use crate::admin::{Answer, Answerer, Question, view};
+use super::top_talkers;
+use super::{Answer, Answerer, Question, view};
+use crate::appliance::publish::Publishing;
+use crate::appliance::sockets::{QueueSocket, SOCKET_DROPS};
+use crate::appliance::workers::{Post, Workers};
 
 /// Knows all the answers.
 pub(crate) struct Answers {
@@ -39,9 +38,12 @@ impl Answerer for Answers {
             Question::Services => Answer::Services(self.services(&tables)),
             Question::Backends => Answer::Backends(self.backends(&tables)),
             Question::Flows { limit } => Answer::Flows(self.flows(limit)),
-            Question::Users { by, limit } => {
-                Answer::Users(users::top(self.workers.borrow().shared.flows.views(), &tables, by, limit))
-            }
+            Question::Users { by, limit } => Answer::Users(top_talkers::top(
+                self.workers.borrow().shared.flows.views(),
+                &tables,
+                by,
+                limit,
+            )),
             Question::Neighbours => Answer::Neighbours(neighbours(&tables)),
             Question::Workers => Answer::Workers(self.show_workers()),
             Question::Drops => self.drops().map_or_else(Answer::Error, Answer::Drops),
@@ -265,20 +267,6 @@ impl Answers {
 fn utc(time: SystemTime) -> String {
     Timestamp::try_from(time).map_or_else(|_| "unknown".into(), |time| format!("{time:.0}"))
 }
-
-pub(crate) type SocketCount = fn(&PortStatistics) -> u64;
-
-/// Name, meaning and count of what the kernel drops on the way to and from a worker (af_xdp.rst, "XDP_STATISTICS").
-pub(crate) const SOCKET_DROPS: [(&str, &str, SocketCount); 4] = [
-    ("rx_ring_full", "The worker did not keep up: its receive ring was full.", |s| s.rx_ring_full),
-    ("rx_dropped", "Larger than a frame, or the kernel had no memory.", |s| s.rx_dropped),
-    ("rx_no_frame", "The kernel wanted a frame to receive into and the fill ring was empty.", |s| {
-        s.rx_fill_ring_empty_descs
-    }),
-    ("invalid_descriptor", "A bug of Flowgate: the kernel refused a descriptor.", |s| {
-        s.rx_invalid_descs + s.tx_invalid_descs
-    }),
-];
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Load {

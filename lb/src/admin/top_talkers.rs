@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use flowgate_flow::{FlowView, TcpPhase};
 use flowgate_tables::{BackendId, ServiceId, Tables};
 
-use crate::admin::{By, view};
+use super::{By, view};
 
 /// The `limit` users with the most flows, those with the same number by name.
 pub(super) fn top(

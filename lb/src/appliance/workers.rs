@@ -17,10 +17,10 @@ use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap};
 use flowgate_xsk::{BindMode, ZeroCopy};
 
-use super::device::{self, QueueSocket};
+use super::exhaustion::Short;
 use super::frames::Frames;
 use super::prove::{Mode, Proofs, Shown};
-use super::short::Short;
+use super::sockets::{self, QueueSocket};
 use crate::config::Config;
 
 /// All workers.
@@ -96,7 +96,7 @@ impl Workers {
         resolve: Resolver,
         started: Instant,
     ) -> anyhow::Result<Self> {
-        let fewest = device::workers_possible(attached);
+        let fewest = sockets::workers_possible(attached);
         anyhow::ensure!(
             config.workers.count <= fewest,
             "workers.count is {}, but an interface has {fewest} queues: each worker needs one of each",
@@ -113,7 +113,7 @@ impl Workers {
             proofs,
             adoption: Adoption::default(),
             config: config.clone(),
-            frames: device::choose_frames(config, attached, config.zero_copy)?,
+            frames: sockets::choose_frames(config, attached, config.zero_copy)?,
             zero_copy: config.zero_copy,
             watchdog: Watchdog::new(config.workers.hang),
             started: false,
@@ -126,19 +126,19 @@ impl Workers {
 
     /// Opens all sockets, in the modes in which the interfaces are known to work; on an error everything stays as it is.
     pub(crate) fn open_posts(&mut self, attached: &[AttachReport]) -> anyhow::Result<()> {
-        let (wanted, possible) = (self.config.workers.count, device::workers_possible(attached));
+        let (wanted, possible) = (self.config.workers.count, sockets::workers_possible(attached));
         let count = if wanted == 0 { possible } else { wanted.min(possible) };
-        let cores = device::choose_cores(&self.config, count)?;
+        let cores = sockets::choose_cores(&self.config, count)?;
         self.proofs.forget_others(attached);
         let zero_copy = self.proofs.zero_copy();
-        let frames = device::choose_frames(&self.config, attached, zero_copy)?;
+        let frames = sockets::choose_frames(&self.config, attached, zero_copy)?;
         if let Some(reason) = &frames.why_copy {
             tracing::warn!("AF_XDP works in copy mode: {reason}");
         }
         let mut posts = Vec::new();
         for (index, core) in cores.into_iter().enumerate() {
             let number = WorkerNumber { index, count };
-            let (device, sockets) = device::open(&self.config, attached, number, &frames)?;
+            let (device, sockets) = sockets::open(&self.config, attached, number, &frames)?;
             let stage = Stage::Ready(device);
             posts.push(Post {
                 number,
@@ -257,7 +257,7 @@ impl Workers {
             tracing::error!(worker = index, "no other worker takes its place: it would be the same again");
             return;
         }
-        let opened = device::open(&self.config, given.attached, post.number, &frames);
+        let opened = sockets::open(&self.config, given.attached, post.number, &frames);
         let replaced = opened.and_then(|(device, sockets)| {
             let post = &mut self.posts[index];
             (post.stage, post.sockets) = (Stage::Ready(device), sockets);
@@ -282,7 +282,7 @@ impl Workers {
     /// frame is long enough for an interface: then all go on as they are.
     pub(crate) fn reopen(&mut self, given: &Given<'_>) -> anyhow::Result<()> {
         // What cannot be served as it is now stops nobody who works.
-        device::choose_frames(&self.config, given.attached, self.proofs.zero_copy())?;
+        sockets::choose_frames(&self.config, given.attached, self.proofs.zero_copy())?;
         self.pause()?;
         self.open_posts(given.attached)?;
         self.restarts.interface += 1;

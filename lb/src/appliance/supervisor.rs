@@ -10,8 +10,8 @@ use flowgate_xsk::steering::Device;
 use tokio::sync::watch;
 
 use super::prove;
+use super::publish::Publishing;
 use super::reexec::Reexecutions;
-use super::steer::Publishing;
 use super::workers::{Given, Workers};
 
 /// Looks after everything that may break while traffic flows.

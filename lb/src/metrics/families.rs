@@ -121,7 +121,7 @@ pub(super) mod tests {
     use super::*;
 
     /// The text of some families.
-    pub(in crate::run::metrics) fn text(families: Families) -> String {
+    pub(in crate::metrics) fn text(families: Families) -> String {
         let mut registry = prometheus_client::registry::Registry::default();
         registry.register_collector(Box::new(families));
         let mut text = String::new();

@@ -24,8 +24,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use self::families::Families;
-use super::steer::Publishing;
-use super::workers::Workers;
+use crate::appliance::publish::Publishing;
+use crate::appliance::workers::Workers;
 use crate::config::MetricsDetail;
 
 /// Knows all metrics.

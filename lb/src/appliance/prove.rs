@@ -34,8 +34,8 @@ use flowgate_xsk::steering::{AttachReport, LinkOrigin, Steering, XdpMode};
 use tokio::time::MissedTickBehavior;
 
 use self::trial::{Finding, Witness};
-use super::care::given;
-use super::steer::Publishing;
+use super::publish::Publishing;
+use super::supervisor::given;
 use super::workers::Workers;
 
 use self::delivery::Pieces;

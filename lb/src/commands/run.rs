@@ -1,6 +1,14 @@
-//! The control thread: control plane, publishing, watchdog and admin socket on one thread.
+//! `flowgate run`: wiring, in the order in which things must come up. Control plane, publishing, watchdog, admin socket and
+//! metrics share one thread.
+//!
+//! Until the first generation is published no socket is in the socket map, so all traffic passes to the
+//! kernel or, if an earlier process ended a moment ago, is held by the XDP program; from then on a packet
+//! that the program sends up finds tables that know it, and the flows of that process.
 
 use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,20 +23,37 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use super::answers::Answers;
-use super::care::{Care, given};
-use super::metrics::{Extent, Metrics};
-use super::reexec::Reexecutions;
-use super::steer::Publishing;
-use super::tags::TagCare;
-use super::workers::Workers;
-use super::{host, kept, prove};
 use crate::admin::AdminServer;
+use crate::admin::handler::Answers;
+use crate::appliance::publish::Publishing;
+use crate::appliance::reexec::Reexecutions;
+use crate::appliance::supervisor::{Care, given};
+use crate::appliance::vlan_offload::TagCare;
+use crate::appliance::workers::Workers;
+use crate::appliance::{flow_files, host, prove};
 use crate::config::Config;
+use crate::metrics::{Extent, Metrics};
+
+/// Serves until a signal ends it.
+pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    init_log();
+    anyhow::ensure!(
+        !config.interfaces.is_empty(),
+        "no interface to serve: set gateway.interfaces in the configuration, or pass --interface IF"
+    );
+    let devices = host::devices(&config.interfaces, Path::new("/sys/class/net"))?;
+    let config = Config { interfaces: devices, ..config.clone() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = tokio::task::LocalSet::new();
+    match local.block_on(&runtime, serve(&config))? {
+        Ended::Signal(_) => Ok(ExitCode::SUCCESS),
+        Ended::Hang(reexecutions) => Err(reexecutions.again()),
+    }
+}
 
 /// Why serving has ended.
 #[derive(Debug)]
-pub(crate) enum Ended {
+enum Ended {
     /// A signal, by its name for people.
     Signal(&'static str),
     /// A worker hangs: only another process gets rid of it.
@@ -37,7 +62,7 @@ pub(crate) enum Ended {
 
 /// Brings everything up, serves until a signal, and brings the workers down. Program, maps, links and flows
 /// stay for the next start. For a while the program holds the traffic for it; then all passes to the kernel.
-pub(crate) async fn serve(config: &Config) -> anyhow::Result<Ended> {
+async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let admin = AdminServer::bind(&config.admin_socket)?;
     let dns = config.dns.as_ref().map(dns::Server::bind).transpose()?;
     if let Some(dns) = &dns {
@@ -49,7 +74,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let started = clock_start();
     let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
     let resolve = Resolver(Arc::new(move |neighbour| requests.try_send(neighbour).is_ok()));
-    let opened = kept::open(config)
+    let opened = flow_files::open(config)
         .and_then(|flows| Workers::open(config, steering.report(), flows, resolve, started));
     let mut workers = match opened {
         Ok(workers) => workers,
@@ -60,7 +85,7 @@ pub(crate) async fn serve(config: &Config) -> anyhow::Result<Ended> {
         return Err(undo_attach(config, steering, error));
     }
     let reexecutions = Reexecutions::so_far();
-    let settings = super::settings(config, snat_ports);
+    let settings = config.settings(snat_ports);
     let (status, status_receiver) = watch::channel(Status::default());
     let (desired, desired_receiver) = watch::channel(Arc::default());
     let (ailments, ailments_receiver) = watch::channel(Arc::from([]));
@@ -254,6 +279,24 @@ fn clock_start() -> Instant {
     #[expect(clippy::disallowed_methods, reason = "the clock that workers and watchdog share")]
     let now = Instant::now();
     now.checked_sub(since).unwrap_or(now)
+}
+
+fn init_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        // The netlink crates warn of attributes of newer kernels, which nobody here reads; kube-client of each
+        // failed request, which the source says once and better; the DNS library tells of every query.
+        .unwrap_or_else(|_| {
+            tracing_subscriber::EnvFilter::new(
+                "info,netlink_packet_route=error,kube_client=off,hickory_server=warn",
+            )
+        });
+    let on_terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(on_terminal)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 const REQUESTS_WAITING: usize = 1024;

@@ -1,0 +1,14 @@
+//! What serves while `flowgate run` runs: sockets and workers, the tables and BPF maps that they go by, and who looks after
+//! them. Read [`workers`] first, then [`supervisor`]. Imports neither commands nor admin nor metrics.
+
+pub(crate) mod exhaustion;
+pub(crate) mod flow_files;
+mod frames;
+pub(crate) mod host;
+pub(crate) mod prove;
+pub(crate) mod publish;
+pub(crate) mod reexec;
+pub(crate) mod sockets;
+pub(crate) mod supervisor;
+pub(crate) mod vlan_offload;
+pub(crate) mod workers;

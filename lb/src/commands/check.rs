@@ -1,0 +1,28 @@
+//! `flowgate check`: compiles everything and opens nothing.
+
+use std::process::ExitCode;
+
+use flowgate_control::Source;
+
+use crate::config::Config;
+
+/// Compiles everything and opens nothing.
+#[expect(clippy::print_stdout, reason = "its report is its output")]
+pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
+    let ports = config.snat_ports.clone().collect();
+    let settings = config.settings(ports);
+    let (report, place) = match &config.source {
+        Source::Manifests(dir) => (flowgate_control::check(dir, &settings), dir.display().to_string()),
+        Source::Kubernetes(cluster) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let report = runtime.block_on(flowgate_control::check_cluster(cluster.clone(), &settings));
+            (report, cluster.access.to_string())
+        }
+    };
+    print!("{report}");
+    if report.has_errors() {
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("{place}: no errors");
+    Ok(ExitCode::SUCCESS)
+}
