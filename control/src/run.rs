@@ -59,7 +59,7 @@ pub struct Config {
 /// [`NetlinkError`]: there is no netlink here. Everything later is shown in the status instead.
 pub async fn run<E: Display>(
     config: Config,
-    sink: impl FnMut(Update) -> Result<(), E>,
+    sink: impl AsyncFnMut(Update) -> Result<(), E>,
 ) -> Result<(), NetlinkError> {
     let Config { settings, source, interfaces, requests, dns, status, desired, observer, health, shutdown } =
         config;

@@ -52,7 +52,7 @@ impl Rig {
         };
         let refuse = Arc::new(AtomicBool::new(false));
         let refuses = Arc::clone(&refuse);
-        let sink = move |_| if refuses.load(Ordering::Relaxed) { Err("no room") } else { Ok(()) };
+        let sink = async move |_| if refuses.load(Ordering::Relaxed) { Err("no room") } else { Ok(()) };
         tokio::spawn(reconcile::run(Settings::default(), channels, sink));
         Self { source, refuse, vitals, _held: (shutdown, net, dataplane) }
     }

@@ -12,3 +12,12 @@ pub(crate) mod sockets;
 pub(crate) mod supervisor;
 pub(crate) mod vlan_offload;
 pub(crate) mod workers;
+
+use publish::Publishing;
+use workers::Workers;
+
+/// All that serves. The [supervisor](supervisor::Supervisor) owns it; whoever else needs it sends the supervisor a request.
+pub(crate) struct Appliance {
+    pub(crate) workers: Workers,
+    pub(crate) publishing: Publishing,
+}

@@ -72,7 +72,7 @@ fn load(path: &Path, text: &[u8]) -> Seen {
 struct Parrot;
 
 impl Answerer for Parrot {
-    fn answer(&self, question: Question) -> Answer {
+    async fn answer(&self, question: Question) -> Answer {
         Answer::Error(format!("{question:?}"))
     }
 }

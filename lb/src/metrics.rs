@@ -11,9 +11,7 @@ mod process;
 mod state;
 mod workers;
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use flowgate_control::dns::Counters as DnsCounters;
@@ -24,14 +22,13 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use self::families::Families;
-use crate::appliance::publish::Publishing;
-use crate::appliance::workers::Workers;
+use crate::appliance::Appliance;
+use crate::appliance::supervisor::SupervisorHandle;
 use crate::config::MetricsDetail;
 
 /// Knows all metrics.
 pub(crate) struct Metrics {
-    workers: Rc<RefCell<Workers>>,
-    publishing: Rc<RefCell<Publishing>>,
+    supervisor: SupervisorHandle,
     vitals: Vitals,
     extent: Extent,
     /// What is counted where it happens.
@@ -39,6 +36,7 @@ pub(crate) struct Metrics {
 }
 
 /// What there is to tell besides.
+#[derive(Clone)]
 pub(crate) struct Extent {
     /// None: there is no DNS server.
     pub(crate) dns: Option<Arc<DnsCounters>>,
@@ -49,8 +47,7 @@ pub(crate) struct Extent {
 
 impl Metrics {
     pub(crate) fn new(
-        workers: Rc<RefCell<Workers>>,
-        publishing: Rc<RefCell<Publishing>>,
+        supervisor: SupervisorHandle,
         vitals: Vitals,
         probes: &ProbeCounts,
         extent: Extent,
@@ -59,7 +56,7 @@ impl Metrics {
         let observer: &Observer = &vitals.observer;
         observer.register(&mut counted);
         probes.register(&mut counted);
-        Self { workers, publishing, vitals, extent, counted }
+        Self { supervisor, vitals, extent, counted }
     }
 
     /// Answers on this address, if there is one, until dropped.
@@ -72,9 +69,14 @@ impl Metrics {
 
     /// Everything in the OpenMetrics text format.
     async fn expose(&self) -> Result<String, String> {
-        let mut families = self.gather();
-        let tables = self.publishing.borrow().publisher.current();
-        let flows = Arc::clone(&self.workers.borrow().shared.flows);
+        let (vitals, extent) = (self.vitals.clone(), self.extent.clone());
+        let look = move |appliance: &mut Appliance| {
+            let families = gather(appliance, &vitals, &extent);
+            let flows = Arc::clone(&appliance.workers.shared.flows);
+            (families, appliance.publishing.publisher.current(), flows)
+        };
+        let (mut families, tables, flows) =
+            self.supervisor.ask(look).await.map_err(|ending| ending.to_string())?;
         let (desired, identity) = (Arc::clone(&self.vitals.desired.borrow()), self.vitals.identity.clone());
         let detail = self.extent.detail;
         let walk = move || {
@@ -93,28 +95,26 @@ impl Metrics {
         text::encode_eof(&mut exposition).map_err(unwritable)?;
         Ok(exposition)
     }
+}
 
-    /// What only this thread may look at; cheap.
-    fn gather(&self) -> Families {
-        let mut families = Families::default();
-        let workers = self.workers.borrow();
-        workers::add_workers(&mut families, &workers, self.extent.hangs);
-        workers::add_sockets(&mut families, &workers);
-        let mut publishing = self.publishing.borrow_mut();
-        match publishing.steering.counters() {
-            Ok(steered) => workers::add_steering(&mut families, &steered),
-            // The others are worth having all the same.
-            Err(error) => tracing::warn!(%error, "the XDP program's counters are missing in the metrics"),
-        }
-        let retired = publishing.publisher.collect();
-        state::add_tables(&mut families, &publishing.publisher.current(), retired);
-        state::add_control(&mut families, &self.vitals);
-        if let Some(counters) = &self.extent.dns {
-            dns::add(&mut families, counters);
-        }
-        process::add(&mut families);
-        families
+/// What only the supervisor may look at; cheap.
+fn gather(Appliance { workers, publishing }: &mut Appliance, vitals: &Vitals, extent: &Extent) -> Families {
+    let mut families = Families::default();
+    workers::add_workers(&mut families, workers, extent.hangs);
+    workers::add_sockets(&mut families, workers);
+    match publishing.steering.counters() {
+        Ok(steered) => workers::add_steering(&mut families, &steered),
+        // The others are worth having all the same.
+        Err(error) => tracing::warn!(%error, "the XDP program's counters are missing in the metrics"),
     }
+    let retired = publishing.publisher.collect();
+    state::add_tables(&mut families, &publishing.publisher.current(), retired);
+    state::add_control(&mut families, vitals);
+    if let Some(counters) = &extent.dns {
+        dns::add(&mut families, counters);
+    }
+    process::add(&mut families);
+    families
 }
 
 fn unwritable(_: std::fmt::Error) -> String {

@@ -60,7 +60,7 @@ pub struct Channels {
 pub async fn run<E: Display>(
     settings: Settings,
     channels: Channels,
-    sink: impl FnMut(Update) -> Result<(), E>,
+    sink: impl AsyncFnMut(Update) -> Result<(), E>,
 ) {
     let Channels {
         mut source,
@@ -93,12 +93,12 @@ pub async fn run<E: Display>(
         let due = fold.due();
         tokio::select! {
             biased;
-            _ = shutdown.wait_for(|end| *end) => return,
+            () = ended(&mut shutdown) => return,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 fold = Fold::default();
                 if state.stage == Stage::Waiting {
                     state.say();
-                } else if state.compile() == Sinking::Refused {
+                } else if state.compile().await == Sinking::Refused {
                     fold.retry(Instant::now());
                 }
             }
@@ -136,6 +136,11 @@ pub async fn run<E: Display>(
     }
 }
 
+/// Waits until the end is asked for, or whoever could ask is gone.
+async fn ended(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|end| *end).await;
+}
+
 struct Reconciler<S> {
     compiler: Compiler,
     desired: Arc<Desired>,
@@ -169,7 +174,7 @@ enum Sinking {
 
 impl<S, E: Display> Reconciler<S>
 where
-    S: FnMut(Update) -> Result<(), E>,
+    S: AsyncFnMut(Update) -> Result<(), E>,
 {
     fn source_event(&mut self, event: SourceEvent) {
         match event {
@@ -206,7 +211,7 @@ where
         self.status.send_modify(|status| status.report = report);
     }
 
-    fn compile(&mut self) -> Sinking {
+    async fn compile(&mut self) -> Sinking {
         let began = Instant::now();
         let (tables, compiled) = self.compiler.compile(&self.desired, &self.net);
         let report = Arc::new(Report { entries: self.entries(compiled) });
@@ -214,7 +219,7 @@ where
             Ok(())
         } else {
             let update = Update { tables: tables.clone(), report: Arc::clone(&report) };
-            (self.sink)(update).map_err(|error| error.to_string())
+            (self.sink)(update).await.map_err(|error| error.to_string())
         };
         self.observe(began, &outcome);
         let published = outcome.is_ok() && self.offered != Some(tables.generation);
@@ -317,7 +322,8 @@ mod tests {
         let (published, mut publications) = mpsc::unbounded_channel();
         let (desired, observer) = (watch::channel(Arc::default()).0, Observer::default());
         let channels = Channels { source, net, requests, resolve, status, desired, observer, shutdown };
-        let running = run(Settings::default(), channels, move |update: Update| published.send(update.tables));
+        let running =
+            run(Settings::default(), channels, async move |update: Update| published.send(update.tables));
         let told = async {
             let stale = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "no answer".into() };
             events.send(SourceEvent::Health(stale)).await.expect("it runs");

@@ -1,16 +1,14 @@
 //! What the admin socket answers, put together from what the parts show of themselves.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
 use flowgate_control::Status;
 use flowgate_control::source::SourceHealth;
 use flowgate_dataplane::worker::tick;
 use flowgate_dataplane::{Counters, DropReason, Event, PassReason, RejectReason};
-use flowgate_flow::FlowView;
+use flowgate_flow::{FlowView, Flows};
 use flowgate_tables::{BackendId, ServiceId, SourceNat, Tables};
 use flowgate_wire::L4Port;
 use flowgate_xsk::steering::Reason;
@@ -19,31 +17,45 @@ use tokio::sync::watch;
 
 use super::top_talkers;
 use super::{Answer, Answerer, Question, view};
-use crate::appliance::publish::Publishing;
+use crate::appliance::Appliance;
 use crate::appliance::sockets::{QueueSocket, SOCKET_DROPS};
-use crate::appliance::workers::{Post, Workers};
+use crate::appliance::supervisor::SupervisorHandle;
+use crate::appliance::workers::Post;
 
-/// Knows all the answers.
-pub(crate) struct Answers {
-    pub(crate) workers: Rc<RefCell<Workers>>,
-    pub(crate) publishing: Rc<RefCell<Publishing>>,
+/// Answers what people ask of a running flowgate: has the supervisor look.
+#[derive(Clone)]
+pub(crate) struct Handler {
+    pub(crate) supervisor: SupervisorHandle,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) started: Instant,
 }
 
-impl Answerer for Answers {
-    fn answer(&self, question: Question) -> Answer {
-        let tables = self.publishing.borrow().publisher.current();
+impl Answerer for Handler {
+    async fn answer(&self, question: Question) -> Answer {
+        let Self { supervisor, status, started } = self.clone();
+        let look =
+            move |appliance: &mut Appliance| Inspection { appliance, status, started }.answer(question);
+        supervisor.ask(look).await.unwrap_or_else(|ending| Answer::Error(ending.to_string()))
+    }
+}
+
+/// One look at what serves.
+struct Inspection<'a> {
+    appliance: &'a mut Appliance,
+    status: watch::Receiver<Status>,
+    started: Instant,
+}
+
+impl Inspection<'_> {
+    fn answer(mut self, question: Question) -> Answer {
+        let tables = self.appliance.publishing.publisher.current();
         match question {
             Question::Services => Answer::Services(self.services(&tables)),
             Question::Backends => Answer::Backends(self.backends(&tables)),
             Question::Flows { limit } => Answer::Flows(self.flows(limit)),
-            Question::Users { by, limit } => Answer::Users(top_talkers::top(
-                self.workers.borrow().shared.flows.views(),
-                &tables,
-                by,
-                limit,
-            )),
+            Question::Users { by, limit } => {
+                Answer::Users(top_talkers::top(self.flow_table().views(), &tables, by, limit))
+            }
             Question::Neighbours => Answer::Neighbours(neighbours(&tables)),
             Question::Workers => Answer::Workers(self.show_workers()),
             Question::Drops => self.drops().map_or_else(Answer::Error, Answer::Drops),
@@ -52,9 +64,11 @@ impl Answerer for Answers {
             Question::Tables => Answer::Tables(Box::new(self.show_tables(&tables))),
         }
     }
-}
 
-impl Answers {
+    fn flow_table(&self) -> &Flows {
+        &self.appliance.workers.shared.flows
+    }
+
     #[cfg(feature = "lab")]
     fn break_worker(&self, worker: usize, fault: crate::admin::Fault) -> Answer {
         use flowgate_dataplane::fault::Fault;
@@ -62,8 +76,7 @@ impl Answers {
             crate::admin::Fault::Panic => Fault::Panic,
             crate::admin::Fault::Hang => Fault::Hang,
         };
-        let workers = self.workers.borrow();
-        match workers.posts.get(worker).map(|post| post.inject(fault)) {
+        match self.appliance.workers.posts.get(worker).map(|post| post.inject(fault)) {
             Some(true) => Answer::Workers(Vec::new()),
             _ => Answer::Error(format!("there is no worker {worker}")),
         }
@@ -71,7 +84,7 @@ impl Answers {
 
     fn services(&self, tables: &Tables) -> Vec<view::Service> {
         let mut flows: HashMap<ServiceId, usize> = HashMap::new();
-        for flow in self.workers.borrow().shared.flows.views() {
+        for flow in self.flow_table().views() {
             if let Some(backend) = tables.services.backends().get(BackendId::from_bits(flow.backend)) {
                 *flows.entry(backend.service).or_default() += 1;
             }
@@ -104,7 +117,7 @@ impl Answers {
         // By backend, and by address for those that were removed and only have old flows left.
         let mut current: HashMap<BackendId, Load> = HashMap::new();
         let mut removed: HashMap<String, Load> = HashMap::new();
-        for flow in self.workers.borrow().shared.flows.views() {
+        for flow in self.flow_table().views() {
             let id = BackendId::from_bits(flow.backend);
             let load = match tables.services.backends().get(id) {
                 Some(_) => current.entry(id).or_default(),
@@ -138,7 +151,7 @@ impl Answers {
     }
 
     fn flows(&self, limit: usize) -> view::Flows {
-        let flows = &self.workers.borrow().shared.flows;
+        let flows = self.flow_table();
         #[expect(clippy::disallowed_methods, reason = "how long ago is for people")]
         let now = tick(Instant::now(), self.started);
         let mut all: Vec<FlowView> = flows.views().collect();
@@ -170,7 +183,7 @@ impl Answers {
     }
 
     fn show_workers(&self) -> Vec<view::Worker> {
-        let workers = self.workers.borrow();
+        let workers = &self.appliance.workers;
         let queue = |socket: &QueueSocket| {
             let proof = workers.proof(&socket.interface);
             view::Queue {
@@ -209,14 +222,14 @@ impl Answers {
             packets,
             meaning: meaning.into(),
         };
-        let steered = self.publishing.borrow().steering.counters().map_err(|error| error.to_string())?;
+        let steered = self.appliance.publishing.steering.counters().map_err(|error| error.to_string())?;
         let is_pass = |reason: &Reason| reason.name().starts_with("pass_");
         let mut rows: Vec<_> = steered
             .iter()
             .filter(|(reason, _)| is_pass(reason))
             .map(|(reason, packets)| row("xdp", reason.name(), *packets, reason.meaning()))
             .collect();
-        let workers = self.workers.borrow();
+        let workers = &self.appliance.workers;
         let sockets: Vec<_> =
             workers.posts.iter().flat_map(|post| &post.sockets).filter_map(QueueSocket::statistics).collect();
         rows.extend(
@@ -233,8 +246,8 @@ impl Answers {
         Ok(rows)
     }
 
-    fn show_tables(&self, tables: &Tables) -> view::Tables {
-        let workers = self.workers.borrow();
+    fn show_tables(&mut self, tables: &Tables) -> view::Tables {
+        let Appliance { workers, publishing } = &mut *self.appliance;
         let flows = &workers.shared.flows;
         let status = self.status.borrow();
         let snat_addresses = tables.snat.all_addresses();
@@ -256,7 +269,7 @@ impl Answers {
             flow_entries_used: flows.used_entries(),
             flow_capacity: flows.capacity(),
             flow_table_bytes: flows.len_bytes(),
-            retired_generations: self.publishing.borrow_mut().publisher.collect(),
+            retired_generations: publishing.publisher.collect(),
             short: workers.short.lately(now),
             report: status.findings().map(|e| format!("{}: {e}", e.severity.name())).collect(),
         }

@@ -15,7 +15,7 @@ use super::{Answer, Question};
 
 /// Whoever knows the answers.
 pub(crate) trait Answerer {
-    fn answer(&self, question: Question) -> Answer;
+    async fn answer(&self, question: Question) -> Answer;
 }
 
 /// Why there is no admin socket.
@@ -90,7 +90,7 @@ async fn converse(stream: UnixStream, answerer: &impl Answerer) -> io::Result<()
     let mut lines = BufReader::new(read.take(QUESTION_MAX_BYTES)).lines();
     while let Some(line) = lines.next_line().await? {
         let answer = match serde_json::from_str(&line) {
-            Ok(question) => answerer.answer(question),
+            Ok(question) => answerer.answer(question).await,
             Err(error) => Answer::Error(format!("the question makes no sense: {error}")),
         };
         let mut text = serde_json::to_vec(&answer)?;

@@ -3,7 +3,7 @@
 //! if that helps; if nothing helps the path is to blame, and the best mode stays.
 //!
 //! Before there is traffic ([`before_traffic`]) the requests leave by the AF_XDP sockets themselves. An interface that
-//! has no carrier by then, or no neighbour that is known, serves unproven and is tried later ([`later`]); then the
+//! has no carrier by then, or no neighbour that is known, serves unproven and is tried later ([`Prover`]); then the
 //! workers have the sockets, so that requests leave by the kernel and only receiving is proven. Answers are taken as the
 //! XDP program passes them to the kernel, by which they come through the same rings of the device as what workers
 //! receive, but not through the copy into a frame of copy mode (whose room the kernel checks exactly). They arrive on
@@ -22,20 +22,18 @@ mod tap;
 mod trial;
 mod witness;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use flowgate_control::netlink;
 use flowgate_tables::{InterfaceId, Routing};
 use flowgate_xsk::steering::{AttachReport, LinkOrigin, Steering, XdpMode};
-use tokio::time::MissedTickBehavior;
+use tokio::task::{JoinError, JoinHandle};
 
 use self::trial::{Finding, Witness};
+use super::Appliance;
 use super::publish::Publishing;
-use super::supervisor::given;
 use super::workers::Workers;
 
 use self::delivery::Pieces;
@@ -75,39 +73,69 @@ pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steerin
     }
 }
 
-/// Proves what could not be proven before, for as long as the process runs, also what changed meanwhile. While sockets are
-/// opened anew the steering program holds the traffic for `hold`, time and again.
-pub(crate) async fn later(
-    workers: Rc<RefCell<Workers>>,
-    publishing: Rc<RefCell<Publishing>>,
+/// Proves what could not be proven before, for as long as the process runs, also what changed meanwhile.
+pub(super) struct Prover {
+    /// How long the steering program holds the traffic while sockets are opened anew, time and again.
     hold: Duration,
-) {
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut rounds, mut pieces, mut planned) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-    loop {
-        let now = ticks.tick().await.into_std();
-        if !workers.borrow().is_serving() {
-            continue;
+    rounds: BTreeMap<String, Rounds>,
+    pieces: BTreeMap<String, Pieces>,
+    tried: Vec<ModeAndPlan>,
+    /// Interfaces that are being tried now, on a thread of their own.
+    asking: Option<JoinHandle<Found>>,
+}
+
+/// What was asked, and what came of it.
+pub(super) type Found = (Vec<Question>, io::Result<Vec<Finding>>);
+
+impl Prover {
+    pub(super) fn new(hold: Duration) -> Self {
+        let (rounds, pieces, tried) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        Self { hold, rounds, pieces, tried, asking: None }
+    }
+
+    /// Begins to try what is to be tried, and looks at what is known.
+    pub(super) fn look(&mut self, appliance: &mut Appliance, now: Instant) {
+        let Appliance { workers, publishing } = appliance;
+        if self.asking.is_some() || !workers.is_serving() {
+            return;
         }
-        note_modes(&mut workers.borrow_mut(), publishing.borrow().steering.report());
-        let open = open_questions(&mut workers.borrow_mut(), &publishing.borrow(), &mut rounds, now);
-        if !open.is_empty() {
-            let asked = tokio::task::spawn_blocking(move || {
-                let devices: Vec<_> =
-                    open.iter().map(|question| (question.ifindex, question.witnesses.clone())).collect();
-                let found = ask::ask(&devices, |tap, at, frame| tap.send(&open[at].link.address, frame));
-                (open, found)
-            });
-            match asked.await {
-                Ok((open, Ok(found))) => conclude(&workers, &publishing, &open, &found),
-                Ok((_, Err(error))) => tracing::warn!(%error, "interfaces cannot be proven"),
-                Err(panic) => tracing::error!(%panic, "interfaces cannot be proven"),
-            }
+        note_modes(workers, publishing.steering.report());
+        let open = open_questions(workers, publishing, &mut self.rounds, now);
+        if open.is_empty() {
+            return self.act(appliance);
         }
-        watch_deliveries(&mut workers.borrow_mut(), &publishing.borrow(), &mut pieces);
-        go_to_planned_modes(&workers, &publishing, &mut planned, hold);
-        workers.borrow_mut().proofs.save_changes();
+        self.asking = Some(tokio::task::spawn_blocking(move || {
+            let devices: Vec<_> =
+                open.iter().map(|question| (question.ifindex, question.witnesses.clone())).collect();
+            let found = ask::ask(&devices, |tap, at, frame| tap.send(&open[at].link.address, frame));
+            (open, found)
+        }));
+    }
+
+    /// What came of a trial; waits for ever while there is none.
+    pub(super) async fn found(&mut self) -> Result<Found, JoinError> {
+        let found = match &mut self.asking {
+            Some(asking) => asking.await,
+            None => std::future::pending().await,
+        };
+        self.asking = None;
+        found
+    }
+
+    /// Goes by what came of a trial.
+    pub(super) fn conclude(&mut self, appliance: &mut Appliance, found: Result<Found, JoinError>) {
+        match found {
+            Ok((open, Ok(found))) => conclude(appliance, &open, &found),
+            Ok((_, Err(error))) => tracing::warn!(%error, "interfaces cannot be proven"),
+            Err(panic) => tracing::error!(%panic, "interfaces cannot be proven"),
+        }
+        self.act(appliance);
+    }
+
+    fn act(&mut self, appliance: &mut Appliance) {
+        watch_deliveries(&mut appliance.workers, &appliance.publishing, &mut self.pieces);
+        go_to_planned_modes(appliance, &mut self.tried, self.hold);
+        appliance.workers.proofs.save_changes();
     }
 }
 
@@ -129,7 +157,7 @@ fn watch_deliveries(workers: &mut Workers, publishing: &Publishing, pieces: &mut
 }
 
 /// An interface that is to be tried while workers have its sockets.
-struct Question {
+pub(super) struct Question {
     interface: String,
     ifindex: u32,
     mode: Mode,
@@ -189,13 +217,7 @@ fn open_questions(
 }
 
 /// Notes what was found while workers had the sockets.
-fn conclude(
-    workers: &RefCell<Workers>,
-    publishing: &RefCell<Publishing>,
-    open: &[Question],
-    found: &[Finding],
-) {
-    let (mut workers, publishing) = (workers.borrow_mut(), publishing.borrow());
+fn conclude(Appliance { workers, publishing }: &mut Appliance, open: &[Question], found: &[Finding]) {
     for (question, finding) in open.iter().zip(found) {
         let Question { interface, ifindex, mode, chunk_len, .. } = question;
         let is_same = |report: &AttachReport| report.interface == *interface && report.ifindex == *ifindex;
@@ -203,7 +225,7 @@ fn conclude(
         if !still || workers.mode(interface) != Some(*mode) || workers.chunk_len() != *chunk_len {
             continue; // it has changed meanwhile: another question
         }
-        note(&mut workers, interface, *mode, *chunk_len, outcome(*finding, *mode, Sender::Kernel));
+        note(workers, interface, *mode, *chunk_len, outcome(*finding, *mode, Sender::Kernel));
     }
 }
 
@@ -223,13 +245,11 @@ type ModeAndPlan = (String, Option<Mode>, Option<Mode>);
 /// Takes interfaces that serve to the modes that follow from what is known. `tried` is with what this was tried last: once
 /// is enough, since nobody is served meanwhile.
 fn go_to_planned_modes(
-    workers: &RefCell<Workers>,
-    publishing: &RefCell<Publishing>,
+    Appliance { workers, publishing }: &mut Appliance,
     tried: &mut Vec<ModeAndPlan>,
     hold: Duration,
 ) {
-    let (mut workers, mut publishing) = (workers.borrow_mut(), publishing.borrow_mut());
-    refuse_what_is_not_allowed(&mut workers, publishing.steering.report());
+    refuse_what_is_not_allowed(workers, publishing.steering.report());
     let mode_and_plan = |AttachReport { interface, .. }: &AttachReport| {
         (interface.clone(), workers.mode(interface), workers.proofs.plan(interface))
     };
@@ -241,14 +261,13 @@ fn go_to_planned_modes(
     *tried = now;
     let routing = &publishing.publisher.current().routing;
     let hold = Hold::Traffic(hold);
-    let settled =
-        workers.pause().and_then(|()| settle(&mut workers, &mut publishing.steering, routing, hold));
+    let settled = workers.pause().and_then(|()| settle(workers, &mut publishing.steering, routing, hold));
     let goes_on = settled.and_then(|()| {
-        if refuse_what_is_not_allowed(&mut workers, publishing.steering.report()) {
-            apply(&mut workers, &mut publishing.steering, hold)?;
+        if refuse_what_is_not_allowed(workers, publishing.steering.report()) {
+            apply(workers, &mut publishing.steering, hold)?;
         }
         workers.restarts.fallback += 1;
-        workers.go_on(&given(&publishing))
+        workers.go_on(&publishing.given())
     });
     if let Err(error) = goes_on {
         tracing::error!("the sockets cannot be opened in another mode yet: {error:#}");
@@ -522,7 +541,7 @@ fn tell(workers: &Workers, interface: &str) {
 }
 
 /// How often there is a look at what is to be tried.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long an interface is left alone after a trial that nobody answered; four times as long after each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is tried.

@@ -3,9 +3,10 @@
 use flowgate_control::Update;
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{FrontendKind, Publisher, Tables};
-use flowgate_xsk::steering::{AttachReport, Steering, SteeringError, SteeringSet, VipKey};
+use flowgate_xsk::steering::{AttachReport, Device, Steering, SteeringError, SteeringSet, VipKey};
 
 use super::vlan_offload::TagCare;
+use super::workers::Given;
 
 /// The tables that workers see, and the maps that the XDP program sees.
 #[derive(Debug)]
@@ -19,6 +20,16 @@ pub(crate) struct Publishing {
 }
 
 impl Publishing {
+    /// What workers are given now.
+    pub(crate) fn given(&self) -> Given<'_> {
+        Given { attached: self.steering.report(), publisher: &self.publisher, map: self.steering.sockets() }
+    }
+
+    /// The devices of all interfaces as they are now.
+    pub(super) fn devices(&self) -> Vec<Option<Device>> {
+        self.steering.report().iter().map(|report| Device::named(&report.interface)).collect()
+    }
+
     /// Makes a generation current. What is gone is no longer sent up before the workers forget it; what
     /// is new is sent up only once they know it.
     pub(crate) fn publish(&mut self, update: Update) -> Result<(), SteeringError> {

@@ -1,23 +1,24 @@
-//! What the control thread looks after between publications: workers, interfaces, and that the steering
-//! program holds the traffic for a successor as long as there is reason to expect one.
+//! The supervisor: owns workers and publishing, looks after everything that may break while traffic flows, and does what
+//! the others ask of it, one request after the other. Holds the traffic for a successor, through the steering program, as
+//! long as there is reason to expect one.
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flowgate_xsk::steering::Device;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 
-use super::prove;
-use super::publish::Publishing;
+use super::Appliance;
+use super::prove::{self, Prover};
 use super::reexec::Reexecutions;
-use super::workers::{Given, Workers};
+use super::workers::Workers;
 
-/// Looks after everything that may break while traffic flows.
-pub(crate) struct Care {
-    workers: Rc<RefCell<Workers>>,
-    publishing: Rc<RefCell<Publishing>>,
+/// Owns what serves.
+pub(crate) struct Supervisor {
+    pub(crate) appliance: Appliance,
+    requests: mpsc::Receiver<Request>,
+    prover: Prover,
     ailments: watch::Sender<Arc<[String]>>,
     reexecutions: Reexecutions,
     /// How long the traffic is held for a successor after the end of this process.
@@ -29,18 +30,53 @@ pub(crate) struct Care {
     seen: Vec<Option<Device>>,
 }
 
-impl Care {
+/// Something to be done with what serves.
+type Request = Box<dyn FnOnce(&mut Appliance)>;
+
+/// By which others ask the supervisor.
+#[derive(Clone)]
+pub(crate) struct SupervisorHandle {
+    requests: mpsc::Sender<Request>,
+}
+
+/// The process is ending: nobody answers any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("flowgate is ending")]
+pub(crate) struct Ending;
+
+impl SupervisorHandle {
+    /// Has the supervisor do something, and hands back what came of it. It must be short: workers are not watched
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// [`Ending`].
+    pub(crate) async fn ask<R: 'static>(
+        &self,
+        what: impl FnOnce(&mut Appliance) -> R + 'static,
+    ) -> Result<R, Ending> {
+        let (reply, answer) = oneshot::channel();
+        let request: Request = Box::new(move |appliance| {
+            // Who asked may have gone away.
+            let _ = reply.send(what(appliance));
+        });
+        self.requests.send(request).await.map_err(|_closed| Ending)?;
+        answer.await.map_err(|_closed| Ending)
+    }
+}
+
+impl Supervisor {
     pub(crate) fn new(
-        workers: Rc<RefCell<Workers>>,
-        publishing: Rc<RefCell<Publishing>>,
+        appliance: Appliance,
         ailments: watch::Sender<Arc<[String]>>,
         reexecutions: Reexecutions,
         hold: Duration,
-    ) -> Self {
-        let devices = devices(&publishing.borrow());
-        Self {
-            workers,
-            publishing,
+    ) -> (Self, SupervisorHandle) {
+        let (sender, requests) = mpsc::channel(REQUESTS_WAITING);
+        let devices = appliance.publishing.devices();
+        let supervisor = Self {
+            appliance,
+            requests,
+            prover: Prover::new(hold),
             ailments,
             reexecutions,
             hold,
@@ -48,43 +84,61 @@ impl Care {
             looked_at: None,
             opened_for: devices.clone(),
             seen: devices,
-        }
+        };
+        (supervisor, SupervisorHandle { requests: sender })
     }
 
     /// Looks after everything until a worker hangs that only another process can replace: its number.
-    pub(crate) async fn until_a_worker_hangs(mut self) -> usize {
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
+    pub(crate) async fn until_a_worker_hangs(&mut self) -> usize {
         // After a long operation the next look is due later, not several at once.
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let every = |period| {
+            let mut ticks = tokio::time::interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        let (mut looks, mut proofs) = (every(LOOK_EVERY), every(prove::LOOK_EVERY));
         loop {
-            // A late tick tells when it was due. Workers would seem to have stood still since then.
-            ticks.tick().await;
-            let now = tokio::time::Instant::now().into_std();
-            if let Some(worker) = self.look_after_workers(now) {
-                return worker;
+            tokio::select! {
+                _ = looks.tick() => {
+                    if let Some(worker) = self.look() {
+                        return worker;
+                    }
+                }
+                _ = proofs.tick() => self.prover.look(&mut self.appliance, now()),
+                found = self.prover.found() => self.prover.conclude(&mut self.appliance, found),
+                Some(request) = self.requests.recv() => request(&mut self.appliance),
             }
-            if self.looked_at.is_none_or(|at| now.duration_since(at) >= INTERFACES_EVERY) {
-                self.looked_at = Some(now);
-                self.look_after_interfaces();
-            }
-            self.hold_on(now);
-            self.look_after_services(now);
-            show_ailments(&self.workers.borrow(), &self.ailments);
-            self.publishing.borrow_mut().publisher.collect();
         }
     }
 
+    fn look(&mut self) -> Option<usize> {
+        // A late tick tells when it was due. Workers would seem to have stood still since then.
+        let now = now();
+        if let Some(worker) = self.look_after_workers(now) {
+            return Some(worker);
+        }
+        if self.looked_at.is_none_or(|at| now.duration_since(at) >= INTERFACES_EVERY) {
+            self.looked_at = Some(now);
+            self.look_after_interfaces();
+        }
+        self.hold_on(now);
+        self.look_after_services(now);
+        show_ailments(&self.appliance.workers, &self.ailments);
+        self.appliance.publishing.publisher.collect();
+        None
+    }
+
     /// Says whose new flows are refused, and what would help.
-    fn look_after_services(&self, now: Instant) {
-        let tables = self.publishing.borrow().publisher.current();
-        for warning in self.workers.borrow_mut().short.look(&tables, now) {
+    fn look_after_services(&mut self, now: Instant) {
+        let tables = self.appliance.publishing.publisher.current();
+        for warning in self.appliance.workers.short.look(&tables, now) {
             tracing::warn!("{warning}");
         }
     }
 
-    fn look_after_workers(&self, now: Instant) -> Option<usize> {
-        let publishing = self.publishing.borrow();
-        let hanging = self.workers.borrow_mut().watch(&given(&publishing), now);
+    fn look_after_workers(&mut self, now: Instant) -> Option<usize> {
+        let Appliance { workers, publishing } = &mut self.appliance;
+        let hanging = workers.watch(&publishing.given(), now);
         let worker = hanging.first().copied()?;
         if self.reexecutions.may_go_on() {
             return Some(worker);
@@ -96,14 +150,14 @@ impl Care {
     /// Opens the sockets anew when an interface has come, gone or changed. Two looks must agree: a device may
     /// be in the middle of it.
     fn look_after_interfaces(&mut self) {
-        let devices = devices(&self.publishing.borrow());
+        let devices = self.appliance.publishing.devices();
         let settled = devices == self.seen;
         self.seen.clone_from(&devices);
-        let due = devices != self.opened_for || self.workers.borrow().to_be_reopened;
+        let due = devices != self.opened_for || self.appliance.workers.to_be_reopened;
         if !due || !settled || devices.iter().all(Option::is_none) {
             return;
         }
-        let mut publishing = self.publishing.borrow_mut();
+        let Appliance { workers, publishing } = &mut self.appliance;
         for (report, device) in publishing.steering.report().iter().zip(&devices) {
             let interface = &report.interface;
             match device {
@@ -120,7 +174,7 @@ impl Care {
         if let Err(error) = prove::forget_deliveries(&mut publishing.steering) {
             tracing::error!("what the interfaces deliver is not watched: {error:#}");
         }
-        if let Err(error) = self.workers.borrow_mut().reopen(&given(&publishing)) {
+        if let Err(error) = workers.reopen(&publishing.given()) {
             tracing::error!("the sockets cannot be opened anew yet: {error:#}");
         }
     }
@@ -129,28 +183,18 @@ impl Care {
     /// loses its traffic to the kernel when that time is over.
     fn hold_on(&mut self, now: Instant) {
         let due = self.held_at.is_none_or(|at| now.duration_since(at) >= HOLD_EVERY);
-        if self.hold.is_zero() || !due || !self.workers.borrow().are_well() {
+        if self.hold.is_zero() || !due || !self.appliance.workers.are_well() {
             return;
         }
         self.held_at = Some(now);
-        if let Err(error) = self.publishing.borrow_mut().steering.hold_for(self.hold) {
+        if let Err(error) = self.appliance.publishing.steering.hold_for(self.hold) {
             tracing::error!(%error, "the next restart may be seen by clients");
         }
     }
 }
 
-/// What workers are given now.
-pub(crate) fn given(publishing: &Publishing) -> Given<'_> {
-    Given {
-        attached: publishing.steering.report(),
-        publisher: &publishing.publisher,
-        map: publishing.steering.sockets(),
-    }
-}
-
-/// The devices of all interfaces as they are now.
-fn devices(publishing: &Publishing) -> Vec<Option<Device>> {
-    publishing.steering.report().iter().map(|report| Device::named(&report.interface)).collect()
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// Tells health which workers are not well.
@@ -174,3 +218,5 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const INTERFACES_EVERY: Duration = Duration::from_millis(200);
 /// How often the hold is prolonged.
 const HOLD_EVERY: Duration = Duration::from_millis(500);
+/// Requests that wait; more have to wait for room.
+const REQUESTS_WAITING: usize = 64;

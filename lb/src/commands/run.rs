@@ -5,7 +5,6 @@
 //! kernel or, if an earlier process ended a moment ago, is held by the XDP program; from then on a packet
 //! that the program sends up finds tables that know it, and the flows of that process.
 
-use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,10 +23,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::AdminServer;
-use crate::admin::handler::Answers;
+use crate::admin::handler::Handler;
+use crate::appliance::Appliance;
 use crate::appliance::publish::Publishing;
 use crate::appliance::reexec::Reexecutions;
-use crate::appliance::supervisor::{Care, given};
+use crate::appliance::supervisor::{Supervisor, SupervisorHandle};
 use crate::appliance::vlan_offload::TagCare;
 use crate::appliance::workers::Workers;
 use crate::appliance::{flow_files, host, prove};
@@ -98,20 +98,13 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     };
     let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
-    let workers = Rc::new(RefCell::new(workers));
     let answers_echo = config.options.echo_vips;
-    let tags = TagCare::default();
-    let publishing = Rc::new(RefCell::new(Publishing { publisher, steering, answers_echo, tags }));
-    let answers = Answers {
-        workers: Rc::clone(&workers),
-        publishing: Rc::clone(&publishing),
-        status: status_receiver.clone(),
-        started,
-    };
-    let sink = Sink { publishing: Rc::clone(&publishing), workers: Rc::clone(&workers), hold: config.hold };
+    let publishing = Publishing { publisher, steering, answers_echo, tags: TagCare::default() };
+    let appliance = Appliance { workers, publishing };
+    let (mut supervisor, handle) = Supervisor::new(appliance, ailments, reexecutions.clone(), config.hold);
+    let handler = Handler { supervisor: handle.clone(), status: status_receiver.clone(), started };
     let metrics = Metrics::new(
-        Rc::clone(&workers),
-        Rc::clone(&publishing),
+        handle.clone(),
         vitals.clone(),
         &probe_counts,
         Extent {
@@ -134,26 +127,24 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
             health: health::Config { listen: config.health_listen, vitals, counts: probe_counts },
             shutdown: shutdown_receiver,
         },
-        sink.into_fn(),
+        sink(handle, config.hold),
     );
-    let care =
-        Care::new(Rc::clone(&workers), Rc::clone(&publishing), ailments, reexecutions.clone(), config.hold);
     let logged = log_reports(status_receiver);
     let signalled = signalled()?;
     let outcome = tokio::select! {
         ended = control => ended.context("the control plane").map(|()| Ended::Signal("ended")),
-        worker = care.until_a_worker_hangs() => {
+        worker = supervisor.until_a_worker_hangs() => {
             tracing::error!(worker, "the process begins anew; its flows go on");
             Ok(Ended::Hang(reexecutions))
         }
         () = logged => Ok(Ended::Signal("ended")),
-        () = prove::later(Rc::clone(&workers), Rc::clone(&publishing), config.hold) => Ok(Ended::Signal("ended")),
-        () = admin.serve(Rc::new(answers)) => Ok(Ended::Signal("ended")),
+        () = admin.serve(Rc::new(handler)) => Ok(Ended::Signal("ended")),
         () = metrics.serve(config.metrics_listen, &metrics_status) => Ok(Ended::Signal("ended")),
         how = signalled => Ok(Ended::Signal(how)),
     };
     drop((shutdown, metrics));
-    let cleared = stop_traffic(&mut publishing.borrow_mut(), config.hold);
+    let Appliance { workers, mut publishing } = supervisor.appliance;
+    let cleared = stop_traffic(&mut publishing, config.hold);
     match outcome {
         Ok(Ended::Hang(_)) => return outcome,
         Ok(Ended::Signal(how)) => {
@@ -162,9 +153,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         Err(_) => {}
     }
     // First the traffic, then those who serve it.
-    if let Ok(workers) = Rc::try_unwrap(workers) {
-        workers.into_inner().stop();
-    }
+    workers.stop();
     cleared.context("taking the traffic away")?;
     outcome
 }
@@ -225,30 +214,30 @@ fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> any
 }
 
 /// Publishes what control compiled; the first generation brings the traffic.
-struct Sink {
-    publishing: Rc<RefCell<Publishing>>,
-    workers: Rc<RefCell<Workers>>,
-    hold: Duration,
+fn sink(supervisor: SupervisorHandle, hold: Duration) -> impl AsyncFnMut(Update) -> anyhow::Result<()> {
+    let mut is_first = true;
+    async move |update: Update| {
+        let begins = std::mem::take(&mut is_first);
+        supervisor.ask(move |appliance| publish(appliance, update, begins.then_some(hold))).await?
+    }
 }
 
-impl Sink {
-    fn into_fn(self) -> impl FnMut(Update) -> anyhow::Result<()> {
-        let mut first = true;
-        move |update| {
-            let generation = update.tables.generation;
-            let (services, backends) =
-                (update.tables.services.services().len(), update.tables.services.backends().len());
-            let mut publishing = self.publishing.borrow_mut();
-            if std::mem::take(&mut first) {
-                // What is ours from now on must not pass to the kernel before the workers have it.
-                publishing.steering.hold_for(self.hold)?;
-            }
-            publishing.publish(update)?;
-            self.workers.borrow_mut().start(&given(&publishing))?;
-            tracing::info!(generation, services, backends, "published");
-            Ok(())
-        }
+fn publish(
+    Appliance { workers, publishing }: &mut Appliance,
+    update: Update,
+    hold: Option<Duration>,
+) -> anyhow::Result<()> {
+    let generation = update.tables.generation;
+    let (services, backends) =
+        (update.tables.services.services().len(), update.tables.services.backends().len());
+    if let Some(hold) = hold {
+        // What is ours from now on must not pass to the kernel before the workers have it.
+        publishing.steering.hold_for(hold)?;
     }
+    publishing.publish(update)?;
+    workers.start(&publishing.given())?;
+    tracing::info!(generation, services, backends, "published");
+    Ok(())
 }
 
 /// Each finding is logged once, when it appears.

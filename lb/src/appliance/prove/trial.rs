@@ -20,7 +20,7 @@ pub(super) struct Witness {
 
 /// What a trial has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Finding {
+pub(in crate::appliance) enum Finding {
     /// A packet of so many bytes came back whole from this neighbour.
     Proven { witness: IpAddr, bytes: usize },
     /// Nobody answers even a small one.
