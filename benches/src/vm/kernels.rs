@@ -3,7 +3,13 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZero,
     path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -49,27 +55,37 @@ impl KernelReport {
     }
 }
 
-/// Boots each kernel and runs the tests in it.
+/// Boots each kernel and runs the tests in it, as many at once as there are cores.
 pub fn kernels(options: &KernelOptions, flowgate: &Path, stop: &Stop) -> Result<KernelReport> {
     let store = Store::new(&options.store);
-    let mut report = KernelReport::default();
-    for name in &options.kernels {
-        interrupt::check(stop)?;
-        let kernel = Kernel::open(&store, name)?;
-        say(&format!("Linux {} ({name})", kernel.release()));
-        let outcome = if kernel.is_supported() {
-            run_tests(options, &store, &kernel, flowgate, stop)
-        } else {
-            expect_refusal(&store, &kernel, flowgate, stop)
-        };
-        let outcome = match outcome {
-            Err(interrupted @ Error::Interrupted) => return Err(interrupted),
-            outcome => outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string())),
-        };
-        report.failed += usize::from(matches!(outcome, Outcome::Failed(_)));
-        report.kernels.insert(kernel.version(), outcome.words());
-    }
-    Ok(report)
+    let kernels =
+        options.kernels.iter().map(|name| Kernel::open(&store, name)).collect::<Result<Vec<_>>>()?;
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let (next, report) = (AtomicUsize::new(0), Mutex::new(KernelReport::default()));
+    let run = || -> Result<()> {
+        while let Some(kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
+            interrupt::check(stop)?;
+            say(&format!("{}: Linux {}", kernel.version(), kernel.release()));
+            let outcome = if kernel.is_supported() {
+                run_tests(options, &store, kernel, flowgate, stop)
+            } else {
+                expect_refusal(&store, kernel, flowgate, stop)
+            };
+            let outcome = match outcome {
+                Err(interrupted @ Error::Interrupted) => return Err(interrupted),
+                outcome => outcome.unwrap_or_else(|error| Outcome::Failed(error.to_string())),
+            };
+            let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+            report.failed += usize::from(matches!(outcome, Outcome::Failed(_)));
+            report.kernels.insert(kernel.version(), outcome.words(&kernel.version()));
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let runs: Vec<_> = (0..cores.min(kernels.len())).map(|_| scope.spawn(run)).collect();
+        runs.into_iter().try_for_each(|run| run.join().expect("a run of kernels reports its errors"))
+    })?;
+    Ok(report.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 enum Outcome {
@@ -80,12 +96,12 @@ enum Outcome {
 }
 
 impl Outcome {
-    fn words(self) -> String {
+    fn words(self, version: &str) -> String {
         match self {
             Self::Passed => "ok".into(),
             Self::Refused => "refused: too old".into(),
             Self::Failed(why) => {
-                say(&why);
+                say(&format!("{version}: {why}"));
                 format!("failed: {}", why.lines().next().unwrap_or_default())
             }
         }
@@ -106,7 +122,7 @@ fn run_tests(
         if !tested.is_well {
             return Ok(Outcome::Failed(tested.words));
         }
-        say(&format!("  {}: {} passed", test.name(), tested.tests.len()));
+        say(&format!("{}: {}: {} passed", kernel.version(), test.name(), tested.tests.len()));
     }
     machine.power_off()?;
     Ok(Outcome::Passed)
@@ -129,7 +145,7 @@ fn expect_refusal(store: &Store, kernel: &Kernel, flowgate: &Path, stop: &Stop) 
     }
     match sentence.filter(|sentence| sentence.contains(&version) && sentence.contains("older than")) {
         Some(sentence) if ended.code == Some(1) => {
-            say(&format!("  {sentence}"));
+            say(&format!("{version}: {sentence}"));
             Ok(Outcome::Refused)
         }
         _ => {
