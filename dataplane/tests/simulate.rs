@@ -1,7 +1,7 @@
 //! Whole conversations through the gateway's workers, each packet held against an independent model.
 //!
-//! `SEEDS` runs (default 60) from `FIRST_SEED` (default 1), after the seeds that once failed, which
-//! `corpus/seeds.txt` keeps. A failure is shrunk, told and kept there. The last line is
+//! `SEEDS` runs (default 60) from `FIRST_SEED` (default 1), variables or arguments such as `SEEDS=20`, after the seeds
+//! that once failed, which `corpus/seeds.txt` keeps. A failure is shrunk, told and kept there. The last line is
 //! `{"seeds":N,"differences":D}`.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 #![allow(clippy::print_stdout, reason = "progress and failures must be seen")]
@@ -22,7 +22,11 @@ fn main() -> ExitCode {
     if arguments.iter().any(|argument| argument == "--list") {
         return ExitCode::SUCCESS;
     }
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name: &str| {
+        let argument = arguments.iter().find_map(|argument| argument.strip_prefix(name)?.strip_prefix('='));
+        let text = argument.map(str::to_owned).or_else(|| std::env::var(name).ok())?;
+        text.parse::<u64>().ok()
+    };
     let (seeds, first) = (number("SEEDS").unwrap_or(60), number("FIRST_SEED").unwrap_or(1));
     let kept = kept_seeds();
     let mut differences = 0_u64;
