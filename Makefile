@@ -1,7 +1,9 @@
 # README's commands. Each target installs or names what it needs.
 
 CARGO ?= cargo
-FLOWGATE := target/release/flowgate
+# With the lab in it; what operators run is target/release/flowgate.
+FLOWGATE := target/lab/flowgate
+WITH_LAB := --features flowgate/lab
 FUZZ_SECONDS ?= 60
 SEEDS ?= 10000
 SECONDS ?= 60
@@ -11,27 +13,33 @@ DEVICE ?= igb
 KERNEL ?= sid
 QUEUES ?= 1
 
-.PHONY: build kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz simulate faults soak kernels vm vm-tests clean deps root
+.PHONY: build lab kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz simulate faults soak kernels vm vm-tests clean deps root
 
+# What operators run: target/release/flowgate, and its symbols in flowgate.dwp beside it.
 build: deps
 	$(CARGO) build --release -p flowgate
+
+# The same with the lab and the load generator: target/lab/flowgate.
+lab: deps
+	$(CARGO) build --profile lab -p flowgate $(WITH_LAB)
 
 # The Kubernetes control plane of the lab, from its Go modules; built anew only when its sources changed.
 kubernetes:
 	@.ci/deps kubernetes
 	@.ci/kubernetes
 
-demo: root build
+demo: root lab
 	$(FLOWGATE) lab demo
 
 # Everything: format, lints, unit, property, golden, fuzz replay, and the network tests, which need root.
 test: root lint kubernetes
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace $(WITH_LAB)
 	$(CARGO) test -p flowgate-flow --features interleave --test interleave
 
 lint: deps
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets $(WITH_LAB) -- -D warnings
+	$(CARGO) clippy -p flowgate -- -D warnings
 
 # Criterion benches of the pipeline and its parts; ends with one line of JSON.
 bench: deps
@@ -39,15 +47,15 @@ bench: deps
 	@$(CARGO) run -q --release -p flowgate-benches --bin bench-report
 
 # Packets per second against a bare AF_XDP forwarder in the lab; ends with one line of JSON.
-bench-lab: root build
+bench-lab: root lab
 	$(FLOWGATE) lab bench
 
 # The same objects and probes through flowgate and real kube-proxy; ends with one line of JSON.
-compare-kube-proxy: root build kubernetes
+compare-kube-proxy: root lab kubernetes
 	$(FLOWGATE) lab compare
 
 # Milliseconds from API to forwarding at 5,000 Services, beside real kube-proxy; ends with one line of JSON.
-bench-control: root build kubernetes
+bench-control: root lab kubernetes
 	$(FLOWGATE) lab bench-control
 
 # Ten targets share FUZZ_SECONDS, with overflow checks on; ends with one line of JSON. What panics is kept in the
@@ -65,11 +73,11 @@ simulate: deps
 	SEEDS=$(SEEDS) $(CARGO) test -q --release -p flowgate-dataplane --test simulate
 
 # Everything that can break around a gateway, done to a real one under load; ends with one line of JSON.
-faults: root build
+faults: root lab
 	$(FLOWGATE) lab faults
 
 # The same all at once for a time: SECONDS=3600 SEED=7 make soak; ends with one line of JSON.
-soak: root build
+soak: root lab
 	$(FLOWGATE) lab soak --seconds $(SECONDS) --seed $(SEED)
 
 # Other kernels, in QEMU without KVM: tests of this workspace run in each; ends with one line of JSON. KERNELS names
@@ -82,7 +90,7 @@ kernels: root deps
 
 # The driver of an emulated NIC, with the real binary, in QEMU without KVM: DEVICE is igb, virtio-net, vmxnet3 or e1000e,
 # QUEUES up to 4, each with a worker; ends with one line of JSON.
-vm: root build
+vm: root lab
 	@.ci/deps vm
 	@.ci/vm $(KERNEL)
 	$(FLOWGATE) lab vm --device $(DEVICE) --kernel $(KERNEL) --queues $(QUEUES)

@@ -2,6 +2,9 @@
 //!
 //! Needs root, for network namespaces and XDP: without it every test says so and fails.
 
+#[cfg(not(feature = "lab"))]
+compile_error!("these tests need the lab: `make test`, or `cargo test --features flowgate/lab`");
+
 use std::{
     process::Command,
     sync::{Mutex, PoisonError},

@@ -2,6 +2,9 @@
 //! of the namespaces counted.
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
+#[cfg(not(feature = "lab"))]
+compile_error!("these tests need the lab: `make test`, or `cargo test --features flowgate/lab`");
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
