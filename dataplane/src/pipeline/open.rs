@@ -171,7 +171,7 @@ impl Router {
                 Inserted::Existing(found) => return Ok(found),
                 Inserted::ReplyTaken(holder) => {
                     counters.add(Event::SnatCollisions, 1);
-                    let idle = flows.spare_since(&holder, context.now);
+                    let idle = flows.evictable_idle_ms(&holder, context.now);
                     if let Some(idle) = idle.filter(|idle| spare.is_none_or(|(most, ..)| *idle > most)) {
                         spare = Some((idle, holder, source));
                     }
@@ -181,7 +181,7 @@ impl Router {
         }
         let (_, holder, source) = spare.ok_or(Verdict::Drop(none_left))?;
         // Another worker may have answered it or taken its port since: then the next packet tries again.
-        if flows.spare_since(&holder, context.now).is_some() && flows.remove(&holder) {
+        if flows.evictable_idle_ms(&holder, context.now).is_some() && flows.remove(&holder) {
             counters.add(Event::SnatPortsReclaimed, 1);
             if let Inserted::New(found) = flows.insert(&towards.flow(tuple, source), context.now) {
                 counters.add(Event::FlowsOpened, 1);

@@ -16,7 +16,7 @@ use crate::sync::Ordering;
 impl<A: FlowAddress> FlowTable<A> {
     /// For how long a flow that may be ended to make room for another has been silent, in milliseconds; none for one
     /// that may not: it is established, or is being inserted or removed.
-    pub fn spare_since(&self, found: &Found<'_, A>, now: Tick) -> Option<u32> {
+    pub fn evictable_idle_ms(&self, found: &Found<'_, A>, now: Tick) -> Option<u32> {
         let identity = found.entry.identity()?;
         self.may_evict(found.entry, &identity).then(|| now.since(found.entry.last_seen()))
     }

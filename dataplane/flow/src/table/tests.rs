@@ -473,7 +473,7 @@ fn a_taken_reply_tells_whether_its_flow_may_make_room() {
     let table = FlowTable::new(1000, KEY).unwrap();
     table.insert(&tcp(1, 1000, 40_000), Tick(1));
     let Inserted::ReplyTaken(holder) = table.insert(&tcp(2, 1000, 40_000), Tick(5)) else { panic!("taken") };
-    assert_eq!(table.spare_since(&holder, Tick(5)), Some(4));
+    assert_eq!(table.evictable_idle_ms(&holder, Tick(5)), Some(4));
     holder.saw_tcp(TcpFlags::SYN.union(TcpFlags::ACK));
-    assert_eq!(table.spare_since(&holder, Tick(5)), None);
+    assert_eq!(table.evictable_idle_ms(&holder, Tick(5)), None);
 }
