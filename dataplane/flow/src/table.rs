@@ -189,7 +189,7 @@ impl<A: FlowAddress> FlowTable<A> {
     /// The entry of a flow that was inserted since step two, by a packet before this one or by another
     /// worker. Apart from [`find`](Self::find), since most packets find their entry there.
     #[cold]
-    pub fn find_late(&self, probe: &Probe, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
+    pub fn find_again(&self, probe: &Probe, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
         let mut probe = *probe;
         self.prefetch(&mut probe);
         self.find(&probe, tuple)

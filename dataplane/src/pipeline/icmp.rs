@@ -63,7 +63,7 @@ impl Router {
         let answer = quoted.tuple.reversed();
         let flows = A::table(context.flows);
         let probe = flows.probe(&answer);
-        let found = flows.find_late(&probe, &answer);
+        let found = flows.find_again(&probe, &answer);
         if found.is_none() && !is_kept_reply(&answer, context) {
             return Verdict::Drop(DropReason::NoFlow);
         }

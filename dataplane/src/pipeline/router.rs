@@ -103,7 +103,8 @@ impl Router {
             return Verdict::Report(Problem::TimeExceeded);
         }
         let flows = A::table(context.flows);
-        let known = match flows.find(probe, &packet.tuple).or_else(|| flows.find_late(probe, &packet.tuple)) {
+        let known = match flows.find(probe, &packet.tuple).or_else(|| flows.find_again(probe, &packet.tuple))
+        {
             Some(over) if is_over(&over, packet, context) => {
                 counters.add(Event::FlowsReplaced, u64::from(flows.remove(&over)));
                 None
@@ -272,7 +273,7 @@ fn note_in_full<A: Family>(
             return;
         }
     } else if flags.intersects(TcpFlags::ACK) && flows.is_reset_by_peer(found) {
-        flows.revive(found);
+        flows.undo_reset(found);
         counters.add(Event::ResetsRefuted, 1);
     }
     if flags.intersects(TcpFlags::SYN) {

@@ -43,7 +43,7 @@ impl<A: FlowAddress> FlowTable<A> {
 
     /// Forgets that the connection was reset, since the one that was to end it goes on: it took the reset for
     /// forged and says so (RFC 5961 section 3.2).
-    pub fn revive(&self, found: &Found<'_, A>) {
+    pub fn undo_reset(&self, found: &Found<'_, A>) {
         for entry in [Some(found.entry), self.peer_of(found.entry)].into_iter().flatten() {
             let seen = TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
             entry.tcp_seen.store(seen.revived().to_bits(), Ordering::Relaxed);

@@ -92,7 +92,7 @@ fn a_flow_inserted_after_the_tags_were_compared_is_found_late() {
         table.prefetch(&mut probe);
         assert!(matches!(table.insert(&flow, Tick(1)), Inserted::New(_)));
         assert!(table.find(&probe, tuple).is_none());
-        let found = table.find_late(&probe, tuple).unwrap();
+        let found = table.find_again(&probe, tuple).unwrap();
         assert_eq!(found.forwarding.backend, flow.backend);
         in_second_bucket += u32::from(found.index.0 / BUCKET_SLOTS != probe.buckets[0]);
     }
@@ -236,7 +236,7 @@ fn a_reset_counts_only_within_the_window_and_until_its_receiver_goes_on() {
     for inside in [acked, acked.wrapping_add(1000), acked.wrapping_add(15 << 20)] {
         assert!(table.reset(&client, inside), "{inside:#x}");
         assert_eq!((table.tcp_phase(&client), table.is_reset_by_peer(&server)), (TcpPhase::Reset, true));
-        table.revive(&server);
+        table.undo_reset(&server);
         assert_eq!(
             (table.tcp_phase(&client), table.is_reset_by_peer(&server)),
             (TcpPhase::Established, false)
