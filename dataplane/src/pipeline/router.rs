@@ -277,7 +277,7 @@ fn note_in_full<A: Family>(
         counters.add(Event::ResetsRefuted, 1);
     }
     if flags.intersects(TcpFlags::SYN) {
-        flows.answered(found);
+        flows.mark_replied(found);
     }
     note(frame, found, packet, context);
 }

@@ -43,7 +43,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Notes that the reply direction `found` carries a SYN: the connection is no longer half open.
-    pub fn answered(&self, found: &Found<'_, A>) {
+    pub fn mark_replied(&self, found: &Found<'_, A>) {
         if found.side() == Side::Reply && !Self::has_synchronised(found.entry) {
             self.forget_half_open();
         }

@@ -445,7 +445,7 @@ fn half_open_connections_are_counted_until_they_are_answered_or_gone() {
     for port in 0..4 {
         let reply = table.lookup(&reply_tuple(Protocol::Tcp, 40_000 + port)).unwrap();
         for _ in 0..2 {
-            table.answered(&reply);
+            table.mark_replied(&reply);
             reply.saw_tcp(TcpFlags::SYN.union(TcpFlags::ACK));
         }
     }
