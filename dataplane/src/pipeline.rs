@@ -122,7 +122,7 @@ impl Pipeline {
             if segments & (1 << i) != 0 {
                 router.decide(frame, &v6[i % BURST], checksums, context, counters, verdict);
             } else {
-                router.decide_rest(frame, context, counters, verdict);
+                router.handle_non_l4(frame, context, counters, verdict);
             }
         }
     }
@@ -171,7 +171,7 @@ impl Process for Pipeline {
                 if segments & (1 << i) != 0 {
                     self.router.decide(frame.as_mut(), &v4[i], checksums, context, counters, verdict);
                 } else if others & (1 << i) == 0 {
-                    self.router.decide_rest(frame.as_mut(), context, counters, verdict);
+                    self.router.handle_non_l4(frame.as_mut(), context, counters, verdict);
                 }
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! One straight line in which nothing is called, so that all of it stays in registers. Never decides
 //! what becomes of a packet that is special in any way: it changes nothing and leaves that packet to
-//! [`Router::decide_in_full`], which starts over.
+//! [`Router::slow_path`], which starts over.
 
 use flowgate_flow::Found;
 use flowgate_tables::{BackendId, InterfaceId};

@@ -217,7 +217,7 @@ impl Router {
         let staged = Staged { packet: *packet, probe };
         let before = sctp_fields(frame, packet);
         // A device can complete the checksum of a whole packet only, so none was left open here.
-        let verdict = self.decide_in_full(frame, &staged, RxChecksums::Complete, context, counters);
+        let verdict = self.slow_path(frame, &staged, RxChecksums::Complete, context, counters);
         if let (Verdict::Transmit(_), Some((ports, checksum)), Some(len)) = (verdict, before, sctp_len) {
             mend_sctp(frame, packet, ports, checksum, len);
         }

@@ -58,7 +58,7 @@ impl Router {
         match Self::forward_established(frame, staged, checksums, context, counters) {
             Some(egress) => *verdict = Verdict::Transmit(egress),
             None => {
-                *verdict = self.decide_in_full(frame, staged, checksums, context, counters);
+                *verdict = self.slow_path(frame, staged, checksums, context, counters);
                 counters.count(verdict);
             }
         }
@@ -66,7 +66,7 @@ impl Router {
 
     /// Decides what is no segment and not decided yet, and counts it.
     #[cold]
-    pub(super) fn decide_rest(
+    pub(super) fn handle_non_l4(
         &mut self,
         frame: &mut [u8],
         context: &Context<'_>,
@@ -89,7 +89,7 @@ impl Router {
     /// Decides any packet; those that [`forward_established`](Self::forward_established) serves never come
     /// here.
     #[cold]
-    pub(super) fn decide_in_full<A: Family>(
+    pub(super) fn slow_path<A: Family>(
         &mut self,
         frame: &mut [u8],
         staged: &Staged<A>,

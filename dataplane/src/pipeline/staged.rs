@@ -37,14 +37,14 @@ pub(super) fn stage<A: Family>(
             staged.put(packet, context);
             None
         }
-        None => stage_odd(frame, staged, context),
+        None => stage_slow(frame, staged, context),
     }
 }
 
 /// The same for a frame with anything unusual in it.
 #[cold]
 #[inline(never)]
-fn stage_odd<A: Family>(
+fn stage_slow<A: Family>(
     frame: &[u8],
     staged: &mut Staged<A>,
     context: &Context<'_>,
