@@ -8,7 +8,7 @@ use flowgate_flow::Found;
 use flowgate_tables::{BackendId, InterfaceId};
 use flowgate_wire::{Packet, Protocol, TcpFlags};
 
-use super::router::{Router, current_next_hop, note, rewrite};
+use super::router::{Router, current_next_hop, rewrite, track};
 use super::{Context, Family, Staged};
 use crate::burst::RxChecksums;
 use crate::counters::{Counters, Event};
@@ -31,7 +31,7 @@ impl Router {
             return None;
         }
         counters.add(Event::FlowHits, 1);
-        note(frame, &found, packet, context);
+        track(frame, &found, packet, context);
         rewrite(frame, packet, &found.forwarding.translation, ether, checksums, counters);
         Some(next_hop.egress)
     }

@@ -150,7 +150,7 @@ impl Router {
             Err(verdict) => return verdict,
         };
         // Not before: a packet that is held comes back here and would be counted again.
-        note_in_full(frame, found, packet, context, counters);
+        track_slow(frame, found, packet, context, counters);
         let translation = &found.forwarding.translation;
         let verdict = self.send(frame, packet, translation, (next_hop, ether), checksums, counters);
         if packet.tcp_flags.intersects(TcpFlags::SYN) && matches!(verdict, Verdict::Transmit(_)) {
@@ -241,7 +241,12 @@ pub(super) fn current_next_hop<'a, A: Family>(
 
 /// Notes in the flow that this packet goes on, which is neither a reset nor comes after one.
 #[inline(always)]
-pub(super) fn note<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) {
+pub(super) fn track<A: Family>(
+    frame: &[u8],
+    found: &Found<'_, A>,
+    packet: &Packet<A>,
+    context: &Context<'_>,
+) {
     found.touch(context.now, packet.ip_len());
     match packet.tuple.protocol {
         Protocol::Udp => {}
@@ -258,7 +263,7 @@ pub(super) fn note<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packe
 
 /// Notes in the flow that this packet goes on. A reset that cannot be an endpoint's changes nothing, not
 /// even how long the flow has been silent.
-fn note_in_full<A: Family>(
+fn track_slow<A: Family>(
     frame: &[u8],
     found: &Found<'_, A>,
     packet: &Packet<A>,
@@ -279,7 +284,7 @@ fn note_in_full<A: Family>(
     if flags.intersects(TcpFlags::SYN) {
         flows.mark_replied(found);
     }
-    note(frame, found, packet, context);
+    track(frame, found, packet, context);
 }
 
 #[inline(always)]
