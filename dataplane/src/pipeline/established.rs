@@ -27,7 +27,7 @@ impl Router {
         let found = A::table(context.flows).find(probe, &packet.tuple)?;
         let next_hop = current_next_hop(&found, &context.tables.routing)?;
         let ether = next_hop.ether.as_ref()?;
-        if packet.ttl <= 1 || may_be_over(&found, packet, context) || packet.ip_len() > next_hop.mtu {
+        if packet.ttl <= 1 || may_be_superseded(&found, packet, context) || packet.ip_len() > next_hop.mtu {
             return None;
         }
         counters.add(Event::FlowHits, 1);
@@ -39,7 +39,7 @@ impl Router {
 
 /// Whether it takes a closer look to tell that the flow goes on.
 #[inline(always)]
-fn may_be_over<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
+fn may_be_superseded<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
     let flows = A::table(context.flows);
     if packet.tuple.protocol != Protocol::Udp {
         let special = TcpFlags::SYN.union(TcpFlags::RST);

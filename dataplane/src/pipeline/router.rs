@@ -105,7 +105,7 @@ impl Router {
         let flows = A::table(context.flows);
         let known = match flows.find(probe, &packet.tuple).or_else(|| flows.find_again(probe, &packet.tuple))
         {
-            Some(over) if is_over(&over, packet, context) => {
+            Some(over) if is_superseded(&over, packet, context) => {
                 counters.add(Event::FlowsReplaced, u64::from(flows.remove(&over)));
                 None
             }
@@ -304,7 +304,7 @@ pub(super) fn rewrite<A: Family>(
 }
 
 /// Whether the flow that was found must give way to a new one for this packet.
-fn is_over<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
+fn is_superseded<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
     let flows = A::table(context.flows);
     if packet.tuple.protocol != Protocol::Udp {
         // RFC 9293 section 3.6.1: a SYN may start a connection anew once the old one has ended. It may have gone past us,

@@ -56,11 +56,11 @@ impl Sweeping {
         let of_v6 = u32::try_from(of_v6).unwrap_or(u32::MAX);
         let Self { v4, v6, draining, .. } = self;
         draining.forget_finished(now, timeouts);
-        let mut is_over =
-            |protocol: Protocol, backend| draining.is_over(tables, protocol, backend, now, timeouts);
+        let mut is_superseded =
+            |protocol: Protocol, backend| draining.is_superseded(tables, protocol, backend, now, timeouts);
         let epoch = tables.routing.epoch();
-        v4.step(&flows.v4, buckets, now, timeouts, epoch, &mut is_over)
-            + v6.step(&flows.v6, of_v6, now, timeouts, epoch, &mut is_over)
+        v4.step(&flows.v4, buckets, now, timeouts, epoch, &mut is_superseded)
+            + v6.step(&flows.v6, of_v6, now, timeouts, epoch, &mut is_superseded)
     }
 
     /// Buckets of both shares.
@@ -84,7 +84,7 @@ impl Default for Draining {
 impl Draining {
     /// Whether a flow to this backend ends now. P801: those of a removed endpoint end at once if they are
     /// datagrams, since nobody would tell their clients otherwise; connections may finish until the deadline.
-    fn is_over(
+    fn is_superseded(
         &mut self,
         tables: &Tables,
         protocol: Protocol,
