@@ -19,7 +19,7 @@ use flowgate_dataplane::{
     Context, Counters, Options, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_wire::EtherAddrs;
 use flowgate_xsk::steering::{InterfaceConfig, Steering, SteeringConfig, SteeringSet, VipKey, XdpModeWanted};
@@ -145,7 +145,7 @@ impl Process for BareForward {
         }
     }
 
-    fn drain_requests(&mut self, _ask: impl FnMut(Unresolved)) {}
+    fn drain_requests(&mut self, _ask: impl FnMut(NeighbourKey)) {}
 
     fn drain_ready(&mut self, _ready: impl FnMut(AwaitedFragment)) {}
 

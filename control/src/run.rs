@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -35,7 +35,7 @@ pub struct Config {
     /// The served interfaces, in the order of the devices; they need not exist yet.
     pub interfaces: Vec<String>,
     /// Neighbours that workers have packets for; threads send with `try_send`.
-    pub requests: mpsc::Receiver<Unresolved>,
+    pub requests: mpsc::Receiver<NeighbourKey>,
     /// The service discovery server, if there is to be one.
     pub dns: Option<dns::Server>,
     /// Where the state of the control plane is shown.

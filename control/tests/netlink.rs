@@ -9,7 +9,7 @@ use std::time::Duration;
 use flowgate_control::model::NetState;
 use flowgate_control::netlink::{self, Resolve};
 use flowgate_tables::InterfaceId;
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::spec::{RouteHopSpec, VlanSpec};
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::{mpsc, watch};
@@ -118,7 +118,7 @@ fn the_kernel_resolves_ipv6_neighbours_when_it_is_asked() {
         ip("addr add 2001:db8::1/64 dev up0 nodad");
         ip("addr add 2001:db8::2/64 dev up1 nodad");
         net.until("an own address", |s| s.interfaces[0].addresses.contains(&addr("2001:db8::1"))).await;
-        let neighbour = Unresolved { egress: InterfaceId(0), addr: addr("2001:db8::2") };
+        let neighbour = NeighbourKey { egress: InterfaceId(0), addr: addr("2001:db8::2") };
         net.resolve.send(Resolve::Now(vec![neighbour])).await.unwrap();
         net.until("a resolved neighbour", |s| {
             s.neighbours.iter().any(|n| n.interface == 0 && n.addr == neighbour.addr && n.mac.is_some())

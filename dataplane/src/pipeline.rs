@@ -20,7 +20,7 @@ mod staged;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flowgate_flow::prefetch;
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 use flowgate_wire::{EtherType, Malformed, Parsed};
 
 use crate::burst::{BURST, RxChecksums, WorkerNumber};
@@ -50,7 +50,7 @@ pub trait Process {
     );
 
     /// Neighbours that are to be resolved since the last call, each handed to `ask`.
-    fn drain_requests(&mut self, ask: impl FnMut(Unresolved));
+    fn drain_requests(&mut self, ask: impl FnMut(NeighbourKey));
 
     /// Packets whose awaited fragment has come since the last call, each handed to `ready`: what waits for them is
     /// to be decided again.
@@ -180,7 +180,7 @@ impl Process for Pipeline {
         }
     }
 
-    fn drain_requests(&mut self, ask: impl FnMut(Unresolved)) {
+    fn drain_requests(&mut self, ask: impl FnMut(NeighbourKey)) {
         self.router.requests.drain(ask);
     }
 

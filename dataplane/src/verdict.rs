@@ -1,7 +1,7 @@
 //! The fate of a packet. Each reason has one name and one counter, which output and metrics share.
 
 use flowgate_tables::InterfaceId;
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 use flowgate_wire::refusal::Problem;
 
 /// What happens to a packet. The pipeline has rewritten a packet that is to be sent.
@@ -14,7 +14,7 @@ pub enum Verdict {
     /// came all the same cannot be given back and ends, counted under its reason.
     Pass(PassReason),
     /// Its next hop is being resolved: decide again when the tables have changed. Nothing was rewritten.
-    Hold(Unresolved),
+    Hold(NeighbourKey),
     /// Another fragment of its packet must be decided before it. Nothing was rewritten.
     Await(AwaitedFragment),
     /// Tell its sender at once that nobody serves it (P502).

@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use flowgate_flow::{AffinityTable, Flows, Tick, Timeouts};
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{InterfaceId, Routing, TablesReader};
 
 use crate::burst::{BURST, FrameBuffer, WorkerNumber};
@@ -64,7 +64,7 @@ pub struct Shared {
 #[derive(Clone)]
 pub struct Resolver(
     /// Does it.
-    pub Arc<dyn Fn(Unresolved) -> bool + Send + Sync>,
+    pub Arc<dyn Fn(NeighbourKey) -> bool + Send + Sync>,
 );
 
 impl fmt::Debug for Resolver {
@@ -444,13 +444,13 @@ fn end<D: Device>(device: &mut D, counters: &mut Counters, reason: DropReason, f
 /// The neighbours asked for lately, so that a flood of packets does not become a flood of questions.
 #[derive(Debug, Default)]
 struct Asked {
-    lately: [Option<(Unresolved, Tick)>; 32],
+    lately: [Option<(NeighbourKey, Tick)>; 32],
     next: usize,
 }
 
 impl Asked {
-    fn is_new(&mut self, neighbour: Unresolved, now: Tick) -> bool {
-        let lately = |(other, at): (Unresolved, Tick)| other == neighbour && now.since(at) < ASK_AGAIN_MS;
+    fn is_new(&mut self, neighbour: NeighbourKey, now: Tick) -> bool {
+        let lately = |(other, at): (NeighbourKey, Tick)| other == neighbour && now.since(at) < ASK_AGAIN_MS;
         if self.lately.iter().flatten().copied().any(lately) {
             return false;
         }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flowgate_tables::routing::{Route, Unresolved};
+use flowgate_tables::routing::{NeighbourKey, Route};
 use flowgate_tables::spec::{InterfaceSpec, RouteSpec};
 use flowgate_tables::{InterfaceId, Routing, SnatPool, Tables};
 use ipnet::IpNet;
@@ -76,14 +76,14 @@ pub(super) fn compile_snat(
 }
 
 /// The next hops of all backends that the kernel should be asked to resolve, without repetition.
-pub fn unresolved_next_hops(tables: &Tables) -> Vec<Unresolved> {
-    let mut unresolved: Vec<Unresolved> = Vec::new();
+pub fn unresolved_next_hops(tables: &Tables) -> Vec<NeighbourKey> {
+    let mut unresolved: Vec<NeighbourKey> = Vec::new();
     for backend in tables.services.backends().iter() {
         match tables.routing.route(backend.addr, 0) {
             Route::Unknown(neighbour) => unresolved.push(neighbour),
             Route::Via(id) => {
                 let hop = tables.routing.next_hop(id).filter(|hop| hop.ether.is_none());
-                unresolved.extend(hop.map(|hop| Unresolved { egress: hop.egress, addr: hop.addr }));
+                unresolved.extend(hop.map(|hop| NeighbourKey { egress: hop.egress, addr: hop.addr }));
             }
             Route::None => {}
         }

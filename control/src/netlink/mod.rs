@@ -15,7 +15,7 @@ mod world;
 use std::fs;
 use std::io;
 
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 use tokio::sync::{mpsc, watch};
 
 pub use self::tracker::Tracker;
@@ -34,9 +34,9 @@ pub struct Netlink {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resolve {
     /// Somebody has a packet for them.
-    Now(Vec<Unresolved>),
+    Now(Vec<NeighbourKey>),
     /// They are needed as long as nothing else is said: asked for again until the kernel has them.
-    Standing(Vec<Unresolved>),
+    Standing(Vec<NeighbourKey>),
 }
 
 /// Why the kernel could not be asked.

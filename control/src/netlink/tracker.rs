@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use flowgate_tables::InterfaceId;
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::spec::RouteHopSpec;
 use futures::StreamExt;
 use futures::TryStreamExt;
@@ -41,7 +41,7 @@ pub struct Tracker {
     world: World,
     state: watch::Sender<NetState>,
     wishes: mpsc::Receiver<Resolve>,
-    standing: Vec<Unresolved>,
+    standing: Vec<NeighbourKey>,
     limiter: Limiter,
 }
 
@@ -199,9 +199,9 @@ impl Tracker {
         });
     }
 
-    async fn ask_unresolved(&mut self, wanted: &[Unresolved]) {
+    async fn ask_unresolved(&mut self, wanted: &[NeighbourKey]) {
         let networks = self.world.networks(&self.names);
-        for &Unresolved { egress, addr: ip } in wanted {
+        for &NeighbourKey { egress, addr: ip } in wanted {
             let ifindex = networks.get(egress.index()).copied().unwrap_or(0);
             let resolved = self.world.neighbour(ifindex, ip).is_some_and(|n| n.mac.is_some());
             if ifindex != 0 && !resolved {
@@ -227,14 +227,14 @@ impl Tracker {
     }
 
     /// The routers of all routes: replies to clients will need them.
-    fn routers(&self) -> Vec<Unresolved> {
+    fn routers(&self) -> Vec<NeighbourKey> {
         let state = self.state.borrow();
         let router = |hop: &RouteHopSpec| {
             let egress = u8::try_from(hop.interface).ok().map(InterfaceId)?;
-            Some(Unresolved { egress, addr: hop.via? })
+            Some(NeighbourKey { egress, addr: hop.via? })
         };
         let hops = state.routes.iter().flat_map(|route| &route.hops);
-        let all: HashSet<Unresolved> = hops.filter_map(router).collect();
+        let all: HashSet<NeighbourKey> = hops.filter_map(router).collect();
         all.into_iter().collect()
     }
 

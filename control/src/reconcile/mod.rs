@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use flowgate_tables::Tables;
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -42,7 +42,7 @@ pub struct Channels {
     /// The network.
     pub net: watch::Receiver<NetState>,
     /// Neighbours that workers have packets for.
-    pub requests: mpsc::Receiver<Unresolved>,
+    pub requests: mpsc::Receiver<NeighbourKey>,
     /// Where to send wishes for resolution.
     pub resolve: mpsc::Sender<Resolve>,
     /// Where the state of the loop is shown.
@@ -151,7 +151,7 @@ struct Reconciler<S> {
     offered: Option<u64>,
     sink: S,
     resolve: mpsc::Sender<Resolve>,
-    standing: Vec<Unresolved>,
+    standing: Vec<NeighbourKey>,
     status: watch::Sender<Status>,
     shown_desired: watch::Sender<Arc<Desired>>,
     observer: Observer,

@@ -1,19 +1,19 @@
 //! Neighbours that the worker has to ask the kernel for. Never asks itself.
 
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 
 use crate::counters::{Counters, Event};
 
 /// Neighbours to be resolved, at most a handful between two drains, none twice.
 #[derive(Debug, Default)]
 pub(super) struct NeighbourRequests {
-    asked: [Option<Unresolved>; 16],
+    asked: [Option<NeighbourKey>; 16],
     len: usize,
 }
 
 impl NeighbourRequests {
     #[cold]
-    pub(super) fn push(&mut self, neighbour: Unresolved, counters: &mut Counters) {
+    pub(super) fn push(&mut self, neighbour: NeighbourKey, counters: &mut Counters) {
         if self.asked[..self.len].contains(&Some(neighbour)) {
             return;
         }
@@ -26,7 +26,7 @@ impl NeighbourRequests {
         }
     }
 
-    pub(super) fn drain(&mut self, ask: impl FnMut(Unresolved)) {
+    pub(super) fn drain(&mut self, ask: impl FnMut(NeighbourKey)) {
         self.asked[..self.len].iter_mut().filter_map(Option::take).for_each(ask);
         self.len = 0;
     }

@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flowgate_flow::{Found, NextHopRef, Probe};
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{BackendId, NextHop, NextHopId, Routing};
 use flowgate_wire::refusal::Problem;
 use flowgate_wire::rewrite::complete_checksum;
@@ -190,7 +190,7 @@ impl Router {
         counters: &mut Counters,
     ) -> Result<&'n EtherAddrs, Verdict> {
         next_hop.ether.as_ref().ok_or_else(|| {
-            let neighbour = Unresolved { egress: next_hop.egress, addr: next_hop.addr };
+            let neighbour = NeighbourKey { egress: next_hop.egress, addr: next_hop.addr };
             self.requests.push(neighbour, counters);
             Verdict::Hold(neighbour)
         })

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use flowgate_flow::Tick;
 use flowgate_tables::InterfaceId;
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 
 use crate::pipeline::EXPECTED_MS;
 use crate::verdict::AwaitedFragment;
@@ -54,7 +54,7 @@ pub(super) struct HeldQueue<F, K> {
 }
 
 /// Frames that wait for the Ethernet address of a neighbour.
-pub(super) type HeldForNeighbour<F> = HeldQueue<F, Unresolved>;
+pub(super) type HeldForNeighbour<F> = HeldQueue<F, NeighbourKey>;
 /// Fragments that wait for the first fragment of their packet.
 pub(super) type HeldForFragment<F> = HeldQueue<F, AwaitedFragment>;
 

@@ -41,14 +41,14 @@ pub enum Route {
     /// By this next hop, resolved or not.
     Via(NextHopId),
     /// By this neighbour, of which the kernel has not heard yet: ask it to resolve the address.
-    Unknown(Unresolved),
+    Unknown(NeighbourKey),
     /// No route covers the destination, or none of the ways of the best one can be taken.
     None,
 }
 
-/// A neighbour to be resolved.
+/// Which neighbour: a key of the neighbour table, whether its Ethernet address is known or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Unresolved {
+pub struct NeighbourKey {
     /// The link it is on.
     pub egress: InterfaceId,
     /// Its address there.
@@ -95,7 +95,7 @@ pub struct Routing {
     fib4: Fib<Ipv4Addr, Paths>,
     fib6: Fib<Ipv6Addr, Paths>,
     next_hops: Vec<Option<NextHop>>,
-    by_neighbour: HashMap<Unresolved, NextHopId>,
+    by_neighbour: HashMap<NeighbourKey, NextHopId>,
     epoch: u8,
 }
 
@@ -124,7 +124,7 @@ impl Routing {
         let mut resolved = HashMap::with_capacity(neighbours.len());
         for neighbour in neighbours {
             let egress = next.numbered(neighbour.interface, || format!("neighbour {}", neighbour.addr))?;
-            resolved.insert(Unresolved { egress, addr: neighbour.addr }, neighbour.mac);
+            resolved.insert(NeighbourKey { egress, addr: neighbour.addr }, neighbour.mac);
         }
         let reused = next.number_next_hops(previous, &resolved)?;
         next.add_routes(routes)?;
@@ -143,7 +143,7 @@ impl Routing {
             IpAddr::V6(v6) => self.fib6.lookup(v6),
         };
         let Some(hop) = paths.and_then(|paths| paths.pick(spread)) else { return Route::None };
-        let neighbour = Unresolved { egress: hop.egress, addr: hop.via.unwrap_or(dst) };
+        let neighbour = NeighbourKey { egress: hop.egress, addr: hop.via.unwrap_or(dst) };
         self.by_neighbour.get(&neighbour).map_or(Route::Unknown(neighbour), |&id| Route::Via(id))
     }
 
@@ -257,7 +257,7 @@ impl Routing {
     }
 
     fn is_resolved(&self, egress: InterfaceId, addr: IpAddr) -> bool {
-        let id = self.by_neighbour.get(&Unresolved { egress, addr });
+        let id = self.by_neighbour.get(&NeighbourKey { egress, addr });
         id.and_then(|&id| self.next_hop(id)).is_some_and(|hop| hop.ether.is_some())
     }
 
@@ -265,7 +265,7 @@ impl Routing {
     fn number_next_hops(
         &mut self,
         previous: &Self,
-        resolved: &HashMap<Unresolved, Option<MacAddr>>,
+        resolved: &HashMap<NeighbourKey, Option<MacAddr>>,
     ) -> Result<bool, RoutingError> {
         self.next_hops = vec![None; previous.next_hops.len()];
         let mut added = Vec::new();
@@ -290,8 +290,8 @@ impl Routing {
         Ok(reused)
     }
 
-    fn place(&mut self, id: NextHopId, neighbour: Unresolved, mac: Option<MacAddr>) {
-        let Unresolved { egress, addr } = neighbour;
+    fn place(&mut self, id: NextHopId, neighbour: NeighbourKey, mac: Option<MacAddr>) {
+        let NeighbourKey { egress, addr } = neighbour;
         let interface = &self.interfaces[egress.index()].spec;
         let ether = mac.filter(|_| interface.up).map(|mac| EtherAddrs::new(mac, interface.mac));
         self.next_hops[id.index()] = Some(NextHop { ether, egress, mtu: interface.mtu, addr });

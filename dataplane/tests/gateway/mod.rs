@@ -80,7 +80,7 @@ pub(crate) struct Gateway {
     pub(crate) flows: Arc<Flows>,
     /// What the worker told of Services whose flows were refused.
     pub(crate) shortages: Arc<Mutex<Vec<Shortage>>>,
-    resolve: Arc<ArrayQueue<flowgate_tables::routing::Unresolved>>,
+    resolve: Arc<ArrayQueue<flowgate_tables::routing::NeighbourKey>>,
     publisher: Publisher,
     started: Instant,
     now: Duration,

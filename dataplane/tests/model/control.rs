@@ -153,7 +153,7 @@ impl Model {
         let mut refused = Vec::new();
         for hop in all.iter().filter(|hop| may_take(hop)) {
             match (way(&self.world, hop, to.dst.ip()), decided.verdict) {
-                (Way::Unresolved(neighbour), _) if held_for(decided) == Some(neighbour) => {
+                (Way::NeighbourKey(neighbour), _) if held_for(decided) == Some(neighbour) => {
                     return Ok(Fate::Waits(neighbour));
                 }
                 (Way::Open { mtu, .. }, Verdict::Drop(_)) if control.ip_len > mtu => {

@@ -20,7 +20,7 @@ pub(crate) enum Way {
     /// By this interface, in a frame with these Ethernet addresses, in packets of at most `mtu` bytes.
     Open { egress: InterfaceId, ether: [u8; 12], mtu: u16 },
     /// By a neighbour whose Ethernet address is not known.
-    Unresolved(Neighbour),
+    NeighbourKey(Neighbour),
 }
 
 /// The hops that packets to `dst` may take; none when there is no route.
@@ -58,7 +58,7 @@ pub(crate) fn way(world: &World, hop: &RouteHopSpec, dst: IpAddr) -> Way {
             ether[6..].copy_from_slice(&interface.mac.0);
             Way::Open { egress, ether, mtu: interface.mtu }
         }
-        None => Way::Unresolved(Neighbour { egress, addr }),
+        None => Way::NeighbourKey(Neighbour { egress, addr }),
     }
 }
 

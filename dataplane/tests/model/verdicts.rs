@@ -119,7 +119,7 @@ impl Model {
         for hop in all.iter().filter(|hop| may_take(hop)) {
             let chosen = Some((*hop, all.clone()));
             match (way(&self.world, hop, dst), decided.verdict) {
-                (Way::Unresolved(neighbour), _) if held_for(decided) == Some(neighbour) => {
+                (Way::NeighbourKey(neighbour), _) if held_for(decided) == Some(neighbour) => {
                     return Ok((Fate::Waits(neighbour), chosen));
                 }
                 (Way::Open { mtu, .. }, Verdict::Report(Problem::TooBig(told)))
@@ -215,7 +215,7 @@ impl Model {
             }
             Verdict::Hold(_) => {
                 let held = held_for(decided);
-                (legal(&|chance| chance.way == held.map(Way::Unresolved)), Fate::Waits(held.unwrap()))
+                (legal(&|chance| chance.way == held.map(Way::NeighbourKey)), Fate::Waits(held.unwrap()))
             }
             Verdict::Drop(reason) => {
                 self.count(decided.worker, reason.name());

@@ -91,7 +91,7 @@ impl Rig {
                 options: setup.options,
             };
             let asked = Arc::clone(&asked);
-            let resolve = Resolver(Arc::new(move |n: flowgate_tables::routing::Unresolved| {
+            let resolve = Resolver(Arc::new(move |n: flowgate_tables::routing::NeighbourKey| {
                 asked.lock().unwrap().push(Neighbour { egress: n.egress, addr: n.addr });
                 true
             }));

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use flowgate_dataplane::shortage::Shortage;
 use flowgate_dataplane::verdict::AwaitedFragment;
 use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict};
-use flowgate_tables::routing::Unresolved;
+use flowgate_tables::routing::NeighbourKey;
 
 /// What the pipeline did with one frame.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ impl Process for Spy {
         }));
     }
 
-    fn drain_requests(&mut self, ask: impl FnMut(Unresolved)) {
+    fn drain_requests(&mut self, ask: impl FnMut(NeighbourKey)) {
         self.pipeline.drain_requests(ask);
     }
 

@@ -54,7 +54,7 @@ fn a_routed_destination_goes_to_the_router_and_a_link_one_to_itself() {
     let hop = via(&routing, [8, 8, 8, 8]);
     assert_eq!(hop.ether, Some(EtherAddrs([4, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1])));
     assert_eq!(via(&routing, [10, 1, 0, 5]).ether, None, "known but not resolved");
-    let unknown = Unresolved { egress: InterfaceId(0), addr: [10, 1, 0, 6].into() };
+    let unknown = NeighbourKey { egress: InterfaceId(0), addr: [10, 1, 0, 6].into() };
     assert_eq!(routing.route([10, 1, 0, 6].into(), 0), Route::Unknown(unknown));
     assert_eq!(build(&routing, &[], &[]).route([10, 1, 0, 6].into(), 0), Route::None);
 }
@@ -157,7 +157,7 @@ fn an_ipv4_route_may_lead_to_an_ipv6_router() {
     assert_eq!(via(&routing, [8, 8, 8, 8]).addr, "fe80::9".parse::<IpAddr>().unwrap());
     assert_eq!(via(&routing, "2001:db8::5".parse::<IpAddr>().unwrap()).ether.unwrap().0[5], 5);
     assert_eq!(via(&routing, "2001:db9::5".parse::<IpAddr>().unwrap()).ether.unwrap().0[5], 9);
-    let unknown = Unresolved { egress: InterfaceId(1), addr: "2001:db8::6".parse().unwrap() };
+    let unknown = NeighbourKey { egress: InterfaceId(1), addr: "2001:db8::6".parse().unwrap() };
     assert_eq!(routing.route(unknown.addr, 0), Route::Unknown(unknown));
 }
 
