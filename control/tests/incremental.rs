@@ -12,7 +12,7 @@ use flowgate_control::model::{Desired, Key, Kind, NetState};
 use flowgate_control::source::convert;
 use flowgate_control::{LocalPods, ObjectRef, Role, Settings, compile};
 use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, SnatSpec};
-use flowgate_tables::{Tables, Treatment, Unserved};
+use flowgate_tables::{Tables, Treatment, UnmatchedDestination};
 use flowgate_wire::MacAddr;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -112,7 +112,7 @@ fn meaning(tables: &Tables) -> String {
     lines.extend(services.services().iter().map(|service| format!("{:?}", service.spec)));
     lines.extend(services.reply_sources().map(|source| format!("reply {source:?}")));
     lines.extend(services.cluster_ips().map(|ip| format!("cluster IP {ip}")));
-    let unallocated = services.unserved(ip("10.96.0.77")) == Some(Unserved::Unallocated);
+    let unallocated = services.unserved(ip("10.96.0.77")) == Some(UnmatchedDestination::Unallocated);
     lines.insert(format!("ranges {:?} {unallocated}", services.service_cidrs()));
     lines.insert(format!("own 192.0.2.1 {:?}", tables.sources.class(ip("192.0.2.1"))));
     lines.insert(format!("own 192.0.2.2 {:?}", tables.sources.class(ip("192.0.2.2"))));

@@ -10,7 +10,8 @@ use std::time::Duration;
 use flowgate_flow::{AffinityTable, Bound, Tick};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{
-    Backend, BackendId, BackendSet, EmptyAction, Frontend, SourceClass, Tables, Treatment, Unserved,
+    Backend, BackendId, BackendSet, EmptyAction, Frontend, SourceClass, Tables, Treatment,
+    UnmatchedDestination,
 };
 use flowgate_wire::FiveTuple;
 
@@ -66,8 +67,8 @@ pub fn choose<'a>(
         return match services.unserved(tuple.dst) {
             // The node's own addresses are its own, whatever a range says.
             Some(_) if tables.sources.class(tuple.dst) == SourceClass::Node => Decision::NotOurs,
-            Some(Unserved::ClusterIp) => Decision::Reject(RejectReason::UnknownPort),
-            Some(Unserved::Unallocated) => Decision::Drop(DropReason::UnallocatedClusterIp),
+            Some(UnmatchedDestination::ClusterIp) => Decision::Reject(RejectReason::UnknownPort),
+            Some(UnmatchedDestination::Unallocated) => Decision::Drop(DropReason::UnallocatedClusterIp),
             None => Decision::NotOurs,
         };
     };

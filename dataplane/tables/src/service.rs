@@ -97,7 +97,7 @@ pub struct Treatment {
 
 /// Why an address and port that no Service has is ours all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unserved {
+pub enum UnmatchedDestination {
     /// Another port of a cluster IP that is in use (P505).
     ClusterIp,
     /// An address that cluster IPs are taken from and that no Service has (P506).
@@ -203,11 +203,11 @@ impl ServiceTable {
     }
 
     /// Why a destination without a frontend is ours all the same, if it is.
-    pub fn unserved(&self, addr: IpAddr) -> Option<Unserved> {
+    pub fn unserved(&self, addr: IpAddr) -> Option<UnmatchedDestination> {
         if self.cluster_ips.contains(&addr) {
-            Some(Unserved::ClusterIp)
+            Some(UnmatchedDestination::ClusterIp)
         } else if self.service_cidrs.iter().any(|net| net.contains(&addr)) {
-            Some(Unserved::Unallocated)
+            Some(UnmatchedDestination::Unallocated)
         } else {
             None
         }

@@ -174,8 +174,8 @@ fn other_ports_of_a_cluster_ip_and_unused_ones_are_known() {
     let specs = vec![Arc::new(spec("web", 1, &[11]))];
     let range = "10.0.0.0/28".parse().unwrap();
     let (table, _) = ServiceTable::build(&ServiceTable::default(), specs, vec![range]);
-    assert_eq!(table.unserved(ip(1)), Some(Unserved::ClusterIp));
-    assert_eq!(table.unserved(ip(2)), Some(Unserved::Unallocated));
+    assert_eq!(table.unserved(ip(1)), Some(UnmatchedDestination::ClusterIp));
+    assert_eq!(table.unserved(ip(2)), Some(UnmatchedDestination::Unallocated));
     assert_eq!(table.unserved(ip(200)), None);
 }
 
