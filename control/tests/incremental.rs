@@ -12,7 +12,7 @@ use flowgate_control::model::{Desired, Key, Kind, NetState};
 use flowgate_control::source::convert;
 use flowgate_control::{LocalPods, ObjectRef, Role, Settings, compile};
 use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, SnatSpec};
-use flowgate_tables::{Tables, Treatment, UnmatchedDestination};
+use flowgate_tables::{Tables, TrafficPolicy, UnmatchedDestination};
 use flowgate_wire::MacAddr;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -93,7 +93,7 @@ fn meaning(tables: &Tables) -> String {
         let backend = services.backends().get(id).expect("a set names backends that exist");
         format!("{}:{}", backend.addr, backend.port)
     };
-    let treated = |treatment: &Treatment| {
+    let treated = |treatment: &TrafficPolicy| {
         let set: BTreeSet<String> = treatment.backends.members().iter().map(|id| backend(*id)).collect();
         let picks: Vec<String> = (0..32_u32)
             .map(|n| treatment.backends.pick(n.wrapping_mul(0x9e37_79b9)).map_or_else(String::new, backend))

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use flowgate_dataplane::DropReason;
 use flowgate_tables::EmptyAction;
-use flowgate_tables::spec::TreatmentSpec;
+use flowgate_tables::spec::TrafficPolicySpec;
 use flowgate_wire::checksum::Sum;
 use flowgate_wire::{L4Port, Protocol};
 use gateway::{CLIENT, FAB0, Gateway, UP0, World, destination, neighbour, route, service, source, tcp, udp};
@@ -150,7 +150,7 @@ fn p302_endpoints_that_the_policy_excludes_make_it_silent() {
     let mut world = World::new();
     let treatments = world.services[2].frontends[0].treatments;
     world.services[2].frontends[0].treatments =
-        treatments.map(|t| TreatmentSpec { when_empty: EmptyAction::Drop, ..*t });
+        treatments.map(|t| TrafficPolicySpec { when_empty: EmptyAction::Drop, ..*t });
     let mut gateway = Gateway::new(&world);
     gateway.receive(UP0, tcp(CLIENT, "10.96.0.99:80", "S"));
     golden("policy_drop", &gateway);

@@ -8,7 +8,7 @@ use flowgate_dataplane::{Context, Counters, Options, Pipeline, Process, RxChecks
 use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceName,
-    ServiceSpec, TreatmentSpec,
+    ServiceSpec, TrafficPolicySpec,
 };
 use flowgate_tables::{
     BySource, EmptyAction, FrontendKind, Routing, ServiceTable, SnatPool, SourceNat, Sources, Tables,
@@ -158,7 +158,7 @@ pub(crate) fn tables(family: Family) -> Tables {
             addr: ip(VIP),
             port: L4Port::new(80),
             kind: FrontendKind::ClusterIp,
-            treatments: BySource::same(TreatmentSpec {
+            treatments: BySource::same(TrafficPolicySpec {
                 endpoint_set: 0,
                 source_nat: SourceNat::Always,
                 when_empty: EmptyAction::Reject,

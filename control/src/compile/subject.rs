@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use flowgate_tables::spec::{EndpointSpec, FrontendSpec, ServiceName, ServiceSpec, TreatmentSpec};
+use flowgate_tables::spec::{EndpointSpec, FrontendSpec, ServiceName, ServiceSpec, TrafficPolicySpec};
 use flowgate_tables::{BySource, EmptyAction, FrontendKind, SourceNat};
 use flowgate_wire::L4Port;
 use ipnet::IpNet;
@@ -55,7 +55,7 @@ impl Subject<'_> {
             }
             // P206, P501
             let when_empty = if endpoints.any_usable(ipv4) { EmptyAction::Drop } else { EmptyAction::Reject };
-            let treatment = |policy: &Policy, sets: &mut Sets<'_>| TreatmentSpec {
+            let treatment = |policy: &Policy, sets: &mut Sets<'_>| TrafficPolicySpec {
                 endpoint_set: sets.position(policy.scope, ipv4),
                 source_nat: policy.source_nat,
                 when_empty,

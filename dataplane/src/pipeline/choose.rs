@@ -10,7 +10,7 @@ use std::time::Duration;
 use flowgate_flow::{AffinityTable, Bound, Tick};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{
-    Backend, BackendId, BackendSet, EmptyAction, Frontend, SourceClass, Tables, Treatment,
+    Backend, BackendId, BackendSet, EmptyAction, Frontend, SourceClass, Tables, TrafficPolicy,
     UnmatchedDestination,
 };
 use flowgate_wire::FiveTuple;
@@ -36,7 +36,7 @@ pub struct Choice<'a> {
     /// What the client aims at.
     pub frontend: &'a Frontend,
     /// How sources such as this one are treated.
-    pub treatment: &'a Treatment,
+    pub treatment: &'a TrafficPolicy,
     /// Who was chosen.
     pub backend: &'a Backend,
     /// Whether the backend sees an address of ours in place of the client's.

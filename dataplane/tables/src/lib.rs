@@ -23,7 +23,7 @@ pub use id::{BackendId, InterfaceId, NextHopId, ServiceId};
 pub use maglev::Maglev;
 pub use publish::{Publisher, TablesReader};
 pub use routing::{Interface, NextHop, Routing};
-pub use service::{BackendSet, Frontend, Service, ServiceTable, Treatment, UnmatchedDestination};
+pub use service::{BackendSet, Frontend, Service, ServiceTable, TrafficPolicy, UnmatchedDestination};
 pub use snat::{PortSet, SnatPool};
 pub use source::{BySource, SourceClass, Sources};
 pub use spec::{EmptyAction, FrontendKind, SourceNat};

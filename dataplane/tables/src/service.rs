@@ -63,7 +63,7 @@ pub struct Frontend {
     /// The Service port it leads to.
     pub service: ServiceId,
     /// How new flows are treated, by who sends them.
-    pub treatments: BySource<Treatment>,
+    pub treatments: BySource<TrafficPolicy>,
     /// Who may reach it; none for everybody.
     pub allowed: Option<Arc<[IpNet]>>,
     /// How long after its last connection a client stays with its backend.
@@ -73,7 +73,7 @@ pub struct Frontend {
 impl Frontend {
     /// How a new flow from a source of this class is treated.
     #[inline]
-    pub const fn treatment(&self, class: SourceClass) -> &Treatment {
+    pub const fn treatment(&self, class: SourceClass) -> &TrafficPolicy {
         self.treatments.of(class)
     }
 
@@ -86,7 +86,7 @@ impl Frontend {
 
 /// How new flows to a frontend are treated.
 #[derive(Clone, Debug)]
-pub struct Treatment {
+pub struct TrafficPolicy {
     /// Who may be chosen.
     pub backends: Arc<BackendSet>,
     /// Whether the client's address is replaced.

@@ -111,14 +111,14 @@ pub struct FrontendSpec {
     /// Where it comes from.
     pub kind: FrontendKind,
     /// How new flows are treated, by who sends them.
-    pub treatments: BySource<TreatmentSpec>,
+    pub treatments: BySource<TrafficPolicySpec>,
     /// Who may reach it; none for everybody (P401).
     pub allowed: Option<Arc<[IpNet]>>,
 }
 
 /// How new flows to a frontend are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TreatmentSpec {
+pub struct TrafficPolicySpec {
     /// Position in [`ServiceSpec::endpoint_sets`].
     pub endpoint_set: usize,
     /// Whether the client's address is replaced.

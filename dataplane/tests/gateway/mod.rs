@@ -22,7 +22,7 @@ use flowgate_dataplane::{
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::spec::{
-    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, ServiceName, ServiceSpec, TreatmentSpec,
+    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, ServiceName, ServiceSpec, TrafficPolicySpec,
 };
 use flowgate_tables::{BySource, EmptyAction, FrontendKind, InterfaceId, Publisher, SourceNat, Tables};
 use flowgate_wire::{L4Port, MacAddr, Protocol};
@@ -48,7 +48,7 @@ impl World {
         kept.frontends[0].kind = FrontendKind::LoadBalancer;
         let treatments = kept.frontends[0].treatments;
         kept.frontends[0].treatments =
-            treatments.map(|t| TreatmentSpec { source_nat: SourceNat::KeepClient, ..*t });
+            treatments.map(|t| TrafficPolicySpec { source_nat: SourceNat::KeepClient, ..*t });
         Self {
             services: vec![
                 web,
@@ -307,7 +307,7 @@ pub(crate) fn service(
             addr: IpAddr::V4(addr),
             port: L4Port::new(port),
             kind: FrontendKind::ClusterIp,
-            treatments: BySource::same(TreatmentSpec {
+            treatments: BySource::same(TrafficPolicySpec {
                 endpoint_set: 0,
                 source_nat: SourceNat::Always,
                 when_empty: EmptyAction::Reject,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
-use flowgate_tables::spec::{FrontendSpec, ServiceName, ServiceSpec, TreatmentSpec};
+use flowgate_tables::spec::{FrontendSpec, ServiceName, ServiceSpec, TrafficPolicySpec};
 use flowgate_tables::{EmptyAction, FrontendKind, SourceNat};
 use flowgate_wire::Protocol;
 
@@ -120,7 +120,7 @@ pub(crate) fn rule(world: &World, lives: &Lives, bindings: &Bindings, tuple: &Tu
         return Rule::Drop("source_not_allowed");
     }
     let is_node = is_own_address(world, client);
-    let treatment: &TreatmentSpec =
+    let treatment: &TrafficPolicySpec =
         if is_node { &frontend.treatments.node } else { &frontend.treatments.outside };
     let set = &service.endpoint_sets[treatment.endpoint_set];
     let candidates: Vec<SocketAddr> = set.iter().map(|e| SocketAddr::new(e.addr, e.port.number())).collect();

@@ -7,7 +7,7 @@ use fastrand::Rng;
 use flowgate_dataplane::Options;
 use flowgate_flow::{HashKey, Timeouts};
 use flowgate_tables::spec::{
-    EndpointSpec, FrontendSpec, InterfaceSpec, RouteHopSpec, ServiceName, ServiceSpec, TreatmentSpec,
+    EndpointSpec, FrontendSpec, InterfaceSpec, RouteHopSpec, ServiceName, ServiceSpec, TrafficPolicySpec,
 };
 use flowgate_tables::{BySource, EmptyAction, FrontendKind, SourceNat};
 use flowgate_wire::{L4Port, MacAddr, Protocol};
@@ -104,7 +104,7 @@ fn interface(name: &str, host: u8, net: Net, random: &mut Rng) -> InterfaceSpec 
 fn service(number: u8, random: &mut Rng) -> ServiceSpec {
     let protocol = [Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Sctp][random.usize(..4)];
     let v4 = random.bool();
-    let treatment = |random: &mut Rng| TreatmentSpec {
+    let treatment = |random: &mut Rng| TrafficPolicySpec {
         endpoint_set: random.usize(..2),
         source_nat: if random.u8(..3) == 0 { SourceNat::KeepClient } else { SourceNat::Always },
         when_empty: if random.bool() { EmptyAction::Reject } else { EmptyAction::Drop },

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::{
     BackendSet, Frontend, FrontendKind, Service, ServiceError, ServiceId, ServiceKey, ServiceTable,
-    SourceNat, Treatment,
+    SourceNat, TrafficPolicy,
 };
 use crate::backend::BackendKey;
 use crate::id::BackendId;
@@ -171,7 +171,7 @@ impl ServiceTable {
                     self.reply_sources.extend(endpoints.iter().map(source));
                 }
             }
-            let treatments = spec.treatments.map(|treatment| Treatment {
+            let treatments = spec.treatments.map(|treatment| TrafficPolicy {
                 backends: Arc::clone(&service.backend_sets[treatment.endpoint_set]),
                 source_nat: treatment.source_nat,
                 when_empty: treatment.when_empty,

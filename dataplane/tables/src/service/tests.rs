@@ -1,7 +1,7 @@
 //! The service table as control builds it and workers read it.
 
 use super::*;
-use crate::spec::{EndpointSpec, FrontendSpec, TreatmentSpec};
+use crate::spec::{EndpointSpec, FrontendSpec, TrafficPolicySpec};
 use std::net::Ipv4Addr;
 
 fn ip(host: u8) -> IpAddr {
@@ -30,8 +30,8 @@ fn spec(name: &str, vip: u8, endpoints: &[u8]) -> ServiceSpec {
     }
 }
 
-const TREATMENT: TreatmentSpec =
-    TreatmentSpec { endpoint_set: 0, source_nat: SourceNat::Always, when_empty: EmptyAction::Reject };
+const TREATMENT: TrafficPolicySpec =
+    TrafficPolicySpec { endpoint_set: 0, source_nat: SourceNat::Always, when_empty: EmptyAction::Reject };
 
 fn build(previous: &ServiceTable, specs: Vec<ServiceSpec>) -> (ServiceTable, Vec<ServiceError>) {
     ServiceTable::build(previous, specs.into_iter().map(Arc::new).collect(), vec![])
