@@ -11,7 +11,8 @@ use flowgate_tables::spec::{
     ServiceSpec, TrafficPolicySpec,
 };
 use flowgate_tables::{
-    BySource, EmptyAction, FrontendKind, Routing, ServiceTable, SnatPool, SourceNat, Sources, Tables,
+    EmptyAction, FrontendKind, PerSourceClass, Routing, ServiceTable, SnatPool, SourceClassifier, SourceNat,
+    Tables,
 };
 use flowgate_wire::{FiveTuple, FiveTuple4, FiveTuple6, L4Port, MacAddr, Protocol};
 
@@ -158,7 +159,7 @@ pub(crate) fn tables(family: Family) -> Tables {
             addr: ip(VIP),
             port: L4Port::new(80),
             kind: FrontendKind::ClusterIp,
-            treatments: BySource::same(TrafficPolicySpec {
+            treatments: PerSourceClass::same(TrafficPolicySpec {
                 endpoint_set: 0,
                 source_nat: SourceNat::Always,
                 when_empty: EmptyAction::Reject,
@@ -212,6 +213,6 @@ pub(crate) fn tables(family: Family) -> Tables {
         services: Arc::new(services),
         routing: Arc::new(routing),
         snat: Arc::new(snat),
-        sources: Arc::new(Sources::default()),
+        sources: Arc::new(SourceClassifier::default()),
     }
 }

@@ -12,7 +12,7 @@ mod subject;
 use std::sync::Arc;
 
 use flowgate_tables::spec::SnatSpec;
-use flowgate_tables::{Sources, Tables};
+use flowgate_tables::{SourceClassifier, Tables};
 
 pub(crate) use self::addresses::listed;
 pub use self::addresses::{LocalPods, NodePortAddress};
@@ -79,8 +79,11 @@ pub fn compile(
 }
 
 /// Who is a pod of this node and who is the node; `previous` itself if that did not change.
-fn compile_sources(surroundings: &addresses::Surroundings, previous: &Arc<Sources>) -> Arc<Sources> {
-    let sources = Sources::new(surroundings.pods.clone(), surroundings.own.iter().copied());
+fn compile_sources(
+    surroundings: &addresses::Surroundings,
+    previous: &Arc<SourceClassifier>,
+) -> Arc<SourceClassifier> {
+    let sources = SourceClassifier::new(surroundings.pods.clone(), surroundings.own.iter().copied());
     if sources == **previous { Arc::clone(previous) } else { Arc::new(sources) }
 }
 

@@ -1,7 +1,7 @@
 //! Which endpoints a frontend may choose from, and whether the client's address is replaced.
 //! Never sees an endpoint.
 
-use flowgate_tables::{BySource, FrontendKind, SourceNat};
+use flowgate_tables::{FrontendKind, PerSourceClass, SourceNat};
 
 use crate::model::{Service, TrafficPolicy};
 
@@ -42,9 +42,9 @@ pub(super) struct Circumstances {
 }
 
 /// The policy for one kind of frontend of a Service, by who sends.
-pub(super) fn policy(around: Circumstances, kind: FrontendKind, service: &Service) -> BySource<Policy> {
+pub(super) fn policy(around: Circumstances, kind: FrontendKind, service: &Service) -> PerSourceClass<Policy> {
     match around.role {
-        Role::Gateway => BySource::same(on_a_gateway(kind, service)),
+        Role::Gateway => PerSourceClass::same(on_a_gateway(kind, service)),
         Role::Node => on_a_node(around, kind, service),
     }
 }
@@ -57,7 +57,7 @@ fn on_a_gateway(kind: FrontendKind, service: &Service) -> Policy {
     Policy { scope: Scope::Cluster, source_nat }
 }
 
-fn on_a_node(around: Circumstances, kind: FrontendKind, service: &Service) -> BySource<Policy> {
+fn on_a_node(around: Circumstances, kind: FrontendKind, service: &Service) -> PerSourceClass<Policy> {
     let of = |scope, source_nat| Policy { scope, source_nat };
     match kind {
         FrontendKind::ClusterIp => {
@@ -66,15 +66,15 @@ fn on_a_node(around: Circumstances, kind: FrontendKind, service: &Service) -> By
             let masquerade = |yes| of(scope, if yes { SourceNat::Always } else { SourceNat::KeepClient });
             // P603, P604
             let others = masquerade(around.masquerade_all || around.knows_pods);
-            BySource { outside: others, node: others, pod: masquerade(around.masquerade_all) }
+            PerSourceClass { outside: others, node: others, pod: masquerade(around.masquerade_all) }
         }
         // P322: internalTrafficPolicy says nothing here.
         FrontendKind::NodePort | FrontendKind::ExternalIp | FrontendKind::LoadBalancer => {
             match service.external_policy {
                 // P317
-                TrafficPolicy::Cluster => BySource::same(of(Scope::Cluster, SourceNat::Always)),
+                TrafficPolicy::Cluster => PerSourceClass::same(of(Scope::Cluster, SourceNat::Always)),
                 // P318, P319, P320. P606: masquerade_all changes nothing.
-                TrafficPolicy::Local => BySource {
+                TrafficPolicy::Local => PerSourceClass {
                     outside: of(Scope::Local, SourceNat::KeepClient),
                     pod: of(Scope::Cluster, SourceNat::KeepClient),
                     node: of(Scope::Cluster, SourceNat::Always),

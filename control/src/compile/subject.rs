@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use flowgate_tables::spec::{EndpointSpec, FrontendSpec, ServiceName, ServiceSpec, TrafficPolicySpec};
-use flowgate_tables::{BySource, EmptyAction, FrontendKind, SourceNat};
+use flowgate_tables::{EmptyAction, FrontendKind, PerSourceClass, SourceNat};
 use flowgate_wire::L4Port;
 use ipnet::IpNet;
 
@@ -61,7 +61,7 @@ impl Subject<'_> {
                 when_empty,
             };
             let policies = self.policies(&wanted);
-            let treatments = BySource {
+            let treatments = PerSourceClass {
                 outside: treatment(&policies.outside, &mut sets),
                 pod: treatment(&policies.pod, &mut sets),
                 node: treatment(&policies.node, &mut sets),
@@ -116,10 +116,10 @@ impl Subject<'_> {
         captured.map(|ingress| ingress.ip).collect()
     }
 
-    fn policies(&self, wanted: &Wanted) -> BySource<Policy> {
+    fn policies(&self, wanted: &Wanted) -> PerSourceClass<Policy> {
         if wanted.addr == LOCALHOST {
             // P308: whatever the policies.
-            return BySource::same(Policy { scope: Scope::Cluster, source_nat: SourceNat::Always });
+            return PerSourceClass::same(Policy { scope: Scope::Cluster, source_nat: SourceNat::Always });
         }
         let around = Circumstances {
             role: self.settings.role,

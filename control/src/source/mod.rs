@@ -1,4 +1,4 @@
-//! Where objects come from. Sources send values and never see what becomes of them.
+//! Where objects come from. SourceClassifier send values and never see what becomes of them.
 
 pub mod convert;
 pub mod kube;

@@ -25,7 +25,7 @@ pub use publish::{Publisher, TablesReader};
 pub use routing::{Interface, NextHop, Routing};
 pub use service::{BackendSet, Frontend, Service, ServiceTable, TrafficPolicy, UnmatchedDestination};
 pub use snat::{PortSet, SnatPool};
-pub use source::{BySource, SourceClass, Sources};
+pub use source::{PerSourceClass, SourceClass, SourceClassifier};
 pub use spec::{EmptyAction, FrontendKind, SourceNat};
 
 /// One generation of everything that a worker needs to decide the fate of a packet.
@@ -40,7 +40,7 @@ pub struct Tables {
     /// Source addresses and ports for translated flows.
     pub snat: Arc<SnatPool>,
     /// Who is a pod of this node, and who is the node.
-    pub sources: Arc<Sources>,
+    pub sources: Arc<SourceClassifier>,
 }
 
 impl Tables {
@@ -51,7 +51,7 @@ impl Tables {
             services: Arc::new(ServiceTable::default()),
             routing: Arc::new(Routing::default()),
             snat: Arc::new(SnatPool::default()),
-            sources: Arc::new(Sources::default()),
+            sources: Arc::new(SourceClassifier::default()),
         }
     }
 }

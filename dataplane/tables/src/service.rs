@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use crate::backend::BackendTable;
 use crate::id::{BackendId, ServiceId};
 use crate::maglev::Maglev;
-use crate::source::{BySource, SourceClass};
+use crate::source::{PerSourceClass, SourceClass};
 use crate::spec::{EmptyAction, FrontendKind, ServiceName, ServiceSpec, SourceNat};
 
 /// What a client aims at: a VIP, or an address of the node for a NodePort.
@@ -63,7 +63,7 @@ pub struct Frontend {
     /// The Service port it leads to.
     pub service: ServiceId,
     /// How new flows are treated, by who sends them.
-    pub treatments: BySource<TrafficPolicy>,
+    pub treatments: PerSourceClass<TrafficPolicy>,
     /// Who may reach it; none for everybody.
     pub allowed: Option<Arc<[IpNet]>>,
     /// How long after its last connection a client stays with its backend.

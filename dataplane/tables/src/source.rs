@@ -18,7 +18,7 @@ pub enum SourceClass {
 
 /// One value for each class of source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BySource<T> {
+pub struct PerSourceClass<T> {
     /// For clients outside the node.
     pub outside: T,
     /// For pods of this node.
@@ -27,7 +27,7 @@ pub struct BySource<T> {
     pub node: T,
 }
 
-impl<T> BySource<T> {
+impl<T> PerSourceClass<T> {
     /// The value for a class.
     #[inline]
     pub const fn of(&self, class: SourceClass) -> &T {
@@ -44,12 +44,12 @@ impl<T> BySource<T> {
     }
 
     /// Another value for each class.
-    pub fn map<U>(&self, f: impl Fn(&T) -> U) -> BySource<U> {
-        BySource { outside: f(&self.outside), pod: f(&self.pod), node: f(&self.node) }
+    pub fn map<U>(&self, f: impl Fn(&T) -> U) -> PerSourceClass<U> {
+        PerSourceClass { outside: f(&self.outside), pod: f(&self.pod), node: f(&self.node) }
     }
 }
 
-impl<T: Clone> BySource<T> {
+impl<T: Clone> PerSourceClass<T> {
     /// The same value for everybody.
     pub fn same(value: T) -> Self {
         Self { outside: value.clone(), pod: value.clone(), node: value }
@@ -58,12 +58,12 @@ impl<T: Clone> BySource<T> {
 
 /// Tells the classes apart by address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sources {
+pub struct SourceClassifier {
     pods: Vec<IpNet>,
     node: HashSet<IpAddr>,
 }
 
-impl Sources {
+impl SourceClassifier {
     /// Pods have addresses in `pods`; without a range of a family nobody of it is known to be a pod
     /// (P601). `node` are the node's own addresses.
     pub fn new(pods: Vec<IpNet>, node: impl IntoIterator<Item = IpAddr>) -> Self {
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn pods_come_before_the_node_and_a_family_without_a_range_has_no_pods() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let sources = Sources::new(
+        let sources = SourceClassifier::new(
             vec!["10.244.0.0/16".parse().unwrap()],
             ["192.0.2.1", "10.244.0.1", "2001:db8::1"].map(ip),
         );

@@ -8,7 +8,7 @@ use std::time::Duration;
 use flowgate_wire::{L4Port, MacAddr, Protocol};
 use ipnet::IpNet;
 
-use crate::source::BySource;
+use crate::source::PerSourceClass;
 
 /// Names one port of one Service for people: `namespace/name:port`, without the colon for an unnamed port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -111,7 +111,7 @@ pub struct FrontendSpec {
     /// Where it comes from.
     pub kind: FrontendKind,
     /// How new flows are treated, by who sends them.
-    pub treatments: BySource<TrafficPolicySpec>,
+    pub treatments: PerSourceClass<TrafficPolicySpec>,
     /// Who may reach it; none for everybody (P401).
     pub allowed: Option<Arc<[IpNet]>>,
 }

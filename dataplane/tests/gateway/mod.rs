@@ -24,7 +24,7 @@ use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, ServiceName, ServiceSpec, TrafficPolicySpec,
 };
-use flowgate_tables::{BySource, EmptyAction, FrontendKind, InterfaceId, Publisher, SourceNat, Tables};
+use flowgate_tables::{EmptyAction, FrontendKind, InterfaceId, PerSourceClass, Publisher, SourceNat, Tables};
 use flowgate_wire::{L4Port, MacAddr, Protocol};
 
 pub(crate) use world::{World, route};
@@ -307,7 +307,7 @@ pub(crate) fn service(
             addr: IpAddr::V4(addr),
             port: L4Port::new(port),
             kind: FrontendKind::ClusterIp,
-            treatments: BySource::same(TrafficPolicySpec {
+            treatments: PerSourceClass::same(TrafficPolicySpec {
                 endpoint_set: 0,
                 source_nat: SourceNat::Always,
                 when_empty: EmptyAction::Reject,

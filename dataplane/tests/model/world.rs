@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceSpec};
-use flowgate_tables::{PortSet, Routing, ServiceTable, SnatPool, Sources, Tables};
+use flowgate_tables::{PortSet, Routing, ServiceTable, SnatPool, SourceClassifier, Tables};
 use flowgate_wire::MacAddr;
 
 /// Services and network.
@@ -34,7 +34,7 @@ impl World {
             services: Arc::new(services),
             routing: Arc::new(routing),
             snat: Arc::new(SnatPool::new(&addresses, &self.snat_ports)),
-            sources: Arc::new(Sources::new(vec![], addresses.concat())),
+            sources: Arc::new(SourceClassifier::new(vec![], addresses.concat())),
         }
     }
 }

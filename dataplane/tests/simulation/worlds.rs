@@ -9,7 +9,7 @@ use flowgate_flow::{HashKey, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, RouteHopSpec, ServiceName, ServiceSpec, TrafficPolicySpec,
 };
-use flowgate_tables::{BySource, EmptyAction, FrontendKind, SourceNat};
+use flowgate_tables::{EmptyAction, FrontendKind, PerSourceClass, SourceNat};
 use flowgate_wire::{L4Port, MacAddr, Protocol};
 
 use super::network::{Net, addr};
@@ -118,7 +118,7 @@ fn service(number: u8, random: &mut Rng) -> ServiceSpec {
             addr,
             port: L4Port::new(port),
             kind,
-            treatments: BySource { outside, pod, node },
+            treatments: PerSourceClass { outside, pod, node },
             allowed,
         }
     };

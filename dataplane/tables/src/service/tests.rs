@@ -16,7 +16,7 @@ fn spec(name: &str, vip: u8, endpoints: &[u8]) -> ServiceSpec {
             addr: ip(vip),
             port: L4Port::new(80),
             kind: FrontendKind::ClusterIp,
-            treatments: BySource::same(TREATMENT),
+            treatments: PerSourceClass::same(TREATMENT),
             allowed: None,
         }],
         endpoint_sets: vec![
