@@ -100,10 +100,13 @@ impl Counters {
     #[cold]
     fn count_unsent(&mut self, verdict: &Verdict) {
         match *verdict {
-            Verdict::Transmit(_) | Verdict::Hold(_) | Verdict::Await(_) | Verdict::Answer => {}
+            Verdict::Transmit(_)
+            | Verdict::AwaitNeighbour(_)
+            | Verdict::AwaitFragment(_)
+            | Verdict::Reply => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
             Verdict::Reject(reason) => self.0[reject_index(reason)] += 1,
-            Verdict::Report(problem) => self.0[drop_index(problem_reason(problem))] += 1,
+            Verdict::IcmpError(problem) => self.0[drop_index(problem_reason(problem))] += 1,
             Verdict::Drop(reason) => self.0[drop_index(reason)] += 1,
         }
     }

@@ -14,15 +14,15 @@ pub enum Verdict {
     /// came all the same cannot be given back and ends, counted under its reason.
     Pass(PassReason),
     /// Its next hop is being resolved: decide again when the tables have changed. Nothing was rewritten.
-    Hold(NeighbourKey),
+    AwaitNeighbour(NeighbourKey),
     /// Another fragment of its packet must be decided before it. Nothing was rewritten.
-    Await(AwaitedFragment),
+    AwaitFragment(AwaitedFragment),
     /// Tell its sender at once that nobody serves it (P502).
     Reject(RejectReason),
     /// It ends here, and its sender is told what is wrong with it.
-    Report(Problem),
+    IcmpError(Problem),
     /// It became the answer to its sender: send it back by the interface that it came by.
-    Answer,
+    Reply,
     /// It ends here.
     Drop(DropReason),
 }

@@ -294,7 +294,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                 Verdict::Transmit(egress) => {
                     send(&mut self.device, routing, &mut self.counters, egress, frame)
                 }
-                Verdict::Hold(neighbour) => {
+                Verdict::AwaitNeighbour(neighbour) => {
                     let held = Held::new(frame, neighbour, (queue, ingress), arrival.since(now));
                     match self.held_for_neighbour.admit(held, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
@@ -303,7 +303,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                         }
                     }
                 }
-                Verdict::Await(of) => {
+                Verdict::AwaitFragment(of) => {
                     let held = Held::new(frame, of, (queue, ingress), arrival.since(now));
                     match self.held_for_fragment.admit(held, now) {
                         Ok(()) => self
@@ -322,7 +322,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                         end(&mut self.device, &mut self.counters, DropReason::RejectUnanswered, frame);
                     }
                 }
-                Verdict::Report(problem) => {
+                Verdict::IcmpError(problem) => {
                     let own = routing.interfaces().get(ingress.index());
                     let own = own.map_or(&[][..], |interface| &interface.spec.addresses);
                     if self.rejects.report(&mut frame, problem, own, now) {
@@ -332,7 +332,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                         self.device.recycle(frame);
                     }
                 }
-                Verdict::Answer => send(&mut self.device, routing, &mut self.counters, ingress, frame),
+                Verdict::Reply => send(&mut self.device, routing, &mut self.counters, ingress, frame),
                 Verdict::Pass(_) | Verdict::Drop(_) => self.device.recycle(frame),
             }
         }

@@ -1,7 +1,7 @@
 //! Fragments of packets to and from Services: the first is decided as a whole packet would be, the others follow
 //! it. Nothing is reassembled.
 //!
-//! A fragment that comes before the first of its packet waits in the worker: [`Verdict::Await`]. What a receiver
+//! A fragment that comes before the first of its packet waits in the worker: [`Verdict::AwaitFragment`]. What a receiver
 //! would have to puzzle over goes no further: fragments that overlap end their whole packet (RFC 5722, RFC 8200
 //! section 4.5), headers that are cut up end at once (RFC 1858, RFC 7112). Never touches what a fragment carries,
 //! but for the transport header of the first.
@@ -63,7 +63,7 @@ impl Fragments {
 
     fn wait(&mut self, slot: usize) -> Verdict {
         self.cache.entry(slot).is_awaited = true;
-        Verdict::Await(self.cache.awaited(slot))
+        Verdict::AwaitFragment(self.cache.awaited(slot))
     }
 
     /// Ends the other fragments of the packet in `slot`, those that wait included.
@@ -191,7 +191,7 @@ impl Router {
                 Verdict::Transmit(egress)
             }
             // It comes back, and nothing was done.
-            Verdict::Hold(_) => verdict,
+            Verdict::AwaitNeighbour(_) => verdict,
             Verdict::Pass(_) => {
                 self.fragments.end(*slot, Verdict::Pass(PassReason::Fragment));
                 verdict
@@ -303,13 +303,13 @@ impl Router {
         counters: &mut Counters,
     ) -> Result<InterfaceId, Verdict> {
         if datagram.ttl <= 1 {
-            return Err(Verdict::Report(Problem::TimeExceeded));
+            return Err(Verdict::IcmpError(Problem::TimeExceeded));
         }
         let [src, dst] = decided.pair;
         let (_, next_hop) = self.next_hop(dst, decided.spread, context, counters)?;
         let ether = self.resolved(next_hop, counters)?;
         if datagram.ip_len() > next_hop.mtu {
-            return Err(Verdict::Report(Problem::TooBig(next_hop.mtu)));
+            return Err(Verdict::IcmpError(Problem::TooBig(next_hop.mtu)));
         }
         let pair = A::from_ip(src).zip(A::from_ip(dst)).ok_or(Verdict::Drop(DropReason::Malformed))?;
         let tuple = FiveTuple {

@@ -132,7 +132,7 @@ fn answer_echo<A: Address>(
     match icmp::answer_echo(frame, datagram) {
         Some(()) => {
             counters.add(Event::EchoesAnswered, 1);
-            Verdict::Answer
+            Verdict::Reply
         }
         None => Verdict::Drop(DropReason::RejectUnanswered),
     }

@@ -67,7 +67,7 @@ impl Router {
         // No entry for a packet that cannot leave: a flood must not fill the table.
         self.resolved(next_hop, counters)?;
         if packet.ip_len() > next_hop.mtu {
-            return Err(Verdict::Report(Problem::TooBig(next_hop.mtu)));
+            return Err(Verdict::IcmpError(Problem::TooBig(next_hop.mtu)));
         }
         let towards = Towards {
             backend: choice.backend,
@@ -100,7 +100,7 @@ impl Router {
             }
             Route::Unknown(neighbour) => {
                 self.requests.push(neighbour, counters);
-                Err(Verdict::Hold(neighbour))
+                Err(Verdict::AwaitNeighbour(neighbour))
             }
             Route::None => Err(Verdict::Drop(DropReason::NoRoute)),
         }

@@ -100,7 +100,7 @@ impl Router {
         let Staged { packet, probe } = staged;
         // RFC 1812 section 5.3.1, RFC 8200 section 3: a packet whose hops would be used up goes no further.
         if packet.ttl <= 1 {
-            return Verdict::Report(Problem::TimeExceeded);
+            return Verdict::IcmpError(Problem::TimeExceeded);
         }
         let flows = A::table(context.flows);
         let known = match flows.find(probe, &packet.tuple).or_else(|| flows.find_again(probe, &packet.tuple))
@@ -192,7 +192,7 @@ impl Router {
         next_hop.ether.as_ref().ok_or_else(|| {
             let neighbour = NeighbourKey { egress: next_hop.egress, addr: next_hop.addr };
             self.requests.push(neighbour, counters);
-            Verdict::Hold(neighbour)
+            Verdict::AwaitNeighbour(neighbour)
         })
     }
 
@@ -206,7 +206,7 @@ impl Router {
         counters: &mut Counters,
     ) -> Verdict {
         if packet.ip_len() > next_hop.mtu {
-            return Verdict::Report(Problem::TooBig(next_hop.mtu));
+            return Verdict::IcmpError(Problem::TooBig(next_hop.mtu));
         }
         rewrite(frame, packet, translation, ether, checksums, counters);
         Verdict::Transmit(next_hop.egress)

@@ -130,7 +130,7 @@ impl<'a> Gateway<'a> {
                     sent.remove(left.unwrap_or_else(|| panic!("not sent: {}", hex(&record.after))));
                 }
                 // It became an echo reply, which is looked at below.
-                Verdict::Answer => {}
+                Verdict::Reply => {}
                 _ => assert_eq!(record.before, record.after, "a frame that is not sent stays as it is"),
             }
         }
@@ -150,8 +150,8 @@ fn shape(record: &Record) -> String {
         other => format!("{other:?}"),
     };
     let verdict = match record.verdict {
-        Verdict::Hold(_) => "hold".into(),
-        Verdict::Await(_) => "await".into(),
+        Verdict::AwaitNeighbour(_) => "hold".into(),
+        Verdict::AwaitFragment(_) => "await".into(),
         other => format!("{other:?}"),
     };
     format!("{kind} {verdict}")

@@ -111,7 +111,7 @@ impl Model {
         if !self.options.echo_vips || !is_vip || is_own_address(&self.world, control.dst) {
             return self.ends(decided, "pass", "not_ours");
         }
-        if decided.verdict != Verdict::Answer {
+        if decided.verdict != Verdict::Reply {
             return Err(format!("was to be answered, got {:?}", decided.verdict));
         }
         self.count(decided.worker, "echoes_answered");

@@ -122,7 +122,7 @@ impl Model {
                 (Way::NeighbourKey(neighbour), _) if held_for(decided) == Some(neighbour) => {
                     return Ok((Fate::Waits(neighbour), chosen));
                 }
-                (Way::Open { mtu, .. }, Verdict::Report(Problem::TooBig(told)))
+                (Way::Open { mtu, .. }, Verdict::IcmpError(Problem::TooBig(told)))
                     if mtu == told && segment.ip_len > mtu =>
                 {
                     // It does not say which of several ways it is too big for.
@@ -209,11 +209,11 @@ impl Model {
                 let (backend, fate) = self.opened(decided, segment, offer, &ways)?;
                 (vec![backend], fate)
             }
-            Verdict::Report(Problem::TooBig(told)) => {
+            Verdict::IcmpError(Problem::TooBig(told)) => {
                 let is_too_small = |chance: &Chance| matches!(chance.way, Some(Way::Open { mtu, .. }) if mtu == told && segment.ip_len > mtu);
                 (legal(&is_too_small), self.reported(decided, Problem::TooBig(told))?)
             }
-            Verdict::Hold(_) => {
+            Verdict::AwaitNeighbour(_) => {
                 let held = held_for(decided);
                 (legal(&|chance| chance.way == held.map(Way::NeighbourKey)), Fate::Waits(held.unwrap()))
             }
@@ -234,9 +234,9 @@ impl Model {
             }
             Verdict::Pass(_)
             | Verdict::Reject(_)
-            | Verdict::Report(_)
-            | Verdict::Await(_)
-            | Verdict::Answer => (vec![], Fate::Ends),
+            | Verdict::IcmpError(_)
+            | Verdict::AwaitFragment(_)
+            | Verdict::Reply => (vec![], Fate::Ends),
         };
         if possible.is_empty() {
             return Err(format!("{:?} is not for a new flow to one of {ways:?}", decided.verdict));
@@ -375,7 +375,7 @@ impl Model {
 
     /// The sender must be told of this problem.
     fn reported(&mut self, decided: &Decided<'_>, problem: Problem) -> Result<Fate, Difference> {
-        if decided.verdict != Verdict::Report(problem) {
+        if decided.verdict != Verdict::IcmpError(problem) {
             return Err(format!("was to be reported: {problem:?}, got {:?}", decided.verdict));
         }
         let reason = match problem {
@@ -399,10 +399,10 @@ impl Model {
             Verdict::Pass(reason) => ("pass", reason.name()),
             Verdict::Reject(reason) => ("reject", reason.name()),
             Verdict::Transmit(_)
-            | Verdict::Hold(_)
-            | Verdict::Report(_)
-            | Verdict::Await(_)
-            | Verdict::Answer => ("", ""),
+            | Verdict::AwaitNeighbour(_)
+            | Verdict::IcmpError(_)
+            | Verdict::AwaitFragment(_)
+            | Verdict::Reply => ("", ""),
         };
         if got != (what, reason) {
             return Err(format!("was to be {what} {reason}, got {:?}", decided.verdict));
@@ -421,6 +421,6 @@ struct Chance {
 }
 
 pub(super) fn held_for(decided: &Decided<'_>) -> Option<Neighbour> {
-    let Verdict::Hold(neighbour) = decided.verdict else { return None };
+    let Verdict::AwaitNeighbour(neighbour) = decided.verdict else { return None };
     Some(Neighbour { egress: neighbour.egress, addr: neighbour.addr })
 }
