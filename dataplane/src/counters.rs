@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
-use flowgate_wire::refusal::Problem;
+use flowgate_wire::refusal::IcmpError;
 
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict, reasons};
 
@@ -172,11 +172,11 @@ impl SharedCounters {
 }
 
 /// The reason under which packets with this problem are counted.
-const fn problem_reason(problem: Problem) -> DropReason {
+const fn problem_reason(problem: IcmpError) -> DropReason {
     match problem {
-        Problem::TooBig(_) => DropReason::TooBig,
-        Problem::TimeExceeded => DropReason::TtlExpired,
-        Problem::PortUnreachable => DropReason::NoBackend,
+        IcmpError::TooBig(_) => DropReason::TooBig,
+        IcmpError::TimeExceeded => DropReason::TtlExpired,
+        IcmpError::PortUnreachable => DropReason::NoBackend,
     }
 }
 

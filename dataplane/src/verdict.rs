@@ -2,7 +2,7 @@
 
 use flowgate_tables::InterfaceId;
 use flowgate_tables::routing::NeighbourKey;
-use flowgate_wire::refusal::Problem;
+use flowgate_wire::refusal::IcmpError;
 
 /// What happens to a packet. The pipeline has rewritten a packet that is to be sent.
 #[must_use]
@@ -20,7 +20,7 @@ pub enum Verdict {
     /// Tell its sender at once that nobody serves it (P502).
     Reject(RejectReason),
     /// It ends here, and its sender is told what is wrong with it.
-    IcmpError(Problem),
+    IcmpError(IcmpError),
     /// It became the answer to its sender: send it back by the interface that it came by.
     Reply,
     /// It ends here.

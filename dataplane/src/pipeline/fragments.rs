@@ -25,7 +25,7 @@ use super::{Context, Family, Staged};
 use crate::burst::{BURST, RxChecksums, WorkerNumber};
 use crate::counters::{Counters, Event};
 use crate::verdict::{AwaitedFragment, DropReason, PassReason, Verdict};
-use flowgate_wire::refusal::Problem;
+use flowgate_wire::refusal::IcmpError;
 
 /// One worker's packets that come in fragments.
 #[derive(Debug)]
@@ -303,13 +303,13 @@ impl Router {
         counters: &mut Counters,
     ) -> Result<InterfaceId, Verdict> {
         if datagram.ttl <= 1 {
-            return Err(Verdict::IcmpError(Problem::TimeExceeded));
+            return Err(Verdict::IcmpError(IcmpError::TimeExceeded));
         }
         let [src, dst] = decided.pair;
         let (_, next_hop) = self.next_hop(dst, decided.spread, context, counters)?;
         let ether = self.resolved(next_hop, counters)?;
         if datagram.ip_len() > next_hop.mtu {
-            return Err(Verdict::IcmpError(Problem::TooBig(next_hop.mtu)));
+            return Err(Verdict::IcmpError(IcmpError::TooBig(next_hop.mtu)));
         }
         let pair = A::from_ip(src).zip(A::from_ip(dst)).ok_or(Verdict::Drop(DropReason::Malformed))?;
         let tuple = FiveTuple {

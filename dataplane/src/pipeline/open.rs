@@ -6,7 +6,7 @@ use flowgate_flow::{Bound, Direction, Found, Inserted, NewFlow, NextHopRef, Prob
 use flowgate_tables::routing::Route;
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{Backend, NextHop, NextHopId};
-use flowgate_wire::refusal::Problem;
+use flowgate_wire::refusal::IcmpError;
 use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 
 use super::choose::{Decision, Placing, choose};
@@ -67,7 +67,7 @@ impl Router {
         // No entry for a packet that cannot leave: a flood must not fill the table.
         self.resolved(next_hop, counters)?;
         if packet.ip_len() > next_hop.mtu {
-            return Err(Verdict::IcmpError(Problem::TooBig(next_hop.mtu)));
+            return Err(Verdict::IcmpError(IcmpError::TooBig(next_hop.mtu)));
         }
         let towards = Towards {
             backend: choice.backend,

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use flowgate_flow::{Found, NextHopRef, Probe};
 use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{BackendId, NextHop, NextHopId, Routing};
-use flowgate_wire::refusal::Problem;
+use flowgate_wire::refusal::IcmpError;
 use flowgate_wire::rewrite::complete_checksum;
 use flowgate_wire::{EtherAddrs, EtherType, Packet, Protocol, TcpFlags, Translation};
 
@@ -100,7 +100,7 @@ impl Router {
         let Staged { packet, probe } = staged;
         // RFC 1812 section 5.3.1, RFC 8200 section 3: a packet whose hops would be used up goes no further.
         if packet.ttl <= 1 {
-            return Verdict::IcmpError(Problem::TimeExceeded);
+            return Verdict::IcmpError(IcmpError::TimeExceeded);
         }
         let flows = A::table(context.flows);
         let known = match flows.find(probe, &packet.tuple).or_else(|| flows.find_again(probe, &packet.tuple))
@@ -206,7 +206,7 @@ impl Router {
         counters: &mut Counters,
     ) -> Verdict {
         if packet.ip_len() > next_hop.mtu {
-            return Verdict::IcmpError(Problem::TooBig(next_hop.mtu));
+            return Verdict::IcmpError(IcmpError::TooBig(next_hop.mtu));
         }
         rewrite(frame, packet, translation, ether, checksums, counters);
         Verdict::Transmit(next_hop.egress)

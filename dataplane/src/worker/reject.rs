@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flowgate_flow::Tick;
-use flowgate_wire::refusal::{Problem, REFUSAL_LEN_MAX, refuse, report};
+use flowgate_wire::refusal::{IcmpError, REFUSAL_LEN_MAX, refuse, report};
 use flowgate_wire::{Address, EtherType, Parsed, Protocol};
 
 use crate::burst::FrameBuffer;
@@ -43,7 +43,7 @@ impl Rejects {
         let packet = match A::parse(bytes) {
             Ok(Parsed::L4(packet)) => packet,
             // What a reset must acknowledge is in the other fragments: it gets an error, as datagrams do.
-            Ok(Parsed::Fragment) => return self.report(frame, Problem::PortUnreachable, &[], now),
+            Ok(Parsed::Fragment) => return self.report(frame, IcmpError::PortUnreachable, &[], now),
             _ => return false,
         };
         // A reset is never larger than its segment.
@@ -61,11 +61,12 @@ impl Rejects {
     pub(crate) fn report<F: FrameBuffer>(
         &mut self,
         frame: &mut F,
-        problem: Problem,
+        problem: IcmpError,
         own: &[IpAddr],
         now: Tick,
     ) -> bool {
-        let bucket = if matches!(problem, Problem::TooBig(_)) { &mut self.too_big } else { &mut self.errors };
+        let bucket =
+            if matches!(problem, IcmpError::TooBig(_)) { &mut self.too_big } else { &mut self.errors };
         if !bucket.take(now) {
             return false;
         }
@@ -77,7 +78,7 @@ impl Rejects {
     }
 }
 
-fn report_family<A: Address, F: FrameBuffer>(frame: &mut F, problem: Problem, own: &[IpAddr]) -> bool {
+fn report_family<A: Address, F: FrameBuffer>(frame: &mut F, problem: IcmpError, own: &[IpAddr]) -> bool {
     let bytes = frame.as_mut();
     let Ok(datagram) = A::datagram(bytes) else { return false };
     // The error crosses routers, which RFC 4291 section 2.5.6 forbids a link-local address.
@@ -125,7 +126,7 @@ mod tests {
                 .unwrap();
             rejects.report(&mut crate::device::MemoryFrame(frame), problem, &[], Tick(0))
         };
-        assert_eq!((0..500).filter(|_| report(Problem::TimeExceeded)).count(), 100);
-        assert_eq!((0..500).filter(|_| report(Problem::TooBig(1400))).count(), 100);
+        assert_eq!((0..500).filter(|_| report(IcmpError::TimeExceeded)).count(), 100);
+        assert_eq!((0..500).filter(|_| report(IcmpError::TooBig(1400))).count(), 100);
     }
 }

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use flowgate_fuzz::{Rng, Seen, seen};
-use flowgate_wire::refusal::{Problem, REFUSAL_LEN_MAX, refuse, report};
+use flowgate_wire::refusal::{IcmpError, REFUSAL_LEN_MAX, refuse, report};
 use flowgate_wire::{
     Address, EtherAddrs, EtherType, FiveTuple, L4Port, MacAddr, Packet, Parsed, Protocol, Translation,
 };
@@ -44,7 +44,7 @@ fn check_family<A: Address>(frame: &[u8], other: A) -> Seen {
     let datagram = A::datagram(frame);
     if let Ok(datagram) = &datagram {
         assert!(usize::from(datagram.l3_offset) + usize::from(datagram.ip_len()) <= frame.len());
-        for problem in [Problem::PortUnreachable, Problem::TooBig(1280), Problem::TimeExceeded] {
+        for problem in [IcmpError::PortUnreachable, IcmpError::TooBig(1280), IcmpError::TimeExceeded] {
             let mut out = [0; REFUSAL_LEN_MAX];
             if let Some(len) = report(frame, datagram, problem, other, &mut out) {
                 let answer = etherparse::SlicedPacket::from_ethernet(&out[..len]);

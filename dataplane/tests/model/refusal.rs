@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, PacketBuilderStep, TcpHeader, icmpv4, icmpv6};
 use etherparse::{IpHeaders, IpNumber, icmpv4::DestUnreachableHeader};
 use flowgate_wire::Protocol;
-use flowgate_wire::refusal::Problem;
+use flowgate_wire::refusal::IcmpError;
 
 use super::checksums::sctp_checksum;
 use super::packet::{Kind, Segment, read};
@@ -53,7 +53,7 @@ pub(crate) fn refusal(frame: &[u8], allowances: &mut Allowances, now: u64) -> Op
             let may = taken && may_be_answered(frame, segment.tuple.src.ip());
             return may.then(|| abort(frame, &segment, tag));
         }
-        return taken.then(|| error(frame, &segment, Problem::PortUnreachable, dst)).flatten();
+        return taken.then(|| error(frame, &segment, IcmpError::PortUnreachable, dst)).flatten();
     }
     if !may_be_answered(frame, segment.tuple.src.ip()) {
         return None;
@@ -85,7 +85,7 @@ fn abort(frame: &[u8], segment: &Segment, tag: [u8; 4]) -> Vec<u8> {
 /// The ICMP error about a frame, from the first of `own` of its family; none when it gets none.
 pub(crate) fn report(
     frame: &[u8],
-    problem: Problem,
+    problem: IcmpError,
     own: &[IpAddr],
     allowances: &mut Allowances,
     now: u64,
@@ -94,13 +94,13 @@ pub(crate) fn report(
     let dst = segment.tuple.dst.ip();
     let from = own.iter().copied().find(|addr| addr.is_ipv4() == dst.is_ipv4()).unwrap_or(dst);
     let kind = match problem {
-        Problem::TooBig(_) => &mut allowances.too_big,
-        Problem::PortUnreachable | Problem::TimeExceeded => &mut allowances.errors,
+        IcmpError::TooBig(_) => &mut allowances.too_big,
+        IcmpError::PortUnreachable | IcmpError::TimeExceeded => &mut allowances.errors,
     };
     kind.take(now).then(|| error(frame, &segment, problem, from)).flatten()
 }
 
-fn error(frame: &[u8], segment: &Segment, problem: Problem, from: IpAddr) -> Option<Vec<u8>> {
+fn error(frame: &[u8], segment: &Segment, problem: IcmpError, from: IpAddr) -> Option<Vec<u8>> {
     let to = segment.tuple.src.ip();
     if !may_be_answered(frame, to) {
         return None;
@@ -112,19 +112,23 @@ fn error(frame: &[u8], segment: &Segment, problem: Problem, from: IpAddr) -> Opt
     let mut out = Vec::new();
     if to.is_ipv4() {
         let kind = match problem {
-            Problem::PortUnreachable => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port),
-            Problem::TooBig(next_hop_mtu) => {
+            IcmpError::PortUnreachable => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port),
+            IcmpError::TooBig(next_hop_mtu) => {
                 let needed = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu };
                 Icmpv4Type::DestinationUnreachable(needed)
             }
-            Problem::TimeExceeded => Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit),
+            IcmpError::TimeExceeded => {
+                Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit)
+            }
         };
         builder.icmpv4(kind).write(&mut out, quoted).unwrap();
     } else {
         let kind = match problem {
-            Problem::PortUnreachable => Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port),
-            Problem::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu: mtu.into() },
-            Problem::TimeExceeded => Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),
+            IcmpError::PortUnreachable => {
+                Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port)
+            }
+            IcmpError::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu: mtu.into() },
+            IcmpError::TimeExceeded => Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),
         };
         builder.icmpv6(kind).write(&mut out, quoted).unwrap();
     }

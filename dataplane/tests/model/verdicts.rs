@@ -6,7 +6,7 @@ use flowgate_dataplane::Verdict;
 use flowgate_tables::InterfaceId;
 use flowgate_tables::spec::RouteHopSpec;
 use flowgate_wire::Protocol;
-use flowgate_wire::refusal::Problem;
+use flowgate_wire::refusal::IcmpError;
 
 use super::checksums::judge_translation;
 use super::flows::{Chosen, Direction, Flow, Noted, Side};
@@ -37,7 +37,7 @@ impl Model {
 
     fn segment(&mut self, decided: &Decided<'_>, segment: &Segment) -> Result<Fate, Difference> {
         if segment.ttl <= 1 {
-            return self.reported(decided, Problem::TimeExceeded);
+            return self.reported(decided, IcmpError::TimeExceeded);
         }
         if let Some((at, side)) = self.flows.find(&segment.tuple) {
             if !self.is_over(at, segment, decided.now) {
@@ -122,12 +122,12 @@ impl Model {
                 (Way::NeighbourKey(neighbour), _) if held_for(decided) == Some(neighbour) => {
                     return Ok((Fate::Waits(neighbour), chosen));
                 }
-                (Way::Open { mtu, .. }, Verdict::IcmpError(Problem::TooBig(told)))
+                (Way::Open { mtu, .. }, Verdict::IcmpError(IcmpError::TooBig(told)))
                     if mtu == told && segment.ip_len > mtu =>
                 {
                     // It does not say which of several ways it is too big for.
                     let known = if all.len() == 1 { chosen } else { before.clone() };
-                    return Ok((self.reported(decided, Problem::TooBig(mtu))?, known));
+                    return Ok((self.reported(decided, IcmpError::TooBig(mtu))?, known));
                 }
                 (Way::Open { egress, ether, mtu }, Verdict::Transmit(by))
                     if egress == by && segment.ip_len <= mtu =>
@@ -209,9 +209,9 @@ impl Model {
                 let (backend, fate) = self.opened(decided, segment, offer, &ways)?;
                 (vec![backend], fate)
             }
-            Verdict::IcmpError(Problem::TooBig(told)) => {
+            Verdict::IcmpError(IcmpError::TooBig(told)) => {
                 let is_too_small = |chance: &Chance| matches!(chance.way, Some(Way::Open { mtu, .. }) if mtu == told && segment.ip_len > mtu);
-                (legal(&is_too_small), self.reported(decided, Problem::TooBig(told))?)
+                (legal(&is_too_small), self.reported(decided, IcmpError::TooBig(told))?)
             }
             Verdict::AwaitNeighbour(_) => {
                 let held = held_for(decided);
@@ -374,14 +374,14 @@ impl Model {
     }
 
     /// The sender must be told of this problem.
-    fn reported(&mut self, decided: &Decided<'_>, problem: Problem) -> Result<Fate, Difference> {
+    fn reported(&mut self, decided: &Decided<'_>, problem: IcmpError) -> Result<Fate, Difference> {
         if decided.verdict != Verdict::IcmpError(problem) {
             return Err(format!("was to be reported: {problem:?}, got {:?}", decided.verdict));
         }
         let reason = match problem {
-            Problem::TooBig(_) => "too_big",
-            Problem::TimeExceeded => "ttl_expired",
-            Problem::PortUnreachable => return Err("nothing is reported as unreachable".into()),
+            IcmpError::TooBig(_) => "too_big",
+            IcmpError::TimeExceeded => "ttl_expired",
+            IcmpError::PortUnreachable => return Err("nothing is reported as unreachable".into()),
         };
         self.count(decided.worker, reason);
         Ok(Fate::Reported(problem))

@@ -15,7 +15,7 @@ pub const REFUSAL_LEN_MAX: usize = ETHERNET_LEN + 1280;
 
 /// What is wrong with a packet, in the terms of ICMP (RFC 792) and ICMPv6 (RFC 4443).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem {
+pub enum IcmpError {
     /// Nobody serves the port.
     PortUnreachable,
     /// The way on carries packets of this size in bytes at most (RFC 1191 section 4, RFC 8201).
@@ -38,7 +38,7 @@ pub fn refuse<A: Address>(
     };
     if packet.tuple.protocol != Protocol::Tcp && initiate_tag.is_none() {
         let datagram = A::datagram(frame).ok()?;
-        return report(frame, &datagram, Problem::PortUnreachable, datagram.dst, out);
+        return report(frame, &datagram, IcmpError::PortUnreachable, datagram.dst, out);
     }
     if !may_be_answered(frame, packet.tuple.src.into()) {
         return None;
@@ -62,7 +62,7 @@ pub fn refuse<A: Address>(
 pub fn report<A: Address>(
     frame: &[u8],
     datagram: &Datagram<A>,
-    problem: Problem,
+    problem: IcmpError,
     from: A,
     out: &mut [u8; REFUSAL_LEN_MAX],
 ) -> Option<usize> {
@@ -90,15 +90,15 @@ pub fn icmp_sum<A: Address>(src: A, dst: A, len: u16) -> Sum {
     if A::IS_V4 { Sum::ZERO } else { Sum::pseudo_header(src, dst, A::ICMP, len) }
 }
 
-fn icmp_header<A: Address>(problem: Problem) -> [u8; ICMP_HEADER_LEN] {
+fn icmp_header<A: Address>(problem: IcmpError) -> [u8; ICMP_HEADER_LEN] {
     let v4 = A::IS_V4;
     let (kind, code, mtu) = match problem {
-        Problem::PortUnreachable if v4 => (3, 3, 0),
-        Problem::TooBig(mtu) if v4 => (3, 4, mtu),
-        Problem::TimeExceeded if v4 => (11, 0, 0),
-        Problem::PortUnreachable => (1, 4, 0),
-        Problem::TooBig(mtu) => (2, 0, mtu),
-        Problem::TimeExceeded => (3, 0, 0),
+        IcmpError::PortUnreachable if v4 => (3, 3, 0),
+        IcmpError::TooBig(mtu) if v4 => (3, 4, mtu),
+        IcmpError::TimeExceeded if v4 => (11, 0, 0),
+        IcmpError::PortUnreachable => (1, 4, 0),
+        IcmpError::TooBig(mtu) => (2, 0, mtu),
+        IcmpError::TimeExceeded => (3, 0, 0),
     };
     let [high, low] = mtu.to_be_bytes();
     [kind, code, 0, 0, 0, 0, high, low]
