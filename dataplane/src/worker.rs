@@ -149,7 +149,7 @@ pub struct Worker<D: Device, P> {
     held_for_fragment: HeldForFragment<D::Frame>,
     /// The generation of the tables that held frames were decided by last.
     held_generation: u64,
-    asked: Asked,
+    asked: ResolveLimiter,
     rejects: Rejects,
 }
 
@@ -181,16 +181,16 @@ where
             #[cfg(feature = "lab")]
             self.state.fault.strike();
             let time = now();
-            if self.turn(time) {
+            if self.poll_once(time) {
                 last_frame = time;
             } else if time.duration_since(last_frame) >= self.config.idle_before_sleep {
                 self.counters.add(Event::Sleeps, 1);
-                self.show();
+                self.publish_counters();
                 // Held packets leave when the tables change, which no frame announces.
                 self.device.wait(if self.held_for_neighbour.is_empty() { SLEEP } else { SHORT_SLEEP });
             }
         }
-        self.show();
+        self.publish_counters();
         self.device
     }
 }
@@ -213,7 +213,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             held_for_neighbour: HeldForNeighbour::new(FOR_NEIGHBOUR),
             held_for_fragment: HeldForFragment::new(FOR_FRAGMENT),
             held_generation: 0,
-            asked: Asked::default(),
+            asked: ResolveLimiter::default(),
             rejects: Rejects::default(),
         }
     }
@@ -237,7 +237,7 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 
     /// One turn of the loop: a burst from each queue and a step of housekeeping. True if a frame came.
-    pub fn turn(&mut self, time: Instant) -> bool {
+    pub fn poll_once(&mut self, time: Instant) -> bool {
         let now = tick(time, self.shared.started);
         let mut received = false;
         for queue in 0..self.device.rx_queues() {
@@ -250,7 +250,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             self.counters.add(Event::BusyLoops, 1);
         }
         self.housekeeping(now);
-        self.show();
+        self.publish_counters();
         received
     }
 
@@ -299,7 +299,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                     match self.held_for_neighbour.admit(held, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
-                            end(&mut self.device, &mut self.counters, DropReason::NoNeighbour, frame);
+                            drop_frame(&mut self.device, &mut self.counters, DropReason::NoNeighbour, frame);
                         }
                     }
                 }
@@ -310,7 +310,12 @@ impl<D: Device, P: Process> Worker<D, P> {
                             .counters
                             .add(Event::FragmentsAwaiting, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
-                            end(&mut self.device, &mut self.counters, DropReason::FragmentExcess, frame);
+                            drop_frame(
+                                &mut self.device,
+                                &mut self.counters,
+                                DropReason::FragmentExcess,
+                                frame,
+                            );
                         }
                     }
                 }
@@ -319,7 +324,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                         self.counters.add(Event::RejectsSent, 1);
                         send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
-                        end(&mut self.device, &mut self.counters, DropReason::RejectUnanswered, frame);
+                        drop_frame(&mut self.device, &mut self.counters, DropReason::RejectUnanswered, frame);
                     }
                 }
                 Verdict::IcmpError(problem) => {
@@ -363,7 +368,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             self.decide_again(held, now);
         }
         while let Some(Held { frame, .. }) = self.held_for_fragment.pop_expired(now) {
-            end(&mut self.device, &mut self.counters, DropReason::FragmentNoFirst, frame);
+            drop_frame(&mut self.device, &mut self.counters, DropReason::FragmentNoFirst, frame);
         }
     }
 
@@ -392,7 +397,7 @@ impl<D: Device, P: Process> Worker<D, P> {
         self.counters.add(Event::FlowsExpired, u64::from(removed));
     }
 
-    fn show(&self) {
+    fn publish_counters(&self) {
         self.state.counters.publish(&self.counters);
         self.state.heartbeat.fetch_add(1, Ordering::Relaxed);
     }
@@ -425,7 +430,7 @@ fn send<D: Device>(
     if let Some(identifier) = tag
         && !vlan::push(&mut frame, identifier)
     {
-        return end(device, counters, DropReason::TooBig, frame);
+        return drop_frame(device, counters, DropReason::TooBig, frame);
     }
     match device.send(port, frame) {
         Ok(()) => counters.add(Event::TxPackets, 1),
@@ -436,19 +441,19 @@ fn send<D: Device>(
 
 /// Takes a frame back that was to go on and cannot, and counts it.
 #[cold]
-fn end<D: Device>(device: &mut D, counters: &mut Counters, reason: DropReason, frame: D::Frame) {
+fn drop_frame<D: Device>(device: &mut D, counters: &mut Counters, reason: DropReason, frame: D::Frame) {
     counters.count(&Verdict::Drop(reason));
     device.recycle(frame);
 }
 
 /// The neighbours asked for lately, so that a flood of packets does not become a flood of questions.
 #[derive(Debug, Default)]
-struct Asked {
+struct ResolveLimiter {
     lately: [Option<(NeighbourKey, Tick)>; 32],
     next: usize,
 }
 
-impl Asked {
+impl ResolveLimiter {
     fn is_new(&mut self, neighbour: NeighbourKey, now: Tick) -> bool {
         let lately = |(other, at): (NeighbourKey, Tick)| other == neighbour && now.since(at) < ASK_AGAIN_MS;
         if self.lately.iter().flatten().copied().any(lately) {

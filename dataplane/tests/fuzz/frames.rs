@@ -116,7 +116,7 @@ impl<'a> Gateway<'a> {
         self.now += pause_ms;
         self.worker.device().deliver(by, frame.to_vec());
         // Debug builds count the frames of the device after each turn.
-        self.worker.turn(self.started + Duration::from_millis(self.now));
+        self.worker.poll_once(self.started + Duration::from_millis(self.now));
         let mut sent: Vec<(InterfaceId, Vec<u8>)> = Vec::new();
         for interface in (0..2).map(InterfaceId) {
             sent.extend(self.worker.device().take_sent(interface).into_iter().map(|f| (interface, f.0)));

@@ -163,7 +163,7 @@ impl Gateway {
 
     fn turn(&mut self) -> Vec<(InterfaceId, Vec<u8>)> {
         self.now += Duration::from_millis(1);
-        self.worker.turn(self.started + self.now);
+        self.worker.poll_once(self.started + self.now);
         let mut sent = Vec::new();
         for interface in [UP0, FAB0] {
             for frame in self.worker.device().take_sent(interface) {

@@ -120,7 +120,7 @@ impl Rig {
         while self.now < age_ms {
             self.now = age_ms.min(self.now + 20 * 24 * 3_600_000);
             for seat in &mut self.seats {
-                seat.worker.turn(self.started + Duration::from_millis(self.now));
+                seat.worker.poll_once(self.started + Duration::from_millis(self.now));
                 seat.waiting.due(self.publisher.current().generation, self.now);
             }
         }
@@ -172,7 +172,7 @@ impl Rig {
         for (by, frame) in frames {
             seat.worker.device().deliver(*by, frame.clone());
         }
-        seat.worker.turn(self.started + Duration::from_millis(self.now));
+        seat.worker.poll_once(self.started + Duration::from_millis(self.now));
         let records = seat.records.take();
         let mut records = records.into_iter();
         let sent: Frames = (0..interfaces)
