@@ -96,7 +96,7 @@ fn render(case: &str, role: Role) -> String {
             let treated = frontend.treatments.map(|treatment| {
                 let nat = match treatment.source_nat {
                     SourceNat::Always => "snat",
-                    SourceNat::KeepClient => "keep client",
+                    SourceNat::PreserveClient => "keep client",
                 };
                 let set = &service.spec.endpoint_sets[treatment.endpoint_set];
                 let endpoints: Vec<String> = set.iter().map(|e| format!("{}:{}", e.addr, e.port)).collect();

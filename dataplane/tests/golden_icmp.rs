@@ -66,7 +66,7 @@ fn kept(name: &str, vip: &str, backend: &str) -> ServiceSpec {
     frontend.kind = FrontendKind::LoadBalancer;
     frontend.treatments = frontend
         .treatments
-        .map(|t| flowgate_tables::spec::TrafficPolicySpec { source_nat: SourceNat::KeepClient, ..*t });
+        .map(|t| flowgate_tables::spec::TrafficPolicySpec { source_nat: SourceNat::PreserveClient, ..*t });
     spec
 }
 

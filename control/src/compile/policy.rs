@@ -53,7 +53,7 @@ pub(super) fn policy(around: Circumstances, kind: FrontendKind, service: &Servic
 /// and P320). Replies to its ClusterIP traffic would not come back by themselves.
 fn on_a_gateway(kind: FrontendKind, service: &Service) -> Policy {
     let keeps = kind != FrontendKind::ClusterIp && service.external_policy == TrafficPolicy::Local;
-    let source_nat = if keeps { SourceNat::KeepClient } else { SourceNat::Always };
+    let source_nat = if keeps { SourceNat::PreserveClient } else { SourceNat::Always };
     Policy { scope: Scope::Cluster, source_nat }
 }
 
@@ -63,7 +63,7 @@ fn on_a_node(around: Circumstances, kind: FrontendKind, service: &Service) -> Pe
         FrontendKind::ClusterIp => {
             // P302. P303: externalTrafficPolicy says nothing here.
             let scope = scope_of(service.internal_policy);
-            let masquerade = |yes| of(scope, if yes { SourceNat::Always } else { SourceNat::KeepClient });
+            let masquerade = |yes| of(scope, if yes { SourceNat::Always } else { SourceNat::PreserveClient });
             // P603, P604
             let others = masquerade(around.masquerade_all || around.knows_pods);
             PerSourceClass { outside: others, node: others, pod: masquerade(around.masquerade_all) }
@@ -75,8 +75,8 @@ fn on_a_node(around: Circumstances, kind: FrontendKind, service: &Service) -> Pe
                 TrafficPolicy::Cluster => PerSourceClass::same(of(Scope::Cluster, SourceNat::Always)),
                 // P318, P319, P320. P606: masquerade_all changes nothing.
                 TrafficPolicy::Local => PerSourceClass {
-                    outside: of(Scope::Local, SourceNat::KeepClient),
-                    pod: of(Scope::Cluster, SourceNat::KeepClient),
+                    outside: of(Scope::Local, SourceNat::PreserveClient),
+                    pod: of(Scope::Cluster, SourceNat::PreserveClient),
                     node: of(Scope::Cluster, SourceNat::Always),
                 },
             }

@@ -7,7 +7,7 @@ use flowgate_flow::Found;
 use flowgate_wire::icmp::{self, Message, NewError, Quoted};
 use flowgate_wire::{Address, Datagram, EtherType, FiveTuple};
 
-use super::open::may_be_kept_reply;
+use super::open::may_be_preserved_reply;
 use super::router::{Router, current_next_hop};
 use super::{Context, Family};
 use crate::counters::{Counters, Event};
@@ -64,7 +64,7 @@ impl Router {
         let flows = A::table(context.flows);
         let probe = flows.probe(&answer);
         let found = flows.find_again(&probe, &answer);
-        if found.is_none() && !is_kept_reply(&answer, context) {
+        if found.is_none() && !is_preserved_reply(&answer, context) {
             return Verdict::Drop(DropReason::NoFlow);
         }
         let stored = found.as_ref().and_then(|found| current_next_hop(found, &context.tables.routing));
@@ -111,8 +111,8 @@ fn new_error<A: Family>(sender: A, answer: &FiveTuple<A>, found: &Found<'_, A>) 
 
 /// Whether the error is about a packet to a backend whose clients keep their address, and not of a flow: routed as
 /// the kernel would have.
-fn is_kept_reply<A: Family>(answer: &FiveTuple<A>, context: &Context<'_>) -> bool {
-    may_be_kept_reply(answer, context) && !context.tables.sources.is_node(answer.dst.into())
+fn is_preserved_reply<A: Family>(answer: &FiveTuple<A>, context: &Context<'_>) -> bool {
+    may_be_preserved_reply(answer, context) && !context.tables.sources.is_node(answer.dst.into())
 }
 
 /// P505 has other packets to a cluster IP refused; nothing says what becomes of an echo request, and kube-proxy's

@@ -243,7 +243,7 @@ fn no_service<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
 
 /// Whether a packet with this tuple comes from a backend whose clients keep their address.
 #[cold]
-pub(super) fn may_be_kept_reply<A: Family>(tuple: &FiveTuple<A>, context: &Context<'_>) -> bool {
+pub(super) fn may_be_preserved_reply<A: Family>(tuple: &FiveTuple<A>, context: &Context<'_>) -> bool {
     let FiveTuple { protocol, src, src_port, .. } = *tuple;
     let source = ServiceKey { protocol, addr: src.into(), port: src_port };
     context.tables.services.is_reply_source(&source)

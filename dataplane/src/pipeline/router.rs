@@ -119,7 +119,7 @@ impl Router {
             None => match self.open(packet, probe, context, counters) {
                 Ok(found) => found,
                 Err(Verdict::Pass(PassReason::NotOurs))
-                    if open::may_be_kept_reply(&packet.tuple, context) =>
+                    if open::may_be_preserved_reply(&packet.tuple, context) =>
                 {
                     return self.route(frame, staged, checksums, context, counters);
                 }
@@ -311,7 +311,7 @@ fn is_superseded<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &
         // from a client to a backend that sees its address: then only the answer is seen.
         let flags = packet.tcp_flags;
         let is_answer = flags.contains(TcpFlags::SYN.union(TcpFlags::ACK));
-        let begins = flags.opens() || is_answer && open::may_be_kept_reply(&packet.tuple, context);
+        let begins = flags.opens() || is_answer && open::may_be_preserved_reply(&packet.tuple, context);
         return begins && flows.tcp_phase(found).is_closing();
     }
     // P801: a datagram flow leaves a removed endpoint at once; nobody would tell its client otherwise.

@@ -63,7 +63,7 @@ pub enum SourceNat {
     Always,
     /// The client's address is kept; replies must be routed through us. A backend that is its own client
     /// is never kept: it would answer itself (P605).
-    KeepClient,
+    PreserveClient,
 }
 
 impl SourceNat {

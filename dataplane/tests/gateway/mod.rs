@@ -48,7 +48,7 @@ impl World {
         kept.frontends[0].kind = FrontendKind::LoadBalancer;
         let treatments = kept.frontends[0].treatments;
         kept.frontends[0].treatments =
-            treatments.map(|t| TrafficPolicySpec { source_nat: SourceNat::KeepClient, ..*t });
+            treatments.map(|t| TrafficPolicySpec { source_nat: SourceNat::PreserveClient, ..*t });
         Self {
             services: vec![
                 web,

@@ -173,7 +173,7 @@ pub(crate) fn may_answer_kept(world: &World, tuple: &Tuple) -> bool {
             .frontends
             .iter()
             .flat_map(|f| [f.treatments.outside, f.treatments.pod, f.treatments.node])
-            .filter(|t| t.source_nat == SourceNat::KeepClient);
+            .filter(|t| t.source_nat == SourceNat::PreserveClient);
         kept.flat_map(|t| &service.endpoint_sets[t.endpoint_set])
             .any(|e| e.addr == tuple.src.ip() && e.port.number() == tuple.src.port())
     })

@@ -106,7 +106,7 @@ fn service(number: u8, random: &mut Rng) -> ServiceSpec {
     let v4 = random.bool();
     let treatment = |random: &mut Rng| TrafficPolicySpec {
         endpoint_set: random.usize(..2),
-        source_nat: if random.u8(..3) == 0 { SourceNat::KeepClient } else { SourceNat::Always },
+        source_nat: if random.u8(..3) == 0 { SourceNat::PreserveClient } else { SourceNat::Always },
         when_empty: if random.bool() { EmptyAction::Reject } else { EmptyAction::Drop },
     };
     let frontend = |addr: IpAddr, port, kind, random: &mut Rng| {

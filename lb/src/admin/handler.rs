@@ -98,7 +98,7 @@ impl Inspection<'_> {
             address: SocketAddr::new(spec.addr, spec.port.number()).to_string(),
             source_nat: match spec.treatments.outside.source_nat {
                 SourceNat::Always => "always".into(),
-                SourceNat::KeepClient => "keep-client".into(),
+                SourceNat::PreserveClient => "keep-client".into(),
             },
             allowed: spec.allowed.as_ref().map(|nets| nets.iter().map(ToString::to_string).collect()),
         };

@@ -165,7 +165,7 @@ impl ServiceTable {
                 self.vips.insert(addr);
             }
             for treatment in spec.treatments.all() {
-                if treatment.source_nat == SourceNat::KeepClient {
+                if treatment.source_nat == SourceNat::PreserveClient {
                     let endpoints = &endpoint_sets[treatment.endpoint_set];
                     let source = |e: &EndpointSpec| ServiceKey { addr: e.addr, port: e.port, ..key };
                     self.reply_sources.extend(endpoints.iter().map(source));

@@ -94,7 +94,7 @@ fn a_name_given_twice_is_refused_once() {
 #[test]
 fn answers_are_expected_from_backends_whose_clients_are_kept() {
     let mut kept = spec("kept", 1, &[11]);
-    kept.frontends[0].treatments.pod.source_nat = SourceNat::KeepClient;
+    kept.frontends[0].treatments.pod.source_nat = SourceNat::PreserveClient;
     let (table, _) = build(&ServiceTable::default(), vec![kept, spec("web", 2, &[12])]);
     let source = |host| ServiceKey { port: L4Port::new(8080), ..key(host) };
     assert!(table.is_reply_source(&source(11)) && !table.is_reply_source(&source(12)));
