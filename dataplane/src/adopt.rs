@@ -4,7 +4,7 @@
 //! at and by what the backend answers from. A flow whose Service or backend is gone is treated as one of a
 //! removed backend.
 
-use flowgate_flow::{Adopted, AffinityTable, FlowAddress, FlowTable, Flows, KeptFlow};
+use flowgate_flow::{Adopted, AffinityTable, FlowAddress, FlowTable, Flows, RestoredFlow};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{BackendId, Frontend, ServiceTable};
 
@@ -53,7 +53,10 @@ fn adopt_family<A: FlowAddress>(
     Adoption { flows, without_backend, bindings: 0, cleared }
 }
 
-fn frontend_of<'a, A: FlowAddress>(kept: &KeptFlow<A>, services: &'a ServiceTable) -> Option<&'a Frontend> {
+fn frontend_of<'a, A: FlowAddress>(
+    kept: &RestoredFlow<A>,
+    services: &'a ServiceTable,
+) -> Option<&'a Frontend> {
     let aimed_at = &kept.original;
     services.frontend(&ServiceKey {
         protocol: aimed_at.protocol,
@@ -63,7 +66,7 @@ fn frontend_of<'a, A: FlowAddress>(kept: &KeptFlow<A>, services: &'a ServiceTabl
 }
 
 fn backend_of<A: FlowAddress>(
-    kept: &KeptFlow<A>,
+    kept: &RestoredFlow<A>,
     frontend: &Frontend,
     services: &ServiceTable,
 ) -> Option<BackendId> {

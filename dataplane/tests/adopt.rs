@@ -27,10 +27,10 @@ struct Life {
 
 impl Life {
     fn begin(world: &World, folder: &Path) -> (Self, Adoption) {
-        let (flows, origins) = Flows::kept([1000, 64], HashKey::random(), folder, [1; 16]).unwrap();
+        let (flows, origins) = Flows::persistent([1000, 64], HashKey::random(), folder, [1; 16]).unwrap();
         let tables = world.tables(&Tables::empty());
         let affinity = AffinityTable::new(64);
-        let adopted = if origins == [Origin::Kept; 2] {
+        let adopted = if origins == [Origin::Restored; 2] {
             adopt(&flows, &affinity, &tables.services)
         } else {
             Adoption::default()

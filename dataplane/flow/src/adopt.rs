@@ -16,7 +16,7 @@ use crate::tags::BUCKET_SLOTS;
 
 /// A flow that was taken over.
 #[derive(Clone, Copy, Debug)]
-pub struct KeptFlow<A> {
+pub struct RestoredFlow<A> {
     /// As the client sends.
     pub original: FiveTuple<A>,
     /// As the backend answers.
@@ -37,7 +37,7 @@ pub struct Adopted {
 impl<A: FlowAddress> FlowTable<A> {
     /// Takes over what is in the table, asking `backend_of` for the backend of each flow. Nobody else may
     /// use the table meanwhile.
-    pub fn adopt(&self, mut backend_of: impl FnMut(&KeptFlow<A>) -> u32) -> Adopted {
+    pub fn adopt(&self, mut backend_of: impl FnMut(&RestoredFlow<A>) -> u32) -> Adopted {
         let mut adopted = Adopted::default();
         // Halves first: a flow is whole only if both can be found by their tuples.
         for index in self.used_indices() {
@@ -85,7 +85,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// The flow that this entry is half of; none if the other half is missing or is of another flow.
-    fn whole_flow(&self, index: EntryIndex) -> Option<KeptFlow<A>> {
+    fn whole_flow(&self, index: EntryIndex) -> Option<RestoredFlow<A>> {
         let (entry, peer) = (self.entry(index), self.peer_of(self.entry(index))?);
         let (bucket, slot) = (entry.peer().0 / BUCKET_SLOTS, entry.peer().0 % BUCKET_SLOTS);
         if !self.used_slots(bucket).contains(slot) {
@@ -102,7 +102,7 @@ impl<A: FlowAddress> FlowTable<A> {
             && original.translation == Translation::between(&original.tuple, &reply.tuple.reversed())
             && reply.translation == Translation::between(&reply.tuple, &original.tuple.reversed());
         let last_seen = entry.last_seen().later(peer.last_seen());
-        agree.then_some(KeptFlow { original: original.tuple, reply: reply.tuple, last_seen })
+        agree.then_some(RestoredFlow { original: original.tuple, reply: reply.tuple, last_seen })
     }
 
     /// Frees a slot whatever is in it.

@@ -31,7 +31,7 @@ struct Binding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
     /// It stays with this backend.
-    Kept(u32),
+    Existing(u32),
     /// It is bound to this backend now.
     New(u32),
     /// As [`Bound::New`], and another client's binding was forgotten for want of room.
@@ -44,7 +44,7 @@ impl Bound {
     /// The backend.
     pub const fn backend(self) -> Option<u32> {
         match self {
-            Self::Kept(backend) | Self::New(backend) | Self::Evicting(backend) => Some(backend),
+            Self::Existing(backend) | Self::New(backend) | Self::Evicting(backend) => Some(backend),
             Self::Nobody => None,
         }
     }
@@ -76,7 +76,7 @@ impl AffinityTable {
             && may_be_chosen(binding.backend)
         {
             binding.used = now;
-            return Bound::Kept(binding.backend);
+            return Bound::Existing(binding.backend);
         }
         let Some(backend) = choose() else {
             // P704: a binding to a backend that is gone is gone too.
@@ -157,7 +157,7 @@ mod tests {
         for (backend, used) in [(7, 50), (8, 90), (9, 70)] {
             assert!(table.restore((client(1), 1), backend, Tick(used)));
         }
-        assert_eq!(place(&table, 1, 90 + TIMEOUT_MS, 5), Bound::Kept(8));
+        assert_eq!(place(&table, 1, 90 + TIMEOUT_MS, 5), Bound::Existing(8));
         for n in 2..9 {
             assert!(table.restore((client(n), 1), 7, Tick(1)));
         }
@@ -168,8 +168,8 @@ mod tests {
     fn p703_a_client_stays_until_it_was_idle_for_the_timeout() {
         let table = AffinityTable::new(64);
         assert_eq!(place(&table, 1, 0, 7), Bound::New(7));
-        assert_eq!(place(&table, 1, TIMEOUT_MS, 8), Bound::Kept(7));
-        assert_eq!(place(&table, 1, 2 * TIMEOUT_MS, 8), Bound::Kept(7), "each connection starts it anew");
+        assert_eq!(place(&table, 1, TIMEOUT_MS, 8), Bound::Existing(7));
+        assert_eq!(place(&table, 1, 2 * TIMEOUT_MS, 8), Bound::Existing(7), "each connection starts it anew");
         assert_eq!(place(&table, 1, 3 * TIMEOUT_MS + 1, 8), Bound::New(8));
     }
 
@@ -199,10 +199,10 @@ mod tests {
     fn a_full_set_forgets_the_binding_used_longest_ago() {
         let table = AffinityTable::new(1);
         (0..8).for_each(|n| assert_eq!(place(&table, n, n + 1, n), Bound::New(n)));
-        assert_eq!(place(&table, 0, 50, 99), Bound::Kept(0));
+        assert_eq!(place(&table, 0, 50, 99), Bound::Existing(0));
         assert_eq!(place(&table, 8, 60, 8), Bound::Evicting(8));
         assert_eq!(place(&table, 1, 61, 77), Bound::Evicting(77), "the second was the oldest");
-        assert_eq!(place(&table, 0, 62, 99), Bound::Kept(0));
+        assert_eq!(place(&table, 0, 62, 99), Bound::Existing(0));
     }
 
     proptest! {

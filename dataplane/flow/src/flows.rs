@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use crate::hash::HashKey;
-use crate::keep::{self, KeepError, Keeping, Origin};
 use crate::memory::OutOfMemory;
+use crate::persistence::{self, Origin, PersistConfig, PersistError};
 use crate::table::{FlowTable, FlowView};
 
 /// The tables' files, IPv4 first.
@@ -29,29 +29,29 @@ impl Flows {
         Ok(Self { v4: FlowTable::new(capacity_v4, key)?, v6: FlowTable::new(capacity_v6, key)? })
     }
 
-    /// The same in files that outlive the process, in the folder `folder`. Where [`Origin::Kept`] says so
+    /// The same in files that outlive the process, in the folder `folder`. Where [`Origin::Restored`] says so
     /// of a family, its flows have to be adopted before the tables are used.
     ///
     /// # Errors
-    /// [`KeepError`]: another process has a file, or the file system or its memory is not to be had.
-    pub fn kept(
+    /// [`PersistError`]: another process has a file, or the file system or its memory is not to be had.
+    pub fn persistent(
         [capacity_v4, capacity_v6]: [u32; 2],
         key: HashKey,
         folder: &Path,
         boot: [u8; 16],
-    ) -> Result<(Self, [Origin; 2]), KeepError> {
-        let [v4, v6] = FILES.map(|name| Keeping { path: folder.join(name), boot });
-        let (v4, origin_v4) = FlowTable::kept(capacity_v4, key, &v4)?;
-        let (v6, origin_v6) = FlowTable::kept(capacity_v6, key, &v6)?;
+    ) -> Result<(Self, [Origin; 2]), PersistError> {
+        let [v4, v6] = FILES.map(|name| PersistConfig { path: folder.join(name), boot });
+        let (v4, origin_v4) = FlowTable::persistent(capacity_v4, key, &v4)?;
+        let (v6, origin_v6) = FlowTable::persistent(capacity_v6, key, &v6)?;
         Ok((Self { v4, v6 }, [origin_v4, origin_v6]))
     }
 
     /// Removes the files in `folder`. Those that do not exist are fine.
     ///
     /// # Errors
-    /// [`KeepError`]: a process has a file, or the file system refuses.
-    pub fn remove(folder: &Path) -> Result<(), KeepError> {
-        FILES.iter().try_for_each(|name| keep::remove(&folder.join(name)))
+    /// [`PersistError`]: a process has a file, or the file system refuses.
+    pub fn remove(folder: &Path) -> Result<(), PersistError> {
+        FILES.iter().try_for_each(|name| persistence::remove(&folder.join(name)))
     }
 
     /// All flows, as views for people.

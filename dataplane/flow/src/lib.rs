@@ -1,7 +1,7 @@
 //! The flow table: one fixed-capacity table a family for all workers, one conntrack entry per direction.
 //!
 //! Finding a flow takes no lock; only inserting and removing synchronise, and only in here. Memory is
-//! taken at start and never grows; it may be a file that the next process takes over ([`keep`],
+//! taken at start and never grows; it may be a file that the next process takes over ([`persistence`],
 //! [`adopt`]). The layout is plain C ([`entry`], [`tags`]), so that an XDP program can read the same table.
 //! Never reads a clock, never knows a Service, never touches packet bytes.
 //!
@@ -22,8 +22,8 @@ pub mod flows;
 pub mod hash;
 #[cfg(feature = "interleave")]
 pub mod interleave;
-pub mod keep;
 mod memory;
+pub mod persistence;
 pub mod state;
 mod sync;
 pub mod table;
@@ -31,15 +31,15 @@ pub mod tags;
 pub mod timeouts;
 
 pub use address::FlowAddress;
-pub use adopt::{Adopted, KeptFlow};
+pub use adopt::{Adopted, RestoredFlow};
 pub use affinity::{AffinityTable, Bound};
 pub use arch::prefetch;
 pub use entry::{Direction, EntryIndex, NextHopRef, Side, Tick};
 pub use expiry::Sweep;
 pub use flows::Flows;
 pub use hash::{FlowHash, HashKey};
-pub use keep::{KeepError, Keeping, Misfit, Origin};
 pub use memory::OutOfMemory;
+pub use persistence::{Incompatible, Origin, PersistConfig, PersistError};
 pub use state::TcpPhase;
 pub use table::{FlowTable, FlowView, Found, Inserted, NewFlow, Probe};
 pub use timeouts::Timeouts;

@@ -15,8 +15,8 @@ use crate::address::FlowAddress;
 use crate::arch::prefetch;
 use crate::entry::{Direction, Entry, EntryIndex, Forwarding, Identity, NextHopRef, Side, Tick};
 use crate::hash::{FlowHash, HashKey};
-use crate::keep::{self, KeepError, Keeping, Label, Opened, Origin};
 use crate::memory::{self, Memory, OutOfMemory};
+use crate::persistence::{self, Label, Opened, Origin, PersistConfig, PersistError};
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
 pub use view::FlowView;
@@ -112,21 +112,26 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// The same in a file that outlives the process. Where the file holds flows already
-    /// ([`Origin::Kept`]) they have to be [adopted](Self::adopt) before the table is used.
+    /// ([`Origin::Restored`]) they have to be [adopted](Self::adopt) before the table is used.
     ///
     /// # Errors
-    /// [`KeepError`]: another process has the file, or the file system or its memory is not to be had.
-    pub fn kept(capacity_flows: u32, key: HashKey, keeping: &Keeping) -> Result<(Self, Origin), KeepError> {
+    /// [`PersistError`]: another process has the file, or the file system or its memory is not to be had.
+    pub fn persistent(
+        capacity_flows: u32,
+        key: HashKey,
+        persist: &PersistConfig,
+    ) -> Result<(Self, Origin), PersistError> {
         let (capacity_flows, bucket_count) = dimensions(capacity_flows);
         let entry_bytes = u32::try_from(size_of::<Entry<A>>()).expect("an entry is a few cache lines");
-        let label = Label { entry_bytes, bucket_count, capacity_flows, boot: keeping.boot, key };
+        let label = Label { entry_bytes, bucket_count, capacity_flows, boot: persist.boot, key };
         let len = memory::len_bytes::<Entry<A>>(bucket_count) as u64;
-        let Opened { file, key, origin } = keep::open(&keeping.path, &label, len)?;
-        let path = || keeping.path.clone();
+        let Opened { file, key, origin } = persistence::open(&persist.path, &label, len)?;
+        let path = || persist.path.clone();
         let memory = Memory::in_file(&file, bucket_count, capacity_flows)
-            .map_err(|source| KeepError::OutOfMemory { path: path(), source })?;
-        if origin != Origin::Kept {
-            keep::write_label(&file, &label, len).map_err(|source| KeepError::Io { path: path(), source })?;
+            .map_err(|source| PersistError::OutOfMemory { path: path(), source })?;
+        if origin != Origin::Restored {
+            persistence::write_label(&file, &label, len)
+                .map_err(|source| PersistError::Io { path: path(), source })?;
         }
         Ok((Self::over(memory, capacity_flows, key, Some(file)), origin))
     }

@@ -57,7 +57,7 @@ impl Router {
             Decision::NotOurs => return Err(no_service(packet, context)),
         };
         match choice.bound {
-            Some(Bound::Kept(_)) => counters.add(Event::AffinityKept, 1),
+            Some(Bound::Existing(_)) => counters.add(Event::AffinityKept, 1),
             Some(Bound::Evicting(_)) => counters.add(Event::AffinityEvictions, 1),
             Some(Bound::New(_) | Bound::Nobody) | None => {}
         }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 use anyhow::Context;
-use flowgate_flow::{Flows, HashKey, KeepError, Origin};
+use flowgate_flow::{Flows, HashKey, Origin, PersistError};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
@@ -31,7 +31,7 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
                 }
                 return Ok((flows, origins));
             }
-            Err(error) if matches!(error.downcast_ref(), Some(KeepError::InUse(_))) => return Err(error),
+            Err(error) if matches!(error.downcast_ref(), Some(PersistError::InUse(_))) => return Err(error),
             // Traffic matters more than what becomes of it at the next start.
             Err(error) => tracing::warn!("flows will not outlive this process: {error:#}"),
         }
@@ -44,7 +44,7 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
 
 fn open_kept(folder: &Path, capacities: [u32; 2]) -> anyhow::Result<(Flows, [Origin; 2])> {
     prepare(folder)?;
-    Ok(Flows::kept(capacities, HashKey::random(), folder, host::boot_id()?)?)
+    Ok(Flows::persistent(capacities, HashKey::random(), folder, host::boot_id()?)?)
 }
 
 /// Removes the tables of a process that has ended, and the tmpfs that was mounted for them.

@@ -117,7 +117,7 @@ impl Workers {
             zero_copy: config.zero_copy,
             watchdog: Watchdog::new(config.workers.hang),
             started: false,
-            to_be_adopted: origins.contains(&Origin::Kept),
+            to_be_adopted: origins.contains(&Origin::Restored),
             to_be_reopened: false,
         };
         workers.open_posts(attached)?;

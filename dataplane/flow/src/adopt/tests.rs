@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::entry::{Direction, Entry};
 use crate::tags::{BUCKET_SLOTS, Tags};
-use crate::{HashKey, Inserted, Keeping, NewFlow, Origin};
+use crate::{HashKey, Inserted, NewFlow, Origin, PersistConfig};
 
 const CAPACITY: u32 = 200;
 
@@ -45,19 +45,19 @@ fn flow<A: FlowAddress>(number: u16) -> NewFlow<A> {
 
 struct Kept<A> {
     _folder: tempfile::TempDir,
-    keeping: Keeping,
+    keeping: PersistConfig,
     family: PhantomData<A>,
 }
 
 impl<A: FlowAddress> Kept<A> {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let keeping = Keeping { path: folder.path().join("flows"), boot: [1; 16] };
+        let keeping = PersistConfig { path: folder.path().join("flows"), boot: [1; 16] };
         Self { _folder: folder, keeping, family: PhantomData }
     }
 
     fn open(&self) -> (FlowTable<A>, Origin) {
-        FlowTable::kept(CAPACITY, HashKey::random(), &self.keeping).unwrap()
+        FlowTable::persistent(CAPACITY, HashKey::random(), &self.keeping).unwrap()
     }
 
     fn write(&self, at: usize, bytes: &[u8]) {
@@ -106,7 +106,7 @@ fn outlive<A: FlowAddress>() {
     drop(table);
 
     let (table, origin) = kept.open();
-    assert_eq!(origin, Origin::Kept);
+    assert_eq!(origin, Origin::Restored);
     let adopted = table.adopt(|kept| u32::from(kept.original.src_port.number()) + 1000);
     assert_eq!(adopted, Adopted { flows: 100, cleared: 0 });
     assert_sound(&table, adopted);
@@ -220,7 +220,7 @@ fn salvage<A: FlowAddress>(wreck: &Wreck) {
     damage.iter().for_each(|(at, value)| kept.write(*at, &value.to_ne_bytes()));
 
     let (table, origin) = kept.open();
-    assert_eq!(origin, Origin::Kept);
+    assert_eq!(origin, Origin::Restored);
     let adopted = table.adopt(|_| 9);
     assert_sound(&table, adopted);
     for view in table.flows() {

@@ -15,7 +15,7 @@ use crate::memory::OutOfMemory;
 
 /// Where a table is kept, and in which boot of the machine.
 #[derive(Clone, Debug)]
-pub struct Keeping {
+pub struct PersistConfig {
     /// The file; in a tmpfs, best one with huge pages.
     pub path: PathBuf,
     /// Says that ticks are of one clock: the kernel's `boot_id`.
@@ -28,14 +28,14 @@ pub enum Origin {
     /// There was no file.
     Begun,
     /// There was one that is of no use: flows begin anew.
-    Replaced(Misfit),
+    Replaced(Incompatible),
     /// An earlier process left them: they have to be adopted before anybody uses them.
-    Kept,
+    Restored,
 }
 
 /// Why a file of flows is of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Misfit {
+pub enum Incompatible {
     /// It has no label, or a damaged one: its beginning was cut short, or it is something else.
     Unlabelled,
     /// It was written by a version that lays out entries in another way.
@@ -49,7 +49,7 @@ pub enum Misfit {
     ),
 }
 
-impl fmt::Display for Misfit {
+impl fmt::Display for Incompatible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unlabelled => f.write_str("it is no whole flow table"),
@@ -62,7 +62,7 @@ impl fmt::Display for Misfit {
 
 /// Why no table can be kept in a file.
 #[derive(Debug, thiserror::Error)]
-pub enum KeepError {
+pub enum PersistError {
     /// Another process has it.
     #[error("{}: another process uses this flow table", .0.display())]
     InUse(
@@ -111,15 +111,15 @@ pub(crate) struct Opened {
 /// Opens the file of a table with this label, `len` bytes long without the label; the hash key is that
 /// of the file if there is one. One that is of no use is replaced by an empty one: call [`Opened::label`]
 /// once its memory is there.
-pub(crate) fn open(path: &Path, wanted: &Label, len: u64) -> Result<Opened, KeepError> {
-    let failed = |source| KeepError::Io { path: path.to_owned(), source };
+pub(crate) fn open(path: &Path, wanted: &Label, len: u64) -> Result<Opened, PersistError> {
+    let failed = |source| PersistError::Io { path: path.to_owned(), source };
     let origin = match File::options().read(true).write(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Origin::Begun,
         Err(source) => return Err(failed(source)),
         Ok(file) => {
             lock(&file, path)?;
             match read(&file, wanted, len).map_err(failed)? {
-                Ok(key) => return Ok(Opened { file, key, origin: Origin::Kept }),
+                Ok(key) => return Ok(Opened { file, key, origin: Origin::Restored }),
                 Err(misfit) => Origin::Replaced(misfit),
             }
         }
@@ -142,40 +142,42 @@ pub(crate) fn write_label(file: &File, label: &Label, len: u64) -> io::Result<()
 /// Removes a table that no process uses. One that does not exist is fine.
 ///
 /// # Errors
-/// [`KeepError`]: it is in use, or the file system refuses.
-pub fn remove(path: &Path) -> Result<(), KeepError> {
+/// [`PersistError`]: it is in use, or the file system refuses.
+pub fn remove(path: &Path) -> Result<(), PersistError> {
     match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(KeepError::Io { path: path.to_owned(), source }),
+        Err(source) => Err(PersistError::Io { path: path.to_owned(), source }),
         Ok(file) => {
             lock(&file, path)?;
-            fs::remove_file(path).map_err(|source| KeepError::Io { path: path.to_owned(), source })
+            fs::remove_file(path).map_err(|source| PersistError::Io { path: path.to_owned(), source })
         }
     }
 }
 
-fn lock(file: &File, path: &Path) -> Result<(), KeepError> {
+fn lock(file: &File, path: &Path) -> Result<(), PersistError> {
     file.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => KeepError::InUse(path.to_owned()),
-        TryLockError::Error(source) => KeepError::Io { path: path.to_owned(), source },
+        TryLockError::WouldBlock => PersistError::InUse(path.to_owned()),
+        TryLockError::Error(source) => PersistError::Io { path: path.to_owned(), source },
     })
 }
 
 /// The key of a file that fits, or why it does not.
-fn read(file: &File, wanted: &Label, len: u64) -> io::Result<Result<HashKey, Misfit>> {
+fn read(file: &File, wanted: &Label, len: u64) -> io::Result<Result<HashKey, Incompatible>> {
     let file_len = file.metadata()?.len();
     let mut page = [0; LABEL_BYTES];
-    let Some(offset) = file_len.checked_sub(page.len() as u64) else { return Ok(Err(Misfit::Unlabelled)) };
+    let Some(offset) = file_len.checked_sub(page.len() as u64) else {
+        return Ok(Err(Incompatible::Unlabelled));
+    };
     file.read_exact_at(&mut page, offset)?;
     Ok(match Label::from_page(&page) {
         Err(misfit) => Err(misfit),
-        Ok(label) if label.entry_bytes != wanted.entry_bytes => Err(Misfit::Layout),
-        Ok(label) if label.boot != wanted.boot => Err(Misfit::Boot),
+        Ok(label) if label.entry_bytes != wanted.entry_bytes => Err(Incompatible::Layout),
+        Ok(label) if label.boot != wanted.boot => Err(Incompatible::Boot),
         Ok(label) if label.capacity_flows != wanted.capacity_flows => {
-            Err(Misfit::Capacity(label.capacity_flows))
+            Err(Incompatible::Capacity(label.capacity_flows))
         }
-        Ok(label) if label.bucket_count != wanted.bucket_count => Err(Misfit::Layout),
-        Ok(_) if offset != len => Err(Misfit::Unlabelled),
+        Ok(label) if label.bucket_count != wanted.bucket_count => Err(Incompatible::Layout),
+        Ok(_) if offset != len => Err(Incompatible::Unlabelled),
         Ok(label) => Ok(label.key),
     })
 }
@@ -194,17 +196,17 @@ impl Label {
         page
     }
 
-    fn from_page(page: &[u8; LABEL_BYTES]) -> Result<Self, Misfit> {
-        let (sum, rest) = page.split_first_chunk().ok_or(Misfit::Unlabelled)?;
+    fn from_page(page: &[u8; LABEL_BYTES]) -> Result<Self, Incompatible> {
+        let (sum, rest) = page.split_first_chunk().ok_or(Incompatible::Unlabelled)?;
         if u64::from_ne_bytes(*sum) != checksum(rest) {
-            return Err(Misfit::Unlabelled);
+            return Err(Incompatible::Unlabelled);
         }
         let mut rest = rest;
         if take(&mut rest)? != *MAGIC {
-            return Err(Misfit::Unlabelled);
+            return Err(Incompatible::Unlabelled);
         }
         if u32::from_ne_bytes(take(&mut rest)?) != LAYOUT {
-            return Err(Misfit::Layout);
+            return Err(Incompatible::Layout);
         }
         let mut number = || take(&mut rest).map(u32::from_ne_bytes);
         let (entry_bytes, bucket_count, capacity_flows) = (number()?, number()?, number()?);
@@ -217,8 +219,8 @@ impl Label {
     }
 }
 
-fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Misfit> {
-    let (first, behind) = rest.split_first_chunk().ok_or(Misfit::Unlabelled)?;
+fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Incompatible> {
+    let (first, behind) = rest.split_first_chunk().ok_or(Incompatible::Unlabelled)?;
     *rest = behind;
     Ok(*first)
 }
@@ -256,7 +258,7 @@ mod tests {
         for at in 0..page.len() {
             let mut damaged = page;
             damaged[at] ^= 0x10;
-            assert_eq!(Label::from_page(&damaged), Err(Misfit::Unlabelled), "byte {at}");
+            assert_eq!(Label::from_page(&damaged), Err(Incompatible::Unlabelled), "byte {at}");
         }
     }
 
@@ -266,7 +268,7 @@ mod tests {
         let path = folder.path().join("flows");
         let make = |label: &Label| {
             let opened = open(&path, label, 8192).unwrap();
-            if opened.origin != Origin::Kept {
+            if opened.origin != Origin::Restored {
                 write_label(&opened.file, label, 8192).unwrap();
             }
             (opened.origin, opened.key)
@@ -274,18 +276,18 @@ mod tests {
         assert_eq!(make(&LABEL).0, Origin::Begun);
         assert_eq!(
             make(&Label { key: HashKey([8; HashKey::WORDS]), ..LABEL }),
-            (Origin::Kept, HashKey([7; HashKey::WORDS]))
+            (Origin::Restored, HashKey([7; HashKey::WORDS]))
         );
         for (label, misfit) in [
-            (Label { boot: [1; 16], ..LABEL }, Misfit::Boot),
-            (Label { capacity_flows: 500, boot: [1; 16], ..LABEL }, Misfit::Capacity(131)),
-            (Label { entry_bytes: 128, capacity_flows: 500, boot: [1; 16], ..LABEL }, Misfit::Layout),
+            (Label { boot: [1; 16], ..LABEL }, Incompatible::Boot),
+            (Label { capacity_flows: 500, boot: [1; 16], ..LABEL }, Incompatible::Capacity(131)),
+            (Label { entry_bytes: 128, capacity_flows: 500, boot: [1; 16], ..LABEL }, Incompatible::Layout),
         ] {
             assert_eq!(make(&label).0, Origin::Replaced(misfit));
-            assert_eq!(make(&label).0, Origin::Kept);
+            assert_eq!(make(&label).0, Origin::Restored);
         }
         fs::write(&path, "something else").unwrap();
-        assert_eq!(make(&LABEL).0, Origin::Replaced(Misfit::Unlabelled));
+        assert_eq!(make(&LABEL).0, Origin::Replaced(Incompatible::Unlabelled));
     }
 
     #[test]
@@ -293,8 +295,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flows");
         let opened = open(&path, &LABEL, 8192).unwrap();
-        assert!(matches!(open(&path, &LABEL, 8192), Err(KeepError::InUse(_))));
-        assert!(matches!(remove(&path), Err(KeepError::InUse(_))));
+        assert!(matches!(open(&path, &LABEL, 8192), Err(PersistError::InUse(_))));
+        assert!(matches!(remove(&path), Err(PersistError::InUse(_))));
         drop(opened);
         remove(&path).unwrap();
         assert!(!path.exists());
