@@ -23,7 +23,7 @@ use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_wire::EtherAddrs;
 use flowgate_xsk::steering::{InterfaceConfig, Steering, SteeringConfig, SteeringSet, VipKey, XdpModeWanted};
-use flowgate_xsk::{FramePool, PortConfig, UmemConfig};
+use flowgate_xsk::{FramePool, UmemConfig, XskSocketConfig};
 
 use crate::{
     clock,
@@ -68,7 +68,7 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
     let set = SteeringSet { vips: [vip].into(), ..SteeringSet::default() };
     steering.narrow(&set).and_then(|()| steering.widen(&set)).map_err(|e| failed("steer".into())(&e))?;
 
-    let ports: Vec<_> = args.interfaces.iter().map(|name| PortConfig::new(name.clone(), 0)).collect();
+    let ports: Vec<_> = args.interfaces.iter().map(|name| XskSocketConfig::new(name.clone(), 0)).collect();
     let frame_count = UmemConfig::frames_for(&ports).next_power_of_two();
     let umem = UmemConfig { frame_count, ..UmemConfig::default() };
     let (pool, opened) = FramePool::new(&umem, &ports).map_err(|e| failed("open sockets".into())(&e))?;

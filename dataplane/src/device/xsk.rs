@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flowgate_tables::InterfaceId;
-use flowgate_xsk::{BURST, Frame, FramePool, Poller, Port, RefusedReason};
+use flowgate_xsk::{BURST, Frame, FramePool, Poller, RefusedReason, XskSocket};
 
 use super::{Device, NotSent};
 use crate::burst::{FrameBuffer, RxChecksums};
@@ -16,7 +16,7 @@ pub struct RxQueue {
     /// What the checksums of its frames are worth.
     pub checksums: RxChecksums,
     /// The socket.
-    pub port: Port,
+    pub port: XskSocket,
 }
 
 /// The sockets of one worker over one packet memory, so that a frame received on one interface is sent
@@ -24,7 +24,7 @@ pub struct RxQueue {
 #[derive(Debug)]
 pub struct XskDevice {
     pool: FramePool,
-    ports: Vec<Port>,
+    ports: Vec<XskSocket>,
     checksums: Vec<RxChecksums>,
     interfaces: Vec<InterfaceId>,
     /// Position of the socket that sends for each interface.
@@ -65,7 +65,7 @@ impl XskDevice {
     }
 
     /// The sockets.
-    pub fn ports(&self) -> &[Port] {
+    pub fn ports(&self) -> &[XskSocket] {
         &self.ports
     }
 }

@@ -20,7 +20,7 @@ use std::{
 
 use common::{Namespace, udp};
 use flowgate_xsk::{
-    BURST, FramePool, Port, PortConfig, UmemConfig,
+    BURST, FramePool, UmemConfig, XskSocket, XskSocketConfig,
     steering::{SteeringSet, VipKey},
 };
 use nix::{
@@ -41,7 +41,7 @@ fn main() {
     let vip = VipKey { addr: IpAddr::from(VIP), port: 53, protocol: 17 };
     steering.widen(&SteeringSet { vips: [vip].into(), ..SteeringSet::default() }).expect("widen");
 
-    let ports = ["lb0", "lb1"].map(|name| PortConfig::new(name, 0));
+    let ports = ["lb0", "lb1"].map(|name| XskSocketConfig::new(name, 0));
     let umem = UmemConfig { frame_count: UmemConfig::frames_for(&ports), ..UmemConfig::default() };
     let (mut pool, mut ports) = gateway.run(|| FramePool::new(&umem, &ports)).expect("a pool");
     for (port, report) in ports.iter_mut().zip(steering.report()) {
@@ -100,7 +100,7 @@ impl Measured {
 }
 
 /// Forwards from the first port to the second.
-fn forward(pool: &mut FramePool, ports: &mut [Port], time: Duration) -> Measured {
+fn forward(pool: &mut FramePool, ports: &mut [XskSocket], time: Duration) -> Measured {
     let mut frames = Vec::with_capacity(BURST);
     let mut packets = 0_u32;
     let mut bursts = Vec::with_capacity(1 << 20);

@@ -9,7 +9,7 @@ use crate::region::{Holder, Region, give_up};
 
 /// An Ethernet frame in a pool's memory, owned by whoever has this value.
 ///
-/// Give it on with [`Port::tx_push`](crate::Port::tx_push) or back with
+/// Give it on with [`XskSocket::tx_push`](crate::XskSocket::tx_push) or back with
 /// [`FramePool::recycle`](crate::FramePool::recycle). A frame that is merely dropped finds its way back to its pool
 /// too, through a lock: right for an error path, wrong for the packet path.
 #[must_use = "a frame that is not sent or recycled goes back to its pool the slow way"]

@@ -2,7 +2,7 @@
 //!
 //! * [`steering`] loads and attaches the XDP program, keeps its maps equal to what Flowgate serves, and puts sockets
 //!   into its socket map.
-//! * [`FramePool`], [`Port`] and [`Frame`] are one worker's packet memory, its (interface, queue) sockets and one
+//! * [`FramePool`], [`XskSocket`] and [`Frame`] are one worker's packet memory, its (interface, queue) sockets and one
 //!   packet. A [`Frame`] is the only way to a chunk of the memory and moves: whoever gave it away cannot touch it.
 //!
 //! This crate knows bytes, not headers: it must never parse a packet in Rust, never import another crate of the
@@ -11,7 +11,7 @@
 //! # A frame cannot be used after it was handed over
 //!
 //! ```compile_fail,E0382
-//! fn send(port: &mut flowgate_xsk::Port, mut frame: flowgate_xsk::Frame) {
+//! fn send(port: &mut flowgate_xsk::XskSocket, mut frame: flowgate_xsk::Frame) {
 //!     let _ = port.tx_push(frame);
 //!     frame.as_mut()[0] = 1; // the kernel may be reading it: value used after move
 //! }
@@ -35,8 +35,8 @@ mod frame;
 mod lacking;
 mod poll;
 mod pool;
-mod port;
 mod region;
+mod socket;
 pub mod steering;
 mod sys;
 mod tags;
@@ -47,6 +47,6 @@ pub use frame::{Frame, FrameTooLong};
 pub use lacking::Lacking;
 pub use poll::{Poller, Readiness};
 pub use pool::{AuditError, FrameAudit, FramePool};
-pub use port::{BURST, LinkState, Port, PortStatistics, RefusedReason, TxRefused, WakeCounters};
+pub use socket::{BURST, LinkState, RefusedReason, TxRefused, WakeCounters, XdpStatistics, XskSocket};
 pub use tags::Tags;
-pub use umem::{BindMode, BusyPoll, KERNEL_HEADROOM, PortConfig, UmemConfig, XskError, ZeroCopy};
+pub use umem::{BindMode, BusyPoll, KERNEL_HEADROOM, UmemConfig, XskError, XskSocketConfig, ZeroCopy};

@@ -1,7 +1,7 @@
 //! Waiting for packets when there are none. Must never be on the path of a busy worker.
 //!
 //! The kernel reports no event for a port whose device went down or away (`net/xdp/xsk.c:xsk_poll` ends before it
-//! asks for errors): see [`Port::link_state`].
+//! asks for errors): see [`XskSocket::link_state`].
 #![allow(unsafe_code, reason = "ppoll over ports and one more descriptor, without allocating")]
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crate::Port;
+use crate::XskSocket;
 
 /// What a wait ended with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Poller {
     /// Only what poll(2) itself refuses; being interrupted is an empty [`Readiness`].
     pub fn wait(
         &mut self,
-        ports: &[Port],
+        ports: &[XskSocket],
         wake: Option<BorrowedFd<'_>>,
         timeout: Duration,
     ) -> io::Result<Readiness> {

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt};
 use xsk_rs::FrameDesc;
 
 use crate::{
-    BindMode, Frame, Lacking, Port, PortConfig, UmemConfig, XskError, ZeroCopy,
+    BindMode, Frame, Lacking, UmemConfig, XskError, XskSocket, XskSocketConfig, ZeroCopy,
     region::{Region, RegionRef},
     umem,
 };
@@ -32,7 +32,7 @@ impl FramePool {
     ///
     /// [`XskError`], saying which port and what to do. A queue that is still busy from a process that died is
     /// tried again for about three seconds.
-    pub fn new(config: &UmemConfig, ports: &[PortConfig]) -> Result<(Self, Vec<Port>), XskError> {
+    pub fn new(config: &UmemConfig, ports: &[XskSocketConfig]) -> Result<(Self, Vec<XskSocket>), XskError> {
         umem::check(config, ports)?;
         if ports.iter().any(|port| port.zero_copy == ZeroCopy::Off) {
             return Self::open(config, ports, BindMode::Copy, None);
@@ -50,10 +50,10 @@ impl FramePool {
 
     fn open(
         config: &UmemConfig,
-        ports: &[PortConfig],
+        ports: &[XskSocketConfig],
         mode: BindMode,
         zero_copy_refusal: Option<String>,
-    ) -> Result<(Self, Vec<Port>), XskError> {
+    ) -> Result<(Self, Vec<XskSocket>), XskError> {
         let (umem, mut free) = umem::create_umem(config, ports)?;
         // All sockets before any port: an error here leaves nothing that holds frames.
         let rings = ports.iter().map(|port| umem::bind(&umem, port, mode)).collect::<Result<Vec<_>, _>>()?;
@@ -67,7 +67,7 @@ impl FramePool {
             .iter()
             .zip(rings)
             .zip(holds)
-            .map(|((config, rings), hold)| Port::new(config, rings, hold, &mut lacking))
+            .map(|((config, rings), hold)| XskSocket::new(config, rings, hold, &mut lacking))
             .collect::<Result<Vec<_>, _>>()?;
         Ok((Self { free, region, zero_copy_refusal, lacking }, ports))
     }
@@ -118,11 +118,11 @@ impl FramePool {
 
     /// Counts every frame. Ports of other pools are left out.
     #[must_use]
-    pub fn audit(&self, ports: &[Port]) -> FrameAudit {
+    pub fn audit(&self, ports: &[XskSocket]) -> FrameAudit {
         let ours = || ports.iter().filter(|port| port.is_of(self));
         let free = self.free_count();
-        let in_fill = ours().map(Port::in_fill).sum();
-        let in_tx = ours().map(Port::in_tx).sum();
+        let in_fill = ours().map(XskSocket::in_fill).sum();
+        let in_tx = ours().map(XskSocket::in_tx).sum();
         let abandoned = self.region.abandoned() as usize;
         let known = free + in_fill + in_tx + abandoned;
         FrameAudit {

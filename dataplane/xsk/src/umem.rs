@@ -32,7 +32,7 @@ pub struct UmemConfig {
 impl UmemConfig {
     /// Chunks with which none of these ports ever waits for memory.
     #[must_use]
-    pub fn frames_for(ports: &[PortConfig]) -> u32 {
+    pub fn frames_for(ports: &[XskSocketConfig]) -> u32 {
         const IN_HAND: u32 = 256; // bursts between two rings
         ports.iter().fold(IN_HAND, |sum, port| {
             sum.saturating_add(port.fill_ring_len).saturating_add(port.tx_ring_len)
@@ -90,7 +90,7 @@ pub struct BusyPoll {
 
 /// One socket: an interface's queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortConfig {
+pub struct XskSocketConfig {
     /// The device's name.
     pub interface: String,
     /// Its receive and transmit queue.
@@ -109,7 +109,7 @@ pub struct PortConfig {
     pub busy_poll: Option<BusyPoll>,
 }
 
-impl PortConfig {
+impl XskSocketConfig {
     /// A port with rings of 2048 (fill ring 4096) and the mode left to the kernel.
     pub fn new(interface: impl Into<String>, queue: u32) -> Self {
         Self {
@@ -176,7 +176,7 @@ pub(crate) struct Rings {
 }
 
 /// Refuses what the kernel would refuse later with nothing but EINVAL.
-pub(crate) fn check(umem: &UmemConfig, ports: &[PortConfig]) -> Result<(), XskError> {
+pub(crate) fn check(umem: &UmemConfig, ports: &[XskSocketConfig]) -> Result<(), XskError> {
     let fail = |text: String| Err(XskError::Config(text));
     if ports.is_empty() {
         return fail("a frame pool needs at least one port".to_owned());
@@ -221,7 +221,7 @@ pub(crate) fn check(umem: &UmemConfig, ports: &[PortConfig]) -> Result<(), XskEr
 /// Maps and registers the memory.
 pub(crate) fn create_umem(
     config: &UmemConfig,
-    ports: &[PortConfig],
+    ports: &[XskSocketConfig],
 ) -> Result<(Umem, Vec<FrameDesc>), XskError> {
     // libxdp sizes these two rings for the whole memory; a port uses as much of its fill ring as it asked for.
     let fill = ports.iter().map(|port| port.fill_ring_len).max().unwrap_or_default();
@@ -259,7 +259,7 @@ pub(crate) fn create_umem(
 }
 
 /// Binds one socket. A queue whose last owner has just died stays busy for a moment: tries again for about 3 s.
-pub(crate) fn bind(umem: &Umem, port: &PortConfig, mode: BindMode) -> Result<Rings, XskError> {
+pub(crate) fn bind(umem: &Umem, port: &XskSocketConfig, mode: BindMode) -> Result<Rings, XskError> {
     let copy = match mode {
         BindMode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
         BindMode::Copy => BindFlags::XDP_COPY,

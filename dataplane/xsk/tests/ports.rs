@@ -6,8 +6,8 @@ use std::{collections::HashSet, net::IpAddr, thread, time::Duration};
 
 use common::{Namespace, filled, receive, small_port, small_umem, udp};
 use flowgate_xsk::{
-    BURST, BindMode, BusyPoll, Frame, FramePool, Lacking, LinkState, Poller, Port, PortConfig, RefusedReason,
-    UmemConfig, XskError, ZeroCopy,
+    BURST, BindMode, BusyPoll, Frame, FramePool, Lacking, LinkState, Poller, RefusedReason, UmemConfig,
+    XskError, XskSocket, XskSocketConfig, ZeroCopy,
     steering::{Steering, SteeringSet, VipKey},
 };
 
@@ -19,7 +19,7 @@ struct Rig {
     peers: Vec<Namespace>,
     steering: Steering,
     pool: FramePool,
-    ports: Vec<Port>,
+    ports: Vec<XskSocket>,
 }
 
 fn rig(interfaces: usize) -> Rig {
@@ -66,7 +66,7 @@ impl Rig {
     }
 }
 
-fn push(port: &mut Port, frame: Frame) {
+fn push(port: &mut XskSocket, frame: Frame) {
     if let Err(refused) = port.tx_push(frame) {
         panic!("refused: {:?}", refused.reason);
     }
@@ -368,7 +368,7 @@ fn a_queue_in_use_is_an_error_that_says_so() {
 fn forced_zero_copy_fails_where_there_is_none() {
     let namespace = Namespace::new();
     namespace.veth("lb0", "peer0");
-    let port = PortConfig { zero_copy: ZeroCopy::Force, ..small_port("lb0") };
+    let port = XskSocketConfig { zero_copy: ZeroCopy::Force, ..small_port("lb0") };
     let error =
         namespace.run(|| FramePool::new(&small_umem(), &[port])).map(|_| ()).expect_err("no zero copy");
     assert!(matches!(error, XskError::Bind { mode: "zero-copy", .. }), "{error}");
@@ -376,7 +376,7 @@ fn forced_zero_copy_fails_where_there_is_none() {
 
 #[test]
 fn mistakes_in_the_configuration_are_named() {
-    let error = |umem: UmemConfig, ports: &[PortConfig]| {
+    let error = |umem: UmemConfig, ports: &[XskSocketConfig]| {
         FramePool::new(&umem, ports).map(|_| ()).expect_err("a mistake").to_string()
     };
     let port = || small_port("lo");
@@ -384,11 +384,11 @@ fn mistakes_in_the_configuration_are_named() {
     assert!(error(UmemConfig { chunk_len: 3000, ..small_umem() }, &[port()]).contains("chunk_len 3000"));
     assert!(error(UmemConfig { headroom: 1792, ..small_umem() }, &[port()]).contains("headroom 1792"));
     assert!(error(UmemConfig { frame_count: 300, ..small_umem() }, &[port()]).contains("frame_count 300"));
-    let odd = PortConfig { tx_ring_len: 100, ..port() };
+    let odd = XskSocketConfig { tx_ring_len: 100, ..port() };
     assert!(error(small_umem(), &[odd]).contains("tx_ring_len 100"));
     let (force, off) = (
-        PortConfig { zero_copy: ZeroCopy::Force, ..port() },
-        PortConfig { zero_copy: ZeroCopy::Off, ..port() },
+        XskSocketConfig { zero_copy: ZeroCopy::Force, ..port() },
+        XskSocketConfig { zero_copy: ZeroCopy::Off, ..port() },
     );
     assert!(error(small_umem(), &[force, off]).contains("one packet memory has one mode"));
 }
@@ -438,7 +438,7 @@ fn what_a_kernel_lacks_is_told_and_gone_without() {
 
     rig.gateway.veth("lb9", "peer9");
     let busy_poll = Some(BusyPoll { microseconds: 20, budget: 64 });
-    let port = PortConfig { busy_poll, ..small_port("lb9") };
+    let port = XskSocketConfig { busy_poll, ..small_port("lb9") };
     let (pool, _ports) = rig.gateway.run(|| FramePool::new(&small_umem(), &[port])).expect("a port");
     assert!(
         pool.lacking().all(|lacking| lacking == Lacking::TxBudget),

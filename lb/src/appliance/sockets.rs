@@ -7,7 +7,7 @@ use flowgate_dataplane::device::{RxQueue, XskDevice};
 use flowgate_dataplane::{RxChecksums, WorkerNumber};
 use flowgate_tables::InterfaceId;
 use flowgate_xsk::steering::{AttachReport, SocketMap, SteeringError, XdpMode};
-use flowgate_xsk::{BindMode, Driver, FramePool, PortConfig, PortStatistics, UmemConfig, ZeroCopy};
+use flowgate_xsk::{BindMode, Driver, FramePool, UmemConfig, XdpStatistics, XskSocketConfig, ZeroCopy};
 
 use super::frames::{self, Frames, Receiver};
 use crate::config::Config;
@@ -24,8 +24,8 @@ pub(crate) struct QueueSocket {
 
 impl QueueSocket {
     /// The kernel's counters of the socket; none once its device is gone.
-    pub(crate) fn statistics(&self) -> Option<PortStatistics> {
-        PortStatistics::of(self.fd.as_fd()).ok()
+    pub(crate) fn statistics(&self) -> Option<XdpStatistics> {
+        XdpStatistics::of(self.fd.as_fd()).ok()
     }
 
     /// Gives it the traffic of its queue.
@@ -39,7 +39,7 @@ impl QueueSocket {
     }
 }
 
-pub(crate) type SocketCount = fn(&PortStatistics) -> u64;
+pub(crate) type SocketCount = fn(&XdpStatistics) -> u64;
 
 /// Name, meaning and count of what the kernel drops on the way to and from a worker (af_xdp.rst, "XDP_STATISTICS").
 pub(crate) const SOCKET_DROPS: [(&str, &str, SocketCount); 4] = [
@@ -71,13 +71,13 @@ pub(crate) fn open(
     let mut owners = Vec::new();
     for (interface, report) in attached.iter().enumerate() {
         for queue in (0..report.queues).filter(|queue| *queue as usize % number.count == number.index) {
-            ports.push(PortConfig {
+            ports.push(XskSocketConfig {
                 rx_ring_len: config.rings.rx,
                 tx_ring_len: config.rings.tx,
                 fill_ring_len: config.rings.fill,
                 completion_ring_len: config.rings.tx,
                 zero_copy: frames.zero_copy,
-                ..PortConfig::new(report.interface.clone(), queue)
+                ..XskSocketConfig::new(report.interface.clone(), queue)
             });
             owners.push(InterfaceId(u8::try_from(interface).context("too many interfaces")?));
         }

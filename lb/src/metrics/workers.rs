@@ -2,7 +2,7 @@
 
 use flowgate_dataplane::{Counters, DropReason, Event, PassReason};
 use flowgate_xsk::steering::Reason;
-use flowgate_xsk::{BindMode, PortStatistics};
+use flowgate_xsk::{BindMode, XdpStatistics};
 
 use super::families::{Families, Kind, Labels, Number};
 use crate::appliance::sockets::{QueueSocket, SOCKET_DROPS, SocketCount};
@@ -77,7 +77,7 @@ pub(super) fn add_sockets(families: &mut Families, workers: &Workers) {
     let fell_back = interfaces.iter().map(|name| of_interface(name, workers.proof(name).fell_back.is_some()));
     let help = "Whether the interface works in a slower mode, since it lost packets in a faster one.";
     families.add(Kind::Gauge, "flowgate_interface_fell_back", help, fell_back);
-    let statistics: Vec<(Labels, PortStatistics)> = sockets
+    let statistics: Vec<(Labels, XdpStatistics)> = sockets
         .iter()
         .filter_map(|(worker, socket)| Some((socket_labels(*worker, socket), socket.statistics()?)))
         .collect();

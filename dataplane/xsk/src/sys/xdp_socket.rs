@@ -9,7 +9,7 @@ use std::{
     ptr,
 };
 
-use crate::{BusyPoll, PortStatistics};
+use crate::{BusyPoll, XdpStatistics};
 
 // <linux/if_xdp.h> since 6.17; not yet in libc.
 const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
@@ -32,7 +32,7 @@ pub(crate) fn is_zero_copy(socket: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 /// The kernel's counters of a socket.
-pub(crate) fn statistics(socket: BorrowedFd<'_>) -> io::Result<PortStatistics> {
+pub(crate) fn statistics(socket: BorrowedFd<'_>) -> io::Result<XdpStatistics> {
     // `struct xdp_statistics` of <linux/if_xdp.h>, 48 bytes; kernels before 5.9 fill in the first three.
     const { assert!(size_of::<[u64; 6]>() == 48) };
     let mut counters = [0_u64; 6];
@@ -58,7 +58,7 @@ pub(crate) fn statistics(socket: BorrowedFd<'_>) -> io::Result<PortStatistics> {
         rx_fill_ring_empty_descs,
         tx_ring_empty_descs,
     ] = counters;
-    Ok(PortStatistics {
+    Ok(XdpStatistics {
         rx_dropped,
         rx_invalid_descs,
         tx_invalid_descs,

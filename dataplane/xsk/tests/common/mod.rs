@@ -18,7 +18,7 @@ use std::{
 
 use etherparse::PacketBuilder;
 use flowgate_xsk::{
-    Frame, FramePool, Port, PortConfig, UmemConfig, ZeroCopy,
+    Frame, FramePool, UmemConfig, XskSocket, XskSocketConfig, ZeroCopy,
     steering::{InterfaceConfig, Reason, Steering, SteeringConfig, SteeringError, XdpModeWanted},
 };
 use nix::{
@@ -121,7 +121,7 @@ impl Namespace {
     }
 
     /// A pool of 1024 small frames with a socket on queue 0 of each interface.
-    pub fn pool(&self, interfaces: &[&str]) -> (FramePool, Vec<Port>) {
+    pub fn pool(&self, interfaces: &[&str]) -> (FramePool, Vec<XskSocket>) {
         let ports: Vec<_> = interfaces.iter().map(|name| small_port(name)).collect();
         self.run(|| FramePool::new(&small_umem(), &ports)).expect("a pool")
     }
@@ -143,14 +143,14 @@ pub fn small_umem() -> UmemConfig {
     UmemConfig { frame_count: 1024, chunk_len: 2048, headroom: 0, huge_pages: false }
 }
 
-pub fn small_port(interface: &str) -> PortConfig {
-    PortConfig {
+pub fn small_port(interface: &str) -> XskSocketConfig {
+    XskSocketConfig {
         rx_ring_len: 128,
         tx_ring_len: 128,
         fill_ring_len: 256,
         completion_ring_len: 128,
         zero_copy: ZeroCopy::Auto,
-        ..PortConfig::new(interface, 0)
+        ..XskSocketConfig::new(interface, 0)
     }
 }
 
@@ -197,7 +197,7 @@ pub fn filled(pool: &mut FramePool, bytes: &[u8]) -> Frame {
 }
 
 /// Receives until `want` frames are there or a second has passed, refilling as it goes.
-pub fn receive(port: &mut Port, pool: &mut FramePool, want: usize) -> Vec<Frame> {
+pub fn receive(port: &mut XskSocket, pool: &mut FramePool, want: usize) -> Vec<Frame> {
     let mut frames = Vec::new();
     for _ in 0..1000 {
         let room = want - frames.len();

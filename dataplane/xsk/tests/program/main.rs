@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use common::{Namespace, counted, tcp, udp};
 use flowgate_xsk::{
-    FramePool, Port,
+    FramePool, XskSocket,
     steering::{Delivery, Steering, SteeringSet, Verdict, VipKey},
 };
 use frames::{UDP, ethernet, l4, v6};
@@ -38,7 +38,7 @@ const KEPT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 0, 0, 0, 0, 0, 0x12);
 struct Rig {
     steering: Steering,
     ifindex: u32,
-    sockets: Option<(FramePool, Vec<Port>)>,
+    sockets: Option<(FramePool, Vec<XskSocket>)>,
     namespace: Namespace,
 }
 

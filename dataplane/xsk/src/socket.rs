@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use xsk_rs::FrameDesc;
 
 use crate::{
-    BindMode, Frame, FramePool, Lacking, PortConfig, XskError,
+    BindMode, Frame, FramePool, Lacking, XskError, XskSocketConfig,
     region::{Holder, RegionRef},
     sys::xdp_socket,
     umem::Rings,
@@ -31,7 +31,7 @@ const KICKS_PER_FLUSH: usize = 64;
 const OLD_TX_BATCH: usize = 32;
 
 /// One (interface, queue) socket. Its pool's frames come in here and go out here.
-pub struct Port {
+pub struct XskSocket {
     rings: Rings,
     region: RegionRef,
     fd: RawFd,
@@ -106,7 +106,7 @@ pub struct WakeCounters {
 
 /// The kernel's own counters of a socket (XDP_STATISTICS).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PortStatistics {
+pub struct XdpStatistics {
     /// Received packets dropped: too long for a chunk, mostly.
     pub rx_dropped: u64,
     /// Fill descriptors that the kernel refused: a bug of ours.
@@ -121,7 +121,7 @@ pub struct PortStatistics {
     pub tx_ring_empty_descs: u64,
 }
 
-impl PortStatistics {
+impl XdpStatistics {
     /// The counters of a port's socket, or of a duplicate of it.
     ///
     /// # Errors
@@ -132,10 +132,10 @@ impl PortStatistics {
     }
 }
 
-impl Port {
+impl XskSocket {
     /// Adds to `lacking` what this kernel does not have for it.
     pub(crate) fn new(
-        config: &PortConfig,
+        config: &XskSocketConfig,
         rings: Rings,
         region: RegionRef,
         lacking: &mut BTreeSet<Lacking>,
@@ -327,8 +327,8 @@ impl Port {
     /// # Errors
     ///
     /// What getsockopt(2) says.
-    pub fn statistics(&self) -> io::Result<PortStatistics> {
-        PortStatistics::of(self.fd())
+    pub fn statistics(&self) -> io::Result<XdpStatistics> {
+        XdpStatistics::of(self.fd())
     }
 
     /// Wakeups so far.
@@ -435,14 +435,14 @@ impl Port {
     }
 }
 
-impl AsFd for Port {
+impl AsFd for XskSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the socket stays open as long as the rings, which this port owns and the borrow keeps.
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 }
 
-impl Drop for Port {
+impl Drop for XskSocket {
     fn drop(&mut self) {
         // What the kernel has of these chunks is never read again: nobody takes them out of the rings.
         let tokens = self.in_fill + self.in_tx;
@@ -451,9 +451,9 @@ impl Drop for Port {
     }
 }
 
-impl fmt::Debug for Port {
+impl fmt::Debug for XskSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Port")
+        f.debug_struct("XskSocket")
             .field("interface", &self.interface)
             .field("queue", &self.queue)
             .field("bind_mode", &self.bind_mode)
