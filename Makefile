@@ -13,7 +13,7 @@ DEVICE ?= igb
 KERNEL ?= sid
 QUEUES ?= 1
 
-.PHONY: build lab kubernetes demo test lint bench bench-lab compare-kube-proxy bench-control fuzz simulate faults soak kernels vm vm-tests clean deps root
+.PHONY: build lab kubernetes demo test lint gates bench bench-lab compare-kube-proxy bench-control fuzz simulate faults soak kernels vm vm-tests clean deps root
 
 # What operators run: target/release/flowgate, and its symbols in flowgate.dwp beside it.
 build: deps
@@ -31,10 +31,16 @@ kubernetes:
 demo: root lab
 	$(FLOWGATE) lab demo
 
-# Everything: format, lints, unit, property, golden, fuzz replay, and the network tests, which need root.
-test: root lint kubernetes
+# Everything: gates, format, lints, unit, property, golden, fuzz replay, and the network tests, which need root.
+test: root gates lint kubernetes
 	$(CARGO) test --workspace $(WITH_LAB)
 	$(CARGO) test -p flowgate-flow --features interleave --test interleave
+
+# Who imports whom, how long files are, and names that were given up: .ci/gates, a command each.
+gates: deps
+	@.ci/gates/imports
+	@.ci/gates/sizes
+	@.ci/gates/words
 
 lint: deps
 	$(CARGO) fmt --all --check
