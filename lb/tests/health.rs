@@ -6,9 +6,9 @@ mod support;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use flowgate_benches::{lab::topology::GATEWAY_UPLINK, netns::Namespace};
-use support::{Lab, eventually, get, http_answer, rows, text};
+use support::{Lab, eventually, get, http_answer, rows, sample, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const HEALTH_PORT: u16 = 32_100;
@@ -51,12 +51,6 @@ fn answers(from: &Namespace, address: impl Into<SocketAddr>, path: &str, code: u
     eventually(&format!("{address}{path} answers {code}"), || {
         Ok(ask(from, address, path).is_ok_and(|text| text.starts_with(&start)))
     })
-}
-
-/// The value of a sample of the exposition.
-fn sample(exposition: &str, name: &str) -> Result<f64> {
-    let line = exposition.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.with_context(|| format!("no {name} in\n{exposition}"))?.parse().context("a number")
 }
 
 #[test]

@@ -129,7 +129,6 @@ pub(crate) fn choose_frames(
         driver: Driver::of(&report.interface),
         mtu: report.mtu,
     };
-    let receivers: Vec<_> = present.clone().map(receiver).collect();
     // Some drivers bind a socket in zero copy under a generic program, and then never send (igb_xsk_wakeup in
     // drivers/net/ethernet/intel/igb/igb_xsk.c wants a native one).
     let generic = present.clone().find(|report| report.mode == XdpMode::Generic);
@@ -140,6 +139,7 @@ pub(crate) fn choose_frames(
         (_, Some(_)) => ZeroCopy::Off,
         (wanted, None) => wanted,
     };
+    let receivers: Vec<_> = present.map(receiver).collect();
     frames::choose(&receivers, zero_copy, config.rings.frame_bytes)
 }
 

@@ -89,8 +89,7 @@ impl Lab {
     pub(crate) fn metric(&self, name: &str) -> Result<f64> {
         let target = SocketAddr::from(([127, 0, 0, 1], 10_249));
         let exposition = self.topology.gateway().enter(|| http_answer(target, "/metrics"))??;
-        let value = exposition.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.with_context(|| format!("no {name} in {exposition}"))?.parse().context("a number")
+        sample(&exposition, name)
     }
 
     /// A count of `show workers`, over all of them.
@@ -219,6 +218,12 @@ pub(crate) fn get_from_here(target: SocketAddr) -> Result<String> {
     let answer = http_answer(target, "/")?;
     let name = answer.lines().find_map(|line| line.strip_prefix("x-backend: "));
     name.map(str::to_owned).with_context(|| format!("{target} answered {answer:?}"))
+}
+
+/// The value of a sample of an exposition.
+pub(crate) fn sample(exposition: &str, name: &str) -> Result<f64> {
+    let line = exposition.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.with_context(|| format!("no {name} in\n{exposition}"))?.parse().context("a number")
 }
 
 /// The whole answer to a GET, as text.

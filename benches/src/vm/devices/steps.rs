@@ -41,12 +41,7 @@ fn start(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
     rig.wait_until_reachable()?;
     (report.mode, report.zero_copy) = read_modes(rig)?;
     // After this start somebody has been spoken with: each interface can prove itself.
-    rig.eventually("each interface is proven", |rig| {
-        let workers = rig.workers()?;
-        let sockets: Vec<_> =
-            workers.iter().filter_map(|worker| worker["queues"].as_array()).flatten().collect();
-        Ok(!sockets.is_empty() && sockets.iter().all(|socket| socket["proof"] == "proven"))
-    })?;
+    rig.eventually("each interface is proven", |rig| all_sockets(rig, |socket| socket["proof"] == "proven"))?;
     modes_in_words(rig, report)
 }
 
@@ -79,12 +74,16 @@ fn read_modes(rig: &Rig) -> Result<(String, bool)> {
         !memories.is_empty() && memories.iter().all(|memory| memory.contains("zc:1"))
     } else {
         // A kernel that does not list sockets still answers each of them (XDP_OPTIONS), which is what `show` tells.
-        let workers = rig.workers()?;
-        let queues: Vec<_> =
-            workers.iter().filter_map(|worker| worker["queues"].as_array()).flatten().collect();
-        !queues.is_empty() && queues.iter().all(|queue| queue["mode"] == "zero-copy")
+        all_sockets(rig, |socket| socket["mode"] == "zero-copy")?
     };
     Ok((mode, zero_copy))
+}
+
+/// Whether the gateway shows sockets, and says this of each.
+fn all_sockets(rig: &Rig, is_so: impl Fn(&serde_json::Value) -> bool) -> Result<bool> {
+    let workers = rig.workers()?;
+    let mut sockets = workers.iter().filter_map(|worker| worker["queues"].as_array()).flatten().peekable();
+    Ok(sockets.peek().is_some() && sockets.all(is_so))
 }
 
 fn bodies(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {

@@ -208,15 +208,15 @@ mod tests {
     /// Runs a trial against hosts that answer as `answer` says; what it found, when, and how much it sent.
     fn run(mut trial: Trial, answer: impl Fn(&Request, usize) -> Option<Reply>) -> (Finding, u128, usize) {
         let mut sent = 0;
-        for now in (0..2000).map(Duration::from_millis) {
-            for (request, len) in trial.due(now) {
+        for elapsed in (0..2000).map(Duration::from_millis) {
+            for (request, len) in trial.due(elapsed) {
                 sent += 1;
                 if let Some(reply) = answer(&request, len) {
-                    trial.receive(IFINDEX, &reply, now);
+                    trial.receive(IFINDEX, &reply, elapsed);
                 }
             }
             if let Some(finding) = trial.finding() {
-                return (finding, now.as_millis(), sent);
+                return (finding, elapsed.as_millis(), sent);
             }
         }
         panic!("{trial:?} has no end");
