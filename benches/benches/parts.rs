@@ -13,6 +13,7 @@ use flowgate_tables::maglev::{Maglev, Member};
 use flowgate_tables::{Publisher, Tables};
 use flowgate_wire::checksum::{Delta, Sum};
 use flowgate_wire::{Address, Parsed};
+
 use support::{Family, client_tuple, tables, udp_frame};
 
 fn wire(c: &mut Criterion) {

@@ -14,6 +14,7 @@ use flowgate_flow::Tick;
 use flowgate_tables::InterfaceId;
 use flowgate_wire::checksum::Sum;
 use flowgate_wire::{Address, FiveTuple, FiveTuple4, FiveTuple6};
+
 use support::{BURST, Family, Frame, Gateway, Random, client_tuple, twin, udp_frame, udp_frame_v6};
 
 /// Runs `bursts` bursts of frames, each made by `write`, and says how long `process` took.

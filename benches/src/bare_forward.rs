@@ -25,10 +25,8 @@ use flowgate_wire::EtherAddrs;
 use flowgate_xsk::steering::{InterfaceConfig, Steering, SteeringConfig, SteeringSet, VipKey, XdpModeWanted};
 use flowgate_xsk::{FramePool, UmemConfig, XskSocketConfig};
 
-use crate::{
-    clock,
-    error::{Error, Result},
-};
+use crate::clock;
+use crate::error::{Error, Result};
 
 /// What to forward between.
 #[derive(Debug, Clone, Args)]

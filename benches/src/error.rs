@@ -1,7 +1,8 @@
 //! What can go wrong in the lab and the load generator. Every message names the object and, where there is one, the
 //! remedy.
 
-use std::{io, time::Duration};
+use std::io;
+use std::time::Duration;
 
 /// A failure of the lab or of the load generator.
 #[derive(Debug, thiserror::Error)]

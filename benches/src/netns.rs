@@ -6,23 +6,20 @@
 
 mod process;
 
-use std::{
-    fs::File,
-    io,
-    panic::{self, AssertUnwindSafe},
-    path::{Path, PathBuf},
-    process::{Command, Output},
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread::{self, JoinHandle},
-};
+use std::fs::File;
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
 
-use nix::{
-    mount::{MsFlags, mount},
-    sched::{CloneFlags, setns, unshare},
-    unistd::gettid,
-};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::gettid;
 
 use crate::error::{Error, Result};
+
 pub(crate) use process::is_alive;
 pub use process::{Process, find_program, guarded};
 

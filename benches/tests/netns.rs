@@ -2,16 +2,15 @@
 
 mod common;
 
-use std::{
-    fs,
-    net::{TcpListener, TcpStream},
-    path::Path,
-    process::Command,
-    time::Duration,
-};
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use flowgate_benches::netns::{Namespace, guarded};
 
 use common::{eventually, require_root};
-use flowgate_benches::netns::{Namespace, guarded};
 
 fn is_alive(id: u32) -> bool {
     fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))

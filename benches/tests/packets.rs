@@ -3,30 +3,24 @@
 
 mod common;
 
-use std::{
-    collections::HashSet,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    time::Duration,
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::time::Duration;
+
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use flowgate_benches::lab::topology::HOST_INTERFACE;
+use flowgate_benches::loadgen::packets::{
+    FlowRange, Generator, MacAddr, PacketKind, PacketOptions, Sink, SinkAction, SinkOptions, resolve,
 };
+use flowgate_benches::loadgen::progress::Show;
+use flowgate_benches::loadgen::stop::Stop;
+use flowgate_benches::netns::Namespace;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
+use nix::unistd::Pid;
 
 use common::require_root;
-use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use flowgate_benches::{
-    lab::topology::HOST_INTERFACE,
-    loadgen::{
-        packets::{
-            FlowRange, Generator, MacAddr, PacketKind, PacketOptions, Sink, SinkAction, SinkOptions, resolve,
-        },
-        progress::Show,
-        stop::Stop,
-    },
-    netns::Namespace,
-};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    sys::socket::{setsockopt, sockopt::RcvBufForce},
-    unistd::Pid,
-};
 
 const SENDER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const RECEIVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);

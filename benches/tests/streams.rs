@@ -4,29 +4,22 @@
 
 mod common;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use flowgate_benches::lab::servers::echo::{
+    EchoAnswer, EchoFault, EchoOptions, TcpEchoServer, UdpEchoServer,
 };
+use flowgate_benches::lab::servers::http::{HttpServer, HttpServerOptions};
+use flowgate_benches::lab::servers::nginx::Nginx;
+use flowgate_benches::lab::topology::{Host, Topology, TopologyOptions};
+use flowgate_benches::loadgen::progress::Show;
+use flowgate_benches::loadgen::report::Report as _;
+use flowgate_benches::loadgen::stop::Stop;
+use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport};
+use flowgate_benches::loadgen::udp::{self, UdpOptions};
 
 use common::{eventually, require_root};
-use flowgate_benches::{
-    lab::{
-        servers::{
-            echo::{EchoAnswer, EchoFault, EchoOptions, TcpEchoServer, UdpEchoServer},
-            http::{HttpServer, HttpServerOptions},
-            nginx::Nginx,
-        },
-        topology::{Host, Topology, TopologyOptions},
-    },
-    loadgen::{
-        progress::Show,
-        report::Report as _,
-        stop::Stop,
-        stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport},
-        udp::{self, UdpOptions},
-    },
-};
 
 const RUN: Duration = Duration::from_millis(500);
 

@@ -5,26 +5,19 @@
 
 mod common;
 
-use std::{
-    env, fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use flowgate_benches::lab::interrupt;
+use flowgate_benches::lab::supervisor::{Down, LabKind, LabPlace, LabState, Up, down, supervise, up};
+use flowgate_benches::loadgen::stop::Stop;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
 
 use common::{eventually, require_root};
-use flowgate_benches::{
-    lab::{
-        interrupt,
-        supervisor::{Down, LabKind, LabPlace, LabState, Up, down, supervise, up},
-    },
-    loadgen::stop::Stop,
-};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use tempfile::TempDir;
 
 const SUPERVISOR: &str = "plays_the_supervisor";
 

@@ -4,14 +4,13 @@
 
 mod common;
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    time::Duration,
-};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use flowgate_benches::lab::topology::{FABRIC, Host, Topology, TopologyOptions, UPLINK};
 
 use common::require_root;
-use flowgate_benches::lab::topology::{FABRIC, Host, Topology, TopologyOptions, UPLINK};
 
 /// Sends a line from one host to another through the gateway and says which address the receiver saw.
 fn talk(from: &Host, to: &Host) -> std::io::Result<SocketAddr> {

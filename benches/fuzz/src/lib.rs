@@ -16,9 +16,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-pub use fastrand::Rng;
-
 use mutate::mutated;
+
+pub use fastrand::Rng;
 
 /// All fuzz targets of the workspace: each gets an even share of the time.
 pub const TARGETS: [&str; 10] =

@@ -1,33 +1,25 @@
 //! `flowgate lab up|down|kubectl|demo|bench|compare|bench-control|faults|soak|kernels|vm|vm-tests`.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use crate::{
-    bare_forward::{self, BareForwardArgs},
-    error::{Error, Result},
-    lab::{
-        bench::{BenchOptions, bench},
-        compare::{CompareOptions, compare},
-        control_bench::{ControlBenchOptions, control_bench},
-        demo::{DemoOptions, demo},
-        faults::{FaultOptions, case_names, faults},
-        interrupt,
-        soak::{SoakOptions, soak},
-        supervisor::{Down, LabKind, LabPlace, Up, down, kubectl, supervise, up},
-    },
-    vm::{
-        self, TestProgram,
-        devices::{Device, DeviceOptions, device},
-        kernels::{KernelOptions, kernels},
-        modules::{ModuleOptions, modules},
-    },
-};
+use crate::bare_forward::{self, BareForwardArgs};
+use crate::error::{Error, Result};
+use crate::lab::bench::{BenchOptions, bench};
+use crate::lab::compare::{CompareOptions, compare};
+use crate::lab::control_bench::{ControlBenchOptions, control_bench};
+use crate::lab::demo::{DemoOptions, demo};
+use crate::lab::faults::{FaultOptions, case_names, faults};
+use crate::lab::interrupt;
+use crate::lab::soak::{SoakOptions, soak};
+use crate::lab::supervisor::{Down, LabKind, LabPlace, Up, down, kubectl, supervise, up};
+use crate::vm::devices::{Device, DeviceOptions, device};
+use crate::vm::kernels::{KernelOptions, kernels};
+use crate::vm::modules::{ModuleOptions, modules};
+use crate::vm::{self, TestProgram};
 
 /// The subcommands of `flowgate lab`.
 #[derive(Debug, Clone, Subcommand)]

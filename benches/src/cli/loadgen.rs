@@ -1,27 +1,23 @@
 //! `flowgate loadgen packets|tcp|udp|http|sink`, in the network namespace of the process.
 
-use std::{
-    io::{self, Write as _},
-    net::{SocketAddr, SocketAddrV4},
-    process::ExitCode,
-    time::Duration,
-};
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, SocketAddrV4};
+use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
-use crate::{
-    error::Result,
-    lab::interrupt,
-    loadgen::{
-        packets::{self, FlowRange, MacAddr, PacketKind, PacketOptions, Sink, SinkAction, SinkOptions},
-        progress::Show,
-        report::{Report, human_rate},
-        stop::Stop,
-        stream::{self, Exchange, Greeting, Reuse, StreamOptions},
-        udp::{self, UdpOptions},
-    },
+use crate::error::Result;
+use crate::lab::interrupt;
+use crate::loadgen::packets::{
+    self, FlowRange, MacAddr, PacketKind, PacketOptions, Sink, SinkAction, SinkOptions,
 };
+use crate::loadgen::progress::Show;
+use crate::loadgen::report::{Report, human_rate};
+use crate::loadgen::stop::Stop;
+use crate::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions};
+use crate::loadgen::udp::{self, UdpOptions};
 
 /// The options of `flowgate loadgen`.
 #[derive(Debug, Clone, Args)]

@@ -6,16 +6,17 @@
 mod report;
 mod rig;
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
+use std::time::Duration;
 
-use super::{demo::say, interrupt};
-use crate::{
-    error::{Error, Result},
-    loadgen::stop::Stop,
-};
-pub use report::{BenchReport, PerFlows};
+use super::demo::say;
+use super::interrupt;
+use crate::error::{Error, Result};
+use crate::loadgen::stop::Stop;
 use report::{Round, round_table};
 use rig::{Rig, Sample};
+
+pub use report::{BenchReport, PerFlows};
 
 /// How long and how often to measure.
 #[derive(Debug, Clone)]

@@ -8,20 +8,21 @@ mod probe;
 mod report;
 mod side;
 
-use std::{collections::BTreeMap, path::Path, thread, time::Duration};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
-use self::{
-    cases::Cases,
-    observation::Observation,
-    side::{FlowgateSide, KubeProxySide},
-};
-use super::{
-    demo::say,
-    interrupt,
-    kubernetes::{ControlPlane, NodeSpec, Programs},
-    topology::GATEWAY_UPLINK,
-};
-use crate::{error::Result, loadgen::stop::Stop};
+use super::demo::say;
+use super::interrupt;
+use super::kubernetes::{ControlPlane, NodeSpec, Programs};
+use super::topology::GATEWAY_UPLINK;
+use crate::error::Result;
+use crate::loadgen::stop::Stop;
+use cases::Cases;
+use observation::Observation;
+use side::{FlowgateSide, KubeProxySide};
+
 pub use report::CompareReport;
 
 /// The Node object that both sides are.

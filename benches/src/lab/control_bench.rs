@@ -10,18 +10,18 @@ mod prober;
 mod report;
 mod rig;
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use self::{
-    events::SliceEvents,
-    report::Samples,
-    rig::{Forwarder, Rig},
-};
-use super::{demo::say, interrupt};
-use crate::{clock, error::Result, loadgen::stop::Stop};
+use super::demo::say;
+use super::interrupt;
+use crate::clock;
+use crate::error::Result;
+use crate::loadgen::stop::Stop;
+use events::SliceEvents;
+use report::Samples;
+use rig::{Forwarder, Rig};
+
 pub use report::ControlBenchReport;
 
 /// What to measure.

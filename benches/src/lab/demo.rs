@@ -2,40 +2,33 @@
 
 mod steps;
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    net::SocketAddr,
-    path::Path,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use super::{
-    gateway::last_lines,
-    interrupt,
-    sample::{
-        self, BALANCER, DUAL_STACK, DUAL_STACK_NODE_PORT, FILE_LEN, MYSQL, NGINX, PACKETS, PACKETS_SINK,
-        SampleCluster, UDP_ECHO,
-    },
-    topology::{GATEWAY_UPLINK, Host, twin},
+use super::gateway::last_lines;
+use super::interrupt;
+use super::sample::{
+    self, BALANCER, DUAL_STACK, DUAL_STACK_NODE_PORT, FILE_LEN, MYSQL, NGINX, PACKETS, PACKETS_SINK,
+    SampleCluster, UDP_ECHO,
 };
-use crate::{
-    clock,
-    error::{Error, Result},
-    loadgen::{
-        packets::{self, PacketOptions},
-        progress::Show,
-        report::{Report as _, grouped, human_rate},
-        stop::Stop,
-        stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport, StreamRun},
-        udp::{self, UdpOptions, UdpReport},
-    },
-    netns::{Namespace, find_program},
-};
+use super::topology::{GATEWAY_UPLINK, Host, twin};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::loadgen::packets::{self, PacketOptions};
+use crate::loadgen::progress::Show;
+use crate::loadgen::report::{Report as _, grouped, human_rate};
+use crate::loadgen::stop::Stop;
+use crate::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport, StreamRun};
+use crate::loadgen::udp::{self, UdpOptions, UdpReport};
+use crate::netns::{Namespace, find_program};
+use steps::{Findings, Steps};
+
 pub use steps::DemoOutcome;
 pub(super) use steps::say;
-use steps::{Findings, Steps};
 
 const CONVERGENCE_LIMIT: Duration = Duration::from_secs(5);
 /// So much of the gateway's log is shown when a claim did not hold.

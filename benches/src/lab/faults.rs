@@ -11,18 +11,15 @@ mod report;
 pub(super) mod rig;
 pub(super) mod show;
 
-use std::{
-    io::{self, Write as _},
-    path::Path,
-};
+use std::io::{self, Write as _};
+use std::path::Path;
 
 use super::interrupt;
-use crate::{
-    clock,
-    error::{Error, Result},
-    loadgen::stop::Stop,
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::loadgen::stop::Stop;
 use figures::Figures;
+
 pub use report::FaultReport;
 
 /// What to do to gateways.

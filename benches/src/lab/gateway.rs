@@ -1,24 +1,21 @@
 //! The gateway of the lab: the `flowgate` binary, started by its command line in the gateway's namespace and asked by
 //! its command line, as a user would.
 
-use std::{
-    fs::{self, File},
-    io::{self, BufRead as _, BufReader, Write as _},
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::{Command, ExitStatus},
-    thread,
-    time::Duration,
-};
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::thread;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{manifests::ManifestDir, scratch, topology};
-use crate::{
-    clock,
-    error::{Error, Result},
-    netns::{Namespace, Process, guarded},
-};
+use super::manifests::ManifestDir;
+use super::{scratch, topology};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::netns::{Namespace, Process, guarded};
 
 /// In a virtual machine without KVM a start may take that long.
 const READY_LIMIT: Duration = Duration::from_secs(60);

@@ -1,14 +1,13 @@
 //! Ctrl-C and SIGTERM as a [`Stop`], so that the lab can take itself down in order.
 
-use std::{thread, time::Duration};
+use std::thread;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{
-    clock,
-    error::{Error, Result},
-    loadgen::stop::Stop,
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::loadgen::stop::Stop;
 
 /// Starts listening for the rest of the process; a second signal ends it at once (the kernel then ends the children).
 pub fn listen() -> Result<Stop> {

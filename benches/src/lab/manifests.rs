@@ -1,12 +1,10 @@
 //! Writes Services and EndpointSlices where the gateway's manifests source reads them. Each write is a rename: the
 //! gateway never sees half a file.
 
-use std::{
-    fmt::Write as _,
-    fs, io,
-    net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
-};
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use super::topology::twin;
 use crate::error::{Error, Result};

@@ -2,25 +2,17 @@
 //! families, `my-nginx-dual-stack`, a stand-in for a database behind `mysql`, and UDP Services for the load generator, all
 //! through one gateway.
 
-use std::{
-    fmt::Write as _,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
-};
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 
-use super::{
-    gateway::{Gateway, GatewayOptions},
-    manifests::{L4Protocol, ServiceSpec},
-    servers::{
-        echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer},
-        nginx::Nginx,
-    },
-    topology::{GATEWAY_UPLINK, HOST_INTERFACE, Host, Topology, TopologyOptions, twin},
-};
-use crate::{
-    error::{Error, Result},
-    loadgen::packets::{Sink, SinkAction, SinkOptions},
-};
+use super::gateway::{Gateway, GatewayOptions};
+use super::manifests::{L4Protocol, ServiceSpec};
+use super::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer};
+use super::servers::nginx::Nginx;
+use super::topology::{GATEWAY_UPLINK, HOST_INTERFACE, Host, Topology, TopologyOptions, twin};
+use crate::error::{Error, Result};
+use crate::loadgen::packets::{Sink, SinkAction, SinkOptions};
 
 /// The address of Service `my-nginx`.
 pub const NGINX: ([u8; 4], u16) = ([10, 96, 0, 80], 80);

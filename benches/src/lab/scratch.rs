@@ -4,10 +4,8 @@ use std::{env, fs};
 
 use tempfile::TempDir;
 
-use crate::{
-    error::{Error, Result},
-    netns::is_alive,
-};
+use crate::error::{Error, Result};
+use crate::netns::is_alive;
 
 const PREFIX: &str = "flowgate-lab-";
 

@@ -5,22 +5,18 @@ pub mod echo;
 pub mod http;
 pub mod nginx;
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr, TcpListener},
-    sync::{Arc, Mutex, PoisonError},
-    thread::JoinHandle,
-};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
 };
 use tokio::sync::watch;
 
-use crate::{
-    error::{Error, Result},
-    netns::Namespace,
-};
+use crate::error::{Error, Result};
+use crate::netns::Namespace;
 
 /// The source addresses that a server saw, with the connections (TCP) or datagrams (UDP) of each.
 #[derive(Debug, Clone, Default)]

@@ -5,34 +5,24 @@ mod actions;
 mod memory;
 mod traces;
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
+use std::time::Duration;
 
-use super::{
-    faults::{
-        Setting,
-        cases::{
-            attack::Random,
-            flood::{ATTACK, attach_attacker},
-            leak::Watch,
-        },
-        figures::Figures,
-        load::{Load, Work},
-        rig::{Rig, RigOptions, datagram_targets, stream_targets},
-        say,
-        show::{rows, show},
-    },
-    interrupt,
-};
-use crate::{
-    clock,
-    error::Result,
-    loadgen::{
-        progress::Show,
-        stop::Stop,
-        udp::{self, UdpOptions, UdpReport},
-    },
-    netns::Namespace,
-};
+use super::faults::cases::attack::Random;
+use super::faults::cases::flood::{ATTACK, attach_attacker};
+use super::faults::cases::leak::Watch;
+use super::faults::figures::Figures;
+use super::faults::load::{Load, Work};
+use super::faults::rig::{Rig, RigOptions, datagram_targets, stream_targets};
+use super::faults::show::{rows, show};
+use super::faults::{Setting, say};
+use super::interrupt;
+use crate::clock;
+use crate::error::Result;
+use crate::loadgen::progress::Show;
+use crate::loadgen::stop::Stop;
+use crate::loadgen::udp::{self, UdpOptions, UdpReport};
+use crate::netns::Namespace;
 use actions::Actions;
 use memory::Memory;
 

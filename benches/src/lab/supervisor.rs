@@ -3,37 +3,26 @@
 //! The supervisor holds a lock for as long as it lives, so that nobody takes a dead one for a living one. The names of
 //! its namespaces are written down before they are published: whoever comes after a killed supervisor can remove them.
 
-use std::{
-    fs::{self, File},
-    io,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{io, thread};
 
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    gateway::{Gateway, last_lines},
-    interrupt,
-    kubernetes::{ClusterOptions, KubernetesCluster, Programs, kubectl_command},
-    sample::SampleCluster,
-    scratch,
-    topology::Topology,
-};
-use crate::{
-    clock,
-    error::{Error, Result},
-    loadgen::stop::Stop,
-    netns,
-};
+use super::gateway::{Gateway, last_lines};
+use super::kubernetes::{ClusterOptions, KubernetesCluster, Programs, kubectl_command};
+use super::sample::SampleCluster;
+use super::topology::Topology;
+use super::{interrupt, scratch};
+use crate::error::{Error, Result};
+use crate::loadgen::stop::Stop;
+use crate::{clock, netns};
 
 mod guide;
 

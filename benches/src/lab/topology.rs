@@ -10,17 +10,13 @@
 //! Offloads stay as the kernel sets them: frames of local stacks arrive at the gateway with partial checksums, as they do
 //! on a real node, and completing them is the gateway's work.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr},
-    thread,
-    time::Duration,
-};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::thread;
+use std::time::Duration;
 
-use crate::{
-    error::{Error, Result},
-    loadgen::packets::{Sink, SinkOptions},
-    netns::Namespace,
-};
+use crate::error::{Error, Result};
+use crate::loadgen::packets::{Sink, SinkOptions};
+use crate::netns::Namespace;
 
 /// The gateway's address towards the clients; NodePorts answer here.
 pub const GATEWAY_UPLINK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);

@@ -9,12 +9,12 @@ mod generator;
 mod next_hop;
 mod sink;
 
+use crate::error::{Error, Result};
+
 pub use frame::{FlowRange, MacAddr, PacketKind};
 pub use generator::{Generator, PacketOptions, PacketReport, run};
 pub use next_hop::{NextHop, resolve};
 pub use sink::{Sink, SinkAction, SinkCounters, SinkOptions, SinkRate};
-
-use crate::error::{Error, Result};
 
 /// The index of an interface in the calling thread's namespace.
 fn interface_index(name: &str) -> Result<u32> {

@@ -1,6 +1,8 @@
 //! The progress bar of a run that takes a known time. Nothing is drawn where standard error is no terminal.
 
-use std::{sync::mpsc, thread, time::Duration};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 

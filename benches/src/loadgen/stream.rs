@@ -6,30 +6,26 @@
 mod connection;
 mod tally;
 
-use std::{
-    net::SocketAddr,
-    rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use tokio::{task::LocalSet, time::sleep};
+use tokio::task::LocalSet;
+use tokio::time::sleep;
 
-use super::{
-    progress::{Progress, Show},
-    raise_open_files,
-    report::{grouped, human_rate, per_second},
-    stop::Stop,
-};
-use crate::{
-    clock,
-    error::{Error, Result},
-    netns::Namespace,
-};
+use super::progress::{Progress, Show};
+use super::raise_open_files;
+use super::report::{grouped, human_rate, per_second};
+use super::stop::Stop;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::netns::Namespace;
 use connection::{Connection, Next};
-pub use tally::{BackendTally, StreamReport};
 use tally::{Breakage, Tally};
+
+pub use tally::{BackendTally, StreamReport};
 
 /// What the connections do.
 #[derive(Debug, Clone)]

@@ -3,31 +3,23 @@
 //! The loop is open: datagrams leave by schedule, and latency counts from the time that the schedule says, so that a
 //! stall shows in the figures instead of hiding them.
 
-use std::{
-    net::{SocketAddr, UdpSocket},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use serde::Serialize;
 
-use super::{
-    latency::{LatencyRecorder, LatencySummary},
-    progress::{Progress, Show},
-    raise_open_files,
-    report::{Report, grouped, human_rate, per_second},
-    stop::Stop,
-};
-use crate::{
-    clock,
-    error::{Error, Result},
-    pattern::Pattern,
-};
+use super::latency::{LatencyRecorder, LatencySummary};
+use super::progress::{Progress, Show};
+use super::raise_open_files;
+use super::report::{Report, grouped, human_rate, per_second};
+use super::stop::Stop;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::pattern::Pattern;
 
 const MAGIC: [u8; 8] = *b"fgprobe1";
 const HEADER_LEN: usize = 24;

@@ -1,24 +1,17 @@
 //! Children of a namespace: they die with it, and they are never waited for without a limit.
 
-use std::{
-    ffi::OsStr,
-    io,
-    os::unix::process::CommandExt as _,
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus},
-    thread,
-    time::Duration,
-};
+use std::ffi::OsStr;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+use std::{io, thread};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::{
-    clock,
-    error::{Error, Result},
-};
+use crate::clock;
+use crate::error::{Error, Result};
 
 const GUARD: &str = "setpriv";
 const GUARD_ARGUMENTS: [&str; 3] = ["--pdeathsig", "KILL", "--"];

@@ -1,30 +1,22 @@
 //! The first process of a machine: does what it is told over a serial line, one request and one reply a line of JSON.
 
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    io::{self, BufRead as _, BufReader, Write as _},
-    path::Path,
-    process::{Child, Command, ExitCode, Stdio},
-    thread,
-    time::Duration,
-};
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
 
-use nix::{
-    mount::{MsFlags, mount},
-    sys::{
-        reboot::{RebootMode, reboot},
-        signal::{Signal, kill},
-        termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr},
-    },
-    unistd::{Pid, sync},
-};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::{Pid, sync};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    clock,
-    error::{Error, Result},
-};
+use crate::clock;
+use crate::error::{Error, Result};
 
 /// The serial line of requests and replies; the first one is the console.
 const LINE: &str = "/dev/ttyS1";

@@ -16,13 +16,13 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::{
-    error::{Error, Result},
-    lab::{faults::say, interrupt},
-    loadgen::stop::Stop,
-};
-pub use report::DeviceReport;
+use crate::error::{Error, Result};
+use crate::lab::faults::say;
+use crate::lab::interrupt;
+use crate::loadgen::stop::Stop;
 use rig::Rig;
+
+pub use report::DeviceReport;
 
 /// What to try, and how.
 #[derive(Debug, Clone)]

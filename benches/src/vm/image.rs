@@ -1,22 +1,18 @@
 //! The file system of a machine: what it is to run, with the libraries for that, packed for the kernel to unpack into
 //! memory (Documentation/driver-api/early-userspace/buffer-format.rst).
 
-use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
 use super::Kernel;
-use crate::{
-    error::{Error, Result},
-    lab::scratch,
-    netns::find_program,
-};
+use crate::error::{Error, Result};
+use crate::lab::scratch;
+use crate::netns::find_program;
 
 /// Where the first process of a machine is.
 pub(super) const FLOWGATE: &str = "/usr/bin/flowgate";

@@ -1,10 +1,8 @@
 //! A kernel of Debian, unpacked and never installed.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use flowgate_xsk::steering::OLDEST_KERNEL;
 

@@ -1,29 +1,23 @@
 //! Does everything work on other kernels? Boots each and runs tests of this workspace inside: what the XDP program
 //! decides, its sockets, the pipeline, and HTTP through the gateway. A kernel that is too old has to be told so.
 
-use std::{
-    collections::BTreeMap,
-    num::NonZero,
-    path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{
-    Kernel, Store,
-    test_program::{TestProgram, boot_for_tests},
-};
-use crate::{
-    error::{Error, Result},
-    lab::{faults::say, gateway::last_lines, interrupt},
-    loadgen::stop::Stop,
-};
+use super::test_program::{TestProgram, boot_for_tests};
+use super::{Kernel, Store};
+use crate::error::{Error, Result};
+use crate::lab::faults::say;
+use crate::lab::gateway::last_lines;
+use crate::lab::interrupt;
+use crate::loadgen::stop::Stop;
 
 /// What to run.
 #[derive(Debug, Clone)]

@@ -1,29 +1,24 @@
 //! A running machine: QEMU without KVM, and the line to the agent inside.
 
-use std::{
-    fs::{self, File},
-    io::{self, BufRead as _, BufReader, Write as _},
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
-    thread,
-    time::Duration,
-};
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{
-    Kernel, Store,
-    agent::{Reply, Request},
-    image::{FLOWGATE, PackedImage},
-};
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::{gateway::last_lines, interrupt, scratch},
-    loadgen::stop::Stop,
-    netns::{Namespace, Process, guarded},
-};
+use super::agent::{Reply, Request};
+use super::image::{FLOWGATE, PackedImage};
+use super::{Kernel, Store};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::gateway::last_lines;
+use crate::lab::{interrupt, scratch};
+use crate::loadgen::stop::Stop;
+use crate::netns::{Namespace, Process, guarded};
 
 /// A boot takes some six seconds of a core that nobody else wants.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);

@@ -1,22 +1,17 @@
 //! What needs a kernel with more modules than most machines of developers have: SCTP sockets, VLAN interfaces, bonds,
 //! loss and reordering by netem. The tests are of the workspace, each marked as ignored; here they run.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{
-    Kernel, Store,
-    test_program::{TestProgram, boot_for_tests},
-};
-use crate::{
-    error::Result,
-    lab::{faults::say, interrupt},
-    loadgen::stop::Stop,
-};
+use super::test_program::{TestProgram, boot_for_tests};
+use super::{Kernel, Store};
+use crate::error::Result;
+use crate::lab::faults::say;
+use crate::lab::interrupt;
+use crate::loadgen::stop::Stop;
 
 /// What the tests need besides the lab.
 const MODULES: [&str; 5] = ["sctp", "8021q", "bonding", "sch_netem", "dummy"];

@@ -1,17 +1,13 @@
 //! Test programs of this workspace, run inside a machine.
 
-use std::{
-    path::{Path, PathBuf},
-    str::FromStr,
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
 
 use super::{Image, Kernel, Machine, MachineOptions, Store};
-use crate::{
-    error::{Error, Result},
-    lab::gateway::last_lines,
-    loadgen::stop::Stop,
-};
+use crate::error::{Error, Result};
+use crate::lab::gateway::last_lines;
+use crate::loadgen::stop::Stop;
 
 /// What the lab in the machine is made of. (IPv6 is built into all of Debian's kernels, and no module at all in 7.2.)
 const LAB_MODULES: [&str; 2] = ["veth", "bridge"];

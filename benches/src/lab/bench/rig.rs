@@ -5,34 +5,27 @@
 //! ```
 //! The generator and the receiving half of the gateway's driver share one core, the worker and the sink the other.
 
-use std::{
-    fs::File,
-    net::{Ipv4Addr, SocketAddrV4},
-    path::Path,
-    thread,
-    time::Duration,
-};
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::BenchOptions;
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::{
-        gateway::{Gateway, GatewayOptions, last_lines, on_cpus},
-        interrupt,
-        manifests::{L4Protocol, ServiceSpec},
-        scratch,
-        topology::{FABRIC, GATEWAY_FABRIC, GATEWAY_UPLINK, HOST_INTERFACE, Link, UPLINK, configure_host},
-    },
-    loadgen::{
-        packets::{Generator, PacketOptions, Sink, SinkAction, SinkOptions, resolve},
-        progress::Show,
-        stop::Stop,
-    },
-    netns::{Namespace, Process},
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::gateway::{Gateway, GatewayOptions, last_lines, on_cpus};
+use crate::lab::manifests::{L4Protocol, ServiceSpec};
+use crate::lab::topology::{
+    FABRIC, GATEWAY_FABRIC, GATEWAY_UPLINK, HOST_INTERFACE, Link, UPLINK, configure_host,
 };
+use crate::lab::{interrupt, scratch};
+use crate::loadgen::packets::{Generator, PacketOptions, Sink, SinkAction, SinkOptions, resolve};
+use crate::loadgen::progress::Show;
+use crate::loadgen::stop::Stop;
+use crate::netns::{Namespace, Process};
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const FIRST_BACKEND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);

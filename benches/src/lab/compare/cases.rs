@@ -3,18 +3,16 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Service;
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
-use serde::{Deserialize, de::DeserializeOwned};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{CompareOptions, probe::Probe};
-use crate::{
-    error::{Error, Result},
-    lab::kubernetes::ApiClient,
-};
+use super::CompareOptions;
+use super::probe::Probe;
+use crate::error::{Error, Result};
+use crate::lab::kubernetes::ApiClient;
 
 /// What is applied first.
 pub(super) const SERVICES: [&str; 3] = [

@@ -1,6 +1,8 @@
 //! What came of a probe, in words that two sides can be compared by.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
 
 /// The outcome of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,26 +1,20 @@
 //! Sends a probe as an ordinary client would, again and again, each time by a new connection. Knows nothing of Services.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use serde::Deserialize;
-use tokio::{
-    io::AsyncReadExt as _,
-    net::{TcpStream, UdpSocket},
-    time::timeout,
-};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
 
 use super::observation::{Attempt, Compare, Observation};
-use crate::{
-    error::{Error, Result},
-    lab::topology::Host,
-    loadgen::stop::Stop,
-};
+use crate::error::{Error, Result};
+use crate::lab::topology::Host;
+use crate::loadgen::stop::Stop;
 
 /// Probes at a time: the answers of the others wait meanwhile.
 const CONCURRENCY: usize = 12;

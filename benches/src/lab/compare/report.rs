@@ -3,7 +3,9 @@
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::{cases::Explanation, observation::Observation, probe::Probe};
+use super::cases::Explanation;
+use super::observation::Observation;
+use super::probe::Probe;
 
 /// How many probes came out how.
 #[derive(Debug, Clone, Default, Serialize)]

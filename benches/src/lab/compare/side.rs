@@ -1,20 +1,21 @@
 //! The two sides: the same clients, addresses and backends, with another forwarder in the middle.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Duration};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
 
-use super::{NODE, observation::Observation, probe::Probe};
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::{
-        gateway::{Gateway, GatewayOptions, GatewaySource, last_lines},
-        interrupt,
-        kubernetes::{ControlPlane, KubeProxy, KubeProxyOptions},
-        servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer},
-        topology::{GATEWAY_UPLINK, Topology, TopologyOptions},
-    },
-    loadgen::stop::Stop,
-};
+use super::NODE;
+use super::observation::Observation;
+use super::probe::Probe;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::gateway::{Gateway, GatewayOptions, GatewaySource, last_lines};
+use crate::lab::interrupt;
+use crate::lab::kubernetes::{ControlPlane, KubeProxy, KubeProxyOptions};
+use crate::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer};
+use crate::lab::topology::{GATEWAY_UPLINK, Topology, TopologyOptions};
+use crate::loadgen::stop::Stop;
 
 const BACKENDS: u8 = 3;
 const PORTS: [u16; 2] = [8080, 8081];

@@ -1,23 +1,17 @@
 //! An independent watcher: when each version of a slice came out of the API server.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Condvar, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::TryStreamExt as _;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::{
-    Api, Client, ResourceExt as _,
-    api::{ListParams, WatchEvent, WatchParams},
-};
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::{Api, Client, ResourceExt as _};
 
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::kubernetes::{ApiClient, ApiThread},
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::kubernetes::{ApiClient, ApiThread};
 
 const EVENT_LIMIT: Duration = Duration::from_secs(20);
 

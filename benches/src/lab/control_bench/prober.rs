@@ -1,28 +1,22 @@
 //! A client that opens a new flow every moment and notices who answers first with the wanted name. Says when, and
 //! nothing else.
 
-use std::{
-    io,
-    net::SocketAddrV4,
-    rc::Rc,
-    sync::mpsc,
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::io;
+use std::net::SocketAddrV4;
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use tokio::{
-    net::UdpSocket,
-    sync::Notify,
-    time::{MissedTickBehavior, interval, timeout},
-};
+use tokio::net::UdpSocket;
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::interrupt,
-    loadgen::stop::Stop,
-    netns::Namespace,
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::interrupt;
+use crate::loadgen::stop::Stop;
+use crate::netns::Namespace;
 
 /// Between two new flows.
 const INTERVAL: Duration = Duration::from_millis(1);

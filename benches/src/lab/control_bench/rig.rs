@@ -1,36 +1,28 @@
 //! The rig of the measurement: an API server with many Services, of which a few are moved between two backends that
 //! answer with their names.
 
-use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr, SocketAddrV4},
-    path::Path,
-    time::Duration,
-};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+use std::time::Duration;
 
-use k8s_openapi::api::{
-    core::v1::{Service, ServicePort, ServiceSpec},
-    discovery::v1::{EndpointPort, EndpointSlice},
-};
-use kube::{Api, ResourceExt as _, api::PostParams};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{EndpointPort, EndpointSlice};
+use kube::api::PostParams;
+use kube::{Api, ResourceExt as _};
 
-use super::{ControlBenchOptions, prober::Watch};
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::{
-        demo::say,
-        gateway::{Gateway, GatewayOptions, GatewaySource},
-        kubernetes::{
-            ApiClient, ControlPlane, KubeProxy, KubeProxyOptions, NodeSpec, Programs,
-            bulk::{self, BulkOptions},
-        },
-        servers::echo::{EchoAnswer, EchoOptions, UdpEchoServer},
-        topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions},
-    },
-    loadgen::stop::Stop,
-    netns::Namespace,
-};
+use super::ControlBenchOptions;
+use super::prober::Watch;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::demo::say;
+use crate::lab::gateway::{Gateway, GatewayOptions, GatewaySource};
+use crate::lab::kubernetes::bulk::{self, BulkOptions};
+use crate::lab::kubernetes::{ApiClient, ControlPlane, KubeProxy, KubeProxyOptions, NodeSpec, Programs};
+use crate::lab::servers::echo::{EchoAnswer, EchoOptions, UdpEchoServer};
+use crate::lab::topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions};
+use crate::loadgen::stop::Stop;
+use crate::netns::Namespace;
 
 /// What the slices of the measured Services carry.
 pub(super) const MEASURED_LABEL: &str = "flowgate.lab/measured";

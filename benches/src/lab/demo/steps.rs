@@ -1,12 +1,13 @@
 //! Progress for people: one line per step, its time, and what it found. Plain text, the same with and without a terminal.
 
-use std::{
-    fmt::Display,
-    io::{self, Write as _},
-    time::Instant,
-};
+use std::fmt::Display;
+use std::io::{self, Write as _};
+use std::time::Instant;
 
-use crate::{clock, error::Result, lab::interrupt, loadgen::stop::Stop};
+use crate::clock;
+use crate::error::Result;
+use crate::lab::interrupt;
+use crate::loadgen::stop::Stop;
 
 /// Prints steps and remembers what failed.
 pub(super) struct Steps<'a> {

@@ -1,13 +1,13 @@
 //! Connections that a case must not lose.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use super::{figures::Figures, show::eventually};
-use crate::{
-    error::Result,
-    loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport, StreamRun},
-    netns::Namespace,
-};
+use super::figures::Figures;
+use super::show::eventually;
+use crate::error::Result;
+use crate::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport, StreamRun};
+use crate::netns::Namespace;
 
 /// Longer than any case: they end with it.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);

@@ -1,18 +1,14 @@
 //! Packets as an attacker or a strange network would make them, sent as they are.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd as _, OwnedFd},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
 };
 
-use crate::{
-    error::{Error, Result},
-    netns::Namespace,
-};
+use crate::error::{Error, Result};
+use crate::netns::Namespace;
 
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;

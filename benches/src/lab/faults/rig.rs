@@ -1,30 +1,19 @@
 //! The network, servers and gateway of a case.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
-use super::{
-    Setting,
-    figures::Figures,
-    load::{Load, Work},
-    say,
-    show::{await_backends, stopped},
-};
-use crate::{
-    error::{Error, Result},
-    lab::{
-        gateway::{Gateway, GatewayOptions, last_lines},
-        manifests::{L4Protocol, ServiceSpec},
-        servers::{
-            echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer},
-            http::{HttpServer, HttpServerOptions},
-        },
-        topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, twin},
-    },
-    netns::Namespace,
-};
+use super::figures::Figures;
+use super::load::{Load, Work};
+use super::show::{await_backends, stopped};
+use super::{Setting, say};
+use crate::error::{Error, Result};
+use crate::lab::gateway::{Gateway, GatewayOptions, last_lines};
+use crate::lab::manifests::{L4Protocol, ServiceSpec};
+use crate::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer};
+use crate::lab::servers::http::{HttpServer, HttpServerOptions};
+use crate::lab::topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, twin};
+use crate::netns::Namespace;
 
 /// The HTTP Service, and its NodePort.
 pub(in crate::lab) const WEB: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 10), 80);

@@ -1,19 +1,16 @@
 //! What a gateway says of itself, as the cases ask it.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    thread,
-    time::Duration,
-};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use super::rig::services;
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::{gateway::Gateway, topology::twin},
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::gateway::Gateway;
+use crate::lab::topology::twin;
 
 /// For what happens at once unless it never does.
 pub(in crate::lab) const LIMIT: Duration = Duration::from_secs(15);

@@ -1,17 +1,14 @@
 //! A client of the lab's API server that works in the control plane's namespace, where the server is reached.
 
-use std::{path::PathBuf, thread::JoinHandle};
+use std::path::PathBuf;
+use std::thread::JoinHandle;
 
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
 use tokio::sync::watch;
 
-use crate::{
-    error::{Error, Result},
-    netns::Namespace,
-};
+use crate::error::{Error, Result};
+use crate::netns::Namespace;
 
 /// Makes connections to the API server; clones share nothing but the address.
 #[derive(Clone)]

@@ -1,18 +1,15 @@
 //! The sample cluster of `lab up --kubernetes`: the network of the lab, a real control plane, hosts for pods, and a gateway
 //! that learns Services from the API server.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use super::{ApiClient, ControlPlane, NodeSpec, PodHosts, PodHostsOptions, Programs};
-use crate::{
-    error::{Error, Result},
-    lab::{
-        gateway::{Gateway, GatewayOptions, GatewaySource},
-        sample::{MYSQL, MYSQL_HOST, SAMPLES},
-        servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer},
-        topology::{GATEWAY_UPLINK, Topology, TopologyOptions},
-    },
-};
+use crate::error::{Error, Result};
+use crate::lab::gateway::{Gateway, GatewayOptions, GatewaySource};
+use crate::lab::sample::{MYSQL, MYSQL_HOST, SAMPLES};
+use crate::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer};
+use crate::lab::topology::{GATEWAY_UPLINK, Topology, TopologyOptions};
 
 /// The Node object of the gateway.
 pub const GATEWAY_NODE: &str = "edge";

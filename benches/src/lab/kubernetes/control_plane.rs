@@ -1,35 +1,27 @@
 //! etcd, kube-apiserver and kube-controller-manager in a namespace of their own, which a bridge joins to those that talk
 //! to the API. They die with this process, and their data with the folder.
 
-use std::{
-    fs::File,
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use hyper::Request;
 use k8s_openapi::api::core;
 use kube::Api;
 use tempfile::TempDir;
 
-use super::{
-    ApiClient, Programs,
-    files::{API_SERVER, ETCD, Files},
-    programs::kubectl_command,
-};
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::{
-        gateway::last_lines,
-        scratch,
-        topology::{BRIDGE, Link, join_bridge, switch},
-    },
-    netns::{Namespace, Process, guarded},
-};
+use super::files::{API_SERVER, ETCD, Files};
+use super::programs::kubectl_command;
+use super::{ApiClient, Programs};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::gateway::last_lines;
+use crate::lab::scratch;
+use crate::lab::topology::{BRIDGE, Link, join_bridge, switch};
+use crate::netns::{Namespace, Process, guarded};
 
 /// The interface of those who talk to the API.
 pub(super) const MANAGEMENT: &str = "mgmt0";

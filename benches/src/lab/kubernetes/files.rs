@@ -1,15 +1,11 @@
 //! What the parts of the control plane are told: their files and arguments. Starts nothing.
 
-use std::{
-    fs,
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-};
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
-use crate::{
-    error::{Error, Result},
-    lab::topology::SERVICE_RANGE,
-};
+use crate::error::{Error, Result};
+use crate::lab::topology::SERVICE_RANGE;
 
 /// Where the API server listens.
 pub(super) const API_SERVER: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 51, 100, 1), 6443);

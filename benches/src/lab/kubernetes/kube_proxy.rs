@@ -1,19 +1,16 @@
 //! The real kube-proxy, in nftables mode, as a forwarder of the lab beside the gateway.
 
-use std::{
-    fs::{self, File},
-    path::PathBuf,
-    time::Duration,
-};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::ControlPlane;
-use crate::{
-    error::{Error, Result},
-    lab::{gateway::last_lines, scratch},
-    netns::{Namespace, Process, find_program, guarded},
-};
+use crate::error::{Error, Result};
+use crate::lab::gateway::last_lines;
+use crate::lab::scratch;
+use crate::netns::{Namespace, Process, find_program, guarded};
 
 const END_LIMIT: Duration = Duration::from_secs(10);
 

@@ -8,24 +8,22 @@
 mod lifecycle;
 mod servers;
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    net::Ipv4Addr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, Client, ResourceExt as _,
-    runtime::{WatchStreamExt as _, watcher},
-};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::{mpsc, watch};
 
-use self::servers::PodServers;
-use super::{ApiClient, api_client::ApiThread};
-use crate::{error::Result, lab::topology::Host};
+use super::ApiClient;
+use super::api_client::ApiThread;
+use crate::error::Result;
+use crate::lab::topology::Host;
+use servers::PodServers;
 
 /// How pods live.
 #[derive(Debug, Clone)]

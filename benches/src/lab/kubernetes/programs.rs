@@ -1,15 +1,11 @@
 //! Finds the programs of the control plane, and says how to get those that are missing. Starts nothing.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::{
-    error::{Error, Result},
-    netns::find_program,
-};
+use crate::error::{Error, Result};
+use crate::netns::find_program;
 
 /// Names another build of the control plane than that of `make kubernetes`.
 const OVERRIDE: &str = "FLOWGATE_KUBERNETES";

@@ -1,23 +1,17 @@
 //! Echo servers for TCP and UDP.
 
-use std::{
-    io,
-    net::{Ipv6Addr, SocketAddr, UdpSocket},
-    time::Duration,
-};
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    time::sleep,
-};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::{ClientsSeen, ServerThread, tcp_listener};
-use crate::{
-    error::{Error, Result},
-    netns::Namespace,
-};
+use crate::error::{Error, Result};
+use crate::netns::Namespace;
 
 /// How an echo server behaves.
 #[derive(Debug, Clone)]

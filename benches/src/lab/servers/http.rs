@@ -1,41 +1,31 @@
 //! An HTTP server that a test controls: `/` names the backend, `/bytes/N` sends N bytes of
 //! [`Pattern::HTTP`](crate::pattern::Pattern::HTTP), `/echo` sends back what it was sent.
 
-use std::{
-    convert::Infallible,
-    future::poll_fn,
-    net::{Ipv6Addr, SocketAddr},
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Collected};
-use hyper::{
-    Request, Response, StatusCode,
-    body::{Body, Bytes, Frame, Incoming, SizeHint},
-    header::HeaderValue,
-    server::conn::http1,
-    service::service_fn,
-};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use hyper::header::HeaderValue;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
 use super::{ClientsSeen, ServerThread, tcp_listener};
-use crate::{
-    clock,
-    error::{Error, Result},
-    netns::Namespace,
-    pattern::Pattern,
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::netns::Namespace;
+use crate::pattern::Pattern;
 
 /// The response header that names the backend.
 pub const BACKEND_HEADER: &str = "x-backend";

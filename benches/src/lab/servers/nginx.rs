@@ -1,23 +1,18 @@
 //! nginx as a backend, as the system has it, with a configuration and files of its own in a temporary folder.
 
-use std::{
-    fs,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
-    path::Path,
-    thread,
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+use std::{fs, thread};
 
 use tempfile::TempDir;
 
 use super::http::BACKEND_HEADER;
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::scratch,
-    netns::{Namespace, Process, find_program, guarded},
-    pattern::Pattern,
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::scratch;
+use crate::netns::{Namespace, Process, find_program, guarded};
+use crate::pattern::Pattern;
 
 const READY_LIMIT: Duration = Duration::from_secs(5);
 

@@ -1,25 +1,18 @@
 //! What happens during a soak.
 
-use std::{
-    net::Ipv4Addr,
-    thread,
-    time::{Duration, Instant},
-};
+use std::net::Ipv4Addr;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::{
-        faults::{
-            cases::{attack::Random, flood::Flood},
-            figures::Figures,
-            rig::Rig,
-        },
-        manifests::{L4Protocol, ServiceSpec},
-        topology::{FABRIC, HOST_INTERFACE, Topology, twin},
-    },
-    netns::Namespace,
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::faults::cases::attack::Random;
+use crate::lab::faults::cases::flood::Flood;
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::rig::Rig;
+use crate::lab::manifests::{L4Protocol, ServiceSpec};
+use crate::lab::topology::{FABRIC, HOST_INTERFACE, Topology, twin};
+use crate::netns::Namespace;
 
 /// A router on the fabric, by which the backends can be reached too.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 60);

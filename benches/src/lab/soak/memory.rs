@@ -2,10 +2,9 @@
 
 use std::fs;
 
-use crate::{
-    error::{Error, Result},
-    lab::faults::{figures::Figures, rig::Rig},
-};
+use crate::error::{Error, Result};
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::rig::Rig;
 
 /// Growth that allocators are allowed.
 const SLACK_KIB: u64 = 24 * 1024;

@@ -2,10 +2,9 @@
 
 use std::process::Command;
 
-use crate::{
-    error::Result,
-    lab::faults::{figures::Figures, rig::Rig},
-};
+use crate::error::Result;
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::rig::Rig;
 
 /// Ends the gateway, detaches it, and looks for what is left in its namespaces.
 pub(super) fn check(rig: Rig, figures: &mut Figures) -> Result<()> {

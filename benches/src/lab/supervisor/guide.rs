@@ -1,6 +1,7 @@
 //! What `lab up` prints: addresses and commands to try.
 
-use std::{net::SocketAddr, path::Path};
+use std::net::SocketAddr;
+use std::path::Path;
 
 use super::{LabPlace, LabState};
 use crate::lab::sample::{BALANCER, MYSQL, NGINX, node_port_address};

@@ -1,10 +1,8 @@
 //! The frame that every packet of a run is made from.
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, SocketAddrV4},
-    str::FromStr,
-};
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::str::FromStr;
 
 use crate::error::{Error, Result};
 

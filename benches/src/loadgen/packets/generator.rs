@@ -1,40 +1,25 @@
 //! Runs the generator program on chosen cores for a time.
 
-use std::{
-    fs,
-    net::SocketAddrV4,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddrV4;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
 
-use aya::{
-    Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
-    maps::{MapData, PerCpuArray},
-    programs::{ProgramError, Xdp},
-};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
+use aya::maps::{MapData, PerCpuArray};
+use aya::programs::{ProgramError, Xdp};
+use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::{
-    frame::{FlowRange, MacAddr, PacketKind, Route, Template},
-    interface_index,
-};
-use crate::{
-    clock,
-    error::{Error, Result},
-    loadgen::{
-        progress::{Progress, Show},
-        report::{Report, grouped, human_rate, per_second},
-        stop::Stop,
-    },
-};
+use super::frame::{FlowRange, MacAddr, PacketKind, Route, Template};
+use super::interface_index;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::loadgen::progress::{Progress, Show};
+use crate::loadgen::report::{Report, grouped, human_rate, per_second};
+use crate::loadgen::stop::Stop;
 
 /// Frames that the kernel handles between two looks at the link.
 const BATCH_LEN: u32 = 64;

@@ -1,19 +1,15 @@
 //! Asks the kernel where packets to an address have to go.
 
-use std::{
-    net::{Ipv4Addr, UdpSocket},
-    process::Command,
-    thread,
-    time::Duration,
-};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::MacAddr;
-use crate::{
-    clock,
-    error::{Error, Result},
-};
+use crate::clock;
+use crate::error::{Error, Result};
 
 const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(3);
 

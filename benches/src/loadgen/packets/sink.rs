@@ -1,20 +1,17 @@
 //! Counts packets where they arrive.
 
-use std::{thread, time::Duration};
+use std::thread;
+use std::time::Duration;
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{MapData, PerCpuArray},
-    programs::{Xdp, XdpMode},
-};
+use aya::maps::{MapData, PerCpuArray};
+use aya::programs::{Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 
 use super::interface_index;
-use crate::{
-    clock,
-    error::{Error, Result},
-    loadgen::report::per_second,
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::loadgen::report::per_second;
 
 /// What to count.
 #[derive(Debug, Clone, Copy)]

@@ -1,24 +1,24 @@
 //! One TCP connection and the exchanges on it.
 
-use std::{error::Error as _, io, net::SocketAddr};
+use std::error::Error as _;
+use std::io;
+use std::net::SocketAddr;
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper::{
-    Request, StatusCode,
-    body::Bytes,
-    client::conn::http1::{SendRequest, handshake},
-    header::{CONNECTION, HOST},
-};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{CONNECTION, HOST};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    task::JoinHandle,
-    time::timeout,
-};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
-use super::{Exchange, Greeting, StreamOptions, tally::Breakage};
-use crate::{lab::servers::http::BACKEND_HEADER, pattern::Pattern};
+use super::tally::Breakage;
+use super::{Exchange, Greeting, StreamOptions};
+use crate::lab::servers::http::BACKEND_HEADER;
+use crate::pattern::Pattern;
 
 /// Longer names are no names.
 const MAX_GREETING_LEN: usize = 256;

@@ -1,21 +1,15 @@
 //! What happened to the connections, by kind of failure and by backend.
 
-use std::{
-    collections::BTreeMap,
-    fmt, io,
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use serde::Serialize;
 
 use super::StreamOptions;
-use crate::{
-    loadgen::{
-        latency::{LatencyRecorder, LatencySummary},
-        report::{Report, grouped, human_rate, per_second},
-    },
-    pattern::Mismatch,
-};
+use crate::loadgen::latency::{LatencyRecorder, LatencySummary};
+use crate::loadgen::report::{Report, grouped, human_rate, per_second};
+use crate::pattern::Mismatch;
 
 /// How a connection failed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,25 +1,26 @@
 //! The machine with its two NICs, the client and the backend, and the gateway in it.
 
-use std::{net::SocketAddr, path::Path, thread, time::Duration};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{DeviceOptions, http::Connection, report::DeviceReport};
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::{
-        gateway::last_lines,
-        interrupt,
-        manifests::{L4Protocol, ServiceSpec},
-        servers::http::{HttpServer, HttpServerOptions},
-        topology::{GATEWAY_FABRIC, GATEWAY_UPLINK, Host, SERVICE_RANGE, twin},
-    },
-    loadgen::stop::Stop,
-    netns::Namespace,
-    vm::{Image, Kernel, Machine, MachineOptions, Nic, Store},
-};
+use super::DeviceOptions;
+use super::http::Connection;
+use super::report::DeviceReport;
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::gateway::last_lines;
+use crate::lab::interrupt;
+use crate::lab::manifests::{L4Protocol, ServiceSpec};
+use crate::lab::servers::http::{HttpServer, HttpServerOptions};
+use crate::lab::topology::{GATEWAY_FABRIC, GATEWAY_UPLINK, Host, SERVICE_RANGE, twin};
+use crate::loadgen::stop::Stop;
+use crate::netns::Namespace;
+use crate::vm::{Image, Kernel, Machine, MachineOptions, Nic, Store};
 
 /// For what a driver does in its own time: a link that comes up, a device that is made anew.
 const SETTLE: Duration = Duration::from_secs(60);

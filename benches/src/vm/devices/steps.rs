@@ -1,16 +1,12 @@
 //! What happens to a driver, one thing after the other; after each every target must carry every byte.
 
-use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    thread,
-    time::Duration,
-};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use super::{
-    http::Connection,
-    report::DeviceReport,
-    rig::{Rig, SIDES},
-};
+use super::http::Connection;
+use super::report::DeviceReport;
+use super::rig::{Rig, SIDES};
 use crate::error::{Error, Result};
 
 /// A step does something and says in a few words what came of it.

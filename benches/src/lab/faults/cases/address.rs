@@ -1,15 +1,15 @@
 //! The address that sources are replaced by goes away and comes back, and another one joins it.
 
-use std::{net::Ipv4Addr, thread, time::Duration};
+use std::net::Ipv4Addr;
+use std::thread;
+use std::time::Duration;
 
 use super::disturb::disturb;
-use crate::{
-    error::Result,
-    lab::{
-        faults::{Case, Setting, figures::Figures, rig::Rig},
-        topology::{FABRIC, GATEWAY_FABRIC, twin},
-    },
-};
+use crate::error::Result;
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::rig::Rig;
+use crate::lab::faults::{Case, Setting};
+use crate::lab::topology::{FABRIC, GATEWAY_FABRIC, twin};
 
 pub(super) const CASES: [Case; 1] = [Case { name: "address_change", run: address_change }];
 

@@ -1,24 +1,18 @@
 //! Resets that an attacker sends blindly at established connections, from both sides.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    thread,
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::{
-    error::Result,
-    lab::faults::{
-        Case, Setting,
-        figures::Figures,
-        load::{Load, Work},
-        raw::{self, RawSender},
-        rig::{Rig, RigOptions, stream_targets},
-        show::{event, rows, show},
-    },
-};
+use crate::error::Result;
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::load::{Load, Work};
+use crate::lab::faults::raw::{self, RawSender};
+use crate::lab::faults::rig::{Rig, RigOptions, stream_targets};
+use crate::lab::faults::show::{event, rows, show};
+use crate::lab::faults::{Case, Setting};
 
 pub(super) const CASES: [Case; 1] = [Case { name: "rst_attack", run: rst_attack }];
 

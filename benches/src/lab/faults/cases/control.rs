@@ -1,17 +1,14 @@
 //! Where the gateway learns Services from goes away and comes back: traffic must not notice.
 
-use std::{fs, thread, time::Duration};
+use std::time::Duration;
+use std::{fs, thread};
 
 use super::disturb::disturb;
-use crate::{
-    error::{Error, Result},
-    lab::faults::{
-        Case, Setting,
-        figures::Figures,
-        rig::{Rig, services},
-        show::{await_backends, show},
-    },
-};
+use crate::error::{Error, Result};
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::rig::{Rig, services};
+use crate::lab::faults::show::{await_backends, show};
+use crate::lab::faults::{Case, Setting};
 
 pub(super) const CASES: [Case; 1] = [Case { name: "control_stall", run: control_stall }];
 

@@ -1,20 +1,15 @@
 //! What the cases of changing surroundings have in common: connections at work, a change, and a look at what it did.
 
-use std::{thread, time::Duration};
+use std::thread;
+use std::time::Duration;
 
-use crate::{
-    error::Result,
-    lab::{
-        faults::{
-            Setting,
-            figures::Figures,
-            load::new_connections_work,
-            rig::{Rig, web_targets},
-        },
-        interrupt,
-    },
-    loadgen::stream::Exchange,
-};
+use crate::error::Result;
+use crate::lab::faults::Setting;
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::load::new_connections_work;
+use crate::lab::faults::rig::{Rig, web_targets};
+use crate::lab::interrupt;
+use crate::loadgen::stream::Exchange;
 
 const SETTLED: Duration = Duration::from_millis(1500);
 

@@ -1,22 +1,18 @@
 //! A backend is removed: its TCP flows go on, datagrams are sent elsewhere at once.
 
-use std::{net::UdpSocket, thread, time::Duration};
+use std::net::UdpSocket;
+use std::thread;
+use std::time::Duration;
 
-use crate::{
-    error::{Error, Result},
-    lab::{
-        faults::{
-            Case, Setting,
-            figures::Figures,
-            load::{Load, Work},
-            rig::{Rig, datagram_targets, services, stream_targets},
-            show::{await_backends, eventually},
-        },
-        interrupt,
-    },
-    loadgen::stop::Stop,
-    netns::Namespace,
-};
+use crate::error::{Error, Result};
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::load::{Load, Work};
+use crate::lab::faults::rig::{Rig, datagram_targets, services, stream_targets};
+use crate::lab::faults::show::{await_backends, eventually};
+use crate::lab::faults::{Case, Setting};
+use crate::lab::interrupt;
+use crate::loadgen::stop::Stop;
+use crate::netns::Namespace;
 
 pub(super) const CASES: [Case; 1] = [Case { name: "backend_drain", run: backend_drain }];
 

@@ -1,33 +1,23 @@
 //! A flood of SYNs from invented addresses, by an interface of its own, while connections transfer.
 
-use std::{
-    net::SocketAddrV4,
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::net::SocketAddrV4;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use nix::unistd::gettid;
 
-use crate::{
-    error::{Error, Result},
-    lab::{
-        faults::{
-            Case, Setting,
-            figures::Figures,
-            load::{Load, Work},
-            rig::{Rig, RigOptions, STREAM, stream_targets},
-        },
-        interrupt,
-        topology::{HOST_INTERFACE, Link, Topology},
-    },
-    loadgen::{
-        packets::{Generator, PacketKind, PacketOptions, resolve},
-        progress::Show,
-        stop::Stop,
-    },
-    netns::Namespace,
-};
+use crate::error::{Error, Result};
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::load::{Load, Work};
+use crate::lab::faults::rig::{Rig, RigOptions, STREAM, stream_targets};
+use crate::lab::faults::{Case, Setting};
+use crate::lab::interrupt;
+use crate::lab::topology::{HOST_INTERFACE, Link, Topology};
+use crate::loadgen::packets::{Generator, PacketKind, PacketOptions, resolve};
+use crate::loadgen::progress::Show;
+use crate::loadgen::stop::Stop;
+use crate::netns::Namespace;
 
 pub(super) const CASES: [Case; 1] = [Case { name: "syn_flood", run: syn_flood }];
 

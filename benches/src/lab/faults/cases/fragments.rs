@@ -1,27 +1,17 @@
 //! Datagrams of 8 KB in fragments, in order as kernels send them and out of order as networks deliver them.
 
-use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use super::attack::Random;
-use crate::{
-    error::{Error, Result},
-    lab::{
-        faults::{
-            Case, Setting,
-            figures::Figures,
-            raw::{self, RawSender},
-            rig::{Rig, datagram_targets},
-        },
-        topology::Host,
-    },
-    loadgen::{
-        progress::Show,
-        udp::{self, UdpOptions},
-    },
-};
+use crate::error::{Error, Result};
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::raw::{self, RawSender};
+use crate::lab::faults::rig::{Rig, datagram_targets};
+use crate::lab::faults::{Case, Setting};
+use crate::lab::topology::Host;
+use crate::loadgen::progress::Show;
+use crate::loadgen::udp::{self, UdpOptions};
 
 pub(super) const CASES: [Case; 1] = [Case { name: "fragments", run: fragments }];
 

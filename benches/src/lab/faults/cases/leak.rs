@@ -1,22 +1,20 @@
 //! Nobody outside may ever see a backend's address: what arrives at the client is watched while the gateway restarts and
 //! its backends come and go.
 
-use std::{io::Read as _, net::IpAddr, thread, time::Duration};
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
 
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt::ReceiveTimeout,
-};
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket};
 
-use crate::{
-    error::{Error, Result},
-    lab::faults::{
-        Case, Setting,
-        figures::Figures,
-        rig::{Rig, services},
-    },
-    loadgen::stop::Stop,
-    netns::Namespace,
-};
+use crate::error::{Error, Result};
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::rig::{Rig, services};
+use crate::lab::faults::{Case, Setting};
+use crate::loadgen::stop::Stop;
+use crate::netns::Namespace;
 
 pub(super) const CASES: [Case; 1] = [Case { name: "no_leak", run: no_leak }];
 

@@ -1,20 +1,16 @@
 //! Interfaces that lose their link, change, or vanish and come back.
 
-use std::{process::Command, thread, time::Duration};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use super::disturb::disturb;
-use crate::{
-    error::Result,
-    lab::{
-        faults::{
-            Case, Setting,
-            figures::Figures,
-            rig::{Rig, RigOptions},
-        },
-        topology::FABRIC,
-    },
-    netns::Namespace,
-};
+use crate::error::Result;
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::rig::{Rig, RigOptions};
+use crate::lab::faults::{Case, Setting};
+use crate::lab::topology::FABRIC;
+use crate::netns::Namespace;
 
 pub(super) const CASES: [Case; 4] = [
     Case { name: "link_down_up", run: link_down_up },

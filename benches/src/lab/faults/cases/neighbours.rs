@@ -1,20 +1,16 @@
 //! The way to a backend changes: its route, or its Ethernet address.
 
-use std::{net::Ipv4Addr, thread, time::Duration};
+use std::net::Ipv4Addr;
+use std::thread;
+use std::time::Duration;
 
 use super::disturb::disturb;
-use crate::{
-    error::Result,
-    lab::{
-        faults::{
-            Case, Setting,
-            figures::Figures,
-            rig::{Rig, RigOptions},
-        },
-        topology::{HOST_INTERFACE, twin},
-    },
-    netns::Namespace,
-};
+use crate::error::Result;
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::rig::{Rig, RigOptions};
+use crate::lab::faults::{Case, Setting};
+use crate::lab::topology::{HOST_INTERFACE, twin};
+use crate::netns::Namespace;
 
 pub(super) const CASES: [Case; 2] = [
     Case { name: "route_change", run: route_change },

@@ -1,21 +1,16 @@
 //! A hop of 1,400 bytes behind the gateway and one in front of it: both ends learn of it, and large transfers complete.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use crate::{
-    error::Result,
-    lab::{
-        faults::{
-            Case, Setting,
-            figures::Figures,
-            rig::{Rig, RigOptions, stream_targets},
-            show::event,
-        },
-        topology::{HOST_INTERFACE, Host, Link, add_twin, configure_host, twin},
-    },
-    loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamReport},
-    netns::Namespace,
-};
+use crate::error::Result;
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::rig::{Rig, RigOptions, stream_targets};
+use crate::lab::faults::show::event;
+use crate::lab::faults::{Case, Setting};
+use crate::lab::topology::{HOST_INTERFACE, Host, Link, add_twin, configure_host, twin};
+use crate::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamReport};
+use crate::netns::Namespace;
 
 pub(super) const CASES: [Case; 2] =
     [Case { name: "pmtu_v4", run: pmtu_v4 }, Case { name: "pmtu_v6", run: pmtu_v6 }];

@@ -1,24 +1,18 @@
 //! Tables and source ports that are full: what is established stays, what is refused is counted, and afterwards
 //! everything works again.
 
-use std::{
-    io,
-    net::{SocketAddr, UdpSocket},
-    time::Duration,
-};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
 
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::faults::{
-        Case, Setting,
-        figures::Figures,
-        load::{Load, Work, new_connections_work},
-        rig::{DATAGRAMS, Rig, RigOptions, STREAM, stream_targets},
-        show::{drops, show},
-    },
-    loadgen::stream::{self, StreamOptions},
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::load::{Load, Work, new_connections_work};
+use crate::lab::faults::rig::{DATAGRAMS, Rig, RigOptions, STREAM, stream_targets};
+use crate::lab::faults::show::{drops, show};
+use crate::lab::faults::{Case, Setting};
+use crate::loadgen::stream::{self, StreamOptions};
 
 pub(super) const CASES: [Case; 2] =
     [Case { name: "table_full", run: table_full }, Case { name: "ports_exhausted", run: ports_exhausted }];

@@ -1,15 +1,16 @@
 //! The process ends, as asked or not, and another takes its place.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::path::PathBuf;
+use std::time::Duration;
+use std::{fs, thread};
 
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::{
-        faults::{Case, Setting, figures::Figures, load::Load, rig::Rig},
-        interrupt, scratch,
-    },
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::load::Load;
+use crate::lab::faults::rig::Rig;
+use crate::lab::faults::{Case, Setting};
+use crate::lab::{interrupt, scratch};
 
 pub(super) const CASES: [Case; 3] = [
     Case { name: "hot_restart", run: hot_restart },

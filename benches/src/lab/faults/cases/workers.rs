@@ -1,20 +1,15 @@
 //! Workers that panic or hang under load: the node's own traffic must not notice, that of Services for a moment.
 
-use std::{thread, time::Duration};
+use std::thread;
+use std::time::Duration;
 
-use crate::{
-    clock,
-    error::{Error, Result},
-    lab::{
-        faults::{
-            Case, Setting,
-            figures::Figures,
-            rig::Rig,
-            show::{eventually, rows, show},
-        },
-        interrupt,
-    },
-};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::lab::faults::figures::Figures;
+use crate::lab::faults::rig::Rig;
+use crate::lab::faults::show::{eventually, rows, show};
+use crate::lab::faults::{Case, Setting};
+use crate::lab::interrupt;
 
 pub(super) const CASES: [Case; 2] =
     [Case { name: "worker_panic", run: worker_panic }, Case { name: "worker_hang", run: worker_hang }];

@@ -1,20 +1,15 @@
 //! The servers of a pod: HTTP for each TCP port of its containers, echo for each UDP port. All answer with its name.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use crate::{
-    error::Result,
-    lab::{
-        servers::{
-            echo::{EchoAnswer, EchoOptions, UdpEchoServer},
-            http::{HttpServer, HttpServerOptions},
-        },
-        topology::Host,
-    },
-};
+use crate::error::Result;
+use crate::lab::servers::echo::{EchoAnswer, EchoOptions, UdpEchoServer};
+use crate::lab::servers::http::{HttpServer, HttpServerOptions};
+use crate::lab::topology::Host;
 
 /// What a pod runs; stopped when dropped.
 pub(super) struct PodServers {
