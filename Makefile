@@ -36,11 +36,12 @@ test: root gates lint kubernetes
 	$(CARGO) test --workspace $(WITH_LAB)
 	$(CARGO) test -p flowgate-flow --features interleave --test interleave
 
-# Who imports whom, how long files are, and names that were given up: .ci/gates, a command each.
+# Who imports whom, how long files are, names that were given up, and paths in documents: .ci/gates, a command each.
 gates: deps
 	@.ci/gates/imports
 	@.ci/gates/sizes
 	@.ci/gates/words
+	@.ci/gates/paths
 
 lint: deps
 	$(CARGO) fmt --all --check
