@@ -10,10 +10,7 @@
 //! A gateway has no endpoint of its own: whoever asks a Service's health check port of a gateway wants to know
 //! whether it can reach the Service at all, so there every ready endpoint counts.
 
-pub mod http;
-pub mod listen;
 pub mod local;
-pub mod metrics;
 pub mod ports;
 pub mod probes;
 mod servers;

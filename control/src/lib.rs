@@ -10,6 +10,7 @@ pub mod check;
 pub mod compile;
 pub mod dns;
 pub mod health;
+pub mod http;
 pub mod model;
 pub mod netlink;
 pub mod reconcile;

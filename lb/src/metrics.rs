@@ -15,8 +15,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use flowgate_control::dns::Counters as DnsCounters;
-use flowgate_control::health::{self, ProbeCounts, Vitals};
-use flowgate_control::{Observer, Status};
+use flowgate_control::health::{ProbeCounts, Vitals};
+use flowgate_control::{Observer, Status, http};
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -62,7 +62,10 @@ impl Metrics {
     /// Answers on this address, if there is one, until dropped.
     pub(crate) async fn serve(&self, address: Option<SocketAddr>, status: &watch::Sender<Status>) {
         match address {
-            Some(address) => health::metrics::serve(address, status, || self.expose()).await,
+            Some(address) => {
+                let report = |purpose, findings| Status::show_listener_findings(status, purpose, findings);
+                http::metrics::serve(address, report, || self.expose()).await;
+            }
             None => std::future::pending().await,
         }
     }

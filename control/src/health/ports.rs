@@ -7,9 +7,9 @@ use hyper::StatusCode;
 use serde::Serialize;
 
 use super::Identity;
-use super::http::{self, Answer};
 use super::local::ready_here;
 use crate::compile::listed;
+use crate::http::{self, HttpResponse};
 use crate::model::{ClusterAddress, Desired, Kept, Key, NetState, Service, ServiceType, TrafficPolicy};
 use crate::report::{Entry, ObjectRef, Place, Severity};
 
@@ -98,7 +98,7 @@ fn listen_addresses(desired: &Desired, net: &NetState, identity: &Identity) -> V
 
 /// What a health check port answers (P1101): to any path and method, whether endpoints are ready here and this
 /// process is well.
-pub fn answer(service: &Key, ready: usize, healthy: bool) -> Answer {
+pub fn response(service: &Key, ready: usize, healthy: bool) -> HttpResponse {
     let status = if ready > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = Body {
         service: Name { namespace: &service.namespace, name: &service.name },
@@ -106,7 +106,7 @@ pub fn answer(service: &Key, ready: usize, healthy: bool) -> Answer {
         service_proxy_healthy: healthy,
     };
     let json = serde_json::to_vec(&body).expect("text, numbers and booleans are JSON");
-    http::with_number(http::answer(status, http::JSON, json), "x-load-balancing-endpoint-weight", ready)
+    http::with_number(http::response(status, http::JSON, json), "x-load-balancing-endpoint-weight", ready)
 }
 
 /// A finding about a Service.
@@ -304,13 +304,13 @@ endpoints: [{addresses: [10.1.0.1], nodeName: this}, {addresses: [10.1.0.9], nod
     async fn p1101_the_answer_has_its_code_body_and_headers() {
         let key = Key::new("default", "web");
         for (ready, healthy, code) in [(2, true, 200), (0, true, 503), (2, false, 503)] {
-            let answer = answer(&key, ready, healthy);
-            assert_eq!(answer.status().as_u16(), code);
-            let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+            let response = response(&key, ready, healthy);
+            assert_eq!(response.status().as_u16(), code);
+            let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
             assert_eq!(header("content-type"), "application/json");
             assert_eq!(header("x-content-type-options"), "nosniff");
             assert_eq!(header("x-load-balancing-endpoint-weight"), ready.to_string());
-            let body = answer.into_body().collect().await.unwrap().to_bytes();
+            let body = response.into_body().collect().await.unwrap().to_bytes();
             let expected = format!(
                 "{{\"service\":{{\"namespace\":\"default\",\"name\":\"web\"}},\"localEndpoints\":{ready},\
                  \"serviceProxyHealthy\":{healthy}}}"

@@ -13,9 +13,9 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::Vitals;
-use super::http::{self, Answer};
-use super::listen::{self, Server};
 use super::vitals::Signs;
+use crate::http::listen::{self, Server};
+use crate::http::{self, HttpResponse};
 use crate::reconcile::Status;
 use crate::source::SourceHealth;
 
@@ -42,23 +42,24 @@ pub(super) async fn serve(
     counts: &ProbeCounts,
     status: &watch::Sender<Status>,
 ) {
-    listen::serve(SERVER, address, status, |request| ready(respond(request.uri().path(), vitals, counts)))
+    let report = |purpose, findings| Status::show_listener_findings(status, purpose, findings);
+    listen::serve(SERVER, address, report, |request| ready(respond(request.uri().path(), vitals, counts)))
         .await;
 }
 
-fn respond(path: &str, vitals: &Vitals, counts: &ProbeCounts) -> Answer {
+fn respond(path: &str, vitals: &Vitals, counts: &ProbeCounts) -> HttpResponse {
     let now = SystemTime::now();
-    let (answer, counter) = match path {
-        "/healthz" => (answer(&vitals.signs(), Some(vitals.node_eligible()), now), &counts.healthz),
-        "/livez" => (answer(&vitals.signs(), None, now), &counts.livez),
+    let (response, counter) = match path {
+        "/healthz" => (response(&vitals.signs(), Some(vitals.node_eligible()), now), &counts.healthz),
+        "/livez" => (response(&vitals.signs(), None, now), &counts.livez),
         _ => return http::not_found("/healthz and /livez"),
     };
-    counter.get_or_create(&[("code", answer.status().as_u16().to_string())]).inc();
-    answer
+    counter.get_or_create(&[("code", response.status().as_u16().to_string())]).inc();
+    response
 }
 
 /// What is answered: 503 when this process is not well or, where that is asked, traffic should not come here.
-pub fn answer(signs: &Signs, node: Option<Result<(), String>>, now: SystemTime) -> Answer {
+pub fn response(signs: &Signs, node: Option<Result<(), String>>, now: SystemTime) -> HttpResponse {
     let mut reasons = signs.ailments();
     let healthy = reasons.is_empty();
     let node_eligible = node.as_ref().map(Result::is_ok);
@@ -87,7 +88,7 @@ pub fn answer(signs: &Signs, node: Option<Result<(), String>>, now: SystemTime) 
         source_reason,
         stale_since,
     };
-    http::answer(code, http::JSON, serde_json::to_vec(&body).expect("text and booleans are JSON"))
+    http::response(code, http::JSON, serde_json::to_vec(&body).expect("text and booleans are JSON"))
 }
 
 fn time(at: SystemTime) -> String {
@@ -136,9 +137,10 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::health::http::tests::get;
+    use crate::health::Identity;
     use crate::health::vitals::tests::well;
-    use crate::health::{Identity, listen::bind};
+    use crate::http::listen::bind;
+    use crate::http::tests::get;
     use crate::model::Desired;
     use crate::reconcile::Observer;
 
@@ -146,22 +148,22 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    async fn read(answer: Answer) -> (u16, Value) {
-        let code = answer.status().as_u16();
-        let body = answer.into_body().collect().await.unwrap().to_bytes();
+    async fn read(response: HttpResponse) -> (u16, Value) {
+        let code = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
         (code, serde_json::from_slice(&body).unwrap())
     }
 
     #[tokio::test]
     async fn p1106_last_updated_is_now_while_healthy_and_the_last_sync_otherwise() {
-        let (code, body) = read(answer(&well(), Some(Ok(())), at(100))).await;
+        let (code, body) = read(response(&well(), Some(Ok(())), at(100))).await;
         assert_eq!(code, 200);
         assert_eq!(body["lastUpdated"], "1970-01-01T00:01:40.000Z");
         assert_eq!(body["currentTime"], "1970-01-01T00:01:40.000Z");
         assert_eq!((&body["nodeEligible"], &body["healthy"]), (&Value::Bool(true), &Value::Bool(true)));
         assert_eq!(body["status"]["IPv4"]["healthy"], true);
         let late = Signs { queued_for: Some(Duration::from_secs(90)), synced_at: Some(at(10)), ..well() };
-        let (code, body) = read(answer(&late, Some(Ok(())), at(100))).await;
+        let (code, body) = read(response(&late, Some(Ok(())), at(100))).await;
         assert_eq!((code, &body["lastUpdated"]), (503, &"1970-01-01T00:00:10.000Z".into()));
         assert_eq!(body["healthy"], false);
         assert_eq!(body["reasons"][0], "a change has not been put in force for 90 s");
@@ -169,10 +171,10 @@ mod tests {
 
     #[tokio::test]
     async fn p1106_the_node_matters_to_healthz_only() {
-        let (code, body) = read(answer(&well(), Some(Err("leaving".into())), at(100))).await;
+        let (code, body) = read(response(&well(), Some(Err("leaving".into())), at(100))).await;
         assert_eq!((code, &body["nodeEligible"]), (503, &Value::Bool(false)));
         assert_eq!((&body["healthy"], &body["reasons"][0]), (&Value::Bool(true), &"leaving".into()));
-        let (code, body) = read(answer(&well(), None, at(100))).await;
+        let (code, body) = read(response(&well(), None, at(100))).await;
         assert_eq!((code, body.get("nodeEligible")), (200, None));
     }
 
@@ -180,7 +182,7 @@ mod tests {
     async fn a_source_that_is_away_is_told_and_stays_healthy() {
         let mut signs = well();
         signs.status.source = SourceHealth::Stale { since: at(50), reason: "connection refused".into() };
-        let (code, body) = read(answer(&signs, Some(Ok(())), at(100))).await;
+        let (code, body) = read(response(&signs, Some(Ok(())), at(100))).await;
         assert_eq!((code, &body["source"]), (200, &"stale".into()));
         assert_eq!(body["staleSince"], "1970-01-01T00:00:50.000Z");
         assert_eq!(body["sourceReason"], "connection refused");

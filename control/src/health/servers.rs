@@ -12,8 +12,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use super::Vitals;
 use super::ports::{self, HealthPort, Wanted};
-use super::{Vitals, http, listen};
+use crate::http::{self, listen};
 use crate::model::{Key, NetState};
 use crate::reconcile::Status;
 use crate::report::{Entry, Severity};
@@ -37,7 +38,7 @@ pub(super) async fn serve(
         let refused = servers.adjust(&wanted, vitals).await;
         let again = !refused.is_empty();
         findings.extend(refused);
-        status.send_if_modified(|status| status.set_listener_findings(PURPOSE, findings));
+        Status::show_listener_findings(status, PURPOSE, findings);
         tokio::select! {
             changed = desired.changed(), if desired_open => desired_open = changed.is_ok(),
             changed = net.changed(), if net_open => net_open = changed.is_ok(),
@@ -99,7 +100,7 @@ impl Running {
         let ready_endpoints = Arc::new(AtomicUsize::new(port.ready));
         let (service, count) = (port.service.clone(), Arc::clone(&ready_endpoints));
         let handler = move |_: Request<Incoming>| {
-            ready(ports::answer(&service, count.load(Ordering::Relaxed), vitals.is_healthy()))
+            ready(ports::response(&service, count.load(Ordering::Relaxed), vitals.is_healthy()))
         };
         let task = tokio::spawn(http::serve(listener, handler));
         Ok(Self { service: port.service.clone(), ready: ready_endpoints, task })
@@ -139,9 +140,9 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::health::http::tests::get;
     use crate::health::ports::tests::{desired, node, yaml};
     use crate::health::vitals::{node_eligible, tests::well};
+    use crate::http::tests::get;
     use crate::model::Desired;
     use crate::reconcile::Observer;
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::sync::watch;
+
 use crate::model::ObjectCounts;
 use crate::report::{Entry, Report};
 use crate::source::SourceHealth;
@@ -35,6 +37,12 @@ impl Status {
     /// Everything that is wrong: with the objects, then with servers.
     pub fn findings(&self) -> impl Iterator<Item = &Entry> {
         self.report.entries.iter().chain(self.listeners.values().flatten())
+    }
+
+    /// Shows what is wrong with the servers for one purpose, in place of what was; receivers wake only if that
+    /// differs.
+    pub fn show_listener_findings(shown: &watch::Sender<Self>, purpose: &'static str, findings: Vec<Entry>) {
+        shown.send_if_modified(|status| status.set_listener_findings(purpose, findings));
     }
 
     /// Replaces what is wrong with the servers for one purpose; returns whether that changed anything.

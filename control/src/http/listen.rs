@@ -9,11 +9,9 @@ use hyper::Request;
 use hyper::body::Incoming;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::http::{self, Answer};
-use crate::reconcile::Status;
+use super::HttpResponse;
 use crate::report::{Entry, Severity};
 
 /// A server with one address from the configuration.
@@ -25,12 +23,16 @@ pub struct Server {
     pub key: &'static str,
 }
 
-/// Listens and serves until dropped. While the address is not to be had this is said in the status, and tried
-/// again every five seconds.
-pub async fn serve<H, F>(server: Server, address: SocketAddr, status: &watch::Sender<Status>, handler: H)
-where
+/// Listens and serves until dropped. `report` gets what is wrong with the servers for a purpose: an entry while the
+/// address cannot be bound, which is tried again every five seconds, and none once it is.
+pub async fn serve<H, F>(
+    server: Server,
+    address: SocketAddr,
+    report: impl Fn(&'static str, Vec<Entry>),
+    handler: H,
+) where
     H: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Answer>,
+    F: Future<Output = HttpResponse>,
 {
     let listener = loop {
         match bind(address) {
@@ -43,14 +45,14 @@ where
                     RETRY_AFTER.as_secs()
                 );
                 let entry = Entry { severity: Severity::Error, place: None, object: None, reason };
-                status.send_if_modified(|status| status.set_listener_findings(server.purpose, vec![entry]));
+                report(purpose, vec![entry]);
             }
         }
         sleep(RETRY_AFTER).await;
     };
-    status.send_if_modified(|status| status.set_listener_findings(server.purpose, Vec::new()));
+    report(server.purpose, Vec::new());
     tracing::info!(%address, "listening for {}", server.purpose);
-    http::serve(listener, handler).await;
+    super::serve(listener, handler).await;
 }
 
 /// A listening socket. One for an IPv6 address takes no IPv4 connections: those have a socket of their own.
@@ -70,16 +72,18 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// An address that was not to be had is tried again after so long.
-pub(super) const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// How long to wait before an address that could not be bound is tried again.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(5);
 const BACKLOG: i32 = 128;
 
 #[cfg(test)]
 mod tests {
     use hyper::StatusCode;
+    use tokio::sync::watch;
 
     use super::*;
-    use crate::health::http::tests::get;
+    use crate::http;
+    use crate::http::tests::get;
 
     const SERVER: Server = Server { purpose: "tests", key: "test.listen" };
 
@@ -87,19 +91,18 @@ mod tests {
     async fn a_taken_address_is_named_with_the_key_and_served_once_it_is_free() {
         let taken = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = taken.local_addr().unwrap();
-        let (status, mut seen) = watch::channel(Status::default());
+        let (shown, mut seen) = watch::channel(Vec::new());
         let serving = tokio::spawn(async move {
             let ok =
-                |_: Request<Incoming>| std::future::ready(http::answer(StatusCode::OK, http::TEXT, "ok"));
-            serve(SERVER, address, &status, ok).await;
+                |_: Request<Incoming>| std::future::ready(http::response(StatusCode::OK, http::TEXT, "ok"));
+            let report = |_, findings| drop(shown.send_replace(findings));
+            serve(SERVER, address, report, ok).await;
         });
-        let said = seen.wait_for(|status| status.findings().next().is_some()).await.unwrap();
-        let reason = said.findings().next().unwrap().reason.clone();
-        drop(said);
+        let reason = seen.wait_for(|findings| !findings.is_empty()).await.unwrap()[0].reason.clone();
         assert!(reason.starts_with(&format!("{address}: cannot listen for tests: ")), "{reason}");
         assert!(reason.contains("change test.listen"), "{reason}");
         drop(taken);
-        seen.wait_for(|status| status.findings().next().is_none()).await.unwrap();
+        seen.wait_for(Vec::is_empty).await.unwrap();
         assert!(get(address, "/").await.unwrap().ends_with("ok"));
         serving.abort();
     }

@@ -4,19 +4,18 @@ use std::future::Future;
 use std::net::SocketAddr;
 
 use hyper::StatusCode;
-use tokio::sync::watch;
 
-use super::http::{self, Answer};
 use super::listen::{self, Server};
-use crate::reconcile::Status;
+use super::{HttpResponse, TEXT, not_found, response};
+use crate::report::Entry;
 
 /// Answers until dropped: `/metrics` with what `expose` writes in the OpenMetrics text format, `/proxyMode`, and
 /// `/healthz`, which says only that this server answers.
-pub async fn serve<F>(address: SocketAddr, status: &watch::Sender<Status>, expose: impl Fn() -> F)
+pub async fn serve<F>(address: SocketAddr, report: impl Fn(&'static str, Vec<Entry>), expose: impl Fn() -> F)
 where
     F: Future<Output = Result<String, String>>,
 {
-    listen::serve(SERVER, address, status, |request| {
+    listen::serve(SERVER, address, report, |request| {
         let metrics = (request.uri().path() == "/metrics").then(&expose);
         async move {
             match metrics {
@@ -28,18 +27,18 @@ where
     .await;
 }
 
-fn exposition(text: Result<String, String>) -> Answer {
+fn exposition(text: Result<String, String>) -> HttpResponse {
     match text {
-        Ok(text) => http::answer(StatusCode::OK, OPENMETRICS, text),
-        Err(reason) => http::answer(StatusCode::INTERNAL_SERVER_ERROR, http::TEXT, reason + "\n"),
+        Ok(text) => response(StatusCode::OK, OPENMETRICS, text),
+        Err(reason) => response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, reason + "\n"),
     }
 }
 
-fn elsewhere(path: &str) -> Answer {
+fn elsewhere(path: &str) -> HttpResponse {
     match path {
-        "/proxyMode" => http::answer(StatusCode::OK, http::TEXT, "flowgate"),
-        "/healthz" => http::answer(StatusCode::OK, http::TEXT, "ok"),
-        _ => http::not_found("/metrics, /proxyMode and /healthz"),
+        "/proxyMode" => response(StatusCode::OK, TEXT, "flowgate"),
+        "/healthz" => response(StatusCode::OK, TEXT, "ok"),
+        _ => not_found("/metrics, /proxyMode and /healthz"),
     }
 }
 
@@ -49,17 +48,16 @@ const SERVER: Server = Server { purpose: "metrics", key: "metrics.listen" };
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::http::tests::get;
-    use crate::health::listen::bind;
+    use crate::http::listen::bind;
+    use crate::http::tests::get;
 
     #[tokio::test]
     async fn p1107_metrics_and_proxy_mode_are_answered() {
         let free = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let (status, _status) = watch::channel(Status::default());
         let server = tokio::spawn(async move {
-            serve(address, &status, || std::future::ready(Ok("# EOF\n".to_owned()))).await;
+            serve(address, |_, _| {}, || std::future::ready(Ok("# EOF\n".to_owned()))).await;
         });
         let metrics = loop {
             match get(address, "/metrics").await {

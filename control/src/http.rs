@@ -3,6 +3,9 @@
 //! Every use of it may face a hostile network, so everything is bounded: connections at a time, the bytes of a
 //! header, the time for one exchange. A connection carries one exchange.
 
+pub mod listen;
+pub mod metrics;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::time::Duration;
@@ -20,40 +23,40 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 /// What is answered.
-pub type Answer = Response<Full<Bytes>>;
+pub type HttpResponse = Response<Full<Bytes>>;
 
 /// An answer of one type that no browser will take for another.
-pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    answer.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    answer
+pub fn response(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> HttpResponse {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 /// The same with a number in one more header.
 #[must_use]
-pub fn with_number(mut answer: Answer, name: &'static str, number: usize) -> Answer {
-    answer.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from(number));
-    answer
+pub fn with_number(mut response: HttpResponse, name: &'static str, number: usize) -> HttpResponse {
+    response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from(number));
+    response
 }
 
 /// The answer to a path that means nothing.
-pub fn not_found(known: &str) -> Answer {
-    answer(StatusCode::NOT_FOUND, TEXT, format!("not found; there is {known}\n"))
+pub fn not_found(known: &str) -> HttpResponse {
+    response(StatusCode::NOT_FOUND, TEXT, format!("not found; there is {known}\n"))
 }
 
 /// Answers every request, until dropped; connections end with it.
 pub async fn serve<H, F>(listener: TcpListener, handler: H)
 where
     H: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Answer>,
+    F: Future<Output = HttpResponse>,
 {
     let mut connections = FuturesUnordered::new();
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, _)) => connections.push(timeout(EXCHANGE_MAX, converse(stream, &handler))),
+                Ok((stream, _)) => connections.push(timeout(EXCHANGE_MAX, serve_connection(stream, &handler))),
                 // Out of descriptors, or a client that went away: neither ends the server.
                 Err(error) => {
                     tracing::debug!(%error, "accepting a connection");
@@ -65,14 +68,14 @@ where
     }
 }
 
-async fn converse<H, F>(stream: TcpStream, handler: &H)
+async fn serve_connection<H, F>(stream: TcpStream, handler: &H)
 where
     H: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Answer>,
+    F: Future<Output = HttpResponse>,
 {
     let service = service_fn(|request| {
-        let answer = handler(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        let response = handler(request);
+        async move { Ok::<_, Infallible>(response.await) }
     });
     let mut builder = http1::Builder::new();
     builder
@@ -127,7 +130,7 @@ pub(crate) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let handler = |request: Request<Incoming>| {
-            std::future::ready(answer(StatusCode::OK, TEXT, request.uri().path().to_owned()))
+            std::future::ready(response(StatusCode::OK, TEXT, request.uri().path().to_owned()))
         };
         (address, tokio::spawn(serve(listener, handler)))
     }
