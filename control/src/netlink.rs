@@ -6,11 +6,11 @@
 mod ask;
 #[cfg(test)]
 mod fuzz;
+mod kernel_state;
 mod message;
 mod nexthops;
 mod routes;
 mod tracker;
-mod world;
 
 use std::fs;
 use std::io;

@@ -19,8 +19,8 @@ use rtnetlink::packet_route::route::{
     RouteVia,
 };
 
+use super::kernel_state::KernelState;
 use super::message;
-use super::world::World;
 use crate::model::NetState;
 
 #[test]
@@ -174,13 +174,13 @@ fn neighbour(choices: &mut Choices<'_>) -> NeighbourMessage {
 /// Takes messages in and makes a state of them.
 fn check(bytes: &[u8]) -> Seen {
     let mut choices = Choices(bytes);
-    let mut world = World::default();
+    let mut kernel = KernelState::default();
     let mut story = Vec::new();
     while !choices.0.is_empty() && story.len() < MESSAGES_MAX {
-        story.push(take(&mut choices, &mut world));
+        story.push(take(&mut choices, &mut kernel));
     }
     let names = ["up0".to_owned(), "fab0".to_owned()];
-    let state = world.state(&names, &NetState::default());
+    let state = kernel.net_state(&names, &NetState::default());
     let interfaces = state.interfaces.len();
     assert!(interfaces >= names.len(), "each named interface has its place");
     let mut hops = state.routes.iter().flat_map(|route| &route.hops);
@@ -196,24 +196,24 @@ fn check(bytes: &[u8]) -> Seen {
     seen(&(story, interfaces, state.routes.len(), state.neighbours.len()))
 }
 
-fn take(choices: &mut Choices<'_>, world: &mut World) -> String {
+fn take(choices: &mut Choices<'_>, kernel: &mut KernelState) -> String {
     match choices.byte() % 5 {
         0 => {
             let link = message::link(&link(choices));
             let shape = format!("link {:?}", link.as_ref().map(|link| (link.up, link.master.is_some())));
-            world.links.extend(link);
+            kernel.links.extend(link);
             shape
         }
         1 => {
             let address = message::address(&address(choices));
             let shape = format!("address {:?}", address.map(|address| address.is_secondary));
-            world.addresses.extend(address);
+            kernel.addresses.extend(address);
             shape
         }
         2 => {
             let route = message::route(&route(choices));
             let shape = format!("route {:?}", route.as_ref().map(|route| route.hops.len()));
-            world.routes.extend(route);
+            kernel.routes.extend(route);
             shape
         }
         more => {
@@ -222,9 +222,9 @@ fn take(choices: &mut Choices<'_>, world: &mut World) -> String {
             };
             let shape = format!("neighbour {more} {:?} {}", neighbour.state, neighbour.mac.is_some());
             if more == 3 {
-                world.remove_neighbour(&neighbour);
+                kernel.remove_neighbour(&neighbour);
             }
-            world.put_neighbour(neighbour);
+            kernel.put_neighbour(neighbour);
             shape
         }
     }

@@ -23,9 +23,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::ask::{Limiter, Target};
+use super::kernel_state::KernelState;
 use super::message;
 use super::nexthops::NextHopEvents;
-use super::world::World;
 use super::{NetlinkError, Resolve};
 use crate::model::NetState;
 
@@ -38,7 +38,7 @@ pub struct Tracker {
     handle: Handle,
     events: Events,
     next_hops: NextHopEvents,
-    world: World,
+    kernel: KernelState,
     state: watch::Sender<NetState>,
     wishes: mpsc::Receiver<Resolve>,
     standing: Vec<NeighbourKey>,
@@ -57,7 +57,7 @@ impl Tracker {
             handle,
             events,
             next_hops,
-            world: World::default(),
+            kernel: KernelState::default(),
             state,
             wishes,
             standing: Vec::new(),
@@ -144,13 +144,13 @@ impl Tracker {
             }
             RouteNetlinkMessage::NewNeighbour(message) => {
                 if let Some(neighbour) = message::neighbour(&message) {
-                    self.world.put_neighbour(neighbour);
+                    self.kernel.put_neighbour(neighbour);
                 }
                 Dirty::default()
             }
             RouteNetlinkMessage::DelNeighbour(message) => {
                 if let Some(neighbour) = message::neighbour(&message) {
-                    self.world.remove_neighbour(&neighbour);
+                    self.kernel.remove_neighbour(&neighbour);
                 }
                 Dirty::default()
             }
@@ -164,12 +164,12 @@ impl Tracker {
         if dirty.links {
             let all: Vec<_> =
                 self.handle.link().get().execute().try_collect().await.map_err(failed("links"))?;
-            self.world.links = all.iter().filter_map(message::link).collect();
+            self.kernel.links = all.iter().filter_map(message::link).collect();
         }
         if dirty.addresses {
             let all: Vec<_> =
                 self.handle.address().get().execute().try_collect().await.map_err(failed("addresses"))?;
-            self.world.addresses = all.iter().filter_map(message::address).collect();
+            self.kernel.addresses = all.iter().filter_map(message::address).collect();
         }
         if dirty.routes {
             let all: Vec<_> = self
@@ -180,19 +180,19 @@ impl Tracker {
                 .try_collect()
                 .await
                 .map_err(failed("routes"))?;
-            self.world.routes = all.iter().filter_map(message::route).collect();
+            self.kernel.routes = all.iter().filter_map(message::route).collect();
         }
         if dirty.neighbours {
             let all: Vec<_> =
                 self.handle.neighbours().get().execute().try_collect().await.map_err(failed("neighbours"))?;
-            self.world.set_neighbours(all.iter().filter_map(message::neighbour).collect());
+            self.kernel.set_neighbours(all.iter().filter_map(message::neighbour).collect());
         }
         Ok(())
     }
 
     fn publish(&self) {
         self.state.send_if_modified(|state| {
-            let next = self.world.state(&self.names, state);
+            let next = self.kernel.net_state(&self.names, state);
             let changed = next != *state;
             *state = next;
             changed
@@ -200,10 +200,10 @@ impl Tracker {
     }
 
     async fn ask_unresolved(&mut self, wanted: &[NeighbourKey]) {
-        let networks = self.world.networks(&self.names);
+        let networks = self.kernel.networks(&self.names);
         for &NeighbourKey { egress, addr: ip } in wanted {
             let ifindex = networks.get(egress.index()).copied().unwrap_or(0);
-            let resolved = self.world.neighbour(ifindex, ip).is_some_and(|n| n.mac.is_some());
+            let resolved = self.kernel.neighbour(ifindex, ip).is_some_and(|n| n.mac.is_some());
             if ifindex != 0 && !resolved {
                 self.ask((ifindex, ip)).await;
             }
@@ -213,10 +213,10 @@ impl Tracker {
     /// Has the kernel confirm neighbours that went stale. It does not see the traffic of the workers, and
     /// would neither notice that an address moved nor keep the entry.
     async fn refresh(&mut self) {
-        let served: HashSet<u32> = self.world.networks(&self.names).into_iter().collect();
+        let served: HashSet<u32> = self.kernel.networks(&self.names).into_iter().collect();
         let stale: Vec<Target> = served
             .into_iter()
-            .flat_map(|ifindex| self.world.neighbours_on(ifindex))
+            .flat_map(|ifindex| self.kernel.neighbours_on(ifindex))
             .filter(|n| n.state == NeighbourState::Stale)
             .map(|n| (n.ifindex, n.ip))
             .take(REFRESHED_PER_SECOND)

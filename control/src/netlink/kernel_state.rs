@@ -15,14 +15,14 @@ use crate::model::NetState;
 
 /// Everything the kernel said.
 #[derive(Debug, Default)]
-pub(super) struct World {
+pub(super) struct KernelState {
     pub(super) links: Vec<Link>,
     pub(super) addresses: Vec<Address>,
     pub(super) routes: Vec<Route>,
     neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
 }
 
-impl World {
+impl KernelState {
     /// Replaces all neighbours.
     pub(super) fn set_neighbours(&mut self, all: Vec<Neighbour>) {
         self.neighbours = all.into_iter().map(|n| ((n.ifindex, n.ip), n)).collect();
@@ -51,11 +51,11 @@ impl World {
 
     /// What matters for the named devices and their VLANs; parts that are as in `previous` are shared with
     /// it.
-    pub(super) fn state(&self, names: &[String], previous: &NetState) -> NetState {
+    pub(super) fn net_state(&self, names: &[String], previous: &NetState) -> NetState {
         let served = self.served(names);
         let mut positions: HashMap<u32, Vec<usize>> = HashMap::new();
         let mut neighbours = Vec::new();
-        for (at, Served { network, .. }) in served.iter().enumerate().filter(|(_, s)| s.network != 0) {
+        for (at, ServedLink { network, .. }) in served.iter().enumerate().filter(|(_, s)| s.network != 0) {
             positions.entry(*network).or_default().push(at);
             let specs = self.neighbours_on(*network).filter(|n| n.state != NeighbourState::None);
             neighbours.extend(specs.map(|n| NeighbourSpec { interface: at, addr: n.ip, mac: n.mac }));
@@ -75,8 +75,8 @@ impl World {
     }
 
     /// The named devices, then their VLANs by device and identifier, as many as can be numbered.
-    fn served(&self, names: &[String]) -> Vec<Served> {
-        let mut all: Vec<Served> = names.iter().map(|name| self.device(name)).collect();
+    fn served(&self, names: &[String]) -> Vec<ServedLink> {
+        let mut all: Vec<ServedLink> = names.iter().map(|name| self.device(name)).collect();
         for parent in 0..names.len() {
             let device = &all[parent];
             let (below, is_up) = ([device.spec.ifindex, device.network], device.spec.up);
@@ -92,14 +92,14 @@ impl World {
                 let mut spec = self.spec(link, link);
                 spec.up &= is_up;
                 spec.vlan = Some(VlanSpec { parent, id });
-                Served { spec, network: link.ifindex }
+                ServedLink { spec, network: link.ifindex }
             }));
         }
         all.truncate(InterfaceId::MAX);
         all
     }
 
-    fn device(&self, name: &str) -> Served {
+    fn device(&self, name: &str) -> ServedLink {
         let Some(link) = self.links.iter().find(|link| link.name == name) else {
             let spec = InterfaceSpec {
                 name: name.to_owned(),
@@ -110,11 +110,11 @@ impl World {
                 addresses: Vec::new(),
                 vlan: None,
             };
-            return Served { spec, network: 0 };
+            return ServedLink { spec, network: 0 };
         };
         let bond = self.links.iter().find(|l| Some(l.ifindex) == link.master && l.kind == Kind::Bond);
         let network = bond.unwrap_or(link);
-        Served { spec: self.spec(link, network), network: network.ifindex }
+        ServedLink { spec: self.spec(link, network), network: network.ifindex }
     }
 
     /// A link that has its addresses by itself or, as a port of a bond, by that.
@@ -135,7 +135,7 @@ impl World {
 }
 
 /// An interface that workers serve.
-struct Served {
+struct ServedLink {
     spec: InterfaceSpec,
     /// The kernel's index of the link that has its addresses, routes and neighbours: itself, or the bond that
     /// it is a port of.
@@ -181,7 +181,7 @@ mod tests {
             is_secondary,
             is_deprecated: text == "fd00::2",
         };
-        let world = World {
+        let kernel = KernelState {
             links: vec![link(1, "lo"), link(7, "fab0"), link(9, "up0")],
             addresses: vec![
                 address(9, "fe80::1", false),
@@ -192,10 +192,10 @@ mod tests {
                 address(9, "10.0.0.1", false),
                 address(1, "127.0.0.1", false),
             ],
-            ..World::default()
+            ..KernelState::default()
         };
         let names = ["up0".to_owned(), "gone".to_owned(), "fab0".to_owned()];
-        let state = world.state(&names, &NetState::default());
+        let state = kernel.net_state(&names, &NetState::default());
         let indices: Vec<u32> = state.interfaces.iter().map(|i| i.ifindex).collect();
         assert_eq!(indices, [9, 0, 7]);
         assert_eq!(
@@ -211,7 +211,7 @@ mod tests {
             |ifindex, name, below, id| Link { kind: Kind::Vlan { link: below, id }, ..link(ifindex, name) };
         let address =
             |ifindex, text| Address { ifindex, ip: ip(text), is_secondary: false, is_deprecated: false };
-        let world = World {
+        let kernel = KernelState {
             links: vec![
                 vlan(12, "fab0.9", 7, 9),
                 vlan(11, "storage", 7, 5),
@@ -222,10 +222,10 @@ mod tests {
                 vlan(15, "up0.2", 9, 2),
             ],
             addresses: vec![address(11, "10.5.0.1")],
-            ..World::default()
+            ..KernelState::default()
         };
         let names = ["up0", "fab0", "fab0.7"].map(str::to_owned);
-        let state = world.state(&names, &NetState::default());
+        let state = kernel.net_state(&names, &NetState::default());
         let seen: Vec<_> =
             state.interfaces.iter().map(|i| (i.name.as_str(), i.vlan.map(|v| (v.parent, v.id)))).collect();
         assert_eq!(
@@ -241,14 +241,14 @@ mod tests {
         );
         assert_eq!(state.interfaces[4].addresses, [ip("10.5.0.1")]);
         assert!(!state.interfaces[3].up, "its device is down");
-        assert_eq!(world.networks(&names), [9, 7, 14, 15, 11, 12]);
+        assert_eq!(kernel.networks(&names), [9, 7, 14, 15, 11, 12]);
     }
 
     #[test]
     fn ports_of_a_bond_have_its_addresses_routes_and_neighbours() {
         let port =
             |ifindex, name, kind| Link { master: Some(5), mac: MacAddr([7; 6]), kind, ..link(ifindex, name) };
-        let mut world = World {
+        let mut kernel = KernelState {
             links: vec![
                 port(7, "eth0", Kind::Other),
                 port(8, "eth1", Kind::IdleBondPort),
@@ -261,16 +261,16 @@ mod tests {
                 is_secondary: false,
                 is_deprecated: false,
             }],
-            ..World::default()
+            ..KernelState::default()
         };
-        world.set_neighbours(vec![Neighbour {
+        kernel.set_neighbours(vec![Neighbour {
             ifindex: 5,
             ip: ip("10.0.0.5"),
             mac: None,
             state: NeighbourState::Incomplete,
         }]);
         let names = ["eth0".to_owned(), "eth1".to_owned()];
-        let state = world.state(&names, &NetState::default());
+        let state = kernel.net_state(&names, &NetState::default());
         for (at, is_up) in [(0, true), (1, false)] {
             let spec = &state.interfaces[at];
             assert_eq!(
@@ -281,25 +281,25 @@ mod tests {
             assert_eq!(state.interfaces[2 + at].vlan, Some(VlanSpec { parent: at, id: 9 }));
             assert_eq!(state.interfaces[2 + at].up, is_up);
         }
-        assert_eq!(world.networks(&names), [5, 5, 6, 6]);
+        assert_eq!(kernel.networks(&names), [5, 5, 6, 6]);
     }
 
     #[test]
     fn a_state_that_stays_shares_its_parts() {
-        let mut world = World { links: vec![link(9, "up0")], ..World::default() };
+        let mut kernel = KernelState { links: vec![link(9, "up0")], ..KernelState::default() };
         let neighbour = |host, mac, state| Neighbour { ifindex: 9, ip: ip(host), mac, state };
-        world.set_neighbours(vec![neighbour("10.0.0.5", Some(MacAddr([4; 6])), NeighbourState::Reachable)]);
+        kernel.set_neighbours(vec![neighbour("10.0.0.5", Some(MacAddr([4; 6])), NeighbourState::Reachable)]);
         let names = ["up0".to_owned()];
-        let first = world.state(&names, &NetState::default());
-        world.put_neighbour(neighbour("10.0.0.5", Some(MacAddr([4; 6])), NeighbourState::Stale));
-        let second = world.state(&names, &first);
+        let first = kernel.net_state(&names, &NetState::default());
+        kernel.put_neighbour(neighbour("10.0.0.5", Some(MacAddr([4; 6])), NeighbourState::Stale));
+        let second = kernel.net_state(&names, &first);
         assert!(Arc::ptr_eq(&first.neighbours, &second.neighbours), "stale is as good as reachable");
         let failed = neighbour("10.0.0.5", None, NeighbourState::Failed);
-        world.put_neighbour(failed);
-        let third = world.state(&names, &second);
+        kernel.put_neighbour(failed);
+        let third = kernel.net_state(&names, &second);
         assert_eq!(third.neighbours[0].mac, None);
         assert!(Arc::ptr_eq(&second.interfaces, &third.interfaces));
-        world.remove_neighbour(&failed);
-        assert!(world.state(&names, &third).neighbours.is_empty());
+        kernel.remove_neighbour(&failed);
+        assert!(kernel.net_state(&names, &third).neighbours.is_empty());
     }
 }
