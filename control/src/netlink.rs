@@ -3,12 +3,12 @@
 //! Only the served interfaces and their VLANs matter. The kernel is asked to resolve neighbours with its own
 //! ARP and neighbour discovery; nothing here invents an Ethernet address, changes a route or touches an interface.
 
-mod ask;
 #[cfg(test)]
 mod fuzz;
 mod kernel_state;
 mod message;
 mod nexthops;
+mod resolve_limiter;
 mod routes;
 mod tracker;
 
@@ -26,17 +26,18 @@ use crate::model::NetState;
 pub struct Netlink {
     /// The network as of now.
     pub state: watch::Receiver<NetState>,
-    /// Where to send wishes for resolution; they are limited to one per second and address.
+    /// Where to send requests for resolution; they are limited to one per second and address.
     pub resolve: mpsc::Sender<Resolve>,
 }
 
-/// A wish for Ethernet addresses.
+/// A request to resolve neighbours: to have the kernel find out their Ethernet addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resolve {
-    /// Somebody has a packet for them.
+    /// A packet waits for each of them.
     Now(Vec<NeighbourKey>),
-    /// They are needed as long as nothing else is said: asked for again until the kernel has them.
-    Standing(Vec<NeighbourKey>),
+    /// The whole list of neighbours that backends need: requested again every few seconds until resolved. Replaces the
+    /// list before it.
+    Periodic(Vec<NeighbourKey>),
 }
 
 /// Why the kernel could not be asked.
@@ -60,8 +61,8 @@ pub enum NetlinkError {
 /// # Errors
 /// [`NetlinkError`]: there is no netlink here.
 pub async fn open(interfaces: Vec<String>) -> Result<(Netlink, Tracker), NetlinkError> {
-    let (resolve, wishes) = mpsc::channel(WISHES_WAITING);
-    let (tracker, state) = Tracker::open(interfaces, wishes).await?;
+    let (resolve, requests) = mpsc::channel(REQUESTS_WAITING);
+    let (tracker, state) = Tracker::open(interfaces, requests).await?;
     Ok((Netlink { state, resolve }, tracker))
 }
 
@@ -77,4 +78,4 @@ pub fn interface_queues(name: &str) -> io::Result<usize> {
     Ok(queues)
 }
 
-const WISHES_WAITING: usize = 64;
+const REQUESTS_WAITING: usize = 64;

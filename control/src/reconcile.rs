@@ -43,7 +43,7 @@ pub struct Channels {
     pub net: watch::Receiver<NetState>,
     /// Neighbours that workers have packets for.
     pub requests: mpsc::Receiver<NeighbourKey>,
-    /// Where to send wishes for resolution.
+    /// Requests to resolve neighbours.
     pub resolve: mpsc::Sender<Resolve>,
     /// Where the state of the loop is shown.
     pub status: watch::Sender<Status>,
@@ -82,7 +82,7 @@ pub async fn run<E: Display>(
         offered: None,
         sink,
         resolve,
-        standing: Vec::new(),
+        periodic: Vec::new(),
         status,
         shown_desired,
         observer,
@@ -151,7 +151,7 @@ struct Reconciler<S> {
     offered: Option<u64>,
     sink: S,
     resolve: mpsc::Sender<Resolve>,
-    standing: Vec<NeighbourKey>,
+    periodic: Vec<NeighbourKey>,
     status: watch::Sender<Status>,
     shown_desired: watch::Sender<Arc<Desired>>,
     observer: Observer,
@@ -237,7 +237,7 @@ where
             *status = next;
             changed
         });
-        self.wish(&tables);
+        self.request_resolution(&tables);
         self.shown_desired.send_if_modified(|shown| {
             let changed = !Arc::ptr_eq(shown, &self.desired);
             shown.clone_from(&self.desired);
@@ -269,10 +269,10 @@ where
     }
 
     /// Has the next hops of all backends resolved before the first packet needs them.
-    fn wish(&mut self, tables: &Tables) {
+    fn request_resolution(&mut self, tables: &Tables) {
         let wanted = unresolved_next_hops(tables);
-        if wanted != self.standing && self.resolve.try_send(Resolve::Standing(wanted.clone())).is_ok() {
-            self.standing = wanted;
+        if wanted != self.periodic && self.resolve.try_send(Resolve::Periodic(wanted.clone())).is_ok() {
+            self.periodic = wanted;
         }
     }
 }
@@ -316,7 +316,7 @@ mod tests {
         let (events, source) = mpsc::channel(1);
         let (_net, net) = watch::channel(NetState::default());
         let (_requests, requests) = mpsc::channel(1);
-        let (resolve, _wishes) = mpsc::channel(1);
+        let (resolve, _resolutions) = mpsc::channel(1);
         let (status, mut shown) = watch::channel(Status::default());
         let (_shutdown, shutdown) = watch::channel(false);
         let (published, mut publications) = mpsc::unbounded_channel();

@@ -125,7 +125,7 @@ fn the_kernel_resolves_ipv6_neighbours_when_it_is_asked() {
         })
         .await;
         ip("-6 route add default via 2001:db8::3 dev up0");
-        net.until("a router that was asked for without a wish", |s| {
+        net.until("a router that nobody requested", |s| {
             s.neighbours.iter().any(|n| n.addr == addr("2001:db8::3") && n.mac.is_none())
         })
         .await;

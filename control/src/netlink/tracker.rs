@@ -22,10 +22,10 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::ask::{Limiter, Target};
 use super::kernel_state::KernelState;
 use super::message;
 use super::nexthops::NextHopEvents;
+use super::resolve_limiter::{ResolveLimiter, Target};
 use super::{NetlinkError, Resolve};
 use crate::model::NetState;
 
@@ -40,15 +40,15 @@ pub struct Tracker {
     next_hops: NextHopEvents,
     kernel: KernelState,
     state: watch::Sender<NetState>,
-    wishes: mpsc::Receiver<Resolve>,
-    standing: Vec<NeighbourKey>,
-    limiter: Limiter,
+    requests: mpsc::Receiver<Resolve>,
+    periodic: Vec<NeighbourKey>,
+    limiter: ResolveLimiter,
 }
 
 impl Tracker {
     pub(super) async fn open(
         names: Vec<String>,
-        wishes: mpsc::Receiver<Resolve>,
+        requests: mpsc::Receiver<Resolve>,
     ) -> Result<(Self, watch::Receiver<NetState>), NetlinkError> {
         let (handle, events, next_hops) = connect()?;
         let (state, receiver) = watch::channel(NetState::default());
@@ -59,9 +59,9 @@ impl Tracker {
             next_hops,
             kernel: KernelState::default(),
             state,
-            wishes,
-            standing: Vec::new(),
-            limiter: Limiter::default(),
+            requests,
+            periodic: Vec::new(),
+            limiter: ResolveLimiter::default(),
         };
         tracker.list(Dirty::ALL).await?;
         tracker.publish();
@@ -91,11 +91,11 @@ impl Tracker {
                             }
                         }
                     }
-                    due.get_or_insert_with(|| Instant::now() + FOLD);
+                    due.get_or_insert_with(|| Instant::now() + DEBOUNCE);
                 }
                 () = self.next_hops.next() => {
                     dirty.routes = true;
-                    due.get_or_insert_with(|| Instant::now() + FOLD);
+                    due.get_or_insert_with(|| Instant::now() + DEBOUNCE);
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     due = None;
@@ -108,19 +108,19 @@ impl Tracker {
                     }
                     self.publish();
                 }
-                Some(wish) = self.wishes.recv() => match wish {
-                    Resolve::Now(wanted) => self.ask_unresolved(&wanted).await,
-                    Resolve::Standing(wanted) => {
-                        self.ask_unresolved(&wanted).await;
-                        self.standing = wanted;
+                Some(request) = self.requests.recv() => match request {
+                    Resolve::Now(wanted) => self.request_unresolved(&wanted).await,
+                    Resolve::Periodic(wanted) => {
+                        self.request_unresolved(&wanted).await;
+                        self.periodic = wanted;
                     }
                 },
                 _ = seconds.tick() => {
                     self.refresh().await;
-                    if tick.is_multiple_of(STANDING_EVERY_SECONDS) {
-                        let mut wanted = self.standing.clone();
+                    if tick.is_multiple_of(PERIOD_SECONDS) {
+                        let mut wanted = self.periodic.clone();
                         wanted.extend(self.routers());
-                        self.ask_unresolved(&wanted).await;
+                        self.request_unresolved(&wanted).await;
                     }
                     tick += 1;
                 }
@@ -199,13 +199,13 @@ impl Tracker {
         });
     }
 
-    async fn ask_unresolved(&mut self, wanted: &[NeighbourKey]) {
+    async fn request_unresolved(&mut self, wanted: &[NeighbourKey]) {
         let networks = self.kernel.networks(&self.names);
         for &NeighbourKey { egress, addr: ip } in wanted {
             let ifindex = networks.get(egress.index()).copied().unwrap_or(0);
             let resolved = self.kernel.neighbour(ifindex, ip).is_some_and(|n| n.mac.is_some());
             if ifindex != 0 && !resolved {
-                self.ask((ifindex, ip)).await;
+                self.request_resolution((ifindex, ip)).await;
             }
         }
     }
@@ -222,7 +222,7 @@ impl Tracker {
             .take(REFRESHED_PER_SECOND)
             .collect();
         for target in stale {
-            self.ask(target).await;
+            self.request_resolution(target).await;
         }
     }
 
@@ -239,7 +239,7 @@ impl Tracker {
     }
 
     /// Has the kernel resolve or confirm a neighbour as if it had a packet for it (NTF_USE).
-    async fn ask(&mut self, (ifindex, ip): Target) {
+    async fn request_resolution(&mut self, (ifindex, ip): Target) {
         if !self.limiter.admit((ifindex, ip), Instant::now()) {
             return;
         }
@@ -298,9 +298,9 @@ impl Dirty {
 }
 
 /// Events come in bursts; they are taken in for so long before anybody hears of them.
-const FOLD: Duration = Duration::from_millis(5);
+const DEBOUNCE: Duration = Duration::from_millis(5);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Backends and routers that do not answer are asked for again so often.
-const STANDING_EVERY_SECONDS: u64 = 5;
+const PERIOD_SECONDS: u64 = 5;
 /// Of the stale neighbours so many are refreshed each second.
 const REFRESHED_PER_SECOND: usize = 256;

@@ -1,4 +1,4 @@
-//! Which neighbours to ask the kernel for, and how often. Never asks by itself.
+//! Rate limit for requests to resolve neighbours: one per second and neighbour, and a bound over all neighbours.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,36 +6,37 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A neighbour by the kernel's index of its interface.
+/// A neighbour: the kernel's index of its interface, and its address.
 pub(super) type Target = (u32, IpAddr);
 
-/// Limits questions to one per second and address.
+/// When each neighbour was last requested, for the last second.
 #[derive(Debug, Default)]
-pub(super) struct Limiter {
-    asked: HashMap<Target, Instant>,
+pub(super) struct ResolveLimiter {
+    last_request: HashMap<Target, Instant>,
 }
 
-impl Limiter {
-    /// Whether the kernel may be asked now; if so, the question counts as asked.
+impl ResolveLimiter {
+    /// Whether a request may be sent now; if so, it counts as sent.
     pub(super) fn admit(&mut self, target: Target, now: Instant) -> bool {
         let recent = |at: &Instant| now.saturating_duration_since(*at) < INTERVAL;
-        if self.asked.get(&target).is_some_and(recent) {
+        if self.last_request.get(&target).is_some_and(recent) {
             return false;
         }
-        if self.asked.len() >= REMEMBERED_MAX {
-            self.asked.retain(|_, at| recent(at));
+        if self.last_request.len() >= REMEMBERED_MAX {
+            self.last_request.retain(|_, at| recent(at));
         }
-        // A flood of addresses is no reason to grow without end, nor to ask for all of them.
-        if self.asked.len() >= REMEMBERED_MAX {
+        // Still full: these are all of this second. A scan of many addresses must neither grow the map without
+        // bound nor fill the kernel's neighbour table.
+        if self.last_request.len() >= REMEMBERED_MAX {
             return false;
         }
-        self.asked.insert(target, now);
+        self.last_request.insert(target, now);
         true
     }
 }
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// So many different addresses are asked for in one interval at most.
+/// The most neighbours that are requested within one interval.
 const REMEMBERED_MAX: usize = 1024;
 
 #[cfg(test)]
@@ -43,8 +44,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_asked_for_once_a_second() {
-        let mut limiter = Limiter::default();
+    fn an_address_is_requested_once_a_second() {
+        let mut limiter = ResolveLimiter::default();
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let target = (1, IpAddr::from([10, 0, 0, 1]));
@@ -56,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_addresses_is_bounded_and_passes() {
-        let mut limiter = Limiter::default();
+        let mut limiter = ResolveLimiter::default();
         let start = Instant::now();
         let flood = (0u32..5000).map(|n| (1, IpAddr::from(n.to_be_bytes())));
         assert_eq!(flood.filter(|&target| limiter.admit(target, start)).count(), REMEMBERED_MAX);
