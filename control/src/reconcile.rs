@@ -1,6 +1,6 @@
 //! The loop that turns changes into published tables. Never drops the last good state.
 //!
-//! Values come in from one source, from netlink and from workers that miss a neighbour. Changes are folded
+//! Values come in from one source, from netlink and from workers that miss a neighbour. Changes are coalesced
 //! until it was quiet for 10 ms, but never longer than 100 ms, then compiled and handed to the sink.
 
 mod changes;
@@ -79,7 +79,7 @@ pub async fn run<E: Display>(
         findings: Vec::new(),
         stage: Stage::Waiting,
         net: net_state,
-        offered: None,
+        published_generation: None,
         sink,
         resolve,
         periodic: Vec::new(),
@@ -87,25 +87,25 @@ pub async fn run<E: Display>(
         shown_desired,
         observer,
     };
-    let mut fold = Fold::default();
+    let mut debounce = Debounce::default();
     let (mut source_open, mut net_open, mut requests_open) = (true, true, true);
     loop {
-        let due = fold.due();
+        let due = debounce.due();
         tokio::select! {
             biased;
             () = ended(&mut shutdown) => return,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                fold = Fold::default();
+                debounce = Debounce::default();
                 if state.stage == Stage::Waiting {
-                    state.say();
-                } else if state.compile().await == Sinking::Refused {
-                    fold.retry(Instant::now());
+                    state.report_waiting();
+                } else if state.compile().await == PublishOutcome::Refused {
+                    debounce.retry(Instant::now());
                 }
             }
             event = source.recv(), if source_open => match event {
                 Some(event) => {
                     state.source_event(event);
-                    fold.changed(Instant::now());
+                    debounce.changed(Instant::now());
                 }
                 None => source_open = false,
             },
@@ -114,7 +114,7 @@ pub async fn run<E: Display>(
                     state.net = net.borrow_and_update().clone();
                     if state.stage == Stage::Serving {
                         state.observer.queued(Instant::now());
-                        fold.changed(Instant::now());
+                        debounce.changed(Instant::now());
                     }
                 }
                 Err(_) => net_open = false,
@@ -148,7 +148,7 @@ struct Reconciler<S> {
     stage: Stage,
     net: NetState,
     /// The last generation that the sink took.
-    offered: Option<u64>,
+    published_generation: Option<u64>,
     sink: S,
     resolve: mpsc::Sender<Resolve>,
     periodic: Vec<NeighbourKey>,
@@ -167,8 +167,8 @@ enum Stage {
 
 /// What became of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sinking {
-    Taken,
+enum PublishOutcome {
+    Published,
     Refused,
 }
 
@@ -206,25 +206,25 @@ where
     }
 
     /// Shows why there is nothing yet.
-    fn say(&self) {
+    fn report_waiting(&self) {
         let report = Arc::new(Report { entries: self.entries(Report::default()) });
         self.status.send_modify(|status| status.report = report);
     }
 
-    async fn compile(&mut self) -> Sinking {
+    async fn compile(&mut self) -> PublishOutcome {
         let began = Instant::now();
         let (tables, compiled) = self.compiler.compile(&self.desired, &self.net);
         let report = Arc::new(Report { entries: self.entries(compiled) });
-        let outcome = if self.offered == Some(tables.generation) {
+        let outcome = if self.published_generation == Some(tables.generation) {
             Ok(())
         } else {
             let update = Update { tables: tables.clone(), report: Arc::clone(&report) };
             (self.sink)(update).await.map_err(|error| error.to_string())
         };
         self.observe(began, &outcome);
-        let published = outcome.is_ok() && self.offered != Some(tables.generation);
+        let published = outcome.is_ok() && self.published_generation != Some(tables.generation);
         if published {
-            self.offered = Some(tables.generation);
+            self.published_generation = Some(tables.generation);
         }
         let refused = outcome.as_ref().err().cloned();
         self.status.send_if_modified(|status| {
@@ -243,11 +243,11 @@ where
             shown.clone_from(&self.desired);
             changed
         });
-        if outcome.is_ok() { Sinking::Taken } else { Sinking::Refused }
+        if outcome.is_ok() { PublishOutcome::Published } else { PublishOutcome::Refused }
     }
 
     fn observe(&self, began: Instant, outcome: &Result<(), String>) {
-        let extent = if self.offered.is_none() { Extent::Full } else { Extent::Partial };
+        let extent = if self.published_generation.is_none() { Extent::Full } else { Extent::Partial };
         match outcome {
             Ok(()) => self.observer.synced(began.elapsed(), extent),
             Err(_) => self.observer.refused(),
@@ -279,11 +279,11 @@ where
 
 /// When to compile: after a pause, but not too late.
 #[derive(Clone, Copy, Debug, Default)]
-struct Fold {
+struct Debounce {
     times: Option<(Instant, Instant)>,
 }
 
-impl Fold {
+impl Debounce {
     fn changed(&mut self, now: Instant) {
         let first = self.times.map_or(now, |(first, _)| first);
         self.times = Some((first, now));
@@ -299,7 +299,7 @@ impl Fold {
     }
 }
 
-/// Changes are folded until there was none for so long.
+/// Changes are coalesced until none came for this long.
 const QUIET: Duration = Duration::from_millis(10);
 /// Changes that never pause are compiled after so long all the same.
 const LATEST: Duration = Duration::from_millis(100);
