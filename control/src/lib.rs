@@ -20,6 +20,6 @@ pub mod source;
 
 pub use check::{check, check_cluster};
 pub use compile::{LocalPods, NodeAddresses, NodePortAddress, Role, Settings, compile};
-pub use reconcile::{Observer, Status, Update};
+pub use reconcile::{Status, SyncMetrics, Update};
 pub use report::{Entry, ObjectRef, Place, Report, Severity};
 pub use run::{Config, Source, run};

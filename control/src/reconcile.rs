@@ -4,8 +4,8 @@
 //! until it was quiet for 10 ms, but never longer than 100 ms, then compiled and handed to the sink.
 
 mod changes;
-mod observer;
 mod status;
+mod sync_metrics;
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::changes::Changes;
-pub use self::observer::{Extent, Observer};
 pub use self::status::Status;
+pub use self::sync_metrics::{SyncKind, SyncMetrics};
 use crate::compile::{Compiler, Settings, unresolved_next_hops};
 use crate::model::{Desired, NetState};
 use crate::netlink::Resolve;
@@ -50,7 +50,7 @@ pub struct Channels {
     /// Where the objects of the last compilation are shown.
     pub desired: watch::Sender<Arc<Desired>>,
     /// Takes down what the loop does.
-    pub observer: Observer,
+    pub sync_metrics: SyncMetrics,
     /// Turns true, or is dropped, when the loop should end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -69,7 +69,7 @@ pub async fn run<E: Display>(
         resolve,
         status,
         desired: shown_desired,
-        observer,
+        sync_metrics,
         mut shutdown,
     } = channels;
     let net_state = net.borrow_and_update().clone();
@@ -85,7 +85,7 @@ pub async fn run<E: Display>(
         periodic: Vec::new(),
         status,
         shown_desired,
-        observer,
+        sync_metrics,
     };
     let mut debounce = Debounce::default();
     let (mut source_open, mut net_open, mut requests_open) = (true, true, true);
@@ -113,7 +113,7 @@ pub async fn run<E: Display>(
                 Ok(()) => {
                     state.net = net.borrow_and_update().clone();
                     if state.stage == Stage::Serving {
-                        state.observer.queued(Instant::now());
+                        state.sync_metrics.queued(Instant::now());
                         debounce.changed(Instant::now());
                     }
                 }
@@ -154,7 +154,7 @@ struct Reconciler<S> {
     periodic: Vec<NeighbourKey>,
     status: watch::Sender<Status>,
     shown_desired: watch::Sender<Arc<Desired>>,
-    observer: Observer,
+    sync_metrics: SyncMetrics,
 }
 
 /// Whether there is a set of objects to serve.
@@ -181,7 +181,7 @@ where
             SourceEvent::Replace(snapshot) => {
                 self.stage = Stage::Serving;
                 let changes = Changes::between(&self.desired, &snapshot.desired);
-                self.observer.changed(&changes, Instant::now());
+                self.sync_metrics.changed(&changes, Instant::now());
                 if snapshot.desired != *self.desired {
                     self.desired = Arc::new(snapshot.desired);
                 }
@@ -197,7 +197,7 @@ where
             }
             SourceEvent::Change(changes) => {
                 let counted = changes::apply(&mut self.desired, &mut self.findings, changes);
-                self.observer.changed(&counted, Instant::now());
+                self.sync_metrics.changed(&counted, Instant::now());
                 let objects = self.desired.counts();
                 self.status.send_modify(|status| status.objects = objects);
             }
@@ -247,10 +247,10 @@ where
     }
 
     fn observe(&self, began: Instant, outcome: &Result<(), String>) {
-        let extent = if self.published_generation.is_none() { Extent::Full } else { Extent::Partial };
+        let kind = if self.published_generation.is_none() { SyncKind::Full } else { SyncKind::Partial };
         match outcome {
-            Ok(()) => self.observer.synced(began.elapsed(), extent),
-            Err(_) => self.observer.refused(),
+            Ok(()) => self.sync_metrics.synced(began.elapsed(), kind),
+            Err(_) => self.sync_metrics.refused(),
         }
     }
 
@@ -320,8 +320,8 @@ mod tests {
         let (status, mut shown) = watch::channel(Status::default());
         let (_shutdown, shutdown) = watch::channel(false);
         let (published, mut publications) = mpsc::unbounded_channel();
-        let (desired, observer) = (watch::channel(Arc::default()).0, Observer::default());
-        let channels = Channels { source, net, requests, resolve, status, desired, observer, shutdown };
+        let (desired, sync_metrics) = (watch::channel(Arc::default()).0, SyncMetrics::default());
+        let channels = Channels { source, net, requests, resolve, status, desired, sync_metrics, shutdown };
         let running =
             run(Settings::default(), channels, async move |update: Update| published.send(update.tables));
         let told = async {

@@ -13,7 +13,7 @@ use crate::dns;
 use crate::health;
 use crate::model::Desired;
 use crate::netlink::{self, Netlink, NetlinkError};
-use crate::reconcile::{self, Channels, Observer, Status, Update};
+use crate::reconcile::{self, Channels, Status, SyncMetrics, Update};
 use crate::source::{kube, manifests};
 
 /// Where objects come from.
@@ -43,7 +43,7 @@ pub struct Config {
     /// Where the objects of the last compilation are shown.
     pub desired: watch::Sender<Arc<Desired>>,
     /// Takes down what the reconciler does.
-    pub observer: Observer,
+    pub sync_metrics: SyncMetrics,
     /// Who is told whether this machine can serve.
     pub health: health::Config,
     /// Turns true, or is dropped, when the control plane should end.
@@ -61,8 +61,18 @@ pub async fn run<E: Display>(
     config: Config,
     sink: impl AsyncFnMut(Update) -> Result<(), E>,
 ) -> Result<(), NetlinkError> {
-    let Config { settings, source, interfaces, requests, dns, status, desired, observer, health, shutdown } =
-        config;
+    let Config {
+        settings,
+        source,
+        interfaces,
+        requests,
+        dns,
+        status,
+        desired,
+        sync_metrics,
+        health,
+        shutdown,
+    } = config;
     let (Netlink { state: net, resolve }, tracker) = netlink::open(interfaces).await?;
     let (events, source_events) = mpsc::channel(EVENTS_WAITING);
     // Dropping the set ends the tasks.
@@ -79,7 +89,7 @@ pub async fn run<E: Display>(
         tracing::error!(%error, "no thread for DNS, which does not answer");
     }
     let channels =
-        Channels { source: source_events, net, requests, resolve, status, desired, observer, shutdown };
+        Channels { source: source_events, net, requests, resolve, status, desired, sync_metrics, shutdown };
     reconcile::run(settings, channels, sink).await;
     Ok(())
 }

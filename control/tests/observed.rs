@@ -9,7 +9,7 @@ use flowgate_control::health::{Identity, Vitals};
 use flowgate_control::model::{Desired, Key, NetState, Node, Object};
 use flowgate_control::reconcile::{self, Channels};
 use flowgate_control::source::{Snapshot, SourceEvent};
-use flowgate_control::{Observer, Settings, Status};
+use flowgate_control::{Settings, Status, SyncMetrics};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
@@ -35,7 +35,7 @@ impl Rig {
         let (dataplane, dataplane_receiver) = watch::channel(Arc::from([]));
         let vitals = Vitals {
             status: status_receiver,
-            observer: Observer::default(),
+            sync_metrics: SyncMetrics::default(),
             dataplane: dataplane_receiver,
             desired: desired_receiver,
             identity: Identity::default(),
@@ -47,7 +47,7 @@ impl Rig {
             resolve,
             status,
             desired,
-            observer: vitals.observer.clone(),
+            sync_metrics: vitals.sync_metrics.clone(),
             shutdown: shutdown_receiver,
         };
         let refuse = Arc::new(AtomicBool::new(false));
@@ -66,9 +66,9 @@ impl Rig {
     }
 }
 
-fn count(observer: &Observer, name: &str) -> Option<u64> {
+fn count(sync_metrics: &SyncMetrics, name: &str) -> Option<u64> {
     let mut registry = Registry::default();
-    observer.register(&mut registry);
+    sync_metrics.register(&mut registry);
     let mut text = String::new();
     encode(&mut text, &registry).expect("metrics are text");
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
@@ -81,13 +81,13 @@ async fn objects_are_shown_and_the_process_is_well_once_they_are_in_force() {
     let mut rig = Rig::start();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(rig.vitals.signs().ailments(), ["no objects were received yet"]);
-    assert_eq!(count(&rig.vitals.observer, SYNCS), None);
+    assert_eq!(count(&rig.vitals.sync_metrics, SYNCS), None);
     rig.send("one").await;
     rig.vitals.desired.changed().await.unwrap();
     assert!(rig.vitals.desired.borrow_and_update().node("one").is_some());
     assert!(rig.vitals.is_healthy(), "{:?}", rig.vitals.signs().ailments());
-    assert_eq!(count(&rig.vitals.observer, SYNCS), Some(1));
-    assert!(rig.vitals.observer.synced_at().is_some());
+    assert_eq!(count(&rig.vitals.sync_metrics, SYNCS), Some(1));
+    assert!(rig.vitals.sync_metrics.synced_at().is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -101,12 +101,12 @@ async fn p1106_a_refused_change_keeps_waiting_and_is_forgotten_once_it_is_taken(
     let waiting = |reason: &String| reason.starts_with("a change has not been put in force for ");
     assert!(ailments.iter().any(waiting), "{ailments:?}");
     assert!(
-        count(&rig.vitals.observer, "flowgate_publish_refusals_total") > Some(10),
+        count(&rig.vitals.sync_metrics, "flowgate_publish_refusals_total") > Some(10),
         "it is tried every second"
     );
-    assert_eq!(count(&rig.vitals.observer, SYNCS), None);
+    assert_eq!(count(&rig.vitals.sync_metrics, SYNCS), None);
     rig.refuse.store(false, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(rig.vitals.is_healthy(), "{:?}", rig.vitals.signs().ailments());
-    assert_eq!(count(&rig.vitals.observer, SYNCS), Some(1));
+    assert_eq!(count(&rig.vitals.sync_metrics, SYNCS), Some(1));
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use flowgate_control::dns::Counters as DnsCounters;
 use flowgate_control::health::{ProbeCounts, Vitals};
-use flowgate_control::{Observer, Status, http};
+use flowgate_control::{Status, SyncMetrics, http};
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -53,8 +53,8 @@ impl Metrics {
         extent: Extent,
     ) -> Self {
         let mut counted = Registry::default();
-        let observer: &Observer = &vitals.observer;
-        observer.register(&mut counted);
+        let sync_metrics: &SyncMetrics = &vitals.sync_metrics;
+        sync_metrics.register(&mut counted);
         probes.register(&mut counted);
         Self { supervisor, vitals, extent, counted }
     }

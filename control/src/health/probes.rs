@@ -142,7 +142,7 @@ mod tests {
     use crate::http::listen::bind;
     use crate::http::tests::get;
     use crate::model::Desired;
-    use crate::reconcile::Observer;
+    use crate::reconcile::SyncMetrics;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -198,8 +198,13 @@ mod tests {
         let (_desired, desired) = watch::channel(Arc::<Desired>::default());
         let identity =
             Identity { role: crate::compile::Role::Node, node_name: "this".into(), ..Identity::default() };
-        let vitals =
-            Vitals { status: status_receiver, observer: Observer::default(), dataplane, desired, identity };
+        let vitals = Vitals {
+            status: status_receiver,
+            sync_metrics: SyncMetrics::default(),
+            dataplane,
+            desired,
+            identity,
+        };
         let counts = ProbeCounts::default();
         let server = {
             let counts = counts.clone();

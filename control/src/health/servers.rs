@@ -144,7 +144,7 @@ mod tests {
     use crate::health::vitals::{node_eligible, tests::well};
     use crate::http::tests::get;
     use crate::model::Desired;
-    use crate::reconcile::Observer;
+    use crate::reconcile::SyncMetrics;
 
     const HERE: &str = "\n      - {addresses: [10.1.0.1], nodeName: this}";
 
@@ -165,7 +165,7 @@ mod tests {
             let (net, net_receiver) = watch::channel(NetState::default());
             let vitals = Vitals {
                 status: status_receiver.clone(),
-                observer: Observer::default(),
+                sync_metrics: SyncMetrics::default(),
                 dataplane: dataplane_receiver,
                 desired: desired_receiver,
                 identity: node(),

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::Identity;
 use crate::compile::Role;
 use crate::model::Desired;
-use crate::reconcile::{Observer, Status};
+use crate::reconcile::{Status, SyncMetrics};
 use crate::source::SourceHealth;
 
 /// What health follows from.
@@ -72,7 +72,7 @@ pub struct Vitals {
     /// What the reconciler shows.
     pub status: watch::Receiver<Status>,
     /// What it tells of its work.
-    pub observer: Observer,
+    pub sync_metrics: SyncMetrics,
     /// What is wrong with the data plane, a sentence each; whoever runs it says so.
     pub dataplane: watch::Receiver<Arc<[String]>>,
     /// The objects that are in force.
@@ -86,8 +86,8 @@ impl Vitals {
     pub fn signs(&self) -> Signs {
         Signs {
             status: self.status.borrow().clone(),
-            queued_for: self.observer.queued_for(Instant::now()),
-            synced_at: self.observer.synced_at(),
+            queued_for: self.sync_metrics.queued_for(Instant::now()),
+            synced_at: self.sync_metrics.synced_at(),
             dataplane: Arc::clone(&self.dataplane.borrow()),
         }
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use flowgate_control::health::{self, ProbeCounts, Vitals};
-use flowgate_control::{Observer, Status, Update, dns};
+use flowgate_control::{Status, SyncMetrics, Update, dns};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::{PortSet, Publisher};
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, SteeringError};
@@ -91,7 +91,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let (ailments, ailments_receiver) = watch::channel(Arc::from([]));
     let vitals = Vitals {
         status: status_receiver.clone(),
-        observer: Observer::default(),
+        sync_metrics: SyncMetrics::default(),
         dataplane: ailments_receiver,
         desired: desired_receiver,
         identity: (&settings).into(),
@@ -123,7 +123,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
             dns,
             status,
             desired,
-            observer: vitals.observer.clone(),
+            sync_metrics: vitals.sync_metrics.clone(),
             health: health::Config { listen: config.health_listen, vitals, counts: probe_counts },
             shutdown: shutdown_receiver,
         },

@@ -18,7 +18,7 @@ use crate::model::SliceFamily;
 
 /// How much of the tables a sync built anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
+pub enum SyncKind {
     /// All of it: the first sync.
     Full,
     /// What had changed.
@@ -27,10 +27,10 @@ pub enum Extent {
 
 /// Takes down what happens. Clones share what they took down.
 #[derive(Clone, Debug)]
-pub struct Observer(Arc<Taken>);
+pub struct SyncMetrics(Arc<Inner>);
 
 #[derive(Debug)]
-struct Taken {
+struct Inner {
     started: SystemTime,
     waiting: Mutex<Waiting>,
     sync: PerFamily<Histogram>,
@@ -56,11 +56,11 @@ struct Waiting {
 
 type PerFamily<M> = Family<[(&'static str, &'static str); 1], M, fn() -> M>;
 
-impl Default for Observer {
+impl Default for SyncMetrics {
     fn default() -> Self {
         let sync = || Family::new_with_constructor(sync_histogram as fn() -> Histogram);
         let gauge = || Family::new_with_constructor(Gauge::default as fn() -> Gauge);
-        Self(Arc::new(Taken {
+        Self(Arc::new(Inner {
             started: SystemTime::now(),
             waiting: Mutex::default(),
             sync: sync(),
@@ -78,7 +78,7 @@ impl Default for Observer {
     }
 }
 
-impl Observer {
+impl SyncMetrics {
     /// Objects have changed, and are to be put in force.
     pub fn changed(&self, changes: &Changes, now: Instant) {
         self.0.service_changes.inc_by(changes.services);
@@ -101,7 +101,7 @@ impl Observer {
     }
 
     /// All that was queued is in force, and it took this long to compile and publish.
-    pub fn synced(&self, took: Duration, extent: Extent) {
+    pub fn synced(&self, took: Duration, kind: SyncKind) {
         let now = SystemTime::now();
         let triggers = {
             let mut waiting = self.waiting();
@@ -109,11 +109,11 @@ impl Observer {
             waiting.synced_at = Some(now);
             std::mem::take(&mut waiting.triggers)
         };
-        let by_extent = match extent {
-            Extent::Full => &self.0.full_sync,
-            Extent::Partial => &self.0.partial_sync,
+        let by_kind = match kind {
+            SyncKind::Full => &self.0.full_sync,
+            SyncKind::Partial => &self.0.partial_sync,
         };
-        for family in [self.0.sync.clone(), by_extent.clone()] {
+        for family in [self.0.sync.clone(), by_kind.clone()] {
             observe_both(&family, took);
         }
         for (family, at) in triggers {
@@ -131,7 +131,7 @@ impl Observer {
         set_both(&self.0.last_sync, now);
     }
 
-    /// The tables were not taken.
+    /// The sink refused the tables.
     pub fn refused(&self) {
         self.0.refusals.inc();
     }
@@ -148,27 +148,27 @@ impl Observer {
 
     /// Shows all of it as metrics.
     pub fn register(&self, registry: &mut Registry) {
-        let taken = &*self.0;
+        let inner = &*self.0;
         registry.register(
             "flowgate_publish_refusals",
             "Tables that were refused when published",
-            taken.refusals.clone(),
+            inner.refusals.clone(),
         );
         let registry = registry.sub_registry_with_prefix("kubeproxy");
         let mut histogram = |name: &str, help: &str, metric: &PerFamily<Histogram>| {
             registry.register(name, help, metric.clone());
         };
-        histogram("sync_proxy_rules_duration_seconds", "Time to compile and publish tables", &taken.sync);
-        histogram("sync_full_proxy_rules_duration_seconds", "The same, of all tables anew", &taken.full_sync);
+        histogram("sync_proxy_rules_duration_seconds", "Time to compile and publish tables", &inner.sync);
+        histogram("sync_full_proxy_rules_duration_seconds", "The same, of all tables anew", &inner.full_sync);
         histogram(
             "sync_partial_proxy_rules_duration_seconds",
             "The same, of what had changed",
-            &taken.partial_sync,
+            &inner.partial_sync,
         );
         histogram(
             "network_programming_duration_seconds",
             "Time from the change that an EndpointSlice tells of until it is in force",
-            &taken.programming,
+            &inner.programming,
         );
         let mut gauge = |name: &str, help: &str, metric: &PerFamily<Gauge>| {
             registry.register(name, help, metric.clone());
@@ -176,16 +176,16 @@ impl Observer {
         gauge(
             "sync_proxy_rules_last_timestamp_seconds",
             "When tables were last put in force",
-            &taken.last_sync,
+            &inner.last_sync,
         );
         gauge(
             "sync_proxy_rules_last_queued_timestamp_seconds",
             "When a change was last queued",
-            &taken.last_queued,
+            &inner.last_queued,
         );
         for (name, help, counter) in [
-            ("sync_proxy_rules_endpoint_changes", "Changes of endpoints", &taken.endpoint_changes),
-            ("sync_proxy_rules_service_changes", "Changes of Services", &taken.service_changes),
+            ("sync_proxy_rules_endpoint_changes", "Changes of endpoints", &inner.endpoint_changes),
+            ("sync_proxy_rules_service_changes", "Changes of Services", &inner.service_changes),
         ] {
             registry.register(name, help, counter.clone());
         }
@@ -193,12 +193,12 @@ impl Observer {
             (
                 "sync_proxy_rules_endpoint_changes_pending",
                 "Changes of endpoints that are not in force yet",
-                &taken.endpoint_changes_pending,
+                &inner.endpoint_changes_pending,
             ),
             (
                 "sync_proxy_rules_service_changes_pending",
                 "Changes of Services that are not in force yet",
-                &taken.service_changes_pending,
+                &inner.service_changes_pending,
             ),
         ] {
             registry.register(name, help, gauge.clone());
@@ -243,45 +243,49 @@ const TRIGGERS_MAX: usize = 65_536;
 mod tests {
     use super::*;
 
-    fn exposition(observer: &Observer) -> String {
+    fn exposition(sync_metrics: &SyncMetrics) -> String {
         let mut registry = Registry::default();
-        observer.register(&mut registry);
+        sync_metrics.register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         text
     }
 
-    fn has(observer: &Observer, line: &str) {
-        let text = exposition(observer);
+    fn has(sync_metrics: &SyncMetrics, line: &str) {
+        let text = exposition(sync_metrics);
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn p1205_p1206_changes_are_pending_until_they_are_in_force() {
-        let observer = Observer::default();
+        let sync_metrics = SyncMetrics::default();
         let changes = Changes { services: 2, endpoints: 3, ..Changes::default() };
-        observer.changed(&changes, Instant::now());
+        sync_metrics.changed(&changes, Instant::now());
         tokio::time::advance(Duration::from_secs(7)).await;
-        observer.changed(&changes, Instant::now());
-        assert_eq!(observer.queued_for(Instant::now()), Some(Duration::from_secs(7)), "the oldest counts");
-        has(&observer, "kubeproxy_sync_proxy_rules_service_changes_pending 4");
-        observer.synced(Duration::from_millis(3), Extent::Full);
-        assert_eq!(observer.queued_for(Instant::now()), None);
+        sync_metrics.changed(&changes, Instant::now());
+        assert_eq!(
+            sync_metrics.queued_for(Instant::now()),
+            Some(Duration::from_secs(7)),
+            "the oldest counts"
+        );
+        has(&sync_metrics, "kubeproxy_sync_proxy_rules_service_changes_pending 4");
+        sync_metrics.synced(Duration::from_millis(3), SyncKind::Full);
+        assert_eq!(sync_metrics.queued_for(Instant::now()), None);
         for line in [
             "kubeproxy_sync_proxy_rules_service_changes_pending 0",
             "kubeproxy_sync_proxy_rules_service_changes_total 4",
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
             "kubeproxy_sync_proxy_rules_endpoint_changes_total 6",
         ] {
-            has(&observer, line);
+            has(&sync_metrics, line);
         }
     }
 
     #[test]
-    fn p1201_p1202_syncs_are_timed_by_extent() {
-        let observer = Observer::default();
-        observer.synced(Duration::from_millis(3), Extent::Full);
-        observer.synced(Duration::from_secs(60), Extent::Partial);
+    fn p1201_p1202_syncs_are_timed_by_kind() {
+        let sync_metrics = SyncMetrics::default();
+        sync_metrics.synced(Duration::from_millis(3), SyncKind::Full);
+        sync_metrics.synced(Duration::from_secs(60), SyncKind::Partial);
         for line in [
             r#"kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 2"#,
             r#"kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.004",ip_family="IPv4"} 1"#,
@@ -289,41 +293,41 @@ mod tests {
             r#"kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1"#,
             r#"kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1"#,
         ] {
-            has(&observer, line);
+            has(&sync_metrics, line);
         }
     }
 
     #[test]
     fn p1203_endpoint_changes_are_timed_from_what_triggered_them_unless_before_the_start() {
-        let observer = Observer::default();
+        let sync_metrics = SyncMetrics::default();
         let at = |seconds| (SliceFamily::V4, SystemTime::now() + Duration::from_secs(seconds));
         let before = (SliceFamily::V4, SystemTime::now() - Duration::from_secs(3600));
         let changes = Changes { triggers: vec![before, at(1)], ..Changes::default() };
-        observer.changed(&changes, Instant::now());
-        observer.synced(Duration::ZERO, Extent::Full);
-        observer.synced(Duration::ZERO, Extent::Partial);
-        has(&observer, r#"kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1"#);
+        sync_metrics.changed(&changes, Instant::now());
+        sync_metrics.synced(Duration::ZERO, SyncKind::Full);
+        sync_metrics.synced(Duration::ZERO, SyncKind::Partial);
+        has(&sync_metrics, r#"kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1"#);
         has(
-            &observer,
+            &sync_metrics,
             r#"kubeproxy_network_programming_duration_seconds_bucket{le="0.25",ip_family="IPv4"} 1"#,
         );
-        let text = exposition(&observer);
+        let text = exposition(&sync_metrics);
         let buckets = text.matches("network_programming_duration_seconds_bucket").count();
         assert_eq!(buckets, 2 + 59 + 12 + 7 + 1, "two, 1 to 59, 60 to 115, 120 to 300, and above");
     }
 
     #[test]
     fn p1204_times_of_the_last_sync_and_the_last_change_are_shown() {
-        let observer = Observer::default();
-        assert!(!exposition(&observer).contains("last_timestamp_seconds{"));
-        observer.queued(Instant::now());
-        observer.synced(Duration::ZERO, Extent::Full);
-        let text = exposition(&observer);
+        let sync_metrics = SyncMetrics::default();
+        assert!(!exposition(&sync_metrics).contains("last_timestamp_seconds{"));
+        sync_metrics.queued(Instant::now());
+        sync_metrics.synced(Duration::ZERO, SyncKind::Full);
+        let text = exposition(&sync_metrics);
         for name in ["last_timestamp_seconds", "last_queued_timestamp_seconds"] {
             let line = format!("kubeproxy_sync_proxy_rules_{name}{{ip_family=\"IPv4\"}} ");
             let value = text.lines().find_map(|found| found.strip_prefix(&line)).unwrap();
             assert!(value.parse::<u64>().unwrap() > 1_700_000_000, "{value}");
         }
-        assert!(observer.synced_at().is_some());
+        assert!(sync_metrics.synced_at().is_some());
     }
 }
