@@ -5,23 +5,23 @@
 //! - `/healthz` and `/livez` (P1106), for whoever looks after this process;
 //! - the metrics server (P1107), whose contents the binary supplies.
 //!
-//! What is decided ([`ports`], [`local`], [`vitals`]) is pure and knows no socket.
+//! What is decided ([`ports`], [`local`], [`inputs`]) is pure and knows no socket.
 //!
 //! A gateway has no endpoint of its own: whoever asks a Service's health check port of a gateway wants to know
 //! whether it can reach the Service at all, so there every ready endpoint counts.
 
+pub mod inputs;
 pub mod local;
 pub mod ports;
 pub mod probes;
 mod servers;
-pub mod vitals;
 
 use std::net::SocketAddr;
 
 use tokio::sync::watch;
 
+pub use self::inputs::HealthInputs;
 pub use self::probes::ProbeCounts;
-pub use self::vitals::Vitals;
 use crate::compile::{NodePortAddress, Role, Settings};
 use crate::model::NetState;
 use crate::reconcile::Status;
@@ -54,7 +54,7 @@ pub struct Config {
     /// Where `/healthz` and `/livez` answer; none to have no such server.
     pub listen: Option<SocketAddr>,
     /// What can be said of the health of this process, and who it is.
-    pub vitals: Vitals,
+    pub inputs: HealthInputs,
     /// How often probes were answered.
     pub counts: ProbeCounts,
 }
@@ -62,12 +62,12 @@ pub struct Config {
 /// Serves probes and the health check ports of Services until dropped. Says in `status` which servers cannot
 /// listen; `net` has the addresses of the served interfaces.
 pub async fn run(config: Config, net: watch::Receiver<NetState>, status: watch::Sender<Status>) {
-    let Config { listen, vitals, counts } = config;
+    let Config { listen, inputs, counts } = config;
     let probes = async {
         match listen {
-            Some(address) => probes::serve(address, &vitals, &counts, &status).await,
+            Some(address) => probes::serve(address, &inputs, &counts, &status).await,
             None => std::future::pending().await,
         }
     };
-    tokio::join!(probes, servers::serve(&vitals, net, &status));
+    tokio::join!(probes, servers::serve(&inputs, net, &status));
 }

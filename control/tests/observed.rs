@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use flowgate_control::health::{Identity, Vitals};
+use flowgate_control::health::{HealthInputs, Identity};
 use flowgate_control::model::{Desired, Key, NetState, Node, Object};
 use flowgate_control::reconcile::{self, Channels};
 use flowgate_control::source::{Snapshot, SourceEvent};
@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 struct Rig {
     source: mpsc::Sender<SourceEvent>,
     refuse: Arc<AtomicBool>,
-    vitals: Vitals,
+    inputs: HealthInputs,
     /// What ends the loop, or closes its inputs, when dropped.
     _held: (watch::Sender<bool>, watch::Sender<NetState>, watch::Sender<Arc<[String]>>),
 }
@@ -33,7 +33,7 @@ impl Rig {
         let (desired, desired_receiver) = watch::channel(Arc::<Desired>::default());
         let (shutdown, shutdown_receiver) = watch::channel(false);
         let (dataplane, dataplane_receiver) = watch::channel(Arc::from([]));
-        let vitals = Vitals {
+        let inputs = HealthInputs {
             status: status_receiver,
             sync_metrics: SyncMetrics::default(),
             dataplane: dataplane_receiver,
@@ -47,14 +47,14 @@ impl Rig {
             resolve,
             status,
             desired,
-            sync_metrics: vitals.sync_metrics.clone(),
+            sync_metrics: inputs.sync_metrics.clone(),
             shutdown: shutdown_receiver,
         };
         let refuse = Arc::new(AtomicBool::new(false));
         let refuses = Arc::clone(&refuse);
         let sink = async move |_| if refuses.load(Ordering::Relaxed) { Err("no room") } else { Ok(()) };
         tokio::spawn(reconcile::run(Settings::default(), channels, sink));
-        Self { source, refuse, vitals, _held: (shutdown, net, dataplane) }
+        Self { source, refuse, inputs, _held: (shutdown, net, dataplane) }
     }
 
     /// Sends one Node of this name as all there is.
@@ -80,14 +80,14 @@ const SYNCS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family
 async fn objects_are_shown_and_the_process_is_well_once_they_are_in_force() {
     let mut rig = Rig::start();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(rig.vitals.signs().ailments(), ["no objects were received yet"]);
-    assert_eq!(count(&rig.vitals.sync_metrics, SYNCS), None);
+    assert_eq!(rig.inputs.snapshot().unhealthy_reasons(), ["no objects were received yet"]);
+    assert_eq!(count(&rig.inputs.sync_metrics, SYNCS), None);
     rig.send("one").await;
-    rig.vitals.desired.changed().await.unwrap();
-    assert!(rig.vitals.desired.borrow_and_update().node("one").is_some());
-    assert!(rig.vitals.is_healthy(), "{:?}", rig.vitals.signs().ailments());
-    assert_eq!(count(&rig.vitals.sync_metrics, SYNCS), Some(1));
-    assert!(rig.vitals.sync_metrics.synced_at().is_some());
+    rig.inputs.desired.changed().await.unwrap();
+    assert!(rig.inputs.desired.borrow_and_update().node("one").is_some());
+    assert!(rig.inputs.is_healthy(), "{:?}", rig.inputs.snapshot().unhealthy_reasons());
+    assert_eq!(count(&rig.inputs.sync_metrics, SYNCS), Some(1));
+    assert!(rig.inputs.sync_metrics.synced_at().is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,17 +96,20 @@ async fn p1106_a_refused_change_keeps_waiting_and_is_forgotten_once_it_is_taken(
     rig.refuse.store(true, Ordering::Relaxed);
     rig.send("one").await;
     tokio::time::sleep(Duration::from_secs(70)).await;
-    let ailments = rig.vitals.signs().ailments();
-    assert!(ailments.contains(&"the newest tables were not published: no room".to_owned()), "{ailments:?}");
-    let waiting = |reason: &String| reason.starts_with("a change has not been put in force for ");
-    assert!(ailments.iter().any(waiting), "{ailments:?}");
+    let unhealthy_reasons = rig.inputs.snapshot().unhealthy_reasons();
     assert!(
-        count(&rig.vitals.sync_metrics, "flowgate_publish_refusals_total") > Some(10),
+        unhealthy_reasons.contains(&"the newest tables were not published: no room".to_owned()),
+        "{unhealthy_reasons:?}"
+    );
+    let waiting = |reason: &String| reason.starts_with("a change has not been put in force for ");
+    assert!(unhealthy_reasons.iter().any(waiting), "{unhealthy_reasons:?}");
+    assert!(
+        count(&rig.inputs.sync_metrics, "flowgate_publish_refusals_total") > Some(10),
         "it is tried every second"
     );
-    assert_eq!(count(&rig.vitals.sync_metrics, SYNCS), None);
+    assert_eq!(count(&rig.inputs.sync_metrics, SYNCS), None);
     rig.refuse.store(false, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert!(rig.vitals.is_healthy(), "{:?}", rig.vitals.signs().ailments());
-    assert_eq!(count(&rig.vitals.sync_metrics, SYNCS), Some(1));
+    assert!(rig.inputs.is_healthy(), "{:?}", rig.inputs.snapshot().unhealthy_reasons());
+    assert_eq!(count(&rig.inputs.sync_metrics, SYNCS), Some(1));
 }

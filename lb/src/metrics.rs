@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use flowgate_control::dns::Counters as DnsCounters;
-use flowgate_control::health::{ProbeCounts, Vitals};
+use flowgate_control::health::{HealthInputs, ProbeCounts};
 use flowgate_control::{Status, SyncMetrics, http};
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
@@ -29,7 +29,7 @@ use crate::config::MetricsDetail;
 /// Knows all metrics.
 pub(crate) struct Metrics {
     supervisor: SupervisorHandle,
-    vitals: Vitals,
+    health_inputs: HealthInputs,
     extent: Extent,
     /// What is counted where it happens.
     counted: Registry,
@@ -48,15 +48,15 @@ pub(crate) struct Extent {
 impl Metrics {
     pub(crate) fn new(
         supervisor: SupervisorHandle,
-        vitals: Vitals,
+        health_inputs: HealthInputs,
         probes: &ProbeCounts,
         extent: Extent,
     ) -> Self {
         let mut counted = Registry::default();
-        let sync_metrics: &SyncMetrics = &vitals.sync_metrics;
+        let sync_metrics: &SyncMetrics = &health_inputs.sync_metrics;
         sync_metrics.register(&mut counted);
         probes.register(&mut counted);
-        Self { supervisor, vitals, extent, counted }
+        Self { supervisor, health_inputs, extent, counted }
     }
 
     /// Answers on this address, if there is one, until dropped.
@@ -72,15 +72,16 @@ impl Metrics {
 
     /// Everything in the OpenMetrics text format.
     async fn expose(&self) -> Result<String, String> {
-        let (vitals, extent) = (self.vitals.clone(), self.extent.clone());
+        let (health_inputs, extent) = (self.health_inputs.clone(), self.extent.clone());
         let look = move |appliance: &mut Appliance| {
-            let families = gather(appliance, &vitals, &extent);
+            let families = gather(appliance, &health_inputs, &extent);
             let flows = Arc::clone(&appliance.workers.shared.flows);
             (families, appliance.publishing.publisher.current(), flows)
         };
         let (mut families, tables, flows) =
             self.supervisor.ask(look).await.map_err(|ending| ending.to_string())?;
-        let (desired, identity) = (Arc::clone(&self.vitals.desired.borrow()), self.vitals.identity.clone());
+        let (desired, identity) =
+            (Arc::clone(&self.health_inputs.desired.borrow()), self.health_inputs.identity.clone());
         let detail = self.extent.detail;
         let walk = move || {
             state::add_no_local_endpoints(&mut families, &desired, &identity);
@@ -101,7 +102,11 @@ impl Metrics {
 }
 
 /// What only the supervisor may look at; cheap.
-fn gather(Appliance { workers, publishing }: &mut Appliance, vitals: &Vitals, extent: &Extent) -> Families {
+fn gather(
+    Appliance { workers, publishing }: &mut Appliance,
+    health_inputs: &HealthInputs,
+    extent: &Extent,
+) -> Families {
     let mut families = Families::default();
     workers::add_workers(&mut families, workers, extent.hangs);
     workers::add_sockets(&mut families, workers);
@@ -112,7 +117,7 @@ fn gather(Appliance { workers, publishing }: &mut Appliance, vitals: &Vitals, ex
     }
     let retired = publishing.publisher.collect();
     state::add_tables(&mut families, &publishing.publisher.current(), retired);
-    state::add_control(&mut families, vitals);
+    state::add_control(&mut families, health_inputs);
     if let Some(counters) = &extent.dns {
         dns::add(&mut families, counters);
     }

@@ -97,7 +97,7 @@ fn listen_addresses(desired: &Desired, net: &NetState, identity: &Identity) -> V
 }
 
 /// What a health check port answers (P1101): to any path and method, whether endpoints are ready here and this
-/// process is well.
+/// process is healthy.
 pub fn response(service: &Key, ready: usize, healthy: bool) -> HttpResponse {
     let status = if ready > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = Body {

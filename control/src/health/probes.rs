@@ -1,4 +1,4 @@
-//! `/healthz` and `/livez` (P1106). Never says more than [`Vitals`] knows.
+//! `/healthz` and `/livez` (P1106). Never says more than [`HealthInputs`] knows.
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -12,8 +12,8 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::Vitals;
-use super::vitals::Signs;
+use super::HealthInputs;
+use super::inputs::HealthSnapshot;
 use crate::http::listen::{self, Server};
 use crate::http::{self, HttpResponse};
 use crate::reconcile::Status;
@@ -38,29 +38,33 @@ impl ProbeCounts {
 /// Answers probes until dropped.
 pub(super) async fn serve(
     address: SocketAddr,
-    vitals: &Vitals,
+    inputs: &HealthInputs,
     counts: &ProbeCounts,
     status: &watch::Sender<Status>,
 ) {
     let report = |purpose, findings| Status::show_listener_findings(status, purpose, findings);
-    listen::serve(SERVER, address, report, |request| ready(respond(request.uri().path(), vitals, counts)))
+    listen::serve(SERVER, address, report, |request| ready(respond(request.uri().path(), inputs, counts)))
         .await;
 }
 
-fn respond(path: &str, vitals: &Vitals, counts: &ProbeCounts) -> HttpResponse {
+fn respond(path: &str, inputs: &HealthInputs, counts: &ProbeCounts) -> HttpResponse {
     let now = SystemTime::now();
     let (response, counter) = match path {
-        "/healthz" => (response(&vitals.signs(), Some(vitals.node_eligible()), now), &counts.healthz),
-        "/livez" => (response(&vitals.signs(), None, now), &counts.livez),
+        "/healthz" => (response(&inputs.snapshot(), Some(inputs.node_eligible()), now), &counts.healthz),
+        "/livez" => (response(&inputs.snapshot(), None, now), &counts.livez),
         _ => return http::not_found("/healthz and /livez"),
     };
     counter.get_or_create(&[("code", response.status().as_u16().to_string())]).inc();
     response
 }
 
-/// What is answered: 503 when this process is not well or, where that is asked, traffic should not come here.
-pub fn response(signs: &Signs, node: Option<Result<(), String>>, now: SystemTime) -> HttpResponse {
-    let mut reasons = signs.ailments();
+/// What is answered: 503 when this process is not healthy or, where that is asked, traffic should not come here.
+pub fn response(
+    snapshot: &HealthSnapshot,
+    node: Option<Result<(), String>>,
+    now: SystemTime,
+) -> HttpResponse {
+    let mut reasons = snapshot.unhealthy_reasons();
     let healthy = reasons.is_empty();
     let node_eligible = node.as_ref().map(Result::is_ok);
     let code = match node_eligible.unwrap_or(true) && healthy {
@@ -68,9 +72,9 @@ pub fn response(signs: &Signs, node: Option<Result<(), String>>, now: SystemTime
         false => StatusCode::SERVICE_UNAVAILABLE,
     };
     reasons.extend(node.and_then(Result::err));
-    // While all is well the last update is now, however long ago the last change was.
-    let last_updated = if healthy { time(now) } else { signs.synced_at.map_or_else(never, time) };
-    let (source, stale_since, source_reason) = match &signs.status.source {
+    // While healthy, the last update is now, however long ago the last change was.
+    let last_updated = if healthy { time(now) } else { snapshot.synced_at.map_or_else(never, time) };
+    let (source, stale_since, source_reason) = match &snapshot.status.source {
         SourceHealth::Starting => ("starting", None, None),
         SourceHealth::Synced => ("synced", None, None),
         SourceHealth::Stale { since, reason } => ("stale", Some(time(*since)), Some(reason.as_str())),
@@ -138,7 +142,7 @@ mod tests {
 
     use super::*;
     use crate::health::Identity;
-    use crate::health::vitals::tests::well;
+    use crate::health::inputs::tests::healthy;
     use crate::http::listen::bind;
     use crate::http::tests::get;
     use crate::model::Desired;
@@ -156,13 +160,17 @@ mod tests {
 
     #[tokio::test]
     async fn p1106_last_updated_is_now_while_healthy_and_the_last_sync_otherwise() {
-        let (code, body) = read(response(&well(), Some(Ok(())), at(100))).await;
+        let (code, body) = read(response(&healthy(), Some(Ok(())), at(100))).await;
         assert_eq!(code, 200);
         assert_eq!(body["lastUpdated"], "1970-01-01T00:01:40.000Z");
         assert_eq!(body["currentTime"], "1970-01-01T00:01:40.000Z");
         assert_eq!((&body["nodeEligible"], &body["healthy"]), (&Value::Bool(true), &Value::Bool(true)));
         assert_eq!(body["status"]["IPv4"]["healthy"], true);
-        let late = Signs { queued_for: Some(Duration::from_secs(90)), synced_at: Some(at(10)), ..well() };
+        let late = HealthSnapshot {
+            queued_for: Some(Duration::from_secs(90)),
+            synced_at: Some(at(10)),
+            ..healthy()
+        };
         let (code, body) = read(response(&late, Some(Ok(())), at(100))).await;
         assert_eq!((code, &body["lastUpdated"]), (503, &"1970-01-01T00:00:10.000Z".into()));
         assert_eq!(body["healthy"], false);
@@ -171,18 +179,18 @@ mod tests {
 
     #[tokio::test]
     async fn p1106_the_node_matters_to_healthz_only() {
-        let (code, body) = read(response(&well(), Some(Err("leaving".into())), at(100))).await;
+        let (code, body) = read(response(&healthy(), Some(Err("leaving".into())), at(100))).await;
         assert_eq!((code, &body["nodeEligible"]), (503, &Value::Bool(false)));
         assert_eq!((&body["healthy"], &body["reasons"][0]), (&Value::Bool(true), &"leaving".into()));
-        let (code, body) = read(response(&well(), None, at(100))).await;
+        let (code, body) = read(response(&healthy(), None, at(100))).await;
         assert_eq!((code, body.get("nodeEligible")), (200, None));
     }
 
     #[tokio::test]
     async fn a_source_that_is_away_is_told_and_stays_healthy() {
-        let mut signs = well();
-        signs.status.source = SourceHealth::Stale { since: at(50), reason: "connection refused".into() };
-        let (code, body) = read(response(&signs, Some(Ok(())), at(100))).await;
+        let mut snapshot = healthy();
+        snapshot.status.source = SourceHealth::Stale { since: at(50), reason: "connection refused".into() };
+        let (code, body) = read(response(&snapshot, Some(Ok(())), at(100))).await;
         assert_eq!((code, &body["source"]), (200, &"stale".into()));
         assert_eq!(body["staleSince"], "1970-01-01T00:00:50.000Z");
         assert_eq!(body["sourceReason"], "connection refused");
@@ -193,12 +201,12 @@ mod tests {
         let free = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
-        let (status, status_receiver) = watch::channel(well().status);
+        let (status, status_receiver) = watch::channel(healthy().status);
         let (_dataplane, dataplane) = watch::channel(Arc::from([]));
         let (_desired, desired) = watch::channel(Arc::<Desired>::default());
         let identity =
             Identity { role: crate::compile::Role::Node, node_name: "this".into(), ..Identity::default() };
-        let vitals = Vitals {
+        let inputs = HealthInputs {
             status: status_receiver,
             sync_metrics: SyncMetrics::default(),
             dataplane,
@@ -208,7 +216,7 @@ mod tests {
         let counts = ProbeCounts::default();
         let server = {
             let counts = counts.clone();
-            tokio::spawn(async move { serve(address, &vitals, &counts, &status).await })
+            tokio::spawn(async move { serve(address, &inputs, &counts, &status).await })
         };
         let livez = loop {
             match get(address, "/livez").await {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::Vitals;
+use super::HealthInputs;
 use super::ports::{self, HealthPort, Wanted};
 use crate::http::{self, listen};
 use crate::model::{Key, NetState};
@@ -21,21 +21,21 @@ use crate::report::{Entry, Severity};
 
 /// Opens, updates and closes ports as objects and addresses change, until dropped.
 pub(super) async fn serve(
-    vitals: &Vitals,
+    inputs: &HealthInputs,
     mut net: watch::Receiver<NetState>,
     status: &watch::Sender<Status>,
 ) {
-    let mut desired = vitals.desired.clone();
+    let mut desired = inputs.desired.clone();
     let mut servers = Servers::default();
     let (mut desired_open, mut net_open) = (true, true);
     loop {
         let wanted = {
             let objects = Arc::clone(&desired.borrow_and_update());
             let net = net.borrow_and_update().clone();
-            ports::wanted(&objects, &net, &vitals.identity)
+            ports::wanted(&objects, &net, &inputs.identity)
         };
         let mut findings = wanted.findings.clone();
-        let refused = servers.adjust(&wanted, vitals).await;
+        let refused = servers.adjust(&wanted, inputs).await;
         let again = !refused.is_empty();
         findings.extend(refused);
         Status::show_listener_findings(status, PURPOSE, findings);
@@ -56,7 +56,7 @@ struct Servers {
 
 impl Servers {
     /// Makes what is open what is wanted; returns what cannot be opened.
-    async fn adjust(&mut self, wanted: &Wanted, vitals: &Vitals) -> Vec<Entry> {
+    async fn adjust(&mut self, wanted: &Wanted, inputs: &HealthInputs) -> Vec<Entry> {
         // First all that goes, since what comes may want its place.
         let gone: Vec<_> = self
             .running
@@ -74,7 +74,7 @@ impl Servers {
                 running.ready.store(port.ready, Ordering::Relaxed);
                 continue;
             }
-            match Running::open(address, port, vitals.clone()) {
+            match Running::open(address, port, inputs.clone()) {
                 Ok(running) => {
                     tracing::info!(%address, service = %port.service, "health check port open");
                     self.running.insert(address, running);
@@ -95,12 +95,12 @@ struct Running {
 }
 
 impl Running {
-    fn open(address: SocketAddr, port: &HealthPort, vitals: Vitals) -> std::io::Result<Self> {
+    fn open(address: SocketAddr, port: &HealthPort, inputs: HealthInputs) -> std::io::Result<Self> {
         let listener = listen::bind(address)?;
         let ready_endpoints = Arc::new(AtomicUsize::new(port.ready));
         let (service, count) = (port.service.clone(), Arc::clone(&ready_endpoints));
         let handler = move |_: Request<Incoming>| {
-            ready(ports::response(&service, count.load(Ordering::Relaxed), vitals.is_healthy()))
+            ready(ports::response(&service, count.load(Ordering::Relaxed), inputs.is_healthy()))
         };
         let task = tokio::spawn(http::serve(listener, handler));
         Ok(Self { service: port.service.clone(), ready: ready_endpoints, task })
@@ -140,8 +140,8 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::health::inputs::{node_eligible, tests::healthy};
     use crate::health::ports::tests::{desired, node, yaml};
-    use crate::health::vitals::{node_eligible, tests::well};
     use crate::http::tests::get;
     use crate::model::Desired;
     use crate::reconcile::SyncMetrics;
@@ -159,18 +159,18 @@ mod tests {
 
     impl Rig {
         fn start() -> Self {
-            let (status, status_receiver) = watch::channel(well().status);
+            let (status, status_receiver) = watch::channel(healthy().status);
             let (dataplane, dataplane_receiver) = watch::channel(Arc::from([]));
             let (desired, desired_receiver) = watch::channel(Arc::default());
             let (net, net_receiver) = watch::channel(NetState::default());
-            let vitals = Vitals {
+            let inputs = HealthInputs {
                 status: status_receiver.clone(),
                 sync_metrics: SyncMetrics::default(),
                 dataplane: dataplane_receiver,
                 desired: desired_receiver,
                 identity: node(),
             };
-            let task = tokio::spawn(async move { serve(&vitals, net_receiver, &status).await });
+            let task = tokio::spawn(async move { serve(&inputs, net_receiver, &status).await });
             Self { status: status_receiver, dataplane, desired, _net: net, task }
         }
 

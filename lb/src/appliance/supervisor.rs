@@ -19,7 +19,7 @@ pub(crate) struct Supervisor {
     pub(crate) appliance: Appliance,
     requests: mpsc::Receiver<Request>,
     prover: Prover,
-    ailments: watch::Sender<Arc<[String]>>,
+    unhealthy_reasons: watch::Sender<Arc<[String]>>,
     reexecutions: Reexecutions,
     /// How long the traffic is held for a successor after the end of this process.
     hold: Duration,
@@ -67,7 +67,7 @@ impl SupervisorHandle {
 impl Supervisor {
     pub(crate) fn new(
         appliance: Appliance,
-        ailments: watch::Sender<Arc<[String]>>,
+        unhealthy_reasons: watch::Sender<Arc<[String]>>,
         reexecutions: Reexecutions,
         hold: Duration,
     ) -> (Self, SupervisorHandle) {
@@ -77,7 +77,7 @@ impl Supervisor {
             appliance,
             requests,
             prover: Prover::new(hold),
-            ailments,
+            unhealthy_reasons,
             reexecutions,
             hold,
             held_at: None,
@@ -123,7 +123,7 @@ impl Supervisor {
         }
         self.hold_on(now);
         self.look_after_services(now);
-        show_ailments(&self.appliance.workers, &self.ailments);
+        show_unhealthy_reasons(&self.appliance.workers, &self.unhealthy_reasons);
         self.appliance.publishing.publisher.collect();
         None
     }
@@ -197,15 +197,15 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// Tells health which workers are not well.
-fn show_ailments(workers: &Workers, ailments: &watch::Sender<Arc<[String]>>) {
+/// Shows which workers are not healthy.
+fn show_unhealthy_reasons(workers: &Workers, unhealthy_reasons: &watch::Sender<Arc<[String]>>) {
     let states = (0..workers.posts.len()).map(|index| (index, workers.state(index)));
     let unwell = states
         .filter(|(_, state)| ["hanging", "dead"].contains(state))
         .map(|(index, state)| format!("worker {index} is {state}: its traffic passes to the kernel"));
     let no_sockets = workers.to_be_reopened.then(|| "no sockets after a change of the interfaces".to_owned());
     let unwell: Arc<[String]> = unwell.chain(no_sockets).collect();
-    ailments.send_if_modified(|shown| {
+    unhealthy_reasons.send_if_modified(|shown| {
         let changed = *shown != unwell;
         *shown = unwell;
         changed

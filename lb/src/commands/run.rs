@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use flowgate_control::health::{self, ProbeCounts, Vitals};
+use flowgate_control::health::{self, HealthInputs, ProbeCounts};
 use flowgate_control::{Status, SyncMetrics, Update, dns};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::{PortSet, Publisher};
@@ -88,11 +88,11 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let settings = config.settings(snat_ports);
     let (status, status_receiver) = watch::channel(Status::default());
     let (desired, desired_receiver) = watch::channel(Arc::default());
-    let (ailments, ailments_receiver) = watch::channel(Arc::from([]));
-    let vitals = Vitals {
+    let (unhealthy_reasons, dataplane_health) = watch::channel(Arc::from([]));
+    let health_inputs = HealthInputs {
         status: status_receiver.clone(),
         sync_metrics: SyncMetrics::default(),
-        dataplane: ailments_receiver,
+        dataplane: dataplane_health,
         desired: desired_receiver,
         identity: (&settings).into(),
     };
@@ -101,11 +101,12 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let answers_echo = config.options.echo_vips;
     let publishing = Publishing { publisher, steering, answers_echo, tags: TagCare::default() };
     let appliance = Appliance { workers, publishing };
-    let (mut supervisor, handle) = Supervisor::new(appliance, ailments, reexecutions.clone(), config.hold);
+    let (mut supervisor, handle) =
+        Supervisor::new(appliance, unhealthy_reasons, reexecutions.clone(), config.hold);
     let handler = Handler { supervisor: handle.clone(), status: status_receiver.clone(), started };
     let metrics = Metrics::new(
         handle.clone(),
-        vitals.clone(),
+        health_inputs.clone(),
         &probe_counts,
         Extent {
             dns: dns.as_ref().map(dns::Server::counters),
@@ -123,8 +124,12 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
             dns,
             status,
             desired,
-            sync_metrics: vitals.sync_metrics.clone(),
-            health: health::Config { listen: config.health_listen, vitals, counts: probe_counts },
+            sync_metrics: health_inputs.sync_metrics.clone(),
+            health: health::Config {
+                listen: config.health_listen,
+                inputs: health_inputs,
+                counts: probe_counts,
+            },
             shutdown: shutdown_receiver,
         },
         sink(handle, config.hold),

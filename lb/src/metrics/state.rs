@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use flowgate_control::health::local::no_local_endpoints;
-use flowgate_control::health::{Identity, Vitals};
+use flowgate_control::health::{HealthInputs, Identity};
 use flowgate_control::model::Desired;
 use flowgate_control::source::SourceHealth;
 use flowgate_control::{Severity, Status};
@@ -38,13 +38,13 @@ pub(super) fn add_tables(families: &mut Families, tables: &Tables, retired: usiz
 }
 
 /// What the reconciler shows, and whether all is well.
-pub(super) fn add_control(families: &mut Families, vitals: &Vitals) {
+pub(super) fn add_control(families: &mut Families, health_inputs: &HealthInputs) {
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     families.add(Kind::Gauge, "flowgate_build_info", "The version that runs.", [(version, 1_u64.into())]);
-    families.gauge("flowgate_healthy", "Whether /livez says that all is well.", vitals.is_healthy());
+    families.gauge("flowgate_healthy", "Whether /livez says that all is well.", health_inputs.is_healthy());
     let help = "Whether /healthz says that load balancers may send traffic to this node.";
-    families.gauge("flowgate_node_eligible", help, vitals.node_eligible().is_ok());
-    add_status(families, &vitals.status.borrow().clone(), SystemTime::now());
+    families.gauge("flowgate_node_eligible", help, health_inputs.node_eligible().is_ok());
+    add_status(families, &health_inputs.status.borrow().clone(), SystemTime::now());
 }
 
 fn add_status(families: &mut Families, status: &Status, now: SystemTime) {

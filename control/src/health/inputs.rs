@@ -1,4 +1,4 @@
-//! Whether this process is well, and why not. Pure but for [`Vitals`], which gathers what is asked about.
+//! Whether this process is healthy, and why not. Pure but for [`HealthInputs`], which gathers what is asked about.
 //!
 //! An API server that is away is no reason: the last good state stays in force and traffic goes on.
 
@@ -16,7 +16,7 @@ use crate::source::SourceHealth;
 
 /// What health follows from.
 #[derive(Clone, Debug)]
-pub struct Signs {
+pub struct HealthSnapshot {
     /// What the reconciler shows.
     pub status: Status,
     /// How long the oldest change that is not in force yet has been waiting.
@@ -27,9 +27,9 @@ pub struct Signs {
     pub dataplane: Arc<[String]>,
 }
 
-impl Signs {
-    /// Why this process is not well, a sentence each; none if it is (P1106).
-    pub fn ailments(&self) -> Vec<String> {
+impl HealthSnapshot {
+    /// Why this process is not healthy, one sentence per reason; empty if it is healthy (P1106).
+    pub fn unhealthy_reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if !self.status.received {
             let why = match &self.status.source {
@@ -68,7 +68,7 @@ pub fn node_eligible(desired: &Desired, identity: &Identity) -> Result<(), Strin
 
 /// Looks at everything that health follows from.
 #[derive(Clone, Debug)]
-pub struct Vitals {
+pub struct HealthInputs {
     /// What the reconciler shows.
     pub status: watch::Receiver<Status>,
     /// What it tells of its work.
@@ -81,10 +81,10 @@ pub struct Vitals {
     pub identity: Identity,
 }
 
-impl Vitals {
+impl HealthInputs {
     /// What there is to see now.
-    pub fn signs(&self) -> Signs {
-        Signs {
+    pub fn snapshot(&self) -> HealthSnapshot {
+        HealthSnapshot {
             status: self.status.borrow().clone(),
             queued_for: self.sync_metrics.queued_for(Instant::now()),
             synced_at: self.sync_metrics.synced_at(),
@@ -92,9 +92,9 @@ impl Vitals {
         }
     }
 
-    /// Whether this process is well.
+    /// Whether this process is healthy.
     pub fn is_healthy(&self) -> bool {
-        self.signs().ailments().is_empty()
+        self.snapshot().unhealthy_reasons().is_empty()
     }
 
     /// As [`node_eligible`].
@@ -115,8 +115,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::health::ports::tests::{desired, node};
 
-    /// Signs of a process that is well.
-    pub(crate) fn well() -> Signs {
+    /// HealthSnapshot of a process that is well.
+    pub(crate) fn healthy() -> HealthSnapshot {
         let status = Status {
             source: SourceHealth::Synced,
             received: true,
@@ -124,47 +124,48 @@ pub(crate) mod tests {
             ..Status::default()
         };
         let synced_at = Some(SystemTime::UNIX_EPOCH);
-        Signs { status, queued_for: None, synced_at, dataplane: Arc::from([]) }
+        HealthSnapshot { status, queued_for: None, synced_at, dataplane: Arc::from([]) }
     }
 
-    fn only_ailment(signs: &Signs) -> String {
-        let ailments = signs.ailments();
-        assert_eq!(ailments.len(), 1, "{ailments:?}");
-        ailments[0].clone()
+    fn only_reason(snapshot: &HealthSnapshot) -> String {
+        let unhealthy_reasons = snapshot.unhealthy_reasons();
+        assert_eq!(unhealthy_reasons.len(), 1, "{unhealthy_reasons:?}");
+        unhealthy_reasons[0].clone()
     }
 
     #[test]
     fn p1106_unhealthy_when_a_change_waits_for_more_than_a_minute() {
-        let waiting = |seconds| Signs { queued_for: Some(Duration::from_secs(seconds)), ..well() };
-        assert!(well().ailments().is_empty() && waiting(60).ailments().is_empty());
-        assert_eq!(only_ailment(&waiting(61)), "a change has not been put in force for 61 s");
+        let waiting =
+            |seconds| HealthSnapshot { queued_for: Some(Duration::from_secs(seconds)), ..healthy() };
+        assert!(healthy().unhealthy_reasons().is_empty() && waiting(60).unhealthy_reasons().is_empty());
+        assert_eq!(only_reason(&waiting(61)), "a change has not been put in force for 61 s");
     }
 
     #[test]
     fn unhealthy_before_the_source_has_spoken_and_before_anything_is_published() {
-        let mut signs = well();
-        signs.status.last_change = None;
-        assert_eq!(only_ailment(&signs), "nothing was published yet");
-        signs.status.received = false;
-        assert_eq!(only_ailment(&signs), "no objects were received yet");
-        signs.status.source = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "away".into() };
-        assert_eq!(only_ailment(&signs), "no objects were received yet: away");
+        let mut snapshot = healthy();
+        snapshot.status.last_change = None;
+        assert_eq!(only_reason(&snapshot), "nothing was published yet");
+        snapshot.status.received = false;
+        assert_eq!(only_reason(&snapshot), "no objects were received yet");
+        snapshot.status.source = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "away".into() };
+        assert_eq!(only_reason(&snapshot), "no objects were received yet: away");
     }
 
     #[test]
-    fn unhealthy_when_publishing_is_refused_or_a_worker_is_not_well() {
-        let mut refused = well();
+    fn unhealthy_when_publishing_is_refused_or_a_worker_is_not_healthy() {
+        let mut refused = healthy();
         refused.status.refused = Some("no room".into());
-        assert_eq!(only_ailment(&refused), "the newest tables were not published: no room");
-        let hanging = Signs { dataplane: Arc::from(["worker 1 hangs".to_owned()]), ..well() };
-        assert_eq!(only_ailment(&hanging), "worker 1 hangs");
+        assert_eq!(only_reason(&refused), "the newest tables were not published: no room");
+        let hanging = HealthSnapshot { dataplane: Arc::from(["worker 1 hangs".to_owned()]), ..healthy() };
+        assert_eq!(only_reason(&hanging), "worker 1 hangs");
     }
 
     #[test]
     fn p1002_a_source_that_is_away_does_not_make_unhealthy() {
-        let mut signs = well();
-        signs.status.source = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "away".into() };
-        assert!(signs.ailments().is_empty());
+        let mut snapshot = healthy();
+        snapshot.status.source = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "away".into() };
+        assert!(snapshot.unhealthy_reasons().is_empty());
     }
 
     #[test]
