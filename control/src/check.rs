@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use flowgate_tables::Tables;
 
-use crate::compile::{NodeAddresses, Settings, compile};
+use crate::compile::{CompileConfig, NodeAddresses, compile};
 use crate::model::NetState;
 use crate::report::{Entry, Place, Report, Severity};
 use crate::source::{Snapshot, kube, manifests};
 
 /// Compiles all manifests of a directory and says what is wrong with them. NodePorts are judged on the
-/// addresses of the Node object named in the settings, if there is one.
-pub fn check(dir: &Path, settings: &Settings) -> Report {
+/// addresses of the Node object named in the configuration, if there is one.
+pub fn check(dir: &Path, config: &CompileConfig) -> Report {
     match manifests::read(dir) {
-        Ok(snapshot) => report(snapshot, settings),
+        Ok(snapshot) => report(snapshot, config),
         Err(error) => {
             let place = Place { file: Arc::new(dir.to_owned()), line: 0 };
             unreadable(Some(place), format!("cannot be read: {error}"))
@@ -23,16 +23,16 @@ pub fn check(dir: &Path, settings: &Settings) -> Report {
 }
 
 /// As [`check`], for the objects that a cluster has now.
-pub async fn check_cluster(config: kube::Config, settings: &Settings) -> Report {
-    match kube::read(config).await {
-        Ok(snapshot) => report(snapshot, settings),
+pub async fn check_cluster(cluster: kube::Config, config: &CompileConfig) -> Report {
+    match kube::read(cluster).await {
+        Ok(snapshot) => report(snapshot, config),
         Err(reason) => unreadable(None, reason),
     }
 }
 
-fn report(snapshot: Snapshot, settings: &Settings) -> Report {
-    let settings = Settings { node_addresses: NodeAddresses::NodeObject, ..settings.clone() };
-    let (_, compiled) = compile(&snapshot.desired, &NetState::default(), &settings, &Tables::empty());
+fn report(snapshot: Snapshot, config: &CompileConfig) -> Report {
+    let config = CompileConfig { node_addresses: NodeAddresses::NodeObject, ..config.clone() };
+    let (_, compiled) = compile(&snapshot.desired, &NetState::default(), &config, &Tables::empty());
     let mut entries = snapshot.findings;
     entries.extend(compiled.entries);
     Report { entries }

@@ -25,7 +25,7 @@ use crate::report::Report;
 
 /// What the operator decided.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Settings {
+pub struct CompileConfig {
     /// What this machine is to the cluster.
     pub role: Role,
     /// The name of this machine's Node object; decides which endpoints are local (P202).
@@ -61,16 +61,16 @@ pub enum NodeAddresses {
 pub fn compile(
     desired: &Desired,
     net: &NetState,
-    settings: &Settings,
+    config: &CompileConfig,
     previous: &Tables,
 ) -> (Tables, Report) {
-    let surroundings = addresses::Surroundings::new(desired, net, settings);
+    let surroundings = addresses::Surroundings::new(desired, net, config);
     let mut memo = services::ServiceMemo::default();
     let (services, mut entries) =
-        services::compile(desired, &surroundings, settings, &mut memo, &previous.services);
+        services::compile(desired, &surroundings, config, &mut memo, &previous.services);
     let (routing, more) = net::compile_routing(net, &previous.routing);
     entries.extend(more);
-    let (snat, more) = net::compile_snat(net, settings, &previous.snat);
+    let (snat, more) = net::compile_snat(net, config, &previous.snat);
     entries.extend(more);
     entries.extend(services::snat_overlaps(desired, &services, &snat));
     let sources = compile_sources(&surroundings, &previous.sources);

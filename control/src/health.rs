@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 pub use self::inputs::HealthInputs;
 pub use self::probes::ProbeCounts;
-use crate::compile::{NodePortAddress, Role, Settings};
+use crate::compile::{CompileConfig, NodePortAddress, Role};
 use crate::model::NetState;
 use crate::reconcile::Status;
 
@@ -38,12 +38,12 @@ pub struct Identity {
     pub nodeport_addresses: Vec<NodePortAddress>,
 }
 
-impl From<&Settings> for Identity {
-    fn from(settings: &Settings) -> Self {
+impl From<&CompileConfig> for Identity {
+    fn from(config: &CompileConfig) -> Self {
         Self {
-            role: settings.role,
-            node_name: settings.node_name.clone(),
-            nodeport_addresses: settings.nodeport_addresses.clone(),
+            role: config.role,
+            node_name: config.node_name.clone(),
+            nodeport_addresses: config.nodeport_addresses.clone(),
         }
     }
 }

@@ -19,7 +19,7 @@ mod run;
 pub mod source;
 
 pub use check::{check, check_cluster};
-pub use compile::{LocalPods, NodeAddresses, NodePortAddress, Role, Settings, compile};
+pub use compile::{CompileConfig, LocalPods, NodeAddresses, NodePortAddress, Role, compile};
 pub use reconcile::{Status, SyncMetrics, Update};
 pub use report::{Entry, ObjectRef, Place, Report, Severity};
 pub use run::{Config, Source, run};

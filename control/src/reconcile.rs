@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 pub use self::changes::Changes;
 pub use self::status::Status;
 pub use self::sync_metrics::{SyncKind, SyncMetrics};
-use crate::compile::{Compiler, Settings, unresolved_next_hops};
+use crate::compile::{CompileConfig, Compiler, unresolved_next_hops};
 use crate::model::{Desired, NetState};
 use crate::netlink::Resolve;
 use crate::report::{Entry, Report, Severity};
@@ -58,7 +58,7 @@ pub struct Channels {
 /// Runs until shutdown. The sink publishes each update; one that it refuses is offered again until it is
 /// taken or a newer one takes its place. Nothing is published before the source has spoken.
 pub async fn run<E: Display>(
-    settings: Settings,
+    config: CompileConfig,
     channels: Channels,
     sink: impl AsyncFnMut(Update) -> Result<(), E>,
 ) {
@@ -74,7 +74,7 @@ pub async fn run<E: Display>(
     } = channels;
     let net_state = net.borrow_and_update().clone();
     let mut state = Reconciler {
-        compiler: Compiler::new(settings),
+        compiler: Compiler::new(config),
         desired: Arc::default(),
         findings: Vec::new(),
         stage: Stage::Waiting,
@@ -322,8 +322,9 @@ mod tests {
         let (published, mut publications) = mpsc::unbounded_channel();
         let (desired, sync_metrics) = (watch::channel(Arc::default()).0, SyncMetrics::default());
         let channels = Channels { source, net, requests, resolve, status, desired, sync_metrics, shutdown };
-        let running =
-            run(Settings::default(), channels, async move |update: Update| published.send(update.tables));
+        let running = run(CompileConfig::default(), channels, async move |update: Update| {
+            published.send(update.tables)
+        });
         let told = async {
             let stale = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "no answer".into() };
             events.send(SourceEvent::Health(stale)).await.expect("it runs");

@@ -8,7 +8,7 @@ use flowgate_tables::routing::NeighbourKey;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::compile::Settings;
+use crate::compile::CompileConfig;
 use crate::dns;
 use crate::health;
 use crate::model::Desired;
@@ -29,7 +29,7 @@ pub enum Source {
 #[derive(Debug)]
 pub struct Config {
     /// What the operator decided.
-    pub settings: Settings,
+    pub compile: CompileConfig,
     /// Where objects come from.
     pub source: Source,
     /// The served interfaces, in the order of the devices; they need not exist yet.
@@ -62,7 +62,7 @@ pub async fn run<E: Display>(
     sink: impl AsyncFnMut(Update) -> Result<(), E>,
 ) -> Result<(), NetlinkError> {
     let Config {
-        settings,
+        compile,
         source,
         interfaces,
         requests,
@@ -90,7 +90,7 @@ pub async fn run<E: Display>(
     }
     let channels =
         Channels { source: source_events, net, requests, resolve, status, desired, sync_metrics, shutdown };
-    reconcile::run(settings, channels, sink).await;
+    reconcile::run(compile, channels, sink).await;
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use flowgate_control::model::NetState;
 use flowgate_control::source::manifests;
-use flowgate_control::{NodeAddresses, Role, Settings, compile};
+use flowgate_control::{CompileConfig, NodeAddresses, Role, compile};
 use flowgate_tables::spec::{InterfaceSpec, RouteHopSpec, RouteSpec, SnatSpec};
 use flowgate_tables::{EmptyAction, SourceNat, Tables};
 use flowgate_wire::MacAddr;
@@ -60,15 +60,15 @@ cases! { Role::Node;
 
 #[test]
 fn a_check_says_the_same_as_running_without_devices() {
-    let settings = settings(Role::Gateway);
+    let config = config(Role::Gateway);
     for case in ["bad_services_next_to_a_good_one", "duplicates", "contested"] {
-        let report = flowgate_control::check(&dir(case), &settings);
+        let report = flowgate_control::check(&dir(case), &config);
         assert!(report.has_errors(), "{case}");
     }
     for case in ["cluster_ip", "node_port", "selectorless_endpoints"] {
-        assert_eq!(flowgate_control::check(&dir(case), &settings).to_string(), "", "{case}");
+        assert_eq!(flowgate_control::check(&dir(case), &config).to_string(), "", "{case}");
     }
-    let missing = flowgate_control::check(&dir("nowhere"), &settings);
+    let missing = flowgate_control::check(&dir("nowhere"), &config);
     assert!(missing.to_string().contains("nowhere: cannot be read"), "{missing}");
 }
 
@@ -79,8 +79,8 @@ fn a_check_takes_node_addresses_from_the_node_object() {
     let node = flowgate_control::model::Node { addresses: vec![ip("198.51.100.7")], ..Default::default() };
     let key = flowgate_control::model::Key::new("", "edge-1");
     desired.apply(key, flowgate_control::model::Object::Node(Arc::new(node)), None);
-    let settings = Settings { node_addresses: NodeAddresses::NodeObject, ..settings(Role::Gateway) };
-    let (tables, _) = compile(&desired, &NetState::default(), &settings, &Tables::empty());
+    let config = CompileConfig { node_addresses: NodeAddresses::NodeObject, ..config(Role::Gateway) };
+    let (tables, _) = compile(&desired, &NetState::default(), &config, &Tables::empty());
     let addresses: Vec<String> =
         tables.services.frontends().map(|f| format!("{}:{}", f.key.addr, f.key.port)).collect();
     assert!(addresses.contains(&"198.51.100.7:30380".to_owned()), "{addresses:?}");
@@ -88,7 +88,7 @@ fn a_check_takes_node_addresses_from_the_node_object() {
 
 fn render(case: &str, role: Role) -> String {
     let snapshot = manifests::read(&dir(case)).unwrap();
-    let (tables, report) = compile(&snapshot.desired, &network(), &settings(role), &Tables::empty());
+    let (tables, report) = compile(&snapshot.desired, &network(), &config(role), &Tables::empty());
     let mut out = String::new();
     for service in tables.services.services() {
         writeln!(out, "{} ({})", service.spec.name, service.spec.protocol).unwrap();
@@ -135,12 +135,12 @@ fn dir(case: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "cases", case].iter().collect()
 }
 
-fn settings(role: Role) -> Settings {
-    Settings {
+fn config(role: Role) -> CompileConfig {
+    CompileConfig {
         role,
         node_name: "edge-1".into(),
         snat: SnatSpec { addresses: vec![], ports: (40_000..50_000).collect() },
-        ..Settings::default()
+        ..CompileConfig::default()
     }
 }
 

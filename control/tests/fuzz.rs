@@ -12,7 +12,7 @@ use std::time::Duration;
 use dns::{Served, one_web, query};
 use flowgate_control::model::{Desired, Key, Kind, NetState};
 use flowgate_control::source::{convert, manifests};
-use flowgate_control::{ObjectRef, Role, Settings, Severity, compile};
+use flowgate_control::{CompileConfig, ObjectRef, Role, Severity, compile};
 use flowgate_fuzz::{Rng, Seen, Target, seen};
 use flowgate_tables::Tables;
 use hickory_proto::op::{Message, MessageType};
@@ -100,8 +100,8 @@ fn read_and_compile(dir: &Path, input: &[u8]) -> Seen {
 }
 
 fn compiled(desired: &Desired) -> (Tables, usize) {
-    let settings = Settings { role: Role::Gateway, node_name: "n1".into(), ..Settings::default() };
-    let (tables, report) = compile(desired, &NetState::default(), &settings, &Tables::empty());
+    let config = CompileConfig { role: Role::Gateway, node_name: "n1".into(), ..CompileConfig::default() };
+    let (tables, report) = compile(desired, &NetState::default(), &config, &Tables::empty());
     (tables, report.to_string().len())
 }
 

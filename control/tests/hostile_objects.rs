@@ -3,7 +3,7 @@
 
 use flowgate_control::model::{Desired, Key, Kind, NetState, Object};
 use flowgate_control::source::convert;
-use flowgate_control::{ObjectRef, Role, Settings, Severity, compile};
+use flowgate_control::{CompileConfig, ObjectRef, Role, Severity, compile};
 use flowgate_tables::Tables;
 use serde_json::{Value, json};
 
@@ -102,8 +102,8 @@ fn the_good_one_is_served_beside(objects: impl Iterator<Item = (Key, Object)>) {
     let (Some(good), _) = convert::object(Kind::Service, &name, good) else { panic!("it is good") };
     // First by name: whatever claims the same address comes later.
     desired.apply(Key::new("default", "0-good"), good, None);
-    let settings = Settings { role: Role::Gateway, node_name: "n1".into(), ..Settings::default() };
-    let (tables, _) = compile(&desired, &NetState::default(), &settings, &Tables::empty());
+    let config = CompileConfig { role: Role::Gateway, node_name: "n1".into(), ..CompileConfig::default() };
+    let (tables, _) = compile(&desired, &NetState::default(), &config, &Tables::empty());
     let served = tables.services.frontends().any(|frontend| frontend.key.addr.to_string() == "10.96.9.9");
     assert!(served, "the good Service is served");
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use flowgate_control::compile::Compiler;
 use flowgate_control::model::{Desired, Key, Kind, NetState};
 use flowgate_control::source::convert;
-use flowgate_control::{LocalPods, ObjectRef, Role, Settings, compile};
+use flowgate_control::{CompileConfig, LocalPods, ObjectRef, Role, compile};
 use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, SnatSpec};
 use flowgate_tables::{Tables, TrafficPolicy, UnmatchedDestination};
 use flowgate_wire::MacAddr;
@@ -57,8 +57,8 @@ proptest! {
         is_node in any::<bool>(),
         steps in prop::collection::vec(step(), 1..80),
     ) {
-        let settings = settings(if is_node { Role::Node } else { Role::Gateway });
-        let mut compiler = Compiler::new(settings.clone());
+        let config = config(if is_node { Role::Node } else { Role::Gateway });
+        let mut compiler = Compiler::new(config.clone());
         let (mut desired, mut net) = (Arc::new(Desired::default()), network(0));
         for step in steps.into_iter().chain([Step::Compile]) {
             match step {
@@ -70,7 +70,7 @@ proptest! {
                 Step::Network(number) => net = network(number),
                 Step::Compile => {
                     let (tables, report) = compiler.compile(&desired, &net);
-                    let (fresh, fresh_report) = compile(&desired, &net, &settings, &Tables::empty());
+                    let (fresh, fresh_report) = compile(&desired, &net, &config, &Tables::empty());
                     prop_assert_eq!(meaning(&tables), meaning(&fresh));
                     prop_assert_eq!(report.to_string(), fresh_report.to_string());
                     prop_assert_eq!(compiler.tables().generation, tables.generation);
@@ -204,14 +204,14 @@ fn one_of(random: &mut fastrand::Rng, list: &[&'static str]) -> &'static str {
     list[random.usize(..list.len())]
 }
 
-fn settings(role: Role) -> Settings {
-    Settings {
+fn config(role: Role) -> CompileConfig {
+    CompileConfig {
         role,
         node_name: "n0".into(),
         // Over the NodePorts, so that there is something to warn of.
         snat: SnatSpec { addresses: vec![], ports: (30_001..30_100).collect() },
         local_pods: LocalPods::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]),
-        ..Settings::default()
+        ..CompileConfig::default()
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use flowgate_control::source::kube::Scope;
 use flowgate_control::{
-    LocalPods, NodeAddresses, NodePortAddress, Role, Settings, Source, dns as control_dns,
+    CompileConfig, LocalPods, NodeAddresses, NodePortAddress, Role, Source, dns as control_dns,
 };
 use flowgate_dataplane::Options;
 use flowgate_flow::Timeouts;
@@ -128,8 +128,8 @@ pub(crate) enum ConfigError {
 
 impl Config {
     /// What control compiles by, with these source ports.
-    pub(crate) fn settings(&self, snat_ports: PortSet) -> Settings {
-        Settings {
+    pub(crate) fn compile_config(&self, snat_ports: PortSet) -> CompileConfig {
+        CompileConfig {
             role: self.role,
             node_name: self.node_name.clone(),
             snat: SnatSpec { addresses: self.snat_addresses.clone(), ports: snat_ports },

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::{NodeAddresses, Role, Settings};
+use super::{CompileConfig, NodeAddresses, Role};
 use crate::model::{Desired, NetState, Node};
 
 /// One entry of the list that says on which of the node's addresses NodePorts are served (P306).
@@ -71,12 +71,12 @@ pub(super) struct Surroundings {
 }
 
 impl Surroundings {
-    pub(super) fn new(desired: &Desired, net: &NetState, settings: &Settings) -> Self {
-        let node = desired.node(&settings.node_name);
+    pub(super) fn new(desired: &Desired, net: &NetState, config: &CompileConfig) -> Self {
+        let node = desired.node(&config.node_name);
         let of_node = || node.map(|node| node.addresses.clone()).unwrap_or_default();
         let of_interfaces =
             || net.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied()).collect();
-        let mut own: Vec<IpAddr> = match settings.node_addresses {
+        let mut own: Vec<IpAddr> = match config.node_addresses {
             NodeAddresses::Interfaces => of_interfaces(),
             NodeAddresses::NodeObject => of_node(),
         };
@@ -84,7 +84,7 @@ impl Surroundings {
         let primary = primary_addresses(&of_node(), &own);
         own.sort_unstable();
         own.dedup();
-        let list = &settings.nodeport_addresses;
+        let list = &config.nodeport_addresses;
         let mut service_cidrs: Vec<IpNet> =
             desired.service_cidrs().values().flat_map(|kept| kept.object.cidrs.iter().copied()).collect();
         service_cidrs.sort_unstable();
@@ -93,12 +93,12 @@ impl Surroundings {
             nodeport_addresses: own
                 .iter()
                 .copied()
-                .filter(|ip| selected(list, settings.role, *ip, &primary))
+                .filter(|ip| selected(list, config.role, *ip, &primary))
                 .collect(),
-            localhost_nodeports: localhost_selected(settings),
+            localhost_nodeports: localhost_selected(config),
             primary,
             own,
-            pods: pods(node, settings),
+            pods: pods(node, config),
             zone: zone(node),
             service_cidrs,
         }
@@ -170,8 +170,8 @@ pub(crate) fn listed(
 }
 
 /// P308: asked for, and not excluded by a list of ranges.
-fn localhost_selected(settings: &Settings) -> bool {
-    let list = &settings.nodeport_addresses;
+fn localhost_selected(config: &CompileConfig) -> bool {
+    let list = &config.nodeport_addresses;
     let named = list.contains(&NodePortAddress::Localhost);
     let mut ranges = list.iter().filter_map(|entry| match entry {
         NodePortAddress::Range(net) if net.addr().is_ipv4() => Some(net),
@@ -179,17 +179,17 @@ fn localhost_selected(settings: &Settings) -> bool {
     });
     let in_ranges =
         ranges.clone().next().is_none() || ranges.any(|net| net.contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
-    settings.role == Role::Node && (named || (settings.localhost_nodeports && in_ranges))
+    config.role == Role::Node && (named || (config.localhost_nodeports && in_ranges))
 }
 
 /// P601: the first range of a family counts.
-fn pods(node: Option<&Node>, settings: &Settings) -> Vec<IpNet> {
-    let ranges = match &settings.local_pods {
+fn pods(node: Option<&Node>, config: &CompileConfig) -> Vec<IpNet> {
+    let ranges = match &config.local_pods {
         LocalPods::Unknown => &[],
         LocalPods::ClusterCidr(ranges) => ranges.as_slice(),
         LocalPods::NodeCidr => node.map_or(&[][..], |node| &node.pod_cidrs),
     };
-    if settings.role == Role::Gateway {
+    if config.role == Role::Gateway {
         return Vec::new();
     }
     let first = |v4: bool| ranges.iter().find(|net| net.addr().is_ipv4() == v4).copied();
@@ -235,11 +235,11 @@ mod tests {
     #[test]
     fn p308_localhost_is_asked_for_and_may_be_excluded() {
         let at = |entries: &[&str], asked| {
-            localhost_selected(&Settings {
+            localhost_selected(&CompileConfig {
                 role: Role::Node,
                 nodeport_addresses: list(entries),
                 localhost_nodeports: asked,
-                ..Settings::default()
+                ..CompileConfig::default()
             })
         };
         assert!(!at(&[], false) && at(&[], true) && at(&["primary"], true));
@@ -250,15 +250,15 @@ mod tests {
     #[test]
     fn p601_the_first_range_of_a_family_counts() {
         let ranges = ["10.0.0.0/8", "10.244.0.0/16", "fd00::/8"].map(|net| net.parse().unwrap()).to_vec();
-        let settings = Settings {
+        let config = CompileConfig {
             role: Role::Node,
             local_pods: LocalPods::ClusterCidr(ranges.clone()),
-            ..Settings::default()
+            ..CompileConfig::default()
         };
-        assert_eq!(pods(None, &settings), [ranges[0], ranges[2]]);
-        assert_eq!(pods(None, &Settings { local_pods: LocalPods::NodeCidr, ..settings.clone() }), []);
+        assert_eq!(pods(None, &config), [ranges[0], ranges[2]]);
+        assert_eq!(pods(None, &CompileConfig { local_pods: LocalPods::NodeCidr, ..config.clone() }), []);
         let node = Node { pod_cidrs: vec![ranges[1]], ..Node::default() };
-        let by_node = Settings { local_pods: LocalPods::NodeCidr, ..settings };
+        let by_node = CompileConfig { local_pods: LocalPods::NodeCidr, ..config };
         assert_eq!(pods(Some(&node), &by_node), [ranges[1]]);
     }
 

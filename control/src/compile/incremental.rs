@@ -6,14 +6,14 @@ use flowgate_tables::Tables;
 
 use super::addresses::Surroundings;
 use super::services::ServiceMemo;
-use super::{Settings, compile_sources, net, next_generation, services};
+use super::{CompileConfig, compile_sources, net, next_generation, services};
 use crate::model::{Desired, NetState};
 use crate::report::{Entry, Report};
 
 /// Remembers the last input and output, so that a neighbour change does not look at any Service.
 #[derive(Debug)]
 pub struct Compiler {
-    settings: Settings,
+    config: CompileConfig,
     tables: Tables,
     last: Option<Last>,
     memo: ServiceMemo,
@@ -31,9 +31,9 @@ struct Last {
 
 impl Compiler {
     /// Starts from nothing.
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(config: CompileConfig) -> Self {
         Self {
-            settings,
+            config,
             tables: Tables::empty(),
             last: None,
             memo: ServiceMemo::default(),
@@ -46,14 +46,14 @@ impl Compiler {
         &self.tables
     }
 
-    /// The settings it compiles with.
-    pub const fn settings(&self) -> &Settings {
-        &self.settings
+    /// The config it compiles with.
+    pub const fn config(&self) -> &CompileConfig {
+        &self.config
     }
 
     /// As [`super::compile`]. A `desired` that is the same `Arc` as before is taken to be unchanged.
     pub fn compile(&mut self, desired: &Arc<Desired>, net: &NetState) -> (Tables, Report) {
-        let surroundings = Surroundings::new(desired, net, &self.settings);
+        let surroundings = Surroundings::new(desired, net, &self.config);
         let known = self
             .last
             .take()
@@ -65,7 +65,7 @@ impl Compiler {
                 let (services, entries) = services::compile(
                     desired,
                     &surroundings,
-                    &self.settings,
+                    &self.config,
                     &mut self.memo,
                     &self.tables.services,
                 );
@@ -77,7 +77,7 @@ impl Compiler {
         self.last = Some(last);
         let (routing, more) = net::compile_routing(net, &self.tables.routing);
         entries.extend(more);
-        let (snat, more) = net::compile_snat(net, &self.settings, &self.tables.snat);
+        let (snat, more) = net::compile_snat(net, &self.config, &self.tables.snat);
         entries.extend(more);
         let same = Arc::ptr_eq(&services, &self.tables.services) && Arc::ptr_eq(&snat, &self.tables.snat);
         if !same || !known_services {

@@ -8,7 +8,7 @@ use flowgate_tables::spec::{InterfaceSpec, RouteSpec};
 use flowgate_tables::{InterfaceId, Routing, SnatPool, Tables};
 use ipnet::IpNet;
 
-use super::Settings;
+use super::CompileConfig;
 use crate::model::NetState;
 use crate::report::{Entry, ObjectRef, Severity};
 
@@ -45,13 +45,13 @@ pub(super) fn compile_routing(net: &NetState, previous: &Arc<Routing>) -> (Arc<R
 /// Builds the SNAT pool: of each family the configured addresses, else each interface's own primary one.
 pub(super) fn compile_snat(
     net: &NetState,
-    settings: &Settings,
+    config: &CompileConfig,
     previous: &Arc<SnatPool>,
 ) -> (Arc<SnatPool>, Vec<Entry>) {
     let mut entries = Vec::new();
     let mut by_interface = Vec::with_capacity(net.interfaces.len());
     for (position, interface) in net.interfaces.iter().enumerate() {
-        let mut addresses = settings.snat.addresses.clone();
+        let mut addresses = config.snat.addresses.clone();
         for is_family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
             if !addresses.iter().any(is_family) {
                 addresses.extend(primary(interface, is_family));
@@ -70,8 +70,8 @@ pub(super) fn compile_snat(
     }
     // Which address is the primary one changes with the addresses: the flows of the last one go on.
     let own = net.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied());
-    let pool = SnatPool::new(&by_interface, &settings.snat.ports)
-        .answering_at(own.filter(|addr| !is_configured_family(addr, settings)));
+    let pool = SnatPool::new(&by_interface, &config.snat.ports)
+        .answering_at(own.filter(|addr| !is_configured_family(addr, config)));
     (if pool == **previous { Arc::clone(previous) } else { Arc::new(pool) }, entries)
 }
 
@@ -94,8 +94,8 @@ pub fn unresolved_next_hops(tables: &Tables) -> Vec<NeighbourKey> {
 }
 
 /// Whether the sources of the address's family are configured, and no others are used.
-fn is_configured_family(addr: &IpAddr, settings: &Settings) -> bool {
-    settings.snat.addresses.iter().any(|configured| configured.is_ipv4() == addr.is_ipv4())
+fn is_configured_family(addr: &IpAddr, config: &CompileConfig) -> bool {
+    config.snat.addresses.iter().any(|configured| configured.is_ipv4() == addr.is_ipv4())
 }
 
 /// The first address of a family; a link-local one comes last, so it is taken only if there is no other.

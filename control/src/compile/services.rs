@@ -9,7 +9,7 @@ use flowgate_tables::spec::{FrontendSpec, ServiceName, ServiceSpec};
 use flowgate_tables::{FrontendKind, ServiceTable, SnatPool};
 use flowgate_wire::Protocol;
 
-use super::Settings;
+use super::CompileConfig;
 use super::addresses::Surroundings;
 use super::endpoints::{SliceIndex, slices_of};
 use super::subject::Subject;
@@ -54,7 +54,7 @@ impl Compiled {
 pub(super) fn compile(
     desired: &Desired,
     surroundings: &Surroundings,
-    settings: &Settings,
+    config: &CompileConfig,
     memo: &mut ServiceMemo,
     previous: &Arc<ServiceTable>,
 ) -> (Arc<ServiceTable>, Vec<Entry>) {
@@ -73,7 +73,7 @@ pub(super) fn compile(
         let compiled = known
             .filter(|known| known.is_current(&kept.object, slices, endpoints.map(AsRef::as_ref)))
             .unwrap_or_else(|| {
-                let (specs, notes) = compile_one(key, &kept.object, slices, desired, surroundings, settings);
+                let (specs, notes) = compile_one(key, &kept.object, slices, desired, surroundings, config);
                 Compiled {
                     service: Arc::clone(&kept.object),
                     slices: slices.iter().map(|&slice| Arc::clone(slice)).collect(),
@@ -108,13 +108,13 @@ fn compile_one(
     slices: &[&Arc<EndpointSlice>],
     desired: &Desired,
     surroundings: &Surroundings,
-    settings: &Settings,
+    config: &CompileConfig,
 ) -> (Vec<Arc<ServiceSpec>>, Vec<(Severity, String)>) {
     match served(service) {
         Ok(cluster_ips) => {
             let slices = slices_of(key, service, slices, desired);
             let notes = warnings(service, &slices);
-            let subject = Subject { key, service, cluster_ips, slices: &slices, surroundings, settings };
+            let subject = Subject { key, service, cluster_ips, slices: &slices, surroundings, config };
             let specs = subject.specs().into_iter().map(Arc::new).collect();
             (specs, notes.into_iter().map(|note| (Severity::Warning, note)).collect())
         }

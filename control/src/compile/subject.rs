@@ -9,7 +9,7 @@ use flowgate_tables::{EmptyAction, FrontendKind, PerSourceClass, SourceNat};
 use flowgate_wire::L4Port;
 use ipnet::IpNet;
 
-use super::Settings;
+use super::CompileConfig;
 use super::addresses::Surroundings;
 use super::endpoints::{Locality, PortEndpoints};
 use super::policy::{Circumstances, Policy, Role, Scope, policy};
@@ -22,7 +22,7 @@ pub(super) struct Subject<'a> {
     pub(super) cluster_ips: &'a [IpAddr],
     pub(super) slices: &'a [Arc<EndpointSlice>],
     pub(super) surroundings: &'a Surroundings,
-    pub(super) settings: &'a Settings,
+    pub(super) config: &'a CompileConfig,
 }
 
 /// One address and port that clients aim at.
@@ -40,9 +40,9 @@ impl Subject<'_> {
 
     fn spec(&self, port: &ServicePort) -> ServiceSpec {
         let locality = Locality {
-            node: &self.settings.node_name,
+            node: &self.config.node_name,
             zone: self.surroundings.zone.as_deref(),
-            follows_hints: self.settings.role == Role::Node,
+            follows_hints: self.config.role == Role::Node,
         };
         let endpoints = PortEndpoints::new(self.slices, port, locality);
         let mut sets = Sets { endpoints: &endpoints, known: Vec::new(), built: Vec::new() };
@@ -122,8 +122,8 @@ impl Subject<'_> {
             return PerSourceClass::same(Policy { scope: Scope::Cluster, source_nat: SourceNat::Always });
         }
         let around = Circumstances {
-            role: self.settings.role,
-            masquerade_all: self.settings.masquerade_all,
+            role: self.config.role,
+            masquerade_all: self.config.masquerade_all,
             knows_pods: self.surroundings.knows_pods(wanted.addr.is_ipv4()),
         };
         policy(around, wanted.kind, self.service)

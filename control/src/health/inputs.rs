@@ -115,7 +115,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::health::ports::tests::{desired, node};
 
-    /// HealthSnapshot of a process that is well.
+    /// Of a healthy process.
     pub(crate) fn healthy() -> HealthSnapshot {
         let status = Status {
             source: SourceHealth::Synced,

@@ -10,12 +10,12 @@ use crate::config::Config;
 #[expect(clippy::print_stdout, reason = "its report is its output")]
 pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
     let ports = config.snat_ports.clone().collect();
-    let settings = config.settings(ports);
+    let compile_config = config.compile_config(ports);
     let (report, place) = match &config.source {
-        Source::Manifests(dir) => (flowgate_control::check(dir, &settings), dir.display().to_string()),
+        Source::Manifests(dir) => (flowgate_control::check(dir, &compile_config), dir.display().to_string()),
         Source::Kubernetes(cluster) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let report = runtime.block_on(flowgate_control::check_cluster(cluster.clone(), &settings));
+            let report = runtime.block_on(flowgate_control::check_cluster(cluster.clone(), &compile_config));
             (report, cluster.access.to_string())
         }
     };

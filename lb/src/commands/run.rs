@@ -85,7 +85,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         return Err(undo_attach(config, steering, error));
     }
     let reexecutions = Reexecutions::so_far();
-    let settings = config.settings(snat_ports);
+    let compile_config = config.compile_config(snat_ports);
     let (status, status_receiver) = watch::channel(Status::default());
     let (desired, desired_receiver) = watch::channel(Arc::default());
     let (unhealthy_reasons, dataplane_health) = watch::channel(Arc::from([]));
@@ -94,7 +94,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         sync_metrics: SyncMetrics::default(),
         dataplane: dataplane_health,
         desired: desired_receiver,
-        identity: (&settings).into(),
+        identity: (&compile_config).into(),
     };
     let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
@@ -117,7 +117,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let metrics_status = status.clone();
     let control = flowgate_control::run(
         flowgate_control::Config {
-            settings,
+            compile: compile_config,
             source: config.source.clone(),
             interfaces: config.interfaces.clone(),
             requests: request_receiver,

@@ -14,7 +14,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use flowgate_control::model::NetState;
 use flowgate_control::source::manifests;
-use flowgate_control::{LocalPods, NodeAddresses, Role, Settings, compile};
+use flowgate_control::{CompileConfig, LocalPods, NodeAddresses, Role, compile};
 use flowgate_dataplane::pipeline::choose::{Choice, Decision, choose};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{Backend, SourceClass, Tables};
@@ -138,7 +138,7 @@ pub(crate) fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn tables(args: &TraceArgs) -> anyhow::Result<Tables> {
-    let settings = Settings {
+    let compile_config = CompileConfig {
         role: match args.role {
             RoleWord::Gateway => Role::Gateway,
             RoleWord::Node => Role::Node,
@@ -153,18 +153,19 @@ fn tables(args: &TraceArgs) -> anyhow::Result<Tables> {
         },
         masquerade_all: args.masquerade_all,
         node_addresses: NodeAddresses::NodeObject,
-        ..Settings::default()
+        ..CompileConfig::default()
     };
     let snapshot = manifests::read(&args.manifests)
         .with_context(|| format!("--manifests: {}: cannot be read", args.manifests.display()))?;
-    if snapshot.desired.node(&settings.node_name).is_none() {
+    if snapshot.desired.node(&compile_config.node_name).is_none() {
         eprintln!(
             "flowgate: {}: no Node named {:?}: it has no addresses of its own, so no NodePort is served",
             args.manifests.display(),
-            settings.node_name
+            compile_config.node_name
         );
     }
-    let (tables, report) = compile(&snapshot.desired, &NetState::default(), &settings, &Tables::empty());
+    let (tables, report) =
+        compile(&snapshot.desired, &NetState::default(), &compile_config, &Tables::empty());
     for entry in snapshot.findings.iter().chain(&report.entries) {
         eprintln!("flowgate: {}: {entry}", entry.severity.name());
     }

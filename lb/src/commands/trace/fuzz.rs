@@ -3,7 +3,7 @@
 use flowgate_control::model::Desired;
 use flowgate_fuzz::{Rng, Seen, Target, seen};
 
-use super::{LocalPods, NetState, Role, Settings, Tables, compile, read_packet, trace_one};
+use super::{CompileConfig, LocalPods, NetState, Role, Tables, compile, read_packet, trace_one};
 
 const WORDS: &[&[u8]] = &[
     b"\"proto\":\"tcp\"",
@@ -23,13 +23,13 @@ const WORDS: &[&[u8]] = &[
 
 #[test]
 fn whatever_a_line_holds_it_is_traced_or_its_error_is_told() {
-    let settings = Settings {
+    let compile_config = CompileConfig {
         role: Role::Gateway,
         node_name: "n1".into(),
         local_pods: LocalPods::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]),
-        ..Settings::default()
+        ..CompileConfig::default()
     };
-    let (tables, _) = compile(&Desired::default(), &NetState::default(), &settings, &Tables::empty());
+    let (tables, _) = compile(&Desired::default(), &NetState::default(), &compile_config, &Tables::empty());
     let make = |random: &mut Rng| {
         let [a, b] = std::array::from_fn(|_| random.u32(..));
         let (src, dst) = (std::net::Ipv4Addr::from_bits(a), std::net::Ipv4Addr::from_bits(b));
