@@ -64,26 +64,26 @@ pub fn compile(
     config: &CompileConfig,
     previous: &Tables,
 ) -> (Tables, Report) {
-    let surroundings = addresses::Surroundings::new(desired, net, config);
+    let node_context = addresses::NodeContext::new(desired, net, config);
     let mut memo = services::ServiceMemo::default();
     let (services, mut entries) =
-        services::compile(desired, &surroundings, config, &mut memo, &previous.services);
+        services::compile(desired, &node_context, config, &mut memo, &previous.services);
     let (routing, more) = net::compile_routing(net, &previous.routing);
     entries.extend(more);
     let (snat, more) = net::compile_snat(net, config, &previous.snat);
     entries.extend(more);
     entries.extend(services::snat_overlaps(desired, &services, &snat));
-    let sources = compile_sources(&surroundings, &previous.sources);
+    let sources = compile_sources(&node_context, &previous.sources);
     let next = Tables { generation: 0, services, routing, snat, sources };
     (next_generation(previous, next), Report { entries })
 }
 
 /// Who is a pod of this node and who is the node; `previous` itself if that did not change.
 fn compile_sources(
-    surroundings: &addresses::Surroundings,
+    node_context: &addresses::NodeContext,
     previous: &Arc<SourceClassifier>,
 ) -> Arc<SourceClassifier> {
-    let sources = SourceClassifier::new(surroundings.pods.clone(), surroundings.own.iter().copied());
+    let sources = SourceClassifier::new(node_context.pods.clone(), node_context.own.iter().copied());
     if sources == **previous { Arc::clone(previous) } else { Arc::new(sources) }
 }
 

@@ -53,7 +53,7 @@ pub enum LocalPods {
 
 /// What this machine's place in the network and the cluster means for every Service.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub(super) struct Surroundings {
+pub(super) struct NodeContext {
     /// Addresses that serve NodePorts, ascending.
     pub(super) nodeport_addresses: Vec<IpAddr>,
     /// Whether 127.0.0.1 serves NodePorts (P308).
@@ -70,7 +70,7 @@ pub(super) struct Surroundings {
     pub(super) service_cidrs: Vec<IpNet>,
 }
 
-impl Surroundings {
+impl NodeContext {
     pub(super) fn new(desired: &Desired, net: &NetState, config: &CompileConfig) -> Self {
         let node = desired.node(&config.node_name);
         let of_node = || node.map(|node| node.addresses.clone()).unwrap_or_default();

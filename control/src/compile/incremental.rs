@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flowgate_tables::Tables;
 
-use super::addresses::Surroundings;
+use super::addresses::NodeContext;
 use super::services::ServiceMemo;
 use super::{CompileConfig, compile_sources, net, next_generation, services};
 use crate::model::{Desired, NetState};
@@ -25,7 +25,7 @@ pub struct Compiler {
 #[derive(Debug)]
 struct Last {
     desired: Arc<Desired>,
-    surroundings: Surroundings,
+    node_context: NodeContext,
     entries: Vec<Entry>,
 }
 
@@ -53,27 +53,27 @@ impl Compiler {
 
     /// As [`super::compile`]. A `desired` that is the same `Arc` as before is taken to be unchanged.
     pub fn compile(&mut self, desired: &Arc<Desired>, net: &NetState) -> (Tables, Report) {
-        let surroundings = Surroundings::new(desired, net, &self.config);
+        let node_context = NodeContext::new(desired, net, &self.config);
         let known = self
             .last
             .take()
-            .filter(|last| Arc::ptr_eq(&last.desired, desired) && last.surroundings == surroundings);
+            .filter(|last| Arc::ptr_eq(&last.desired, desired) && last.node_context == node_context);
         let known_services = known.is_some();
         let (services, last) = match known {
             Some(last) => (Arc::clone(&self.tables.services), last),
             None => {
                 let (services, entries) = services::compile(
                     desired,
-                    &surroundings,
+                    &node_context,
                     &self.config,
                     &mut self.memo,
                     &self.tables.services,
                 );
-                (services, Last { desired: Arc::clone(desired), surroundings, entries })
+                (services, Last { desired: Arc::clone(desired), node_context, entries })
             }
         };
         let mut entries = last.entries.clone();
-        let sources = compile_sources(&last.surroundings, &self.tables.sources);
+        let sources = compile_sources(&last.node_context, &self.tables.sources);
         self.last = Some(last);
         let (routing, more) = net::compile_routing(net, &self.tables.routing);
         entries.extend(more);

@@ -10,7 +10,7 @@ use flowgate_tables::{FrontendKind, ServiceTable, SnatPool};
 use flowgate_wire::Protocol;
 
 use super::CompileConfig;
-use super::addresses::Surroundings;
+use super::addresses::NodeContext;
 use super::endpoints::{SliceIndex, slices_of};
 use super::subject::Subject;
 use crate::model::{
@@ -21,7 +21,7 @@ use crate::report::{Entry, ObjectRef, Severity};
 /// What was made of each Service, kept for as long as nothing changes that it was made from.
 #[derive(Debug, Default)]
 pub(super) struct ServiceMemo {
-    surroundings: Surroundings,
+    node_context: NodeContext,
     by_service: BTreeMap<Key, Compiled>,
 }
 
@@ -53,13 +53,13 @@ impl Compiled {
 /// the very same objects before are taken from `memo`.
 pub(super) fn compile(
     desired: &Desired,
-    surroundings: &Surroundings,
+    node_context: &NodeContext,
     config: &CompileConfig,
     memo: &mut ServiceMemo,
     previous: &Arc<ServiceTable>,
 ) -> (Arc<ServiceTable>, Vec<Entry>) {
-    if memo.surroundings != *surroundings {
-        *memo = ServiceMemo { surroundings: surroundings.clone(), ..ServiceMemo::default() };
+    if memo.node_context != *node_context {
+        *memo = ServiceMemo { node_context: node_context.clone(), ..ServiceMemo::default() };
     }
     let index = SliceIndex::new(desired);
     let mut by_service = BTreeMap::new();
@@ -73,7 +73,7 @@ pub(super) fn compile(
         let compiled = known
             .filter(|known| known.is_current(&kept.object, slices, endpoints.map(AsRef::as_ref)))
             .unwrap_or_else(|| {
-                let (specs, notes) = compile_one(key, &kept.object, slices, desired, surroundings, config);
+                let (specs, notes) = compile_one(key, &kept.object, slices, desired, node_context, config);
                 Compiled {
                     service: Arc::clone(&kept.object),
                     slices: slices.iter().map(|&slice| Arc::clone(slice)).collect(),
@@ -93,7 +93,7 @@ pub(super) fn compile(
         by_service.insert(key.clone(), compiled);
     }
     memo.by_service = by_service;
-    let (table, errors) = ServiceTable::build(previous, specs, surroundings.service_cidrs.clone());
+    let (table, errors) = ServiceTable::build(previous, specs, node_context.service_cidrs.clone());
     entries.extend(errors.iter().map(|error| refusal(desired, error)));
     let unchanged = table.services().len() == previous.services().len()
         && table.service_cidrs() == previous.service_cidrs()
@@ -107,14 +107,14 @@ fn compile_one(
     service: &Service,
     slices: &[&Arc<EndpointSlice>],
     desired: &Desired,
-    surroundings: &Surroundings,
+    node_context: &NodeContext,
     config: &CompileConfig,
 ) -> (Vec<Arc<ServiceSpec>>, Vec<(Severity, String)>) {
     match served(service) {
         Ok(cluster_ips) => {
             let slices = slices_of(key, service, slices, desired);
             let notes = warnings(service, &slices);
-            let subject = Subject { key, service, cluster_ips, slices: &slices, surroundings, config };
+            let subject = Subject { key, service, cluster_ips, slices: &slices, node_context, config };
             let specs = subject.specs().into_iter().map(Arc::new).collect();
             (specs, notes.into_iter().map(|note| (Severity::Warning, note)).collect())
         }

@@ -10,7 +10,7 @@ use flowgate_wire::L4Port;
 use ipnet::IpNet;
 
 use super::CompileConfig;
-use super::addresses::Surroundings;
+use super::addresses::NodeContext;
 use super::endpoints::{Locality, PortEndpoints};
 use super::policy::{Circumstances, Policy, Role, Scope, policy};
 use crate::model::{Affinity, EndpointSlice, IngressMode, Key, Service, ServicePort};
@@ -21,7 +21,7 @@ pub(super) struct Subject<'a> {
     pub(super) service: &'a Service,
     pub(super) cluster_ips: &'a [IpAddr],
     pub(super) slices: &'a [Arc<EndpointSlice>],
-    pub(super) surroundings: &'a Surroundings,
+    pub(super) node_context: &'a NodeContext,
     pub(super) config: &'a CompileConfig,
 }
 
@@ -41,7 +41,7 @@ impl Subject<'_> {
     fn spec(&self, port: &ServicePort) -> ServiceSpec {
         let locality = Locality {
             node: &self.config.node_name,
-            zone: self.surroundings.zone.as_deref(),
+            zone: self.node_context.zone.as_deref(),
             follows_hints: self.config.role == Role::Node,
         };
         let endpoints = PortEndpoints::new(self.slices, port, locality);
@@ -102,8 +102,8 @@ impl Subject<'_> {
         want(FrontendKind::LoadBalancer, &self.load_balancer_ips(), port.port);
         want(FrontendKind::ExternalIp, &self.service.external_ips, port.port);
         if let Some(number) = port.node_port {
-            want(FrontendKind::NodePort, &self.surroundings.nodeport_addresses, number);
-            if self.surroundings.localhost_nodeports {
+            want(FrontendKind::NodePort, &self.node_context.nodeport_addresses, number);
+            if self.node_context.localhost_nodeports {
                 want(FrontendKind::NodePort, &[LOCALHOST], number);
             }
         }
@@ -124,7 +124,7 @@ impl Subject<'_> {
         let around = Circumstances {
             role: self.config.role,
             masquerade_all: self.config.masquerade_all,
-            knows_pods: self.surroundings.knows_pods(wanted.addr.is_ipv4()),
+            knows_pods: self.node_context.knows_pods(wanted.addr.is_ipv4()),
         };
         policy(around, wanted.kind, self.service)
     }
@@ -134,7 +134,7 @@ impl Subject<'_> {
         let ipv4 = wanted.addr.is_ipv4();
         if wanted.addr == LOCALHOST {
             // P308: what comes to 127.0.0.0/8 from elsewhere is dropped.
-            let own = self.surroundings.own.iter().filter(|ip| ip.is_ipv4()).map(|&ip| IpNet::from(ip));
+            let own = self.node_context.own.iter().filter(|ip| ip.is_ipv4()).map(|&ip| IpNet::from(ip));
             return Some(std::iter::once(LOOPBACK).chain(own).collect());
         }
         if wanted.kind != FrontendKind::LoadBalancer {
@@ -146,7 +146,7 @@ impl Subject<'_> {
         if ranges.is_empty() || ranges.iter().any(|net| net.prefix_len() == 0) {
             return None;
         }
-        let primary = self.surroundings.primary.iter().find(|ip| ip.is_ipv4() == ipv4);
+        let primary = self.node_context.primary.iter().find(|ip| ip.is_ipv4() == ipv4);
         if primary.is_some_and(|ip| ranges.iter().any(|net| net.contains(ip))) {
             let own = self.load_balancer_ips().into_iter().filter(|ip| ip.is_ipv4() == ipv4);
             ranges.extend(own.map(IpNet::from));
