@@ -6,8 +6,8 @@ mod endpoints;
 mod incremental;
 mod net;
 mod policy;
+mod service_compiler;
 mod services;
-mod subject;
 
 use std::sync::Arc;
 

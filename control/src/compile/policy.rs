@@ -33,7 +33,7 @@ pub(super) struct Policy {
 
 /// What decides besides the Service.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Circumstances {
+pub(super) struct PolicyInput {
     pub(super) role: Role,
     /// Everything to cluster IPs is masqueraded.
     pub(super) masquerade_all: bool,
@@ -42,10 +42,10 @@ pub(super) struct Circumstances {
 }
 
 /// The policy for one kind of frontend of a Service, by who sends.
-pub(super) fn policy(around: Circumstances, kind: FrontendKind, service: &Service) -> PerSourceClass<Policy> {
-    match around.role {
+pub(super) fn policy(input: PolicyInput, kind: FrontendKind, service: &Service) -> PerSourceClass<Policy> {
+    match input.role {
         Role::Gateway => PerSourceClass::same(on_a_gateway(kind, service)),
-        Role::Node => on_a_node(around, kind, service),
+        Role::Node => on_a_node(input, kind, service),
     }
 }
 
@@ -57,7 +57,7 @@ fn on_a_gateway(kind: FrontendKind, service: &Service) -> Policy {
     Policy { scope: Scope::Cluster, source_nat }
 }
 
-fn on_a_node(around: Circumstances, kind: FrontendKind, service: &Service) -> PerSourceClass<Policy> {
+fn on_a_node(input: PolicyInput, kind: FrontendKind, service: &Service) -> PerSourceClass<Policy> {
     let of = |scope, source_nat| Policy { scope, source_nat };
     match kind {
         FrontendKind::ClusterIp => {
@@ -65,8 +65,8 @@ fn on_a_node(around: Circumstances, kind: FrontendKind, service: &Service) -> Pe
             let scope = scope_of(service.internal_policy);
             let masquerade = |yes| of(scope, if yes { SourceNat::Always } else { SourceNat::PreserveClient });
             // P603, P604
-            let others = masquerade(around.masquerade_all || around.knows_pods);
-            PerSourceClass { outside: others, node: others, pod: masquerade(around.masquerade_all) }
+            let others = masquerade(input.masquerade_all || input.knows_pods);
+            PerSourceClass { outside: others, node: others, pod: masquerade(input.masquerade_all) }
         }
         // P322: internalTrafficPolicy says nothing here.
         FrontendKind::NodePort | FrontendKind::ExternalIp | FrontendKind::LoadBalancer => {

@@ -12,7 +12,7 @@ use flowgate_wire::Protocol;
 use super::CompileConfig;
 use super::addresses::NodeContext;
 use super::endpoints::{SliceIndex, slices_of};
-use super::subject::Subject;
+use super::service_compiler::ServiceCompiler;
 use crate::model::{
     ClusterAddress, Desired, EndpointSlice, Endpoints, Kept, Key, Service, ServicePort, ServiceType,
 };
@@ -114,8 +114,9 @@ fn compile_one(
         Ok(cluster_ips) => {
             let slices = slices_of(key, service, slices, desired);
             let notes = warnings(service, &slices);
-            let subject = Subject { key, service, cluster_ips, slices: &slices, node_context, config };
-            let specs = subject.specs().into_iter().map(Arc::new).collect();
+            let compiler =
+                ServiceCompiler { key, service, cluster_ips, slices: &slices, node_context, config };
+            let specs = compiler.specs().into_iter().map(Arc::new).collect();
             (specs, notes.into_iter().map(|note| (Severity::Warning, note)).collect())
         }
         Err(Some(warning)) => (Vec::new(), vec![(Severity::Warning, warning.to_owned())]),

@@ -12,11 +12,11 @@ use ipnet::IpNet;
 use super::CompileConfig;
 use super::addresses::NodeContext;
 use super::endpoints::{Locality, PortEndpoints};
-use super::policy::{Circumstances, Policy, Role, Scope, policy};
+use super::policy::{Policy, PolicyInput, Role, Scope, policy};
 use crate::model::{Affinity, EndpointSlice, IngressMode, Key, Service, ServicePort};
 
 /// A Service that is served.
-pub(super) struct Subject<'a> {
+pub(super) struct ServiceCompiler<'a> {
     pub(super) key: &'a Key,
     pub(super) service: &'a Service,
     pub(super) cluster_ips: &'a [IpAddr],
@@ -32,7 +32,7 @@ struct Wanted {
     port: u16,
 }
 
-impl Subject<'_> {
+impl ServiceCompiler<'_> {
     /// One description per port.
     pub(super) fn specs(&self) -> Vec<ServiceSpec> {
         self.service.ports.iter().map(|port| self.spec(port)).collect()
@@ -121,12 +121,12 @@ impl Subject<'_> {
             // P308: whatever the policies.
             return PerSourceClass::same(Policy { scope: Scope::Cluster, source_nat: SourceNat::Always });
         }
-        let around = Circumstances {
+        let input = PolicyInput {
             role: self.config.role,
             masquerade_all: self.config.masquerade_all,
             knows_pods: self.node_context.knows_pods(wanted.addr.is_ipv4()),
         };
-        policy(around, wanted.kind, self.service)
+        policy(input, wanted.kind, self.service)
     }
 
     /// Who may reach a frontend; none for everybody.
