@@ -20,6 +20,6 @@ pub use kind::Kind;
 pub use net::NetState;
 pub use node::{Namespace, Node, ServiceCidr};
 pub use service::{
-    Affinity, ClusterAddress, HiddenBy, Ingress, IngressMode, Service, ServicePort, ServiceType, TargetPort,
-    TrafficPolicy,
+    Affinity, ClusterAddress, ExcludedBy, Ingress, IngressMode, Service, ServicePort, ServiceType,
+    TargetPort, TrafficPolicy,
 };

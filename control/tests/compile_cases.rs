@@ -41,7 +41,7 @@ cases! { Role::Gateway;
     without_endpoints_connections_are_refused => no_endpoints
     without_ready_endpoints_those_that_still_serve_are_used => terminating_fallback
     headless_unassigned_and_external_name_services_are_not_served => never_served
-    labelled_services_and_slices_are_invisible => hidden_by_label
+    labelled_services_and_slices_are_invisible => excluded_by_label
     bad_services_are_refused_with_all_reasons_and_spoil_no_other => bad_services_next_to_a_good_one
     bad_objects_of_every_kind_are_named_and_the_rest_goes_on => bad_objects_of_every_kind
     of_an_object_that_is_there_twice_the_first_counts => duplicates

@@ -20,8 +20,8 @@ impl<'a> SliceIndex<'a> {
     pub(super) fn new(desired: &'a Desired) -> Self {
         let mut by_service: HashMap<(&str, &str), Vec<&Arc<EndpointSlice>>> = HashMap::new();
         for (key, slice) in desired.slices() {
-            // P102, P103: a slice can be hidden by itself. P112: names are not served.
-            if slice.object.hidden_by.is_some() || slice.object.family == SliceFamily::Fqdn {
+            // P102, P103: a slice can be excluded by a label of its own. P112: names are not served.
+            if slice.object.excluded_by.is_some() || slice.object.family == SliceFamily::Fqdn {
                 continue;
             }
             if let Some(service) = &slice.object.service {
@@ -50,7 +50,7 @@ pub(super) fn slices_of(
         && !service.has_selector
         && !mirrored
         && !object.skip_mirror
-        && object.hidden_by.is_none()
+        && object.excluded_by.is_none()
     {
         slices.extend(object.mirrored(&key.name).into_iter().map(Arc::new));
     }

@@ -145,7 +145,7 @@ pub(super) fn snat_overlaps(desired: &Desired, services: &ServiceTable, snat: &S
 /// The cluster IPs of a Service that is served, or the reason for a silence that needs one.
 fn served(service: &Service) -> Result<&[IpAddr], Option<&'static str>> {
     // P102, P103, P106
-    if service.hidden_by.is_some() || service.service_type == ServiceType::ExternalName {
+    if service.excluded_by.is_some() || service.service_type == ServiceType::ExternalName {
         return Err(None);
     }
     match &service.cluster {

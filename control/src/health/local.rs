@@ -67,7 +67,7 @@ pub fn no_local_endpoints(desired: &Desired, identity: &Identity) -> NoLocalEndp
         return found;
     }
     let is_local = |service: &Service| {
-        service.hidden_by.is_none()
+        service.excluded_by.is_none()
             && (service.internal_policy == TrafficPolicy::Local || external_local(service))
     };
     let concerned = |key: &Key| desired.services().get(key).is_some_and(|kept| is_local(&kept.object));
@@ -144,7 +144,7 @@ fn slices_of<'a>(desired: &'a Desired, matters: impl Fn(&Key) -> bool) -> BTreeM
         return by_service;
     }
     for (key, Kept { object: slice, .. }) in desired.slices() {
-        if slice.hidden_by.is_none()
+        if slice.excluded_by.is_none()
             && slice.family != SliceFamily::Fqdn
             && let Some(service) = &slice.service
             && let Some(list) = by_service.get_mut(&Key::new(&key.namespace, service))
@@ -157,7 +157,7 @@ fn slices_of<'a>(desired: &'a Desired, matters: impl Fn(&Key) -> bool) -> BTreeM
         let mirrored = list.iter().any(|slice| slice.get().is_mirror);
         if let Some(Kept { object, .. }) = desired.endpoints().get(key)
             && !(has_selector || mirrored || object.skip_mirror)
-            && object.hidden_by.is_none()
+            && object.excluded_by.is_none()
         {
             list.extend(object.mirrored(&key.name).into_iter().map(Slice::Mirrored));
         }

@@ -81,7 +81,7 @@ pub fn wanted(desired: &Desired, net: &NetState, identity: &Identity) -> Wanted 
 fn health_port(service: &Service) -> Option<u16> {
     let has = service.service_type == ServiceType::LoadBalancer
         && service.external_policy == TrafficPolicy::Local
-        && service.hidden_by.is_none()
+        && service.excluded_by.is_none()
         && matches!(service.cluster, ClusterAddress::Assigned(_));
     service.health_check_node_port.filter(|&port| has && port != 0)
 }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use flowgate_wire::Protocol;
 use serde::{Deserialize, Serialize};
 
-use super::HiddenBy;
+use super::ExcludedBy;
 
 /// `addressType` of an EndpointSlice (P112).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,8 +74,9 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
     /// Its ports, without those that have no number (P114).
     pub ports: Vec<EndpointPort>,
-    /// What keeps it from counting, if anything does.
-    pub hidden_by: Option<HiddenBy>,
+    /// The label that excludes it from being served, if it has one.
+    #[serde(rename = "hidden_by")] // As in files that were saved under the name before.
+    pub excluded_by: Option<ExcludedBy>,
     /// When the change that it tells of happened, as its controller saw it (P1203).
     pub triggered_at: Option<SystemTime>,
 }
@@ -109,8 +110,8 @@ pub struct Endpoints {
     pub subsets: Vec<Subset>,
     /// Whether label or annotation keep it from being mirrored (P118).
     pub skip_mirror: bool,
-    /// What would hide its mirror, if anything does: labels are copied.
-    pub hidden_by: Option<HiddenBy>,
+    /// The label that excludes its mirror from being served, if it has one: labels are copied.
+    pub excluded_by: Option<ExcludedBy>,
 }
 
 impl Endpoints {
@@ -129,7 +130,7 @@ impl Endpoints {
                         family,
                         endpoints,
                         ports: subset.ports.clone(),
-                        hidden_by: self.hidden_by,
+                        excluded_by: self.excluded_by,
                         triggered_at: None,
                     });
                 }
@@ -171,7 +172,7 @@ mod tests {
             hostname: None,
         };
         let subset = Subset { addresses: (0..1200).map(address).collect(), ports: vec![] };
-        let endpoints = Endpoints { subsets: vec![subset], skip_mirror: false, hidden_by: None };
+        let endpoints = Endpoints { subsets: vec![subset], skip_mirror: false, excluded_by: None };
         let slices = endpoints.mirrored("db");
         assert_eq!(slices.iter().map(|s| s.endpoints.len()).collect::<Vec<_>>(), [500, 500]);
         assert_eq!(slices[1].family, SliceFamily::V6);

@@ -98,9 +98,9 @@ pub enum Affinity {
     ClientIp(Duration),
 }
 
-/// The label that keeps an object from being served.
+/// A label that excludes an object from being served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum HiddenBy {
+pub enum ExcludedBy {
     /// `service.kubernetes.io/service-proxy-name`: another proxy serves it (P102).
     ServiceProxyName,
     /// `service.kubernetes.io/headless` (P103).
@@ -134,6 +134,7 @@ pub struct Service {
     pub source_ranges: Vec<IpNet>,
     /// `spec.healthCheckNodePort`.
     pub health_check_node_port: Option<u16>,
-    /// What keeps it from being served, if anything does.
-    pub hidden_by: Option<HiddenBy>,
+    /// The label that excludes it from being served, if it has one.
+    #[serde(rename = "hidden_by")] // As in files that were saved under the name before.
+    pub excluded_by: Option<ExcludedBy>,
 }

@@ -121,7 +121,7 @@ mod tests {
             family: SliceFamily::V4,
             endpoints: vec![],
             ports: vec![],
-            hidden_by: None,
+            excluded_by: None,
             triggered_at: seconds.map(|s| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(s)),
         }
     }

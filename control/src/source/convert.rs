@@ -17,7 +17,7 @@ pub use node::{namespace, node, service_cidr};
 pub use object::object;
 pub use service::service;
 
-use crate::model::HiddenBy;
+use crate::model::ExcludedBy;
 use crate::report::Severity;
 
 /// What was found while one object was read.
@@ -53,12 +53,12 @@ impl Findings {
     }
 }
 
-fn hidden_by(metadata: &ObjectMeta) -> Option<HiddenBy> {
+fn excluded_by(metadata: &ObjectMeta) -> Option<ExcludedBy> {
     let has = |label: &str| metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label));
     if has("service.kubernetes.io/service-proxy-name") {
-        Some(HiddenBy::ServiceProxyName)
+        Some(ExcludedBy::ServiceProxyName)
     } else if has("service.kubernetes.io/headless") {
-        Some(HiddenBy::Headless)
+        Some(ExcludedBy::Headless)
     } else {
         None
     }

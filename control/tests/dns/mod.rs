@@ -222,7 +222,7 @@ pub(crate) fn service(cluster: ClusterAddress) -> Service {
         affinity: Affinity::None,
         source_ranges: Vec::new(),
         health_check_node_port: None,
-        hidden_by: None,
+        excluded_by: None,
     }
 }
 
@@ -255,7 +255,7 @@ pub(crate) fn slice(service: &str, addresses: impl IntoIterator<Item = IpAddr>) 
             port: 80,
             app_protocol: None,
         }],
-        hidden_by: None,
+        excluded_by: None,
         triggered_at: None,
     }
 }

@@ -280,7 +280,7 @@ mod tests {
             Op::Manual { namespace, name, addresses } => {
                 let addresses = addresses.iter().map(|n| testing::address(ip(n))).collect();
                 let subsets = vec![Subset { addresses, ports: Vec::new() }];
-                let endpoints = Endpoints { subsets, skip_mirror: false, hidden_by: None };
+                let endpoints = Endpoints { subsets, skip_mirror: false, excluded_by: None };
                 put(desired, *namespace, *name, Object::Endpoints(Arc::new(endpoints)));
             }
             Op::Namespace(name) => {

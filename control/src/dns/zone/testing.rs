@@ -21,7 +21,7 @@ pub(super) fn service(cluster: ClusterAddress, has_selector: bool) -> Service {
         affinity: Affinity::None,
         source_ranges: Vec::new(),
         health_check_node_port: None,
-        hidden_by: None,
+        excluded_by: None,
     }
 }
 
@@ -41,7 +41,7 @@ pub(super) fn slice(service: Option<&str>, addresses: impl Iterator<Item = IpAdd
         family: SliceFamily::V4,
         endpoints: addresses.map(endpoint).collect(),
         ports: Vec::new(),
-        hidden_by: None,
+        excluded_by: None,
         triggered_at: None,
     }
 }

@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{EndpointSubset as RawSubset, Endpoints as RawEndpoints};
 use k8s_openapi::api::discovery::v1::{Endpoint as RawEndpoint, EndpointSlice as RawSlice};
 
-use super::{Findings, hidden_by, values};
+use super::{Findings, excluded_by, values};
 use crate::model::{
     Endpoint, EndpointAddress, EndpointPort, EndpointSlice, Endpoints, Hints, SliceFamily, Subset,
 };
@@ -52,7 +52,7 @@ pub fn endpoint_slice(raw: &RawSlice, findings: &mut Findings) -> EndpointSlice 
         family,
         endpoints: list,
         ports,
-        hidden_by: hidden_by(&raw.metadata),
+        excluded_by: excluded_by(&raw.metadata),
         triggered_at: trigger.and_then(|text| values::time(text)),
     }
 }
@@ -72,7 +72,7 @@ pub fn endpoints(raw: &RawEndpoints, findings: &mut Findings) -> Endpoints {
         .annotations
         .as_ref()
         .is_some_and(|annotations| annotations.contains_key("control-plane.alpha.kubernetes.io/leader"));
-    Endpoints { subsets, skip_mirror: skipped || leader, hidden_by: hidden_by(&raw.metadata) }
+    Endpoints { subsets, skip_mirror: skipped || leader, excluded_by: excluded_by(&raw.metadata) }
 }
 
 fn one_endpoint(

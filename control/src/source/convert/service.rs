@@ -7,7 +7,7 @@ use flowgate_wire::Protocol;
 use k8s_openapi::api::core::v1::{Service as Raw, ServicePort as RawPort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Findings, hidden_by, values};
+use super::{Findings, excluded_by, values};
 use crate::model::{
     Affinity, ClusterAddress, Ingress, IngressMode, Service, ServicePort, ServiceType, TargetPort,
     TrafficPolicy,
@@ -51,7 +51,7 @@ pub fn service(raw: &Raw, findings: &mut Findings) -> Service {
         source_ranges: ranges,
         health_check_node_port: health
             .and_then(|port| findings.ok("spec.healthCheckNodePort", values::port(port))),
-        hidden_by: hidden_by(&raw.metadata),
+        excluded_by: excluded_by(&raw.metadata),
     }
 }
 
