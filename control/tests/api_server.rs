@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use flowgate_control::model::{Desired, Key};
-use flowgate_control::source::kube::{self, Access, Config, Pace, Scope};
+use flowgate_control::source::kube::{self, Access, Config, Scope, WatchTimeouts};
 use flowgate_control::source::{SourceEvent, SourceHealth};
 use flowgate_control::{Entry, ObjectRef};
 use serde_json::{Value, json};
@@ -17,13 +17,13 @@ use tokio::time::timeout;
 
 use fake_api::{CIDRS, FakeApi, Lists, NODES, SERVICES, SLICES};
 
-const QUICK: Pace = Pace {
-    answer: Duration::from_secs(2),
+const QUICK: WatchTimeouts = WatchTimeouts {
+    response: Duration::from_secs(2),
     watch: Duration::from_secs(60),
-    list_silence: Duration::from_secs(5),
-    shortest_wait: Duration::from_millis(20),
-    longest_wait: Duration::from_millis(100),
-    absent: Duration::from_secs(60),
+    list_idle: Duration::from_secs(5),
+    backoff_min: Duration::from_millis(20),
+    backoff_max: Duration::from_millis(100),
+    absent_retry: Duration::from_secs(60),
 };
 
 fn config(api: &FakeApi) -> Config {
@@ -32,7 +32,7 @@ fn config(api: &FakeApi) -> Config {
         scope: Scope::Served,
         node_name: Some("edge".into()),
         snapshot: None,
-        pace: QUICK,
+        timeouts: QUICK,
     }
 }
 
@@ -205,8 +205,8 @@ async fn a_server_that_does_not_stream_lists_is_asked_for_pages() {
         for name in ["c", "d", "e"] {
             api.put(SERVICES, service(name, 80));
         }
-        let pace = Pace { list_silence: Duration::from_millis(300), ..QUICK };
-        let mut watched = Watched::start(Config { pace, ..config(&api) });
+        let timeouts = WatchTimeouts { list_idle: Duration::from_millis(300), ..QUICK };
+        let mut watched = Watched::start(Config { timeouts, ..config(&api) });
         watched.synced().await;
         assert_eq!(watched.services(), ["a", "b", "c", "d", "e"], "{lists:?}");
         assert_eq!(api.asked(SERVICES, "continue="), 2, "{lists:?}: three pages of two");
@@ -300,8 +300,8 @@ async fn an_expired_version_means_a_new_list_and_what_vanished_meanwhile_vanishe
 #[tokio::test]
 async fn a_server_that_says_nothing_any_more_is_noticed() {
     let api = server().await;
-    let pace = Pace { watch: Duration::from_secs(2), ..QUICK };
-    let mut watched = Watched::start(Config { pace, ..config(&api) });
+    let timeouts = WatchTimeouts { watch: Duration::from_secs(2), ..QUICK };
+    let mut watched = Watched::start(Config { timeouts, ..config(&api) });
     watched.synced().await;
     // This server never ends a watch, as one whose machine has lost its power.
     watched.stale("said nothing for").await;

@@ -1,22 +1,32 @@
-//! The live Kubernetes API. Only lists and watches; never writes to the API.
+//! Source: a live Kubernetes API, by list and watch. Only reads.
 //!
-//! Watched are Services, EndpointSlices, ServiceCIDRs and this machine's own Node (P101), each for itself,
-//! with the labels that kube-proxy honours (P102, P103). The first set of objects is sent when all lists are
-//! in (P1001); from then on changes are sent object by object, and a new list after a loss is compared with
-//! what was known. While the API server is away the last set stays in force, and the health says since when
-//! and why (P1002).
+//! Watched are Services, EndpointSlices, ServiceCIDRs and this machine's own Node (P101), each collection by a
+//! [`reflector`] of its own, with the label selectors of kube-proxy (P102, P103). The first set of objects is sent
+//! once all first lists are complete (P1001). From then on changes are sent object by object, and a new list after an
+//! interruption is compared with what was known. While the API server is away the last set stays in force, and the
+//! source's health has the time and the reason (P1002).
 //!
-//! The set is also saved to a file. A restart begins with what the file holds until the lists are in.
+//! The set is also saved to a file. After a restart what the file holds is served until the lists are complete.
+//!
+//! Why not kube-runtime's `watcher`, as of 5.0.0:
+//! - When the server refuses to start a watch with HTTP status 410 (the version is too old), the watcher tries again
+//!   with the same version for ever, and never lists anew.
+//! - Its streamed lists begin at version "0", which any server may answer from an old cache: endpoints that are gone
+//!   could come back. Its paged lists do not, but cost the server much more memory.
+//! - It does not fall back from streamed to paged lists for servers that cannot stream (before Kubernetes 1.32).
+//!
+//! The rest (time limits, an object that cannot be read) could be had with its settings.
 
 mod access;
+mod api_health;
 mod backoff;
 mod connection;
 mod error;
-mod follow;
-mod health;
+mod error_chain;
+mod reflector;
 mod resource;
-mod saved;
-mod saving;
+mod snapshot_file;
+mod snapshot_writer;
 mod store;
 
 use std::path::PathBuf;
@@ -25,28 +35,28 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 pub use self::access::{Access, AccessError};
-pub use self::follow::Pace;
+pub use self::reflector::WatchTimeouts;
 
-use self::follow::{News, follow};
-use self::health::Contacts;
+use self::api_health::ApiHealth;
+use self::reflector::{CollectionEvent, reflect};
 use self::resource::Resource;
-use self::saving::Saving;
+use self::snapshot_writer::SnapshotWriter;
 use self::store::Store;
 use super::{Snapshot, SourceEvent, SourceHealth};
 
-/// Which cluster, and what of it.
+/// Which cluster, and which of its objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where the API server is found.
+    /// Address and credentials of the API server.
     pub access: Access,
     /// Which Services.
     pub scope: Scope,
-    /// The name of this machine's Node object; none if there is none to watch.
+    /// The name of this machine's Node object; `None` watches no Node.
     pub node_name: Option<String>,
-    /// Where the last good state is saved; none if it is not.
+    /// The file that the last good state is saved to; `None` saves nothing.
     pub snapshot: Option<PathBuf>,
-    /// How patient to be.
-    pub pace: Pace,
+    /// Time limits and back-off.
+    pub timeouts: WatchTimeouts,
 }
 
 /// Which Services, with their endpoints.
@@ -55,19 +65,19 @@ pub enum Scope {
     /// Those that can be served (P103).
     #[default]
     Served,
-    /// All: DNS answers also for headless ones, and for those that another proxy serves.
+    /// All: DNS also answers for headless ones, and for those that another proxy serves.
     Named,
 }
 
-/// Sends the objects of a cluster and every change, until nobody listens any more.
+/// Sends the objects of a cluster and every change, until the receiver is dropped.
 pub async fn watch(config: Config, events: mpsc::Sender<SourceEvent>) {
     let resources = Resource::all(config.scope, config.node_name.as_deref());
     let kinds: Vec<_> = resources.iter().map(|resource| resource.kind).collect();
-    let (mut saving, saved) = Saving::begin(config.snapshot, &config.access).await;
-    let mut contacts = Contacts::new(kinds.iter().copied(), saved.as_ref().map(|saved| saved.at));
-    let mut health = contacts.health();
+    let (mut writer, saved) = SnapshotWriter::begin(config.snapshot, &config.access).await;
+    let mut api_health = ApiHealth::new(kinds.iter().copied(), saved.as_ref().map(|saved| saved.at));
+    let mut health = api_health.health();
     if let Some(saved) = &saved {
-        // The health first: these objects must not pass for the API server's.
+        // The health first: nobody may take saved objects for those of the API server.
         let snapshot = Snapshot { desired: saved.desired.clone(), ..Snapshot::default() };
         for event in [SourceEvent::Health(health.clone()), SourceEvent::Replace(snapshot)] {
             if events.send(event).await.is_err() {
@@ -76,31 +86,32 @@ pub async fn watch(config: Config, events: mpsc::Sender<SourceEvent>) {
         }
     }
     let mut store = Store::new(saved.map(|saved| saved.desired).unwrap_or_default(), kinds);
-    let (sender, mut news) = mpsc::channel(NEWS_WAITING);
-    // Dropping the set ends them.
-    let mut followers = JoinSet::new();
+    let (sender, mut received) = mpsc::channel(BATCH_MAX);
+    // Dropping the set aborts the reflectors.
+    let mut reflectors = JoinSet::new();
     for resource in resources {
-        followers.spawn(follow(resource, config.access.clone(), config.pace, sender.clone()));
+        reflectors.spawn(reflect(resource, config.access.clone(), config.timeouts, sender.clone()));
     }
     drop(sender);
     let mut batch = Vec::new();
     loop {
         tokio::select! {
             () = events.closed() => return,
-            received = news.recv_many(&mut batch, NEWS_WAITING) => if received == 0 { return },
-            () = saving.due() => saving.save(store.desired()).await,
+            count = received.recv_many(&mut batch, BATCH_MAX) => if count == 0 { return },
+            () = writer.due() => writer.save(store.desired()).await,
         }
-        for News { kind, what } in batch.drain(..) {
-            contacts.take(kind, &what);
-            store.take(kind, what);
+        for CollectionEvent { kind, event } in batch.drain(..) {
+            api_health.apply(kind, &event);
+            store.apply(kind, event);
         }
-        if let Some(event) = store.event() {
-            saving.changed();
+        // Objects before health: when the health says "synced", the objects that it speaks of were sent.
+        if let Some(event) = store.take_event() {
+            writer.changed();
             if events.send(event).await.is_err() {
                 return;
             }
         }
-        let now = contacts.health();
+        let now = api_health.health();
         if now != health {
             health = now;
             if events.send(SourceEvent::Health(health.clone())).await.is_err() {
@@ -113,7 +124,7 @@ pub async fn watch(config: Config, events: mpsc::Sender<SourceEvent>) {
 /// Reads a cluster once, without the saved state.
 ///
 /// # Errors
-/// Why the API server could not be heard, for whoever must mend it.
+/// Why the API server could not be read, with what to do about it.
 pub async fn read(config: Config) -> Result<Snapshot, String> {
     let (sender, mut events) = mpsc::channel(1);
     let watched = watch(Config { snapshot: None, ..config }, sender);
@@ -133,5 +144,5 @@ pub async fn read(config: Config) -> Result<Snapshot, String> {
     }
 }
 
-/// Also how many are taken together: what comes at once is told at once.
-const NEWS_WAITING: usize = 1024;
+/// The most events that are taken together; they become one event for the reconciler. Also the channel's capacity.
+const BATCH_MAX: usize = 1024;

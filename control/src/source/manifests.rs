@@ -44,16 +44,16 @@ pub fn read(dir: &Path) -> io::Result<Snapshot> {
 pub async fn watch(dir: PathBuf, events: mpsc::Sender<SourceEvent>) {
     let mut directory = Directory::new(dir.clone());
     let changed = Arc::new(Notify::new());
-    let mut watching = Watching::default();
+    let mut watch = DirectoryWatch::default();
     let mut health = SourceHealth::Starting;
     while !events.is_closed() {
         // Watched before it is read: a change in between is seen once too often rather than never.
-        watching.renew(&dir, &changed);
+        watch.renew(&dir, &changed);
         let (returned, outcome) = scan(directory).await;
         directory = returned;
         let next = match outcome {
-            Ok(news) => {
-                let send = matches!(news, News::Changed) || health == SourceHealth::Starting;
+            Ok(outcome) => {
+                let send = matches!(outcome, ScanOutcome::Changed) || health == SourceHealth::Starting;
                 if send && events.send(SourceEvent::Replace(directory.snapshot())).await.is_err() {
                     return;
                 }
@@ -76,13 +76,13 @@ pub async fn watch(dir: PathBuf, events: mpsc::Sender<SourceEvent>) {
 
 /// Whether a scan found anything different.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum News {
+enum ScanOutcome {
     Changed,
-    Same,
+    Unchanged,
 }
 
 /// Reads on a thread of its own: files may be many.
-async fn scan(directory: Directory) -> (Directory, io::Result<News>) {
+async fn scan(directory: Directory) -> (Directory, io::Result<ScanOutcome>) {
     let dir = directory.path().to_owned();
     let task = tokio::task::spawn_blocking(move || {
         let mut directory = directory;
@@ -114,11 +114,11 @@ async fn settled(changed: &Notify) {
 
 /// The kernel's watch on the directory, bound to the directory that had the name when it was set.
 #[derive(Debug, Default)]
-struct Watching {
+struct DirectoryWatch {
     watcher: Option<(RecommendedWatcher, (u64, u64))>,
 }
 
-impl Watching {
+impl DirectoryWatch {
     fn renew(&mut self, dir: &Path, changed: &Arc<Notify>) {
         let identity = std::fs::metadata(dir).map(|metadata| (metadata.dev(), metadata.ino())).ok();
         if self.watcher.as_ref().map(|(_, watched)| *watched) == identity {
@@ -126,12 +126,12 @@ impl Watching {
         }
         self.watcher = identity.and_then(|identity| {
             let wake = Arc::clone(changed);
-            let told = move |event: notify::Result<notify::Event>| {
+            let on_event = move |event: notify::Result<notify::Event>| {
                 if event.map_or(true, |event| is_change(event.kind)) {
                     wake.notify_one();
                 }
             };
-            let watcher = notify::recommended_watcher(told).and_then(|mut watcher| {
+            let watcher = notify::recommended_watcher(on_event).and_then(|mut watcher| {
                 watcher.watch(dir, RecursiveMode::NonRecursive)?;
                 Ok(watcher)
             });

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use flowgate_control::Source;
-use flowgate_control::source::kube::{self, Access, Pace, Scope};
+use flowgate_control::source::kube::{self, Access, Scope, WatchTimeouts};
 
 use super::raw;
 
@@ -45,7 +45,13 @@ pub(super) fn source(
         },
     };
     let snapshot = Some(snapshot).filter(|path| !path.as_os_str().is_empty());
-    Ok(Source::Kubernetes(kube::Config { access, scope, node_name, snapshot, pace: Pace::default() }))
+    Ok(Source::Kubernetes(kube::Config {
+        access,
+        scope,
+        node_name,
+        snapshot,
+        timeouts: WatchTimeouts::default(),
+    }))
 }
 
 const MANIFESTS: &str = "/etc/flowgate/manifests";

@@ -1,8 +1,8 @@
-//! How to reach the API server: a kubeconfig, or what a pod finds in its file system. Asks it nothing.
+//! Address and credentials of the API server: from a kubeconfig, or from the service account of a pod.
 //!
-//! Credentials are read whenever a client is made, and one is made after each failure: a corrected
-//! kubeconfig, a renewed client certificate or a rotated token are taken up without a restart. In between,
-//! kube-client reads a token file again once a minute and keeps the token it has when that fails.
+//! Credentials are read whenever a client is made, and one is made after each failure: a corrected kubeconfig, a
+//! renewed client certificate or a rotated token take effect without a restart. In between, kube-client reads a token
+//! file again once a minute and goes on with the token it has if that fails.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,20 +10,20 @@ use std::path::PathBuf;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
-use super::error::chain;
+use super::error_chain::error_chain;
 
-/// Where address and credentials of the API server are found.
+/// Where address and credentials come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// In this kubeconfig.
+    /// This kubeconfig.
     Kubeconfig(PathBuf),
-    /// In the kubeconfig that kubectl would take: `$KUBECONFIG`, else `~/.kube/config`.
+    /// The kubeconfig that kubectl would take: `$KUBECONFIG`, else `~/.kube/config`.
     DefaultKubeconfig,
-    /// In the environment of a pod, with its service account.
+    /// The service account of the pod that this runs in.
     InCluster,
 }
 
-/// Why there is no client, for whoever must mend it.
+/// Why no client could be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{access}: {reason}")]
 pub struct AccessError {
@@ -32,13 +32,13 @@ pub struct AccessError {
 }
 
 impl Access {
-    /// A client with fresh credentials, and the address that it asks. Its requests have no time limit and are
-    /// not repeated.
+    /// A client with fresh credentials, and the server's address. Its requests have no time limit and are not
+    /// repeated.
     pub(super) async fn client(&self) -> Result<(Client, String), AccessError> {
         let mut config = self.config().await?;
         config.default_retry = false;
         let cluster = config.cluster_url.to_string();
-        // A credential plugin, if one is configured, runs and is waited for.
+        // Blocking: a credential plugin, if one is configured, is run to its end.
         let made = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
         match made {
             Ok(made) => Ok((made.map_err(|error| self.error(&error))?, cluster)),
@@ -63,7 +63,7 @@ impl Access {
     }
 
     fn error(&self, error: &(dyn std::error::Error + 'static)) -> AccessError {
-        AccessError { access: self.clone(), reason: chain(error) }
+        AccessError { access: self.clone(), reason: error_chain(error) }
     }
 }
 

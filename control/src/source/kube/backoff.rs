@@ -1,34 +1,34 @@
-//! How long to wait after a failure: twice as long each time, never as long as anybody else. Never waits.
+//! Exponential back-off with jitter. Returns the delay and does not sleep.
 
 use std::time::Duration;
 
-/// Waits that grow from a shortest to a longest one, with jitter.
+/// A delay that doubles with each failure, between a minimum and a maximum.
 #[derive(Clone, Debug)]
 pub(super) struct Backoff {
-    shortest: Duration,
-    longest: Duration,
+    min: Duration,
+    max: Duration,
     next: Duration,
 }
 
 impl Backoff {
-    pub(super) const fn new(shortest: Duration, longest: Duration) -> Self {
-        Self { shortest, longest, next: shortest }
+    pub(super) const fn new(min: Duration, max: Duration) -> Self {
+        Self { min, max, next: min }
     }
 
-    /// After a success the next wait is the shortest again.
+    /// After a success the next delay is the minimum again.
     pub(super) const fn reset(&mut self) {
-        self.next = self.shortest;
+        self.next = self.min;
     }
 
-    /// The wait after one more failure: between half of its length and all of it.
-    pub(super) fn wait(&mut self) -> Duration {
+    /// The delay after one more failure, jittered.
+    pub(super) fn next_wait(&mut self) -> Duration {
         let wait = self.next;
-        self.next = (wait * 2).min(self.longest);
+        self.next = (wait * 2).min(self.max);
         jittered(wait)
     }
 }
 
-/// Between half of a time and all of it, so that many who failed together do not come back together.
+/// Between half of a time and all of it, so that many clients that failed together do not come back together.
 pub(super) fn jittered(time: Duration) -> Duration {
     time.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
@@ -42,10 +42,10 @@ mod tests {
         let ms = Duration::from_millis;
         let mut backoff = Backoff::new(ms(100), ms(350));
         for length in [100, 200, 350, 350] {
-            let wait = backoff.wait();
+            let wait = backoff.next_wait();
             assert!(wait >= ms(length) / 2 && wait <= ms(length), "{wait:?} of {length} ms");
         }
         backoff.reset();
-        assert!(backoff.wait() <= ms(100));
+        assert!(backoff.next_wait() <= ms(100));
     }
 }

@@ -1,5 +1,5 @@
-//! Requests to the API server and what comes back, in time or not at all. Keeps no state of any object and
-//! looks into none: one that is malformed must not spoil its neighbours.
+//! List and watch requests to the API server, each with a time limit. Objects stay JSON values here: one that is
+//! malformed must not spoil the page or the stream that it comes with.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -19,22 +19,22 @@ use super::resource::Resource;
 pub(super) struct Page {
     /// The objects, without their `kind`.
     pub(super) items: Vec<Value>,
-    /// The version that the list is of.
+    /// The resource version of the list.
     pub(super) version: Option<String>,
-    /// What to ask the next page with.
+    /// The continue token of the next page; `None` on the last one.
     pub(super) next: Option<String>,
 }
 
-/// Asks for one page.
+/// Requests one page.
 pub(super) async fn list(
     client: &Client,
     resource: &Resource,
     next: Option<String>,
-    patience: Duration,
+    limit: Duration,
 ) -> Result<Page, ApiError> {
-    let answer = timeout(patience, client.request_text(resource.list(next))).await;
-    let text = answer.map_err(|_elapsed| ApiError::Slow(patience))??;
-    let raw: RawPage = serde_json::from_str(&text).map_err(|error| ApiError::Garbled(error.to_string()))?;
+    let response = timeout(limit, client.request_text(resource.list(next))).await;
+    let text = response.map_err(|_elapsed| ApiError::Timeout(limit))??;
+    let raw: RawPage = serde_json::from_str(&text).map_err(|error| ApiError::Malformed(error.to_string()))?;
     let set = |text: Option<String>| text.filter(|text| !text.is_empty());
     Ok(Page {
         items: raw.items.unwrap_or_default(),
@@ -43,58 +43,60 @@ pub(super) async fn list(
     })
 }
 
-/// What a watch says.
+/// An event of a watch.
 #[derive(Debug)]
 pub(super) enum Event {
     /// An object is now this.
     Applied(Value),
     /// An object is gone; this is what it was.
     Deleted(Value),
-    /// Nothing happened up to this version.
-    Bookmark { version: String, mark: Mark },
+    /// There is no other event up to this version.
+    Bookmark { version: String, kind: BookmarkKind },
 }
 
-/// What a bookmark stands for.
+/// What a bookmark marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
-    Version,
-    /// The whole collection has been sent.
+pub(super) enum BookmarkKind {
+    /// A version from which the watch can be resumed.
+    Progress,
+    /// As well the end of a streamed list (annotation `k8s.io/initial-events-end`).
     EndOfList,
 }
 
 /// An open watch.
-pub(super) struct Events {
+pub(super) struct WatchStream {
     stream: Pin<Box<dyn AsyncBufRead + Send>>,
     line: Vec<u8>,
 }
 
-impl Events {
-    /// Opens a watch; the server has accepted it when this returns.
+impl WatchStream {
+    /// Opens a watch, which the server is to end after `lifetime`. The server has accepted it when this returns.
     pub(super) async fn open(
         client: &Client,
         resource: &Resource,
         version: Option<&str>,
-        lasting: Duration,
-        patience: Duration,
+        lifetime: Duration,
+        limit: Duration,
     ) -> Result<Self, ApiError> {
-        let seconds = u32::try_from(lasting.as_secs()).unwrap_or(u32::MAX).max(1);
-        let answer = timeout(patience, client.request_stream(resource.watch(version, seconds))).await;
-        let stream = answer.map_err(|_elapsed| ApiError::Slow(patience))??;
+        let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).max(1);
+        let response = timeout(limit, client.request_stream(resource.watch(version, seconds))).await;
+        let stream = response.map_err(|_elapsed| ApiError::Timeout(limit))??;
         Ok(Self { stream: Box::pin(stream), line: Vec::new() })
     }
 
-    /// The next event; none when the stream has ended, in whatever way: opening it again tells why.
-    pub(super) async fn next(&mut self, patience: Duration) -> Result<Option<Event>, ApiError> {
+    /// The next event; `None` when the stream ended or broke. The reason does not matter: if it lasts, the attempt to
+    /// open the watch again fails with it.
+    pub(super) async fn next(&mut self, idle_max: Duration) -> Result<Option<Event>, ApiError> {
         loop {
             self.line.clear();
-            match timeout(patience, self.stream.read_until(b'\n', &mut self.line)).await {
-                Err(_) => return Err(ApiError::Silent(patience.as_secs())),
+            match timeout(idle_max, self.stream.read_until(b'\n', &mut self.line)).await {
+                Err(_) => return Err(ApiError::Idle(idle_max.as_secs())),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "watch broke");
                     return Ok(None);
                 }
                 Ok(Ok(0)) => return Ok(None),
-                // Torn off by the end of the connection.
+                // The connection ended in the middle of a line.
                 Ok(Ok(_)) if self.line.last() != Some(&b'\n') => return Ok(None),
                 Ok(Ok(_)) if self.line.trim_ascii().is_empty() => {}
                 Ok(Ok(_)) => return event(&self.line),
@@ -104,27 +106,31 @@ impl Events {
 }
 
 fn event(line: &[u8]) -> Result<Option<Event>, ApiError> {
-    let garbled = |reason: String| ApiError::Garbled(reason);
-    let raw: RawEvent = serde_json::from_slice(line).map_err(|error| garbled(error.to_string()))?;
+    let malformed = |reason: String| ApiError::Malformed(reason);
+    let raw: RawEvent = serde_json::from_slice(line).map_err(|error| malformed(error.to_string()))?;
     match raw.kind.as_str() {
         "ADDED" | "MODIFIED" => Ok(Some(Event::Applied(raw.object))),
         "DELETED" => Ok(Some(Event::Deleted(raw.object))),
         "BOOKMARK" => {
-            let version = version_of(&raw.object).ok_or_else(|| garbled("a bookmark of nothing".into()))?;
+            let version = version_of(&raw.object).ok_or_else(|| malformed("a bookmark of nothing".into()))?;
             let ends = raw.object.pointer("/metadata/annotations/k8s.io~1initial-events-end");
-            let mark = if ends.is_some_and(|end| end == "true") { Mark::EndOfList } else { Mark::Version };
-            Ok(Some(Event::Bookmark { version, mark }))
+            let kind = if ends.is_some_and(|end| end == "true") {
+                BookmarkKind::EndOfList
+            } else {
+                BookmarkKind::Progress
+            };
+            Ok(Some(Event::Bookmark { version, kind }))
         }
         "ERROR" => {
             let status: Status =
-                serde_json::from_value(raw.object).map_err(|error| garbled(error.to_string()))?;
+                serde_json::from_value(raw.object).map_err(|error| malformed(error.to_string()))?;
             Err(status.into())
         }
-        other => Err(garbled(format!("unknown event {other:?}"))),
+        other => Err(malformed(format!("unknown event {other:?}"))),
     }
 }
 
-/// The version of an object, if it tells.
+/// The resource version of an object; `None` if it has none.
 pub(super) fn version_of(object: &Value) -> Option<String> {
     let version = object.pointer("/metadata/resourceVersion").and_then(Value::as_str)?;
     Some(version.to_owned()).filter(|version| !version.is_empty())
@@ -169,10 +175,10 @@ mod tests {
         assert!(matches!(read(&format!(r#"{{"type":"DELETED",{object}}}"#)), Ok(Some(Event::Deleted(_)))));
         let bookmark = r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9","annotations":
             {"k8s.io/initial-events-end":"true"}}}}"#;
-        let Ok(Some(Event::Bookmark { version, mark })) = read(bookmark) else { panic!("a bookmark") };
-        assert_eq!((version.as_str(), mark), ("9", Mark::EndOfList));
+        let Ok(Some(Event::Bookmark { version, kind })) = read(bookmark) else { panic!("a bookmark") };
+        assert_eq!((version.as_str(), kind), ("9", BookmarkKind::EndOfList));
         let gone = read(r#"{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired"}}"#);
         assert!(gone.is_err_and(|error| error.is_expired()));
-        assert!(matches!(read("{\"type\":"), Err(ApiError::Garbled(_))));
+        assert!(matches!(read("{\"type\":"), Err(ApiError::Malformed(_))));
     }
 }

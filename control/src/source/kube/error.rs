@@ -1,41 +1,41 @@
-//! Why the API server could not be heard, worded for whoever must act. Never decides what happens next.
+//! Errors of requests to the API server, worded for the operator.
 
-use std::error::Error;
 use std::time::Duration;
 
 use kube::error::Status;
 
 use super::access::AccessError;
+use super::error_chain::error_chain;
 use super::resource::Resource;
 
 /// Why a request or a stream failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ApiError {
-    /// There is no client to ask with.
+    /// There is no client.
     #[error("{0}")]
     Access(#[from] AccessError),
-    /// The server answered, and it was no.
+    /// The server refused the request.
     #[error("{message} ({code})")]
     Refused { code: u16, message: String },
-    /// Nobody answered.
+    /// No response: connecting, TLS or HTTP failed.
     #[error("{0}")]
     Unreachable(String),
-    /// An answer did not come in time.
+    /// The response did not come within the time limit.
     #[error("the API server did not answer within {0:?}")]
-    Slow(Duration),
-    /// A stream stopped without being ended.
+    Timeout(Duration),
+    /// A stream was silent for longer than a live one can be, in seconds.
     #[error("the API server said nothing for {0} s")]
-    Silent(u64),
-    /// What came is not what an API server says.
+    Idle(u64),
+    /// The response is not that of an API server.
     #[error("the answer is not that of an API server: {0}")]
-    Garbled(String),
-    /// A stream ended too early.
+    Malformed(String),
+    /// A stream ended in the middle of a list.
     #[error("the API server ended the stream in the middle of the list")]
-    Broken,
+    ListCutOff,
 }
 
 impl ApiError {
-    /// Whether the server no longer knows the version that was asked from: only a new list helps.
+    /// Whether the server no longer has the changes since the requested version: only a new list helps.
     pub(super) const fn is_expired(&self) -> bool {
         matches!(self, Self::Refused { code: 410, .. })
     }
@@ -45,14 +45,14 @@ impl ApiError {
         matches!(self, Self::Refused { code: 404, .. })
     }
 
-    /// Whether the server understood the question and does not do this. 500 is what kube-apiserver says of streamed
-    /// lists over an etcd that cannot report progress (before 3.4.25 and 3.5.8).
+    /// Whether the server does not support the requested feature. 500 is kube-apiserver's response to a streamed list
+    /// over an etcd that cannot report progress (before 3.4.25 and 3.5.8).
     pub(super) const fn is_unsupported(&self) -> bool {
         matches!(self, Self::Refused { code: 400 | 422 | 500, .. })
     }
 
-    /// The whole sentence: what could not be done, why, and what to do about it.
-    pub(super) fn sentence(&self, resource: &Resource) -> String {
+    /// One sentence: what failed, why, and what to do about it.
+    pub(super) fn explain(&self, resource: &Resource) -> String {
         let plural = resource.plural;
         let remedy = match self {
             Self::Refused { code: 401, .. } => {
@@ -75,7 +75,7 @@ impl From<kube::Error> for ApiError {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => (*status).into(),
-            other => Self::Unreachable(chain(&other)),
+            other => Self::Unreachable(error_chain(&other)),
         }
     }
 }
@@ -97,30 +97,6 @@ impl From<Status> for ApiError {
     }
 }
 
-/// An error with its causes; what the words of one hold already is not said twice.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = error.source();
-    }
-    // kube-client's names for its own layers help nobody.
-    for layer in [
-        "ServiceError: ",
-        "HyperError: ",
-        "client error (Connect): ",
-        "client error (SendRequest): ",
-        "auth error: ",
-    ] {
-        text = text.replace(layer, "");
-    }
-    text
-}
-
 /// A proxy in between may answer with a whole page.
 const MESSAGE_CHARS_MAX: usize = 300;
 
@@ -135,7 +111,7 @@ mod tests {
         let status = Status::failure("endpointslices is forbidden: User \"x\" cannot list", "Forbidden");
         let error = ApiError::from(status.with_code(403));
         assert_eq!(
-            error.sentence(slices),
+            error.explain(slices),
             "cannot follow endpointslices: endpointslices is forbidden: User \"x\" cannot list (403): grant \
              the verbs list and watch on endpointslices in apiGroup \"discovery.k8s.io\" (see rbac.yaml)"
         );

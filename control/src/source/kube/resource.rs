@@ -1,4 +1,4 @@
-//! What is watched, and how it is asked for. Asks nothing itself.
+//! The collections that are watched, and the requests for them.
 
 use kube::api::{ListParams, WatchParams};
 use kube::core::Request;
@@ -10,7 +10,7 @@ use crate::model::Kind;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Resource {
     pub(super) kind: Kind,
-    /// Its name in paths and RBAC rules.
+    /// The name in paths and RBAC rules.
     pub(super) plural: &'static str,
     /// Whether servers may be without it.
     pub(super) presence: Presence,
@@ -21,24 +21,25 @@ pub(super) struct Resource {
 /// Whether a server may be without a collection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Presence {
-    Always,
-    /// ServiceCIDRs: since Kubernetes 1.33.
-    Newer,
+    Required,
+    /// ServiceCIDRs exist since Kubernetes 1.33.
+    Optional,
 }
 
 impl Resource {
-    /// All that is watched (P101). Endpoints are not: the API server's mirroring controller makes slices of
-    /// them (P117). Of Nodes only this one is.
+    /// The collections that are watched (P101). Endpoints are not: the cluster's mirroring controller makes slices of
+    /// them (P117). Of the Nodes only this one is.
     pub(super) fn all(scope: Scope, node_name: Option<&str>) -> Vec<Self> {
         let labels = match scope {
             Scope::Served => Some(NEITHER_LABEL),
             Scope::Named => None,
         };
-        let of = |kind, plural| Self { kind, plural, presence: Presence::Always, labels: None, fields: None };
+        let of =
+            |kind, plural| Self { kind, plural, presence: Presence::Required, labels: None, fields: None };
         let mut all = vec![
             Self { labels, ..of(Kind::Service, "services") },
             Self { labels, ..of(Kind::EndpointSlice, "endpointslices") },
-            Self { presence: Presence::Newer, ..of(Kind::ServiceCidr, "servicecidrs") },
+            Self { presence: Presence::Optional, ..of(Kind::ServiceCidr, "servicecidrs") },
         ];
         if let Some(name) = node_name {
             // P202: Node names are lower case.
@@ -53,7 +54,7 @@ impl Resource {
         self.kind.api_version().rsplit_once('/').map_or("", |(group, _)| group)
     }
 
-    /// One page of a consistent list.
+    /// The request for one page of a consistent list.
     pub(super) fn list(&self, continue_token: Option<String>) -> ApiRequest {
         let params = ListParams {
             label_selector: self.labels.map(str::to_owned),
@@ -65,8 +66,8 @@ impl Resource {
         self.request().list(&params).expect("parameters of our own making are valid")
     }
 
-    /// Changes since `version`, or first the whole collection, consistent, as one stream. The server ends
-    /// the stream after `seconds`.
+    /// The request to watch for changes since `version`; without one, for a stream of the whole collection, consistent,
+    /// and then its changes. The server ends the stream after `seconds`.
     pub(super) fn watch(&self, version: Option<&str>, seconds: u32) -> ApiRequest {
         let params = WatchParams {
             label_selector: self.labels.map(str::to_owned),
@@ -75,7 +76,8 @@ impl Resource {
             bookmarks: true,
             send_initial_events: version.is_none(),
         };
-        // An empty version asks for what is true now: "0" could bring back what is gone since.
+        // An empty version means the newest state. Version "0" means any, which a server may answer from an old cache:
+        // endpoints that are gone could come back.
         let request = self.request().watch(&params, version.unwrap_or(""));
         request.expect("parameters of our own making are valid")
     }
@@ -90,9 +92,9 @@ impl Resource {
 /// A request without a body.
 pub(super) type ApiRequest = http::Request<Vec<u8>>;
 
-/// P102, P103: by presence of the label, whatever its value.
+/// P102, P103: the presence of the label counts, whatever its value.
 const NEITHER_LABEL: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
-/// As many as client-go asks for at once.
+/// As in client-go.
 const PAGE_OBJECTS: u32 = 500;
 
 #[cfg(test)]
@@ -118,7 +120,7 @@ mod tests {
                 "/api/v1/nodes?fieldSelector=metadata.name%3Dedge-1&limit=500".into(),
             ]
         );
-        // What labels hide is kept from the tables later: DNS must have it.
+        // Objects that a label excludes are left out of the tables later: DNS needs them.
         assert_eq!(
             asked(Scope::Named, None),
             [

@@ -1,44 +1,44 @@
-//! All objects of all collections, as last read. Never asks anybody and never forgets an object because
-//! nobody is heard.
+//! All objects of all collections, as last read. An interrupted connection removes none of them.
 //!
-//! A new version of an object that has to be refused leaves the last accepted one in force, as with
-//! manifests, until a better one comes or the object is deleted. The API server checks objects before it
-//! stores them, so such a version is most likely of a newer Kubernetes than this program knows: taking the
-//! whole object away would end traffic that flowed a moment ago, keeping it can at worst be out of date, and
-//! the report says so.
+//! A new version of an object that has to be refused leaves the last accepted one in force, as with manifests, until
+//! a better one comes or the object is deleted. The API server checks objects before it stores them, so such a
+//! version most likely uses something of a newer Kubernetes than this program knows. Removing the object would end
+//! traffic that flowed a moment ago; the old version may be out of date, which the report points out.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::follow::{Reading, What};
+use super::reflector::{ConvertedObject, WatchEvent};
 use crate::model::{Desired, Key, Kind};
 use crate::report::{Entry, ObjectRef, Severity};
 use crate::source::{Change, Snapshot, SourceEvent};
 
-/// What is known, and what of it has not been told yet.
+/// The objects, and which of them changed since the last event that was taken.
 #[derive(Debug)]
 pub(super) struct Store {
     desired: Desired,
     findings: BTreeMap<ObjectRef, Vec<Entry>>,
-    /// Collections whose first list is not in.
+    /// Collections whose first list is not complete.
     awaited: BTreeSet<Kind>,
-    told: Told,
+    sent: Sent,
     changed: BTreeSet<ObjectRef>,
 }
 
+/// What the reconciler was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum Sent {
     Nothing,
+    /// All objects; since then only changes.
     Everything,
 }
 
 impl Store {
-    /// Knows what was saved before, if anything, until the lists are in.
+    /// Begins with what was saved before, if anything, until the lists are complete.
     pub(super) fn new(saved: Desired, awaited: impl IntoIterator<Item = Kind>) -> Self {
         Self {
             desired: saved,
             findings: BTreeMap::new(),
             awaited: awaited.into_iter().collect(),
-            told: Told::Nothing,
+            sent: Sent::Nothing,
             changed: BTreeSet::new(),
         }
     }
@@ -47,36 +47,35 @@ impl Store {
         &self.desired
     }
 
-    /// Whether all first lists are in.
+    /// Whether all first lists are complete.
     pub(super) fn is_complete(&self) -> bool {
         self.awaited.is_empty()
     }
 
-    /// Takes news of a collection.
-    pub(super) fn take(&mut self, kind: Kind, what: What) {
-        match what {
-            What::Listed(readings) => self.listed(kind, readings),
-            What::Applied(reading) => self.applied(kind, reading),
-            What::Deleted(name) => self.deleted(&name),
-            What::InTouch | What::OutOfTouch { .. } => {}
+    pub(super) fn apply(&mut self, kind: Kind, event: WatchEvent) {
+        match event {
+            WatchEvent::Listed(objects) => self.listed(kind, objects),
+            WatchEvent::Applied(object) => self.applied(kind, object),
+            WatchEvent::Deleted(name) => self.deleted(&name),
+            WatchEvent::Connected | WatchEvent::Disconnected { .. } => {}
         }
     }
 
-    /// What is to be told, if anything: first everything, and that only when all lists are in (P1001); then
-    /// what has changed since.
-    pub(super) fn event(&mut self) -> Option<SourceEvent> {
+    /// The event to send, if any: first all objects, once all lists are complete (P1001), then what has changed since
+    /// the last call.
+    pub(super) fn take_event(&mut self) -> Option<SourceEvent> {
         if !self.is_complete() {
             return None;
         }
         let changed = std::mem::take(&mut self.changed);
-        match std::mem::replace(&mut self.told, Told::Everything) {
-            Told::Nothing => Some(SourceEvent::Replace(Snapshot {
+        match std::mem::replace(&mut self.sent, Sent::Everything) {
+            Sent::Nothing => Some(SourceEvent::Replace(Snapshot {
                 desired: self.desired.clone(),
                 findings: self.findings.values().flatten().cloned().collect(),
                 ignored: 0,
             })),
-            Told::Everything if changed.is_empty() => None,
-            Told::Everything => {
+            Sent::Everything if changed.is_empty() => None,
+            Sent::Everything => {
                 let now = |name: ObjectRef| {
                     let kind = Kind::from_name(&name.kind)?;
                     let object = self.desired.get(kind, &Key::new(&name.namespace, &name.name));
@@ -88,31 +87,32 @@ impl Store {
         }
     }
 
-    /// A list is all there is: what it does not name vanished while nobody watched.
-    fn listed(&mut self, kind: Kind, readings: Vec<Reading>) {
-        let named: HashSet<&ObjectRef> = readings.iter().map(|reading| &reading.name).collect();
+    /// A list is the whole collection: what it does not name was deleted while there was no watch.
+    fn listed(&mut self, kind: Kind, objects: Vec<ConvertedObject>) {
+        let named: HashSet<&ObjectRef> = objects.iter().map(|object| &object.name).collect();
         let known = self.desired.keys(kind).into_iter();
         let known = known.map(|key| ObjectRef::new(kind.name(), key.namespace, key.name));
         let blamed = self.findings.keys().filter(|name| name.kind == kind.name()).cloned();
         let vanished: Vec<ObjectRef> = known.chain(blamed).filter(|name| !named.contains(name)).collect();
         vanished.iter().for_each(|name| self.deleted(name));
-        readings.into_iter().for_each(|reading| self.applied(kind, reading));
+        objects.into_iter().for_each(|object| self.applied(kind, object));
         self.awaited.remove(&kind);
     }
 
-    fn applied(&mut self, kind: Kind, reading: Reading) {
-        let Reading { name, object, findings } = reading;
+    fn applied(&mut self, kind: Kind, converted: ConvertedObject) {
+        let ConvertedObject { name, object, findings } = converted;
         let key = Key::new(&name.namespace, &name.name);
         let before = self.desired.get(kind, &key);
-        let kept = object.is_none() && before.is_some();
+        // A refused version leaves the one before.
+        let retained = object.is_none() && before.is_some();
         let mut entries: Vec<Entry> = findings
             .into_iter()
             .map(|(severity, reason)| Entry { severity, place: None, object: Some(name.clone()), reason })
             .collect();
-        if kept && let Some(entry) = entries.iter_mut().find(|entry| entry.severity == Severity::Error) {
+        if retained && let Some(entry) = entries.iter_mut().find(|entry| entry.severity == Severity::Error) {
             entry.reason.push_str(" (its last accepted version stays in force)");
         }
-        let same_object = kept || object == before;
+        let same_object = retained || object == before;
         if let Some(object) = object.filter(|_| !same_object) {
             self.desired.apply(key, object, None);
         }
@@ -121,7 +121,7 @@ impl Store {
         } else {
             self.findings.insert(name.clone(), entries)
         };
-        // Most updates are of parts that nobody here reads.
+        // Most updates change only parts that the model does not have, and are no event.
         if !same_object || findings_before.as_ref() != self.findings.get(&name) {
             self.changed.insert(name);
         }
@@ -142,14 +142,14 @@ mod tests {
     use super::*;
     use crate::source::convert;
 
-    fn service(name: &str, port: u16) -> Reading {
+    fn service(name: &str, port: u16) -> ConvertedObject {
         let name = ObjectRef::new("Service", "default", name);
         let value = json!({
             "metadata": {"name": name.name, "namespace": "default"},
             "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": port}]},
         });
         let (object, findings) = convert::object(Kind::Service, &name, value);
-        Reading { name, object, findings }
+        ConvertedObject { name, object, findings }
     }
 
     fn names(event: Option<SourceEvent>) -> Vec<(String, bool, usize)> {
@@ -160,23 +160,26 @@ mod tests {
     #[test]
     fn p1001_nothing_is_told_before_all_first_lists_are_in() {
         let mut store = Store::new(Desired::default(), [Kind::Service, Kind::EndpointSlice]);
-        store.take(Kind::Service, What::Listed(vec![service("a", 80)]));
-        store.take(Kind::Service, What::Applied(service("b", 80)));
-        assert!(store.event().is_none());
-        store.take(Kind::EndpointSlice, What::Listed(vec![]));
-        let Some(SourceEvent::Replace(snapshot)) = store.event() else { panic!("everything at first") };
+        store.apply(Kind::Service, WatchEvent::Listed(vec![service("a", 80)]));
+        store.apply(Kind::Service, WatchEvent::Applied(service("b", 80)));
+        assert!(store.take_event().is_none());
+        store.apply(Kind::EndpointSlice, WatchEvent::Listed(vec![]));
+        let Some(SourceEvent::Replace(snapshot)) = store.take_event() else { panic!("everything at first") };
         assert_eq!(snapshot.desired.services().len(), 2);
-        assert!(store.event().is_none(), "and then only what changes");
+        assert!(store.take_event().is_none(), "and then only what changes");
     }
 
     #[test]
     fn a_new_list_takes_away_what_vanished_and_tells_only_what_differs() {
         let mut store = Store::new(Desired::default(), [Kind::Service]);
-        store.take(Kind::Service, What::Listed(vec![service("a", 80), service("b", 80), service("bad", 0)]));
-        assert!(matches!(store.event(), Some(SourceEvent::Replace(s)) if s.findings.len() == 1));
-        store.take(Kind::Service, What::Listed(vec![service("b", 80), service("c", 80)]));
+        store.apply(
+            Kind::Service,
+            WatchEvent::Listed(vec![service("a", 80), service("b", 80), service("bad", 0)]),
+        );
+        assert!(matches!(store.take_event(), Some(SourceEvent::Replace(s)) if s.findings.len() == 1));
+        store.apply(Kind::Service, WatchEvent::Listed(vec![service("b", 80), service("c", 80)]));
         assert_eq!(
-            names(store.event()),
+            names(store.take_event()),
             [("a".into(), false, 0), ("bad".into(), false, 0), ("c".into(), true, 0)]
         );
     }
@@ -184,27 +187,27 @@ mod tests {
     #[test]
     fn a_refused_version_leaves_the_accepted_one_in_force_until_the_object_is_deleted() {
         let mut store = Store::new(Desired::default(), [Kind::Service]);
-        store.take(Kind::Service, What::Listed(vec![service("a", 80)]));
-        let _ = store.event();
-        store.take(Kind::Service, What::Applied(service("a", 0)));
-        let Some(SourceEvent::Change(changes)) = store.event() else { panic!("a finding is a change") };
+        store.apply(Kind::Service, WatchEvent::Listed(vec![service("a", 80)]));
+        let _ = store.take_event();
+        store.apply(Kind::Service, WatchEvent::Applied(service("a", 0)));
+        let Some(SourceEvent::Change(changes)) = store.take_event() else { panic!("a finding is a change") };
         assert!(changes[0].object.is_some());
         assert!(changes[0].findings[0].reason.ends_with("(its last accepted version stays in force)"));
-        store.take(Kind::Service, What::Applied(service("a", 81)));
-        assert_eq!(names(store.event()), [("a".into(), true, 0)]);
-        store.take(Kind::Service, What::Deleted(ObjectRef::new("Service", "default", "a")));
-        assert_eq!(names(store.event()), [("a".into(), false, 0)]);
+        store.apply(Kind::Service, WatchEvent::Applied(service("a", 81)));
+        assert_eq!(names(store.take_event()), [("a".into(), true, 0)]);
+        store.apply(Kind::Service, WatchEvent::Deleted(ObjectRef::new("Service", "default", "a")));
+        assert_eq!(names(store.take_event()), [("a".into(), false, 0)]);
     }
 
     #[test]
     fn p1010_what_is_deleted_and_made_anew_in_one_go_is_told_once_as_it_is_now() {
         let mut store = Store::new(Desired::default(), [Kind::Service]);
-        store.take(Kind::Service, What::Listed(vec![service("a", 80)]));
-        let _ = store.event();
-        store.take(Kind::Service, What::Deleted(ObjectRef::new("Service", "default", "a")));
-        store.take(Kind::Service, What::Applied(service("a", 8080)));
-        assert_eq!(names(store.event()), [("a".into(), true, 0)]);
-        store.take(Kind::Service, What::Applied(service("a", 8080)));
-        assert!(store.event().is_none(), "the same again is no news");
+        store.apply(Kind::Service, WatchEvent::Listed(vec![service("a", 80)]));
+        let _ = store.take_event();
+        store.apply(Kind::Service, WatchEvent::Deleted(ObjectRef::new("Service", "default", "a")));
+        store.apply(Kind::Service, WatchEvent::Applied(service("a", 8080)));
+        assert_eq!(names(store.take_event()), [("a".into(), true, 0)]);
+        store.apply(Kind::Service, WatchEvent::Applied(service("a", 8080)));
+        assert!(store.take_event().is_none(), "the same again is no news");
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::Snapshot;
-use super::News;
+use super::ScanOutcome;
 use super::parse::{Parsed, ParsedObject, parse};
 use crate::model::Desired;
 use crate::report::{Entry, ObjectRef, Place, Severity};
@@ -37,9 +37,9 @@ impl Directory {
     }
 
     /// Reads all files; those with the same text as before keep their objects without being parsed.
-    pub(super) fn scan(&mut self) -> io::Result<News> {
+    pub(super) fn scan(&mut self) -> io::Result<ScanOutcome> {
         let mut files = BTreeMap::new();
-        let mut news = News::Same;
+        let mut outcome = ScanOutcome::Unchanged;
         for name in manifest_names(&self.path)? {
             let path = self.path.join(&name);
             let text = match fs::read(&path) {
@@ -52,7 +52,7 @@ impl Directory {
             let file = match before {
                 Some(file) if file.text == text => file,
                 before => {
-                    news = News::Changed;
+                    outcome = ScanOutcome::Changed;
                     let path = Arc::new(path);
                     let parsed = match &text {
                         Ok(text) => parse(&path, text),
@@ -64,10 +64,10 @@ impl Directory {
             files.insert(name, file);
         }
         if !self.files.is_empty() {
-            news = News::Changed;
+            outcome = ScanOutcome::Changed;
         }
         self.files = files;
-        Ok(news)
+        Ok(outcome)
     }
 
     /// All objects of all files; of those with one name the first counts.

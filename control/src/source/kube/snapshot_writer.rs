@@ -1,5 +1,4 @@
-//! When the last good state is written: some seconds after a change, and never while a write is under way.
-//! Never decides what is good.
+//! Saves the last good state: some seconds after a change, one write at a time.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -8,26 +7,26 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use super::access::Access;
-use super::saved::{Saved, load, save};
+use super::snapshot_file::{Saved, load, save};
 use crate::model::Desired;
 
-/// The file, if there is one, and when it is due.
+/// The file, if there is one, and when it is to be written.
 #[derive(Debug)]
-pub(super) struct Saving {
+pub(super) struct SnapshotWriter {
     path: Option<PathBuf>,
     access: Access,
-    /// Which cluster the objects are of, once it is known.
+    /// The cluster that the objects are of, once the access was read.
     cluster: Option<String>,
     due: Option<Instant>,
-    /// What went wrong last: said once.
-    complaint: Option<String>,
+    /// The last error, so that the same one is logged only once.
+    last_error: Option<String>,
 }
 
-impl Saving {
-    /// Reads what was saved last, if it is of this cluster.
+impl SnapshotWriter {
+    /// Reads what was saved last. A file that is damaged or of another cluster is logged and ignored.
     pub(super) async fn begin(path: Option<PathBuf>, access: &Access) -> (Self, Option<Saved>) {
-        let mut saving = Self { path, access: access.clone(), cluster: None, due: None, complaint: None };
-        let Some((path, cluster)) = saving.target().await else { return (saving, None) };
+        let mut writer = Self { path, access: access.clone(), cluster: None, due: None, last_error: None };
+        let Some((path, cluster)) = writer.target().await else { return (writer, None) };
         let shown = path.display().to_string();
         let loaded = spawn_blocking(move || load(&path, &cluster)).await;
         let saved = match loaded.map(|outcome| outcome.map_err(|error| error.to_string())) {
@@ -41,17 +40,17 @@ impl Saving {
                 None
             }
         };
-        (saving, saved)
+        (writer, saved)
     }
 
-    /// The objects are the API server's and differ from what was saved.
+    /// The objects are those of the API server and differ from what was saved.
     pub(super) fn changed(&mut self) {
         if self.path.is_some() && self.due.is_none() {
             self.due = Some(Instant::now() + AFTER);
         }
     }
 
-    /// Returns when it is time to write; never, if there is nothing to.
+    /// Returns when it is time to write; pending while nothing is to be written.
     pub(super) async fn due(&self) {
         match self.due {
             Some(due) => sleep_until(due).await,
@@ -59,18 +58,18 @@ impl Saving {
         }
     }
 
-    /// Writes.
+    /// Writes the file. Errors are logged.
     pub(super) async fn save(&mut self, desired: &Desired) {
         self.due = None;
         let Some((path, cluster)) = self.target().await else { return };
         let saved = Saved { desired: desired.clone(), at: SystemTime::now() };
         let written =
             spawn_blocking(move || save(&path, &cluster, &saved).map_err(|error| error.to_string()));
-        let complaint = written.await.unwrap_or_else(|panicked| Err(panicked.to_string())).err();
-        if let Some(reason) = complaint.as_ref().filter(|_| complaint != self.complaint) {
+        let error = written.await.unwrap_or_else(|panicked| Err(panicked.to_string())).err();
+        if let Some(reason) = error.as_ref().filter(|_| error != self.last_error) {
             tracing::warn!("{reason}; a restart without the API server would begin with nothing");
         }
-        self.complaint = complaint;
+        self.last_error = error;
     }
 
     async fn target(&mut self) -> Option<(PathBuf, String)> {
@@ -88,5 +87,5 @@ impl Saving {
     }
 }
 
-/// Changes come in crowds: the file is written at most once in so long.
+/// The time between a change and the write; further changes in it are part of the same write.
 const AFTER: Duration = Duration::from_secs(5);

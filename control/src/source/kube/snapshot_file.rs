@@ -1,8 +1,7 @@
-//! The last good state on disk, so that a restart without the API server forwards at once. Never a reason
-//! not to start: a file that cannot be used is named and ignored.
+//! The file that holds the last good state, so that a restart without the API server forwards at once.
 //!
-//! One JSON file: a head that says what it is and of which cluster, then the objects as the model holds them.
-//! It is written whole to a second file, synced and renamed, so there is always one that is complete.
+//! One JSON object: a header with format, version and cluster, then the objects in the form of the model. It is
+//! written to a second file, synced and renamed, so that the file is complete at any time.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -15,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Desired, EndpointSlice, Kept, Key, Node, Object, Service, ServiceCidr};
 
-/// A state that was saved.
+/// The objects at the time they were saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Saved {
     pub(super) desired: Desired,
@@ -30,13 +29,13 @@ pub(super) struct SavedError {
     reason: String,
 }
 
-/// Writes what is known of `cluster`; readable by the owner only.
+/// Writes the state of `cluster`; readable by the owner only.
 pub(super) fn save(path: &Path, cluster: &str, saved: &Saved) -> Result<(), SavedError> {
     write(path, cluster, saved)
         .map_err(|error| SavedError { path: path.to_owned(), reason: error.to_string() })
 }
 
-/// Reads what was known of `cluster`; none if nothing was ever saved.
+/// Reads the state of `cluster`; `None` if nothing was ever saved.
 pub(super) fn load(path: &Path, cluster: &str) -> Result<Option<Saved>, SavedError> {
     let refuse = |reason: String| SavedError { path: path.to_owned(), reason };
     let bytes = match fs::read(path) {
@@ -44,22 +43,23 @@ pub(super) fn load(path: &Path, cluster: &str) -> Result<Option<Saved>, SavedErr
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(refuse(format!("cannot be read: {error}"))),
     };
-    let head: Head<String> =
+    // The header alone first: the objects of another version may have another form.
+    let header: Header<String> =
         serde_json::from_slice(&bytes).map_err(|error| refuse(format!("is no snapshot: {error}")))?;
-    if head.format != FORMAT || head.version != VERSION {
+    if header.format != FORMAT || header.version != VERSION {
         return Err(refuse(format!(
             "is of format {:?} {}, not {FORMAT:?} {VERSION}",
-            head.format, head.version
+            header.format, header.version
         )));
     }
-    if head.cluster != cluster {
-        return Err(refuse(format!("is of the cluster at {}, not of {cluster}", head.cluster)));
+    if header.cluster != cluster {
+        return Err(refuse(format!("is of the cluster at {}, not of {cluster}", header.cluster)));
     }
     let body: Body =
         serde_json::from_slice(&bytes).map_err(|error| refuse(format!("is damaged: {error}")))?;
     Ok(Some(Saved {
         desired: body.into_desired(),
-        at: SystemTime::UNIX_EPOCH + Duration::from_millis(head.saved_at_unix_ms),
+        at: SystemTime::UNIX_EPOCH + Duration::from_millis(header.saved_at_unix_ms),
     }))
 }
 
@@ -71,7 +71,7 @@ fn write(path: &Path, cluster: &str, saved: &Saved) -> io::Result<()> {
     second.push(".new");
     let at = saved.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let whole = Whole {
-        head: Head {
+        header: Header {
             format: FORMAT,
             version: VERSION,
             cluster,
@@ -88,7 +88,7 @@ fn write(path: &Path, cluster: &str, saved: &Saved) -> io::Result<()> {
     writer.write_all(b"\n")?;
     writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
     fs::rename(&second, path)?;
-    // The new name must survive a power failure too.
+    // The rename is durable only once the directory is synced.
     File::open(folder)?.sync_all()
 }
 
@@ -97,7 +97,7 @@ fn borrowed<T>(objects: &std::collections::BTreeMap<Key, Kept<T>>) -> Vec<(&Key,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Head<S> {
+struct Header<S> {
     format: S,
     version: u32,
     cluster: S,
@@ -107,7 +107,7 @@ struct Head<S> {
 #[derive(Serialize)]
 struct Whole<'a> {
     #[serde(flatten)]
-    head: Head<&'a str>,
+    header: Header<&'a str>,
     services: Vec<(&'a Key, &'a Service)>,
     endpoint_slices: Vec<(&'a Key, &'a EndpointSlice)>,
     nodes: Vec<(&'a Key, &'a Node)>,
@@ -143,7 +143,7 @@ impl Body {
 }
 
 const FORMAT: &str = "flowgate-snapshot";
-/// Raised whenever the saved form of the model changes its meaning.
+/// To be raised when the saved form of the model changes its meaning: other versions are not read.
 const VERSION: u32 = 1;
 
 #[cfg(test)]
