@@ -12,7 +12,7 @@ mod node;
 mod protocol;
 mod service;
 
-pub use desired::{Desired, Kept, Key, Object, ObjectCounts};
+pub use desired::{Desired, Key, Object, ObjectCounts, Stored};
 pub use endpoints::{
     Endpoint, EndpointAddress, EndpointPort, EndpointSlice, Endpoints, Hints, SliceFamily, Subset,
 };

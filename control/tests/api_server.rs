@@ -120,8 +120,8 @@ impl Watched {
     }
 
     fn port_of(&self, name: &str) -> Option<u16> {
-        let kept = self.desired.as_ref()?.services().get(&Key::new("default", name))?;
-        Some(kept.object.ports[0].port)
+        let stored = self.desired.as_ref()?.services().get(&Key::new("default", name))?;
+        Some(stored.object.ports[0].port)
     }
 }
 

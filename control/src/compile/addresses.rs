@@ -86,7 +86,7 @@ impl NodeContext {
         own.dedup();
         let list = &config.nodeport_addresses;
         let mut service_cidrs: Vec<IpNet> =
-            desired.service_cidrs().values().flat_map(|kept| kept.object.cidrs.iter().copied()).collect();
+            desired.service_cidrs().values().flat_map(|stored| stored.object.cidrs.iter().copied()).collect();
         service_cidrs.sort_unstable();
         service_cidrs.dedup();
         Self {

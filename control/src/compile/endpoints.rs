@@ -9,7 +9,7 @@ use flowgate_tables::spec::EndpointSpec;
 use flowgate_wire::L4Port;
 
 use super::policy::Scope;
-use crate::model::{Desired, EndpointSlice, Hints, Kept, Key, Service, ServicePort, SliceFamily};
+use crate::model::{Desired, EndpointSlice, Hints, Key, Service, ServicePort, SliceFamily, Stored};
 
 /// All slices by the Service they belong to (P111).
 pub(super) struct SliceIndex<'a> {
@@ -46,7 +46,7 @@ pub(super) fn slices_of(
 ) -> Vec<Arc<EndpointSlice>> {
     let mut slices: Vec<Arc<EndpointSlice>> = own.iter().map(|&slice| Arc::clone(slice)).collect();
     let mirrored = slices.iter().any(|slice| slice.is_mirror);
-    if let Some(Kept { object, .. }) = desired.endpoints().get(key)
+    if let Some(Stored { object, .. }) = desired.endpoints().get(key)
         && !service.has_selector
         && !mirrored
         && !object.skip_mirror
@@ -103,9 +103,9 @@ impl<'a> PortEndpoints<'a> {
                             .is_some_and(|n| !n.is_empty() && n.eq_ignore_ascii_case(locality.node)),
                         hints: endpoint.hints.as_deref(),
                     };
-                    let kept = by_address.entry((endpoint.addr, number)).or_insert(known);
-                    if kept.terminating && !known.terminating {
-                        *kept = known;
+                    let merged = by_address.entry((endpoint.addr, number)).or_insert(known);
+                    if merged.terminating && !known.terminating {
+                        *merged = known;
                     }
                 }
             }

@@ -52,8 +52,8 @@ pub(super) fn policy(input: PolicyInput, kind: FrontendKind, service: &Service) 
 /// A gateway has no endpoint of its own, so all count (P203 does not apply), and no pods (nor do P319
 /// and P320). Replies to its ClusterIP traffic would not come back by themselves.
 fn on_a_gateway(kind: FrontendKind, service: &Service) -> Policy {
-    let keeps = kind != FrontendKind::ClusterIp && service.external_policy == TrafficPolicy::Local;
-    let source_nat = if keeps { SourceNat::PreserveClient } else { SourceNat::Always };
+    let preserves = kind != FrontendKind::ClusterIp && service.external_policy == TrafficPolicy::Local;
+    let source_nat = if preserves { SourceNat::PreserveClient } else { SourceNat::Always };
     Policy { scope: Scope::Cluster, source_nat }
 }
 

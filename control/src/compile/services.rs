@@ -14,18 +14,18 @@ use super::addresses::NodeContext;
 use super::endpoints::{SliceIndex, slices_of};
 use super::service_compiler::ServiceCompiler;
 use crate::model::{
-    ClusterAddress, Desired, EndpointSlice, Endpoints, Kept, Key, Service, ServicePort, ServiceType,
+    ClusterAddress, Desired, EndpointSlice, Endpoints, Key, Service, ServicePort, ServiceType, Stored,
 };
 use crate::report::{Entry, ObjectRef, Severity};
 
-/// What was made of each Service, kept for as long as nothing changes that it was made from.
+/// The last result of each Service, reused while nothing changes that it was compiled from.
 #[derive(Debug, Default)]
 pub(super) struct ServiceMemo {
     node_context: NodeContext,
     by_service: BTreeMap<Key, Compiled>,
 }
 
-/// What was made of one Service, and of what.
+/// The result of one Service, and what it was compiled from.
 #[derive(Debug)]
 struct Compiled {
     service: Arc<Service>,
@@ -66,16 +66,16 @@ pub(super) fn compile(
     let mut specs = Vec::new();
     let mut entries = Vec::new();
     let mut node_ports = NodePorts::default();
-    for (key, kept) in desired.services() {
+    for (key, stored) in desired.services() {
         let slices = index.of(key);
-        let endpoints = desired.endpoints().get(key).map(|kept| &kept.object);
+        let endpoints = desired.endpoints().get(key).map(|stored| &stored.object);
         let known = memo.by_service.remove(key);
         let compiled = known
-            .filter(|known| known.is_current(&kept.object, slices, endpoints.map(AsRef::as_ref)))
+            .filter(|known| known.is_current(&stored.object, slices, endpoints.map(AsRef::as_ref)))
             .unwrap_or_else(|| {
-                let (specs, notes) = compile_one(key, &kept.object, slices, desired, node_context, config);
+                let (specs, notes) = compile_one(key, &stored.object, slices, desired, node_context, config);
                 Compiled {
-                    service: Arc::clone(&kept.object),
+                    service: Arc::clone(&stored.object),
                     slices: slices.iter().map(|&slice| Arc::clone(slice)).collect(),
                     endpoints: endpoints.map(Arc::clone),
                     specs,
@@ -83,12 +83,12 @@ pub(super) fn compile(
                 }
             });
         entries.extend(
-            compiled.notes.iter().map(|(severity, reason)| entry(*severity, key, kept, reason.clone())),
+            compiled.notes.iter().map(|(severity, reason)| entry(*severity, key, stored, reason.clone())),
         );
         for spec in &compiled.specs {
-            let (spec, refused) = node_ports.claim(spec, &kept.object);
+            let (spec, refused) = node_ports.claim(spec, &stored.object);
             specs.push(spec);
-            entries.extend(refused.map(|reason| entry(Severity::Error, key, kept, reason)));
+            entries.extend(refused.map(|reason| entry(Severity::Error, key, stored, reason)));
         }
         by_service.insert(key.clone(), compiled);
     }
@@ -184,7 +184,7 @@ fn warnings(service: &Service, slices: &[Arc<EndpointSlice>]) -> Vec<String> {
     all
 }
 
-/// Who has which NodePort; the first in the order of names keeps it.
+/// Who has which NodePort; the first in the order of names has it.
 #[derive(Default)]
 struct NodePorts {
     owners: HashMap<(u16, Protocol), ServiceName>,
@@ -234,7 +234,7 @@ fn about(desired: &Desired, name: &ServiceName, severity: Severity, reason: Stri
     let key = Key::new(&name.namespace, &name.name);
     let reason = if name.port.is_empty() { reason } else { format!("port {}: {reason}", name.port) };
     match desired.services().get(&key) {
-        Some(kept) => entry(severity, &key, kept, reason),
+        Some(stored) => entry(severity, &key, stored, reason),
         None => Entry {
             severity,
             place: None,
@@ -244,7 +244,7 @@ fn about(desired: &Desired, name: &ServiceName, severity: Severity, reason: Stri
     }
 }
 
-fn entry(severity: Severity, key: &Key, kept: &Kept<Service>, reason: String) -> Entry {
+fn entry(severity: Severity, key: &Key, stored: &Stored<Service>, reason: String) -> Entry {
     let object = ObjectRef::new("Service", &key.namespace, &key.name);
-    Entry { severity, place: kept.place.clone(), object: Some(object), reason }
+    Entry { severity, place: stored.place.clone(), object: Some(object), reason }
 }

@@ -78,12 +78,12 @@ impl Forwarder {
         options.attempts = UPSTREAM_RETRIES;
         options.server_ordering_strategy = ServerOrderingStrategy::QueryStatistics;
         options.use_hosts_file = ResolveHosts::Never;
-        // The kernel knows which ports are kept for translated flows. The library would pick any, and an
+        // The kernel knows which ports are reserved for translated flows. The library would pick any, and an
         // answer to one of those would be taken for a backend's.
         options.os_port_selection = true;
         options.preserve_intermediates = true;
         options.max_active_requests = WAITING_MAX;
-        // As short as answers about Services are kept by others: an ExternalName must not outlive its target long.
+        // As short as others may cache our own records: an ExternalName must not outlive its target long.
         options.positive_max_ttl = Some(CACHED_MAX);
         options.negative_max_ttl = Some(CACHED_MAX);
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());

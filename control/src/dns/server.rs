@@ -27,7 +27,7 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// The cluster domain.
     pub domain: String,
-    /// For how long clients may keep an answer.
+    /// The TTL of the records, in seconds.
     pub ttl_s: u32,
     /// Where names of others are asked for; nowhere if empty.
     pub upstreams: Vec<Upstream>,

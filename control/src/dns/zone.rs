@@ -39,7 +39,7 @@ pub struct Zone {
     server: Name,
     /// `hostmaster` in it.
     contact: Name,
-    /// For how long answers may be kept.
+    /// The TTL of the records, in seconds.
     ttl_s: u32,
     /// The addresses of this server.
     servers: Vec<IpAddr>,

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use super::Identity;
 use crate::compile::Role;
 use crate::model::{
-    ClusterAddress, Desired, Endpoint, EndpointSlice, Kept, Key, Service, ServicePort, ServiceType,
-    SliceFamily, TrafficPolicy,
+    ClusterAddress, Desired, Endpoint, EndpointSlice, Key, Service, ServicePort, ServiceType, SliceFamily,
+    Stored, TrafficPolicy,
 };
 
 /// One value for each address family.
@@ -70,9 +70,9 @@ pub fn no_local_endpoints(desired: &Desired, identity: &Identity) -> NoLocalEndp
         service.excluded_by.is_none()
             && (service.internal_policy == TrafficPolicy::Local || external_local(service))
     };
-    let concerned = |key: &Key| desired.services().get(key).is_some_and(|kept| is_local(&kept.object));
+    let concerned = |key: &Key| desired.services().get(key).is_some_and(|stored| is_local(&stored.object));
     for (key, slices) in slices_of(desired, concerned) {
-        let Some(Kept { object: service, .. }) = desired.services().get(key) else { continue };
+        let Some(Stored { object: service, .. }) = desired.services().get(key) else { continue };
         let ClusterAddress::Assigned(addresses) = &service.cluster else { continue };
         for (port, is_ipv4) in
             service.ports.iter().flat_map(|port| addresses.iter().map(move |a| (port, a.is_ipv4())))
@@ -143,7 +143,7 @@ fn slices_of<'a>(desired: &'a Desired, matters: impl Fn(&Key) -> bool) -> BTreeM
     if by_service.is_empty() {
         return by_service;
     }
-    for (key, Kept { object: slice, .. }) in desired.slices() {
+    for (key, Stored { object: slice, .. }) in desired.slices() {
         if slice.excluded_by.is_none()
             && slice.family != SliceFamily::Fqdn
             && let Some(service) = &slice.service
@@ -153,9 +153,9 @@ fn slices_of<'a>(desired: &'a Desired, matters: impl Fn(&Key) -> bool) -> BTreeM
         }
     }
     for (key, list) in &mut by_service {
-        let has_selector = desired.services().get(key).is_some_and(|kept| kept.object.has_selector);
+        let has_selector = desired.services().get(key).is_some_and(|stored| stored.object.has_selector);
         let mirrored = list.iter().any(|slice| slice.get().is_mirror);
-        if let Some(Kept { object, .. }) = desired.endpoints().get(key)
+        if let Some(Stored { object, .. }) = desired.endpoints().get(key)
             && !(has_selector || mirrored || object.skip_mirror)
             && object.excluded_by.is_none()
         {

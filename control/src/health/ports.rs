@@ -10,7 +10,7 @@ use super::Identity;
 use super::local::ready_here;
 use crate::compile::listed;
 use crate::http::{self, HttpResponse};
-use crate::model::{ClusterAddress, Desired, Kept, Key, NetState, Service, ServiceType, TrafficPolicy};
+use crate::model::{ClusterAddress, Desired, Key, NetState, Service, ServiceType, Stored, TrafficPolicy};
 use crate::report::{Entry, ObjectRef, Place, Severity};
 
 /// One open port on one address.
@@ -36,10 +36,10 @@ pub struct Wanted {
 /// Decides (P323, P1103, P1104). A Service listens in each family in which it has a cluster IP. Of two Services
 /// with one port, the first in the order of names has it.
 pub fn wanted(desired: &Desired, net: &NetState, identity: &Identity) -> Wanted {
-    let with_port: Vec<(&Key, &Kept<Service>, u16)> = desired
+    let with_port: Vec<(&Key, &Stored<Service>, u16)> = desired
         .services()
         .iter()
-        .filter_map(|(key, kept)| Some((key, kept, health_port(&kept.object)?)))
+        .filter_map(|(key, stored)| Some((key, stored, health_port(&stored.object)?)))
         .collect();
     let mut wanted = Wanted::default();
     if with_port.is_empty() {
@@ -49,21 +49,21 @@ pub fn wanted(desired: &Desired, net: &NetState, identity: &Identity) -> Wanted 
     let ready = ready_here(desired, &keys, identity);
     let listen_on = listen_addresses(desired, net, identity);
     let mut owners: HashMap<u16, &Key> = HashMap::new();
-    for (key, kept, port) in with_port {
+    for (key, stored, port) in with_port {
         if let Some(owner) = owners.get(&port) {
             let reason =
                 format!("healthCheckNodePort {port} belongs to Service {owner} already: choose another");
-            wanted.findings.push(finding(key, kept.place.clone(), Severity::Error, reason));
+            wanted.findings.push(finding(key, stored.place.clone(), Severity::Error, reason));
             continue;
         }
         owners.insert(port, key);
-        let ClusterAddress::Assigned(cluster) = &kept.object.cluster else { continue };
+        let ClusterAddress::Assigned(cluster) = &stored.object.cluster else { continue };
         let of_its_families =
             listen_on.iter().filter(|ip| cluster.iter().any(|own| own.is_ipv4() == ip.is_ipv4()));
         let mut listens = false;
         for &ip in of_its_families {
             let ready = ready.get(key).map_or(0, |ready| *ready.of(ip));
-            let port_here = HealthPort { service: key.clone(), place: kept.place.clone(), ready };
+            let port_here = HealthPort { service: key.clone(), place: stored.place.clone(), ready };
             wanted.ports.insert(SocketAddr::new(ip, port), port_here);
             listens = true;
         }
@@ -71,7 +71,7 @@ pub fn wanted(desired: &Desired, net: &NetState, identity: &Identity) -> Wanted 
             let reason = format!(
                 "healthCheckNodePort {port} is not open: no address of this node lies in nodeport_addresses"
             );
-            wanted.findings.push(finding(key, kept.place.clone(), Severity::Warning, reason));
+            wanted.findings.push(finding(key, stored.place.clone(), Severity::Warning, reason));
         }
     }
     wanted

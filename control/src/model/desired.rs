@@ -48,9 +48,9 @@ pub enum Object {
     ServiceCidr(Arc<ServiceCidr>),
 }
 
-/// An object with where it came from.
+/// An object and where it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept<T> {
+pub struct Stored<T> {
     /// The object.
     pub object: Arc<T>,
     /// Where it was read, if from a file.
@@ -72,24 +72,24 @@ pub struct ObjectCounts {
 /// What the user wants: all objects by kind and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    services: BTreeMap<Key, Kept<Service>>,
-    slices: BTreeMap<Key, Kept<EndpointSlice>>,
-    endpoints: BTreeMap<Key, Kept<Endpoints>>,
-    nodes: BTreeMap<Key, Kept<Node>>,
-    namespaces: BTreeMap<Key, Kept<Namespace>>,
-    service_cidrs: BTreeMap<Key, Kept<ServiceCidr>>,
+    services: BTreeMap<Key, Stored<Service>>,
+    slices: BTreeMap<Key, Stored<EndpointSlice>>,
+    endpoints: BTreeMap<Key, Stored<Endpoints>>,
+    nodes: BTreeMap<Key, Stored<Node>>,
+    namespaces: BTreeMap<Key, Stored<Namespace>>,
+    service_cidrs: BTreeMap<Key, Stored<ServiceCidr>>,
 }
 
 impl Desired {
     /// Adds an object or replaces the one of its kind and name.
     pub fn apply(&mut self, key: Key, object: Object, place: Option<Place>) {
         match object {
-            Object::Service(object) => drop(self.services.insert(key, Kept { object, place })),
-            Object::EndpointSlice(object) => drop(self.slices.insert(key, Kept { object, place })),
-            Object::Endpoints(object) => drop(self.endpoints.insert(key, Kept { object, place })),
-            Object::Node(object) => drop(self.nodes.insert(key, Kept { object, place })),
-            Object::Namespace(object) => drop(self.namespaces.insert(key, Kept { object, place })),
-            Object::ServiceCidr(object) => drop(self.service_cidrs.insert(key, Kept { object, place })),
+            Object::Service(object) => drop(self.services.insert(key, Stored { object, place })),
+            Object::EndpointSlice(object) => drop(self.slices.insert(key, Stored { object, place })),
+            Object::Endpoints(object) => drop(self.endpoints.insert(key, Stored { object, place })),
+            Object::Node(object) => drop(self.nodes.insert(key, Stored { object, place })),
+            Object::Namespace(object) => drop(self.namespaces.insert(key, Stored { object, place })),
+            Object::ServiceCidr(object) => drop(self.service_cidrs.insert(key, Stored { object, place })),
         }
     }
 
@@ -110,19 +110,19 @@ impl Desired {
     /// The object of this kind and name.
     pub fn get(&self, kind: Kind, key: &Key) -> Option<Object> {
         match kind {
-            Kind::Service => self.services.get(key).map(|kept| Object::Service(Arc::clone(&kept.object))),
+            Kind::Service => self.services.get(key).map(|stored| Object::Service(Arc::clone(&stored.object))),
             Kind::EndpointSlice => {
-                self.slices.get(key).map(|kept| Object::EndpointSlice(Arc::clone(&kept.object)))
+                self.slices.get(key).map(|stored| Object::EndpointSlice(Arc::clone(&stored.object)))
             }
             Kind::Endpoints => {
-                self.endpoints.get(key).map(|kept| Object::Endpoints(Arc::clone(&kept.object)))
+                self.endpoints.get(key).map(|stored| Object::Endpoints(Arc::clone(&stored.object)))
             }
-            Kind::Node => self.nodes.get(key).map(|kept| Object::Node(Arc::clone(&kept.object))),
+            Kind::Node => self.nodes.get(key).map(|stored| Object::Node(Arc::clone(&stored.object))),
             Kind::Namespace => {
-                self.namespaces.get(key).map(|kept| Object::Namespace(Arc::clone(&kept.object)))
+                self.namespaces.get(key).map(|stored| Object::Namespace(Arc::clone(&stored.object)))
             }
             Kind::ServiceCidr => {
-                self.service_cidrs.get(key).map(|kept| Object::ServiceCidr(Arc::clone(&kept.object)))
+                self.service_cidrs.get(key).map(|stored| Object::ServiceCidr(Arc::clone(&stored.object)))
             }
         }
     }
@@ -140,38 +140,38 @@ impl Desired {
     }
 
     /// All Services by name.
-    pub const fn services(&self) -> &BTreeMap<Key, Kept<Service>> {
+    pub const fn services(&self) -> &BTreeMap<Key, Stored<Service>> {
         &self.services
     }
 
     /// All EndpointSlices by name.
-    pub const fn slices(&self) -> &BTreeMap<Key, Kept<EndpointSlice>> {
+    pub const fn slices(&self) -> &BTreeMap<Key, Stored<EndpointSlice>> {
         &self.slices
     }
 
     /// All Endpoints by name, which is that of their Service.
-    pub const fn endpoints(&self) -> &BTreeMap<Key, Kept<Endpoints>> {
+    pub const fn endpoints(&self) -> &BTreeMap<Key, Stored<Endpoints>> {
         &self.endpoints
     }
 
     /// The Node of this name. Node names are lower case (P202).
     pub fn node(&self, name: &str) -> Option<&Node> {
-        let kept = self.nodes.get(&Key::new("", name.to_lowercase()))?;
-        Some(&kept.object)
+        let stored = self.nodes.get(&Key::new("", name.to_lowercase()))?;
+        Some(&stored.object)
     }
 
     /// All Namespaces by name.
-    pub const fn namespaces(&self) -> &BTreeMap<Key, Kept<Namespace>> {
+    pub const fn namespaces(&self) -> &BTreeMap<Key, Stored<Namespace>> {
         &self.namespaces
     }
 
     /// All Nodes by name.
-    pub const fn nodes(&self) -> &BTreeMap<Key, Kept<Node>> {
+    pub const fn nodes(&self) -> &BTreeMap<Key, Stored<Node>> {
         &self.nodes
     }
 
     /// All ServiceCIDRs by name.
-    pub const fn service_cidrs(&self) -> &BTreeMap<Key, Kept<ServiceCidr>> {
+    pub const fn service_cidrs(&self) -> &BTreeMap<Key, Stored<ServiceCidr>> {
         &self.service_cidrs
     }
 

@@ -108,7 +108,7 @@ pub struct Subset {
 pub struct Endpoints {
     /// Its subsets.
     pub subsets: Vec<Subset>,
-    /// Whether label or annotation keep it from being mirrored (P118).
+    /// Whether a label or annotation excludes it from being mirrored (P118).
     pub skip_mirror: bool,
     /// The label that excludes its mirror from being served, if it has one: labels are copied.
     pub excluded_by: Option<ExcludedBy>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteSpec};
 
-/// Links, routes and neighbours of the served interfaces. Parts that did not change keep their `Arc`.
+/// Links, routes and neighbours of the served interfaces. Parts that did not change are the same `Arc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetState {
     /// The served interfaces, in the order of the configuration, also those that do not exist; then their

@@ -51,7 +51,7 @@ pub struct Ingress {
     pub mode: IngressMode,
 }
 
-/// `spec.ports[].targetPort`. Kept for people: endpoints are matched by port name (P114).
+/// `spec.ports[].targetPort`. For display only: endpoints are matched by port name (P114).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TargetPort {
     /// A port number.

@@ -267,10 +267,10 @@ fn connect() -> Result<(Handle, Events, NextHopEvents), NetlinkError> {
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ];
-    let (monitor, keep, events) = rtnetlink::new_multicast_connection(&groups)?;
+    let (monitor, multicast_handle, events) = rtnetlink::new_multicast_connection(&groups)?;
     tokio::spawn(async move {
         monitor.await;
-        drop(keep);
+        drop(multicast_handle);
     });
     let (connection, handle, _) = rtnetlink::new_connection()?;
     tokio::spawn(connection);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::model::{Desired, EndpointSlice, Kept, Key, Kind, Object, SliceFamily};
+use crate::model::{Desired, EndpointSlice, Key, Kind, Object, SliceFamily, Stored};
 use crate::report::{Entry, ObjectRef};
 use crate::source::Change;
 
@@ -87,8 +87,8 @@ pub(super) fn apply(desired: &mut Arc<Desired>, findings: &mut Vec<Entry>, chang
 
 /// Walks both maps side by side.
 fn each_difference<T: PartialEq>(
-    old: &BTreeMap<Key, Kept<T>>,
-    new: &BTreeMap<Key, Kept<T>>,
+    old: &BTreeMap<Key, Stored<T>>,
+    new: &BTreeMap<Key, Stored<T>>,
     mut found: impl FnMut(Option<&T>, Option<&T>),
 ) {
     let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
@@ -99,8 +99,8 @@ fn each_difference<T: PartialEq>(
             (None, Some(_)) => Ordering::Greater,
             (Some((before, _)), Some((after, _))) => before.cmp(after),
         };
-        let before = old.next_if(|_| order.is_le()).map(|(_, kept)| &kept.object);
-        let after = new.next_if(|_| order.is_ge()).map(|(_, kept)| &kept.object);
+        let before = old.next_if(|_| order.is_le()).map(|(_, stored)| &stored.object);
+        let after = new.next_if(|_| order.is_ge()).map(|(_, stored)| &stored.object);
         let same = matches!((before, after), (Some(a), Some(b)) if Arc::ptr_eq(a, b) || a == b);
         if !same {
             found(before.map(Arc::as_ref), after.map(Arc::as_ref));

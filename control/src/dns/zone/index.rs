@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hickory_proto::rr::Name;
 
 use super::entry::Entry;
-use crate::model::{Desired, EndpointSlice, Kept, Key, Service};
+use crate::model::{Desired, EndpointSlice, Key, Service, Stored};
 
 /// Services by name and by address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,8 +133,8 @@ fn changed_services<'a>(before: &'a Desired, after: &'a Desired) -> HashSet<&'a 
 
 /// What is not the same object in both, with what it became.
 fn changes<'a, T>(
-    before: &'a BTreeMap<Key, Kept<T>>,
-    after: &'a BTreeMap<Key, Kept<T>>,
+    before: &'a BTreeMap<Key, Stored<T>>,
+    after: &'a BTreeMap<Key, Stored<T>>,
 ) -> Vec<(&'a Key, Option<&'a Arc<T>>)> {
     let mut changes = Vec::new();
     let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Desired, EndpointSlice, Kept, Key, Node, Object, Service, ServiceCidr};
+use crate::model::{Desired, EndpointSlice, Key, Node, Object, Service, ServiceCidr, Stored};
 
 /// The objects at the time they were saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,8 +92,8 @@ fn write(path: &Path, cluster: &str, saved: &Saved) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-fn borrowed<T>(objects: &std::collections::BTreeMap<Key, Kept<T>>) -> Vec<(&Key, &T)> {
-    objects.iter().map(|(key, kept)| (key, &*kept.object)).collect()
+fn borrowed<T>(objects: &std::collections::BTreeMap<Key, Stored<T>>) -> Vec<(&Key, &T)> {
+    objects.iter().map(|(key, stored)| (key, &*stored.object)).collect()
 }
 
 #[derive(Serialize, Deserialize)]

@@ -58,7 +58,7 @@ impl Directory {
                         Ok(text) => parse(&path, text),
                         Err(reason) => unreadable(&path, reason.clone()),
                     };
-                    File { parsed: keep_last_good(&path, before, parsed, text.as_deref()), text }
+                    File { parsed: retain_last_good(&path, before, parsed, text.as_deref()), text }
                 }
             };
             files.insert(name, file);
@@ -119,7 +119,7 @@ fn unreadable(path: &Arc<PathBuf>, reason: String) -> Parsed {
 }
 
 /// Adds to a new reading what the one before held and this one should not have lost.
-fn keep_last_good(
+fn retain_last_good(
     path: &Arc<PathBuf>,
     before: Option<File>,
     mut parsed: Parsed,
@@ -132,13 +132,13 @@ fn keep_last_good(
     }
     let named: std::collections::HashSet<ObjectRef> =
         parsed.objects.iter().map(|object| object.name.clone()).collect();
-    let mut kept = 0;
+    let mut retained = 0;
     for object in before.parsed.objects {
         let refused = parsed.refused.contains(&object.name);
         if named.contains(&object.name) || !(refused || parsed.incomplete) {
             continue;
         }
-        kept += 1;
+        retained += 1;
         if refused {
             let about = |entry: &&mut Entry| entry.object.as_ref() == Some(&object.name);
             if let Some(entry) = parsed.findings.iter_mut().find(about) {
@@ -147,8 +147,8 @@ fn keep_last_good(
         }
         parsed.objects.push(object);
     }
-    if parsed.incomplete && kept > 0 {
-        let reason = format!("{kept} object(s) that it held before stay in force");
+    if parsed.incomplete && retained > 0 {
+        let reason = format!("{retained} object(s) that it held before stay in force");
         let place = Place { file: Arc::clone(path), line: 0 };
         parsed.findings.push(Entry { severity: Severity::Warning, place: Some(place), object: None, reason });
     }
