@@ -276,12 +276,12 @@ fn any_is_answered_with_as_little_as_there_can_be() {
 #[test]
 fn what_is_not_there_is_remembered_no_longer_than_what_is() {
     let answer = zone().lookup(&in_domain("gone.shop.svc"), RecordType::A);
-    let Status::NoName(soa) = answer.status else { panic!("{answer:?}") };
+    let Status::NxDomain(soa) = answer.status else { panic!("{answer:?}") };
     let RData::SOA(data) = &soa.data else { panic!("{soa}") };
     assert_eq!((soa.ttl, data.minimum), (5, 5));
     assert_eq!(soa.name, in_domain(""));
     let reverse = zone().lookup(&"10.0.96.10.in-addr.arpa.".parse().unwrap(), RecordType::A);
-    let Status::NoRecord(soa) = reverse.status else { panic!("{reverse:?}") };
+    let Status::NoData(soa) = reverse.status else { panic!("{reverse:?}") };
     assert_eq!(soa.name.to_string(), "10.0.96.10.in-addr.arpa.");
 }
 
@@ -335,9 +335,9 @@ fn lines(answer: &Answer) -> Vec<String> {
     lines.extend(answer.additionals.iter().map(|record| format!("+ {}", line(record))));
     match &answer.status {
         Status::Found => {}
-        Status::NoRecord(_) => lines.push("no record".into()),
-        Status::NoName(_) => lines.push("no such name".into()),
-        Status::Elsewhere(name) => lines.push(format!("elsewhere {name}")),
+        Status::NoData(_) => lines.push("no record".into()),
+        Status::NxDomain(_) => lines.push("no such name".into()),
+        Status::OutOfZone(name) => lines.push(format!("elsewhere {name}")),
     }
     lines
 }

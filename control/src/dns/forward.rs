@@ -44,13 +44,13 @@ pub enum ForwardError {
 
 /// What upstreams say of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Heard {
+pub(super) struct UpstreamResponse {
     pub(super) code: ResponseCode,
     pub(super) answers: Vec<Record>,
     pub(super) authorities: Vec<Record>,
 }
 
-impl Heard {
+impl UpstreamResponse {
     fn failure(code: ResponseCode) -> Self {
         Self { code, answers: Vec::new(), authorities: Vec::new() }
     }
@@ -93,36 +93,36 @@ impl Forwarder {
     }
 
     /// Asks; a failure of the upstreams is an answer too.
-    pub(super) async fn ask(&self, name: Name, record_type: RecordType) -> Heard {
+    pub(super) async fn resolve(&self, name: Name, record_type: RecordType) -> UpstreamResponse {
         let Ok(_permit) = self.waiting.try_acquire() else {
             Counters::add(&self.counters.overloaded);
-            return Heard::failure(ResponseCode::ServFail);
+            return UpstreamResponse::failure(ResponseCode::ServFail);
         };
         Counters::add(&self.counters.forwarded);
         match timeout(ANSWER_WITHIN, self.resolver.lookup(name.clone(), record_type)).await {
             Ok(Ok(lookup)) => {
                 let message = lookup.message();
-                Heard {
+                UpstreamResponse {
                     code: message.metadata.response_code,
                     answers: message.answers.clone(),
                     authorities: Vec::new(),
                 }
             }
-            Ok(Err(NetError::Dns(DnsError::NoRecordsFound(nothing)))) => Heard {
+            Ok(Err(NetError::Dns(DnsError::NoRecordsFound(nothing)))) => UpstreamResponse {
                 code: nothing.response_code,
                 answers: Vec::new(),
                 authorities: nothing.soa.into_iter().map(|soa| soa.into_record_of_rdata()).collect(),
             },
-            Ok(Err(NetError::Dns(DnsError::ResponseCode(code)))) => Heard::failure(code),
+            Ok(Err(NetError::Dns(DnsError::ResponseCode(code)))) => UpstreamResponse::failure(code),
             Ok(Err(error)) => {
                 Counters::add(&self.counters.forward_failed);
                 tracing::debug!(%name, %error, "no DNS upstream answered");
-                Heard::failure(ResponseCode::ServFail)
+                UpstreamResponse::failure(ResponseCode::ServFail)
             }
             Err(_) => {
                 Counters::add(&self.counters.forward_failed);
                 tracing::debug!(%name, "no DNS upstream answered in time");
-                Heard::failure(ResponseCode::ServFail)
+                UpstreamResponse::failure(ResponseCode::ServFail)
             }
         }
     }

@@ -13,21 +13,21 @@ use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseI
 use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
 
 use super::Counters;
-use super::forward::{Forwarder, Heard};
+use super::forward::{Forwarder, UpstreamResponse};
 use super::zone::{Answer, Status, Zone};
 
 /// The zone that answers come from.
 #[derive(Debug)]
-pub(super) struct Current {
+pub(super) struct ZoneState {
     pub(super) zone: Zone,
     /// Whether the cluster was read yet. Until then nobody can say that a name does not exist.
-    pub(super) is_read: bool,
+    pub(super) is_synced: bool,
 }
 
 /// Answers queries. A query takes no lock and waits for nobody but upstreams.
 #[derive(Clone)]
 pub(super) struct Responder {
-    pub(super) current: Arc<ArcSwap<Current>>,
+    pub(super) state: Arc<ArcSwap<ZoneState>>,
     pub(super) forwarder: Option<Arc<Forwarder>>,
     pub(super) counters: Arc<Counters>,
 }
@@ -36,7 +36,7 @@ pub(super) struct Responder {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Reply {
     code: ResponseCode,
-    is_ours: bool,
+    is_authoritative: bool,
     is_truncated: bool,
     answers: Vec<Record>,
     authorities: Vec<Record>,
@@ -47,7 +47,7 @@ struct Reply {
 enum Decision {
     Reply(Reply),
     /// To ask others, and to put what they say after what we know.
-    Ask {
+    Forward {
         name: Name,
         record_type: RecordType,
         known: Reply,
@@ -91,7 +91,7 @@ impl Responder {
     async fn reply(&self, request: &Request) -> Reply {
         match self.decide(request) {
             Decision::Reply(reply) => reply,
-            Decision::Ask { name, record_type, mut known } => {
+            Decision::Forward { name, record_type, mut known } => {
                 let Some(forwarder) = &self.forwarder else {
                     // An alias is an answer; a name of which we know nothing at all is not our business.
                     if known.answers.is_empty() {
@@ -100,7 +100,8 @@ impl Responder {
                     return known;
                 };
                 // RFC 6604: the code is that of the last name in the chain.
-                let Heard { code, answers, authorities } = forwarder.ask(name, record_type).await;
+                let UpstreamResponse { code, answers, authorities } =
+                    forwarder.resolve(name, record_type).await;
                 known.answers.extend(answers);
                 Reply { code, authorities, ..known }
             }
@@ -129,26 +130,27 @@ impl Responder {
         if question.query_class() != DNSClass::IN {
             return refuse(ResponseCode::Refused);
         }
-        let current = self.current.load();
-        let Answer { status, answers, additionals } = current.zone.lookup(name, record_type);
-        let mut reply = Reply { is_ours: true, answers, additionals, ..Reply::error(ResponseCode::NoError) };
+        let state = self.state.load();
+        let Answer { status, answers, additionals } = state.zone.lookup(name, record_type);
+        let mut reply =
+            Reply { is_authoritative: true, answers, additionals, ..Reply::error(ResponseCode::NoError) };
         match status {
             Status::Found => {}
-            Status::NoRecord(_) | Status::NoName(_) if !current.is_read => {
+            Status::NoData(_) | Status::NxDomain(_) if !state.is_synced => {
                 return refuse(ResponseCode::ServFail);
             }
-            Status::NoRecord(soa) => reply.authorities.push(*soa),
-            Status::NoName(soa) => {
+            Status::NoData(soa) => reply.authorities.push(*soa),
+            Status::NxDomain(soa) => {
                 reply.code = ResponseCode::NXDomain;
                 reply.authorities.push(*soa);
             }
-            Status::Elsewhere(next) => {
+            Status::OutOfZone(next) => {
                 if record_type == RecordType::ANY {
                     // RFC 8482: asked of others it would only amplify.
                     return refuse(ResponseCode::NotImp);
                 }
-                reply.is_ours = !reply.answers.is_empty();
-                return Decision::Ask { name: next, record_type, known: reply };
+                reply.is_authoritative = !reply.answers.is_empty();
+                return Decision::Forward { name: next, record_type, known: reply };
             }
         }
         Decision::Reply(reply)
@@ -157,7 +159,7 @@ impl Responder {
     fn metadata(&self, request: &Request, reply: &Reply) -> Metadata {
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.message_type = MessageType::Response;
-        metadata.authoritative = reply.is_ours;
+        metadata.authoritative = reply.is_authoritative;
         metadata.truncation = reply.is_truncated;
         metadata.recursion_available = self.forwarder.is_some();
         metadata.response_code = reply.code;
@@ -169,7 +171,7 @@ impl Reply {
     fn error(code: ResponseCode) -> Self {
         Self {
             code,
-            is_ours: false,
+            is_authoritative: false,
             is_truncated: false,
             answers: Vec::new(),
             authorities: Vec::new(),

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::Counters;
 use super::forward::{self, ForwardError, Forwarder, Upstream};
-use super::respond::{Current, Responder};
+use super::respond::{Responder, ZoneState};
 use super::tcp;
 use super::zone::{BadDomain, Zone};
 use crate::model::Desired;
@@ -121,17 +121,14 @@ impl Server {
     /// # Errors
     /// [`DnsError`]: a socket or the resolver failed.
     pub async fn serve(self, desired: watch::Receiver<Arc<Desired>>) -> Result<(), DnsError> {
-        let current = Current { zone: self.zone, is_read: false };
+        let state = ZoneState { zone: self.zone, is_synced: false };
         let forwarder = if self.upstreams.is_empty() {
             None
         } else {
             Some(Arc::new(Forwarder::new(&self.upstreams, Arc::clone(&self.counters))?))
         };
-        let responder = Responder {
-            current: Arc::new(ArcSwap::from_pointee(current)),
-            forwarder,
-            counters: self.counters,
-        };
+        let responder =
+            Responder { state: Arc::new(ArcSwap::from_pointee(state)), forwarder, counters: self.counters };
         let mut over_udp = hickory_server::Server::new(responder.clone());
         let mut over_tcp = JoinSet::new();
         let permits = tcp::connection_permits();
@@ -142,7 +139,7 @@ impl Server {
             over_tcp.spawn(tcp::accept(listener, responder.clone(), Arc::clone(&permits)));
         }
         tokio::select! {
-            () = follow(&responder.current, desired) => Ok(()),
+            () = follow(&responder.state, desired) => Ok(()),
             ended = over_udp.block_until_done() => {
                 let reason = ended.err().map_or_else(|| "no UDP socket is left".to_owned(), |error| error.to_string());
                 Err(DnsError::Ended(reason))
@@ -156,16 +153,16 @@ impl Server {
 }
 
 /// Keeps the zone up to date. Changes that come while one is worked in are folded into the next.
-async fn follow(current: &ArcSwap<Current>, mut desired: watch::Receiver<Arc<Desired>>) {
+async fn follow(state: &ArcSwap<ZoneState>, mut desired: watch::Receiver<Arc<Desired>>) {
     let mut before = Arc::new(Desired::default());
     while desired.changed().await.is_ok() {
         let after = Arc::clone(&desired.borrow_and_update());
-        let last = current.load_full();
+        let last = state.load_full();
         let (old, new) = (Arc::clone(&before), Arc::clone(&after));
         // Aside, for queries go on meanwhile.
         match spawn_blocking(move || last.zone.updated(&old, &new)).await {
             Ok(zone) => {
-                current.store(Arc::new(Current { zone, is_read: true }));
+                state.store(Arc::new(ZoneState { zone, is_synced: true }));
                 before = after;
             }
             Err(error) => tracing::error!(%error, "the DNS zone was not renewed and stays as it was"),

@@ -8,9 +8,9 @@
 //! nothing, and otherwise with a name error (RFC 2308, RFC 8020).
 
 mod answer;
-mod asked;
 mod entry;
 mod index;
+mod query_name;
 #[cfg(test)]
 mod testing;
 
@@ -23,9 +23,9 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use self::answer::Step;
 pub use self::answer::{Answer, Status};
-use self::asked::{Asked, Part};
 use self::entry::{Entry, Kind};
 use self::index::Index;
+use self::query_name::{Part, QueryName};
 use crate::model::Desired;
 
 /// The names of a cluster at one moment. Cloning shares nearly everything.
@@ -137,26 +137,26 @@ impl Zone {
         let own = usize::from(lower.num_labels() - self.origin.num_labels());
         let labels: Option<Vec<&str>> =
             lower.iter().take(own).map(|label| std::str::from_utf8(label).ok()).collect();
-        let no_name = || Step::nothing(Status::NoName(Box::new(self.soa(&self.origin))));
+        let no_name = || Step::nothing(Status::NxDomain(Box::new(self.soa(&self.origin))));
         let Some(labels) = labels else { return no_name() };
-        let found = match Asked::read(&labels) {
-            Asked::Apex => Some(self.apex(name, record_type)),
-            Asked::Version => {
+        let found = match QueryName::read(&labels) {
+            QueryName::Apex => Some(self.apex(name, record_type)),
+            QueryName::Version => {
                 let version = TXT::new(vec![SCHEMA_VERSION.to_owned()]);
                 Some(self.typed(record_type, RecordType::TXT, vec![self.version(name, version)]))
             }
-            Asked::Server if !self.servers.is_empty() => {
+            QueryName::Server if !self.servers.is_empty() => {
                 Some(self.addressed(name, record_type, &self.servers))
             }
-            Asked::Hollow => Some(self.present(name, record_type)),
-            Asked::Namespace(namespace) => {
+            QueryName::EmptyNonTerminal => Some(self.present(name, record_type)),
+            QueryName::Namespace(namespace) => {
                 self.index.has_namespace(namespace).then(|| self.present(name, record_type))
             }
-            Asked::Service { namespace, service, part } => self
+            QueryName::Service { namespace, service, part } => self
                 .index
                 .service(namespace, service)
                 .and_then(|entry| self.service(entry, part, name, record_type)),
-            Asked::Server | Asked::Nothing => None,
+            QueryName::Server | QueryName::Nothing => None,
         };
         found.unwrap_or_else(no_name)
     }
@@ -228,7 +228,7 @@ impl Zone {
 
     /// The names of an address; for others to answer unless we know it.
     fn reverse(&self, name: &Name, record_type: RecordType) -> Step {
-        let elsewhere = || Step::nothing(Status::Elsewhere(name.clone()));
+        let elsewhere = || Step::nothing(Status::OutOfZone(name.clone()));
         let whole = name.parse_arpa_name().ok().filter(|net| net.prefix_len() == net.max_prefix_len());
         let Some(addr) = whole.map(|net| net.addr()) else { return elsewhere() };
         let mut names: Vec<Name> = Vec::new();
@@ -250,7 +250,7 @@ impl Zone {
             RecordType::PTR => Step::found(records),
             RecordType::ANY => Step::found(vec![self.any(name)]),
             // Of the reverse tree this name is all that we answer for, so it is a zone of its own.
-            _ => Step::nothing(Status::NoRecord(Box::new(self.soa(name)))),
+            _ => Step::nothing(Status::NoData(Box::new(self.soa(name)))),
         }
     }
 
@@ -276,7 +276,7 @@ impl Zone {
         if asked == have && !records.is_empty() {
             return Step::found(records);
         }
-        Step::nothing(Status::NoRecord(Box::new(self.soa(&self.origin))))
+        Step::nothing(Status::NoData(Box::new(self.soa(&self.origin))))
     }
 
     /// A name that exists and has nothing of the type asked for.
@@ -284,7 +284,7 @@ impl Zone {
         if record_type == RecordType::ANY {
             return Step::found(vec![self.any(name)]);
         }
-        Step::nothing(Status::NoRecord(Box::new(self.soa(&self.origin))))
+        Step::nothing(Status::NoData(Box::new(self.soa(&self.origin))))
     }
 
     /// The whole of a name is not told: it would serve to amplify (RFC 8482, section 4.2).

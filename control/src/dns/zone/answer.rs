@@ -20,11 +20,11 @@ pub enum Status {
     /// It has such records.
     Found,
     /// It exists and has no such record; how long this holds is said by the SOA record.
-    NoRecord(Box<Record>),
+    NoData(Box<Record>),
     /// It does not exist.
-    NoName(Box<Record>),
+    NxDomain(Box<Record>),
     /// Others know: it is neither in the cluster domain nor the name of a known address.
-    Elsewhere(Name),
+    OutOfZone(Name),
 }
 
 /// What one name leads to.

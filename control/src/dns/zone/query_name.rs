@@ -4,7 +4,7 @@ use flowgate_wire::Protocol;
 
 /// The meaning of a name below the cluster domain, labels in lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked<'a> {
+pub(super) enum QueryName<'a> {
     /// The cluster domain itself.
     Apex,
     /// `dns-version`: the version of the schema.
@@ -12,7 +12,7 @@ pub(super) enum Asked<'a> {
     /// `ns.dns`: this server.
     Server,
     /// `dns` or `svc`: nothing by itself, but names lie below.
-    Hollow,
+    EmptyNonTerminal,
     /// `<ns>.svc`.
     Namespace(&'a str),
     /// `<service>.<ns>.svc`, and what is asked of it.
@@ -41,14 +41,14 @@ pub(super) enum Part<'a> {
     Port(&'a str, Protocol),
 }
 
-impl<'a> Asked<'a> {
+impl<'a> QueryName<'a> {
     /// Reads the labels that a name has before the cluster domain, the first one first.
     pub(super) fn read(labels: &[&'a str]) -> Self {
         match labels {
             [] => Self::Apex,
             ["dns-version"] => Self::Version,
             ["ns", "dns"] => Self::Server,
-            ["dns" | "svc"] => Self::Hollow,
+            ["dns" | "svc"] => Self::EmptyNonTerminal,
             [namespace, "svc"] => Self::Namespace(namespace),
             [below @ .., service, namespace, "svc"] => {
                 Part::read(below).map_or(Self::Nothing, |part| Self::Service { namespace, service, part })
@@ -89,25 +89,25 @@ mod tests {
 
     #[test]
     fn names_mean_what_the_specification_says() {
-        let of = |part| Asked::Service { namespace: "shop", service: "web", part };
-        let cases: [(&[&str], Asked<'_>); 14] = [
-            (&[], Asked::Apex),
-            (&["dns-version"], Asked::Version),
-            (&["svc"], Asked::Hollow),
-            (&["dns"], Asked::Hollow),
-            (&["ns", "dns"], Asked::Server),
-            (&["shop", "svc"], Asked::Namespace("shop")),
+        let of = |part| QueryName::Service { namespace: "shop", service: "web", part };
+        let cases: [(&[&str], QueryName<'_>); 14] = [
+            (&[], QueryName::Apex),
+            (&["dns-version"], QueryName::Version),
+            (&["svc"], QueryName::EmptyNonTerminal),
+            (&["dns"], QueryName::EmptyNonTerminal),
+            (&["ns", "dns"], QueryName::Server),
+            (&["shop", "svc"], QueryName::Namespace("shop")),
             (&["web", "shop", "svc"], of(Part::Whole)),
             (&["pet-0", "web", "shop", "svc"], of(Part::Endpoint("pet-0"))),
             (&["_tcp", "web", "shop", "svc"], of(Part::Protocol(Protocol::Tcp))),
             (&["_http", "_sctp", "web", "shop", "svc"], of(Part::Port("http", Protocol::Sctp))),
-            (&["_", "_tcp", "web", "shop", "svc"], Asked::Nothing),
-            (&["http", "_tcp", "web", "shop", "svc"], Asked::Nothing),
-            (&["a", "_http", "_tcp", "web", "shop", "svc"], Asked::Nothing),
-            (&["web", "shop", "pod"], Asked::Nothing),
+            (&["_", "_tcp", "web", "shop", "svc"], QueryName::Nothing),
+            (&["http", "_tcp", "web", "shop", "svc"], QueryName::Nothing),
+            (&["a", "_http", "_tcp", "web", "shop", "svc"], QueryName::Nothing),
+            (&["web", "shop", "pod"], QueryName::Nothing),
         ];
         for (labels, meaning) in cases {
-            assert_eq!(Asked::read(labels), meaning, "{labels:?}");
+            assert_eq!(QueryName::read(labels), meaning, "{labels:?}");
         }
     }
 }
