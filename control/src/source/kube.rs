@@ -8,14 +8,11 @@
 //!
 //! The set is also saved to a file. After a restart what the file holds is served until the lists are complete.
 //!
-//! Why not kube-runtime's `watcher`, as of 5.0.0:
-//! - When the server refuses to start a watch with HTTP status 410 (the version is too old), the watcher tries again
-//!   with the same version for ever, and never lists anew.
-//! - Its streamed lists begin at version "0", which any server may answer from an old cache: endpoints that are gone
-//!   could come back. Its paged lists do not, but cost the server much more memory.
-//! - It does not fall back from streamed to paged lists for servers that cannot stream (before Kubernetes 1.32).
-//!
-//! The rest (time limits, an object that cannot be read) could be had with its settings.
+//! Why not kube-runtime's `watcher`: as of 5.0.0, when a watch is refused at its start with HTTP status 410 (the
+//! version is too old), it tries the same version again for ever and never lists anew. It could meet the other needs
+//! by other means than its defaults: an unreadable object that costs only itself (`DeserializeGuard`), time limits
+//! (`Config::read_timeout`), and lists that are never older than what was seen before (`ListWatch`; its streamed lists
+//! begin at version "0", which a server may answer from an old cache, so that endpoints that are gone come back).
 
 mod access;
 mod api_health;
