@@ -1,6 +1,8 @@
 //! Compiles the steering program with clang. Never touches anything outside `OUT_DIR`.
 
-use std::{env, path::PathBuf, process::Command};
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
 
 const SOURCES: [&str; 5] = ["bpf/steer.bpf.c", "bpf/bpf.h", "bpf/maps.h", "bpf/parse.h", "bpf/reasons.h"];
 

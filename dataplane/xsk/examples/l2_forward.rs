@@ -9,24 +9,18 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::{
-    env, io,
-    net::IpAddr,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::{Duration, Instant},
-};
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use std::{env, io, thread};
+
+use flowgate_xsk::steering::{SteeringSet, VipKey};
+use flowgate_xsk::{BURST, FramePool, UmemConfig, XskSocket, XskSocketConfig};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 use common::{Namespace, udp};
-use flowgate_xsk::{
-    BURST, FramePool, UmemConfig, XskSocket, XskSocketConfig,
-    steering::{SteeringSet, VipKey},
-};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 const XDP_DROP: u32 = 1;

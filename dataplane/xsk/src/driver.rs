@@ -16,7 +16,8 @@
 
 use std::fmt;
 
-use crate::{sys::ethtool, umem::KERNEL_HEADROOM};
+use crate::sys::ethtool;
+use crate::umem::KERNEL_HEADROOM;
 
 /// The driver of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]

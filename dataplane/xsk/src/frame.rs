@@ -1,7 +1,8 @@
 //! One chunk of packet memory as a value that moves. Must never be copied, nor exist twice for one chunk.
 #![allow(unsafe_code, reason = "turns a chunk that it owns into a slice")]
 
-use std::{fmt, mem, ptr::NonNull, slice};
+use std::ptr::NonNull;
+use std::{fmt, mem, slice};
 
 use xsk_rs::FrameDesc;
 

@@ -1,9 +1,7 @@
 //! What a kernel lacks and a port works without. Every queue finds the same: it is worth one sentence a process.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Something that this kernel does not have and that ports go without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,12 +4,9 @@
 //! asks for errors): see [`XskSocket::link_state`].
 #![allow(unsafe_code, reason = "ppoll over ports and one more descriptor, without allocating")]
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
-    ptr,
-    time::Duration,
-};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+use std::{io, ptr};
 
 use crate::XskSocket;
 

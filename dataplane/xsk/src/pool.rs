@@ -1,15 +1,13 @@
 //! The free frames of one worker, and the account of all the others. Must never lose a frame or hand one out twice.
 #![allow(unsafe_code, reason = "turns free chunks into frames")]
 
-use std::{collections::BTreeSet, fmt};
+use std::collections::BTreeSet;
+use std::fmt;
 
 use xsk_rs::FrameDesc;
 
-use crate::{
-    BindMode, Frame, Lacking, UmemConfig, XskError, XskSocket, XskSocketConfig, ZeroCopy,
-    region::{Region, RegionRef},
-    umem,
-};
+use crate::region::{Region, RegionRef};
+use crate::{BindMode, Frame, Lacking, UmemConfig, XskError, XskSocket, XskSocketConfig, ZeroCopy, umem};
 
 /// One worker's packet memory: its free frames.
 ///

@@ -6,16 +6,11 @@
 //! must never be unmapped earlier.
 #![allow(unsafe_code, reason = "hands out packet memory that the kernel shares")]
 
-use std::{
-    ptr::{self, NonNull},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
-    },
-};
-
+use std::ptr::{self, NonNull};
 #[cfg(debug_assertions)]
 use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use xsk_rs::{FrameDesc, Umem};
 

@@ -4,21 +4,17 @@
 //! reach the tx ring: it would be consumed and never completed, and its frame lost.
 #![allow(unsafe_code, reason = "moves descriptors between rings that the kernel shares")]
 
-use std::{
-    collections::BTreeSet,
-    fmt, io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-};
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::{fmt, io};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use xsk_rs::FrameDesc;
 
-use crate::{
-    BindMode, Frame, FramePool, Lacking, XskError, XskSocketConfig,
-    region::{Holder, RegionRef},
-    sys::xdp_socket,
-    umem::Rings,
-};
+use crate::region::{Holder, RegionRef};
+use crate::sys::xdp_socket;
+use crate::umem::Rings;
+use crate::{BindMode, Frame, FramePool, Lacking, XskError, XskSocketConfig};
 
 /// Packets that one call moves at most.
 pub const BURST: usize = 64;

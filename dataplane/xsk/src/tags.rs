@@ -3,7 +3,8 @@
 
 use std::io;
 
-use crate::{Driver, sys::ethtool};
+use crate::Driver;
+use crate::sys::ethtool;
 
 /// What became of the wish to have tags left in frames.
 #[derive(Debug)]

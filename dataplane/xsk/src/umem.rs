@@ -1,12 +1,13 @@
 //! What to ask of the kernel for packet memory and sockets, and asking for it. Must never be used after start-up.
 #![allow(unsafe_code, reason = "xsk-rs marks binding a socket as unsafe")]
 
-use std::{error::Error as _, io, num::NonZeroU32, thread, time::Duration};
+use std::error::Error as _;
+use std::num::NonZeroU32;
+use std::time::Duration;
+use std::{io, thread};
 
-use xsk_rs::{
-    CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem,
-    config::{BindFlags, LibxdpFlags, SocketConfig, UmemConfigBuilder},
-};
+use xsk_rs::config::{BindFlags, LibxdpFlags, SocketConfig, UmemConfigBuilder};
+use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
 /// Bytes that the kernel keeps at the start of each chunk (XDP_PACKET_HEADROOM).
 pub const KERNEL_HEADROOM: u32 = 256;

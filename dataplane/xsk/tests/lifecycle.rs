@@ -2,24 +2,20 @@
 
 mod common;
 
-use std::{
-    env, fs,
-    io::{BufRead, BufReader},
-    net::IpAddr,
-    process::{Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::io::{BufRead, BufReader};
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, fs, thread};
 
 use aya::maps::Array;
-use common::{Namespace, PIN_DIR, counter, eventually, small_port, small_umem, tcp, udp};
-use flowgate_xsk::{
-    FramePool,
-    steering::{
-        InterfaceConfig, LinkOrigin, Reason, Steering, SteeringConfig, SteeringError, SteeringSet, Verdict,
-        VipKey, XdpMode, XdpModeWanted, uninstall,
-    },
+use flowgate_xsk::FramePool;
+use flowgate_xsk::steering::{
+    InterfaceConfig, LinkOrigin, Reason, Steering, SteeringConfig, SteeringError, SteeringSet, Verdict,
+    VipKey, XdpMode, XdpModeWanted, uninstall,
 };
+
+use common::{Namespace, PIN_DIR, counter, eventually, small_port, small_umem, tcp, udp};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 /// Names the interface to the child of the kill test.

@@ -2,14 +2,18 @@
 
 mod common;
 
-use std::{collections::HashSet, net::IpAddr, thread, time::Duration};
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
 
-use common::{Namespace, filled, receive, small_port, small_umem, udp};
+use flowgate_xsk::steering::{Steering, SteeringSet, VipKey};
 use flowgate_xsk::{
     BURST, BindMode, BusyPoll, Frame, FramePool, Lacking, LinkState, Poller, RefusedReason, UmemConfig,
     XskError, XskSocket, XskSocketConfig, ZeroCopy,
-    steering::{Steering, SteeringSet, VipKey},
 };
+
+use common::{Namespace, filled, receive, small_port, small_umem, udp};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 

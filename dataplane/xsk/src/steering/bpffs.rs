@@ -1,17 +1,12 @@
 //! The directory of pins: that it is on a bpffs, and that one process at a time works in it.
 
-use std::{
-    fs::{self, File, TryLockError},
-    io,
-    path::{Path, PathBuf},
-    thread,
-    time::Duration,
-};
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{io, thread};
 
-use nix::{
-    mount::{MsFlags, mount},
-    sys::statfs::{FsType, statfs},
-};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{FsType, statfs};
 
 use super::SteeringError;
 

@@ -1,6 +1,7 @@
 //! What an interface delivers: whether large packets arrive whole.
 
-use super::{Steering, SteeringError, maps::QUEUES_PER_INTERFACE};
+use super::maps::QUEUES_PER_INTERFACE;
+use super::{Steering, SteeringError};
 
 /// What the program noted of an interface.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

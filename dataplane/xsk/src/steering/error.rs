@@ -1,8 +1,11 @@
 //! Why the steering program is not in place, in words for the operator.
 
-use std::{io, path::PathBuf};
+use std::io;
+use std::path::PathBuf;
 
-use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
 
 /// Why steering could not be set up or changed.
 #[derive(Debug, thiserror::Error)]

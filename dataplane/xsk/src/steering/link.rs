@@ -1,19 +1,16 @@
 //! The attachment of one interface: a pinned bpf_link, so that the program stays when this process ends, is replaced
 //! without a gap when it starts again, and cannot be cleared by netlink.
 
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya::programs::loaded_programs;
 
-use super::{SteeringError, XdpMode, XdpModeWanted, bpffs::PinDir};
+use super::bpffs::PinDir;
+use super::{SteeringError, XdpMode, XdpModeWanted};
 use crate::Driver;
-use crate::sys::{
-    bpf::{self, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE},
-    netlink::{self, DeviceXdp},
-};
+use crate::sys::bpf::{self, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
+use crate::sys::netlink::{self, DeviceXdp};
 
 const PIN_PREFIX: &str = "link-";
 

@@ -3,18 +3,18 @@
 //! What is in the maps is read once, when they are opened; from then on this process is their only writer (the pin
 //! directory is locked), so `applied` is the truth and updates touch only what differs.
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, XskMap};
 
-use super::{
-    Delivery, Reason, SteeringError,
-    bpffs::PinDir,
-    set::{
-        PortSet, SteeringSet, VipKey, VlanKey, address_from_key, address_key, prefix_from_key, prefix_key,
-    },
+use super::bpffs::PinDir;
+use super::set::{
+    PortSet, SteeringSet, VipKey, VlanKey, address_from_key, address_key, prefix_from_key, prefix_key,
 };
+use super::{Delivery, Reason, SteeringError};
 
 const BPF_F_NO_PREALLOC: u32 = 1;
 const PORT_SETS: u32 = 4;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use aya::{TestRunOptions, programs::TestRun};
+use aya::TestRunOptions;
+use aya::programs::TestRun;
 
 use super::{Steering, SteeringError};
 

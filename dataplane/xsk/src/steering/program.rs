@@ -4,20 +4,18 @@
 //! under a name that says from which object and constants it was made; whoever finds its pin over the same maps uses it
 //! as it is. `flowgate detach` removes it, for instance after the host's JIT settings were changed.
 
-use std::{
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    os::fd::AsFd as _,
-};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::fd::AsFd as _;
 
-use aya::{Ebpf, EbpfLoader, maps::MapInfo, programs::Xdp};
+use aya::maps::MapInfo;
+use aya::programs::Xdp;
+use aya::{Ebpf, EbpfLoader};
 use aya_obj::programs::XdpAttachType;
 
-use super::{
-    SteeringError,
-    bpffs::PinDir,
-    maps::{self, QUEUES_PER_INTERFACE},
-    refusal::Refusals,
-};
+use super::SteeringError;
+use super::bpffs::PinDir;
+use super::maps::{self, QUEUES_PER_INTERFACE};
+use super::refusal::Refusals;
 use crate::sys::bpf;
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));

@@ -1,15 +1,14 @@
 //! What an operator is told when the verifier refuses the program. Its log is thousands of lines: it goes into a file.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 
 use aya::programs::ProgramError;
 
-use super::{SteeringError, kernel::Kernel};
+use super::SteeringError;
+use super::kernel::Kernel;
 
 /// Where refusals happen and are written down.
 #[derive(Debug, Clone, Copy)]
@@ -75,19 +74,17 @@ fn last_words(log: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use std::{panic::resume_unwind, path::PathBuf, thread};
+    use std::panic::resume_unwind;
+    use std::path::PathBuf;
+    use std::thread;
 
-    use nix::{
-        mount::{MsFlags, mount},
-        sched::{CloneFlags, unshare},
-        unistd::geteuid,
-    };
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    use nix::unistd::geteuid;
 
     use super::*;
-    use crate::{
-        steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, XdpModeWanted, program},
-        sys::netlink::device_xdp,
-    };
+    use crate::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, XdpModeWanted, program};
+    use crate::sys::netlink::device_xdp;
 
     /// The steering program's object with a first instruction that no verifier lets pass: it ends the program without
     /// a result.

@@ -1,6 +1,9 @@
 //! What is to be steered, as values: no system call here.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, ops::RangeInclusive};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use aya::maps::lpm_trie::Key;
 

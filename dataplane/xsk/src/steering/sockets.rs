@@ -1,14 +1,13 @@
 //! The socket map: which AF_XDP socket receives the packets of which queue. An empty slot means XDP_PASS.
 
-use std::{
-    fmt,
-    os::fd::{AsRawFd, BorrowedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::fmt;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, MapError, XskMap};
 
-use super::{SteeringError, maps::QUEUES_PER_INTERFACE};
+use super::SteeringError;
+use super::maps::QUEUES_PER_INTERFACE;
 
 /// A handle on the socket map that may go to another thread: the watchdog's way to let traffic pass to the kernel.
 ///

@@ -4,13 +4,11 @@
 //! can be cleared by anybody and cannot be pinned. These never fall back: a link or an error.
 #![allow(unsafe_code, reason = "bpf(2) has no wrapper in libc or nix")]
 
-use std::{
-    ffi::CString,
-    io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-    os::unix::ffi::OsStrExt,
-    path::Path,
-};
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;

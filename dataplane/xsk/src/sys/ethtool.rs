@@ -2,7 +2,8 @@
 //! VLAN tags off frames, which can be changed. (sysfs would show the devices of the namespace in which it was mounted.)
 #![allow(unsafe_code, reason = "the ethtool ioctl has no safe wrapper")]
 
-use std::{io, os::fd::AsRawFd};
+use std::io;
+use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 

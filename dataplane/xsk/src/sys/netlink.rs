@@ -1,6 +1,7 @@
 //! Reads back from the kernel which XDP program a device runs and in which mode: one RTM_GETLINK. Only reads.
 
-use std::{io, os::fd::AsRawFd};
+use std::io;
+use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 

@@ -2,12 +2,9 @@
 //! swallows ENETDOWN).
 #![allow(unsafe_code, reason = "socket options and wakeups on a raw AF_XDP descriptor")]
 
-use std::{
-    ffi::c_int,
-    io,
-    os::fd::{AsRawFd, BorrowedFd},
-    ptr,
-};
+use std::ffi::c_int;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{io, ptr};
 
 use crate::{BusyPoll, XdpStatistics};
 

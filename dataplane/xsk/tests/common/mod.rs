@@ -5,28 +5,23 @@
 #![allow(unsafe_code, reason = "packet sockets, to see frames as the kernel sees them")]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "constants of the C library")]
 
-use std::{
-    fs::{self, File},
-    io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    panic::resume_unwind,
-    path::{Path, PathBuf},
-    process::{self, Command},
-    thread,
-    time::Duration,
-};
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+use std::time::Duration;
+use std::{io, thread};
 
 use etherparse::PacketBuilder;
-use flowgate_xsk::{
-    Frame, FramePool, UmemConfig, XskSocket, XskSocketConfig, ZeroCopy,
-    steering::{InterfaceConfig, Reason, Steering, SteeringConfig, SteeringError, XdpModeWanted},
+use flowgate_xsk::steering::{
+    InterfaceConfig, Reason, Steering, SteeringConfig, SteeringError, XdpModeWanted,
 };
-use nix::{
-    mount::{MsFlags, mount},
-    net::if_::if_nametoindex,
-    sched::{CloneFlags, setns, unshare},
-    unistd::geteuid,
-};
+use flowgate_xsk::{Frame, FramePool, UmemConfig, XskSocket, XskSocketConfig, ZeroCopy};
+use nix::mount::{MsFlags, mount};
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::geteuid;
 
 /// Where tests pin; in a private mount namespace, on a bpffs that the code under test mounts there itself.
 pub const PIN_DIR: &str = "/mnt/bpf/flowgate";

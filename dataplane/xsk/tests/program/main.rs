@@ -17,11 +17,10 @@ mod vlan;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use flowgate_xsk::steering::{Delivery, Steering, SteeringSet, Verdict, VipKey};
+use flowgate_xsk::{FramePool, XskSocket};
+
 use common::{Namespace, counted, tcp, udp};
-use flowgate_xsk::{
-    FramePool, XskSocket,
-    steering::{Delivery, Steering, SteeringSet, Verdict, VipKey},
-};
 use frames::{UDP, ethernet, l4, v6};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];

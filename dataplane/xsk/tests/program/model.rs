@@ -1,7 +1,8 @@
 //! What the steering program should decide, said once more in plain Rust and from the RFCs: the oracle of the
 //! property test. It shares no code with the program.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::collections::HashMap;
+use std::net::IpAddr;
 
 use flowgate_xsk::steering::{SteeringSet, VipKey, VlanKey};
 

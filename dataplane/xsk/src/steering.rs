@@ -19,14 +19,19 @@ mod refusal;
 mod set;
 mod sockets;
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    os::fd::{AsFd, BorrowedFd},
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 
 use nix::net::if_::if_nametoindex;
+
+use bpffs::PinDir;
+use kernel::Kernel;
+use link::PinnedLink;
+use maps::{MAX_INTERFACES, Maps, QUEUES_PER_INTERFACE};
+use program::Program;
+use refusal::Refusals;
 
 pub use delivery::Delivery;
 pub use error::SteeringError;
@@ -37,13 +42,6 @@ pub use probe::Verdict;
 pub use reason::Reason;
 pub use set::{ETHERTYPE_8021Q, PortSet, SteeringSet, VipKey, VlanKey};
 pub use sockets::SocketMap;
-
-use bpffs::PinDir;
-use kernel::Kernel;
-use link::PinnedLink;
-use maps::{MAX_INTERFACES, Maps, QUEUES_PER_INTERFACE};
-use program::Program;
-use refusal::Refusals;
 
 /// What to attach and where to keep it.
 #[derive(Debug, Clone, PartialEq, Eq)]
