@@ -22,7 +22,7 @@ use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_wire::EtherAddrs;
-use flowgate_xsk::steering::{InterfaceConfig, Steering, SteeringConfig, SteeringSet, VipKey, XdpModeWanted};
+use flowgate_xsk::steering::{InterfaceConfig, Steering, SteeringConfig, SteeringSet, VipKey, XdpModePolicy};
 use flowgate_xsk::{FramePool, UmemConfig, XskSocketConfig};
 
 use crate::clock;
@@ -55,7 +55,7 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
         return Err(Error::Option(format!("--interface: two are needed, not {}", args.interfaces.len())));
     }
     let failed = |what: String| move |error: &dyn std::fmt::Display| Error::State(format!("{what}: {error}"));
-    let interface = |name: &str| InterfaceConfig { name: name.to_owned(), mode: XdpModeWanted::Auto };
+    let interface = |name: &str| InterfaceConfig { name: name.to_owned(), mode: XdpModePolicy::Auto };
     let config = SteeringConfig {
         pin_dir: args.pin_dir.clone(),
         log_dir: std::env::temp_dir(),
@@ -64,7 +64,10 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
     let mut steering = Steering::attach(&config).map_err(|e| failed("attach".into())(&e))?;
     let vip = VipKey { addr: (*args.vip.ip()).into(), port: args.vip.port(), protocol: 17 };
     let set = SteeringSet { vips: [vip].into(), ..SteeringSet::default() };
-    steering.narrow(&set).and_then(|()| steering.widen(&set)).map_err(|e| failed("steer".into())(&e))?;
+    steering
+        .remove_stale(&set)
+        .and_then(|()| steering.add_new(&set))
+        .map_err(|e| failed("steer".into())(&e))?;
 
     let ports: Vec<_> = args.interfaces.iter().map(|name| XskSocketConfig::new(name.clone(), 0)).collect();
     let frame_count = UmemConfig::frames_for(&ports).next_power_of_two();

@@ -20,7 +20,7 @@ use flowgate_flow::Timeouts;
 use flowgate_tables::PortSet;
 use flowgate_tables::spec::SnatSpec;
 use flowgate_xsk::ZeroCopy;
-use flowgate_xsk::steering::XdpModeWanted;
+use flowgate_xsk::steering::XdpModePolicy;
 use ipnet::IpNet;
 
 pub(crate) use raw::Raw;
@@ -39,9 +39,9 @@ pub(crate) struct Config {
     pub(crate) snat_ports: RangeInclusive<u16>,
     pub(crate) workers: Workers,
     pub(crate) pin_dir: PathBuf,
-    pub(crate) xdp_mode: XdpModeWanted,
-    /// How long traffic is held for a successor.
-    pub(crate) hold: Duration,
+    pub(crate) xdp_mode: XdpModePolicy,
+    /// Grace period (`xdp.hold_ms`): how long traffic is dropped for a successor process.
+    pub(crate) grace: Duration,
     pub(crate) zero_copy: ZeroCopy,
     /// Whether interfaces prove that full-size packets arrive.
     pub(crate) prove: bool,
@@ -253,14 +253,14 @@ impl Config {
             },
             pin_dir: raw.xdp.pin_dir,
             xdp_mode: match raw.xdp.mode.as_str() {
-                "auto" => XdpModeWanted::Auto,
-                "native" => XdpModeWanted::Native,
-                "generic" => XdpModeWanted::Generic,
+                "auto" => XdpModePolicy::Auto,
+                "native" => XdpModePolicy::Native,
+                "generic" => XdpModePolicy::Generic,
                 other => {
                     return Err(wrong("xdp.mode", format!("`{other}` is none of auto, native, generic")));
                 }
             },
-            hold: Duration::from_millis(raw.xdp.hold_ms),
+            grace: Duration::from_millis(raw.xdp.hold_ms),
             zero_copy: match raw.xdp.zero_copy.as_str() {
                 "auto" => ZeroCopy::Auto,
                 "force" => ZeroCopy::Force,

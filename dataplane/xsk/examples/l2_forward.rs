@@ -33,7 +33,7 @@ fn main() {
     gateway.veth_to("lb1", "peer", &sink);
     let mut steering = gateway.attach(&["lb0", "lb1"]).expect("attach");
     let vip = VipKey { addr: IpAddr::from(VIP), port: 53, protocol: 17 };
-    steering.widen(&SteeringSet { vips: [vip].into(), ..SteeringSet::default() }).expect("widen");
+    steering.add_new(&SteeringSet { vips: [vip].into(), ..SteeringSet::default() }).expect("add");
 
     let ports = ["lb0", "lb1"].map(|name| XskSocketConfig::new(name, 0));
     let umem = UmemConfig { frame_count: UmemConfig::frames_for(&ports), ..UmemConfig::default() };

@@ -23,43 +23,43 @@ use crate::umem::KERNEL_HEADROOM;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Driver {
     name: Option<String>,
-    room: Room,
+    room: RxBuffer,
 }
 
 /// What of a chunk's room is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Room {
+enum RxBuffer {
     /// The driver has no zero copy.
     NoZeroCopy,
     /// All of it, rounded down to a multiple of so many bytes.
     MultipleOf(u32),
 }
 
-const ROOMS: &[(&str, Room)] = &[
-    ("igb", Room::MultipleOf(1024)),
-    ("igc", Room::MultipleOf(1024)),
-    ("ixgbe", Room::MultipleOf(1024)),
-    ("ixgbevf", Room::MultipleOf(1024)),
-    ("i40e", Room::MultipleOf(128)),
-    ("ice", Room::MultipleOf(128)),
-    ("iavf", Room::MultipleOf(128)),
-    ("idpf", Room::MultipleOf(128)),
-    ("mlx5_core", Room::MultipleOf(1)),
-    ("virtio_net", Room::MultipleOf(1024)),
-    ("veth", Room::NoZeroCopy),
-    ("tun", Room::NoZeroCopy),
-    ("bridge", Room::NoZeroCopy),
-    ("802.1Q VLAN Support", Room::NoZeroCopy),
-    ("bonding", Room::NoZeroCopy),
-    ("dummy", Room::NoZeroCopy),
-    ("ipvlan", Room::NoZeroCopy),
-    ("macvlan", Room::NoZeroCopy),
-    ("team", Room::NoZeroCopy),
-    ("vxlan", Room::NoZeroCopy),
+const DRIVERS: &[(&str, RxBuffer)] = &[
+    ("igb", RxBuffer::MultipleOf(1024)),
+    ("igc", RxBuffer::MultipleOf(1024)),
+    ("ixgbe", RxBuffer::MultipleOf(1024)),
+    ("ixgbevf", RxBuffer::MultipleOf(1024)),
+    ("i40e", RxBuffer::MultipleOf(128)),
+    ("ice", RxBuffer::MultipleOf(128)),
+    ("iavf", RxBuffer::MultipleOf(128)),
+    ("idpf", RxBuffer::MultipleOf(128)),
+    ("mlx5_core", RxBuffer::MultipleOf(1)),
+    ("virtio_net", RxBuffer::MultipleOf(1024)),
+    ("veth", RxBuffer::NoZeroCopy),
+    ("tun", RxBuffer::NoZeroCopy),
+    ("bridge", RxBuffer::NoZeroCopy),
+    ("802.1Q VLAN Support", RxBuffer::NoZeroCopy),
+    ("bonding", RxBuffer::NoZeroCopy),
+    ("dummy", RxBuffer::NoZeroCopy),
+    ("ipvlan", RxBuffer::NoZeroCopy),
+    ("macvlan", RxBuffer::NoZeroCopy),
+    ("team", RxBuffer::NoZeroCopy),
+    ("vxlan", RxBuffer::NoZeroCopy),
 ];
 
 /// Of a driver that nobody looked at: the coarsest unit known. Costs memory at worst.
-const UNKNOWN: Room = Room::MultipleOf(1024);
+const UNKNOWN: RxBuffer = RxBuffer::MultipleOf(1024);
 
 impl Driver {
     /// The driver of the device with this name; an unknown one if the kernel does not say.
@@ -72,7 +72,7 @@ impl Driver {
     #[must_use]
     pub fn named(name: impl Into<String>) -> Self {
         let name = name.into();
-        let known = ROOMS.iter().find(|(known, _)| *known == name);
+        let known = DRIVERS.iter().find(|(known, _)| *known == name);
         Self { room: known.map_or(UNKNOWN, |(_, room)| *room), name: Some(name) }
     }
 
@@ -83,7 +83,7 @@ impl Driver {
 
     /// Why native XDP is nothing to choose unasked on this driver, if so. Tried on emulated devices, with Linux 7.2.
     #[must_use]
-    pub fn why_not_native(&self) -> Option<&'static str> {
+    pub fn native_mode_defect(&self) -> Option<&'static str> {
         (self.name.as_deref() == Some("vmxnet3")).then_some(
             "in native mode vmxnet3 receives nothing any more once the interface was taken down and up, or its MTU was \
              changed",
@@ -95,8 +95,8 @@ impl Driver {
     #[must_use]
     pub fn longest_frame(&self, chunk_len: u32) -> Option<u32> {
         match self.room {
-            Room::NoZeroCopy => None,
-            Room::MultipleOf(unit) => {
+            RxBuffer::NoZeroCopy => None,
+            RxBuffer::MultipleOf(unit) => {
                 let room = chunk_len.saturating_sub(KERNEL_HEADROOM);
                 Some(room - room % unit)
             }
@@ -126,9 +126,9 @@ mod tests {
 
     #[test]
     fn native_mode_is_left_to_be_asked_for_only_where_it_was_seen_to_fail() {
-        assert!(Driver::named("vmxnet3").why_not_native().is_some());
-        assert_eq!(Driver::named("igb").why_not_native(), None);
-        assert_eq!(Driver::named("brand_new").why_not_native(), None);
+        assert!(Driver::named("vmxnet3").native_mode_defect().is_some());
+        assert_eq!(Driver::named("igb").native_mode_defect(), None);
+        assert_eq!(Driver::named("brand_new").native_mode_defect(), None);
     }
 
     #[test]

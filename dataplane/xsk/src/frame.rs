@@ -6,7 +6,7 @@ use std::{fmt, mem, slice};
 
 use xsk_rs::FrameDesc;
 
-use crate::region::{Holder, Region, give_up};
+use crate::region::{ChunkOwner, Region, release};
 
 /// An Ethernet frame in a pool's memory, owned by whoever has this value.
 ///
@@ -126,10 +126,10 @@ impl AsMut<[u8]> for Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
-        self.region().hand_over(&self.desc, Holder::User, Holder::User);
+        self.region().transfer(&self.desc, ChunkOwner::User, ChunkOwner::User);
         if !self.region().take_back(self.desc) {
             // SAFETY: the pool refused it, so this frame still owns its token; the value ends here.
-            unsafe { give_up(self.region, 1) };
+            unsafe { release(self.region, 1) };
         }
     }
 }

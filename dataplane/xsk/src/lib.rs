@@ -32,21 +32,21 @@
 
 mod driver;
 mod frame;
-mod lacking;
+mod missing_feature;
 mod poll;
 mod pool;
 mod region;
+mod rx_vlan_offload;
 mod socket;
 pub mod steering;
 mod sys;
-mod tags;
 mod umem;
 
 pub use driver::Driver;
 pub use frame::{Frame, FrameTooLong};
-pub use lacking::Lacking;
+pub use missing_feature::MissingFeature;
 pub use poll::{Poller, Readiness};
 pub use pool::{AuditError, FrameAudit, FramePool};
+pub use rx_vlan_offload::RxVlanOffload;
 pub use socket::{BURST, LinkState, RefusedReason, TxRefused, WakeCounters, XdpStatistics, XskSocket};
-pub use tags::Tags;
 pub use umem::{BindMode, BusyPoll, KERNEL_HEADROOM, UmemConfig, XskError, XskSocketConfig, ZeroCopy};

@@ -7,7 +7,9 @@ use std::fmt;
 use xsk_rs::FrameDesc;
 
 use crate::region::{Region, RegionRef};
-use crate::{BindMode, Frame, Lacking, UmemConfig, XskError, XskSocket, XskSocketConfig, ZeroCopy, umem};
+use crate::{
+    BindMode, Frame, MissingFeature, UmemConfig, XskError, XskSocket, XskSocketConfig, ZeroCopy, umem,
+};
 
 /// One worker's packet memory: its free frames.
 ///
@@ -17,7 +19,7 @@ pub struct FramePool {
     free: Vec<FrameDesc>,
     region: RegionRef,
     zero_copy_refusal: Option<String>,
-    lacking: BTreeSet<Lacking>,
+    missing: BTreeSet<MissingFeature>,
 }
 
 impl FramePool {
@@ -53,21 +55,21 @@ impl FramePool {
         zero_copy_refusal: Option<String>,
     ) -> Result<(Self, Vec<XskSocket>), XskError> {
         let (umem, mut free) = umem::create_umem(config, ports)?;
-        // All sockets before any port: an error here leaves nothing that holds frames.
+        // All sockets before any port: an error here leaves nothing that references frames.
         let rings = ports.iter().map(|port| umem::bind(&umem, port, mode)).collect::<Result<Vec<_>, _>>()?;
 
         // The first chunks are taken first.
         free.reverse();
-        let mut holds = Region::share(umem, &free, config.chunk_len, ports.len() + 1);
-        let region = holds.pop().expect("asked for one more than ports");
-        let mut lacking = BTreeSet::new();
+        let mut references = Region::share(umem, &free, config.chunk_len, ports.len() + 1);
+        let region = references.pop().expect("asked for one more than ports");
+        let mut missing = BTreeSet::new();
         let ports = ports
             .iter()
             .zip(rings)
-            .zip(holds)
-            .map(|((config, rings), hold)| XskSocket::new(config, rings, hold, &mut lacking))
+            .zip(references)
+            .map(|((config, rings), reference)| XskSocket::new(config, rings, reference, &mut missing))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok((Self { free, region, zero_copy_refusal, lacking }, ports))
+        Ok((Self { free, region, zero_copy_refusal, missing }, ports))
     }
 
     /// An empty frame to build a packet in, or `None` when all are in use.
@@ -77,7 +79,7 @@ impl FramePool {
             self.collect_returned();
         }
         let desc = self.free.pop()?;
-        // SAFETY: the free list holds each token once, of this region, and every entry of it passed `contains`.
+        // SAFETY: the free list references each token once, of this region, and every entry of it passed `contains`.
         let mut frame = unsafe { Frame::new(desc, self.region.as_ptr()) };
         frame.set_len(0).expect("an empty frame always fits");
         Some(frame)
@@ -110,8 +112,8 @@ impl FramePool {
     }
 
     /// What this kernel does not have and the ports go without.
-    pub fn lacking(&self) -> impl Iterator<Item = Lacking> + '_ {
-        self.lacking.iter().copied()
+    pub fn missing_features(&self) -> impl Iterator<Item = MissingFeature> + '_ {
+        self.missing.iter().copied()
     }
 
     /// Counts every frame. Ports of other pools are left out.
@@ -121,14 +123,14 @@ impl FramePool {
         let free = self.free_count();
         let in_fill = ours().map(XskSocket::in_fill).sum();
         let in_tx = ours().map(XskSocket::in_tx).sum();
-        let abandoned = self.region.abandoned() as usize;
-        let known = free + in_fill + in_tx + abandoned;
+        let leaked = self.region.leaked() as usize;
+        let known = free + in_fill + in_tx + leaked;
         FrameAudit {
             total: self.total(),
             free,
             in_fill,
             in_tx,
-            abandoned,
+            leaked,
             held: self.total().saturating_sub(known),
             known,
         }
@@ -155,7 +157,7 @@ impl FramePool {
 
 impl Drop for FramePool {
     fn drop(&mut self) {
-        self.region.give_up_chunks(self.free.len() + self.region.close_returns());
+        self.region.release_chunks(self.free.len() + self.region.close_returns());
     }
 }
 
@@ -177,7 +179,7 @@ pub struct FrameAudit {
     /// With the kernel for sending: staged, in a tx ring, in flight, or sent and not yet reaped.
     pub in_tx: usize,
     /// Gone with a port that was dropped before its pool.
-    pub abandoned: usize,
+    pub leaked: usize,
     /// The rest: in somebody's hands.
     pub held: usize,
     known: usize,
@@ -185,11 +187,11 @@ pub struct FrameAudit {
 
 /// The account of a pool does not add up: a frame was lost or exists twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("frames do not add up: {audit:?}, and the caller holds {held_by_caller}")]
+#[error("frames do not add up: {audit:?}, and the caller references {held_by_caller}")]
 pub struct AuditError {
     /// What was counted.
     pub audit: FrameAudit,
-    /// What the caller says it holds.
+    /// What the caller says it references.
     pub held_by_caller: usize,
 }
 

@@ -17,7 +17,7 @@ use xsk_rs::{FrameDesc, Umem};
 /// Who may touch a chunk. Tracked in debug builds only: a second owner is a bug of this crate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Holder {
+pub(crate) enum ChunkOwner {
     User,
     Fill,
     Tx,
@@ -33,9 +33,9 @@ pub(crate) struct Region {
     returned: Mutex<Option<Vec<FrameDesc>>>,
     returned_count: AtomicU32,
     /// Chunks that left with a port.
-    abandoned: AtomicU32,
+    leaked: AtomicU32,
     #[cfg(debug_assertions)]
-    holders: Vec<AtomicU8>,
+    owners: Vec<AtomicU8>,
 }
 
 // SAFETY: `base` is the only field that is not Sync by itself. It is never written, and the bytes behind it are
@@ -44,7 +44,7 @@ unsafe impl Sync for Region {}
 // SAFETY: nothing in it belongs to a thread; mmap'ed memory may be unmapped from any thread.
 unsafe impl Send for Region {}
 
-/// An owner's hold on a region: the pool has one and each port has one.
+/// A counted reference to a region: the pool has one and each port has one.
 pub(crate) struct RegionRef(NonNull<Region>);
 
 // SAFETY: a region may be shared between threads (it is Sync) and freed on any of them (it is Send).
@@ -53,7 +53,7 @@ unsafe impl Send for RegionRef {}
 unsafe impl Sync for RegionRef {}
 
 impl Region {
-    /// Takes a fresh UMEM whose descriptors nobody else has, and hands out one hold for each of `owners`.
+    /// Takes a fresh UMEM whose descriptors nobody else has, and hands out `owners` references to it.
     pub(crate) fn share(umem: Umem, descs: &[FrameDesc], chunk_len: u32, owners: usize) -> Vec<RegionRef> {
         // SAFETY: the descriptor came with this UMEM; the slice is empty and only its address is taken.
         let first = unsafe { umem.data(&descs[0]) }.contents().as_ptr().addr() - descs[0].addr();
@@ -67,9 +67,9 @@ impl Region {
             alive: AtomicUsize::new(descs.len() + owners),
             returned: Mutex::new(Some(Vec::new())),
             returned_count: AtomicU32::new(0),
-            abandoned: AtomicU32::new(0),
+            leaked: AtomicU32::new(0),
             #[cfg(debug_assertions)]
-            holders: descs.iter().map(|_| AtomicU8::new(Holder::User as u8)).collect(),
+            owners: descs.iter().map(|_| AtomicU8::new(ChunkOwner::User as u8)).collect(),
         });
         let region = NonNull::from(Box::leak(region));
         (0..owners).map(|_| RegionRef(region)).collect()
@@ -108,11 +108,11 @@ impl Region {
 
     /// Notes that a chunk changes hands and, in debug builds, panics when it was not where it should have been.
     #[inline]
-    pub(crate) fn hand_over(&self, desc: &FrameDesc, from: Holder, to: Holder) {
+    pub(crate) fn transfer(&self, desc: &FrameDesc, from: ChunkOwner, to: ChunkOwner) {
         #[cfg(debug_assertions)]
         {
             let chunk = desc.addr() >> self.chunk_shift;
-            let was = self.holders[chunk].swap(to as u8, Ordering::Relaxed);
+            let was = self.owners[chunk].swap(to as u8, Ordering::Relaxed);
             assert_eq!(was, from as u8, "chunk {chunk} goes from {from:?} to {to:?}, but another holds it");
         }
         #[cfg(not(debug_assertions))]
@@ -146,12 +146,12 @@ impl Region {
         self.lock_returned().take().map_or(0, |frames| frames.len())
     }
 
-    pub(crate) fn abandoned(&self) -> u32 {
-        self.abandoned.load(Ordering::Relaxed)
+    pub(crate) fn leaked(&self) -> u32 {
+        self.leaked.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn abandon(&self, chunks: u32) {
-        self.abandoned.fetch_add(chunks, Ordering::Relaxed);
+    pub(crate) fn leak(&self, chunks: u32) {
+        self.leaked.fetch_add(chunks, Ordering::Relaxed);
     }
 
     fn lock_returned(&self) -> MutexGuard<'_, Option<Vec<FrameDesc>>> {
@@ -166,18 +166,18 @@ impl RegionRef {
         self.0
     }
 
-    /// Gives up the tokens of `chunks`, which the owner of this hold had and forgets.
-    pub(crate) fn give_up_chunks(&self, chunks: usize) {
-        // SAFETY: the owner's own hold stays, so the region outlives this call; each token is given up once because
+    /// Gives up the tokens of `chunks`, which the owner of this reference had and forgets.
+    pub(crate) fn release_chunks(&self, chunks: usize) {
+        // SAFETY: the owner's own reference stays, so the region outlives this call; each token is given up once because
         // only an owner's `drop` comes here.
-        unsafe { give_up(self.0, chunks) };
+        unsafe { release(self.0, chunks) };
     }
 }
 
 impl Drop for RegionRef {
     fn drop(&mut self) {
-        // SAFETY: this hold was counted once, when it was made, and ends here.
-        unsafe { give_up(self.0, 1) };
+        // SAFETY: this reference was counted once, when it was made, and ends here.
+        unsafe { release(self.0, 1) };
     }
 }
 
@@ -191,12 +191,12 @@ impl std::ops::Deref for RegionRef {
     }
 }
 
-/// Gives up `count` tokens or holds and frees the region with the last one.
+/// Gives up `count` tokens or references and frees the region with the last one.
 ///
 /// # Safety
 ///
-/// The caller owned `count` tokens or holds of this region and uses none of them, nor the pointer, afterwards.
-pub(crate) unsafe fn give_up(region: NonNull<Region>, count: usize) {
+/// The caller owned `count` tokens or references of this region and uses none of them, nor the pointer, afterwards.
+pub(crate) unsafe fn release(region: NonNull<Region>, count: usize) {
     // SAFETY: the tokens being given up still keep the region alive at this point.
     let before = unsafe { region.as_ref() }.alive.fetch_sub(count, Ordering::AcqRel);
     debug_assert!(before >= count);

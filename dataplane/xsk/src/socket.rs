@@ -11,10 +11,10 @@ use std::{fmt, io};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use xsk_rs::FrameDesc;
 
-use crate::region::{Holder, RegionRef};
+use crate::region::{ChunkOwner, RegionRef};
 use crate::sys::xdp_socket;
 use crate::umem::Rings;
-use crate::{BindMode, Frame, FramePool, Lacking, XskError, XskSocketConfig};
+use crate::{BindMode, Frame, FramePool, MissingFeature, XskError, XskSocketConfig};
 
 /// Packets that one call moves at most.
 pub const BURST: usize = 64;
@@ -129,12 +129,12 @@ impl XdpStatistics {
 }
 
 impl XskSocket {
-    /// Adds to `lacking` what this kernel does not have for it.
+    /// Adds to `missing` what this kernel does not have for it.
     pub(crate) fn new(
         config: &XskSocketConfig,
         rings: Rings,
         region: RegionRef,
-        lacking: &mut BTreeSet<Lacking>,
+        missing: &mut BTreeSet<MissingFeature>,
     ) -> Result<Self, XskError> {
         let fd = rings.rx.fd().as_raw_fd();
         let mut port = Self {
@@ -166,7 +166,7 @@ impl XskSocket {
             if xdp_socket::raise_tx_budget(port.as_fd(), config.tx_ring_len).is_err() {
                 // The budget came together with the progress being shown.
                 port.shows_progress = false;
-                lacking.insert(Lacking::TxBudget);
+                missing.insert(MissingFeature::TxBudget);
             }
             // A full-size packet and its sk_buff; 4 MiB is far below what net.core.wmem_max would allow root.
             let bytes = config.tx_ring_len.saturating_mul(4096).min(16 << 20);
@@ -176,7 +176,7 @@ impl XskSocket {
             match xdp_socket::set_busy_poll(port.as_fd(), busy_poll) {
                 Ok(()) => port.always_kick = true,
                 Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
-                    lacking.insert(Lacking::BusyPoll);
+                    missing.insert(MissingFeature::BusyPoll);
                 }
                 Err(error) => return Err(failed(error)),
             }
@@ -194,10 +194,10 @@ impl XskSocket {
         self.in_fill -= count;
         for desc in &self.scratch[..count] {
             if !self.region.contains(desc) {
-                self.region.abandon(1); // a kernel bug: better a lost chunk than a wild pointer
+                self.region.leak(1); // a kernel bug: better a lost chunk than a wild pointer
                 continue;
             }
-            self.region.hand_over(desc, Holder::Fill, Holder::User);
+            self.region.transfer(desc, ChunkOwner::Fill, ChunkOwner::User);
             // SAFETY: the kernel gave the chunk back through the rx ring, so its token passes from `in_fill` to the
             // frame; `contains` is checked above.
             frames.push(unsafe { Frame::new(*desc, self.region.as_ptr()) });
@@ -229,7 +229,7 @@ impl XskSocket {
         }
         let mut desc = frame.into_desc();
         desc.set_options(0);
-        self.region.hand_over(&desc, Holder::User, Holder::Tx);
+        self.region.transfer(&desc, ChunkOwner::User, ChunkOwner::Tx);
         self.staged[self.staged_count] = desc;
         self.staged_count += 1;
         self.tx_room -= 1;
@@ -267,10 +267,10 @@ impl XskSocket {
             let free = pool.free_list();
             for desc in &self.scratch[..count] {
                 if !self.region.contains(desc) {
-                    self.region.abandon(1); // a kernel bug, as in rx_burst
+                    self.region.leak(1); // a kernel bug, as in rx_burst
                     continue;
                 }
-                self.region.hand_over(desc, Holder::Tx, Holder::User);
+                self.region.transfer(desc, ChunkOwner::Tx, ChunkOwner::User);
                 free.push(*desc);
             }
             if count < BURST {
@@ -297,7 +297,7 @@ impl XskSocket {
         let want = want.min(room);
         let rest = free.len() - want;
         for desc in &free[rest..] {
-            self.region.hand_over(desc, Holder::User, Holder::Fill);
+            self.region.transfer(desc, ChunkOwner::User, ChunkOwner::Fill);
         }
         // SAFETY: the pool owns the tokens of its free list, all of this region, and gives these up just below.
         let count = unsafe { self.rings.fill.produce(&free[rest..]) };
@@ -442,8 +442,8 @@ impl Drop for XskSocket {
     fn drop(&mut self) {
         // What the kernel has of these chunks is never read again: nobody takes them out of the rings.
         let tokens = self.in_fill + self.in_tx;
-        self.region.abandon(u32::try_from(tokens).unwrap_or(u32::MAX));
-        self.region.give_up_chunks(tokens);
+        self.region.leak(u32::try_from(tokens).unwrap_or(u32::MAX));
+        self.region.release_chunks(tokens);
     }
 }
 

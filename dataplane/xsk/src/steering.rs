@@ -7,17 +7,17 @@
 mod bpffs;
 mod delivery;
 mod error;
-mod follow;
-mod hold;
+mod grace;
 mod kernel;
 mod link;
 mod maps;
 mod probe;
 mod program;
 mod reason;
-mod refusal;
+mod reattach;
 mod set;
 mod sockets;
+mod verifier_log;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,15 +31,15 @@ use kernel::Kernel;
 use link::PinnedLink;
 use maps::{MAX_INTERFACES, Maps, QUEUES_PER_INTERFACE};
 use program::Program;
-use refusal::Refusals;
+use verifier_log::VerifierLog;
 
 pub use delivery::Delivery;
 pub use error::SteeringError;
-pub use follow::Device;
 pub use kernel::OLDEST_KERNEL;
 pub use link::LinkOrigin;
 pub use probe::Verdict;
 pub use reason::Reason;
+pub use reattach::Device;
 pub use set::{ETHERTYPE_8021Q, PortSet, SteeringSet, VipKey, VlanKey};
 pub use sockets::SocketMap;
 
@@ -60,12 +60,12 @@ pub struct InterfaceConfig {
     /// The device's name.
     pub name: String,
     /// In which mode.
-    pub mode: XdpModeWanted,
+    pub mode: XdpModePolicy,
 }
 
 /// Which XDP mode is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum XdpModeWanted {
+pub enum XdpModePolicy {
     /// Native, else generic with a message.
     #[default]
     Auto,
@@ -130,7 +130,7 @@ pub struct Steering {
     programs: Vec<Program>,
     links: Vec<PinnedLink>,
     reports: Vec<AttachReport>,
-    wanted: Vec<XdpModeWanted>,
+    wanted: Vec<XdpModePolicy>,
     notices: Vec<String>,
     warnings: Vec<String>,
     maps: Maps,
@@ -142,7 +142,7 @@ impl Steering {
     /// Attaches the program to every interface, over whatever an earlier process left in the pin directory.
     ///
     /// All socket slots are empty afterwards, the other maps are as they were found: call
-    /// [`narrow`](Self::narrow) before anything else.
+    /// [`remove_stale`](Self::remove_stale) before anything else.
     ///
     /// # Errors
     ///
@@ -156,14 +156,14 @@ impl Steering {
         let kernel = Kernel::running();
         let warnings: Vec<String> = kernel.check()?.into_iter().collect();
         let devices = check(config)?;
-        let refusals = Refusals { kernel: &kernel, log_dir: &config.log_dir };
+        let verifier_log = VerifierLog { kernel: &kernel, dir: &config.log_dir };
         let (pins, mounted) = PinDir::create(&config.pin_dir)?;
         let mut notices: Vec<String> = mounted.into_iter().collect();
-        notices.extend(maps::remove_misfits(&pins)?);
+        notices.extend(maps::remove_incompatible(&pins)?);
 
         let (mut programs, mut links) = (Vec::new(), Vec::new());
         for (interface, (ifindex, base)) in config.interfaces.iter().zip(&devices) {
-            let attached = program::obtain(&pins, object, *base, &refusals).and_then(|program| {
+            let attached = program::obtain(&pins, object, *base, &verifier_log).and_then(|program| {
                 programs.push(program);
                 let fd = programs[programs.len() - 1].xdp.fd()?.as_fd();
                 link::attach(&pins, &interface.name, *ifindex, interface.mode, fd)
@@ -230,8 +230,8 @@ impl Steering {
     /// # Errors
     ///
     /// What the kernel says; what was removed so far stays removed.
-    pub fn narrow(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
-        self.maps.narrow(next)
+    pub fn remove_stale(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
+        self.maps.remove_stale(next)
     }
 
     /// Adds all of `next` that is missing: after the workers know it.
@@ -239,8 +239,8 @@ impl Steering {
     /// # Errors
     ///
     /// [`SteeringError::MapFull`] or what the kernel says; what was added so far stays.
-    pub fn widen(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
-        self.maps.widen(next)
+    pub fn add_new(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
+        self.maps.add_new(next)
     }
 
     /// A handle on the socket slots, for start-up and for the watchdog's thread.
@@ -357,7 +357,7 @@ fn undo(pins: PinDir, programs: &[Program], links: &[PinnedLink]) {
     for (position, program) in programs.iter().enumerate() {
         // A link that was taken over runs it already.
         let is_in_use = links.get(position).is_some_and(|link| link.origin == LinkOrigin::Reused);
-        if !program.is_kept && !is_in_use {
+        if !program.is_reused && !is_in_use {
             let _ = pins.remove(&program.pin);
         }
     }

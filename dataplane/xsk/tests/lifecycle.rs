@@ -12,7 +12,7 @@ use aya::maps::Array;
 use flowgate_xsk::FramePool;
 use flowgate_xsk::steering::{
     InterfaceConfig, LinkOrigin, Reason, Steering, SteeringConfig, SteeringError, SteeringSet, Verdict,
-    VipKey, XdpMode, XdpModeWanted, uninstall,
+    VipKey, XdpMode, XdpModePolicy, uninstall,
 };
 
 use common::{Namespace, PIN_DIR, counter, eventually, small_port, small_umem, tcp, udp};
@@ -87,7 +87,7 @@ fn a_restart_takes_the_link_over_and_forgets_nothing_and_keeps_nothing_stale() {
     let namespace = Namespace::new();
     namespace.veth("lb0", "peer0");
     let mut first = namespace.attach(&["lb0"]).expect("attach");
-    first.widen(&vips(&[80, 81])).expect("widen");
+    first.add_new(&vips(&[80, 81])).expect("add");
     let ifindex = namespace.ifindex("lb0");
     let before = program_on(&namespace, "lb0").expect("a program");
     drop(first);
@@ -100,8 +100,8 @@ fn a_restart_takes_the_link_over_and_forgets_nothing_and_keeps_nothing_stale() {
     assert_eq!(second.applied(), &vips(&[80, 81]), "what the dead process left is known");
 
     let next = vips(&[81, 82]);
-    second.narrow(&next).expect("narrow");
-    second.widen(&next).expect("widen");
+    second.remove_stale(&next).expect("remove");
+    second.add_new(&next).expect("add");
     let reason = |port| {
         let ours = |steering: &Steering| counter(steering, Reason::PassNoWorker);
         let before = ours(&second);
@@ -121,12 +121,12 @@ fn a_map_that_is_full_is_named_and_what_fits_is_in() {
     let ranges = SteeringSet { service_cidrs: ranges.collect(), ..SteeringSet::default() };
     let mut steering = namespace.attach(&["lb0"]).expect("attach");
     for (set, name) in [(addresses, "own_addrs"), (ranges, "service_cidrs")] {
-        let refused = steering.widen(&set);
+        let refused = steering.add_new(&set);
         assert!(matches!(refused, Err(SteeringError::MapFull { map }) if map == name), "{refused:?}");
         let applied = steering.applied();
         assert!([applied.own_addresses.len(), applied.service_cidrs.len()].iter().any(|len| *len >= 1024));
-        steering.narrow(&SteeringSet::default()).expect("it can be emptied");
-        steering.widen(&vips(&[80])).expect("others have room");
+        steering.remove_stale(&SteeringSet::default()).expect("it can be emptied");
+        steering.add_new(&vips(&[80])).expect("others have room");
     }
 }
 
@@ -199,7 +199,7 @@ fn a_pin_of_the_wrong_shape_is_replaced_with_a_message() {
     assert_eq!(notices.len(), 2, "{notices:?}");
     assert!(notices.iter().all(|text| text.contains("is not the map this version uses")), "{notices:?}");
     assert_eq!(steering.report()[0].messages, ["replaced the pinned link: it was not a link"]);
-    steering.widen(&vips(&[80])).expect("the maps work");
+    steering.add_new(&vips(&[80])).expect("the maps work");
 }
 
 /// The maps of the version before IPv6 was steered: three port sets, and none of the maps added since.
@@ -208,7 +208,7 @@ fn the_pins_of_an_earlier_version_are_replaced_or_added_and_the_others_kept() {
     let namespace = Namespace::new();
     namespace.veth("lb0", "peer0");
     let mut first = namespace.attach(&["lb0"]).expect("attach");
-    first.widen(&vips(&[80])).expect("widen");
+    first.add_new(&vips(&[80])).expect("add");
     let old = program_on(&namespace, "lb0");
     drop(first);
     namespace.run(|| {
@@ -227,8 +227,8 @@ fn the_pins_of_an_earlier_version_are_replaced_or_added_and_the_others_kept() {
     assert_ne!(program_on(&namespace, "lb0"), old, "the old program reads maps that are no longer pinned");
 
     // The VIP's address follows from its ports, though the old version had not noted it.
-    steering.narrow(&vips(&[80])).expect("narrow");
-    steering.widen(&vips(&[80])).expect("widen");
+    steering.remove_stale(&vips(&[80])).expect("remove");
+    steering.add_new(&vips(&[80])).expect("add");
     let mut later = udp((VIP, 80), b"and so on");
     later[21] = 2; // the fragment's offset
     steering.probe(namespace.ifindex("lb0"), &later).expect("test run");
@@ -245,7 +245,7 @@ fn vlans_of_an_interface_that_is_not_configured_any_more_are_forgotten() {
     let mut set = vips(&[80]);
     set.serve_vlans([(lb0, 1), (lb1, 4094)]);
     let mut steering = namespace.attach(&["lb0", "lb1"]).expect("attach");
-    steering.widen(&set).expect("widen");
+    steering.add_new(&set).expect("add");
     assert_eq!(steering.applied(), &set);
     drop(steering);
     let steering = namespace.attach(&["lb0", "lb1"]).expect("attach again");
@@ -264,7 +264,7 @@ fn a_foreign_program_is_named_and_left_alone() {
     let theirs = SteeringConfig {
         pin_dir: "/mnt/bpf/theirs".into(),
         log_dir: "/mnt/run".into(),
-        interfaces: vec![InterfaceConfig { name: "lb1".into(), mode: XdpModeWanted::Generic }],
+        interfaces: vec![InterfaceConfig { name: "lb1".into(), mode: XdpModePolicy::Generic }],
     };
     let foreign = namespace.run(|| Steering::attach(&theirs)).expect("somebody else's program");
     assert_eq!(foreign.report()[0].mode, XdpMode::Generic);
@@ -314,7 +314,7 @@ fn a_driver_without_native_xdp_falls_back_with_a_message() {
     );
     drop(steering);
 
-    let error = namespace.attach_as(&["lb0"], XdpModeWanted::Native).expect_err("native or nothing");
+    let error = namespace.attach_as(&["lb0"], XdpModePolicy::Native).expect_err("native or nothing");
     assert!(error.to_string().starts_with("cannot attach in native mode the XDP program of lb0"), "{error}");
 }
 
@@ -353,10 +353,10 @@ fn child_that_serves_until_killed() {
     let config = SteeringConfig {
         pin_dir: PIN_DIR.into(),
         log_dir: "/mnt/run".into(),
-        interfaces: vec![InterfaceConfig { name: interface.clone(), mode: XdpModeWanted::Auto }],
+        interfaces: vec![InterfaceConfig { name: interface.clone(), mode: XdpModePolicy::Auto }],
     };
     let mut steering = Steering::attach(&config).expect("attach");
-    steering.widen(&vips(&[80])).expect("widen");
+    steering.add_new(&vips(&[80])).expect("add");
     let (_pool, ports) = FramePool::new(&small_umem(), &[small_port(&interface)]).expect("a pool");
     steering.set_socket(steering.report()[0].ifindex, 0, ports[0].fd()).expect("a slot");
     eprintln!("\nserving");

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use flowgate_xsk::steering::{Steering, SteeringSet, VipKey};
 use flowgate_xsk::{
-    BURST, BindMode, BusyPoll, Frame, FramePool, Lacking, LinkState, Poller, RefusedReason, UmemConfig,
-    XskError, XskSocket, XskSocketConfig, ZeroCopy,
+    BURST, BindMode, BusyPoll, Frame, FramePool, LinkState, MissingFeature, Poller, RefusedReason,
+    UmemConfig, XskError, XskSocket, XskSocketConfig, ZeroCopy,
 };
 
 use common::{Namespace, filled, receive, small_port, small_umem, udp};
@@ -40,7 +40,7 @@ fn rig(interfaces: usize) -> Rig {
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let mut steering = gateway.attach(&names).expect("attach");
     let vip = VipKey { addr: IpAddr::from(VIP), port: 53, protocol: 17 };
-    steering.widen(&SteeringSet { vips: [vip].into(), ..SteeringSet::default() }).expect("widen");
+    steering.add_new(&SteeringSet { vips: [vip].into(), ..SteeringSet::default() }).expect("add");
     let (mut pool, mut ports) = gateway.pool(&names);
     for (port, report) in ports.iter_mut().zip(steering.report()) {
         port.refill(&mut pool);
@@ -344,7 +344,7 @@ fn a_port_that_is_gone_leaves_its_queue_to_the_next_and_its_traffic_to_the_kerne
     peer.send(&udp((VIP, 53), b"to the worker"));
     assert_eq!(kernel.receive(), None, "a steered packet never reaches the stack");
     gateway.run(|| drop(ports));
-    assert_eq!(pool.audit(&[]).abandoned, 256, "the frames that the port had with the kernel");
+    assert_eq!(pool.audit(&[]).leaked, 256, "the frames that the port had with the kernel");
     pool.audit(&[]).check(0).expect("and they are accounted for");
     drop(pool);
 
@@ -437,15 +437,15 @@ fn what_a_kernel_lacks_is_told_and_gone_without() {
     let release = nix::sys::utsname::uname().expect("uname").release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().ok());
     let version = (numbers.next().flatten(), numbers.next().flatten());
-    let is_lacking = rig.pool.lacking().any(|lacking| lacking == Lacking::TxBudget);
-    assert_eq!(is_lacking, version < (Some(6), Some(17)), "{release}");
+    let is_missing = rig.pool.missing_features().any(|missing| missing == MissingFeature::TxBudget);
+    assert_eq!(is_missing, version < (Some(6), Some(17)), "{release}");
 
     rig.gateway.veth("lb9", "peer9");
     let busy_poll = Some(BusyPoll { microseconds: 20, budget: 64 });
     let port = XskSocketConfig { busy_poll, ..small_port("lb9") };
     let (pool, _ports) = rig.gateway.run(|| FramePool::new(&small_umem(), &[port])).expect("a port");
     assert!(
-        pool.lacking().all(|lacking| lacking == Lacking::TxBudget),
+        pool.missing_features().all(|missing| missing == MissingFeature::TxBudget),
         "busy polling is older than all of these"
     );
 }

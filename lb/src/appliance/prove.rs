@@ -48,13 +48,13 @@ pub(crate) use self::proofs::{Mode, Proofs, Shown, remove};
 pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steering) -> anyhow::Result<()> {
     note_modes(workers, steering.report());
     forget_deliveries(steering)?;
-    apply(workers, steering, Hold::Nothing)?;
+    apply(workers, steering, Grace::Nothing)?;
     if !workers.proofs.is_on() {
         return Ok(());
     }
     if !untried(workers, steering.report()).is_empty() {
         match neighbourhood(steering.report()).await {
-            Ok(routing) => settle(workers, steering, &routing, Hold::Nothing)?,
+            Ok(routing) => settle(workers, steering, &routing, Grace::Nothing)?,
             // Control will not get far without netlink either, and says so.
             Err(error) => tracing::debug!("interfaces are not proven before the start: {error:#}"),
         }
@@ -75,8 +75,8 @@ pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steerin
 
 /// Proves what could not be proven before, for as long as the process runs, also what changed meanwhile.
 pub(super) struct Prover {
-    /// How long the steering program holds the traffic while sockets are opened anew, time and again.
-    hold: Duration,
+    /// Grace period that is set again and again while sockets are opened anew.
+    grace: Duration,
     rounds: BTreeMap<String, Rounds>,
     pieces: BTreeMap<String, Pieces>,
     tried: Vec<ModeAndPlan>,
@@ -88,9 +88,9 @@ pub(super) struct Prover {
 pub(super) type Found = (Vec<Question>, io::Result<Vec<Finding>>);
 
 impl Prover {
-    pub(super) fn new(hold: Duration) -> Self {
+    pub(super) fn new(grace: Duration) -> Self {
         let (rounds, pieces, tried) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { hold, rounds, pieces, tried, asking: None }
+        Self { grace, rounds, pieces, tried, asking: None }
     }
 
     /// Begins to try what is to be tried, and looks at what is known.
@@ -134,7 +134,7 @@ impl Prover {
 
     fn act(&mut self, appliance: &mut Appliance) {
         watch_deliveries(&mut appliance.workers, &appliance.publishing, &mut self.pieces);
-        go_to_planned_modes(appliance, &mut self.tried, self.hold);
+        go_to_planned_modes(appliance, &mut self.tried, self.grace);
         appliance.workers.proofs.save_changes();
     }
 }
@@ -247,7 +247,7 @@ type ModeAndPlan = (String, Option<Mode>, Option<Mode>);
 fn go_to_planned_modes(
     Appliance { workers, publishing }: &mut Appliance,
     tried: &mut Vec<ModeAndPlan>,
-    hold: Duration,
+    grace: Duration,
 ) {
     refuse_what_is_not_allowed(workers, publishing.steering.report());
     let mode_and_plan = |AttachReport { interface, .. }: &AttachReport| {
@@ -260,11 +260,11 @@ fn go_to_planned_modes(
     }
     *tried = now;
     let routing = &publishing.publisher.current().routing;
-    let hold = Hold::Traffic(hold);
-    let settled = workers.pause().and_then(|()| settle(workers, &mut publishing.steering, routing, hold));
+    let grace = Grace::Traffic(grace);
+    let settled = workers.pause().and_then(|()| settle(workers, &mut publishing.steering, routing, grace));
     let goes_on = settled.and_then(|()| {
         if refuse_what_is_not_allowed(workers, publishing.steering.report()) {
-            apply(workers, &mut publishing.steering, hold)?;
+            apply(workers, &mut publishing.steering, grace)?;
         }
         workers.restarts.fallback += 1;
         workers.go_on(&publishing.given())
@@ -296,11 +296,11 @@ fn settle(
     workers: &mut Workers,
     steering: &mut Steering,
     routing: &Routing,
-    hold: Hold,
+    grace: Grace,
 ) -> anyhow::Result<()> {
     loop {
-        apply(workers, steering, hold)?;
-        hold.prolong(steering)?;
+        apply(workers, steering, grace)?;
+        grace.prolong(steering)?;
         let untried = untried(workers, steering.report());
         let outcomes = try_out(workers, steering.report(), routing, &untried);
         let chunk_len = workers.chunk_len();
@@ -320,25 +320,25 @@ fn settle(
 
 /// Whether there is traffic that must not pass to the kernel while nobody serves it, which would answer it with resets.
 #[derive(Clone, Copy)]
-enum Hold {
+enum Grace {
     Nothing,
-    /// For so long after each step, as for a successor.
+    /// Dropped for this long after each step, as it is for a successor process.
     Traffic(Duration),
 }
 
-impl Hold {
+impl Grace {
     fn prolong(self, steering: &mut Steering) -> anyhow::Result<()> {
         match self {
-            Self::Traffic(time) if !time.is_zero() => Ok(steering.hold_for(time)?),
+            Self::Traffic(time) if !time.is_zero() => Ok(steering.set_grace_period(time)?),
             Self::Traffic(_) | Self::Nothing => Ok(()),
         }
     }
 }
 
 /// Brings sockets and programs into the modes that follow from what is known.
-fn apply(workers: &mut Workers, steering: &mut Steering, hold: Hold) -> anyhow::Result<()> {
+fn apply(workers: &mut Workers, steering: &mut Steering, grace: Grace) -> anyhow::Result<()> {
     loop {
-        hold.prolong(steering)?;
+        grace.prolong(steering)?;
         let planned = steering.report().iter().filter_map(|report| {
             let mode = workers.proofs.plan(&report.interface)?;
             (report.queues > 0 && mode.xdp() != report.mode).then(|| (report.interface.clone(), mode))
@@ -446,7 +446,7 @@ fn untried(workers: &Workers, attached: &[AttachReport]) -> Vec<(InterfaceId, Mo
 pub(crate) fn forget_deliveries(steering: &mut Steering) -> anyhow::Result<()> {
     let present = steering.report().iter().filter(|report| report.queues > 0);
     let attached: Vec<u32> = present.map(|report| report.ifindex).collect();
-    attached.into_iter().try_for_each(|ifindex| Ok(steering.forget_delivery(ifindex)?))
+    attached.into_iter().try_for_each(|ifindex| Ok(steering.reset_delivery(ifindex)?))
 }
 
 fn note_modes(workers: &mut Workers, attached: &[AttachReport]) {

@@ -39,9 +39,9 @@ impl Publishing {
         if self.answers_echo {
             wanted.answer_echo();
         }
-        self.steering.narrow(&wanted)?;
+        self.steering.remove_stale(&wanted)?;
         self.publisher.publish(update.tables);
-        self.steering.widen(&wanted)
+        self.steering.add_new(&wanted)
     }
 
     /// Attaches the program to devices that were made anew, before anybody asks for sockets on them: without it the
@@ -53,7 +53,7 @@ impl Publishing {
         if !served.zip(self.steering.report()).any(is_new) {
             return;
         }
-        for error in self.steering.follow().err().into_iter().flatten() {
+        for error in self.steering.reattach().err().into_iter().flatten() {
             // Whoever opens the sockets tries again, and says what it means.
             tracing::debug!("a device that was made anew is not served yet: {error}");
         }

@@ -91,7 +91,9 @@ pub(crate) fn open(
     if let Some(reason) = pool.zero_copy_refusal() {
         tracing::info!(worker = number.index, reason, "AF_XDP works in copy mode");
     }
-    pool.lacking().filter(|lacking| lacking.is_news()).for_each(|lacking| tracing::info!("{lacking}"));
+    pool.missing_features()
+        .filter(|feature| feature.is_first_report())
+        .for_each(|feature| tracing::info!("{feature}"));
     let mut sockets = Vec::new();
     let mut queues = Vec::new();
     for (port, interface) in opened.into_iter().zip(owners) {

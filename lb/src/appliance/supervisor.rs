@@ -21,9 +21,9 @@ pub(crate) struct Supervisor {
     prover: Prover,
     unhealthy_reasons: watch::Sender<Arc<[String]>>,
     reexecutions: Reexecutions,
-    /// How long the traffic is held for a successor after the end of this process.
-    hold: Duration,
-    held_at: Option<Instant>,
+    /// Grace period: how long the XDP program drops Flowgate's traffic for a successor after this process has ended.
+    grace: Duration,
+    grace_set_at: Option<Instant>,
     looked_at: Option<Instant>,
     /// The devices as the sockets were opened for, and as they were seen last.
     opened_for: Vec<Option<Device>>,
@@ -69,18 +69,18 @@ impl Supervisor {
         appliance: Appliance,
         unhealthy_reasons: watch::Sender<Arc<[String]>>,
         reexecutions: Reexecutions,
-        hold: Duration,
+        grace: Duration,
     ) -> (Self, SupervisorHandle) {
         let (sender, requests) = mpsc::channel(REQUESTS_WAITING);
         let devices = appliance.publishing.devices();
         let supervisor = Self {
             appliance,
             requests,
-            prover: Prover::new(hold),
+            prover: Prover::new(grace),
             unhealthy_reasons,
             reexecutions,
-            hold,
-            held_at: None,
+            grace,
+            grace_set_at: None,
             looked_at: None,
             opened_for: devices.clone(),
             seen: devices,
@@ -121,7 +121,7 @@ impl Supervisor {
             self.looked_at = Some(now);
             self.look_after_interfaces();
         }
-        self.hold_on(now);
+        self.prolong_grace(now);
         self.look_after_services(now);
         show_unhealthy_reasons(&self.appliance.workers, &self.unhealthy_reasons);
         self.appliance.publishing.publisher.collect();
@@ -167,7 +167,7 @@ impl Supervisor {
                 None => tracing::warn!(interface, "is gone: the others are served without it"),
             }
         }
-        for error in publishing.steering.follow().err().into_iter().flatten() {
+        for error in publishing.steering.reattach().err().into_iter().flatten() {
             tracing::error!("an interface is served no more: {error}");
         }
         self.opened_for = devices;
@@ -181,13 +181,13 @@ impl Supervisor {
 
     /// While all is well, whoever comes next has the time to take over. A worker that stays dead or hangs
     /// loses its traffic to the kernel when that time is over.
-    fn hold_on(&mut self, now: Instant) {
-        let due = self.held_at.is_none_or(|at| now.duration_since(at) >= HOLD_EVERY);
-        if self.hold.is_zero() || !due || !self.appliance.workers.are_well() {
+    fn prolong_grace(&mut self, now: Instant) {
+        let due = self.grace_set_at.is_none_or(|at| now.duration_since(at) >= GRACE_EVERY);
+        if self.grace.is_zero() || !due || !self.appliance.workers.are_well() {
             return;
         }
-        self.held_at = Some(now);
-        if let Err(error) = self.appliance.publishing.steering.hold_for(self.hold) {
+        self.grace_set_at = Some(now);
+        if let Err(error) = self.appliance.publishing.steering.set_grace_period(self.grace) {
             tracing::error!(%error, "the next restart may be seen by clients");
         }
     }
@@ -216,7 +216,7 @@ fn show_unhealthy_reasons(workers: &Workers, unhealthy_reasons: &watch::Sender<A
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How often devices are looked at.
 const INTERFACES_EVERY: Duration = Duration::from_millis(200);
-/// How often the hold is prolonged.
-const HOLD_EVERY: Duration = Duration::from_millis(500);
+/// How often the grace period is prolonged.
+const GRACE_EVERY: Duration = Duration::from_millis(500);
 /// Requests that wait; more have to wait for room.
 const REQUESTS_WAITING: usize = 64;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use flowgate_tables::Routing;
-use flowgate_xsk::Tags;
+use flowgate_xsk::RxVlanOffload;
 
 /// The devices that were told, by their indexes: one that is made anew is told again.
 #[derive(Debug, Default)]
@@ -15,18 +15,18 @@ impl TagCare {
     /// Tells the devices of these interfaces that have VLANs and were not told yet.
     pub(crate) fn follow(&mut self, routing: &Routing) {
         for interface in self.untold(routing) {
-            match Tags::leave_in_frames(&interface) {
-                Tags::InFrames => {}
-                Tags::NowInFrames => tracing::info!(
+            match RxVlanOffload::turn_off(&interface) {
+                RxVlanOffload::Off => {}
+                RxVlanOffload::TurnedOff => tracing::info!(
                     interface,
                     "rxvlan is turned off, so that the XDP program sees the tags of its VLANs"
                 ),
-                Tags::FarEnd => tracing::info!(
+                RxVlanOffload::PeerDecides => tracing::info!(
                     interface,
                     "its VLANs are served if the far end of the veth pair leaves tags in frames: run there  ethtool -K \
                      NAME txvlan off"
                 ),
-                Tags::Beside(error) => tracing::warn!(
+                RxVlanOffload::Fixed(error) => tracing::warn!(
                     interface,
                     "its VLANs are not served right: it takes tags off frames, where the XDP program does not see them, \
                      and rxvlan cannot be turned off ({error}); use another device, or name its VLAN interfaces in \

@@ -102,7 +102,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let publishing = Publishing { publisher, steering, answers_echo, tags: TagCare::default() };
     let appliance = Appliance { workers, publishing };
     let (mut supervisor, handle) =
-        Supervisor::new(appliance, unhealthy_reasons, reexecutions.clone(), config.hold);
+        Supervisor::new(appliance, unhealthy_reasons, reexecutions.clone(), config.grace);
     let handler = Handler { supervisor: handle.clone(), status: status_receiver.clone(), started };
     let metrics = Metrics::new(
         handle.clone(),
@@ -132,7 +132,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
             },
             shutdown: shutdown_receiver,
         },
-        sink(handle, config.hold),
+        sink(handle, config.grace),
     );
     let logged = log_reports(status_receiver);
     let signalled = signalled()?;
@@ -149,7 +149,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     };
     drop((shutdown, metrics));
     let Appliance { workers, mut publishing } = supervisor.appliance;
-    let cleared = stop_traffic(&mut publishing, config.hold);
+    let cleared = stop_traffic(&mut publishing, config.grace);
     match outcome {
         Ok(Ended::Hang(_)) => return outcome,
         Ok(Ended::Signal(how)) => {
@@ -163,9 +163,9 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     outcome
 }
 
-/// Takes the traffic from the workers; the program holds it for a while.
-fn stop_traffic(publishing: &mut Publishing, hold: Duration) -> Result<(), SteeringError> {
-    publishing.steering.hold_for(hold)?;
+/// Takes the traffic from the workers; the XDP program drops it during the grace period.
+fn stop_traffic(publishing: &mut Publishing, grace: Duration) -> Result<(), SteeringError> {
+    publishing.steering.set_grace_period(grace)?;
     publishing.steering.clear_all_sockets()
 }
 
@@ -219,25 +219,25 @@ fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> any
 }
 
 /// Publishes what control compiled; the first generation brings the traffic.
-fn sink(supervisor: SupervisorHandle, hold: Duration) -> impl AsyncFnMut(Update) -> anyhow::Result<()> {
+fn sink(supervisor: SupervisorHandle, grace: Duration) -> impl AsyncFnMut(Update) -> anyhow::Result<()> {
     let mut is_first = true;
     async move |update: Update| {
         let begins = std::mem::take(&mut is_first);
-        supervisor.ask(move |appliance| publish(appliance, update, begins.then_some(hold))).await?
+        supervisor.ask(move |appliance| publish(appliance, update, begins.then_some(grace))).await?
     }
 }
 
 fn publish(
     Appliance { workers, publishing }: &mut Appliance,
     update: Update,
-    hold: Option<Duration>,
+    grace: Option<Duration>,
 ) -> anyhow::Result<()> {
     let generation = update.tables.generation;
     let (services, backends) =
         (update.tables.services.services().len(), update.tables.services.backends().len());
-    if let Some(hold) = hold {
+    if let Some(grace) = grace {
         // What is ours from now on must not pass to the kernel before the workers have it.
-        publishing.steering.hold_for(hold)?;
+        publishing.steering.set_grace_period(grace)?;
     }
     publishing.publish(update)?;
     workers.start(&publishing.given())?;

@@ -16,7 +16,7 @@ pub struct Delivery {
 
 impl Steering {
     /// What an interface has delivered since its sockets were opened, or since
-    /// [`forget_delivery`](Self::forget_delivery).
+    /// [`reset_delivery`](Self::reset_delivery).
     ///
     /// # Errors
     ///
@@ -30,9 +30,9 @@ impl Steering {
     /// # Errors
     ///
     /// As [`delivery`](Self::delivery).
-    pub fn forget_delivery(&mut self, ifindex: u32) -> Result<(), SteeringError> {
+    pub fn reset_delivery(&mut self, ifindex: u32) -> Result<(), SteeringError> {
         let place = self.place(ifindex)?;
-        self.maps.forget_delivery(place)
+        self.maps.reset_delivery(place)
     }
 
     /// The interface's place in the configuration.

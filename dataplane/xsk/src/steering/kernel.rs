@@ -10,7 +10,7 @@ use super::SteeringError;
 type Version = (u32, u32);
 
 /// The oldest that the steering program is loaded and tried on.
-const TRIED: Version = (6, 1);
+const OLDEST_TESTED: Version = (6, 1);
 
 /// The oldest whose verifier is known to have what the program is written with: arguments of global functions that point
 /// to structures (5.13), links of XDP programs (5.9), busy polling that is preferred (5.11). 5.15 is the first release
@@ -43,14 +43,14 @@ impl Kernel {
     ///
     /// [`SteeringError::Kernel`].
     pub(super) fn check(&self) -> Result<Option<String>, SteeringError> {
-        let ((tried_major, tried_minor), (major, minor)) = (TRIED, OLDEST_KERNEL);
+        let ((tried_major, tried_minor), (major, minor)) = (OLDEST_TESTED, OLDEST_KERNEL);
         match self.version {
             Some(version) if version < OLDEST_KERNEL => Err(SteeringError::Kernel {
                 kernel: self.to_string(),
                 oldest: format!("{major}.{minor}"),
                 tried: format!("{tried_major}.{tried_minor}"),
             }),
-            Some(version) if version < TRIED => Ok(Some(format!(
+            Some(version) if version < OLDEST_TESTED => Ok(Some(format!(
                 "{self} is older than {tried_major}.{tried_minor}, the oldest kernel that Flowgate is tried on: should \
                  it refuse the XDP program, all traffic passes"
             ))),

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use aya::programs::loaded_programs;
 
 use super::bpffs::PinDir;
-use super::{SteeringError, XdpMode, XdpModeWanted};
+use super::{SteeringError, XdpMode, XdpModePolicy};
 use crate::Driver;
 use crate::sys::bpf::{self, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
 use crate::sys::netlink::{self, DeviceXdp};
@@ -59,7 +59,7 @@ pub(super) fn attach(
     pins: &PinDir,
     interface: &str,
     ifindex: u32,
-    wanted: XdpModeWanted,
+    policy: XdpModePolicy,
     program: BorrowedFd<'_>,
 ) -> Result<PinnedLink, SteeringError> {
     let pin = pin_name(interface);
@@ -67,11 +67,11 @@ pub(super) fn attach(
     let failed = |action, source| SteeringError::Attach { interface: interface.to_owned(), action, source };
 
     if pins.names()?.contains(&pin) {
-        match reuse(pins, &pin, ifindex, wanted, program).map_err(|source| failed("update", source))? {
-            Reuse::Done(fd, mode) => {
+        match reuse(pins, &pin, ifindex, policy, program).map_err(|source| failed("update", source))? {
+            Reuse::Reused(fd, mode) => {
                 return Ok(PinnedLink { _fd: fd, pin, mode, origin: LinkOrigin::Reused, messages });
             }
-            Reuse::Not(why) => {
+            Reuse::Unusable(why) => {
                 pins.remove(&pin)?;
                 messages.push(format!("replaced the pinned link: {why}"));
             }
@@ -87,7 +87,7 @@ pub(super) fn attach(
         });
     }
 
-    let fd = create(interface, ifindex, wanted, program, &mut messages)?;
+    let fd = create(interface, ifindex, policy, program, &mut messages)?;
     let mode = mode_of(&fd, ifindex)
         .map_err(|source| failed("read back", source))?
         .ok_or_else(|| failed("read back", io::Error::other("the device does not run the program")))?;
@@ -105,38 +105,38 @@ pub(super) fn remove(pins: &PinDir, pin: &str) -> Result<(), SteeringError> {
 }
 
 enum Reuse {
-    Done(OwnedFd, XdpMode),
-    Not(String),
+    Reused(OwnedFd, XdpMode),
+    Unusable(String),
 }
 
 fn reuse(
     pins: &PinDir,
     pin: &str,
     ifindex: u32,
-    wanted: XdpModeWanted,
+    policy: XdpModePolicy,
     program: BorrowedFd<'_>,
 ) -> io::Result<Reuse> {
-    let not = |why: &str| Ok(Reuse::Not(why.to_owned()));
-    let Some(link) = bpf::open_pinned_link(&pins.file(pin))? else { return not("it was not a link") };
-    let Some(info) = bpf::link_info(link.as_fd())? else { return not("it was not an XDP link") };
+    let unusable = |why: &str| Ok(Reuse::Unusable(why.to_owned()));
+    let Some(link) = bpf::open_pinned_link(&pins.file(pin))? else { return unusable("it was not a link") };
+    let Some(info) = bpf::link_info(link.as_fd())? else { return unusable("it was not an XDP link") };
     if info.ifindex == 0 {
-        return not("its device is gone");
+        return unusable("its device is gone");
     }
     if info.ifindex != ifindex {
         let _ = bpf::link_detach(link.as_fd());
-        return Ok(Reuse::Not(format!("it was attached to device {}", info.ifindex)));
+        return Ok(Reuse::Unusable(format!("it was attached to device {}", info.ifindex)));
     }
-    let Some(mode) = mode_of(&link, ifindex)? else { return not("its device runs another program") };
+    let Some(mode) = mode_of(&link, ifindex)? else { return unusable("its device runs another program") };
     if matches!(
-        (wanted, mode),
-        (XdpModeWanted::Native, XdpMode::Generic) | (XdpModeWanted::Generic, XdpMode::Native)
+        (policy, mode),
+        (XdpModePolicy::Native, XdpMode::Generic) | (XdpModePolicy::Generic, XdpMode::Native)
     ) {
         bpf::link_detach(link.as_fd())?;
-        return Ok(Reuse::Not(format!("it was in {} mode", mode.name())));
+        return Ok(Reuse::Unusable(format!("it was in {} mode", mode.name())));
     }
     match bpf::link_update(link.as_fd(), program) {
-        Ok(()) => Ok(Reuse::Done(link, mode)),
-        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => not("its device is gone"),
+        Ok(()) => Ok(Reuse::Reused(link, mode)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => unusable("its device is gone"),
         Err(error) => Err(error),
     }
 }
@@ -144,19 +144,19 @@ fn reuse(
 fn create(
     interface: &str,
     ifindex: u32,
-    wanted: XdpModeWanted,
+    policy: XdpModePolicy,
     program: BorrowedFd<'_>,
     messages: &mut Vec<String>,
 ) -> Result<OwnedFd, SteeringError> {
     let failed = |action, source| SteeringError::Attach { interface: interface.to_owned(), action, source };
-    let fragile = Driver::of(interface).why_not_native().filter(|_| wanted == XdpModeWanted::Auto);
-    if let Some(why) = fragile {
+    let defect = Driver::of(interface).native_mode_defect().filter(|_| policy == XdpModePolicy::Auto);
+    if let Some(why) = defect {
         messages.push(format!("generic mode: {why} (xdp.mode = \"native\" takes native mode all the same)"));
     }
-    let native = match wanted {
-        XdpModeWanted::Generic => None,
-        XdpModeWanted::Auto if fragile.is_some() => None,
-        XdpModeWanted::Auto | XdpModeWanted::Native => {
+    let native = match policy {
+        XdpModePolicy::Generic => None,
+        XdpModePolicy::Auto if defect.is_some() => None,
+        XdpModePolicy::Auto | XdpModePolicy::Native => {
             match bpf::link_create(program, ifindex, XDP_FLAGS_DRV_MODE) {
                 Ok(link) => return Ok(link),
                 Err(error) => Some(error),
@@ -164,9 +164,9 @@ fn create(
         }
     };
     if let Some(error) = native {
-        let hopeless =
+        let no_fallback =
             matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::ENODEV));
-        if wanted == XdpModeWanted::Native || hopeless {
+        if policy == XdpModePolicy::Native || no_fallback {
             return Err(failed("attach in native mode", error));
         }
         messages.push(format!(

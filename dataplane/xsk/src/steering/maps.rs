@@ -81,7 +81,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Removes every map pin that is not a map of the right shape, and says so.
-pub(super) fn remove_misfits(pins: &PinDir) -> Result<Vec<String>, SteeringError> {
+pub(super) fn remove_incompatible(pins: &PinDir) -> Result<Vec<String>, SteeringError> {
     let present = pins.names()?;
     let mut notices = Vec::new();
     for shape in SHAPES.iter().filter(|shape| present.iter().any(|name| name == shape.name)) {
@@ -144,21 +144,21 @@ impl Maps {
             applied: SteeringSet::default(),
             applied_vip_addresses: BTreeSet::new(),
         };
-        maps.forget_vlans_of_strangers()?;
+        maps.remove_vlans_of_detached()?;
         maps.applied = maps.read()?;
         maps.applied_vip_addresses = read(&maps.vip_addrs, address_from_key)?;
         Ok((maps, open(&pins.file("xsks"))?))
     }
 
     /// Other devices have taken the places of some: what is applied to a place is applied to its new device.
-    pub(super) fn follow(&mut self, bases: Vec<(u32, u32)>) -> Result<(), SteeringError> {
+    pub(super) fn reattach(&mut self, bases: Vec<(u32, u32)>) -> Result<(), SteeringError> {
         self.bases = bases;
         self.applied = self.read()?;
         Ok(())
     }
 
     /// An earlier process may have had more interfaces: the VLANs on them mean nothing any more.
-    fn forget_vlans_of_strangers(&mut self) -> Result<(), MapError> {
+    fn remove_vlans_of_detached(&mut self) -> Result<(), MapError> {
         let keys: Vec<[u8; 8]> = self.vlans.keys().collect::<Result<_, _>>()?;
         for key in keys {
             if VlanKey::from_key(key, |base| ifindex_of(&self.bases, base)).is_none() {
@@ -199,7 +199,7 @@ impl Maps {
     }
 
     /// Removes what `next` lacks.
-    pub(super) fn narrow(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
+    pub(super) fn remove_stale(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
         let Self { applied, bases, .. } = self;
         retain(&mut self.vips, &mut applied.vips, &next.vips, VipKey::to_key)?;
         let (of_vips, wanted) = (&mut self.applied_vip_addresses, next.vip_addresses());
@@ -218,7 +218,7 @@ impl Maps {
     }
 
     /// Adds what is missing of `next`.
-    pub(super) fn widen(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
+    pub(super) fn add_new(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
         self.set_ports(next, PortSet::union)?;
         let Self { applied, bases, .. } = self;
         let (own, node) = (&mut self.own_addrs, &mut self.node_addrs);
@@ -242,7 +242,7 @@ impl Maps {
         })
     }
 
-    /// What an interface has delivered since [`forget_delivery`](Self::forget_delivery), by its place.
+    /// What an interface has delivered since [`reset_delivery`](Self::reset_delivery), by its place.
     pub(super) fn delivery(&self, place: u32) -> Result<Delivery, SteeringError> {
         let bytes = self.deliveries.get(&place, 0)?;
         let [truncated, lengths] = *bytes.as_chunks::<8>().0 else {
@@ -257,12 +257,12 @@ impl Maps {
     }
 
     /// Begins anew to note what an interface delivers.
-    pub(super) fn forget_delivery(&mut self, place: u32) -> Result<(), SteeringError> {
+    pub(super) fn reset_delivery(&mut self, place: u32) -> Result<(), SteeringError> {
         Ok(self.deliveries.set(place, [0; 16], 0)?)
     }
 
     /// Until when the program holds: ns of `CLOCK_MONOTONIC`.
-    pub(super) fn set_hold_until(&mut self, ns: u64) -> Result<(), SteeringError> {
+    pub(super) fn set_grace_deadline(&mut self, ns: u64) -> Result<(), SteeringError> {
         Ok(self.hold_until.set(0, ns, 0)?)
     }
 

@@ -15,7 +15,7 @@ use aya_obj::programs::XdpAttachType;
 use super::SteeringError;
 use super::bpffs::PinDir;
 use super::maps::{self, QUEUES_PER_INTERFACE};
-use super::refusal::Refusals;
+use super::verifier_log::VerifierLog;
 use crate::sys::bpf;
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
@@ -27,7 +27,7 @@ pub(super) struct Program {
     pub(super) xdp: Xdp,
     pub(super) pin: String,
     /// Whether an earlier process had loaded it.
-    pub(super) is_kept: bool,
+    pub(super) is_reused: bool,
 }
 
 /// The program for the interface whose socket slots begin at `base`.
@@ -35,7 +35,7 @@ pub(super) fn obtain(
     pins: &PinDir,
     object: &[u8],
     base: u32,
-    refusals: &Refusals<'_>,
+    verifier_log: &VerifierLog<'_>,
 ) -> Result<Program, SteeringError> {
     let constants = [
         ("xsk_base", base),
@@ -46,16 +46,16 @@ pub(super) fn obtain(
     let path = pins.file(&pin);
     if pins.names()?.contains(&pin) {
         match Xdp::from_pin(&path, XdpAttachType::Interface) {
-            Ok(xdp) if is_over_pinned_maps(&xdp, pins) => return Ok(Program { xdp, pin, is_kept: true }),
+            Ok(xdp) if uses_pinned_maps(&xdp, pins) => return Ok(Program { xdp, pin, is_reused: true }),
             _ => pins.remove(&pin)?,
         }
     }
-    let object = load(pins, object, &constants, refusals)?;
+    let object = load(pins, object, &constants, verifier_log)?;
     let program: &Xdp = object.program(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
     bpf::pin(program.fd()?.as_fd(), &path)
         .map_err(|source| SteeringError::PinDir { path: path.clone(), source })?;
     match Xdp::from_pin(&path, XdpAttachType::Interface) {
-        Ok(xdp) => Ok(Program { xdp, pin, is_kept: false }),
+        Ok(xdp) => Ok(Program { xdp, pin, is_reused: false }),
         Err(error) => {
             pins.remove(&pin)?;
             Err(error.into())
@@ -76,7 +76,7 @@ fn pin_name(object: &[u8], constants: &[(&str, u32)]) -> String {
 
 /// Whether the program reads the maps that are pinned now: all are in it, by their ids. No when it is no XDP program of
 /// ours or anything about it cannot be read.
-fn is_over_pinned_maps(xdp: &Xdp, pins: &PinDir) -> bool {
+fn uses_pinned_maps(xdp: &Xdp, pins: &PinDir) -> bool {
     let of_program = xdp.fd().ok().map(|fd| bpf::program_info(fd.as_fd()));
     let Some(Ok(Some(info))) = of_program else { return false };
     let is_used = |map| MapInfo::from_pin(pins.file(map)).is_ok_and(|map| info.map_ids.contains(&map.id()));
@@ -88,7 +88,7 @@ fn load(
     pins: &PinDir,
     object: &[u8],
     constants: &[(&'static str, u32)],
-    refusals: &Refusals<'_>,
+    verifier_log: &VerifierLog<'_>,
 ) -> Result<Ebpf, SteeringError> {
     let mut loader = EbpfLoader::new();
     loader.btf(None); // nothing is relocated against the kernel's types
@@ -100,6 +100,6 @@ fn load(
     }
     let mut object = loader.load(object)?;
     let program: &mut Xdp = object.program_mut(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
-    program.load().map_err(|error| refusals.explain(PROGRAM, error))?;
+    program.load().map_err(|error| verifier_log.explain(PROGRAM, error))?;
     Ok(object)
 }

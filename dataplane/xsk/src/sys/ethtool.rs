@@ -64,12 +64,12 @@ pub(crate) fn driver(interface: &str) -> io::Result<String> {
 }
 
 /// Whether the device takes VLAN tags off received frames and carries them beside (`rxvlan`).
-pub(crate) fn takes_tags_off(interface: &str) -> io::Result<bool> {
+pub(crate) fn has_rx_vlan_offload(interface: &str) -> io::Result<bool> {
     flags(interface, ETHTOOL_GFLAGS, 0).map(|flags| flags & ETH_FLAG_RXVLAN != 0)
 }
 
 /// Has the device leave VLAN tags in frames. A driver may do otherwise without an error.
-pub(crate) fn leave_tags_in(interface: &str) -> io::Result<()> {
+pub(crate) fn disable_rx_vlan_offload(interface: &str) -> io::Result<()> {
     // All flags of the command are set at once: the others stay.
     let now = flags(interface, ETHTOOL_GFLAGS, 0)?;
     flags(interface, ETHTOOL_SFLAGS, now & !ETH_FLAG_RXVLAN).map(drop)

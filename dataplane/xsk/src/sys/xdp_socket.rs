@@ -70,7 +70,7 @@ pub(crate) fn raise_tx_budget(socket: BorrowedFd<'_>, tx_ring_len: u32) -> io::R
     set(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, tx_ring_len)
 }
 
-/// Room for a full TX ring of packets in flight: copy mode charges each to the socket's send buffer, and the
+/// RxBuffer for a full TX ring of packets in flight: copy mode charges each to the socket's send buffer, and the
 /// default is worth less than 300 of them.
 pub(crate) fn raise_send_buffer(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes)

@@ -15,7 +15,7 @@ use std::{io, thread};
 
 use etherparse::PacketBuilder;
 use flowgate_xsk::steering::{
-    InterfaceConfig, Reason, Steering, SteeringConfig, SteeringError, XdpModeWanted,
+    InterfaceConfig, Reason, Steering, SteeringConfig, SteeringError, XdpModePolicy,
 };
 use flowgate_xsk::{Frame, FramePool, UmemConfig, XskSocket, XskSocketConfig, ZeroCopy};
 use nix::mount::{MsFlags, mount};
@@ -105,10 +105,10 @@ impl Namespace {
     }
 
     pub fn attach(&self, interfaces: &[&str]) -> Result<Steering, SteeringError> {
-        self.attach_as(interfaces, XdpModeWanted::Auto)
+        self.attach_as(interfaces, XdpModePolicy::Auto)
     }
 
-    pub fn attach_as(&self, interfaces: &[&str], mode: XdpModeWanted) -> Result<Steering, SteeringError> {
+    pub fn attach_as(&self, interfaces: &[&str], mode: XdpModePolicy) -> Result<Steering, SteeringError> {
         let interfaces =
             interfaces.iter().map(|name| InterfaceConfig { name: (*name).to_owned(), mode }).collect();
         let config = SteeringConfig { pin_dir: PIN_DIR.into(), log_dir: "/mnt/run".into(), interfaces };

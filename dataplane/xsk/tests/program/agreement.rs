@@ -216,7 +216,7 @@ fn agree(slot: Slot) -> BTreeSet<&'static str> {
         rig.steering.sockets().clear_all().expect("clear");
     }
     if slot == Slot::Held {
-        rig.steering.hold_for(LONG).expect("hold");
+        rig.steering.set_grace_period(LONG).expect("hold");
     }
     let set = rig.steering.applied().clone();
     let (mut known, mut seen) = (model::Fragments::new(), BTreeSet::new());

@@ -9,7 +9,7 @@ mod common;
 mod cost;
 mod fragments;
 mod frames;
-mod hold;
+mod grace;
 mod icmp;
 mod ipv6;
 mod model;
@@ -50,7 +50,7 @@ fn rig() -> Rig {
     let (pool, ports) = namespace.pool(&["lb0"]);
     let ifindex = namespace.ifindex("lb0");
     steering.set_socket(ifindex, 0, ports[0].fd()).expect("a slot");
-    steering.widen(&served()).expect("widen");
+    steering.add_new(&served()).expect("add");
     Rig { steering, ifindex, sockets: Some((pool, ports)), namespace }
 }
 
@@ -88,8 +88,8 @@ impl Rig {
     fn serve(&mut self, change: impl FnOnce(&mut SteeringSet)) {
         let mut set = self.steering.applied().clone();
         change(&mut set);
-        self.steering.narrow(&set).expect("narrow");
-        self.steering.widen(&set).expect("widen");
+        self.steering.remove_stale(&set).expect("remove");
+        self.steering.add_new(&set).expect("add");
     }
 
     /// Expects a verdict and that exactly this counter went up by one.
@@ -166,7 +166,7 @@ fn p505_p506_what_is_aimed_at_cluster_ips_goes_to_the_worker_but_the_nodes_own_a
     set.service_cidrs.insert((IpAddr::from([198, 18, 0, 0]), 16));
     // A range that covers the node itself takes nothing from it.
     set.service_cidrs.insert((IpAddr::from(NODE), 32));
-    rig.steering.widen(&set).expect("widen");
+    rig.steering.add_new(&set).expect("add");
     let redirect = |what, packet: &[u8]| rig.expect(what, packet, Verdict::Redirect, "redirect_unserved");
     redirect("another port of the cluster IP", &tcp((VIP, 81)));
     redirect("another protocol of its port", &udp((VIP, 80), b"?"));
@@ -180,7 +180,7 @@ fn p505_p506_what_is_aimed_at_cluster_ips_goes_to_the_worker_but_the_nodes_own_a
     }
     set.cluster_ips.clear();
     set.service_cidrs.clear();
-    rig.steering.narrow(&set).expect("narrow");
+    rig.steering.remove_stale(&set).expect("remove");
     rig.expect("the same when it is gone", &tcp((VIP, 81)), Verdict::Pass, "pass_not_ours");
 }
 
@@ -251,7 +251,7 @@ fn whether_large_packets_arrive_whole_is_noted_for_each_interface() {
     // What is longer than any whole packet so far, and not ours, says as much.
     rig.passes("of somebody else", &udp((OTHER, 9), &[0; 1400]), "pass_not_ours");
     assert_eq!(delivery(&rig).longest_whole, len + 200);
-    rig.steering.forget_delivery(rig.ifindex).expect("forget");
+    rig.steering.reset_delivery(rig.ifindex).expect("forget");
     assert_eq!(delivery(&rig), Delivery::default());
 }
 
@@ -283,7 +283,7 @@ fn narrow_takes_away_and_widen_adds_exactly_the_difference() {
     next.nodeports_udp = [30054].into_iter().collect();
     next.snat_addresses = [IpAddr::from(OTHER)].into();
 
-    rig.steering.narrow(&next).expect("narrow");
+    rig.steering.remove_stale(&next).expect("remove");
     rig.expect("kept", &tcp((VIP, 80)), Verdict::Redirect, "redirect_vip");
     rig.expect("gone", &udp((VIP, 53), b"?"), Verdict::Pass, "pass_not_ours");
     rig.expect("gone", &udp((NODE, 30053), b"?"), Verdict::Pass, "pass_not_ours");
@@ -291,7 +291,7 @@ fn narrow_takes_away_and_widen_adds_exactly_the_difference() {
     rig.expect("not yet", &tcp((OTHER, 443)), Verdict::Pass, "pass_not_ours");
     rig.expect("not yet", &tcp((NODE, 30999)), Verdict::Pass, "pass_not_ours");
 
-    rig.steering.widen(&next).expect("widen");
+    rig.steering.add_new(&next).expect("add");
     rig.expect("new", &tcp((OTHER, 443)), Verdict::Redirect, "redirect_vip");
     rig.expect("new", &tcp((NODE, 30999)), Verdict::Redirect, "redirect_nodeport");
     rig.expect("new", &udp((NODE, 30054), b"?"), Verdict::Redirect, "redirect_nodeport");

@@ -1,6 +1,6 @@
 //! VLAN tags: looked into only where the VLAN is served.
 
-use flowgate_xsk::steering::{ETHERTYPE_8021Q, Reason, VlanKey, XdpModeWanted};
+use flowgate_xsk::steering::{ETHERTYPE_8021Q, Reason, VlanKey, XdpModePolicy};
 
 use super::*;
 use common::{counter, eventually};
@@ -45,13 +45,13 @@ fn a_tagged_frame_is_steered_like_an_untagged_one_where_its_vlan_is_served() {
 /// The kernel keeps a tag in the frame where no device was asked to carry it beside.
 #[test]
 fn a_tag_in_the_frame_reaches_the_program_in_both_modes() {
-    for mode in [XdpModeWanted::Native, XdpModeWanted::Generic] {
+    for mode in [XdpModePolicy::Native, XdpModePolicy::Generic] {
         let (namespace, far) = (Namespace::new(), Namespace::new());
         namespace.veth_to("lb0", "peer0", &far);
         let mut steering = namespace.attach_as(&["lb0"], mode).expect("attach");
         let mut set = served();
         set.serve_vlans([(namespace.ifindex("lb0"), 100)]);
-        steering.widen(&set).expect("widen");
+        steering.add_new(&set).expect("add");
         let sender = far.packet_socket("peer0");
         for id in [100, 101] {
             sender.send(&tagged(ETHERTYPE_8021Q, id, &tcp((VIP, 80))));

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use flowgate_xsk::steering::{AttachReport, XdpMode, XdpModeWanted};
+use flowgate_xsk::steering::{AttachReport, XdpMode, XdpModePolicy};
 use flowgate_xsk::{BindMode, Driver, ZeroCopy};
 use serde::{Deserialize, Serialize};
 
@@ -135,7 +135,7 @@ struct Wishes {
     prove: bool,
 }
 
-/// [`XdpModeWanted`] for the file.
+/// [`XdpModePolicy`] for the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum WantedMode {
     Auto,
@@ -143,12 +143,12 @@ enum WantedMode {
     Generic,
 }
 
-impl From<XdpModeWanted> for WantedMode {
-    fn from(wanted: XdpModeWanted) -> Self {
+impl From<XdpModePolicy> for WantedMode {
+    fn from(wanted: XdpModePolicy) -> Self {
         match wanted {
-            XdpModeWanted::Auto => Self::Auto,
-            XdpModeWanted::Native => Self::Native,
-            XdpModeWanted::Generic => Self::Generic,
+            XdpModePolicy::Auto => Self::Auto,
+            XdpModePolicy::Native => Self::Native,
+            XdpModePolicy::Generic => Self::Generic,
         }
     }
 }
@@ -166,7 +166,7 @@ impl Wishes {
         records.retain(|interface, record| {
             let had_native = record.best.xdp() == XdpMode::Native;
             let was_forced = left.mode == WantedMode::Generic;
-            had_native || (was_forced && Driver::of(interface).why_not_native().is_none())
+            had_native || (was_forced && Driver::of(interface).native_mode_defect().is_none())
         });
         for record in records.values_mut() {
             *record = Record::native_again(record.subject.clone());
@@ -182,7 +182,7 @@ pub(crate) struct Proofs {
     file: PathBuf,
     wishes: Wishes,
     zero_copy: ZeroCopy,
-    xdp: XdpModeWanted,
+    xdp: XdpModePolicy,
     records: BTreeMap<String, Record>,
     saved: BTreeMap<String, Record>,
     /// Interfaces that lose packets in the only mode that the configuration allows.
@@ -349,7 +349,7 @@ impl Proofs {
         let (mode, how) = (record.mode(record.best), self.how(record, record.best)?);
         let key = match (self.zero_copy, self.xdp) {
             (ZeroCopy::Force, _) if mode != Mode::ZeroCopy => "xdp.zero_copy is force",
-            (_, XdpModeWanted::Native) if mode == Mode::Generic => "xdp.mode is native",
+            (_, XdpModePolicy::Native) if mode == Mode::Generic => "xdp.mode is native",
             _ => return None,
         };
         let frames = if record.best == Mode::ZeroCopy { ", set rings.frame_bytes to 4096" } else { "" };

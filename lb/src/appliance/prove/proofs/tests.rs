@@ -5,7 +5,7 @@ use flowgate_xsk::steering::LinkOrigin;
 
 const LEN: u32 = 2048;
 
-fn proofs(zero_copy: ZeroCopy, xdp: XdpModeWanted) -> Proofs {
+fn proofs(zero_copy: ZeroCopy, xdp: XdpModePolicy) -> Proofs {
     Proofs {
         is_on: true,
         file: PathBuf::new(),
@@ -47,7 +47,7 @@ fn state(proofs: &Proofs, interface: &str, mode: Mode) -> (&'static str, String,
 
 #[test]
 fn what_is_lost_goes_down_step_by_step_and_stays_where_it_is_proven() {
-    let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+    let mut proofs = proofs(ZeroCopy::Auto, XdpModePolicy::Auto);
     proofs.note_mode(&report("up0"), Mode::ZeroCopy);
     assert!(proofs.is_untried("up0", Mode::ZeroCopy, LEN));
     assert!(proofs.note("up0", Mode::ZeroCopy, LEN, lost("z")));
@@ -65,7 +65,7 @@ fn what_is_lost_goes_down_step_by_step_and_stays_where_it_is_proven() {
 #[test]
 fn what_is_lost_in_every_mode_stays_in_the_best_one() {
     for best in Mode::ALL {
-        let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+        let mut proofs = proofs(ZeroCopy::Auto, XdpModePolicy::Auto);
         proofs.note_mode(&report("up0"), best);
         for mode in Mode::ALL.into_iter().filter(|mode| *mode >= best) {
             assert_eq!(proofs.plan("up0"), Some(mode));
@@ -87,7 +87,7 @@ fn what_is_lost_in_every_mode_stays_in_the_best_one() {
 
 #[test]
 fn one_packet_memory_has_one_mode_and_the_others_are_tried_in_it() {
-    let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+    let mut proofs = proofs(ZeroCopy::Auto, XdpModePolicy::Auto);
     for interface in ["up0", "fab0"] {
         proofs.note_mode(&report(interface), Mode::ZeroCopy);
     }
@@ -108,7 +108,7 @@ fn one_packet_memory_has_one_mode_and_the_others_are_tried_in_it() {
 
 #[test]
 fn zero_copy_that_the_kernel_refuses_is_nothing_to_fall_back_from() {
-    let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+    let mut proofs = proofs(ZeroCopy::Auto, XdpModePolicy::Auto);
     proofs.note_mode(&report("up0"), Mode::ZeroCopy);
     proofs.note_mode(&report("up0"), Mode::Copy);
     assert_eq!((proofs.plan("up0"), proofs.best("up0")), (Some(Mode::Copy), Some(Mode::Copy)));
@@ -117,7 +117,7 @@ fn zero_copy_that_the_kernel_refuses_is_nothing_to_fall_back_from() {
 
 #[test]
 fn silence_leaves_a_question_open_but_is_no_reason_to_delay_a_start() {
-    let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+    let mut proofs = proofs(ZeroCopy::Auto, XdpModePolicy::Auto);
     proofs.note_mode(&report("up0"), Mode::Copy);
     proofs.note("up0", Mode::Copy, LEN, Outcome::Unproven("silence".into()));
     assert!(proofs.is_open("up0", Mode::Copy, LEN) && !proofs.is_untried("up0", Mode::Copy, LEN));
@@ -127,7 +127,7 @@ fn silence_leaves_a_question_open_but_is_no_reason_to_delay_a_start() {
 
 #[test]
 fn a_mode_that_was_demanded_is_kept_with_an_objection() {
-    let mut demanding = proofs(ZeroCopy::Force, XdpModeWanted::Auto);
+    let mut demanding = proofs(ZeroCopy::Force, XdpModePolicy::Auto);
     demanding.note_mode(&report("up0"), Mode::ZeroCopy);
     demanding.note("up0", Mode::ZeroCopy, LEN, lost("z"));
     assert_eq!(
@@ -137,7 +137,7 @@ fn a_mode_that_was_demanded_is_kept_with_an_objection() {
              lower the MTU"
         )
     );
-    let mut demanding = proofs(ZeroCopy::Auto, XdpModeWanted::Native);
+    let mut demanding = proofs(ZeroCopy::Auto, XdpModePolicy::Native);
     demanding.note_mode(&report("up0"), Mode::Copy);
     demanding.note("up0", Mode::Copy, LEN, lost("c"));
     let objection = demanding.objection("up0").unwrap();
@@ -150,7 +150,7 @@ fn a_mode_that_was_demanded_is_kept_with_an_objection() {
 
 #[test]
 fn another_device_or_mtu_is_proven_anew_and_one_that_is_away_is_remembered() {
-    let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+    let mut proofs = proofs(ZeroCopy::Auto, XdpModePolicy::Auto);
     let known = |proofs: &Proofs| proofs.best("up0").is_some();
     for (now, is_known) in [
         (report("up0"), true),
@@ -173,7 +173,7 @@ fn an_interface_that_fell_to_generic_gets_native_mode_again_with_another_mtu() {
         (AttachReport { mtu: 1400, ..generic.clone() }, Some(Mode::Copy)),
         (AttachReport { ifindex: 8, ..generic }, None),
     ] {
-        let mut proofs = proofs(ZeroCopy::Auto, XdpModeWanted::Auto);
+        let mut proofs = proofs(ZeroCopy::Auto, XdpModePolicy::Auto);
         proofs.note_mode(&report("up0"), Mode::Copy);
         proofs.note("up0", Mode::Copy, LEN, lost("c"));
         proofs.forget_others(std::slice::from_ref(&now));

@@ -4,7 +4,7 @@ use std::os::fd::AsFd as _;
 
 use nix::net::if_::if_nametoindex;
 
-use super::{AttachReport, SocketMap, Steering, SteeringError, XdpMode, XdpModeWanted, link, report};
+use super::{AttachReport, SocketMap, Steering, SteeringError, XdpMode, XdpModePolicy, link, report};
 use crate::sys::{ethtool, netlink};
 
 /// What of a device decides how its sockets are opened.
@@ -38,10 +38,10 @@ impl Steering {
     /// # Errors
     ///
     /// All interfaces to which the program could not be attached; they are reported without queues.
-    pub fn follow(&mut self) -> Result<(), Vec<SteeringError>> {
+    pub fn reattach(&mut self) -> Result<(), Vec<SteeringError>> {
         let mut errors = Vec::new();
         for position in 0..self.reports.len() {
-            match self.follow_one(position) {
+            match self.reattach_one(position) {
                 Ok(report) => self.reports[position] = report,
                 Err(error) => {
                     self.reports[position].queues = 0;
@@ -56,7 +56,7 @@ impl Steering {
             .map(|(report, (_, base))| (report.ifindex, *base))
             .collect();
         self.sockets = SocketMap::again(&self.sockets, bases.clone());
-        if let Err(error) = self.maps.follow(bases) {
+        if let Err(error) = self.maps.reattach(bases) {
             errors.push(error);
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
@@ -83,8 +83,8 @@ impl Steering {
         let program = self.programs[position].xdp.fd()?;
         let attach = |mode| {
             let wanted = match mode {
-                XdpMode::Native => XdpModeWanted::Native,
-                XdpMode::Generic => XdpModeWanted::Generic,
+                XdpMode::Native => XdpModePolicy::Native,
+                XdpMode::Generic => XdpModePolicy::Generic,
             };
             link::attach(&self.pins, interface, ifindex, wanted, program.as_fd())
         };
@@ -100,7 +100,7 @@ impl Steering {
         changed
     }
 
-    fn follow_one(&mut self, position: usize) -> Result<AttachReport, SteeringError> {
+    fn reattach_one(&mut self, position: usize) -> Result<AttachReport, SteeringError> {
         let before = &self.reports[position];
         let Some(device) = Device::named(&before.interface) else {
             return Ok(AttachReport { queues: 0, messages: Vec::new(), ..before.clone() });

@@ -10,14 +10,14 @@ use aya::programs::ProgramError;
 use super::SteeringError;
 use super::kernel::Kernel;
 
-/// Where refusals happen and are written down.
+/// Where verifier_log happen and are written down.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Refusals<'a> {
+pub(super) struct VerifierLog<'a> {
     pub(super) kernel: &'a Kernel,
-    pub(super) log_dir: &'a Path,
+    pub(super) dir: &'a Path,
 }
 
-impl Refusals<'_> {
+impl VerifierLog<'_> {
     /// The error for a program that was not loaded. Without a word of the verifier it was not about the program: a
     /// missing capability for instance.
     pub(super) fn explain(&self, program: &'static str, error: ProgramError) -> SteeringError {
@@ -30,7 +30,7 @@ impl Refusals<'_> {
                 SteeringError::Refused {
                     kernel: self.kernel.to_string(),
                     program,
-                    log: self.keep(program, &log),
+                    log: self.save(program, &log),
                     source: io_error,
                 }
             }
@@ -39,20 +39,20 @@ impl Refusals<'_> {
     }
 
     /// Says where the log is, or how it ends where it cannot be written.
-    fn keep(&self, program: &str, log: &str) -> String {
-        let path = self.log_dir.join(format!("{program}.verifier.log"));
+    fn save(&self, program: &str, log: &str) -> String {
+        let path = self.dir.join(format!("{program}.verifier.log"));
         match self.write(&path, log) {
             Ok(()) => format!("the verifier's log in {}", path.display()),
             Err(error) => format!(
                 "the verifier's words `{}` (all of its log cannot be written to {}: {error})",
-                last_words(log),
+                reason_in(log),
                 path.display()
             ),
         }
     }
 
     fn write(&self, path: &Path, log: &str) -> io::Result<()> {
-        fs::create_dir_all(self.log_dir)?;
+        fs::create_dir_all(self.dir)?;
         // Whatever stands there is replaced and never followed: the folder may be one that others write to.
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -65,7 +65,7 @@ impl Refusals<'_> {
 }
 
 /// The line that says why: the last one before the verifier's statistics.
-fn last_words(log: &str) -> &str {
+fn reason_in(log: &str) -> &str {
     const STATISTICS: [&str; 4] = ["verification time", "stack depth", "insns processed", "processed "];
     let is_reason =
         |line: &&str| !line.trim().is_empty() && !STATISTICS.iter().any(|word| line.starts_with(word));
@@ -83,7 +83,7 @@ mod tests {
     use nix::unistd::geteuid;
 
     use super::*;
-    use crate::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, XdpModeWanted, program};
+    use crate::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, XdpModePolicy, program};
     use crate::sys::netlink::device_xdp;
 
     /// The steering program's object with a first instruction that no verifier lets pass: it ends the program without
@@ -124,7 +124,7 @@ mod tests {
         SteeringConfig {
             pin_dir: "/mnt/bpf/flowgate".into(),
             log_dir: "/mnt/run/flowgate".into(),
-            interfaces: vec![InterfaceConfig { name: "lo".into(), mode: XdpModeWanted::Auto }],
+            interfaces: vec![InterfaceConfig { name: "lo".into(), mode: XdpModePolicy::Auto }],
         }
     }
 
@@ -193,7 +193,7 @@ mod tests {
     fn the_last_words_of_the_verifier_are_those_before_its_statistics() {
         let log =
             "0: (95) exit\nR0 !read_ok\nverification time 9 usec\nprocessed 1 insns (limit 1000000)\n\n";
-        assert_eq!(last_words(log), "R0 !read_ok");
-        assert_eq!(last_words(""), "");
+        assert_eq!(reason_in(log), "R0 !read_ok");
+        assert_eq!(reason_in(""), "");
     }
 }

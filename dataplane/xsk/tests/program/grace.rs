@@ -27,7 +27,7 @@ fn ours() -> Vec<Vec<u8>> {
 fn what_is_ours_is_dropped_without_a_socket_only_while_it_is_held() {
     let mut rig = rig();
     rig.serve(SteeringSet::answer_echo);
-    rig.steering.hold_for(LONG).expect("hold");
+    rig.steering.set_grace_period(LONG).expect("hold");
     rig.redirects("a socket is there", &tcp((VIP, 80)), "redirect_vip");
 
     rig.steering.sockets().clear_all().expect("clear");
@@ -40,7 +40,7 @@ fn what_is_ours_is_dropped_without_a_socket_only_while_it_is_held() {
     let own = V4 { fragment: 2, ..V4::new(OTHER.into(), NODE.into(), UDP) }.with(b"and so on");
     rig.passes("a fragment to the node", &ethernet(0x0800, &own), "pass_fragment");
 
-    rig.steering.hold_for(Duration::ZERO).expect("end it");
+    rig.steering.set_grace_period(Duration::ZERO).expect("end it");
     for packet in ours() {
         rig.passes("ours, not held", &packet, "pass_no_worker");
     }
@@ -49,13 +49,13 @@ fn what_is_ours_is_dropped_without_a_socket_only_while_it_is_held() {
 #[test]
 fn holding_ends_by_itself_and_outlives_the_process() {
     let mut rig = rig();
-    rig.steering.hold_for(LONG).expect("hold");
+    rig.steering.set_grace_period(LONG).expect("hold");
     drop(rig.steering);
     rig.namespace.run(|| drop(rig.sockets.take()));
     rig.steering = rig.namespace.attach(&["lb0"]).expect("the next process");
     rig.expect("held since before", &tcp((VIP, 80)), Verdict::Drop, "drop_held");
 
-    rig.steering.hold_for(Duration::from_millis(50)).expect("hold");
+    rig.steering.set_grace_period(Duration::from_millis(50)).expect("hold");
     assert!(eventually(|| {
         rig.steering.probe(rig.ifindex, &tcp((VIP, 80))).expect("test run") == Verdict::Pass
     }));

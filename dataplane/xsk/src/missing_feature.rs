@@ -5,27 +5,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Something that this kernel does not have and that ports go without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Lacking {
+pub enum MissingFeature {
     /// A send call of copy mode for a whole ring.
     TxBudget,
     /// Preferred busy polling.
     BusyPoll,
 }
 
-impl Lacking {
+impl MissingFeature {
     /// Everything there is.
     pub const ALL: [Self; 2] = [Self::TxBudget, Self::BusyPoll];
 
     /// True for whoever asks first in this process, so that it is said once.
     #[must_use]
-    pub fn is_news(self) -> bool {
-        static TOLD: [AtomicBool; Lacking::ALL.len()] =
-            [const { AtomicBool::new(false) }; Lacking::ALL.len()];
-        !TOLD[self as usize].swap(true, Ordering::Relaxed)
+    pub fn is_first_report(self) -> bool {
+        static REPORTED: [AtomicBool; MissingFeature::ALL.len()] =
+            [const { AtomicBool::new(false) }; MissingFeature::ALL.len()];
+        !REPORTED[self as usize].swap(true, Ordering::Relaxed)
     }
 }
 
-impl fmt::Display for Lacking {
+impl fmt::Display for MissingFeature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TxBudget => {
@@ -46,9 +46,9 @@ mod tests {
 
     #[test]
     fn each_is_news_once_a_process() {
-        for lacking in Lacking::ALL {
-            assert!(lacking.is_news(), "{lacking}");
-            assert!(!lacking.is_news(), "{lacking}");
+        for missing in MissingFeature::ALL {
+            assert!(missing.is_first_report(), "{missing}");
+            assert!(!missing.is_first_report(), "{missing}");
         }
     }
 }

@@ -16,11 +16,11 @@ impl Steering {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn hold_for(&mut self, time: Duration) -> Result<(), SteeringError> {
+    pub fn set_grace_period(&mut self, time: Duration) -> Result<(), SteeringError> {
         // The clock of bpf_ktime_get_ns(), which is what the program compares with.
         let now =
             clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).map_err(SteeringError::Clock)?;
         let until = if time.is_zero() { Duration::ZERO } else { now.saturating_add(time) };
-        self.maps.set_hold_until(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))
+        self.maps.set_grace_deadline(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))
     }
 }
