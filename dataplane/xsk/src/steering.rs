@@ -31,6 +31,7 @@ use kernel::Kernel;
 use link::PinnedLink;
 use maps::{MAX_INTERFACES, Maps, QUEUES_PER_INTERFACE};
 use program::Program;
+use sockets::InterfaceSlots;
 use verifier_log::VerifierLog;
 
 pub use delivery::Delivery;
@@ -130,7 +131,8 @@ pub struct Steering {
     programs: Vec<Program>,
     links: Vec<PinnedLink>,
     reports: Vec<AttachReport>,
-    wanted: Vec<XdpModePolicy>,
+    /// The configured policy of each interface.
+    policies: Vec<XdpModePolicy>,
     notices: Vec<String>,
     warnings: Vec<String>,
     maps: Maps,
@@ -155,23 +157,23 @@ impl Steering {
     fn attach_object(config: &SteeringConfig, object: &[u8]) -> Result<Self, SteeringError> {
         let kernel = Kernel::running();
         let warnings: Vec<String> = kernel.check()?.into_iter().collect();
-        let devices = check(config)?;
+        let slots = assign_slots(config)?;
         let verifier_log = VerifierLog { kernel: &kernel, dir: &config.log_dir };
         let (pins, mounted) = PinDir::create(&config.pin_dir)?;
         let mut notices: Vec<String> = mounted.into_iter().collect();
         notices.extend(maps::remove_incompatible(&pins)?);
 
         let (mut programs, mut links) = (Vec::new(), Vec::new());
-        for (interface, (ifindex, base)) in config.interfaces.iter().zip(&devices) {
-            let attached = program::obtain(&pins, object, *base, &verifier_log).and_then(|program| {
+        for (interface, slots) in config.interfaces.iter().zip(&slots) {
+            let attached = program::reuse_or_load(&pins, object, *slots, &verifier_log).and_then(|program| {
                 programs.push(program);
                 let fd = programs[programs.len() - 1].xdp.fd()?.as_fd();
-                link::attach(&pins, &interface.name, *ifindex, interface.mode, fd)
+                link::attach(&pins, &interface.name, slots.ifindex, interface.mode, fd)
             });
             match attached {
                 Ok(link) => links.push(link),
                 Err(error) => {
-                    undo(pins, &programs, &links);
+                    roll_back(pins, &programs, &links);
                     return Err(error);
                 }
             }
@@ -186,19 +188,19 @@ impl Steering {
             }
         }
 
-        let (maps, socket_map) = Maps::open(&pins, devices.clone())?;
-        let sockets = SocketMap::new(socket_map, devices.clone());
+        let (maps, socket_map) = Maps::open(&pins, slots.clone())?;
+        let sockets = SocketMap::new(socket_map, slots.clone());
         sockets.clear_all()?;
 
         let reports = config
             .interfaces
             .iter()
-            .zip(&devices)
+            .zip(&slots)
             .zip(&mut links)
-            .map(|((interface, (ifindex, _)), link)| report(&interface.name, *ifindex, link))
+            .map(|((interface, slots), link)| report(&interface.name, slots.ifindex, link))
             .collect::<Result<_, _>>()?;
-        let wanted = config.interfaces.iter().map(|interface| interface.mode).collect();
-        Ok(Self { programs, links, reports, wanted, notices, warnings, maps, sockets, pins })
+        let policies = config.interfaces.iter().map(|interface| interface.mode).collect();
+        Ok(Self { programs, links, reports, policies, notices, warnings, maps, sockets, pins })
     }
 
     /// How each interface was attached, in the order of the configuration.
@@ -329,27 +331,27 @@ fn remove_all(pins: PinDir) -> Result<Uninstalled, SteeringError> {
     Ok(removed)
 }
 
-/// The interfaces' indexes and first socket slots.
-fn check(config: &SteeringConfig) -> Result<Vec<(u32, u32)>, SteeringError> {
+/// Gives each interface its slots in the socket map, in the order of the configuration.
+fn assign_slots(config: &SteeringConfig) -> Result<Vec<InterfaceSlots>, SteeringError> {
     let interfaces = &config.interfaces;
     if interfaces.is_empty() || interfaces.len() > MAX_INTERFACES as usize {
         return Err(SteeringError::Interfaces { count: interfaces.len(), most: MAX_INTERFACES });
     }
     let mut seen = BTreeSet::new();
-    let mut devices = Vec::new();
-    for (interface, base) in interfaces.iter().zip((0..).step_by(QUEUES_PER_INTERFACE as usize)) {
+    let mut slots = Vec::new();
+    for (interface, first) in interfaces.iter().zip((0..).step_by(QUEUES_PER_INTERFACE as usize)) {
         if !seen.insert(&interface.name) {
             return Err(SteeringError::Twice { interface: interface.name.clone() });
         }
         let ifindex = if_nametoindex(interface.name.as_str())
             .map_err(|_errno| SteeringError::NoInterface { interface: interface.name.clone() })?;
-        devices.push((ifindex, base));
+        slots.push(InterfaceSlots { ifindex, first });
     }
-    Ok(devices)
+    Ok(slots)
 }
 
 /// Takes away what a failed call made; with no earlier process's link left, all of it.
-fn undo(pins: PinDir, programs: &[Program], links: &[PinnedLink]) {
+fn roll_back(pins: PinDir, programs: &[Program], links: &[PinnedLink]) {
     // The error that brought us here says more than one about cleaning up.
     for link in links.iter().filter(|link| link.origin == LinkOrigin::Fresh) {
         let _ = link::remove(&pins, &link.pin);

@@ -1,6 +1,6 @@
 //! What an interface delivers: whether large packets arrive whole.
 
-use super::maps::QUEUES_PER_INTERFACE;
+use super::sockets::InterfaceSlots;
 use super::{Steering, SteeringError};
 
 /// What the program noted of an interface.
@@ -14,6 +14,21 @@ pub struct Delivery {
     pub longest_whole: u32,
 }
 
+impl Delivery {
+    /// From a `struct delivery` of bpf/maps.h.
+    pub(super) fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [truncated, lengths] = *bytes.as_chunks::<8>().0 else {
+            unreachable!("16 bytes are two times 8")
+        };
+        let [l0, l1, l2, l3, w0, w1, w2, w3] = lengths;
+        Self {
+            truncated: u64::from_ne_bytes(truncated),
+            truncated_len: u32::from_ne_bytes([l0, l1, l2, l3]),
+            longest_whole: u32::from_ne_bytes([w0, w1, w2, w3]),
+        }
+    }
+}
+
 impl Steering {
     /// What an interface has delivered since its sockets were opened, or since
     /// [`reset_delivery`](Self::reset_delivery).
@@ -22,7 +37,7 @@ impl Steering {
     ///
     /// An interface that is not attached, or what the kernel says.
     pub fn delivery(&self, ifindex: u32) -> Result<Delivery, SteeringError> {
-        self.maps.delivery(self.place(ifindex)?)
+        self.maps.delivery(self.slots_of(ifindex)?)
     }
 
     /// Begins anew to note what an interface delivers: in another mode it may deliver something else.
@@ -31,14 +46,11 @@ impl Steering {
     ///
     /// As [`delivery`](Self::delivery).
     pub fn reset_delivery(&mut self, ifindex: u32) -> Result<(), SteeringError> {
-        let place = self.place(ifindex)?;
-        self.maps.reset_delivery(place)
+        let interface = self.slots_of(ifindex)?;
+        self.maps.reset_delivery(interface)
     }
 
-    /// The interface's place in the configuration.
-    fn place(&self, ifindex: u32) -> Result<u32, SteeringError> {
-        let known = self.sockets.bases().iter().find(|(known, _)| *known == ifindex);
-        let (_, base) = known.ok_or(SteeringError::NoSlot { ifindex, queue: 0 })?;
-        Ok(base / QUEUES_PER_INTERFACE)
+    fn slots_of(&self, ifindex: u32) -> Result<InterfaceSlots, SteeringError> {
+        self.sockets.interface(ifindex).ok_or(SteeringError::NoSlot { ifindex, queue: 0 })
     }
 }

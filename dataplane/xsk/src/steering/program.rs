@@ -15,6 +15,7 @@ use aya_obj::programs::XdpAttachType;
 use super::SteeringError;
 use super::bpffs::PinDir;
 use super::maps::{self, QUEUES_PER_INTERFACE};
+use super::sockets::InterfaceSlots;
 use super::verifier_log::VerifierLog;
 use crate::sys::bpf;
 
@@ -30,17 +31,17 @@ pub(super) struct Program {
     pub(super) is_reused: bool,
 }
 
-/// The program for the interface whose socket slots begin at `base`.
-pub(super) fn obtain(
+/// The program for an interface, from its pin if that fits and loaded otherwise.
+pub(super) fn reuse_or_load(
     pins: &PinDir,
     object: &[u8],
-    base: u32,
+    interface: InterfaceSlots,
     verifier_log: &VerifierLog<'_>,
 ) -> Result<Program, SteeringError> {
     let constants = [
-        ("xsk_base", base),
+        ("xsk_base", interface.first),
         ("xsk_queues", QUEUES_PER_INTERFACE),
-        ("interface", base / QUEUES_PER_INTERFACE),
+        ("interface", interface.number()),
     ];
     let pin = pin_name(object, &constants);
     let path = pins.file(&pin);

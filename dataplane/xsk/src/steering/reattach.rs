@@ -4,7 +4,8 @@ use std::os::fd::AsFd as _;
 
 use nix::net::if_::if_nametoindex;
 
-use super::{AttachReport, SocketMap, Steering, SteeringError, XdpMode, XdpModePolicy, link, report};
+use super::sockets::InterfaceSlots;
+use super::{AttachReport, Steering, SteeringError, XdpMode, XdpModePolicy, link, report};
 use crate::sys::{ethtool, netlink};
 
 /// What of a device decides how its sockets are opened.
@@ -49,14 +50,14 @@ impl Steering {
                 }
             }
         }
-        let bases: Vec<_> = self
+        let interfaces: Vec<_> = self
             .reports
             .iter()
-            .zip(self.sockets.bases())
-            .map(|(report, (_, base))| (report.ifindex, *base))
+            .zip(self.sockets.interfaces())
+            .map(|(report, slots)| InterfaceSlots { ifindex: report.ifindex, ..*slots })
             .collect();
-        self.sockets = SocketMap::again(&self.sockets, bases.clone());
-        if let Err(error) = self.maps.reattach(bases) {
+        self.sockets = self.sockets.for_devices(interfaces.clone());
+        if let Err(error) = self.maps.reattach(interfaces) {
             errors.push(error);
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
@@ -82,11 +83,11 @@ impl Steering {
         }
         let program = self.programs[position].xdp.fd()?;
         let attach = |mode| {
-            let wanted = match mode {
+            let policy = match mode {
                 XdpMode::Native => XdpModePolicy::Native,
                 XdpMode::Generic => XdpModePolicy::Generic,
             };
-            link::attach(&self.pins, interface, ifindex, wanted, program.as_fd())
+            link::attach(&self.pins, interface, ifindex, policy, program.as_fd())
         };
         let (mut link, changed) = match attach(mode) {
             Ok(link) => (link, Ok(())),
@@ -108,7 +109,7 @@ impl Steering {
         let link = &mut self.links[position];
         if device.ifindex != before.ifindex {
             let program = self.programs[position].xdp.fd()?;
-            let (name, mode) = (&before.interface, self.wanted[position]);
+            let (name, mode) = (&before.interface, self.policies[position]);
             *link = link::attach(&self.pins, name, device.ifindex, mode, program.as_fd())?;
         }
         report(&before.interface, device.ifindex, link)

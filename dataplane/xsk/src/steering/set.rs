@@ -75,17 +75,17 @@ pub struct VlanKey {
 }
 
 impl VlanKey {
-    /// The program knows devices by their first socket slot.
-    pub(super) fn to_key(self, base: u32) -> [u8; 8] {
+    /// The key in the map `vlans`, which has the interface's first socket slot in place of its index.
+    pub(super) fn to_bytes(self, first_slot: u32) -> [u8; 8] {
         let mut key = [0; 8];
-        key[..4].copy_from_slice(&base.to_ne_bytes());
+        key[..4].copy_from_slice(&first_slot.to_ne_bytes());
         key[4..6].copy_from_slice(&self.ethertype.to_be_bytes());
         key[6..].copy_from_slice(&self.id.to_ne_bytes());
         key
     }
 
-    /// `ifindex_of` tells the device that has a first slot now.
-    pub(super) fn from_key(key: [u8; 8], ifindex_of: impl Fn(u32) -> Option<u32>) -> Option<Self> {
+    /// `ifindex_of` returns the index of the interface with this first slot; `None` if it is not attached.
+    pub(super) fn from_bytes(key: [u8; 8], ifindex_of: impl Fn(u32) -> Option<u32>) -> Option<Self> {
         let [b0, b1, b2, b3, e0, e1, i0, i1] = key;
         Some(Self {
             ifindex: ifindex_of(u32::from_ne_bytes([b0, b1, b2, b3]))?,
@@ -107,7 +107,7 @@ pub struct VipKey {
 }
 
 impl VipKey {
-    pub(super) fn to_key(self) -> [u8; 20] {
+    pub(super) fn to_bytes(self) -> [u8; 20] {
         let mut key = [0; 20];
         key[..16].copy_from_slice(&address_key(self.addr));
         key[16..18].copy_from_slice(&self.port.to_be_bytes());
@@ -115,7 +115,7 @@ impl VipKey {
         key
     }
 
-    pub(super) fn from_key(key: [u8; 20]) -> Self {
+    pub(super) fn from_bytes(key: [u8; 20]) -> Self {
         let mut address = [0; 16];
         address.copy_from_slice(&key[..16]);
         Self {
@@ -314,7 +314,7 @@ mod tests {
         fn a_vip_survives_its_map_key(v4 in any::<Option<u32>>(), bits in any::<u128>(), port in any::<u16>(), protocol in any::<u8>()) {
             let addr = v4.map_or_else(|| IpAddr::V6(bits.into()), |v4| IpAddr::V4(v4.into()));
             let key = VipKey { addr: addr.to_canonical(), port, protocol };
-            prop_assert_eq!(VipKey::from_key(key.to_key()), key);
+            prop_assert_eq!(VipKey::from_bytes(key.to_bytes()), key);
         }
     }
 
@@ -322,8 +322,8 @@ mod tests {
     fn a_vlan_survives_its_map_key_while_its_device_is_attached() {
         let vlan = VlanKey { ifindex: 7, ethertype: 0x88a8, id: 4094 };
         let ifindex_of = |base| (base == 256).then_some(7);
-        assert_eq!(VlanKey::from_key(vlan.to_key(256), ifindex_of), Some(vlan));
-        assert_eq!(VlanKey::from_key(vlan.to_key(512), ifindex_of), None);
+        assert_eq!(VlanKey::from_bytes(vlan.to_bytes(256), ifindex_of), Some(vlan));
+        assert_eq!(VlanKey::from_bytes(vlan.to_bytes(512), ifindex_of), None);
     }
 
     #[test]

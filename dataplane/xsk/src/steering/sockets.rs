@@ -9,29 +9,49 @@ use aya::maps::{MapData, MapError, XskMap};
 use super::SteeringError;
 use super::maps::QUEUES_PER_INTERFACE;
 
+/// The slots of one interface in the socket map, and with them its place in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct InterfaceSlots {
+    /// Index of the device that has them now.
+    pub(super) ifindex: u32,
+    /// The first of [`QUEUES_PER_INTERFACE`] slots.
+    pub(super) first: u32,
+}
+
+impl InterfaceSlots {
+    /// Position of the interface in the configuration, and its index in the map `deliveries`.
+    pub(super) fn number(self) -> u32 {
+        self.first / QUEUES_PER_INTERFACE
+    }
+}
+
 /// A handle on the socket map that may go to another thread: the watchdog's way to let traffic pass to the kernel.
 ///
 /// The kernel empties a slot by itself when its socket closes. A duplicate of the descriptor keeps a socket open.
 #[derive(Clone)]
 pub struct SocketMap {
     map: Arc<Mutex<XskMap<MapData>>>,
-    /// Interface index and its first slot.
-    bases: Arc<[(u32, u32)]>,
+    interfaces: Arc<[InterfaceSlots]>,
 }
 
 impl SocketMap {
-    pub(super) fn new(map: XskMap<MapData>, bases: Vec<(u32, u32)>) -> Self {
-        Self { map: Arc::new(Mutex::new(map)), bases: bases.into() }
+    pub(super) fn new(map: XskMap<MapData>, interfaces: Vec<InterfaceSlots>) -> Self {
+        Self { map: Arc::new(Mutex::new(map)), interfaces: interfaces.into() }
     }
 
     /// A handle on the same slots for other devices.
-    pub(super) fn again(before: &Self, bases: Vec<(u32, u32)>) -> Self {
-        Self { map: Arc::clone(&before.map), bases: bases.into() }
+    pub(super) fn for_devices(&self, interfaces: Vec<InterfaceSlots>) -> Self {
+        Self { map: Arc::clone(&self.map), interfaces: interfaces.into() }
     }
 
-    /// The interfaces' indexes and first slots.
-    pub(super) fn bases(&self) -> &[(u32, u32)] {
-        &self.bases
+    /// The slots of all interfaces, in the order of the configuration.
+    pub(super) fn interfaces(&self) -> &[InterfaceSlots] {
+        &self.interfaces
+    }
+
+    /// The slots of the interface with this index; `None` if it is not attached.
+    pub(super) fn interface(&self, ifindex: u32) -> Option<InterfaceSlots> {
+        self.interfaces.iter().find(|interface| interface.ifindex == ifindex).copied()
     }
 
     /// Sends what a queue receives for Flowgate to this socket, which must be bound to that very queue: the kernel
@@ -66,8 +86,8 @@ impl SocketMap {
     }
 
     fn slot(&self, ifindex: u32, queue: u32) -> Result<u32, SteeringError> {
-        match self.bases.iter().find(|(known, _)| *known == ifindex) {
-            Some((_, base)) if queue < QUEUES_PER_INTERFACE => Ok(base + queue),
+        match self.interface(ifindex) {
+            Some(interface) if queue < QUEUES_PER_INTERFACE => Ok(interface.first + queue),
             _ => Err(SteeringError::NoSlot { ifindex, queue }),
         }
     }
@@ -88,6 +108,6 @@ fn unset(map: &mut XskMap<MapData>, slot: u32) -> Result<(), SteeringError> {
 
 impl fmt::Debug for SocketMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SocketMap").field("bases", &self.bases).finish_non_exhaustive()
+        f.debug_struct("SocketMap").field("interfaces", &self.interfaces).finish_non_exhaustive()
     }
 }
