@@ -6,7 +6,7 @@
 //!   packet. A [`Frame`] is the only way to a chunk of the memory and moves: whoever gave it away cannot touch it.
 //!
 //! This crate knows bytes, not headers: it must never parse a packet in Rust, never import another crate of the
-//! workspace, and never read a clock but the one that the program goes by (`steering/hold.rs`). It is the only place for unsafe code about sockets and packet memory.
+//! workspace, and never read a clock but the one that the program goes by (`steering/grace.rs`). It is the only place for unsafe code about sockets and packet memory.
 //!
 //! # A frame cannot be used after it was handed over
 //!
