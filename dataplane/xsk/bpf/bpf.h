@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT
  *
- * The little of BPF's C side that the steering program needs, on the kernel's own uapi headers, so that building
- * it takes clang and the C library's headers and nothing else.
+ * The part of libbpf's headers that the XDP program needs, on top of the kernel's uapi headers: building it takes clang
+ * and the kernel headers of the C library, and neither libbpf nor bpftool.
  */
 #ifndef FLOWGATE_BPF_H
 #define FLOWGATE_BPF_H
 
 #include <linux/bpf.h>
+#include <linux/icmpv6.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/in6.h>
@@ -18,16 +19,19 @@
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
-/* A function of its own, which keeps what is rare out of the way. Not static, so that the verifier looks at it once,
- * knowing nothing of its callers; as a static one it would be verified again for every way that leads to it. */
+/* A function of its own, so that rare cases do not spill registers in the common one. It is global and not static: the
+ * verifier checks a global function once, with unknown arguments (kernel/bpf/verifier.c:do_check_subprogs), and a static
+ * one again for every path that leads to it. */
 #define OUTLINE __attribute__((noinline))
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* Fields of a map definition that is described by BTF. */
+/* Fields of a map definition in `.maps`. The loader reads them from BTF: a number is the length of an array type, a type
+ * the target of a pointer type. Neither is ever an object in memory. */
 #define UINT(name, value) int(*name)[value]
 #define TYPE(name, type) typeof(type) *name
 
+/* A helper is called by its number: clang turns a call through a constant address into BPF_CALL with that number. */
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value,
 				   __u64 flags) = (void *)BPF_FUNC_map_update_elem;
@@ -43,10 +47,10 @@ static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)BPF
 #endif
 #define NTOHS(x) HTONS(x)
 
-/* `value`, in which no bit is set outside of `mask`, so that the verifier knows it. A comparison does not tell it that
- * reliably: the compiler may compare one copy of a value and use another, and up to Linux 6.12 a value is unknown once
- * its bytes were swapped. The compiler can neither leave this instruction out nor see through it. The mask is one of
- * 31 bits, since the instruction has room for a signed number of 32. */
+/* `value`, which has no bit outside of `mask`, in a form that the verifier knows to be bounded. A comparison does not
+ * show that reliably: the compiler may compare one copy of a value and use another, and up to Linux 6.12 the verifier
+ * knows nothing of a value whose bytes were swapped. The compiler can neither drop this instruction nor see through it.
+ * The mask has at most 31 bits: the immediate operand is a signed number of 32 bits. */
 #define BOUNDED(value, mask)                                                \
 	({                                                                  \
 		__u64 bounded = (value);                                    \
@@ -54,9 +58,10 @@ static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)BPF
 		bounded;                                                    \
 	})
 
-/* The same pointer, and the compiler does not know of what it was added up. What a comparison with the end of the packet
- * proves, it proves of pointers that come from the same addition: if the compiler made the sum anew to read by it,
- * the verifier would know nothing of that one. */
+/* The same pointer, with its origin hidden from the compiler. A comparison with the end of the packet proves something
+ * only for pointers from the same addition of a variable offset, to which the verifier gives one id
+ * (kernel/bpf/verifier.c:find_good_pkt_pointers). If the compiler added again before it reads, the verifier would know
+ * nothing of the new sum. */
 #define MADE_ONCE(pointer)                                                  \
 	({                                                                  \
 		void *made_once = (pointer);                                \

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT
  *
- * The steering program's maps and their keys. `src/steering/maps.rs` has the same shapes; a pinned map of another
- * shape is replaced when the program is loaded.
+ * The XDP program's maps and their keys. The names are those of the pins, and `src/steering/maps/` has the same shapes: a
+ * pinned map of another shape is replaced when the program is loaded. Names and shapes stay, so that a restart can go on
+ * with the maps, and a program of an earlier version with this one's.
  */
 #ifndef FLOWGATE_MAPS_H
 #define FLOWGATE_MAPS_H
@@ -9,9 +10,9 @@
 #include "bpf.h"
 #include "reasons.h"
 
-#define QUEUE_SLOTS 4096 /* in the socket map, over all interfaces */
-#define INTERFACES 16	 /* that have slots there */
-#define FRAGMENTS 16384  /* datagrams whose later fragments are told by the first */
+#define QUEUE_SLOTS 4096 /* entries of the socket map, for all interfaces together */
+#define INTERFACES 16	 /* interfaces with slots in the socket map */
+#define FRAGMENTS 16384  /* datagrams whose first fragment is remembered */
 
 struct address {
 	__u32 word[4]; /* network byte order; IPv4 in its v4-mapped form */
@@ -21,7 +22,7 @@ struct vip_key {
 	struct address address;
 	__be16 port;
 	__u8 protocol;
-	__u8 zero;
+	__u8 zero; /* explicit padding: a hash map compares all bytes of its keys */
 };
 
 struct prefix {
@@ -35,7 +36,7 @@ struct vlan_key {
 	__u16 id;	  /* host byte order */
 };
 
-/* What fragments of one datagram share (RFC 791, 3.2; RFC 8200, 4.5, where the protocol is not among it). */
+/* What the fragments of one datagram have in common: RFC 791, 3.2; RFC 8200, 4.5, where the protocol is not part of it. */
 struct fragment_key {
 	struct address address;
 	struct address source;
@@ -43,18 +44,18 @@ struct fragment_key {
 	__u32 protocol; /* 0 for IPv6 */
 };
 
-/* What became of a first fragment. */
+/* The decision on a first fragment. */
 struct fragment {
 	__u64 seen; /* ns, bpf_ktime_get_ns */
 	__u64 ours; /* 0 or 1 */
 };
 
-/* What an interface delivers. In zero copy some drivers cut a packet that is longer than their part of a frame into
- * several frames, all but the last of one length: none of them is a whole packet. */
+/* Whether an interface delivers large packets whole. In zero copy some drivers split a packet that is longer than their
+ * receive buffer into several frames, all but the last of the same length: none of them is a whole packet. */
 struct delivery {
-	__u64 truncated;     /* frames with less of an IP packet than its length says */
+	__u64 truncated;     /* frames that end before the IP packet in them */
 	__u32 truncated_len; /* bytes of the last of them */
-	__u32 longest;	     /* bytes of the longest other frame, of those that are large */
+	__u32 longest;	     /* bytes of the longest whole frame, from LARGE_FRAME on */
 };
 
 enum port_set {
@@ -69,7 +70,7 @@ struct ports {
 	__u8 bits[65536 / 8];
 };
 
-/* A set: a hash map of which only the keys matter. */
+/* A set: a hash map of which only the keys matter. Not preallocated, since most entries of these sizes are never used. */
 #define SET(name, member, size)                            \
 	struct {                                           \
 		UINT(type, BPF_MAP_TYPE_HASH);             \
@@ -79,28 +80,32 @@ struct ports {
 		TYPE(value, __u32);                        \
 	} name SEC(".maps")
 
+/* ClusterIPs, external and LoadBalancer addresses with their ports. */
 SET(vips, struct vip_key, 262144);
 
-/* The addresses of `vips`. */
+/* The addresses of `vips`: later fragments have no port to look up. */
 SET(vip_addrs, struct address, 262144);
 
 /* Addresses whose echo requests a worker answers. */
 SET(echo_addrs, struct address, 262144);
 
+/* The node's addresses on which NodePorts are served. */
 SET(node_addrs, struct address, 4096);
 
+/* Addresses that Flowgate masquerades with. */
 SET(snat_addrs, struct address, 4096);
 
-/* Backends whose clients keep their address: their answers go to the client and not to an address of ours. */
+/* Backends that see the client's address (preserved, DNAT only): their replies go to the client and not to an address of
+ * ours. */
 SET(reply_sources, struct vip_key, 65536);
 
-/* The node's own addresses: what such a backend sends to the node itself is the kernel's. */
+/* The node's own addresses. What such a backend sends to the node itself is for the kernel. */
 SET(own_addrs, struct address, 4096);
 
-/* Cluster IPs: on these every port is ours, those that no Service has are refused (P505). */
+/* Cluster IPs: every port of them is ours; a worker rejects those that no Service has (P505). */
 SET(cluster_ips, struct address, 65536);
 
-/* The ranges that cluster IPs are taken from: what no Service has ends here (P506). */
+/* The ranges that cluster IPs are taken from: a worker rejects addresses that no Service has (P506). */
 struct {
 	UINT(type, BPF_MAP_TYPE_LPM_TRIE);
 	UINT(max_entries, 1024);
@@ -109,9 +114,10 @@ struct {
 	TYPE(value, __u32);
 } service_cidrs SEC(".maps");
 
-/* The VLANs that are looked into. */
+/* VLANs whose frames are parsed. Frames with other tags pass to the kernel. */
 SET(vlans, struct vlan_key, 65536);
 
+/* Bitmaps by `enum port_set`: an array lookup is inlined and costs a fraction of a hash lookup. */
 struct {
 	UINT(type, BPF_MAP_TYPE_ARRAY);
 	UINT(max_entries, PORT_SET_COUNT);
@@ -119,7 +125,8 @@ struct {
 	TYPE(value, struct ports);
 } port_sets SEC(".maps");
 
-/* The only map that the program itself writes, besides those that count. */
+/* First fragments. The only map that the program itself writes, besides `deliveries` and `counters`. LRU, since nobody
+ * removes entries. */
 struct {
 	UINT(type, BPF_MAP_TYPE_LRU_HASH);
 	UINT(max_entries, FRAGMENTS);
@@ -127,6 +134,7 @@ struct {
 	TYPE(value, struct fragment);
 } fragments SEC(".maps");
 
+/* The AF_XDP sockets: INTERFACES times as many slots as an interface can have queues with a socket. */
 struct {
 	UINT(type, BPF_MAP_TYPE_XSKMAP);
 	UINT(max_entries, QUEUE_SLOTS);
@@ -134,7 +142,7 @@ struct {
 	TYPE(value, __u32);
 } xsks SEC(".maps");
 
-/* By the interfaces' places in the configuration. */
+/* By the interfaces' positions in the configuration. */
 struct {
 	UINT(type, BPF_MAP_TYPE_ARRAY);
 	UINT(max_entries, INTERFACES);
@@ -142,7 +150,8 @@ struct {
 	TYPE(value, struct delivery);
 } deliveries SEC(".maps");
 
-/* Until when what is ours is dropped where no socket is: ns of bpf_ktime_get_ns, which is CLOCK_MONOTONIC. */
+/* End of the grace period: until then what is ours is dropped where no socket is. In ns of bpf_ktime_get_ns, which is
+ * CLOCK_MONOTONIC. The name is older than the word, and pins do not change theirs. */
 struct {
 	UINT(type, BPF_MAP_TYPE_ARRAY);
 	UINT(max_entries, 1);
@@ -150,6 +159,7 @@ struct {
 	TYPE(value, __u64);
 } hold_until SEC(".maps");
 
+/* By `enum reason`. */
 struct {
 	UINT(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	UINT(max_entries, REASON_ROOM);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT
  *
- * From a frame to a `struct target`. Every parser hands back a reason to pass, or one of `enum parsed`. None of
- * them asks a map what is served, but for the VLANs. `tests/program/model.rs` says the same in Rust.
+ * From a frame to a `struct target`. Every parser returns a reason to pass the packet to the kernel, or one of `enum
+ * parsed`. They know what is in the frame and not what is served, except for VLANs. `tests/program/model.rs` is the same in
+ * Rust, as the oracle of a property test.
  */
 #ifndef FLOWGATE_PARSE_H
 #define FLOWGATE_PARSE_H
@@ -9,24 +10,32 @@
 #include "maps.h"
 
 #define IP_MORE 0x2000	    /* RFC 791, 3.1: more fragments */
-#define IP_OFFSET 0x1fff    /* ... and the offset */
-#define IPV6_MORE 0x0001    /* RFC 8200, 4.5 */
-#define IPV6_OFFSET 0xfff8
+#define IP_OFFSET 0x1fff    /* RFC 791, 3.1: fragment offset, in units of 8 bytes */
+#define IPV6_MORE 0x0001    /* RFC 8200, 4.5: M flag */
+#define IPV6_OFFSET 0xfff8  /* RFC 8200, 4.5: fragment offset, in bytes */
+#define IPV6_VERSION 6	    /* <linux/ip.h> has IPVERSION, which is 4 */
 #define IPV6_EXTENSIONS 6   /* extension headers that are followed */
-#define VLAN_ID 0x0fff
-#define FURTHEST 0x3fff	    /* no header is looked for behind: more than all that are followed can come to */
+#define VLAN_ID 0x0fff	    /* IEEE 802.1Q, 9.6: the lower 12 bits of the TCI */
+#define V4_MAPPED HTONL(0xffff) /* third word of ::ffff:a.b.c.d (RFC 4291, 2.5.5.2) */
+#define FURTHEST 0x3fff	    /* offset behind which no header is looked for: all that are followed take less */
 
-/* What a parser may find, besides a reason to pass. */
+/* RFC 792. <linux/icmp.h> has the same numbers, but includes <sys/socket.h>, which clang cannot read for this target. */
+#define ICMP_ECHO 8
+#define ICMP_DEST_UNREACH 3
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
+
+/* What a parser can return besides a reason to pass; the numbers go on after `enum reason`. */
 enum parsed {
 	PARSED = REASON_COUNT, /* a whole packet with ports */
 	PARSED_FIRST,	       /* a first fragment with ports */
-	PARSED_LATER,	       /* another fragment: it has none */
-	PARSED_ERROR,	       /* an ICMP error, with the ports of the packet that it is about */
+	PARSED_LATER,	       /* a later fragment, which has no ports */
+	PARSED_ERROR,	       /* an ICMP error, with the ports of the packet inside */
 	PARSED_ECHO,	       /* an echo request */
 };
 
-/* Where a packet goes and comes from: all that steering looks at. For an ICMP error, where the answers to the
- * packet that it is about would go and come from. */
+/* Addresses, ports and protocol of a packet: all that steering looks at. For an ICMP error, those of a reply to the packet
+ * inside, so that steer() needs no case for it. */
 struct target {
 	struct address address;
 	struct address source;
@@ -35,7 +44,7 @@ struct target {
 	__u32 fragment_id;
 	__u8 protocol;
 	__u8 fragment_protocol; /* 0 for IPv6 */
-	__u16 zero;
+	__u16 zero;		/* explicit padding: copies read every byte */
 };
 
 struct vlan_tag {
@@ -50,9 +59,9 @@ struct icmp_header { /* RFC 792 and RFC 4443, 2.1 */
 	__be32 rest;
 };
 
-struct extension { /* RFC 8200, 4.2: the part that hop-by-hop, routing and destination options share */
+struct extension { /* RFC 8200, 4.3, 4.4 and 4.6: what hop-by-hop options, routing and destination options share */
 	__u8 next;
-	__u8 len; /* in 8 bytes, not counting the first 8 */
+	__u8 len; /* in units of 8 bytes, without the first 8 */
 	__u8 routing_type;
 	__u8 segments_left;
 	__be32 rest;
@@ -65,7 +74,7 @@ struct fragment_header { /* RFC 8200, 4.5 */
 	__be32 id;
 };
 
-/* Both ports come first in all three. */
+/* TCP, UDP and SCTP headers all begin with these. */
 struct l4_ports {
 	__be16 source;
 	__be16 dest;
@@ -77,13 +86,15 @@ struct sctp_header { /* RFC 9260, 3.1 */
 	__be32 checksum;
 };
 
-/* A part of the packet: from `offset`, `len` bytes of it belong to the headers around. */
+/* What is left of a packet behind the headers parsed so far: `offset` from the start of the frame, and `len` bytes as the
+ * lengths in those headers have it. An offset and not a pointer: one is passed to a global function as a plain number,
+ * the other would lose what the verifier knows of it. */
 struct part {
 	__u32 offset;
 	__u32 len;
 };
 
-/* The part's first `size` bytes, or null where it or the frame is shorter. */
+/* The first `size` bytes of the part, or null if it or the frame is shorter. */
 INLINE void *header_at(struct xdp_md *ctx, const struct part *part, __u32 size)
 {
 	void *end = (void *)(long)ctx->data_end;
@@ -124,7 +135,8 @@ INLINE __u32 parse_ports(void *l4, void *end, __u32 l4_len, struct target *to)
 	return PARSED;
 }
 
-/* The ports of a packet inside an ICMP error, seen from its answers. RFC 792 promises 8 bytes; 4 are enough. */
+/* The ports of a packet inside an ICMP error, swapped to those of a reply. RFC 792 guarantees 8 bytes of L4; the ports are
+ * the first 4. */
 INLINE __u32 parse_embedded_ports(struct xdp_md *ctx, const struct part *l4, struct target *to)
 {
 	if (!has_ports(to->protocol))
@@ -137,17 +149,17 @@ INLINE __u32 parse_embedded_ports(struct xdp_md *ctx, const struct part *l4, str
 	return PARSED_ERROR;
 }
 
-/* ICMP, not fragmented. An error goes to the source of the packet inside (RFC 1812, 4.3.2.3): one that goes
- * elsewhere is not about a flow of ours. */
+/* ICMP, not fragmented. An error is sent to the source of the packet inside (RFC 792): one that is sent elsewhere is not
+ * about a flow of ours. */
 OUTLINE __u32 parse_icmpv4(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
 {
 	struct part part = { offset, len };
 	struct icmp_header *icmp = header_at(ctx, &part, sizeof(*icmp));
 	if (!icmp || !to)
 		return REASON_pass_malformed;
-	if (icmp->type == 8)
+	if (icmp->type == ICMP_ECHO)
 		return PARSED_ECHO;
-	if (icmp->type != 3 && icmp->type != 11 && icmp->type != 12)
+	if (icmp->type != ICMP_DEST_UNREACH && icmp->type != ICMP_TIME_EXCEEDED && icmp->type != ICMP_PARAMETERPROB)
 		return REASON_pass_not_l4;
 
 	skip(&part, sizeof(*icmp));
@@ -155,7 +167,7 @@ OUTLINE __u32 parse_icmpv4(struct xdp_md *ctx, __u32 offset, __u32 len, struct t
 	if (!ip)
 		return REASON_pass_malformed;
 	__u32 header_len = ip->ihl * 4;
-	if (ip->version != 4 || header_len < sizeof(*ip) || part.len < header_len)
+	if (ip->version != IPVERSION || header_len < sizeof(*ip) || part.len < header_len)
 		return REASON_pass_malformed;
 	if (ip->frag_off & HTONS(IP_OFFSET))
 		return REASON_pass_fragment;
@@ -175,14 +187,14 @@ INLINE __u32 parse_ipv4(struct xdp_md *ctx, void *l3, void *end, struct target *
 
 	__u32 header_len = ip->ihl * 4;
 	__u64 total_len = BOUNDED(NTOHS(ip->tot_len), 0xffff);
-	if (ip->version != 4 || header_len < sizeof(*ip) || total_len < header_len)
+	if (ip->version != IPVERSION || header_len < sizeof(*ip) || total_len < header_len)
 		return REASON_pass_malformed;
 	if (l3 + total_len > end)
 		return REASON_pass_truncated;
 
-	to->address.word[2] = HTONL(0xffff); /* RFC 4291, 2.5.5.2: ::ffff:a.b.c.d */
+	to->address.word[2] = V4_MAPPED;
 	to->address.word[3] = ip->daddr;
-	to->source.word[2] = HTONL(0xffff);
+	to->source.word[2] = V4_MAPPED;
 	to->source.word[3] = ip->saddr;
 	to->protocol = ip->protocol;
 
@@ -203,11 +215,11 @@ INLINE __u32 parse_ipv4(struct xdp_md *ctx, void *l3, void *end, struct target *
 	return parsed == PARSED ? PARSED_FIRST : parsed;
 }
 
-/* An IPv6 packet never carries v4-mapped addresses (RFC 4291, 2.5.5.2), and IPv4's entries in the maps are not
- * for one that does. */
+/* v4-mapped addresses do not appear in IPv6 packets. One that has them all the same must not match the IPv4 entries of the
+ * maps. */
 INLINE int is_mapped(const struct address *address)
 {
-	return !address->word[0] && !address->word[1] && address->word[2] == HTONL(0xffff);
+	return !address->word[0] && !address->word[1] && address->word[2] == V4_MAPPED;
 }
 
 INLINE void copy_ipv6(struct address *to, const struct in6_addr *from)
@@ -225,8 +237,9 @@ INLINE int is_same(const struct address *a, const struct address *b)
 		 (a->word[3] ^ b->word[3]));
 }
 
-/* Follows the extension headers from `to->protocol` on, which becomes the upper layer's, as `part` does. Unrolled:
- * Linux 6.1 refuses a loop whose way back is no conditional jump, and what it is the compiler decides. */
+/* Follows the extension headers that begin with `to->protocol`; afterwards `to->protocol` and `part` are those of the
+ * upper layer. Unrolled, since Linux 6.1 rejects a loop whose jump back is unconditional, and the compiler chooses which
+ * jump that is. */
 INLINE __u32 walk_extensions(struct xdp_md *ctx, struct part *part, struct target *to)
 {
 	__u32 parsed = PARSED;
@@ -250,14 +263,14 @@ INLINE __u32 walk_extensions(struct xdp_md *ctx, struct part *part, struct targe
 			to->fragment_id = fragment->id;
 			if (fragment->offset & HTONS(IPV6_OFFSET))
 				return PARSED_LATER;
-			/* Neither more nor an offset: a whole packet (RFC 6946). */
+			/* Without M flag and offset it is a whole packet (RFC 6946, atomic fragments). */
 			if (fragment->offset & HTONS(IPV6_MORE))
 				parsed = PARSED_FIRST;
 		} else {
 			len += extension->len * 8;
 			if (part->len < len)
 				return REASON_pass_malformed;
-			/* The destination is another one still (RFC 8200, 4.4). */
+			/* The final destination is still another one (RFC 8200, 4.4). */
 			if (next == IPPROTO_ROUTING && extension->segments_left)
 				return REASON_pass_extensions;
 		}
@@ -266,21 +279,22 @@ INLINE __u32 walk_extensions(struct xdp_md *ctx, struct part *part, struct targe
 	return REASON_pass_extensions;
 }
 
-/* As parse_icmpv4(). Neighbour discovery and MLD are other types: they pass. */
+/* As parse_icmpv4(). Neighbour discovery and MLD are ICMPv6 as well and pass. */
 OUTLINE __u32 parse_icmpv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
 {
 	struct part part = { offset, len };
 	struct icmp_header *icmp = header_at(ctx, &part, sizeof(*icmp));
 	if (!icmp || !to)
 		return REASON_pass_malformed;
-	if (icmp->type == 128)
+	if (icmp->type == ICMPV6_ECHO_REQUEST)
 		return PARSED_ECHO;
-	if (icmp->type < 1 || icmp->type > 4)
+	/* The four errors of RFC 4443 in a row, of which "packet too big" is the second. */
+	if (icmp->type < ICMPV6_DEST_UNREACH || icmp->type > ICMPV6_PARAMPROB)
 		return REASON_pass_not_l4;
 
 	skip(&part, sizeof(*icmp));
 	struct ipv6hdr *ip = header_at(ctx, &part, sizeof(*ip));
-	if (!ip || ip->version != 6)
+	if (!ip || ip->version != IPV6_VERSION)
 		return REASON_pass_malformed;
 	struct address source;
 	copy_ipv6(&source, &ip->saddr);
@@ -300,7 +314,7 @@ OUTLINE __u32 parse_icmpv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct t
 	return parse_embedded_ports(ctx, &part, to);
 }
 
-/* IPv6 with something else than ports behind its header. */
+/* IPv6 in which the fixed header is not directly followed by one with ports. */
 OUTLINE __u32 parse_beyond_ipv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
 {
 	struct part part = { offset, len };
@@ -326,7 +340,7 @@ INLINE __u32 parse_ipv6(struct xdp_md *ctx, void *l3, void *end, struct target *
 	if ((void *)(ip + 1) > end)
 		return REASON_pass_malformed;
 	__u64 len = BOUNDED(NTOHS(ip->payload_len), 0xffff);
-	if (ip->version != 6)
+	if (ip->version != IPV6_VERSION)
 		return REASON_pass_malformed;
 	if ((void *)(ip + 1) + len > end)
 		return REASON_pass_truncated;
@@ -348,9 +362,9 @@ INLINE int is_tag(__be16 ethertype)
 
 /* `base`: first socket slot of the interface.
  *
- * Only a tag in the frame is seen. One that a device took off and carries beside it (rxvlan of a NIC, txvlan of the far
- * end of a veth, in native as in generic mode) is beyond what a program that is not bound to one device may ask for:
- * the frame looks untagged. Interfaces that receive tags need these offloads turned off. */
+ * Only a tag inside the frame is seen. One that an offload moved into the packet's metadata (rxvlan of a NIC, txvlan of the
+ * peer of a veth, in native as in generic mode) is not readable by a program that is not bound to one device
+ * (bpf_xdp_metadata_rx_vlan_tag): the frame looks untagged. Interfaces with VLANs need these offloads turned off. */
 INLINE __u32 parse(struct xdp_md *ctx, __u32 base, struct target *to)
 {
 	void *end = (void *)(long)ctx->data_end;

@@ -1,52 +1,53 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT
  *
- * The steering program: decides, for each frame a NIC queue receives, whether it is Flowgate's. What is positively
- * ours goes to the AF_XDP socket of that queue; everything else goes on into the kernel.
+ * The XDP program: decides for each frame that a NIC queue receives whether it is Flowgate's. What is certainly ours is
+ * redirected to the AF_XDP socket of that queue; everything else passes to the kernel.
  *
- * It must never abort or change a packet, and it drops only what is positively ours, only where no socket stands in
- * the queue's slot, and only before `hold_until`. Flowgate keeps that a few seconds ahead while it runs: when it is
- * replaced, no kernel stack answers in its place and resets what the next process goes on with. When nobody comes
- * back the time passes, and an empty slot is XDP_PASS for everything: the node fails open. Whatever the program does
- * not understand is the kernel's business, held or not.
+ * It must never abort or change a packet. It drops only what is certainly ours, only if the queue's slot has no socket,
+ * and only within the grace period (map `hold_until`), which Flowgate keeps a few seconds ahead while it runs. So when
+ * Flowgate is replaced, the kernel does not answer in its place and reset connections that the next process continues.
+ * If no process follows, the grace period ends and an empty slot is XDP_PASS for everything: the node fails open. What
+ * the program does not understand passes to the kernel in any case.
  *
- * Every parser (parse.h) fills one `struct target`; steer() below knows no header.
+ * The parsers (parse.h) fill one `struct target`; steer() below reads no header.
  *
- * Fragments. Only the first one has ports, and a worker cannot give a packet back, so the later ones follow what was
- * decided for the first: it is remembered, by all queues in common. A later fragment whose first one is not known
- * (it came first, by another way, or the memory was full) is ours when it goes to a VIP that is not an address of
- * the node: the kernel could do nothing with it. On an address of the node (NodePorts, SNAT addresses) it may be
- * part of the node's own datagram and passes, so reordered fragments of ours are lost there; so are those of a
- * backend whose clients keep their address.
+ * Fragments. Only the first one has ports, and a worker cannot return a packet to the kernel, so the decision on the first
+ * is remembered, for all queues together, and later ones follow it. A later fragment whose first one is not known (it
+ * arrived earlier, on another path, or the map was full) is ours if it is sent to a VIP that is not an address of the
+ * node: the kernel could not use it. On an address of the node (NodePorts, SNAT addresses) it may belong to the node's
+ * own datagram and passes, so reordered fragments of ours are lost there, as are those of a backend that sees the
+ * client's address.
  *
- * Written for the verifier of Linux 6.1, and to be compiled by clang from 14 on: no loops, and what the verifier has to
- * know of a number or a pointer is proven where it is used (BOUNDED and MADE_ONCE in bpf.h).
+ * Written for the verifier of Linux 6.1, to be compiled by clang 14 or newer: no loops, and bounds of numbers and pointers
+ * are proven where they are used (BOUNDED and MADE_ONCE in bpf.h).
  */
 #include "bpf.h"
 #include "maps.h"
 #include "parse.h"
 #include "reasons.h"
 
-/* Longer than any reassembly waits for the rest (RFC 8200, 4.5: 60 s). */
+/* No receiver waits longer for the missing fragments of a datagram (RFC 8200, 4.5: 60 s). */
 #define FRAGMENT_NS (60 * 1000000000ULL)
 
+/* Reasons as bits: one test instead of a comparison per reason. There are fewer than 64. */
 #define BIT(reason) (1ULL << REASON_##reason)
 #define REDIRECTS                                                                                              \
 	(BIT(redirect_vip) | BIT(redirect_nodeport) | BIT(redirect_snat_reply) | BIT(redirect_kept_reply) |    \
 	 BIT(redirect_unserved) | BIT(redirect_fragment) | BIT(redirect_icmp_error) | BIT(redirect_echo))
 
-/* Set by the loader for each interface before the program is verified. */
+/* Set by the loader per interface before the program is verified. `volatile`, or clang would fold the zeros in. */
 const volatile __u32 xsk_base = 0;   /* first socket slot of this interface */
-const volatile __u32 xsk_queues = 0; /* slots it has */
-const volatile __u32 interface = 0;  /* its place in the configuration */
+const volatile __u32 xsk_queues = 0; /* number of its slots */
+const volatile __u32 interface = 0;  /* its position in the configuration */
 
-/* Frames from this length on are looked at: a driver that cuts packets cuts none that is shorter. */
+/* Bytes from which on a frame counts for `deliveries`: no driver splits packets that are shorter. */
 #define LARGE_FRAME 1000
 
 INLINE void count(__u32 reason)
 {
 	__u64 *counter = bpf_map_lookup_elem(&counters, &reason);
 	if (counter)
-		(*counter)++;
+		(*counter)++; /* per CPU, so not atomic */
 }
 
 INLINE int is_redirect(__u32 reason)
@@ -67,8 +68,8 @@ INLINE __u32 nodeports_of(__u8 protocol)
 	return protocol == IPPROTO_UDP ? PORT_SET_NODEPORT_UDP : PORT_SET_NODEPORT_SCTP;
 }
 
-/* Looks for a reason to hand the packet to a worker. The port sets come before the address sets: they are arrays,
- * a hash lookup costs several times as much, and most packets fail there. */
+/* Looks for a reason to redirect the packet to a worker. Port sets come before address sets: they are arrays, a hash lookup
+ * costs several times as much, and most packets fail there. Own addresses are exceptions to the last two reasons. */
 INLINE __u32 steer(const struct target *to)
 {
 	struct vip_key vip = {
@@ -93,6 +94,7 @@ INLINE __u32 steer(const struct target *to)
 	if (bpf_map_lookup_elem(&reply_sources, &source) && !bpf_map_lookup_elem(&own_addrs, &to->address))
 		return REASON_redirect_kept_reply;
 
+	/* A trie looks for the longest prefix of the key: all 128 bits are given. */
 	struct prefix exact = { .len = 128, .address = to->address };
 	if ((bpf_map_lookup_elem(&cluster_ips, &to->address) || bpf_map_lookup_elem(&service_cidrs, &exact)) &&
 	    !bpf_map_lookup_elem(&own_addrs, &to->address))
@@ -111,8 +113,8 @@ INLINE struct fragment_key fragment_key(const struct target *to)
 	};
 }
 
-/* What is not ours is remembered too where it matters: where an older datagram of the same key was ours, or where
- * later fragments would be ours without knowing better. */
+/* That a datagram is not ours is remembered only if it matters: if an older datagram with the same key was ours (ids are
+ * reused), or if steer_later_fragment() would take unknown fragments to this address for ours. */
 INLINE void remember_fragment(const struct target *to, int ours)
 {
 	struct fragment_key key = fragment_key(to);
@@ -134,12 +136,12 @@ INLINE __u32 steer_later_fragment(const struct target *to)
 	return REASON_pass_fragment;
 }
 
-/* Everything but whole packets with ports. */
+/* Everything except whole packets with ports. */
 OUTLINE __u32 steer_unusual(__u32 parsed, const struct target *of_caller)
 {
-	if (!of_caller) /* for the verifier */
+	if (!of_caller) /* in a global function a pointer argument may be null, as far as the verifier knows */
 		return REASON_pass_malformed;
-	/* Linux 6.1 takes no key of a map from what a caller's pointer leads to. */
+	/* Linux 6.1 accepts as the key of a map memory of this function's own stack, not of its caller's. */
 	const struct target to = *of_caller;
 	if (parsed == PARSED_LATER)
 		return steer_later_fragment(&to);
@@ -154,15 +156,15 @@ OUTLINE __u32 steer_unusual(__u32 parsed, const struct target *of_caller)
 	return reason;
 }
 
-INLINE int is_held(void)
+INLINE int in_grace_period(void)
 {
 	__u32 only = 0;
 	__u64 *until = bpf_map_lookup_elem(&hold_until, &only);
 	return until && bpf_ktime_get_ns() < *until;
 }
 
-/* Notes whether the interface delivers large packets whole. Packets on several queues may overwrite each other's notes
- * of lengths: the next ones say the same. */
+/* Records whether the interface delivers large packets whole. Queues may overwrite each other's lengths, which does no
+ * harm: the next packets give the same. Returns an int, since the verifier wants a scalar from a global function. */
 OUTLINE int note_delivery(__u32 len, __u32 parsed)
 {
 	__u32 place = interface;
@@ -182,8 +184,8 @@ SEC("xdp") int flowgate_steer(struct xdp_md *ctx)
 {
 	struct target to = {};
 	__u32 reason = parse(ctx, xsk_base, &to);
-	/* Of what is cut only the first frame begins with headers: what follows it may look like anything, but hardly like
-	 * a large packet of IP. */
+	/* Only the first frame of a packet that was split begins with headers. The rest can look like anything, but hardly
+	 * like a large IP packet, so it does not count as a whole one. */
 	__u32 len = ctx->data_end - ctx->data;
 	if (UNLIKELY(reason == REASON_pass_truncated) ||
 	    (len >= LARGE_FRAME && (reason >= PARSED || reason == REASON_pass_not_l4)))
@@ -197,12 +199,14 @@ SEC("xdp") int flowgate_steer(struct xdp_md *ctx)
 		count(reason);
 		return XDP_PASS;
 	}
-	/* A queue beyond the slots never has a socket: there is nothing to hold for. */
+	/* A queue beyond the slots never has a socket, so no successor would serve it either: it passes, also within the
+	 * grace period. */
 	__u32 queue = ctx->rx_queue_index;
 	long action = XDP_PASS;
 	if (LIKELY(queue < xsk_queues)) {
 		action = bpf_redirect_map(&xsks, xsk_base + queue, XDP_PASS);
-		if (UNLIKELY(action != XDP_REDIRECT && is_held()))
+		/* The third argument is the result for an empty slot. */
+		if (UNLIKELY(action != XDP_REDIRECT && in_grace_period()))
 			action = XDP_DROP;
 	}
 	if (UNLIKELY(action != XDP_REDIRECT))
