@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Args;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
-use flowgate_dataplane::shortage::{Shortage, Teller};
+use flowgate_dataplane::shortage::{Exhaustion, ExhaustionReporter};
 use flowgate_dataplane::verdict::AwaitedFragment;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
@@ -84,8 +84,8 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
     let shared = Shared {
         flows: Arc::new(flows),
         affinity: Arc::new(AffinityTable::new(1)),
-        resolve: Resolver(Arc::new(|_| false)),
-        tell: Teller::default(),
+        resolver: Resolver::new(|_| false),
+        exhaustion: ExhaustionReporter::default(),
         started: clock::now(),
     };
     let worker_config = WorkerConfig {
@@ -150,5 +150,5 @@ impl Process for BareForward {
 
     fn drain_ready(&mut self, _ready: impl FnMut(AwaitedFragment)) {}
 
-    fn drain_shortages(&mut self, _tell: impl FnMut(Shortage) -> bool) {}
+    fn drain_exhaustions(&mut self, _report: impl FnMut(Exhaustion) -> bool) {}
 }

@@ -9,11 +9,11 @@ pub mod adopt;
 pub mod burst;
 pub mod counters;
 pub mod device;
+pub mod exhaustion;
 #[cfg(feature = "lab")]
 pub mod fault;
 pub mod options;
 pub mod pipeline;
-pub mod shortage;
 mod token_bucket;
 pub mod verdict;
 pub mod watchdog;

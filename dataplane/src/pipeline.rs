@@ -25,7 +25,7 @@ use flowgate_wire::{EtherType, Malformed, Parsed};
 
 use crate::burst::{BURST, RxChecksums, WorkerNumber};
 use crate::counters::Counters;
-use crate::shortage::Shortage;
+use crate::exhaustion::Exhaustion;
 use crate::verdict::{AwaitedFragment, DropReason, PassReason, Verdict};
 pub use context::Context;
 pub use family::Family;
@@ -56,9 +56,8 @@ pub trait Process {
     /// to be decided again.
     fn drain_ready(&mut self, ready: impl FnMut(AwaitedFragment));
 
-    /// Services whose new flows were refused since the last call, each handed to `tell`, which says whether it took
-    /// it.
-    fn drain_shortages(&mut self, tell: impl FnMut(Shortage) -> bool);
+    /// Hands each new exhaustion event to `report`, which returns whether it was accepted.
+    fn drain_exhaustions(&mut self, report: impl FnMut(Exhaustion) -> bool);
 }
 
 /// One worker's pipeline.
@@ -188,8 +187,8 @@ impl Process for Pipeline {
         self.router.fragments.drain_ready(ready);
     }
 
-    fn drain_shortages(&mut self, tell: impl FnMut(Shortage) -> bool) {
-        self.router.shortages.drain(tell);
+    fn drain_exhaustions(&mut self, report: impl FnMut(Exhaustion) -> bool) {
+        self.router.exhaustions.drain(report);
     }
 }
 

@@ -21,9 +21,9 @@ use flowgate_tables::{InterfaceId, Routing, TablesReader};
 use crate::burst::{BURST, FrameBuffer, WorkerNumber};
 use crate::counters::{Counters, Event, SharedCounters};
 use crate::device::{Device, NotSent};
+use crate::exhaustion::ExhaustionReporter;
 use crate::options::Options;
 use crate::pipeline::{Context, Process};
-use crate::shortage::Teller;
 use crate::verdict::{DropReason, PassReason, Verdict};
 use held::{FOR_FRAGMENT, FOR_NEIGHBOUR, Held, HeldForFragment, HeldForNeighbour};
 use reject::Rejects;
@@ -52,20 +52,29 @@ pub struct Shared {
     /// Which backends clients stay with.
     pub affinity: Arc<AffinityTable>,
     /// Asks for a neighbour to be resolved.
-    pub resolve: Resolver,
-    /// Tells of Services whose new flows are refused.
-    pub tell: Teller,
+    pub resolver: Resolver,
+    /// Where new flows that were refused for lack of a resource are reported.
+    pub exhaustion: ExhaustionReporter,
     /// Where ticks count from.
     pub started: Instant,
 }
 
-/// Asks for a neighbour to be resolved; false when too much is asked already. It must not block: workers
-/// call it between bursts, at most once a neighbour and tenth of a second.
+/// Where workers request the resolution of neighbours. They call it between bursts, so it must not block.
 #[derive(Clone)]
-pub struct Resolver(
-    /// Does it.
-    pub Arc<dyn Fn(NeighbourKey) -> bool + Send + Sync>,
-);
+pub struct Resolver(Arc<dyn Fn(NeighbourKey) -> bool + Send + Sync>);
+
+impl Resolver {
+    /// Requests by `request`, which returns false when its queue is full.
+    pub fn new(request: impl Fn(NeighbourKey) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(request))
+    }
+
+    /// Requests the resolution of a neighbour; false when the queue of requests is full. A worker calls this at most once
+    /// per neighbour and tenth of a second.
+    pub fn resolve(&self, neighbour: NeighbourKey) -> bool {
+        (self.0)(neighbour)
+    }
+}
 
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -379,13 +388,13 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 
     fn housekeeping(&mut self, now: Tick) {
-        let (resolve, asked, counters) = (&self.shared.resolve.0, &mut self.asked, &mut self.counters);
+        let (resolver, asked, counters) = (&self.shared.resolver, &mut self.asked, &mut self.counters);
         self.process.drain_requests(|neighbour| {
-            if asked.is_new(neighbour, now) && !resolve(neighbour) {
+            if asked.is_new(neighbour, now) && !resolver.resolve(neighbour) {
                 counters.add(Event::ResolveOverflows, 1);
             }
         });
-        self.process.drain_shortages(|shortage| self.shared.tell.0(shortage));
+        self.process.drain_exhaustions(|exhaustion| self.shared.exhaustion.report(exhaustion));
         if self.sweeping.since_last(now) == 0 {
             return;
         }

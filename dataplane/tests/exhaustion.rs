@@ -7,7 +7,7 @@ mod gateway;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use flowgate_dataplane::shortage::Lack;
+use flowgate_dataplane::exhaustion::ExhaustedResource;
 use flowgate_dataplane::{DropReason, Event};
 use flowgate_wire::Protocol;
 use gateway::{FAB0, Gateway, UP0, World, destination, service, source, tcp, udp};
@@ -66,10 +66,10 @@ fn established_connections_keep_their_ports_and_the_next_one_is_refused() {
     }
     assert_eq!(dropped(&gateway, DropReason::SnatPortsExhausted), 20);
     assert!(all.iter().all(|(client, flow)| lives(&mut gateway, client, flow)));
-    let shortages = std::mem::take(&mut *gateway.shortages.lock().unwrap());
-    assert!(shortages.iter().all(|s| (s.lack, s.egress) == (Lack::SnatPorts, Some(FAB0))));
-    assert_eq!(shortages.iter().map(|shortage| shortage.flows).sum::<u64>(), 20);
-    assert_eq!(shortages.iter().map(|shortage| shortage.service).collect::<HashSet<_>>().len(), 1);
+    let exhaustions = std::mem::take(&mut *gateway.exhaustions.lock().unwrap());
+    assert!(exhaustions.iter().all(|s| (s.resource, s.egress) == (ExhaustedResource::SnatPorts, Some(FAB0))));
+    assert_eq!(exhaustions.iter().map(|exhaustion| exhaustion.flows).sum::<u64>(), 20);
+    assert_eq!(exhaustions.iter().map(|exhaustion| exhaustion.service).collect::<HashSet<_>>().len(), 1);
     // One ends: its port is free for the next.
     let (client_0, (backend, snat)) = &all[0];
     gateway.receive(UP0, tcp(client_0, VIP, "FA"));

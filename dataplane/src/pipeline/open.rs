@@ -13,7 +13,7 @@ use super::choose::{Decision, Placing, choose};
 use super::router::Router;
 use super::{Context, Family};
 use crate::counters::{Counters, Event};
-use crate::shortage::Lack;
+use crate::exhaustion::ExhaustedResource;
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};
 
 /// Source ports tried before a flow is refused. With 95 % of a range in use, 128 random tries fail once
@@ -46,7 +46,7 @@ impl Router {
             && let Some(frontend) = tables.services.frontend(&key)
             && !self.replacements.take(context.now)
         {
-            self.shortages.add(Lack::HalfOpen, frontend.service, None);
+            self.exhaustions.add(ExhaustedResource::HalfOpen, frontend.service, None);
             return Err(Verdict::Drop(DropReason::HalfOpenLimit));
         }
         let placing = Placing { affinity: context.affinity, now: context.now };
@@ -77,9 +77,9 @@ impl Router {
         };
         let inserted = self.insert(tuple, probe, &towards, next_hop, context, counters);
         if let Err(Verdict::Drop(reason)) = inserted
-            && let Some(lack) = Lack::of(reason)
+            && let Some(resource) = ExhaustedResource::of(reason)
         {
-            self.shortages.add(lack, choice.frontend.service, Some(next_hop.egress));
+            self.exhaustions.add(resource, choice.frontend.service, Some(next_hop.egress));
         }
         inserted
     }

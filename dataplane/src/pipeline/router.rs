@@ -16,7 +16,7 @@ use super::neighbours::NeighbourRequests;
 use super::{Context, Family, Staged, mss, open};
 use crate::burst::{RxChecksums, WorkerNumber};
 use crate::counters::{Counters, Event};
-use crate::shortage::Shortages;
+use crate::exhaustion::UnreportedExhaustions;
 use crate::token_bucket::TokenBucket;
 use crate::verdict::{PassReason, Verdict};
 
@@ -30,7 +30,7 @@ pub(super) struct Router {
     /// How fast connections that nobody has answered may replace one another once they have their share of the
     /// table: a flood then costs a look at headers, and established flows keep the worker's time.
     pub(super) replacements: TokenBucket,
-    pub(super) shortages: Shortages,
+    pub(super) exhaustions: UnreportedExhaustions,
 }
 
 impl Router {
@@ -40,7 +40,7 @@ impl Router {
             requests: NeighbourRequests::default(),
             fragments: Fragments::new(worker),
             replacements: TokenBucket::new(REPLACED_PER_MS, REPLACED_BURST),
-            shortages: Shortages::default(),
+            exhaustions: UnreportedExhaustions::default(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use flowgate_dataplane::device::MemoryDevice;
-use flowgate_dataplane::shortage::Teller;
+use flowgate_dataplane::shortage::ExhaustionReporter;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{Pipeline, Verdict, Worker, WorkerConfig, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows};
@@ -102,8 +102,8 @@ impl<'a> Gateway<'a> {
         let shared = Shared {
             flows: Arc::new(Flows::new(1, 1, setup.key).unwrap()),
             affinity: Arc::new(AffinityTable::new(8)),
-            resolve: Resolver(Arc::new(|_| true)),
-            tell: Teller::default(),
+            resolver: Resolver::new(|_| true),
+            exhaustion: ExhaustionReporter::default(),
             started,
         };
         let spy = Spy::new(Pipeline::new(number), Rc::clone(&records));

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use flowgate_dataplane::device::MemoryDevice;
-use flowgate_dataplane::shortage::{Shortage, Teller};
+use flowgate_dataplane::exhaustion::{Exhaustion, ExhaustionReporter};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Counters, DropReason, Event, Options, PassReason, Pipeline, RejectReason, Worker, WorkerConfig,
@@ -79,7 +79,7 @@ pub(crate) struct Gateway {
     pub(crate) worker: Worker<MemoryDevice, Pipeline>,
     pub(crate) flows: Arc<Flows>,
     /// What the worker told of Services whose flows were refused.
-    pub(crate) shortages: Arc<Mutex<Vec<Shortage>>>,
+    pub(crate) exhaustions: Arc<Mutex<Vec<Exhaustion>>>,
     resolve: Arc<ArrayQueue<flowgate_tables::routing::NeighbourKey>>,
     publisher: Publisher,
     started: Instant,
@@ -116,22 +116,22 @@ impl Gateway {
             options,
         };
         let asked = Arc::clone(&resolve);
-        let resolver = Resolver(Arc::new(move |neighbour| asked.push(neighbour).is_ok()));
+        let resolver = Resolver::new(move |neighbour| asked.push(neighbour).is_ok());
         let affinity = Arc::new(AffinityTable::new(64));
-        let shortages = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&shortages);
-        let tell = Teller(Arc::new(move |shortage| {
-            told.lock().unwrap().push(shortage);
+        let exhaustions = Arc::new(Mutex::new(Vec::new()));
+        let reported = Arc::clone(&exhaustions);
+        let reporter = ExhaustionReporter::new(move |exhaustion| {
+            reported.lock().unwrap().push(exhaustion);
             true
-        }));
-        let shared = Shared { flows: Arc::clone(&flows), affinity, resolve: resolver, tell, started };
+        });
+        let shared = Shared { flows: Arc::clone(&flows), affinity, resolver, exhaustion: reporter, started };
         let device = MemoryDevice::new(2, tx_ring_len);
         let pipeline = Pipeline::new(config.number);
         let worker = Worker::new(config, shared, publisher.reader(), device, pipeline);
         Self {
             worker,
             flows,
-            shortages,
+            exhaustions,
             resolve,
             publisher,
             started,

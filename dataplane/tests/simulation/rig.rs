@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use flowgate_dataplane::device::MemoryDevice;
-use flowgate_dataplane::shortage::Teller;
+use flowgate_dataplane::shortage::ExhaustionReporter;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Counters, DropReason, Event, Options, PassReason, Pipeline, RejectReason, Worker, WorkerConfig,
@@ -91,15 +91,15 @@ impl Rig {
                 options: setup.options,
             };
             let asked = Arc::clone(&asked);
-            let resolve = Resolver(Arc::new(move |n: flowgate_tables::routing::NeighbourKey| {
+            let resolver = Resolver::new(move |n: flowgate_tables::routing::NeighbourKey| {
                 asked.lock().unwrap().push(Neighbour { egress: n.egress, addr: n.addr });
                 true
-            }));
+            });
             let shared = Shared {
                 flows: Arc::clone(&flows),
                 affinity: Arc::clone(&affinity),
-                resolve,
-                tell: Teller::default(),
+                resolver,
+                exhaustion: ExhaustionReporter::default(),
                 started,
             };
             let device = MemoryDevice::new(setup.world.interfaces.len(), 4096);

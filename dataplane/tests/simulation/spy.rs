@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use flowgate_dataplane::shortage::Shortage;
+use flowgate_dataplane::exhaustion::Exhaustion;
 use flowgate_dataplane::verdict::AwaitedFragment;
 use flowgate_dataplane::{Context, Counters, Pipeline, Process, RxChecksums, Verdict};
 use flowgate_tables::routing::NeighbourKey;
@@ -55,7 +55,7 @@ impl Process for Spy {
         self.pipeline.drain_ready(ready);
     }
 
-    fn drain_shortages(&mut self, tell: impl FnMut(Shortage) -> bool) {
-        self.pipeline.drain_shortages(tell);
+    fn drain_exhaustions(&mut self, report: impl FnMut(Exhaustion) -> bool) {
+        self.pipeline.drain_exhaustions(report);
     }
 }

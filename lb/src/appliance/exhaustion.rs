@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
-use flowgate_dataplane::shortage::{Lack, Shortage, Teller};
+use flowgate_dataplane::exhaustion::{ExhaustedResource, Exhaustion, ExhaustionReporter};
 use flowgate_tables::Tables;
 
 /// What workers told, by Service.
 pub(crate) struct Short {
-    told: Arc<ArrayQueue<Shortage>>,
-    by_service: BTreeMap<(String, Lack), Refused>,
+    told: Arc<ArrayQueue<Exhaustion>>,
+    by_service: BTreeMap<(String, ExhaustedResource), Refused>,
 }
 
 /// New flows of one Service that were refused.
@@ -33,23 +33,23 @@ impl Default for Short {
 }
 
 impl Short {
-    /// Where workers tell of shortages.
-    pub(crate) fn teller(&self) -> Teller {
+    /// Where workers tell of exhaustions.
+    pub(crate) fn reporter(&self) -> ExhaustionReporter {
         let told = Arc::clone(&self.told);
-        Teller(Arc::new(move |shortage| told.push(shortage).is_ok()))
+        ExhaustionReporter::new(move |exhaustion| told.push(exhaustion).is_ok())
     }
 
     /// Counts what was told since the last call, and gives the warnings that are due: one in ten seconds for a
     /// Service and what it lacks.
     pub(crate) fn look(&mut self, tables: &Tables, now: Instant) -> Vec<String> {
         let mut warnings = Vec::new();
-        while let Some(Shortage { lack, service, egress, flows }) = self.told.pop() {
+        while let Some(Exhaustion { resource, service, egress, flows }) = self.told.pop() {
             let mut services = tables.services.services().iter();
             // It may have been removed since.
             let Some(service) = services.find(|other| other.id == service) else { continue };
             let name = service.spec.name.to_string();
-            let is_new = !self.by_service.contains_key(&(name.clone(), lack));
-            let refused = self.by_service.entry((name.clone(), lack)).or_insert(Refused {
+            let is_new = !self.by_service.contains_key(&(name.clone(), resource));
+            let refused = self.by_service.entry((name.clone(), resource)).or_insert(Refused {
                 flows: 0,
                 last: now,
                 logged: now,
@@ -63,41 +63,43 @@ impl Short {
                 let interfaces = tables.routing.interfaces();
                 let egress = egress.and_then(|egress| interfaces.get(egress.index()));
                 let egress = egress.map_or("?", |i| i.spec.name.as_str());
-                warnings.push(format!("{name}: {since} new flows refused: {}", remedy(lack, egress)));
+                warnings.push(format!("{name}: {since} new flows refused: {}", remedy(resource, egress)));
             }
         }
         warnings
     }
 
     /// All that were ever short.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, Lack, Refused)> {
-        self.by_service.iter().map(|((name, lack), refused)| (name.as_str(), *lack, *refused))
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, ExhaustedResource, Refused)> {
+        self.by_service.iter().map(|((name, resource), refused)| (name.as_str(), *resource, *refused))
     }
 
     /// Those that were short in the last minutes, in words.
     pub(crate) fn lately(&self, now: Instant) -> Vec<String> {
         self.all()
             .filter(|(.., refused)| now.duration_since(refused.last) < LATELY)
-            .map(|(name, lack, refused)| {
+            .map(|(name, resource, refused)| {
                 let ago = now.duration_since(refused.last).as_secs();
-                format!("{name}: {} x {}, the last {ago} s ago", refused.flows, lack.reason().name())
+                format!("{name}: {} x {}, the last {ago} s ago", refused.flows, resource.reason().name())
             })
             .collect()
     }
 }
 
 /// What is lacking, and who can help.
-fn remedy(lack: Lack, egress: &str) -> String {
-    match lack {
-        Lack::SnatPorts => format!(
+fn remedy(resource: ExhaustedResource, egress: &str) -> String {
+    match resource {
+        ExhaustedResource::SnatPorts => format!(
             "all source ports towards a backend are in use: give {egress} more addresses, or widen snat.ports"
         ),
-        Lack::ReplyTuples => {
+        ExhaustedResource::ReplyTuples => {
             "a client that keeps its address has no port left towards a backend: it reuses its ports too fast"
                 .into()
         }
-        Lack::FlowTable => "the flow table is full: raise flows.capacity (or capacity_v6)".into(),
-        Lack::HalfOpen => {
+        ExhaustedResource::FlowTable => {
+            "the flow table is full: raise flows.capacity (or capacity_v6)".into()
+        }
+        ExhaustedResource::HalfOpen => {
             "too many connections that nobody answers, as in a SYN flood: look at `show flows`, or raise \
              flows.half_open_percent or flows.capacity"
                 .into()
@@ -105,7 +107,7 @@ fn remedy(lack: Lack, egress: &str) -> String {
     }
 }
 
-/// Shortages that wait to be looked at; a worker whose next finds no room tells it later.
+/// UnreportedExhaustions that wait to be looked at; a worker whose next finds no room tells it later.
 const WAITING_MAX: usize = 1024;
 
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -138,8 +140,13 @@ mod tests {
         let (tables, mut short) = (tables(), Short::default());
         let service = tables.services.services()[0].id;
         let tell = |short: &Short, flows| {
-            let shortage = Shortage { lack: Lack::SnatPorts, service, egress: Some(InterfaceId(0)), flows };
-            assert!(short.teller().0(shortage));
+            let exhaustion = Exhaustion {
+                resource: ExhaustedResource::SnatPorts,
+                service,
+                egress: Some(InterfaceId(0)),
+                flows,
+            };
+            assert!(short.reporter().report(exhaustion));
         };
         #[expect(clippy::disallowed_methods, reason = "only differences matter")]
         let start = Instant::now();

@@ -93,7 +93,7 @@ impl Workers {
         config: &Config,
         attached: &[AttachReport],
         (flows, origins): (Flows, [Origin; 2]),
-        resolve: Resolver,
+        resolver: Resolver,
         started: Instant,
     ) -> anyhow::Result<Self> {
         let fewest = sockets::workers_possible(attached);
@@ -106,7 +106,13 @@ impl Workers {
         let short = Short::default();
         let proofs = Proofs::load(config);
         let mut workers = Self {
-            shared: Shared { flows: Arc::new(flows), affinity, resolve, tell: short.teller(), started },
+            shared: Shared {
+                flows: Arc::new(flows),
+                affinity,
+                resolver,
+                exhaustion: short.reporter(),
+                started,
+            },
             short,
             posts: Vec::new(),
             restarts: Restarts::default(),

@@ -73,9 +73,9 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let publisher = Publisher::new();
     let started = clock_start();
     let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
-    let resolve = Resolver(Arc::new(move |neighbour| requests.try_send(neighbour).is_ok()));
+    let resolver = Resolver::new(move |neighbour| requests.try_send(neighbour).is_ok());
     let opened = flow_files::open(config)
-        .and_then(|flows| Workers::open(config, steering.report(), flows, resolve, started));
+        .and_then(|flows| Workers::open(config, steering.report(), flows, resolver, started));
     let mut workers = match opened {
         Ok(workers) => workers,
         Err(error) => return Err(undo_attach(config, steering, error)),
