@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use clap::Args;
 use flowgate_dataplane::device::{RxQueue, XskDevice};
-use flowgate_dataplane::shortage::{Exhaustion, ExhaustionReporter};
+use flowgate_dataplane::exhaustion::{Exhaustion, ExhaustionReporter};
 use flowgate_dataplane::verdict::AwaitedFragment;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
-    Context, Counters, Options, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
+    Context, Counters, PipelineConfig, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::routing::NeighbourKey;
@@ -93,7 +93,7 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
         core: args.core,
         idle_before_sleep: Duration::from_micros(200),
         timeouts: Timeouts::default(),
-        options: Options::default(),
+        pipeline: PipelineConfig::default(),
     };
     let device = XskDevice::new(pool, queues);
     let worker = Worker::new(worker_config, shared, publisher.reader(), device, BareForward);

@@ -12,8 +12,8 @@ pub mod device;
 pub mod exhaustion;
 #[cfg(feature = "lab")]
 pub mod fault;
-pub mod options;
 pub mod pipeline;
+pub mod pipeline_config;
 mod token_bucket;
 pub mod verdict;
 pub mod watchdog;
@@ -22,7 +22,7 @@ pub mod worker;
 pub use burst::{BURST, FrameBuffer, RxChecksums, WorkerNumber};
 pub use counters::{Counters, Event, SharedCounters};
 pub use device::Device;
-pub use options::{MssClamp, Options};
 pub use pipeline::{Context, Pipeline, Process};
+pub use pipeline_config::{MssClamp, PipelineConfig};
 pub use verdict::{DropReason, PassReason, RejectReason, Verdict};
 pub use worker::{Worker, WorkerConfig, WorkerHandle};

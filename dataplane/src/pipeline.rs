@@ -5,7 +5,6 @@
 //! decided and rewritten, while the tags of one some way behind it are compared and its entry prefetched.
 //! Everything comes in as an argument. Never reads a clock, takes a lock, allocates, logs or makes a system call.
 
-pub mod choose;
 mod context;
 mod established;
 mod family;
@@ -15,6 +14,7 @@ mod mss;
 mod neighbours;
 mod open;
 mod router;
+pub mod select;
 mod staged;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -28,6 +28,7 @@ use crate::counters::Counters;
 use crate::exhaustion::Exhaustion;
 use crate::verdict::{AwaitedFragment, DropReason, PassReason, Verdict};
 pub use context::Context;
+use context::SlowPath;
 pub use family::Family;
 pub(crate) use fragments::EXPECTED_MS;
 use router::Router;
@@ -121,7 +122,8 @@ impl Pipeline {
             if segments & (1 << i) != 0 {
                 router.decide(frame, &v6[i % BURST], checksums, context, counters, verdict);
             } else {
-                router.handle_non_l4(frame, context, counters, verdict);
+                let slow = &mut SlowPath { context, counters, checksums };
+                router.handle_non_l4(frame, slow, verdict);
             }
         }
     }
@@ -170,7 +172,8 @@ impl Process for Pipeline {
                 if segments & (1 << i) != 0 {
                     self.router.decide(frame.as_mut(), &v4[i], checksums, context, counters, verdict);
                 } else if others & (1 << i) == 0 {
-                    self.router.handle_non_l4(frame.as_mut(), context, counters, verdict);
+                    let slow = &mut SlowPath { context, counters, checksums };
+                    self.router.handle_non_l4(frame.as_mut(), slow, verdict);
                 }
             }
         }

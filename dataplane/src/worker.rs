@@ -22,8 +22,8 @@ use crate::burst::{BURST, FrameBuffer, WorkerNumber};
 use crate::counters::{Counters, Event, SharedCounters};
 use crate::device::{Device, NotSent};
 use crate::exhaustion::ExhaustionReporter;
-use crate::options::Options;
 use crate::pipeline::{Context, Process};
+use crate::pipeline_config::PipelineConfig;
 use crate::verdict::{DropReason, PassReason, Verdict};
 use held::{FOR_FRAGMENT, FOR_NEIGHBOUR, Held, HeldForFragment, HeldForNeighbour};
 use reject::Rejects;
@@ -41,7 +41,7 @@ pub struct WorkerConfig {
     /// How long flows may be silent.
     pub timeouts: Timeouts,
     /// How packets are treated.
-    pub options: Options,
+    pub pipeline: PipelineConfig,
 }
 
 /// What workers share.
@@ -294,7 +294,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             flows: &self.shared.flows,
             affinity: &self.shared.affinity,
             timeouts: &self.config.timeouts,
-            options: &self.config.options,
+            config: &self.config.pipeline,
         };
         self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
         let routing = &context.tables.routing;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use flowgate_dataplane::BURST;
 use flowgate_dataplane::adopt::{Adoption, adopt};
 use flowgate_dataplane::{
-    Context, Counters, Event, Options, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
+    Context, Counters, Event, PassReason, Pipeline, PipelineConfig, Process, RxChecksums, Verdict,
+    WorkerNumber,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Origin, Tick, Timeouts};
 use flowgate_tables::{BackendId, Tables};
@@ -50,7 +51,7 @@ impl Life {
             flows: &self.flows,
             affinity: &self.affinity,
             timeouts: &timeouts,
-            options: &Options::default(),
+            config: &PipelineConfig::default(),
         };
         self.pipeline.process(
             &mut burst,

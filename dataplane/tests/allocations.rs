@@ -8,7 +8,8 @@ use std::cell::Cell;
 
 use flowgate_dataplane::BURST;
 use flowgate_dataplane::{
-    Context, Counters, Event, Options, PassReason, Pipeline, Process, RxChecksums, Verdict, WorkerNumber,
+    Context, Counters, Event, PassReason, Pipeline, PipelineConfig, Process, RxChecksums, Verdict,
+    WorkerNumber,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::Tables;
@@ -85,7 +86,7 @@ fn the_packet_path_allocates_nothing() {
                 flows: &flows,
                 affinity: &affinity,
                 timeouts: &timeouts,
-                options: &Options::default(),
+                config: &PipelineConfig::default(),
             };
             pipeline.process(&mut burst, RxChecksums::MayBePartial, &context, &mut counters, &mut verdicts);
             pipeline.drain_requests(|_| {});

@@ -14,7 +14,7 @@ use etherparse::{
     IcmpEchoHeader, Icmpv4Type, Icmpv6Type, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder,
     PacketBuilderStep, icmpv6,
 };
-use flowgate_dataplane::{DropReason, Event, MssClamp, Options, PassReason};
+use flowgate_dataplane::{DropReason, Event, MssClamp, PassReason, PipelineConfig};
 use flowgate_tables::spec::{EndpointSpec, ServiceSpec};
 use flowgate_tables::{FrontendKind, InterfaceId, SourceNat};
 use flowgate_wire::{L4Port, Protocol};
@@ -198,8 +198,8 @@ fn dropped(gateway: &Gateway, reason: DropReason) -> u64 {
     gateway.worker.state().counters.read().dropped(reason)
 }
 
-fn with(options: Options, world: &World) -> Gateway {
-    Gateway::with_options(world, options)
+fn with(config: PipelineConfig, world: &World) -> Gateway {
+    Gateway::with_config(world, config)
 }
 
 #[test]
@@ -383,17 +383,17 @@ fn echo(src: IpAddr, dst: IpAddr, hops: u8, reply: bool) -> Vec<u8> {
 
 #[test]
 fn vips_answer_echo_requests_if_they_are_told_to() {
-    let options = Options { echo_vips: true, ..Options::default() };
+    let config = PipelineConfig { echo_vips: true, ..PipelineConfig::default() };
     for (client, vip) in [(CLIENT, VIP), (CLIENT6, VIP6)] {
         let (client, vip) = (at(client).ip(), at(vip).ip());
-        let mut gateway = with(options, &world());
+        let mut gateway = with(config, &world());
         let out = comes_out(&mut gateway, UP0, echo(client, vip, 1, false), UP0);
         assert_eq!(out, echo(vip, client, 64, true)[12..]);
         assert_eq!(count(&gateway, Event::EchoesAnswered), 1);
         let mut gateway = Gateway::new(&world());
         assert!(gateway.receive(UP0, echo(client, vip, 1, false)).is_empty());
     }
-    let mut gateway = with(options, &world());
+    let mut gateway = with(config, &world());
     for other in ["192.0.2.1", "10.96.0.54", "10.244.0.11"] {
         assert!(gateway.receive(UP0, echo(at(CLIENT).ip(), ip(other), 64, false)).is_empty(), "{other}");
     }
@@ -459,7 +459,7 @@ fn segment_sizes_are_limited_both_ways_to_what_fits_or_to_a_number() {
         (MssClamp::To(1000), [1000, 1000], 4),
         (MssClamp::To(9000), [1460, 1460], 0),
     ] {
-        let mut gateway = with(Options { mss_clamp: clamp, ..Options::default() }, &world);
+        let mut gateway = with(PipelineConfig { mss_clamp: clamp, ..PipelineConfig::default() }, &world);
         for (client, vip, wanted) in [(CLIENT, "10.96.0.80:80", v4), (CLIENT6, "[fd00:96::80]:80", v6)] {
             let (client, vip) = (at(client), at(vip));
             let sent = gateway.receive(UP0, tcp(client, vip, 64, "S", b""));

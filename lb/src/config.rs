@@ -15,7 +15,7 @@ use flowgate_control::source::kube::Scope;
 use flowgate_control::{
     CompileConfig, LocalPods, NodeAddresses, NodePortAddress, Role, Source, dns as control_dns,
 };
-use flowgate_dataplane::Options;
+use flowgate_dataplane::PipelineConfig;
 use flowgate_flow::Timeouts;
 use flowgate_tables::PortSet;
 use flowgate_tables::spec::SnatSpec;
@@ -56,7 +56,7 @@ pub(crate) struct Config {
     pub(crate) affinity_capacity: u32,
     pub(crate) timeouts: Timeouts,
     /// How single packets are treated.
-    pub(crate) options: Options,
+    pub(crate) pipeline: PipelineConfig,
     /// None: off.
     pub(crate) dns: Option<control_dns::Config>,
     pub(crate) admin_socket: PathBuf,
@@ -227,7 +227,7 @@ impl Config {
         let scope = if dns.is_some() { Scope::Named } else { Scope::Served };
         let source = source::source(raw.source, overrides.source, scope, followed)
             .map_err(|(key, reason)| wrong(key, reason))?;
-        let options = packets::meant(&raw.tcp, &raw.icmp, raw.flows.half_open_percent)
+        let pipeline = packets::meant(&raw.tcp, &raw.icmp, raw.flows.half_open_percent)
             .map_err(|(key, reason)| wrong(key, reason))?;
         let timeouts = raw.flows.timeouts().map_err(|(key, reason)| wrong(key, reason))?;
         Ok(Self {
@@ -278,7 +278,7 @@ impl Config {
             log_folder: raw.admin.socket.parent().map_or_else(std::env::temp_dir, Into::into),
             affinity_capacity: raw.flows.affinity_capacity,
             timeouts,
-            options,
+            pipeline,
             dns,
             admin_socket: raw.admin.socket,
             health_listen: parse_listen(&raw.health.listen)
@@ -483,16 +483,16 @@ mod tests {
 
     #[test]
     fn how_packets_are_treated_can_be_chosen() {
-        assert_eq!(load("").unwrap().options, Options::default());
+        assert_eq!(load("").unwrap().pipeline, PipelineConfig::default());
         let text = "[tcp]\nreset_unknown = false\nmss_clamp = \"auto\"\n[icmp]\necho_vips = true";
-        let chosen = Options {
+        let chosen = PipelineConfig {
             reset_unknown: false,
             echo_vips: true,
             mss_clamp: MssClamp::Auto,
-            ..Options::default()
+            ..PipelineConfig::default()
         };
-        assert_eq!(load(text).unwrap().options, chosen);
-        assert_eq!(load("[tcp]\nmss_clamp = 1360").unwrap().options.mss_clamp, MssClamp::To(1360));
+        assert_eq!(load(text).unwrap().pipeline, chosen);
+        assert_eq!(load("[tcp]\nmss_clamp = 1360").unwrap().pipeline.mss_clamp, MssClamp::To(1360));
     }
 
     #[test]

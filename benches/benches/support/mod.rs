@@ -4,7 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use flowgate_dataplane::{Context, Counters, Options, Pipeline, Process, RxChecksums, Verdict, WorkerNumber};
+use flowgate_dataplane::{
+    Context, Counters, Pipeline, PipelineConfig, Process, RxChecksums, Verdict, WorkerNumber,
+};
 use flowgate_flow::{AffinityTable, Flows, HashKey, Tick, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, ServiceName,
@@ -35,7 +37,7 @@ pub(crate) struct Gateway {
     pub(crate) flows: Flows,
     pub(crate) affinity: AffinityTable,
     pub(crate) timeouts: Timeouts,
-    pub(crate) options: Options,
+    pub(crate) config: PipelineConfig,
     pub(crate) pipeline: Pipeline,
     pub(crate) counters: Counters,
 }
@@ -49,7 +51,7 @@ impl Gateway {
             flows: Flows::new(v4, v6, HashKey::random()).expect("memory for the flow table"),
             affinity: AffinityTable::new(1024),
             timeouts: Timeouts::default(),
-            options: Options::default(),
+            config: PipelineConfig::default(),
             pipeline: Pipeline::new(WorkerNumber { index: 0, count: 1 }),
             counters: Counters::default(),
         }
@@ -69,7 +71,7 @@ impl Gateway {
             flows: &self.flows,
             affinity: &self.affinity,
             timeouts: &self.timeouts,
-            options: &self.options,
+            config: &self.config,
         };
         let checksums = RxChecksums::MayBePartial;
         self.pipeline.process(frames, checksums, &context, &mut self.counters, verdicts);

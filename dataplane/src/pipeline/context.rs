@@ -1,23 +1,35 @@
-//! What every decision about a packet is given besides the packet. Holds references only.
+//! What decisions about a packet need besides the packet: references that hold for a whole burst.
 
 use flowgate_flow::{AffinityTable, Flows, Tick, Timeouts};
 use flowgate_tables::Tables;
 
-use crate::options::Options;
+use crate::burst::RxChecksums;
+use crate::counters::Counters;
+use crate::pipeline_config::PipelineConfig;
 
-/// What a burst is decided by, besides the packets themselves.
+/// What a burst is decided by.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// The time, one for the whole burst.
+    /// The time, the same for the whole burst.
     pub now: Tick,
-    /// The current generation, one for the whole burst.
+    /// The generation of the tables, the same for the whole burst.
     pub tables: &'a Tables,
-    /// All flows.
+    /// The flow tables of both families.
     pub flows: &'a Flows,
-    /// Which backends clients stay with.
+    /// Session affinity: the bindings of clients to backends.
     pub affinity: &'a AffinityTable,
-    /// How long flows may be silent.
+    /// Idle timeouts of flows.
     pub timeouts: &'a Timeouts,
-    /// What the operator chose.
-    pub options: &'a Options,
+    /// The operator's choices about single packets.
+    pub config: &'a PipelineConfig,
+}
+
+/// What the slow path of one packet works with: one argument in place of three. The fast path takes them one by one, so
+/// that they stay in registers.
+#[derive(Debug)]
+pub(super) struct SlowPath<'a> {
+    pub(super) context: &'a Context<'a>,
+    pub(super) counters: &'a mut Counters,
+    /// What the device promises about the checksums of received frames.
+    pub(super) checksums: RxChecksums,
 }

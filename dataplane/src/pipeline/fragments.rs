@@ -20,10 +20,11 @@ use cache::{Cache, Decided, Key, Newcomer, State};
 use identification::Identifications;
 use ranges::Fit;
 
+use super::context::SlowPath;
 use super::router::Router;
 use super::{Context, Family, Staged};
 use crate::burst::{BURST, RxChecksums, WorkerNumber};
-use crate::counters::{Counters, Event};
+use crate::counters::Event;
 use crate::verdict::{AwaitedFragment, DropReason, PassReason, Verdict};
 use flowgate_wire::refusal::IcmpError;
 
@@ -110,12 +111,7 @@ struct Piece<A> {
 impl Router {
     /// Decides a frame that was parsed as a fragment.
     #[cold]
-    pub(super) fn fragment<A: Family>(
-        &mut self,
-        frame: &mut [u8],
-        context: &Context<'_>,
-        counters: &mut Counters,
-    ) -> Verdict {
+    pub(super) fn fragment<A: Family>(&mut self, frame: &mut [u8], slow: &mut SlowPath<'_>) -> Verdict {
         let Ok(datagram) = A::datagram(frame) else { return Verdict::Drop(DropReason::Malformed) };
         let Some(fragment) = datagram.fragment else { return Verdict::Pass(PassReason::NotL4) };
         let protocol = Protocol::from_number(datagram.protocol);
@@ -128,15 +124,15 @@ impl Router {
             Err(unfit) => return drop_unfit(unfit),
         };
         let newcomer = if is_first { Newcomer::First } else { Newcomer::Later };
-        let Some(slot) = self.fragment_slot(&datagram, &fragment, newcomer, context) else {
+        let Some(slot) = self.fragment_slot(&datagram, &fragment, newcomer, slow.context) else {
             return Verdict::Drop(DropReason::FragmentExcess);
         };
         let piece = Piece { datagram, fragment, part, slot };
         let verdict = match protocol {
-            Some(protocol) if is_first => self.first_fragment(frame, &piece, protocol, context, counters),
-            _ => self.later_fragment(frame, &piece, context, counters),
+            Some(protocol) if is_first => self.first_fragment(frame, &piece, protocol, slow),
+            _ => self.later_fragment(frame, &piece, slow),
         };
-        counters.add(Event::FragmentsForwarded, u64::from(matches!(verdict, Verdict::Transmit(_))));
+        slow.counters.add(Event::FragmentsForwarded, u64::from(matches!(verdict, Verdict::Transmit(_))));
         verdict
     }
 
@@ -160,8 +156,7 @@ impl Router {
         frame: &mut [u8],
         piece: &Piece<A>,
         protocol: Protocol,
-        context: &Context<'_>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'_>,
     ) -> Verdict {
         let Piece { datagram, fragment, part, slot } = piece;
         let (packet, whole_len) = match fragment::first(frame, datagram, protocol) {
@@ -184,10 +179,10 @@ impl Router {
             return self.fragments.wait(*slot);
         }
         let sctp_len = total.map(|total| total.saturating_sub(fragment::l4_start(datagram, fragment)));
-        let (verdict, spread) = self.decide_first(frame, &packet, sctp_len, context, counters);
+        let (verdict, flow_hash) = self.decide_first(frame, &packet, sctp_len, slow);
         match verdict {
             Verdict::Transmit(egress) => {
-                self.keep(frame, piece, &packet, end, spread, context);
+                self.store_decision(frame, piece, &packet, (end, flow_hash), slow.context);
                 Verdict::Transmit(egress)
             }
             // It comes back, and nothing was done.
@@ -208,30 +203,33 @@ impl Router {
         frame: &mut [u8],
         packet: &Packet<A>,
         sctp_len: Option<u16>,
-        context: &Context<'_>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'_>,
     ) -> (Verdict, u32) {
-        let flows = A::table(context.flows);
+        let flows = A::table(slow.context.flows);
         let mut probe = flows.probe(&packet.tuple);
         flows.prefetch(&mut probe);
         let staged = Staged { packet: *packet, probe };
         let before = sctp_fields(frame, packet);
         // A device can complete the checksum of a whole packet only, so none was left open here.
-        let verdict = self.slow_path(frame, &staged, RxChecksums::Complete, context, counters);
+        let complete = &mut SlowPath {
+            context: slow.context,
+            counters: slow.counters,
+            checksums: RxChecksums::Complete,
+        };
+        let verdict = self.slow_path(frame, &staged, complete);
         if let (Verdict::Transmit(_), Some((ports, checksum)), Some(len)) = (verdict, before, sctp_len) {
             mend_sctp(frame, packet, ports, checksum, len);
         }
         (verdict, probe.hash().0)
     }
 
-    /// Keeps what became of a first fragment that was just rewritten.
-    fn keep<A: Family>(
+    /// Stores how the first fragment was rewritten, for the fragments that follow it.
+    fn store_decision<A: Family>(
         &mut self,
         frame: &mut [u8],
         piece: &Piece<A>,
         packet: &Packet<A>,
-        end: Option<u16>,
-        spread: u32,
+        (end, flow_hash): (Option<u16>, u32),
         context: &Context<'_>,
     ) {
         let Piece { datagram, fragment, part, slot } = piece;
@@ -248,7 +246,7 @@ impl Router {
             id,
             ports: [src_port, dst_port],
             protocol,
-            spread,
+            flow_hash,
             end,
         });
         self.fragments.call(*slot);
@@ -260,8 +258,7 @@ impl Router {
         &mut self,
         frame: &mut [u8],
         piece: &Piece<A>,
-        context: &Context<'_>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'_>,
     ) -> Verdict {
         let Piece { part, slot, .. } = piece;
         let state = self.fragments.cache.entry(*slot).state;
@@ -284,7 +281,7 @@ impl Router {
         if decided.end.is_some_and(|end| part.end > end || (part.more == (part.end == end))) {
             return self.fragments.drop_all(*slot, DropReason::Malformed);
         }
-        match self.follow(frame, piece, &decided, context, counters) {
+        match self.follow(frame, piece, &decided, slow) {
             Ok(egress) => {
                 self.fragments.sent(*slot, part);
                 Verdict::Transmit(egress)
@@ -299,15 +296,14 @@ impl Router {
         frame: &mut [u8],
         Piece { datagram, fragment, .. }: &Piece<A>,
         decided: &Decided,
-        context: &Context<'_>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'_>,
     ) -> Result<InterfaceId, Verdict> {
         if datagram.ttl <= 1 {
             return Err(Verdict::IcmpError(IcmpError::TimeExceeded));
         }
         let [src, dst] = decided.pair;
-        let (_, next_hop) = self.next_hop(dst, decided.spread, context, counters)?;
-        let ether = self.resolved(next_hop, counters)?;
+        let (_, next_hop) = self.next_hop(dst, decided.flow_hash, slow)?;
+        let ether = self.resolved(next_hop, slow.counters)?;
         if datagram.ip_len() > next_hop.mtu {
             return Err(Verdict::IcmpError(IcmpError::TooBig(next_hop.mtu)));
         }
@@ -319,8 +315,8 @@ impl Router {
             src_port: decided.ports[0],
             dst_port: decided.ports[1],
         };
-        if let Some(found) = A::table(context.flows).lookup(&tuple) {
-            found.touch(context.now, datagram.ip_len());
+        if let Some(found) = A::table(slow.context.flows).lookup(&tuple) {
+            found.touch(slow.context.now, datagram.ip_len());
         }
         let rewritten = fragment::rewrite(frame, datagram, pair.into(), ether);
         rewritten.ok_or(Verdict::Drop(DropReason::Malformed))?;

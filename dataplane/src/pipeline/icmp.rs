@@ -7,38 +7,29 @@ use flowgate_flow::Found;
 use flowgate_wire::icmp::{self, Message, NewError, Quoted};
 use flowgate_wire::{Address, Datagram, EtherType, FiveTuple};
 
+use super::context::SlowPath;
 use super::open::may_be_preserved_reply;
 use super::router::{Router, current_next_hop};
 use super::{Context, Family};
-use crate::counters::{Counters, Event};
+use crate::counters::Event;
 use crate::verdict::{DropReason, PassReason, Verdict};
 
 impl Router {
     /// Decides a control message and rewrites it.
     #[cold]
-    pub(super) fn control_message(
-        &mut self,
-        frame: &mut [u8],
-        context: &Context<'_>,
-        counters: &mut Counters,
-    ) -> Verdict {
+    pub(super) fn control_message(&mut self, frame: &mut [u8], slow: &mut SlowPath<'_>) -> Verdict {
         match EtherType::of(frame) {
-            Some(EtherType::Ipv4) => self.control_message_of::<Ipv4Addr>(frame, context, counters),
-            Some(EtherType::Ipv6) => self.control_message_of::<Ipv6Addr>(frame, context, counters),
+            Some(EtherType::Ipv4) => self.control_message_of::<Ipv4Addr>(frame, slow),
+            Some(EtherType::Ipv6) => self.control_message_of::<Ipv6Addr>(frame, slow),
             _ => Verdict::Pass(PassReason::NotIp),
         }
     }
 
-    fn control_message_of<A: Family>(
-        &mut self,
-        frame: &mut [u8],
-        context: &Context<'_>,
-        counters: &mut Counters,
-    ) -> Verdict {
+    fn control_message_of<A: Family>(&mut self, frame: &mut [u8], slow: &mut SlowPath<'_>) -> Verdict {
         let Ok(datagram) = A::datagram(frame) else { return Verdict::Drop(DropReason::Malformed) };
         match Message::of(frame, &datagram) {
-            Message::Error(quoted) => self.pass_error_on(frame, &datagram, &quoted, context, counters),
-            Message::EchoRequest => answer_echo(frame, &datagram, context, counters),
+            Message::Error(quoted) => self.pass_error_on(frame, &datagram, &quoted, slow),
+            Message::EchoRequest => answer_echo(frame, &datagram, slow),
             Message::Other => Verdict::Pass(PassReason::NotL4),
         }
     }
@@ -49,8 +40,7 @@ impl Router {
         frame: &mut [u8],
         datagram: &Datagram<A>,
         quoted: &Quoted<A>,
-        context: &Context<'_>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'_>,
     ) -> Verdict {
         // RFC 1812 section 4.3.2.3: it is sent to the source of that packet.
         if datagram.dst != quoted.tuple.src {
@@ -61,22 +51,22 @@ impl Router {
             return Verdict::Drop(DropReason::TtlExpired);
         }
         let answer = quoted.tuple.reversed();
-        let flows = A::table(context.flows);
+        let flows = A::table(slow.context.flows);
         let probe = flows.probe(&answer);
         let found = flows.find_again(&probe, &answer);
-        if found.is_none() && !is_preserved_reply(&answer, context) {
+        if found.is_none() && !is_preserved_reply(&answer, slow.context) {
             return Verdict::Drop(DropReason::NoFlow);
         }
-        let stored = found.as_ref().and_then(|found| current_next_hop(found, &context.tables.routing));
+        let stored = found.as_ref().and_then(|found| current_next_hop(found, &slow.context.tables.routing));
         let dst = found.as_ref().map_or(datagram.dst, |found| found.forwarding.translation.dst);
         let next_hop = match stored {
             Some(next_hop) => next_hop,
-            None => match self.next_hop(dst.into(), probe.hash().0, context, counters) {
+            None => match self.next_hop(dst.into(), probe.hash().0, slow) {
                 Ok((_, next_hop)) => next_hop,
                 Err(verdict) => return verdict,
             },
         };
-        let ether = match self.resolved(next_hop, counters) {
+        let ether = match self.resolved(next_hop, slow.counters) {
             Ok(ether) => ether,
             Err(verdict) => return verdict,
         };
@@ -93,7 +83,7 @@ impl Router {
         if done.is_none() {
             return Verdict::Drop(DropReason::Malformed);
         }
-        counters.add(event, 1);
+        slow.counters.add(event, 1);
         Verdict::Transmit(next_hop.egress)
     }
 }
@@ -117,21 +107,16 @@ fn is_preserved_reply<A: Family>(answer: &FiveTuple<A>, context: &Context<'_>) -
 
 /// P505 has other packets to a cluster IP refused; nothing says what becomes of an echo request, and kube-proxy's
 /// VIPs are silent in some of its modes and answer in others.
-fn answer_echo<A: Address>(
-    frame: &mut [u8],
-    datagram: &Datagram<A>,
-    context: &Context<'_>,
-    counters: &mut Counters,
-) -> Verdict {
-    let tables = context.tables;
+fn answer_echo<A: Address>(frame: &mut [u8], datagram: &Datagram<A>, slow: &mut SlowPath<'_>) -> Verdict {
+    let tables = slow.context.tables;
     let vip = datagram.dst.into();
     // The node's own addresses are answered for by its kernel.
-    if !context.options.echo_vips || !tables.services.is_vip(vip) || tables.sources.is_node(vip) {
+    if !slow.context.config.echo_vips || !tables.services.is_vip(vip) || tables.sources.is_node(vip) {
         return Verdict::Pass(PassReason::NotOurs);
     }
     match icmp::answer_echo(frame, datagram) {
         Some(()) => {
-            counters.add(Event::EchoesAnswered, 1);
+            slow.counters.add(Event::EchoesAnswered, 1);
             Verdict::Reply
         }
         None => Verdict::Drop(DropReason::RejectUnanswered),

@@ -4,9 +4,10 @@ use flowgate_tables::NextHop;
 use flowgate_tables::routing::Route;
 use flowgate_wire::{Packet, mss};
 
+use super::context::SlowPath;
 use super::{Context, Family};
-use crate::counters::{Counters, Event};
-use crate::options::MssClamp;
+use crate::counters::Event;
+use crate::pipeline_config::MssClamp;
 
 /// Lowers the segment size that a SYN or SYN-ACK offers, which has been translated and leaves by `next_hop`.
 #[cold]
@@ -14,27 +15,26 @@ pub(super) fn clamp<A: Family>(
     frame: &mut [u8],
     packet: &Packet<A>,
     next_hop: &NextHop,
-    spread: u32,
-    context: &Context<'_>,
-    counters: &mut Counters,
+    flow_hash: u32,
+    slow: &mut SlowPath<'_>,
 ) {
-    let largest = match context.options.mss_clamp {
+    let largest = match slow.context.config.mss_clamp {
         MssClamp::Off => return,
         MssClamp::To(bytes) => bytes,
-        MssClamp::Auto => segment_size(packet, next_hop, spread, context),
+        MssClamp::Auto => segment_size(packet, next_hop, flow_hash, slow.context),
     };
-    counters.add(Event::MssClamped, u64::from(mss::clamp(frame, packet, largest)));
+    slow.counters.add(Event::MssClamped, u64::from(mss::clamp(frame, packet, largest)));
 }
 
 /// What fits both ways: the segments that answer come back by the way to the sender.
 fn segment_size<A: Family>(
     packet: &Packet<A>,
     next_hop: &NextHop,
-    spread: u32,
+    flow_hash: u32,
     context: &Context<'_>,
 ) -> u16 {
     let routing = &context.tables.routing;
-    let back = match routing.route(packet.tuple.src.into(), spread) {
+    let back = match routing.route(packet.tuple.src.into(), flow_hash) {
         Route::Via(id) => routing.next_hop(id).map(|hop| hop.mtu),
         Route::Unknown(neighbour) => {
             routing.interfaces().get(neighbour.egress.index()).map(|interface| interface.spec.mtu)

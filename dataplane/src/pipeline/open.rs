@@ -9,10 +9,11 @@ use flowgate_tables::{Backend, NextHop, NextHopId};
 use flowgate_wire::refusal::IcmpError;
 use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 
-use super::choose::{Decision, Placing, choose};
+use super::context::SlowPath;
 use super::router::Router;
+use super::select::{AffinityContext, Decision, select_backend};
 use super::{Context, Family};
-use crate::counters::{Counters, Event};
+use crate::counters::Event;
 use crate::exhaustion::ExhaustedResource;
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};
 
@@ -21,7 +22,7 @@ use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};
 const SNAT_ATTEMPTS: u32 = 128;
 
 /// Ports below are no ordinary client's (RFC 6335 section 6).
-const FIRST_KEPT_PORT: u32 = 1024;
+const FIRST_PRESERVED_PORT: u32 = 1024;
 
 impl Router {
     /// Opens a flow for a packet that has none, or says why not.
@@ -30,76 +31,75 @@ impl Router {
         &mut self,
         packet: &Packet<A>,
         probe: &Probe,
-        context: &Context<'a>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'a>,
     ) -> Result<Found<'a, A>, Verdict> {
-        let tables = context.tables;
+        let tables = slow.context.tables;
         let tuple = &packet.tuple;
         let any = tuple.any_family();
         let key = ServiceKey { protocol: any.protocol, addr: any.dst, port: any.dst_port };
         let opens = tuple.protocol == Protocol::Udp || packet.tcp_flags.opens();
         if !opens && tables.services.frontend(&key).is_some() {
-            return Err(no_connection(packet, context));
+            return Err(no_connection(packet, slow.context));
         }
         if tuple.protocol != Protocol::Udp
-            && has_too_many_half_open::<A>(context)
+            && has_too_many_half_open::<A>(slow.context)
             && let Some(frontend) = tables.services.frontend(&key)
-            && !self.replacements.take(context.now)
+            && !self.replacements.take(slow.context.now)
         {
             self.exhaustions.add(ExhaustedResource::HalfOpen, frontend.service, None);
             return Err(Verdict::Drop(DropReason::HalfOpenLimit));
         }
-        let placing = Placing { affinity: context.affinity, now: context.now };
-        let choice = match choose(tables, Some(&placing), &any) {
-            Decision::Forward(choice) => choice,
+        let affinity = AffinityContext { affinity: slow.context.affinity, now: slow.context.now };
+        let selection = match select_backend(tables, Some(&affinity), &any) {
+            Decision::Forward(selection) => selection,
             Decision::Reject(reason) => return Err(Verdict::Reject(reason)),
             Decision::Drop(reason) => return Err(Verdict::Drop(reason)),
-            Decision::NotOurs => return Err(no_service(packet, context)),
+            Decision::NotOurs => return Err(no_service(packet, slow.context)),
         };
-        match choice.bound {
-            Some(Bound::Existing(_)) => counters.add(Event::AffinityKept, 1),
-            Some(Bound::Evicting(_)) => counters.add(Event::AffinityEvictions, 1),
+        match selection.bound {
+            Some(Bound::Existing(_)) => slow.counters.add(Event::AffinityKept, 1),
+            Some(Bound::Evicting(_)) => slow.counters.add(Event::AffinityEvictions, 1),
             Some(Bound::New(_) | Bound::Nobody) | None => {}
         }
         // A Service port has endpoints of its own family only.
-        let backend_addr = A::from_ip(choice.backend.addr).ok_or(Verdict::Drop(DropReason::NoRoute))?;
-        let (id, next_hop) = self.next_hop(choice.backend.addr, probe.hash().0, context, counters)?;
+        let backend_addr = A::from_ip(selection.backend.addr).ok_or(Verdict::Drop(DropReason::NoRoute))?;
+        let (id, next_hop) = self.next_hop(selection.backend.addr, probe.hash().0, slow)?;
         // No entry for a packet that cannot leave: a flood must not fill the table.
-        self.resolved(next_hop, counters)?;
+        self.resolved(next_hop, slow.counters)?;
         if packet.ip_len() > next_hop.mtu {
             return Err(Verdict::IcmpError(IcmpError::TooBig(next_hop.mtu)));
         }
-        let towards = Towards {
-            backend: choice.backend,
+        let target = ForwardTarget {
+            original: tuple,
+            backend: selection.backend,
             addr: backend_addr,
-            source_nat: choice.source_nat,
+            source_nat: selection.source_nat,
             next_hop: NextHopRef::new(id.to_bits(), tables.routing.epoch()),
         };
-        let inserted = self.insert(tuple, probe, &towards, next_hop, context, counters);
+        let inserted = self.insert(probe, &target, next_hop, slow);
         if let Err(Verdict::Drop(reason)) = inserted
             && let Some(resource) = ExhaustedResource::of(reason)
         {
-            self.exhaustions.add(resource, choice.frontend.service, Some(next_hop.egress));
+            self.exhaustions.add(resource, selection.frontend.service, Some(next_hop.egress));
         }
         inserted
     }
 
-    /// The next hop towards `dst`; `spread` chooses among several.
+    /// The next hop of `dst`; `flow_hash` selects one of several (ECMP).
     pub(super) fn next_hop<'a>(
         &mut self,
         dst: IpAddr,
-        spread: u32,
-        context: &Context<'a>,
-        counters: &mut Counters,
+        flow_hash: u32,
+        slow: &mut SlowPath<'a>,
     ) -> Result<(NextHopId, &'a NextHop), Verdict> {
-        let routing = &context.tables.routing;
-        match routing.route(dst, spread) {
+        let routing = &slow.context.tables.routing;
+        match routing.route(dst, flow_hash) {
             Route::Via(id) => {
                 let next_hop = routing.next_hop(id).ok_or(Verdict::Drop(DropReason::NoRoute))?;
                 Ok((id, next_hop))
             }
             Route::Unknown(neighbour) => {
-                self.requests.push(neighbour, counters);
+                self.requests.push(neighbour, slow.counters);
                 Err(Verdict::AwaitNeighbour(neighbour))
             }
             Route::None => Err(Verdict::Drop(DropReason::NoRoute)),
@@ -108,88 +108,86 @@ impl Router {
 
     fn insert<'a, A: Family>(
         &self,
-        tuple: &FiveTuple<A>,
         probe: &Probe,
-        towards: &Towards<'_, A>,
+        target: &ForwardTarget<'_, A>,
         egress: &NextHop,
-        context: &Context<'a>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'a>,
     ) -> Result<Found<'a, A>, Verdict> {
         // RFC 6056 section 3.3.3: the first port follows from a keyed hash, so nobody outside can guess it.
         let start = probe.hash().0;
-        if !towards.source_nat {
-            // A client may reach one backend by two addresses from one port. Its answers would not be told
-            // apart, so the second flow gets another port, as netfilter gives it.
-            let another = |attempt| FIRST_KEPT_PORT + spread(start, attempt) % (65_536 - FIRST_KEPT_PORT);
+        let client = target.original;
+        if !target.source_nat {
+            // A client may reach one backend through two VIPs from one source port. The replies of both flows would have
+            // the same tuple, so the second flow gets another source port, as netfilter does it.
+            let another =
+                |attempt| FIRST_PRESERVED_PORT + nth_choice(start, attempt) % (65_536 - FIRST_PRESERVED_PORT);
             let others = (0..SNAT_ATTEMPTS).filter_map(|attempt| u16::try_from(another(attempt)).ok());
-            let ports = std::iter::once(tuple.src_port).chain(others.map(L4Port::new));
-            let sources = ports.map(|port| (tuple.src, port));
-            let none_left = DropReason::ReplyTupleTaken;
-            return self.insert_any(tuple, probe, towards, sources, none_left, context, counters);
+            let ports = std::iter::once(client.src_port).chain(others.map(L4Port::new));
+            let sources = ports.map(|port| (client.src, port));
+            return insert_any(probe, target, sources, DropReason::ReplyTupleTaken, slow);
         }
-        let snat = &context.tables.snat;
+        let snat = &slow.context.tables.snat;
         let addresses = A::snat_addresses(snat, egress.egress);
         let ports = snat.worker_ports(self.worker.index, self.worker.count);
         if addresses.is_empty() || ports.is_empty() {
             return Err(Verdict::Drop(DropReason::NoSnatAddress));
         }
-        // Steps may miss the last free one of a few: those are walked through as well.
-        let few = u32::try_from(addresses.len() * ports.len()).unwrap_or(u32::MAX);
-        let every_one_of_few = 0..if few <= SNAT_ATTEMPTS { few } else { 0 };
-        let choices = (0..SNAT_ATTEMPTS).map(|attempt| spread(start, attempt)).chain(every_one_of_few);
+        // Pseudo-random steps may miss the last free one of a small range: then every pair is tried as well.
+        let pairs = u32::try_from(addresses.len() * ports.len()).unwrap_or(u32::MAX);
+        let every_pair = 0..if pairs <= SNAT_ATTEMPTS { pairs } else { 0 };
+        let choices = (0..SNAT_ATTEMPTS).map(|attempt| nth_choice(start, attempt)).chain(every_pair);
         let sources = choices.map(|choice| {
             let choice = choice as usize;
             let port = ports[(choice / addresses.len()) % ports.len()];
             (addresses[choice % addresses.len()], L4Port::new(port))
         });
-        self.insert_any(tuple, probe, towards, sources, DropReason::SnatPortsExhausted, context, counters)
+        insert_any(probe, target, sources, DropReason::SnatPortsExhausted, slow)
     }
+}
 
-    /// Inserts the flow from the first source whose answers can be told from those of all other flows. When all
-    /// are taken, the flow among their holders that nobody answered, or that is over, for the longest time makes
-    /// room; an established one never does.
-    #[expect(clippy::too_many_arguments, reason = "what the slow path hands down, once")]
-    fn insert_any<'a, A: Family>(
-        &self,
-        tuple: &FiveTuple<A>,
-        probe: &Probe,
-        towards: &Towards<'_, A>,
-        sources: impl Iterator<Item = (A, L4Port)>,
-        none_left: DropReason,
-        context: &Context<'a>,
-        counters: &mut Counters,
-    ) -> Result<Found<'a, A>, Verdict> {
-        let flows = A::table(context.flows);
-        make_room_for_connection(tuple, probe, context, counters)?;
-        let mut spare: Option<(u32, Found<'a, A>, (A, L4Port))> = None;
-        for source in sources {
-            match flows.insert(&towards.flow(tuple, source), context.now) {
-                Inserted::New(found) => {
-                    counters.add(Event::FlowsOpened, 1);
-                    return Ok(found);
-                }
-                Inserted::Existing(found) => return Ok(found),
-                Inserted::ReplyTaken(holder) => {
-                    counters.add(Event::SnatCollisions, 1);
-                    let idle = flows.evictable_idle_ms(&holder, context.now);
-                    if let Some(idle) = idle.filter(|idle| spare.is_none_or(|(most, ..)| *idle > most)) {
-                        spare = Some((idle, holder, source));
-                    }
-                }
-                Inserted::Full => return Err(Verdict::Drop(DropReason::FlowTableFull)),
-            }
-        }
-        let (_, holder, source) = spare.ok_or(Verdict::Drop(none_left))?;
-        // Another worker may have answered it or taken its port since: then the next packet tries again.
-        if flows.evictable_idle_ms(&holder, context.now).is_some() && flows.remove(&holder) {
-            counters.add(Event::SnatPortsReclaimed, 1);
-            if let Inserted::New(found) = flows.insert(&towards.flow(tuple, source), context.now) {
-                counters.add(Event::FlowsOpened, 1);
+/// Inserts the flow with the first source whose reply tuple is free. When all are taken, the longest idle of the flows
+/// that hold them makes room, if it is half open or has ended; an established flow never does.
+fn insert_any<'a, A: Family>(
+    probe: &Probe,
+    target: &ForwardTarget<'_, A>,
+    sources: impl Iterator<Item = (A, L4Port)>,
+    none_left: DropReason,
+    slow: &mut SlowPath<'a>,
+) -> Result<Found<'a, A>, Verdict> {
+    let flows = A::table(slow.context.flows);
+    make_room_for_connection(target.original, probe, slow)?;
+    let mut spare: Option<(u32, Found<'a, A>, (A, L4Port))> = None;
+    for source in sources {
+        // Nothing is looked up first: two workers may open the same flow, or take the same port, at the same time. The
+        // insertion decides and returns what won.
+        match flows.insert(&target.flow(source), slow.context.now) {
+            Inserted::New(found) => {
+                slow.counters.add(Event::FlowsOpened, 1);
                 return Ok(found);
             }
+            // Another worker was first with a packet of the same flow: its translation is the one.
+            Inserted::Existing(found) => return Ok(found),
+            Inserted::ReplyTaken(holder) => {
+                slow.counters.add(Event::SnatCollisions, 1);
+                let idle = flows.evictable_idle_ms(&holder, slow.context.now);
+                if let Some(idle) = idle.filter(|idle| spare.is_none_or(|(most, ..)| *idle > most)) {
+                    spare = Some((idle, holder, source));
+                }
+            }
+            Inserted::Full => return Err(Verdict::Drop(DropReason::FlowTableFull)),
         }
-        Err(Verdict::Drop(none_left))
     }
+    let (_, holder, source) = spare.ok_or(Verdict::Drop(none_left))?;
+    // Asked again: another worker may have forwarded a reply of this flow since, or evicted it and taken its port. Then this
+    // packet is dropped, and the client's retransmission tries again.
+    if flows.evictable_idle_ms(&holder, slow.context.now).is_some() && flows.remove(&holder) {
+        slow.counters.add(Event::SnatPortsReclaimed, 1);
+        if let Inserted::New(found) = flows.insert(&target.flow(source), slow.context.now) {
+            slow.counters.add(Event::FlowsOpened, 1);
+            return Ok(found);
+        }
+    }
+    Err(Verdict::Drop(none_left))
 }
 
 /// Keeps connections that nobody has answered from taking more than their share of the table: the oldest of those
@@ -197,15 +195,14 @@ impl Router {
 fn make_room_for_connection<A: Family>(
     tuple: &FiveTuple<A>,
     probe: &Probe,
-    context: &Context<'_>,
-    counters: &mut Counters,
+    slow: &mut SlowPath<'_>,
 ) -> Result<(), Verdict> {
-    if tuple.protocol == Protocol::Udp || !has_too_many_half_open::<A>(context) {
+    if tuple.protocol == Protocol::Udp || !has_too_many_half_open::<A>(slow.context) {
         return Ok(());
     }
-    let flows = A::table(context.flows);
-    if flows.evict_half_open(probe, context.now) {
-        counters.add(Event::HalfOpenReplaced, 1);
+    let flows = A::table(slow.context.flows);
+    if flows.evict_half_open(probe, slow.context.now) {
+        slow.counters.add(Event::HalfOpenReplaced, 1);
         return Ok(());
     }
     Err(Verdict::Drop(DropReason::HalfOpenLimit))
@@ -214,7 +211,7 @@ fn make_room_for_connection<A: Family>(
 /// Whether connections that nobody has answered have their share of the table already.
 fn has_too_many_half_open<A: Family>(context: &Context<'_>) -> bool {
     let flows = A::table(context.flows);
-    let percent = u64::from(context.options.half_open_percent);
+    let percent = u64::from(context.config.half_open_percent);
     u64::from(flows.half_open()) >= u64::from(flows.capacity_flows()) * percent / 100
 }
 
@@ -222,7 +219,7 @@ fn has_too_many_half_open<A: Family>(context: &Context<'_>) -> bool {
 /// 3.10.7.1: it is told so, and need not find out by its timeouts.
 fn no_connection<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
     let answered = packet.tuple.protocol == Protocol::Tcp && !packet.tcp_flags.intersects(TcpFlags::RST);
-    if answered && context.options.reset_unknown {
+    if answered && context.config.reset_unknown {
         Verdict::Reject(RejectReason::NoConnection)
     } else {
         Verdict::Drop(DropReason::NoFlow)
@@ -249,18 +246,21 @@ pub(super) fn may_be_preserved_reply<A: Family>(tuple: &FiveTuple<A>, context: &
     context.tables.services.is_reply_source(&source)
 }
 
-/// Where a new flow is going.
-struct Towards<'a, A> {
+/// What a new flow is made of, except its source.
+struct ForwardTarget<'a, A> {
+    /// The tuple as the client sent it.
+    original: &'a FiveTuple<A>,
     backend: &'a Backend,
     addr: A,
-    /// Whether the backend sees an address of ours in place of the client's.
+    /// Whether the client's address is replaced by one of ours.
     source_nat: bool,
     next_hop: NextHopRef,
 }
 
-impl<A: Family> Towards<'_, A> {
+impl<A: Family> ForwardTarget<'_, A> {
     /// The flow that reaches the backend from `source`.
-    fn flow(&self, original: &FiveTuple<A>, (source, source_port): (A, L4Port)) -> NewFlow<A> {
+    fn flow(&self, (source, source_port): (A, L4Port)) -> NewFlow<A> {
+        let original = self.original;
         let sent = FiveTuple {
             protocol: original.protocol,
             src: source,
@@ -286,7 +286,7 @@ impl<A: Family> Towards<'_, A> {
 }
 
 /// The number of the `attempt`-th try: even steps over the whole range from a start that differs by flow.
-fn spread(start: u32, attempt: u32) -> u32 {
+fn nth_choice(start: u32, attempt: u32) -> u32 {
     // The golden ratio of 2^32: consecutive multiples lie far apart (Knuth, TAOCP 3, section 6.4).
     start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)) >> 1
 }

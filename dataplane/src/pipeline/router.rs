@@ -11,6 +11,7 @@ use flowgate_wire::refusal::IcmpError;
 use flowgate_wire::rewrite::complete_checksum;
 use flowgate_wire::{EtherAddrs, EtherType, Packet, Protocol, TcpFlags, Translation};
 
+use super::context::SlowPath;
 use super::fragments::Fragments;
 use super::neighbours::NeighbourRequests;
 use super::{Context, Family, Staged, mss, open};
@@ -58,7 +59,8 @@ impl Router {
         match Self::forward_established(frame, staged, checksums, context, counters) {
             Some(egress) => *verdict = Verdict::Transmit(egress),
             None => {
-                *verdict = self.slow_path(frame, staged, checksums, context, counters);
+                let slow = &mut SlowPath { context, counters, checksums };
+                *verdict = self.slow_path(frame, staged, slow);
                 counters.count(verdict);
             }
         }
@@ -66,24 +68,18 @@ impl Router {
 
     /// Decides what is no segment and not decided yet, and counts it.
     #[cold]
-    pub(super) fn handle_non_l4(
-        &mut self,
-        frame: &mut [u8],
-        context: &Context<'_>,
-        counters: &mut Counters,
-        verdict: &mut Verdict,
-    ) {
+    pub(super) fn handle_non_l4(&mut self, frame: &mut [u8], slow: &mut SlowPath<'_>, verdict: &mut Verdict) {
         match *verdict {
-            Verdict::Pass(PassReason::NotL4) => *verdict = self.control_message(frame, context, counters),
+            Verdict::Pass(PassReason::NotL4) => *verdict = self.control_message(frame, slow),
             Verdict::Pass(PassReason::Fragment) => {
                 *verdict = match EtherType::of(frame) {
-                    Some(EtherType::Ipv6) => self.fragment::<Ipv6Addr>(frame, context, counters),
-                    _ => self.fragment::<Ipv4Addr>(frame, context, counters),
+                    Some(EtherType::Ipv6) => self.fragment::<Ipv6Addr>(frame, slow),
+                    _ => self.fragment::<Ipv4Addr>(frame, slow),
                 };
             }
             _ => {}
         }
-        counters.count(verdict);
+        slow.counters.count(verdict);
     }
 
     /// Decides any packet; those that [`forward_established`](Self::forward_established) serves never come
@@ -93,40 +89,38 @@ impl Router {
         &mut self,
         frame: &mut [u8],
         staged: &Staged<A>,
-        checksums: RxChecksums,
-        context: &Context<'_>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'_>,
     ) -> Verdict {
         let Staged { packet, probe } = staged;
         // RFC 1812 section 5.3.1, RFC 8200 section 3: a packet whose hops would be used up goes no further.
         if packet.ttl <= 1 {
             return Verdict::IcmpError(IcmpError::TimeExceeded);
         }
-        let flows = A::table(context.flows);
+        let flows = A::table(slow.context.flows);
         let known = match flows.find(probe, &packet.tuple).or_else(|| flows.find_again(probe, &packet.tuple))
         {
-            Some(over) if is_superseded(&over, packet, context) => {
-                counters.add(Event::FlowsReplaced, u64::from(flows.remove(&over)));
+            Some(over) if is_superseded(&over, packet, slow.context) => {
+                slow.counters.add(Event::FlowsReplaced, u64::from(flows.remove(&over)));
                 None
             }
             known => known,
         };
         let found = match known {
             Some(found) => {
-                counters.add(Event::FlowHits, 1);
+                slow.counters.add(Event::FlowHits, 1);
                 found
             }
-            None => match self.open(packet, probe, context, counters) {
+            None => match self.open(packet, probe, slow) {
                 Ok(found) => found,
                 Err(Verdict::Pass(PassReason::NotOurs))
-                    if open::may_be_preserved_reply(&packet.tuple, context) =>
+                    if open::may_be_preserved_reply(&packet.tuple, slow.context) =>
                 {
-                    return self.route(frame, staged, checksums, context, counters);
+                    return self.route(frame, staged, slow);
                 }
                 Err(verdict) => return verdict,
             },
         };
-        self.forward(frame, staged, &found, checksums, context, counters)
+        self.forward(frame, staged, &found, slow)
     }
 
     fn forward<A: Family>(
@@ -134,27 +128,25 @@ impl Router {
         frame: &mut [u8],
         Staged { packet, probe }: &Staged<A>,
         found: &Found<'_, A>,
-        checksums: RxChecksums,
-        context: &Context<'_>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'_>,
     ) -> Verdict {
-        let next_hop = match current_next_hop(found, &context.tables.routing) {
+        let next_hop = match current_next_hop(found, &slow.context.tables.routing) {
             Some(next_hop) => next_hop,
-            None => match self.reroute(found, probe, context, counters) {
+            None => match self.reroute(found, probe, slow) {
                 Ok(next_hop) => next_hop,
                 Err(verdict) => return verdict,
             },
         };
-        let ether = match self.resolved(next_hop, counters) {
+        let ether = match self.resolved(next_hop, slow.counters) {
             Ok(ether) => ether,
             Err(verdict) => return verdict,
         };
         // Not before: a packet that is held comes back here and would be counted again.
-        track_slow(frame, found, packet, context, counters);
+        track_slow(frame, found, packet, slow);
         let translation = &found.forwarding.translation;
-        let verdict = self.send(frame, packet, translation, (next_hop, ether), checksums, counters);
+        let verdict = self.send(frame, packet, translation, (next_hop, ether), slow);
         if packet.tcp_flags.intersects(TcpFlags::SYN) && matches!(verdict, Verdict::Transmit(_)) {
-            mss::clamp(frame, packet, next_hop, probe.hash().0, context, counters);
+            mss::clamp(frame, packet, next_hop, probe.hash().0, slow);
         }
         verdict
     }
@@ -165,21 +157,19 @@ impl Router {
         &mut self,
         frame: &mut [u8],
         Staged { packet, probe }: &Staged<A>,
-        checksums: RxChecksums,
-        context: &Context<'_>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'_>,
     ) -> Verdict {
-        let next_hop = match self.next_hop(packet.tuple.dst.into(), probe.hash().0, context, counters) {
+        let next_hop = match self.next_hop(packet.tuple.dst.into(), probe.hash().0, slow) {
             Ok((_, next_hop)) => next_hop,
             Err(verdict) => return verdict,
         };
-        let ether = match self.resolved(next_hop, counters) {
+        let ether = match self.resolved(next_hop, slow.counters) {
             Ok(ether) => ether,
             Err(verdict) => return verdict,
         };
         let unchanged = Translation::between(&packet.tuple, &packet.tuple);
-        let verdict = self.send(frame, packet, &unchanged, (next_hop, ether), checksums, counters);
-        counters.add(Event::Routed, u64::from(matches!(verdict, Verdict::Transmit(_))));
+        let verdict = self.send(frame, packet, &unchanged, (next_hop, ether), slow);
+        slow.counters.add(Event::Routed, u64::from(matches!(verdict, Verdict::Transmit(_))));
         verdict
     }
 
@@ -202,13 +192,12 @@ impl Router {
         packet: &Packet<A>,
         translation: &Translation<A>,
         (next_hop, ether): (&NextHop, &EtherAddrs),
-        checksums: RxChecksums,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'_>,
     ) -> Verdict {
         if packet.ip_len() > next_hop.mtu {
             return Verdict::IcmpError(IcmpError::TooBig(next_hop.mtu));
         }
-        rewrite(frame, packet, translation, ether, checksums, counters);
+        rewrite(frame, packet, translation, ether, slow.checksums, slow.counters);
         Verdict::Transmit(next_hop.egress)
     }
 
@@ -217,14 +206,13 @@ impl Router {
         &mut self,
         found: &Found<'_, A>,
         probe: &Probe,
-        context: &Context<'a>,
-        counters: &mut Counters,
+        slow: &mut SlowPath<'a>,
     ) -> Result<&'a NextHop, Verdict> {
-        let routing = &context.tables.routing;
+        let routing = &slow.context.tables.routing;
         let dst: IpAddr = found.forwarding.translation.dst.into();
-        let (id, next_hop) = self.next_hop(dst, probe.hash().0, context, counters)?;
+        let (id, next_hop) = self.next_hop(dst, probe.hash().0, slow)?;
         found.set_next_hop(NextHopRef::new(id.to_bits(), routing.epoch()));
-        counters.add(Event::Rerouted, u64::from(found.forwarding.next_hop != NextHopRef::NONE));
+        slow.counters.add(Event::Rerouted, u64::from(found.forwarding.next_hop != NextHopRef::NONE));
         Ok(next_hop)
     }
 }
@@ -263,28 +251,22 @@ pub(super) fn track<A: Family>(
 
 /// Notes in the flow that this packet goes on. A reset that cannot be an endpoint's changes nothing, not
 /// even how long the flow has been silent.
-fn track_slow<A: Family>(
-    frame: &[u8],
-    found: &Found<'_, A>,
-    packet: &Packet<A>,
-    context: &Context<'_>,
-    counters: &mut Counters,
-) {
-    let flows = A::table(context.flows);
+fn track_slow<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, slow: &mut SlowPath<'_>) {
+    let flows = A::table(slow.context.flows);
     let flags = packet.tcp_flags;
     if flags.intersects(TcpFlags::RST) {
         if !flows.reset(found, packet.tcp_sequence(frame)) {
-            counters.add(Event::ResetsIgnored, 1);
+            slow.counters.add(Event::ResetsIgnored, 1);
             return;
         }
     } else if flags.intersects(TcpFlags::ACK) && flows.is_reset_by_peer(found) {
         flows.undo_reset(found);
-        counters.add(Event::ResetsRefuted, 1);
+        slow.counters.add(Event::ResetsRefuted, 1);
     }
     if flags.intersects(TcpFlags::SYN) {
         flows.mark_replied(found);
     }
-    track(frame, found, packet, context);
+    track(frame, found, packet, slow.context);
 }
 
 #[inline(always)]

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use flowgate_dataplane::device::MemoryDevice;
-use flowgate_dataplane::shortage::ExhaustionReporter;
+use flowgate_dataplane::exhaustion::ExhaustionReporter;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{Pipeline, Verdict, Worker, WorkerConfig, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows};
@@ -97,7 +97,7 @@ impl<'a> Gateway<'a> {
             core: None,
             idle_before_sleep: Duration::ZERO,
             timeouts: setup.timeouts,
-            options: setup.options,
+            pipeline: setup.config,
         };
         let shared = Shared {
             flows: Arc::new(Flows::new(1, 1, setup.key).unwrap()),

@@ -17,7 +17,7 @@ use flowgate_dataplane::device::MemoryDevice;
 use flowgate_dataplane::exhaustion::{Exhaustion, ExhaustionReporter};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
-    Counters, DropReason, Event, Options, PassReason, Pipeline, RejectReason, Worker, WorkerConfig,
+    Counters, DropReason, Event, PassReason, Pipeline, PipelineConfig, RejectReason, Worker, WorkerConfig,
     WorkerNumber,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
@@ -93,15 +93,15 @@ impl Gateway {
         Self::with(world, 1000, 256)
     }
 
-    pub(crate) fn with_options(world: &World, options: Options) -> Self {
-        Self::build(world, 1000, 256, options)
+    pub(crate) fn with_config(world: &World, config: PipelineConfig) -> Self {
+        Self::build(world, 1000, 256, config)
     }
 
     pub(crate) fn with(world: &World, capacity: u32, tx_ring_len: usize) -> Self {
-        Self::build(world, capacity, tx_ring_len, Options::default())
+        Self::build(world, capacity, tx_ring_len, PipelineConfig::default())
     }
 
-    fn build(world: &World, capacity: u32, tx_ring_len: usize, options: Options) -> Self {
+    fn build(world: &World, capacity: u32, tx_ring_len: usize, config: PipelineConfig) -> Self {
         let flows = Arc::new(Flows::new(capacity, capacity, KEY).unwrap());
         let resolve = Arc::new(ArrayQueue::new(16));
         #[expect(clippy::disallowed_methods, reason = "only differences matter")]
@@ -113,7 +113,7 @@ impl Gateway {
             core: None,
             idle_before_sleep: Duration::ZERO,
             timeouts: Timeouts::default(),
-            options,
+            pipeline: config,
         };
         let asked = Arc::clone(&resolve);
         let resolver = Resolver::new(move |neighbour| asked.push(neighbour).is_ok());

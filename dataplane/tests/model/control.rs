@@ -108,7 +108,7 @@ impl Model {
     fn echo(&mut self, decided: &Decided<'_>, control: &Control) -> Result<Fate, Difference> {
         let mut vips = self.world.services.iter().flat_map(|service| &service.frontends);
         let is_vip = vips.any(|frontend| frontend.addr == control.dst);
-        if !self.options.echo_vips || !is_vip || is_own_address(&self.world, control.dst) {
+        if !self.config.echo_vips || !is_vip || is_own_address(&self.world, control.dst) {
             return self.ends(decided, "pass", "not_ours");
         }
         if decided.verdict != Verdict::Reply {

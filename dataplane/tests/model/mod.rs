@@ -18,7 +18,7 @@ pub(crate) mod world;
 
 use std::collections::BTreeMap;
 
-use flowgate_dataplane::{Options, Verdict};
+use flowgate_dataplane::{PipelineConfig, Verdict};
 use flowgate_flow::Timeouts;
 use flowgate_tables::InterfaceId;
 
@@ -45,7 +45,7 @@ pub(crate) struct Model {
     /// How long flows may be silent.
     pub(crate) timeouts: Timeouts,
     /// What the operator chose.
-    pub(crate) options: Options,
+    pub(crate) config: PipelineConfig,
     /// Workers that share the flows.
     pub(crate) worker_count: usize,
     /// What each worker must have counted.
@@ -89,7 +89,12 @@ pub(crate) enum Fate {
 
 impl Model {
     /// A model of a gateway that has just started.
-    pub(crate) fn new(world: &World, timeouts: Timeouts, options: Options, worker_count: usize) -> Self {
+    pub(crate) fn new(
+        world: &World,
+        timeouts: Timeouts,
+        config: PipelineConfig,
+        worker_count: usize,
+    ) -> Self {
         let mut model = Self {
             world: world.clone(),
             ports: Vec::new(),
@@ -97,7 +102,7 @@ impl Model {
             lives: Lives::default(),
             bindings: Bindings::default(),
             timeouts,
-            options,
+            config,
             worker_count,
             counts: vec![Counts::new(); worker_count],
         };

@@ -175,7 +175,7 @@ impl Model {
     /// A segment that belongs to no connection and opens none. RFC 9293 section 3.10.7.1: TCP is told.
     fn without_connection(&mut self, decided: &Decided<'_>, segment: &Segment) -> Result<Fate, Difference> {
         let is_told = segment.tuple.protocol == Protocol::Tcp && !segment.flags.rst;
-        if is_told && self.options.reset_unknown {
+        if is_told && self.config.reset_unknown {
             self.ends(decided, "reject", "no_connection")
         } else {
             self.ends(decided, "drop", "no_flow")

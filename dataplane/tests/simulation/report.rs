@@ -32,7 +32,7 @@ pub(crate) fn story(failure: &Failure) -> String {
     let setup = &failure.setup;
     let mut story = format!(
         "{} workers, table for {} flows, {:?}, {:?}, started {} ms ago\n",
-        setup.workers, setup.capacity_flows, setup.timeouts, setup.options, setup.age_ms
+        setup.workers, setup.capacity_flows, setup.timeouts, setup.config, setup.age_ms
     );
     describe_world(&mut story, &setup.world);
     for step in &failure.steps {

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use flowgate_dataplane::device::MemoryDevice;
-use flowgate_dataplane::shortage::ExhaustionReporter;
+use flowgate_dataplane::exhaustion::ExhaustionReporter;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
-    Counters, DropReason, Event, Options, PassReason, Pipeline, RejectReason, Worker, WorkerConfig,
+    Counters, DropReason, Event, PassReason, Pipeline, PipelineConfig, RejectReason, Worker, WorkerConfig,
     WorkerNumber,
 };
 use flowgate_flow::{AffinityTable, FlowView, Flows, HashKey, Timeouts};
@@ -31,7 +31,7 @@ use crate::model::{Decided, Difference, Fate, Model};
 pub(crate) struct Setup {
     pub(crate) world: World,
     pub(crate) timeouts: Timeouts,
-    pub(crate) options: Options,
+    pub(crate) config: PipelineConfig,
     pub(crate) capacity_flows: u32,
     pub(crate) workers: usize,
     /// Milliseconds that have passed before the first step.
@@ -88,7 +88,7 @@ impl Rig {
                 core: None,
                 idle_before_sleep: Duration::ZERO,
                 timeouts: setup.timeouts,
-                options: setup.options,
+                pipeline: setup.config,
             };
             let asked = Arc::clone(&asked);
             let resolver = Resolver::new(move |n: flowgate_tables::routing::NeighbourKey| {
@@ -108,7 +108,7 @@ impl Rig {
             Seat { worker, records, waiting: Waiting::default(), allowances: Allowances::default() }
         };
         let seats = (0..setup.workers).map(seat).collect();
-        let model = Model::new(&setup.world, setup.timeouts, setup.options, setup.workers);
+        let model = Model::new(&setup.world, setup.timeouts, setup.config, setup.workers);
         let mut rig = Self { seats, flows, publisher, started, now: 0, model, asked, asked_at: Vec::new() };
         rig.grow_old(setup.age_ms);
         rig

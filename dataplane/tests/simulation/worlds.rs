@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fastrand::Rng;
-use flowgate_dataplane::Options;
+use flowgate_dataplane::PipelineConfig;
 use flowgate_flow::{HashKey, Timeouts};
 use flowgate_tables::spec::{
     EndpointSpec, FrontendSpec, InterfaceSpec, RouteHopSpec, ServiceName, ServiceSpec, TrafficPolicySpec,
@@ -34,7 +34,11 @@ pub(crate) fn setup(random: &mut Rng) -> Setup {
     Setup {
         world: world(random),
         timeouts,
-        options: Options { reset_unknown: random.bool(), echo_vips: random.bool(), ..Options::default() },
+        config: PipelineConfig {
+            reset_unknown: random.bool(),
+            echo_vips: random.bool(),
+            ..PipelineConfig::default()
+        },
         capacity_flows: if random.u8(..4) == 0 { 1 } else { 256 },
         workers: random.usize(1..3),
         age_ms,

@@ -199,7 +199,7 @@ impl Workers {
             core: post.core,
             idle_before_sleep: self.config.workers.idle_before_sleep,
             timeouts: self.config.timeouts,
-            options: self.config.options,
+            pipeline: self.config.pipeline,
         };
         let (shared, pipeline) = (self.shared.clone(), Pipeline::new(post.number));
         let worker = Worker::new(config, shared, given.publisher.reader(), device, pipeline);

@@ -98,7 +98,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     };
     let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
-    let answers_echo = config.options.echo_vips;
+    let answers_echo = config.pipeline.echo_vips;
     let publishing = Publishing { publisher, steering, answers_echo, tags: TagCare::default() };
     let appliance = Appliance { workers, publishing };
     let (mut supervisor, handle) =

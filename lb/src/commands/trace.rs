@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use flowgate_control::model::NetState;
 use flowgate_control::source::manifests;
 use flowgate_control::{CompileConfig, LocalPods, NodeAddresses, Role, compile};
-use flowgate_dataplane::pipeline::choose::{Choice, Decision, choose};
+use flowgate_dataplane::pipeline::select::{Decision, Selection, select_backend};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{Backend, SourceClass, Tables};
 use flowgate_wire::{FiveTuple, L4Port, Protocol};
@@ -213,10 +213,10 @@ fn trace_one(tables: &Tables, id: Value, tuple: &FiveTuple<IpAddr>) -> Traced {
         snat: false,
         reason,
     };
-    match choose(tables, None, tuple) {
-        Decision::Forward(choice) => {
-            let Choice { frontend, treatment, backend, source_nat, .. } = choice;
-            let members = treatment.backends.members().iter();
+    match select_backend(tables, None, tuple) {
+        Decision::Forward(selection) => {
+            let Selection { frontend, policy, backend, source_nat, .. } = selection;
+            let members = policy.backends.members().iter();
             let mut candidates: Vec<SocketAddr> =
                 members.filter_map(|id| tables.services.backends().get(*id)).map(socket_address).collect();
             candidates.sort_unstable();

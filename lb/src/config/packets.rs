@@ -1,6 +1,6 @@
 //! The sections `tcp` and `icmp`: how single packets are treated.
 
-use flowgate_dataplane::{MssClamp, Options};
+use flowgate_dataplane::{MssClamp, PipelineConfig};
 use serde::Deserialize;
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -35,7 +35,10 @@ impl Tcp {
 
 impl Default for Tcp {
     fn default() -> Self {
-        Self { reset_unknown: Options::default().reset_unknown, mss_clamp: WordOrBytes::Word("off".into()) }
+        Self {
+            reset_unknown: PipelineConfig::default().reset_unknown,
+            mss_clamp: WordOrBytes::Word("off".into()),
+        }
     }
 }
 
@@ -54,12 +57,17 @@ pub(super) fn meant(
     tcp: &Tcp,
     icmp: &Icmp,
     half_open_percent: u8,
-) -> Result<Options, (&'static str, String)> {
+) -> Result<PipelineConfig, (&'static str, String)> {
     if !(1..=100).contains(&half_open_percent) {
         return Err(("flows.half_open_percent", format!("{half_open_percent} is not from 1 to 100")));
     }
     let mss_clamp = tcp.mss_clamp().map_err(|reason| ("tcp.mss_clamp", reason))?;
-    Ok(Options { reset_unknown: tcp.reset_unknown, mss_clamp, echo_vips: icmp.echo_vips, half_open_percent })
+    Ok(PipelineConfig {
+        reset_unknown: tcp.reset_unknown,
+        mss_clamp,
+        echo_vips: icmp.echo_vips,
+        half_open_percent,
+    })
 }
 
 /// What every host takes by IPv4 (RFC 9293 section 3.7.1).

@@ -32,7 +32,7 @@ pub(super) struct Decided {
     pub(super) ports: [L4Port; 2],
     pub(super) protocol: flowgate_wire::Protocol,
     /// Chooses among several ways as the flow's hash does.
-    pub(super) spread: u32,
+    pub(super) flow_hash: u32,
     /// Where the packet must end by its transport header.
     pub(super) end: Option<u16>,
 }
@@ -181,7 +181,7 @@ mod tests {
             id: None,
             ports: [L4Port::new(1); 2],
             protocol: flowgate_wire::Protocol::Udp,
-            spread: 0,
+            flow_hash: 0,
             end: None,
         })
     }

@@ -2,7 +2,7 @@
 
 /// How packets are treated where there is more than one good way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct PipelineConfig {
     /// Whether a TCP segment of a connection that is not known is answered with a reset, as its receiver
     /// would (RFC 9293 section 3.10.7.1), and not dropped.
     pub reset_unknown: bool,
@@ -25,7 +25,7 @@ pub enum MssClamp {
     To(u16),
 }
 
-impl Default for Options {
+impl Default for PipelineConfig {
     fn default() -> Self {
         Self { reset_unknown: true, echo_vips: false, mss_clamp: MssClamp::Off, half_open_percent: 50 }
     }

@@ -1,8 +1,8 @@
-//! What becomes of a new flow: the rules of Services, for both address families. Never touches packet
-//! bytes, a route or the flow table; `flowgate trace` asks it too.
+//! Selects the backend of a new flow: the rules of Services, for both address families. A pure function of tables and
+//! tuple, without packet bytes, routes or flow table, so that `flowgate trace` uses it too.
 //!
-//! The order of the questions is that of D1 to D6: the frontend, who may reach it, which endpoints count
-//! for this source, affinity, choice, source address.
+//! The steps follow D1 to D6 (control/KUBERNETES.md): the frontend, allowed sources, the endpoints for this class of
+//! source, session affinity, the Maglev pick, source NAT.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,45 +20,45 @@ use crate::verdict::{DropReason, RejectReason};
 /// What becomes of a new flow.
 #[derive(Clone, Copy, Debug)]
 pub enum Decision<'a> {
-    /// It goes to a backend.
-    Forward(Choice<'a>),
-    /// Its sender is told that nobody serves it.
+    /// Forward to the selected backend.
+    Forward(Selection<'a>),
+    /// Reject with a TCP reset or an ICMP error.
     Reject(RejectReason),
-    /// It ends silently.
+    /// Drop silently.
     Drop(DropReason),
-    /// Its destination is no Service.
+    /// No Service has this destination.
     NotOurs,
 }
 
-/// Where a new flow goes.
+/// The backend of a new flow, and why.
 #[derive(Clone, Copy, Debug)]
-pub struct Choice<'a> {
-    /// What the client aims at.
+pub struct Selection<'a> {
+    /// The Service port that the client addressed.
     pub frontend: &'a Frontend,
-    /// How sources such as this one are treated.
-    pub treatment: &'a TrafficPolicy,
-    /// Who was chosen.
+    /// The policy for sources of this class.
+    pub policy: &'a TrafficPolicy,
+    /// The selected endpoint.
     pub backend: &'a Backend,
-    /// Whether the backend sees an address of ours in place of the client's.
+    /// Whether the client's address is replaced by one of ours.
     pub source_nat: bool,
-    /// What session affinity did, where the Service has it.
+    /// The affinity binding; `None` where the Service has no session affinity.
     pub bound: Option<Bound>,
 }
 
-/// What session affinity needs to know.
+/// What session affinity needs.
 #[derive(Clone, Copy, Debug)]
-pub struct Placing<'a> {
-    /// Who stays with whom.
+pub struct AffinityContext<'a> {
+    /// The bindings of clients to backends.
     pub affinity: &'a AffinityTable,
-    /// The time.
+    /// The time of the burst.
     pub now: Tick,
 }
 
-/// Decides a new flow by its first packet. Without `placing` each flow is placed by itself, whatever the
-/// Service says.
-pub fn choose<'a>(
+/// Decides a new flow by its first packet. Without `affinity` the session affinity of Services is ignored: `flowgate
+/// trace` answers for a client without history.
+pub fn select_backend<'a>(
     tables: &'a Tables,
-    placing: Option<&Placing<'_>>,
+    affinity: Option<&AffinityContext<'_>>,
     tuple: &FiveTuple<IpAddr>,
 ) -> Decision<'a> {
     let services = &*tables.services;
@@ -76,52 +76,55 @@ pub fn choose<'a>(
     if !frontend.admits(tuple.src) {
         return Decision::Drop(DropReason::SourceNotAllowed);
     }
-    let treatment = frontend.treatment(tables.sources.class(tuple.src));
-    let backends = &*treatment.backends;
+    let policy = frontend.treatment(tables.sources.class(tuple.src));
+    let backends = &*policy.backends;
     let pick = || backends.pick(maglev_hash(tuple));
-    let (chosen, bound) = match (frontend.affinity, placing) {
-        (Some(timeout), Some(placing)) => {
-            let bound = place(placing, frontend, tuple.src, timeout, backends, pick);
+    let (chosen, bound) = match (frontend.affinity, affinity) {
+        (Some(timeout), Some(affinity)) => {
+            let client = (tuple.src, frontend.service.0);
+            let bound = affinity.get_or_assign(client, timeout, backends, pick);
             (bound.backend().map(BackendId::from_bits), Some(bound))
         }
         _ => (pick(), None),
     };
     match chosen.and_then(|id| services.backends().get(id)) {
-        Some(backend) => Decision::Forward(Choice {
+        Some(backend) => Decision::Forward(Selection {
             frontend,
-            treatment,
+            policy,
             backend,
-            source_nat: treatment.source_nat.applies(tuple.src, backend.addr),
+            source_nat: policy.source_nat.applies(tuple.src, backend.addr),
             bound,
         }),
-        None => match treatment.when_empty {
+        None => match policy.when_empty {
             EmptyAction::Reject => Decision::Reject(RejectReason::NoEndpoint),
             EmptyAction::Drop => Decision::Drop(DropReason::NoBackend),
         },
     }
 }
 
-/// P702: one binding for a client and a Service port, by whatever address it comes. P705: only among those
-/// that may be chosen.
-fn place(
-    placing: &Placing<'_>,
-    frontend: &Frontend,
-    client: IpAddr,
-    timeout: Duration,
-    backends: &BackendSet,
-    pick: impl FnOnce() -> Option<BackendId>,
-) -> Bound {
-    let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-    placing.affinity.place(
-        (client, frontend.service.0),
-        placing.now,
-        timeout_ms,
-        |backend| backends.contains(BackendId::from_bits(backend)),
-        || pick().map(BackendId::to_bits),
-    )
+impl AffinityContext<'_> {
+    /// P702: one binding per client and Service port, whichever address of the Service the client used. P705: only to a
+    /// backend that may be selected now.
+    fn get_or_assign(
+        &self,
+        client: (IpAddr, u32),
+        timeout: Duration,
+        backends: &BackendSet,
+        pick: impl FnOnce() -> Option<BackendId>,
+    ) -> Bound {
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        self.affinity.place(
+            client,
+            self.now,
+            timeout_ms,
+            |backend| backends.contains(BackendId::from_bits(backend)),
+            || pick().map(BackendId::to_bits),
+        )
+    }
 }
 
-/// The hash that picks a backend: not keyed, so that gateways that share a VIP pick alike.
+/// The hash that picks a slot of the Maglev table. Not keyed with a secret: gateways that share a VIP must pick the same
+/// backend for a flow that moves between them (ECMP).
 fn maglev_hash(tuple: &FiveTuple<IpAddr>) -> u32 {
     let addr = |addr: IpAddr| match addr {
         IpAddr::V4(v4) => u64::from(v4.to_bits()),
