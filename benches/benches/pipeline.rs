@@ -15,7 +15,7 @@ use flowgate_tables::InterfaceId;
 use flowgate_wire::checksum::Sum;
 use flowgate_wire::{Address, FiveTuple, FiveTuple4, FiveTuple6};
 
-use support::{BURST, Family, Frame, Gateway, Random, client_tuple, twin, udp_frame, udp_frame_v6};
+use support::{BURST, Family, Frame, Gateway, Random, client_tuple, tuple_v6, udp_frame, udp_frame_v6};
 
 /// Runs `bursts` bursts of frames, each made by `write`, and says how long `process` took.
 fn timed<const N: usize>(
@@ -107,9 +107,9 @@ fn established(c: &mut Criterion) {
 }
 
 fn established_v6(c: &mut Criterion) {
-    let template = udp_frame_v6(&twin(&client_tuple(0)));
+    let template = udp_frame_v6(&tuple_v6(&client_tuple(0)));
     established_of(c, "established_v6", Family::V6, &template, |frame, flow| {
-        write_headers_v6(frame, &twin(&client_tuple(flow)));
+        write_headers_v6(frame, &tuple_v6(&client_tuple(flow)));
     });
 }
 

@@ -18,3 +18,4 @@ pub mod servers;
 pub mod soak;
 pub mod supervisor;
 pub mod topology;
+pub mod wait;

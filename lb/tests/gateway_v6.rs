@@ -15,7 +15,7 @@ use flowgate_benches::{
     lab::{
         manifests::{L4Protocol, ServiceSpec},
         servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer},
-        topology::{GATEWAY_FABRIC, GATEWAY_UPLINK, twin},
+        topology::{GATEWAY_FABRIC, GATEWAY_UPLINK, ipv6_of},
     },
     loadgen::{
         progress::Show,
@@ -27,7 +27,7 @@ use flowgate_benches::{
 use support::{Lab, eventually, get_from_here, one_at_a_time, rows, snmp, snmp6, text};
 
 const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
-const CLUSTER_IP_V6: Ipv6Addr = twin(CLUSTER_IP);
+const CLUSTER_IP_V6: Ipv6Addr = ipv6_of(CLUSTER_IP);
 const BALANCER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
 /// Waits until the Services have so many backends of both families.
@@ -47,7 +47,7 @@ fn http_reaches_every_backend_by_cluster_ip_and_node_port_of_both_families() -> 
     for target in [
         SocketAddr::from((CLUSTER_IP_V6, 80)),
         SocketAddr::from((CLUSTER_IP, 80)),
-        SocketAddr::from((twin(GATEWAY_UPLINK), 30_080)),
+        SocketAddr::from((ipv6_of(GATEWAY_UPLINK), 30_080)),
         SocketAddr::from((GATEWAY_UPLINK, 30_080)),
     ] {
         let names = lab
@@ -59,7 +59,7 @@ fn http_reaches_every_backend_by_cluster_ip_and_node_port_of_both_families() -> 
     }
     for (name, server) in &servers {
         let seen: Vec<_> = server.clients().snapshot().into_keys().collect();
-        assert_eq!(seen, [IpAddr::V4(GATEWAY_FABRIC), twin(GATEWAY_FABRIC).into()], "what {name} sees");
+        assert_eq!(seen, [IpAddr::V4(GATEWAY_FABRIC), ipv6_of(GATEWAY_FABRIC).into()], "what {name} sees");
     }
     let flows = lab.show("flows")?;
     let of_v6 =
@@ -116,7 +116,7 @@ fn datagrams_and_segments_up_to_the_mtu_arrive_intact_with_right_checksums() -> 
     }
 
     let exchange = Exchange::Echo { len: 2 << 20, greeting: Greeting::Name };
-    let target = SocketAddr::from((twin([10, 96, 0, 11].into()), 90));
+    let target = SocketAddr::from((ipv6_of([10, 96, 0, 11].into()), 90));
     let options = StreamOptions::new(target, 6, Duration::from_secs(1), exchange);
     let report = lab.client().enter(|| stream::run(options, Show::Nothing, &Stop::default()))??;
     assert_eq!(report.failures(), 0, "{report:?}");
@@ -145,7 +145,7 @@ fn with_local_traffic_policy_backends_see_the_client_and_direct_connections_go_o
     lab.topology.client().route("203.0.113.0/24", GATEWAY_UPLINK)?;
     wait_for_backends(&lab, 2)?;
 
-    let balancer = SocketAddr::from((twin(BALANCER), 80));
+    let balancer = SocketAddr::from((ipv6_of(BALANCER), 80));
     let names = |target: SocketAddr, count: usize| -> Result<Vec<String>> {
         lab.client().enter(|| (0..count).map(|_| get_from_here(target)).collect())?
     };

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -277,15 +277,10 @@ fn greeting(target: SocketAddr) -> Result<String> {
 
 /// Waits until `condition` finds something, at most [`CLUSTER_LIMIT`].
 fn cluster_eventually<T>(what: &str, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    #[expect(clippy::disallowed_methods, reason = "a test that waits has to end")]
-    let deadline = Instant::now() + CLUSTER_LIMIT;
-    loop {
-        if let Some(found) = condition()? {
-            return Ok(found);
-        }
-        #[expect(clippy::disallowed_methods, reason = "a test that waits has to end")]
-        let now = Instant::now();
-        ensure!(now < deadline, "not within {CLUSTER_LIMIT:?}: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
+    let mut found = None;
+    support::eventually_within(CLUSTER_LIMIT, Duration::from_millis(20), what, || {
+        found = condition()?;
+        Ok(found.is_some())
+    })?;
+    found.context("the wait ends with what was found")
 }

@@ -13,7 +13,7 @@ use std::{
 use anyhow::Result;
 use flowgate_benches::lab::{
     manifests::{L4Protocol, ServiceSpec},
-    topology::{FABRIC, Host, twin},
+    topology::{FABRIC, Host, ipv6_of},
 };
 use support::{Lab, eventually, get_from_here, number, rows};
 
@@ -25,7 +25,7 @@ const ANYWHERE: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 9);
 fn with_anycast_backend(lab: &Lab) -> Result<()> {
     for host in lab.topology.backends() {
         host.namespace.ip(&format!("addr add {ANYWHERE}/32 dev lo"))?;
-        host.namespace.ip(&format!("addr add {}/128 dev lo nodad", twin(ANYWHERE)))?;
+        host.namespace.ip(&format!("addr add {}/128 dev lo nodad", ipv6_of(ANYWHERE)))?;
     }
     let service = ServiceSpec::single("web", CLUSTER_IP, L4Protocol::Tcp, 80, 8080).dual_stack();
     lab.gateway.manifests().apply(&service, &[ANYWHERE])?;
@@ -33,7 +33,7 @@ fn with_anycast_backend(lab: &Lab) -> Result<()> {
 }
 
 fn targets() -> [SocketAddr; 2] {
-    [SocketAddr::from((CLUSTER_IP, 80)), SocketAddr::from((twin(CLUSTER_IP), 80))]
+    [SocketAddr::from((CLUSTER_IP, 80)), SocketAddr::from((ipv6_of(CLUSTER_IP), 80))]
 }
 
 /// Who answers so many connections.

@@ -100,13 +100,14 @@ pub(crate) fn client_tuple(flow: u32) -> FiveTuple4 {
     }
 }
 
-/// The twin of a tuple in IPv6.
-pub(crate) fn twin(tuple: &FiveTuple4) -> FiveTuple6 {
+/// The same flow over IPv6, with the addresses of [`ipv6_of`].
+pub(crate) fn tuple_v6(tuple: &FiveTuple4) -> FiveTuple6 {
     let FiveTuple { protocol, src, dst, src_port, dst_port } = *tuple;
-    FiveTuple { protocol, src: twin_addr(src), dst: twin_addr(dst), src_port, dst_port }
+    FiveTuple { protocol, src: ipv6_of(src), dst: ipv6_of(dst), src_port, dst_port }
 }
 
-fn twin_addr(addr: Ipv4Addr) -> Ipv6Addr {
+/// 2001:db8::/96 with the IPv4 address in the low 32 bits.
+fn ipv6_of(addr: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(addr.to_bits()))
 }
 
@@ -145,12 +146,12 @@ impl Random {
     }
 }
 
-/// Tables of a gateway with two interfaces, routes both ways, and one Service with 64 backends; in IPv4, or
-/// their twins.
+/// Tables of a gateway with two interfaces, routes both ways, and one Service with 64 backends, all in
+/// one family.
 pub(crate) fn tables(family: Family) -> Tables {
     let ip = |addr: Ipv4Addr| match family {
         Family::V4 => IpAddr::V4(addr),
-        Family::V6 => IpAddr::V6(twin_addr(addr)),
+        Family::V6 => IpAddr::V6(ipv6_of(addr)),
     };
     let backends: Vec<Ipv4Addr> = (1..=64).map(|n| Ipv4Addr::new(10, 244, 0, n + 10)).collect();
     let endpoint = |addr: &Ipv4Addr| EndpointSpec { addr: ip(*addr), port: L4Port::new(8080), weight: 1 };

@@ -4,7 +4,7 @@
 //! from one minute to the next. Figures of virtual Ethernet are not figures of a network card.
 
 mod report;
-mod rig;
+mod test_bed;
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::interrupt;
 use crate::error::{Error, Result};
 use crate::loadgen::stop::Stop;
 use report::{Round, round_table};
-use rig::{Rig, Sample};
+use test_bed::{Sample, TestBed};
 
 pub use report::{BenchReport, PerFlows};
 
@@ -54,17 +54,17 @@ const MANY_FLOWS: u32 = 100_000;
 /// Runs all rounds, prints a table of each, and returns the figures.
 pub fn bench(options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<BenchReport> {
     check(options)?;
-    let rig = Rig::build(options)?;
+    let bed = TestBed::build(options)?;
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
         // The order alternates, so that neither side always follows the other.
         let (bare, few, many) = if number % 2 == 1 {
-            let bare = bare(&rig, options, flowgate, stop)?;
-            let (few, many) = gateway(&rig, options, flowgate, stop)?;
+            let bare = bare(&bed, options, flowgate, stop)?;
+            let (few, many) = gateway(&bed, options, flowgate, stop)?;
             (bare, few, many)
         } else {
-            let (few, many) = gateway(&rig, options, flowgate, stop)?;
-            (bare(&rig, options, flowgate, stop)?, few, many)
+            let (few, many) = gateway(&bed, options, flowgate, stop)?;
+            (bare(&bed, options, flowgate, stop)?, few, many)
         };
         let round = Round { bare, few, many };
         say(round_table(number, &round));
@@ -89,19 +89,19 @@ fn check(options: &BenchOptions) -> Result<()> {
     Ok(())
 }
 
-fn bare(rig: &Rig, options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<Sample> {
+fn bare(bed: &TestBed, options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<Sample> {
     interrupt::check(stop)?;
-    let forwarder = rig.start_bare_forwarder(flowgate, options.worker_cpu)?;
-    let sample = rig.measure(FEW_FLOWS, options, stop)?;
+    let forwarder = bed.start_bare_forwarder(flowgate, options.worker_cpu)?;
+    let sample = bed.measure(FEW_FLOWS, options, stop)?;
     forwarder.stop()?;
     Ok(sample)
 }
 
-fn gateway(rig: &Rig, options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<(Sample, Sample)> {
+fn gateway(bed: &TestBed, options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<(Sample, Sample)> {
     interrupt::check(stop)?;
-    let gateway = rig.start_gateway(flowgate, options.worker_cpu)?;
-    let few = rig.measure(FEW_FLOWS, options, stop)?;
-    let many = rig.measure(MANY_FLOWS, options, stop)?;
+    let gateway = bed.start_gateway(flowgate, options.worker_cpu)?;
+    let few = bed.measure(FEW_FLOWS, options, stop)?;
+    let many = bed.measure(MANY_FLOWS, options, stop)?;
     gateway.detach()?;
     Ok((few, many))
 }

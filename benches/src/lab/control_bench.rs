@@ -8,7 +8,7 @@
 mod events;
 mod prober;
 mod report;
-mod rig;
+mod test_bed;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::loadgen::stop::Stop;
 use events::SliceEvents;
 use report::Samples;
-use rig::{Forwarder, Rig};
+use test_bed::{Forwarder, TestBed};
 
 pub use report::ControlBenchReport;
 
@@ -47,25 +47,25 @@ pub fn control_bench(
     flowgate: &Path,
     stop: &Stop,
 ) -> Result<ControlBenchReport> {
-    let mut rig = Rig::build(options)?;
-    let before = rig.start(Forwarder::Flowgate(flowgate))?;
+    let mut bed = TestBed::build(options)?;
+    let before = bed.start(Forwarder::Flowgate(flowgate))?;
     let baseline_rss_mb = before.rss_mb()?;
     drop(before);
     interrupt::check(stop)?;
     let begin = clock::now();
-    rig.create_services(options)?;
+    bed.create_services(options)?;
     say(format!("created in {:.0} s", begin.elapsed().as_secs_f64()));
-    let events = SliceEvents::start(&rig.client(), rig::MEASURED_LABEL)?;
+    let events = SliceEvents::start(&bed.client(), test_bed::MEASURED_LABEL)?;
 
     let mut outcomes = Vec::new();
     for forwarder in [Forwarder::Flowgate(flowgate), Forwarder::KubeProxy] {
         interrupt::check(stop)?;
         say(format!("{}: cold start", forwarder.name()));
         // From the start of the process; whatever it does before it forwards is part of it.
-        let running = rig.start_and_await_all(forwarder, stop)?;
+        let running = bed.start_and_await_all(forwarder, stop)?;
         say(format!("    {:.2} s until every measured Service answers", running.cold_start.as_secs_f64()));
         say(format!("{}: {} changes of endpoints", forwarder.name(), options.changes));
-        let samples = changes(&mut rig, &events, options, stop)?;
+        let samples = changes(&mut bed, &events, options, stop)?;
         say(format!("    {}", samples.line()));
         let rss_mb = running.instance.rss_mb()?;
         say(format!("    resident memory {rss_mb:.0} MB"));
@@ -80,7 +80,7 @@ pub fn control_bench(
 
 /// Moves one Service after the other from its endpoints to others, at uneven intervals, and takes the times.
 fn changes(
-    rig: &mut Rig,
+    bed: &mut TestBed,
     events: &SliceEvents,
     options: &ControlBenchOptions,
     stop: &Stop,
@@ -90,9 +90,9 @@ fn changes(
     let mut pause = uneven_pauses();
     for number in 0..options.changes {
         interrupt::sleep(stop, pause.next().expect("pauses never end"))?;
-        let (service, backend) = rig.next_move(number);
-        let watch = rig.watch(service, backend)?;
-        let written = rig.write(service, backend)?;
+        let (service, backend) = bed.next_move(number);
+        let watch = bed.watch(service, backend)?;
+        let written = bed.write(service, backend)?;
         let event = events.await_version(&written)?;
         let seen = watch.await_all(CHANGE_LIMIT, stop)?;
         samples.add(after(event, seen));

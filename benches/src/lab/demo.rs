@@ -15,7 +15,7 @@ use super::sample::{
     self, BALANCER, DUAL_STACK, DUAL_STACK_NODE_PORT, FILE_LEN, MYSQL, NGINX, PACKETS, PACKETS_SINK,
     SampleCluster, UDP_ECHO,
 };
-use super::topology::{GATEWAY_UPLINK, Host, twin};
+use super::topology::{GATEWAY_UPLINK, Host, ipv6_of};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::loadgen::packets::{self, PacketOptions};
@@ -148,7 +148,7 @@ fn requests_of_both_families(steps: &mut Steps<'_>, cluster: &SampleCluster, sto
         ("ClusterIP", DUAL_STACK, 80),
         ("NodePort", GATEWAY_UPLINK, DUAL_STACK_NODE_PORT),
     ] {
-        for target in [SocketAddr::from((address, port)), SocketAddr::from((twin(address), port))] {
+        for target in [SocketAddr::from((address, port)), SocketAddr::from((ipv6_of(address), port))] {
             steps.step(&format!("my-nginx-dual-stack at http://{target}/ ({how})"), |findings| {
                 let answer = await_answer(client, target)?;
                 findings.detail(format!("answer: {}", answer.trim()));
@@ -161,7 +161,7 @@ fn requests_of_both_families(steps: &mut Steps<'_>, cluster: &SampleCluster, sto
         }
     }
     let (address, port) = UDP_ECHO;
-    let target = SocketAddr::from((twin(address.into()), port));
+    let target = SocketAddr::from((ipv6_of(address.into()), port));
     steps.step(&format!("udp-echo at {target}: UDP over IPv6, 1,000 per second"), |findings| {
         let probe = UdpOptions::new(target, 1000, Duration::from_secs(1));
         let report = client.enter(|| udp::run(&probe, Show::Nothing, stop))??;

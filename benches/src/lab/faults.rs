@@ -3,13 +3,13 @@
 //! Each case has a network and a gateway of its own and ends with figures: the connections that were lost although their
 //! backend lived, the longest silence where it matters, and what was not as it must be.
 
+pub(super) mod case_result;
 pub(super) mod cases;
-pub(super) mod figures;
+pub(super) mod gateway_state;
 pub(super) mod load;
 mod raw;
 mod report;
-pub(super) mod rig;
-pub(super) mod show;
+pub(super) mod test_bed;
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -18,7 +18,7 @@ use super::interrupt;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::loadgen::stop::Stop;
-use figures::Figures;
+use case_result::CaseResult;
 
 pub use report::FaultReport;
 
@@ -40,7 +40,7 @@ impl Default for FaultOptions {
 }
 
 /// What a case is given.
-pub(in crate::lab) struct Setting<'a> {
+pub(in crate::lab) struct CaseContext<'a> {
     pub(in crate::lab) flowgate: &'a Path,
     pub(in crate::lab) connections: usize,
     pub(in crate::lab) seed: u64,
@@ -51,7 +51,7 @@ pub(in crate::lab) struct Setting<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Case {
     pub(super) name: &'static str,
-    pub(super) run: fn(&Setting<'_>, &mut Figures) -> Result<()>,
+    pub(super) run: fn(&CaseContext<'_>, &mut CaseResult) -> Result<()>,
 }
 
 /// The names of all cases, in their order.
@@ -69,7 +69,7 @@ pub fn faults(options: &FaultOptions, flowgate: &Path, stop: &Stop) -> Result<Fa
     if options.connections < 8 {
         return Err(Error::Option("the cases need at least 8 connections: some of each kind".into()));
     }
-    let setting = Setting { flowgate, connections: options.connections, seed: options.seed, stop };
+    let context = CaseContext { flowgate, connections: options.connections, seed: options.seed, stop };
     let mut report = FaultReport::default();
     for case in cases::all() {
         if !options.cases.is_empty() && !options.cases.iter().any(|name| name == case.name) {
@@ -77,15 +77,15 @@ pub fn faults(options: &FaultOptions, flowgate: &Path, stop: &Stop) -> Result<Fa
         }
         interrupt::check(stop)?;
         let begin = clock::now();
-        let mut figures = Figures::default();
-        match (case.run)(&setting, &mut figures) {
+        let mut result = CaseResult::default();
+        match (case.run)(&context, &mut result) {
             Err(Error::Interrupted) => return Err(Error::Interrupted),
-            Err(error) => figures.fail(error.to_string()),
+            Err(error) => result.fail(error.to_string()),
             Ok(()) => {}
         }
-        figures.figure("seconds", begin.elapsed().as_secs_f64());
-        say(&figures.line(case.name));
-        report.add(case.name, figures);
+        result.record("seconds", begin.elapsed().as_secs_f64());
+        say(&result.line(case.name));
+        report.add(case.name, result);
     }
     Ok(report)
 }

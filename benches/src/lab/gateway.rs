@@ -9,6 +9,7 @@ use std::process::{Command, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::manifests::ManifestDir;
@@ -126,6 +127,13 @@ impl Gateway {
         let mut command = Command::new(&self.options.binary);
         command.arg("show").args(what).arg("--socket").arg(self.socket_path());
         self.namespace.check(command)
+    }
+
+    /// Runs `flowgate show VIEW -o json` and parses what it prints.
+    pub fn show_json(&self, view: &str) -> Result<Value> {
+        let text = self.show(&[view, "-o", "json", "--limit", "100000"])?;
+        serde_json::from_str(&text)
+            .map_err(|error| Error::State(format!("`show {view} -o json` printed {text:?}: {error}")))
     }
 
     /// Waits until the gateway lists a Service.
@@ -258,6 +266,11 @@ impl Gateway {
             self.options.extra_config,
         )
     }
+}
+
+/// The elements of a JSON array, as `show` prints one; empty if the value is not an array.
+pub fn rows(value: &Value) -> std::slice::Iter<'_, Value> {
+    value.as_array().map_or(&[][..], Vec::as_slice).iter()
 }
 
 /// A guarded command, confined to some cores if asked.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::topology::twin;
+use super::topology::ipv6_of;
 use crate::error::{Error, Result};
 
 /// A directory of manifests.
@@ -75,7 +75,7 @@ pub struct ServiceSpec {
 pub enum Families {
     /// IPv4.
     V4,
-    /// IPv4 first, and IPv6 with the [`twin`]s of ClusterIP and backends.
+    /// Both families, IPv4 first; ClusterIP and backends have the IPv6 addresses of [`ipv6_of`].
     Dual,
 }
 
@@ -155,7 +155,7 @@ impl ServiceSpec {
         let (policy, families, addresses) = match self.families {
             Families::V4 => ("SingleStack", "IPv4", cluster_ip.to_string()),
             Families::Dual => {
-                ("RequireDualStack", "IPv4, IPv6", format!("{cluster_ip}, \"{}\"", twin(*cluster_ip)))
+                ("RequireDualStack", "IPv4, IPv6", format!("{cluster_ip}, \"{}\"", ipv6_of(*cluster_ip)))
             }
         };
         let mut yaml = format!(
@@ -181,7 +181,8 @@ impl ServiceSpec {
         match self.families {
             Families::V4 => v4,
             Families::Dual => {
-                let v6 = self.slice_yaml("IPv6", backends.iter().map(|&backend| IpAddr::V6(twin(backend))));
+                let v6 =
+                    self.slice_yaml("IPv6", backends.iter().map(|&backend| IpAddr::V6(ipv6_of(backend))));
                 format!("{v4}---\n{v6}")
             }
         }

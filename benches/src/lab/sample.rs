@@ -10,7 +10,7 @@ use super::gateway::{Gateway, GatewayOptions};
 use super::manifests::{L4Protocol, ServiceSpec};
 use super::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer};
 use super::servers::nginx::Nginx;
-use super::topology::{GATEWAY_UPLINK, HOST_INTERFACE, Host, Topology, TopologyOptions, twin};
+use super::topology::{GATEWAY_UPLINK, HOST_INTERFACE, Host, Topology, TopologyOptions, ipv6_of};
 use crate::error::{Error, Result};
 use crate::loadgen::packets::{Sink, SinkAction, SinkOptions};
 
@@ -18,9 +18,9 @@ use crate::loadgen::packets::{Sink, SinkAction, SinkOptions};
 pub const NGINX: ([u8; 4], u16) = ([10, 96, 0, 80], 80);
 /// The NodePort of Service `my-nginx-nodeport`.
 pub const NGINX_NODE_PORT: u16 = 30380;
-/// The IPv4 ClusterIP of Service `my-nginx-dual-stack`; its IPv6 one is the [`twin`].
+/// The IPv4 ClusterIP of Service `my-nginx-dual-stack`; its IPv6 one is [`ipv6_of`] it.
 pub const DUAL_STACK: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 82);
-/// Its IPv4 address at the load balancer; its IPv6 one is the [`twin`].
+/// Its IPv4 address at the load balancer; its IPv6 one is [`ipv6_of`] it.
 pub const BALANCER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
 /// Its NodePort.
 pub const DUAL_STACK_NODE_PORT: u16 = 30382;
@@ -179,7 +179,7 @@ pub fn node_port_address() -> SocketAddr {
 /// The EndpointSlices of all nginx Services, as `config/manifests` has them.
 fn web_endpoints(addresses: &[Ipv4Addr]) -> String {
     let v4: Vec<_> = addresses.iter().map(|&address| IpAddr::V4(address)).collect();
-    let v6: Vec<_> = addresses.iter().map(|&address| IpAddr::V6(twin(address))).collect();
+    let v6: Vec<_> = addresses.iter().map(|&address| IpAddr::V6(ipv6_of(address))).collect();
     let slices = [
         ("my-nginx", "my-nginx-1", &v4),
         ("my-nginx-nodeport", "my-nginx-nodeport-1", &v4),
@@ -222,10 +222,10 @@ mod tests {
         for needle in [
             format!("clusterIP: {nginx}\n"),
             format!("clusterIP: {mysql}\n"),
-            format!("clusterIPs: [{DUAL_STACK}, \"{}\"]\n", twin(DUAL_STACK)),
+            format!("clusterIPs: [{DUAL_STACK}, \"{}\"]\n", ipv6_of(DUAL_STACK)),
             format!("nodePort: {DUAL_STACK_NODE_PORT}"),
             format!("ip: {BALANCER}\n"),
-            format!("ip: \"{}\"\n", twin(BALANCER)),
+            format!("ip: \"{}\"\n", ipv6_of(BALANCER)),
             format!("nodePort: {NGINX_NODE_PORT}"),
             format!("port: {}\n", MYSQL.1),
             format!("ip: {MYSQL_HOST}\n"),

@@ -8,17 +8,17 @@ mod traces;
 use std::path::Path;
 use std::time::Duration;
 
+use super::faults::case_result::CaseResult;
 use super::faults::cases::attack::Random;
 use super::faults::cases::flood::{ATTACK, attach_attacker};
 use super::faults::cases::leak::Watch;
-use super::faults::figures::Figures;
 use super::faults::load::{Load, Work};
-use super::faults::rig::{Rig, RigOptions, datagram_targets, stream_targets};
-use super::faults::show::{rows, show};
-use super::faults::{Setting, say};
+use super::faults::test_bed::{TestBed, TestBedOptions, datagram_targets, stream_targets};
+use super::faults::{CaseContext, say};
 use super::interrupt;
 use crate::clock;
 use crate::error::Result;
+use crate::lab::gateway::rows;
 use crate::loadgen::progress::Show;
 use crate::loadgen::stop::Stop;
 use crate::loadgen::udp::{self, UdpOptions, UdpReport};
@@ -43,86 +43,86 @@ pub struct SoakOptions {
 /// What a soak came to.
 #[derive(Debug)]
 pub struct SoakReport {
-    figures: Figures,
+    result: CaseResult,
 }
 
 impl SoakReport {
     /// Whether everything was as it must be.
     pub fn is_success(&self) -> bool {
-        !self.figures.failed()
+        !self.result.failed()
     }
 
     /// The report as one line of JSON.
     pub fn json(self) -> String {
-        self.figures.json().to_string()
+        self.result.json().to_string()
     }
 }
 
 /// Runs for the set time, then looks at what was lost and what is left.
 pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakReport> {
-    let setting = Setting { flowgate, connections: options.connections, seed: options.seed, stop };
+    let context = CaseContext { flowgate, connections: options.connections, seed: options.seed, stop };
     let attacker = Namespace::new("attacker")?;
-    let rig_options = RigOptions { interfaces: vec![ATTACK.into()], ..RigOptions::default() };
-    let mut rig = Rig::build(&setting, rig_options, |topology| {
+    let bed_options = TestBedOptions { interfaces: vec![ATTACK.into()], ..TestBedOptions::default() };
+    let mut bed = TestBed::build(&context, bed_options, |topology| {
         attach_attacker(topology, &attacker)?;
         actions::prepare(topology)
     })?;
-    let mut figures = Figures::default();
-    let secret: Vec<_> = rig.topology.backends().iter().map(|host| host.address.into()).collect();
-    let watch = Watch::start(rig.client(), secret)?;
-    let web = rig.web_load(options.connections / 2)?;
+    let mut result = CaseResult::default();
+    let secret: Vec<_> = bed.topology.backends().iter().map(|host| host.address.into()).collect();
+    let watch = Watch::start(bed.client(), secret)?;
+    let web = bed.web_load(options.connections / 2)?;
     let work = Work::echo(2048, Duration::from_millis(300));
-    let streams = Load::start(rig.client(), &stream_targets(), options.connections / 2, &work)?;
-    let own = rig.own_load()?;
-    let datagrams = Datagrams::start(rig.client())?;
+    let streams = Load::start(bed.client(), &stream_targets(), options.connections / 2, &work)?;
+    let own = bed.own_load()?;
+    let datagrams = Datagrams::start(bed.client())?;
 
     let mut memory = Memory::default();
-    let mut actions = Actions::new(&rig, attacker, Random(options.seed));
+    let mut actions = Actions::new(&bed, attacker, Random(options.seed));
     let deadline = clock::now() + options.duration;
     while clock::now() < deadline {
         interrupt::check(stop)?;
-        let name = actions.next(&mut rig)?;
-        memory.sample(&rig)?;
+        let name = actions.next(&mut bed)?;
+        memory.sample(&bed)?;
         let left = deadline.saturating_duration_since(clock::now()).as_secs();
         say(&format!("{name}; {left} s left, {} answers so far", web.exchanges() + streams.exchanges()));
     }
-    actions.settle(&mut rig)?;
+    actions.settle(&mut bed)?;
     web.await_answers()?;
     streams.await_answers()?;
 
-    datagrams.end(&mut figures)?;
+    datagrams.end(&mut result)?;
     for (who, load) in [("http", web), ("stream", streams), ("node", own)] {
-        load.finish(who, &mut figures)?;
+        load.finish(who, &mut result)?;
     }
     let (seen, leaked) = watch.end()?;
-    figures.figure("packets_seen", seen);
-    figures.expect(leaked.is_empty(), || format!("a backend's address was seen outside: {leaked:?}"));
-    memory.judge(&mut figures);
-    counters(&rig, &mut figures)?;
-    rig.check_end(&mut figures, actions.panics());
-    actions.count(&mut figures);
-    traces::check(rig, &mut figures)?;
-    say(&figures.line("soak"));
-    Ok(SoakReport { figures })
+    result.record("packets_seen", seen);
+    result.expect(leaked.is_empty(), || format!("a backend's address was seen outside: {leaked:?}"));
+    memory.judge(&mut result);
+    counters(&bed, &mut result)?;
+    bed.check_end(&mut result, actions.panics());
+    actions.count(&mut result);
+    traces::check(bed, &mut result)?;
+    say(&result.line("soak"));
+    Ok(SoakReport { result })
 }
 
 /// What workers counted must add up: a packet that came was sent, ended for a reason, or still waits for a neighbour.
-fn counters(rig: &Rig, figures: &mut Figures) -> Result<()> {
-    let workers = show(&rig.gateway, "workers")?;
+fn counters(bed: &TestBed, result: &mut CaseResult) -> Result<()> {
+    let workers = bed.gateway.show_json("workers")?;
     for worker in rows(&workers) {
         let count = |name: &str| worker[name].as_u64().unwrap_or_default();
         let event = |name: &str| {
-            let of_name = rows(&worker["events"]).iter().find(|event| event[0] == name);
+            let of_name = rows(&worker["events"]).find(|event| event[0] == name);
             of_name.and_then(|event| event[1].as_u64()).unwrap_or_default()
         };
         // A refused packet has ended, and its refusal is sent.
         let answers = event("rejects_sent") + event("errors_sent");
         let (received, done) = (count("rx_packets"), count("tx_packets") + count("drops"));
         let adds_up = done.saturating_sub(answers) <= received && received <= done + WAITING;
-        figures.expect(received > 0 && adds_up, || format!("the counters do not add up: {worker}"));
-        figures.expect(worker["state"] == "running", || format!("a worker does not run: {worker}"));
+        result.expect(received > 0 && adds_up, || format!("the counters do not add up: {worker}"));
+        result.expect(worker["state"] == "running", || format!("a worker does not run: {worker}"));
     }
-    figures.expect(!rows(&workers).is_empty(), || "there are no workers".into());
+    result.expect(rows(&workers).len() > 0, || "there are no workers".into());
     Ok(())
 }
 
@@ -147,19 +147,19 @@ impl Datagrams {
         Ok(Self { stop, threads })
     }
 
-    fn end(self, figures: &mut Figures) -> Result<()> {
+    fn end(self, result: &mut CaseResult) -> Result<()> {
         self.stop.stop();
         let (mut sent, mut lost) = (0, 0);
         for thread in self.threads {
             let report = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             (sent, lost) = (sent + report.sent, lost + report.lost);
-            figures.expect(report.mismatches == 0, || {
+            result.expect(report.mismatches == 0, || {
                 format!("{} datagrams came back damaged from {}", report.mismatches, report.target)
             });
-            figures.expect(report.received > 0, || format!("no datagram came back from {}", report.target));
+            result.expect(report.received > 0, || format!("no datagram came back from {}", report.target));
         }
-        figures.figure("datagrams_sent", sent);
-        figures.figure("datagrams_lost", lost);
+        result.record("datagrams_sent", sent);
+        result.record("datagrams_lost", lost);
         Ok(())
     }
 }

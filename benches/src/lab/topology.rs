@@ -1,14 +1,14 @@
-//! The shape of the lab: who is wired to whom, with which addresses.
+//! The lab's network: namespaces, links and addresses.
 //!
 //! ```text
 //! client 192.0.2.10 --- up0 192.0.2.1 gateway 10.244.0.1 fab0 --- bridge --- backend-1 10.244.0.11
 //!                                                                        \-- backend-2 10.244.0.12 ...
 //! ```
-//! Everybody has an IPv6 address too, the [`twin`] of the other: 10.244.0.11 is 2001:db8:10:244::11. Addresses are used at
-//! once, without the check for duplicates (RFC 4862 section 5.4), and nobody asks for routers.
+//! Each interface also has an IPv6 address, by [`ipv6_of`]: 10.244.0.11 has 2001:db8:10:244::11. Duplicate address
+//! detection (RFC 4862 section 5.4) and router solicitation are off, so that addresses are usable at once.
 //!
 //! Offloads stay as the kernel sets them: frames of local stacks arrive at the gateway with partial checksums, as they do
-//! on a real node, and completing them is the gateway's work.
+//! on a real node, and the gateway has to complete them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::thread;
@@ -31,7 +31,7 @@ pub const SERVICE_RANGE: &str = "10.96.0.0/12";
 
 /// The IPv6 address that goes with an IPv4 address of the lab. It reads alike: each octet, as it is written in decimal,
 /// is a group. The first two octets are the network, a /64.
-pub const fn twin(address: Ipv4Addr) -> Ipv6Addr {
+pub const fn ipv6_of(address: Ipv4Addr) -> Ipv6Addr {
     const fn group(octet: u8) -> u16 {
         let octet = octet as u16;
         octet / 100 * 0x100 + octet / 10 % 10 * 0x10 + octet % 10
@@ -74,7 +74,7 @@ pub struct Host {
     pub name: String,
     /// Its address.
     pub address: Ipv4Addr,
-    /// Its IPv6 address, the [`twin`] of the other.
+    /// Its IPv6 address, by [`ipv6_of`].
     pub address_v6: Ipv6Addr,
     /// Where its processes and sockets live.
     pub namespace: Namespace,
@@ -156,9 +156,9 @@ impl Topology {
         link.connect(&self.fabric, &port, &namespace, HOST_INTERFACE)?;
         join_bridge(&self.fabric, &port)?;
         configure_host(&namespace, address)?;
-        let address_v6 = add_twin(&namespace, HOST_INTERFACE, address)?;
+        let address_v6 = add_ipv6_address(&namespace, HOST_INTERFACE, address)?;
         namespace.ip(&format!("route add default via {GATEWAY_FABRIC}"))?;
-        namespace.ip(&format!("route add default via {}", twin(GATEWAY_FABRIC)))?;
+        namespace.ip(&format!("route add default via {}", ipv6_of(GATEWAY_FABRIC)))?;
         let host = Host { name: name.to_owned(), address, address_v6, namespace };
         self.backends.push(host.clone());
         Ok(host)
@@ -192,7 +192,7 @@ impl Topology {
         self.gateway.ip(&format!("link set {FABRIC} address {}", ethernet.trim()))?;
         join_bridge(&self.fabric, GATEWAY_PORT)?;
         self.gateway.ip(&format!("addr add {GATEWAY_FABRIC}/24 dev {FABRIC}"))?;
-        add_twin(&self.gateway, FABRIC, GATEWAY_FABRIC).map(drop)
+        add_ipv6_address(&self.gateway, FABRIC, GATEWAY_FABRIC).map(drop)
     }
 
     /// Gives each namespace a name under `/run/netns`: `prefix` plus `client`, `gateway` or the name of the backend.
@@ -231,7 +231,7 @@ impl Topology {
             }
             let address = nth(FIRST_CLIENT, number);
             configure_host(&namespace, address)?;
-            let address_v6 = add_twin(&namespace, HOST_INTERFACE, address)?;
+            let address_v6 = add_ipv6_address(&namespace, HOST_INTERFACE, address)?;
             let host = Host { name, address, address_v6, namespace };
             host.route(SERVICE_RANGE, GATEWAY_UPLINK)?;
             // Backends of Services that keep the client's address, and the gateway's far side.
@@ -244,7 +244,7 @@ impl Topology {
     fn configure_gateway(&self) -> Result<()> {
         for (interface, address) in [(UPLINK, GATEWAY_UPLINK), (FABRIC, GATEWAY_FABRIC)] {
             self.gateway.ip(&format!("addr add {address}/24 dev {interface}"))?;
-            add_twin(&self.gateway, interface, address)?;
+            add_ipv6_address(&self.gateway, interface, address)?;
         }
         self.gateway.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         self.gateway.sysctl("net/ipv4/ip_forward", "1")
@@ -252,12 +252,12 @@ impl Topology {
 }
 
 impl Host {
-    /// Adds a route to an IPv4 network, and one to the network of its [`twin`]s.
+    /// Adds a route to an IPv4 network, and one to the IPv6 network that [`ipv6_of`] maps it to.
     pub fn route(&self, network: &str, via: Ipv4Addr) -> Result<()> {
         let first = network.split('/').next().and_then(|first| first.parse().ok());
         let first = first.ok_or_else(|| Error::Option(format!("{network} is no IPv4 network")))?;
         self.namespace.ip(&format!("route add {network} via {via}"))?;
-        self.namespace.ip(&format!("route add {}/64 via {}", twin(first), twin(via))).map(drop)
+        self.namespace.ip(&format!("route add {}/64 via {}", ipv6_of(first), ipv6_of(via))).map(drop)
     }
 }
 
@@ -315,12 +315,16 @@ pub(crate) fn configure_host(namespace: &Namespace, address: Ipv4Addr) -> Result
     namespace.ip(&format!("addr add {address}/24 dev {HOST_INTERFACE}")).map(drop)
 }
 
-/// Lets an interface speak IPv6, with the [`twin`] of its address.
-pub(crate) fn add_twin(namespace: &Namespace, interface: &str, address: Ipv4Addr) -> Result<Ipv6Addr> {
+/// Enables IPv6 on an interface and adds the address that [`ipv6_of`] gives.
+pub(crate) fn add_ipv6_address(
+    namespace: &Namespace,
+    interface: &str,
+    address: Ipv4Addr,
+) -> Result<Ipv6Addr> {
     for (key, value) in [("accept_dad", "0"), ("router_solicitations", "0"), ("disable_ipv6", "0")] {
         namespace.sysctl(&format!("net/ipv6/conf/{interface}/{key}"), value)?;
     }
-    let address = twin(address);
+    let address = ipv6_of(address);
     namespace.ip(&format!("addr add {address}/64 dev {interface} nodad"))?;
     Ok(address)
 }
@@ -334,13 +338,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_twin_reads_like_the_address() {
+    fn an_ipv6_address_reads_like_its_ipv4_address() {
         for (address, reads) in [
             (FIRST_BACKEND, "2001:db8:10:244::11"),
             (FIRST_CLIENT, "2001:db8:192::2:10"),
             (Ipv4Addr::new(203, 0, 113, 255), "2001:db8:203::113:255"),
         ] {
-            assert_eq!(twin(address).to_string(), reads);
+            assert_eq!(ipv6_of(address).to_string(), reads);
         }
     }
 }

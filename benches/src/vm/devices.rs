@@ -5,12 +5,12 @@
 //! ```text
 //! client 192.0.2.10 --- tap === NIC 192.0.2.1 machine 10.244.0.1 NIC === tap --- backend 10.244.0.11
 //! ```
-//! with the IPv6 [`twin`](crate::lab::topology::twin) of each address.
+//! and each address has its IPv6 one, by [`ipv6_of`](crate::lab::topology::ipv6_of).
 
 mod http;
 mod report;
-mod rig;
 mod steps;
+mod test_bed;
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::lab::faults::say;
 use crate::lab::interrupt;
 use crate::loadgen::stop::Stop;
-use rig::Rig;
+use test_bed::TestBed;
 
 pub use report::DeviceReport;
 
@@ -106,25 +106,25 @@ impl Device {
 
 /// Boots the machine and does everything to it.
 pub fn device(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<DeviceReport> {
-    let mut rig = Rig::boot(options, flowgate, stop)?;
-    say(&format!("{} on Linux {}", options.device.name(), rig.kernel_release()));
+    let mut bed = TestBed::boot(options, flowgate, stop)?;
+    say(&format!("{} on Linux {}", options.device.name(), bed.kernel_release()));
     let expected = options.xdp.is_empty().then(|| options.device.expected());
-    let mut report = DeviceReport::new(options.device.name(), rig.kernel_release(), options.queues, expected);
+    let mut report = DeviceReport::new(options.device.name(), bed.kernel_release(), options.queues, expected);
     for (name, step) in steps::ALL {
         interrupt::check(stop)?;
-        let outcome = step(&mut rig, &mut report);
+        let outcome = step(&mut bed, &mut report);
         let words = match outcome {
             Ok(words) => words,
             Err(interrupted @ Error::Interrupted) => return Err(interrupted),
             Err(error) => {
                 report.fail(name);
-                format!("failed: {error}\n{}", rig.state())
+                format!("failed: {error}\n{}", bed.state())
             }
         };
         say(&format!("  {name}: {words}"));
         report.note(name, words.lines().next().unwrap_or_default());
     }
-    if let Err(error) = rig.end() {
+    if let Err(error) = bed.end() {
         report.fail("end");
         say(&format!("  end: failed: {error}"));
     }

@@ -12,7 +12,7 @@ use crate::loadgen::stop::Stop;
 /// What the lab in the machine is made of. (IPv6 is built into all of Debian's kernels, and no module at all in 7.2.)
 const LAB_MODULES: [&str; 2] = ["veth", "bridge"];
 /// For one test program: inside everything takes many times as long.
-const LIMIT: Duration = Duration::from_secs(900);
+const TEST_LIMIT: Duration = Duration::from_secs(900);
 
 /// A test program that `cargo test --no-run` has built: its path, and after blanks the arguments that it gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl TestProgram {
         let path = path.to_string_lossy();
         let mut command = vec![path.as_ref(), "--test-threads=1"];
         command.extend(self.arguments.iter().map(String::as_str));
-        let ended = machine.run(&command, LIMIT)?;
+        let ended = machine.run(&command, TEST_LIMIT)?;
         let tests = tests_of(&ended.output);
         // A program that runs its tests by itself is one test.
         let has_harness = ended.output.lines().any(|line| line.starts_with("running "));

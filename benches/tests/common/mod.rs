@@ -9,13 +9,9 @@ pub fn require_root() {
     );
 }
 
-/// Polls until `condition` holds; the limit only ends a test that would hang.
+/// [`wait::eventually`](flowgate_benches::lab::wait::eventually), failing the test at the time limit.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    for _ in 0..2_000 {
-        if condition() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    if let Err(error) = flowgate_benches::lab::wait::eventually(what, || Ok(condition())) {
+        panic!("{error}");
     }
-    panic!("{what} did not happen within 10 s");
 }

@@ -7,7 +7,9 @@ use flowgate_benches::{
     lab::{
         gateway::{Gateway, GatewayOptions},
         manifests::{L4Protocol, ServiceSpec},
-        topology::{GATEWAY_UPLINK, HOST_INTERFACE, SERVICE_RANGE, Topology, TopologyOptions, UPLINK, twin},
+        topology::{
+            GATEWAY_UPLINK, HOST_INTERFACE, SERVICE_RANGE, Topology, TopologyOptions, UPLINK, ipv6_of,
+        },
     },
     loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun},
 };
@@ -38,7 +40,7 @@ fn lab_with_bond() -> Result<Lab> {
     for (namespace, interface, address) in ends {
         namespace.ip(&format!("link set {interface} up"))?;
         namespace.ip(&format!("addr add {address}/24 dev {interface}"))?;
-        namespace.ip(&format!("addr add {}/64 dev {interface} nodad", twin(address)))?;
+        namespace.ip(&format!("addr add {}/64 dev {interface} nodad", ipv6_of(address)))?;
     }
     client.route(SERVICE_RANGE, GATEWAY_UPLINK)?;
     let gateway = Gateway::start(gateway, GatewayOptions::new(FLOWGATE))?;
@@ -80,7 +82,7 @@ fn connections_through_a_bond_go_on_when_its_active_port_fails_leaves_and_comes_
     let service = ServiceSpec::single("tcp", CLUSTER_IP.into(), L4Protocol::Tcp, 80, SERVER_PORT);
     lab.gateway.manifests().apply(&service.dual_stack(), &lab.addresses())?;
     eventually("the backends are known", || Ok(lab.active_backends()?.len() == 4))?;
-    let loads = [load(&lab, (CLUSTER_IP, 80).into())?, load(&lab, (twin(CLUSTER_IP.into()), 80).into())?];
+    let loads = [load(&lab, (CLUSTER_IP, 80).into())?, load(&lab, (ipv6_of(CLUSTER_IP.into()), 80).into())?];
     all_go_on("the connections run", &loads)?;
 
     // The far end of the active port fails, twice: to the other port, and back.

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Result;
-use flowgate_benches::lab::topology::{GATEWAY_UPLINK, twin};
+use flowgate_benches::lab::topology::{GATEWAY_UPLINK, ipv6_of};
 
 use super::{
     EchoServers, SERVER_PORT,
@@ -50,7 +50,7 @@ fn an_external_ip_on_a_dummy_interface_is_served_with_and_without_that_interface
     gateway.ip("link add vip0 type dummy")?;
     gateway.ip("link set vip0 up")?;
     gateway.ip(&format!("addr add {VIP}/32 dev vip0"))?;
-    gateway.ip(&format!("addr add {}/128 dev vip0 nodad", twin(VIP)))?;
+    gateway.ip(&format!("addr add {}/128 dev vip0 nodad", ipv6_of(VIP)))?;
     lab.topology.client().route("203.0.113.0/24", GATEWAY_UPLINK)?;
     assert_eq!(SERVER_PORT, 7001);
     lab.gateway.manifests().write("echo.yaml", MANIFEST)?;
@@ -59,7 +59,7 @@ fn an_external_ip_on_a_dummy_interface_is_served_with_and_without_that_interface
     let client = lab.topology.client();
     let ends = [
         (client.address.into(), SocketAddr::from((VIP, 80))),
-        (client.address_v6.into(), SocketAddr::from((twin(VIP), 80))),
+        (client.address_v6.into(), SocketAddr::from((ipv6_of(VIP), 80))),
     ];
     let mut talks = Vec::new();
     for (own, target) in ends {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use flowgate_benches::{
     lab::{
         manifests::{L4Protocol, ServiceSpec},
-        topology::{HOST_INTERFACE, twin},
+        topology::{HOST_INTERFACE, ipv6_of},
     },
     loadgen::{
         progress::Show,
@@ -41,7 +41,7 @@ fn served(protocol: L4Protocol) -> Result<(Lab, EchoServers, [SocketAddr; 2])> {
     let service = ServiceSpec::single("echo", CLUSTER_IP.into(), protocol, 80, SERVER_PORT);
     lab.gateway.manifests().apply(&service.dual_stack(), &lab.addresses())?;
     eventually("the backends are known", || Ok(lab.active_backends()?.len() == 4))?;
-    Ok((lab, servers, [(CLUSTER_IP, 80).into(), (twin(CLUSTER_IP.into()), 80).into()]))
+    Ok((lab, servers, [(CLUSTER_IP, 80).into(), (ipv6_of(CLUSTER_IP.into()), 80).into()]))
 }
 
 #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use flowgate_benches::lab::{
     gateway::{Gateway, GatewayOptions},
     manifests::{L4Protocol, ServiceSpec},
-    topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, twin},
+    topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, ipv6_of},
 };
 
 use super::{
@@ -100,9 +100,9 @@ fn targets() -> [SocketAddr; 4] {
     let cluster_ip = CLUSTER_IP.into();
     [
         (cluster_ip, SERVICE_PORT).into(),
-        (twin(cluster_ip), SERVICE_PORT).into(),
+        (ipv6_of(cluster_ip), SERVICE_PORT).into(),
         (GATEWAY_UPLINK, NODE_PORT).into(),
-        (twin(GATEWAY_UPLINK), NODE_PORT).into(),
+        (ipv6_of(GATEWAY_UPLINK), NODE_PORT).into(),
     ]
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use flowgate_benches::{
     lab::{
         manifests::{L4Protocol, ServiceSpec},
-        topology::{HOST_INTERFACE, SERVICE_RANGE, UPLINK, twin},
+        topology::{HOST_INTERFACE, SERVICE_RANGE, UPLINK, ipv6_of},
     },
     loadgen::{
         progress::Show,
@@ -48,19 +48,19 @@ impl Served {
             namespace.ip(&format!("link add link {device} name vlan100 type vlan id {VLAN_ID}"))?;
             namespace.ip(&format!("addr add {address}/24 dev vlan100"))?;
             namespace.ip("link set vlan100 up")?;
-            namespace.ip(&format!("addr add {}/64 dev vlan100 nodad", twin(address)))?;
+            namespace.ip(&format!("addr add {}/64 dev vlan100 nodad", ipv6_of(address)))?;
         }
         // What comes back without its tag is not for the VLAN's address.
         lab.client().sysctl("net/ipv4/conf/all/rp_filter", "1")?;
-        let network = twin(CLUSTER_IP.into()).segments();
+        let network = ipv6_of(CLUSTER_IP.into()).segments();
         let network = format!("2001:db8:{:x}:{:x}::/64", network[2], network[3]);
         lab.client().ip(&format!("route replace {SERVICE_RANGE} via {GATEWAY}"))?;
-        lab.client().ip(&format!("route replace {network} via {}", twin(GATEWAY)))?;
+        lab.client().ip(&format!("route replace {network} via {}", ipv6_of(GATEWAY)))?;
         eventually("the VLAN is served", || {
             let services = lab.show("services")?.to_string();
             let known = lab.active_backends()?.len() == 8;
             Ok(known
-                && [GATEWAY.into(), IpAddr::from(twin(GATEWAY))]
+                && [GATEWAY.into(), IpAddr::from(ipv6_of(GATEWAY))]
                     .iter()
                     .all(|&address| services.contains(&SocketAddr::new(address, NODE_PORT).to_string())))
         })?;
@@ -69,9 +69,9 @@ impl Served {
 
     /// Bytes both ways by TCP, and datagrams up to the MTU, in both families.
     fn exchange(&self) -> Result<()> {
-        let own = [IpAddr::from(CLIENT), twin(CLIENT).into()];
+        let own = [IpAddr::from(CLIENT), ipv6_of(CLIENT).into()];
         let targets = |address: [u8; 4], port| {
-            [SocketAddr::from((address, port)), SocketAddr::from((twin(address.into()), port))]
+            [SocketAddr::from((address, port)), SocketAddr::from((ipv6_of(address.into()), port))]
         };
         for (at, own) in own.into_iter().enumerate() {
             for target in [targets(CLUSTER_IP, 80)[at], targets(GATEWAY.octets(), NODE_PORT)[at]] {
@@ -131,7 +131,7 @@ fn a_vlan_is_served_up_to_the_mtu_and_its_device_leaves_tags_in_frames_from_then
     let served = Served::start()?;
     run(served.lab.client(), &format!("ethtool -K {HOST_INTERFACE} txvlan off"))?;
     served.exchange()?;
-    assert!(served.is_refused(CLUSTER_IP)? && served.is_refused(twin(CLUSTER_IP.into()))?);
+    assert!(served.is_refused(CLUSTER_IP)? && served.is_refused(ipv6_of(CLUSTER_IP.into()))?);
 
     let offloads = offloads(&served.lab)?;
     assert!(offloads.contains("rx-vlan-offload: off"), "{offloads}");

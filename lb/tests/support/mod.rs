@@ -14,29 +14,29 @@ use std::{
     path::Path,
     process::{Command, ExitStatus},
     sync::{Mutex, MutexGuard, PoisonError},
-    thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use flowgate_benches::{
     lab::{
         gateway::{Gateway, GatewayOptions},
         manifests::ServiceSpec,
         servers::http::{HttpServer, HttpServerOptions},
         topology::{Topology, TopologyOptions},
+        wait,
     },
     netns::{Namespace, guarded},
 };
 use serde_json::Value;
 
+pub(crate) use flowgate_benches::lab::gateway::rows;
+pub(crate) use flowgate_benches::lab::wait::LIMIT;
+
 /// The binary under test.
 pub(crate) const FLOWGATE: &str = env!("CARGO_BIN_EXE_flowgate");
 /// Where every lab gateway pins, on the bpffs of its own namespace.
 pub(crate) const PIN_DIR: &str = "/sys/fs/bpf/flowgate";
-/// For what happens at once unless it never does.
-pub(crate) const LIMIT: Duration = Duration::from_secs(15);
-
 const STEP: Duration = Duration::from_millis(10);
 
 /// Network and gateway; the gateway ends first.
@@ -81,8 +81,7 @@ impl Lab {
 
     /// `flowgate show WHAT -o json`.
     pub(crate) fn show(&self, what: &str) -> Result<Value> {
-        let text = self.gateway.show(&[what, "-o", "json", "--limit", "100000"])?;
-        serde_json::from_str(&text).with_context(|| format!("`show {what} -o json` printed {text:?}"))
+        Ok(self.gateway.show_json(what)?)
     }
 
     /// A sample of `/metrics`.
@@ -175,26 +174,32 @@ pub(crate) fn pins(namespace: &Namespace) -> Result<BTreeMap<String, u64>> {
     })
 }
 
-/// Waits until a condition holds, at most [`LIMIT`].
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    for _ in 0..LIMIT.as_millis() / STEP.as_millis() {
-        if condition()? {
-            return Ok(());
-        }
-        thread::sleep(STEP);
-    }
-    bail!("not within {LIMIT:?}: {what}")
+/// [`wait::eventually`], but the first error ends the wait and the test.
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    eventually_within(LIMIT, STEP, what, condition)
+}
+
+/// [`wait::eventually_within`], but the first error ends the wait and the test.
+pub(crate) fn eventually_within(
+    limit: Duration,
+    interval: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let mut failure = None;
+    wait::eventually_within(limit, interval, what, || {
+        Ok(condition().unwrap_or_else(|error| {
+            failure = Some(error);
+            true
+        }))
+    })?;
+    failure.map_or(Ok(()), Err)
 }
 
 /// Tests that keep a core busy run one at a time.
 pub(crate) fn one_at_a_time() -> MutexGuard<'static, ()> {
     static HEAVY: Mutex<()> = Mutex::new(());
     HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The rows of a JSON array; none if it is something else.
-pub(crate) fn rows(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
 }
 
 /// A JSON string; empty if it is something else.

@@ -3,7 +3,7 @@
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::rig::Sample;
+use super::test_bed::Sample;
 
 /// What one round measured.
 pub(super) struct Round {

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::figures::Figures;
-use super::show::eventually;
+use super::case_result::CaseResult;
 use crate::error::Result;
+use crate::lab::wait::eventually;
 use crate::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport, StreamRun};
 use crate::netns::Namespace;
 
@@ -103,8 +103,8 @@ impl Load {
         self.groups.iter().map(|group| group.run.snapshot().longest_gap_ms).fold(0.0, f64::max)
     }
 
-    /// Ends the connections and notes which were lost. `who` begins the names of the figures.
-    pub(in crate::lab) fn finish(self, who: &str, figures: &mut Figures) -> Result<()> {
+    /// Ends the connections and notes which were lost. `who` begins the names of the result.
+    pub(in crate::lab) fn finish(self, who: &str, result: &mut CaseResult) -> Result<()> {
         let (mut connections, mut exchanges) = (0, 0);
         for group in self.groups {
             let report = group.run.finish()?;
@@ -114,10 +114,10 @@ impl Load {
                 let (broken, refused) = (&report.broken, &report.connect_failures);
                 format!("{} to {}: {why}; {broken:?} {refused:?}", group.label, report.target)
             });
-            figures.lost(report.failures() + report.closed_idle, why.as_deref());
+            result.record_lost(report.failures() + report.closed_idle, why.as_deref());
         }
-        figures.figure(&format!("{who}_connections"), connections);
-        figures.figure(&format!("{who}_exchanges"), exchanges);
+        result.record(&format!("{who}_connections"), connections);
+        result.record(&format!("{who}_exchanges"), exchanges);
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::figures::Figures;
+use super::case_result::CaseResult;
 
 /// What all cases came to.
 #[derive(Debug, Default, Serialize)]
@@ -19,11 +19,11 @@ pub struct FaultReport {
 }
 
 impl FaultReport {
-    pub(super) fn add(&mut self, name: &str, figures: Figures) {
-        self.cases += usize::from(!figures.is_skipped());
-        self.failed += usize::from(figures.failed());
-        self.lost_connections += figures.lost_connections();
-        self.detail.insert(name.to_owned(), figures.json());
+    pub(super) fn add(&mut self, name: &str, result: CaseResult) {
+        self.cases += usize::from(!result.is_skipped());
+        self.failed += usize::from(result.failed());
+        self.lost_connections += result.lost_connections();
+        self.detail.insert(name.to_owned(), result.json());
     }
 
     /// Whether cases ran, and none failed.

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::cases::attack::Random;
 use crate::lab::faults::cases::flood::Flood;
-use crate::lab::faults::figures::Figures;
-use crate::lab::faults::rig::Rig;
+use crate::lab::faults::test_bed::TestBed;
 use crate::lab::manifests::{L4Protocol, ServiceSpec};
-use crate::lab::topology::{FABRIC, HOST_INTERFACE, Topology, twin};
+use crate::lab::topology::{FABRIC, HOST_INTERFACE, Topology, ipv6_of};
 use crate::netns::Namespace;
 
 /// A router on the fabric, by which the backends can be reached too.
@@ -62,28 +62,28 @@ pub(super) fn prepare(topology: &mut Topology) -> Result<()> {
 }
 
 impl Actions {
-    pub(super) fn new(rig: &Rig, attacker: Namespace, random: Random) -> Self {
-        let backends = rig.backends().into_iter().filter(|address| *address != ROUTER).collect();
+    pub(super) fn new(bed: &TestBed, attacker: Namespace, random: Random) -> Self {
+        let backends = bed.backends().into_iter().filter(|address| *address != ROUTER).collect();
         Self { backends, attacker, random, last_panic: None, panics: 0, counts: [0; NAMES.len()] }
     }
 
     /// Does the next thing and leaves a moment of calm; returns what it was.
-    pub(super) fn next(&mut self, rig: &mut Rig) -> Result<&'static str> {
+    pub(super) fn next(&mut self, bed: &mut TestBed) -> Result<&'static str> {
         let action = self.below(NAMES.len());
         match action {
-            0 => self.churn_backends(rig)?,
-            1 => churn_service(rig, &self.backends)?,
-            2 => self.change_ethernet_address(rig)?,
-            3 => self.change_routes(rig)?,
+            0 => self.churn_backends(bed)?,
+            1 => churn_service(bed, &self.backends)?,
+            2 => self.change_ethernet_address(bed)?,
+            3 => self.change_routes(bed)?,
             4 => self.flood()?,
-            5 if self.may_panic() => self.break_worker(rig)?,
-            5 => return self.next(rig),
-            6 => rig.gateway.restart()?,
+            5 if self.may_panic() => self.break_worker(bed)?,
+            5 => return self.next(bed),
+            6 => bed.gateway.restart()?,
             7 => {
-                rig.gateway.kill()?;
-                rig.gateway.restart()?;
+                bed.gateway.kill()?;
+                bed.gateway.restart()?;
             }
-            _ => flap(rig)?,
+            _ => flap(bed)?,
         }
         self.counts[action] += 1;
         thread::sleep(CALM);
@@ -91,8 +91,8 @@ impl Actions {
     }
 
     /// Makes everything as it was.
-    pub(super) fn settle(&mut self, rig: &mut Rig) -> Result<()> {
-        rig.set_backends(&self.backends)?;
+    pub(super) fn settle(&mut self, bed: &mut TestBed) -> Result<()> {
+        bed.set_backends(&self.backends)?;
         thread::sleep(CALM);
         Ok(())
     }
@@ -102,9 +102,9 @@ impl Actions {
         self.panics
     }
 
-    pub(super) fn count(&self, figures: &mut Figures) {
+    pub(super) fn count(&self, result: &mut CaseResult) {
         for (name, count) in NAMES.iter().zip(self.counts) {
-            figures.figure(name, count);
+            result.record(name, count);
         }
     }
 
@@ -113,28 +113,28 @@ impl Actions {
     }
 
     /// One stays always; the servers of the others go on, and so must their connections.
-    fn churn_backends(&mut self, rig: &Rig) -> Result<()> {
+    fn churn_backends(&mut self, bed: &TestBed) -> Result<()> {
         let stays = self.below(self.backends.len());
-        rig.set_backends(&[self.backends[stays]])?;
+        bed.set_backends(&[self.backends[stays]])?;
         thread::sleep(CALM / 2);
-        rig.set_backends(&self.backends)
+        bed.set_backends(&self.backends)
     }
 
-    fn change_ethernet_address(&mut self, rig: &Rig) -> Result<()> {
+    fn change_ethernet_address(&mut self, bed: &TestBed) -> Result<()> {
         let place = self.below(self.backends.len());
         let [_, a, b, c] = self.random.next().to_be_bytes();
-        let host = &rig.topology.backends()[place];
+        let host = &bed.topology.backends()[place];
         host.namespace
             .ip(&format!("link set {HOST_INTERFACE} address 02:f0:ee:{a:02x}:{b:02x}:{c:02x}"))
             .map(drop)
     }
 
-    fn change_routes(&self, rig: &Rig) -> Result<()> {
+    fn change_routes(&self, bed: &TestBed) -> Result<()> {
         for verb in ["add", "del"] {
             for &backend in &self.backends {
-                rig.topology.gateway().ip(&format!("route {verb} {backend}/32 via {ROUTER}"))?;
-                let (backend, router) = (twin(backend), twin(ROUTER));
-                rig.topology.gateway().ip(&format!("route {verb} {backend}/128 via {router}"))?;
+                bed.topology.gateway().ip(&format!("route {verb} {backend}/32 via {ROUTER}"))?;
+                let (backend, router) = (ipv6_of(backend), ipv6_of(ROUTER));
+                bed.topology.gateway().ip(&format!("route {verb} {backend}/128 via {router}"))?;
             }
             thread::sleep(CALM / 2);
         }
@@ -151,10 +151,10 @@ impl Actions {
         self.last_panic.is_none_or(|last| last.elapsed() >= BETWEEN_PANICS)
     }
 
-    fn break_worker(&mut self, rig: &Rig) -> Result<()> {
+    fn break_worker(&mut self, bed: &TestBed) -> Result<()> {
         self.last_panic = Some(clock::now());
         self.panics += 1;
-        let answer = rig.gateway.ask(r#"{"show":"fault","worker":0,"fault":"panic"}"#)?;
+        let answer = bed.gateway.ask(r#"{"show":"fault","worker":0,"fault":"panic"}"#)?;
         if answer.contains("error") {
             return Err(Error::State(format!("the gateway does not break its worker: {answer}")));
         }
@@ -162,18 +162,18 @@ impl Actions {
     }
 }
 
-fn churn_service(rig: &Rig, backends: &[Ipv4Addr]) -> Result<()> {
+fn churn_service(bed: &TestBed, backends: &[Ipv4Addr]) -> Result<()> {
     let service =
         ServiceSpec::single("passing", Ipv4Addr::new(10, 96, 0, 77), L4Protocol::Tcp, 80, 8080).dual_stack();
-    let manifests = rig.gateway.manifests();
+    let manifests = bed.gateway.manifests();
     manifests.apply(&service, backends)?;
     thread::sleep(CALM / 2);
     manifests.remove("passing-service.yaml")?;
     manifests.remove("passing-endpoints.yaml")
 }
 
-fn flap(rig: &Rig) -> Result<()> {
-    let gateway = rig.topology.gateway();
+fn flap(bed: &TestBed) -> Result<()> {
+    let gateway = bed.topology.gateway();
     gateway.ip(&format!("link set {FABRIC} down"))?;
     thread::sleep(Duration::from_millis(200));
     gateway.ip(&format!("link set {FABRIC} up"))?;

@@ -3,8 +3,8 @@
 use std::fs;
 
 use crate::error::{Error, Result};
-use crate::lab::faults::figures::Figures;
-use crate::lab::faults::rig::Rig;
+use crate::lab::faults::case_result::CaseResult;
+use crate::lab::faults::test_bed::TestBed;
 
 /// Growth that allocators are allowed.
 const SLACK_KIB: u64 = 24 * 1024;
@@ -17,8 +17,8 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Notes the memory of the moment.
-    pub(super) fn sample(&mut self, rig: &Rig) -> Result<()> {
-        let Some(process) = rig.gateway.process_id() else { return Ok(()) };
+    pub(super) fn sample(&mut self, bed: &TestBed) -> Result<()> {
+        let Some(process) = bed.gateway.process_id() else { return Ok(()) };
         let path = format!("/proc/{process}/status");
         let status = fs::read_to_string(&path).map_err(Error::io(format!("read {path}")))?;
         self.samples_kib.extend(anonymous_kib(&status));
@@ -26,14 +26,14 @@ impl Memory {
     }
 
     /// The last third of the samples must not be far above the first.
-    pub(super) fn judge(&self, figures: &mut Figures) {
+    pub(super) fn judge(&self, result: &mut CaseResult) {
         let third = self.samples_kib.len().div_ceil(3);
         let highest = |samples: &[u64]| samples.iter().copied().max().unwrap_or_default();
         let first = highest(&self.samples_kib[..third]);
         let last = highest(&self.samples_kib[self.samples_kib.len() - third..]);
-        figures.figure("memory_first_kib", first);
-        figures.figure("memory_last_kib", last);
-        figures.expect(first > 0 && last <= first + first / 4 + SLACK_KIB, || {
+        result.record("memory_first_kib", first);
+        result.record("memory_last_kib", last);
+        result.expect(first > 0 && last <= first + first / 4 + SLACK_KIB, || {
             format!("memory grew from {first} to {last} KiB")
         });
     }
@@ -51,9 +51,9 @@ mod tests {
     #[test]
     fn growth_is_told_from_slack() {
         let judged = |samples_kib: &[u64]| {
-            let mut figures = Figures::default();
-            Memory { samples_kib: samples_kib.to_vec() }.judge(&mut figures);
-            figures.failed()
+            let mut result = CaseResult::default();
+            Memory { samples_kib: samples_kib.to_vec() }.judge(&mut result);
+            result.failed()
         };
         assert!(!judged(&[20_000, 21_000, 30_000, 22_000]));
         assert!(judged(&[20_000, 21_000, 30_000, 60_000]));

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{LabPlace, LabState};
 use crate::lab::sample::{BALANCER, MYSQL, NGINX, node_port_address};
-use crate::lab::topology::twin;
+use crate::lab::topology::ipv6_of;
 
 impl LabState {
     /// Addresses and commands to try.
@@ -19,7 +19,7 @@ impl LabState {
             format!("my-nginx             http://{nginx}/ (ClusterIP)"),
             format!("my-nginx-nodeport    http://{node_port}/ (NodePort)"),
             format!("mysql                {mysql}"),
-            format!("my-nginx-dual-stack  http://{BALANCER}/ http://[{}]/ (LoadBalancer)", twin(BALANCER)),
+            format!("my-nginx-dual-stack  http://{BALANCER}/ http://[{}]/ (LoadBalancer)", ipv6_of(BALANCER)),
         ];
         if let Some(manifests) = &self.manifests {
             lines.push(format!("manifests            {}", manifests.display()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::pattern::Pattern;
 
 /// For one step of an exchange: a machine without KVM is slow, and a link may come up again meanwhile.
-const LIMIT: Duration = Duration::from_secs(20);
+const IO_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection to a backend that serves `/echo`.
 pub(super) struct Connection {
@@ -17,8 +17,8 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn open(target: SocketAddr, limit: Duration) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&target, limit)?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.set_write_timeout(Some(LIMIT))?;
+        stream.set_read_timeout(Some(IO_TIMEOUT))?;
+        stream.set_write_timeout(Some(IO_TIMEOUT))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream: BufReader::new(stream) })
     }

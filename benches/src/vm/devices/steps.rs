@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::http::Connection;
 use super::report::DeviceReport;
-use super::rig::{Rig, SIDES};
+use super::test_bed::{SIDES, TestBed};
 use crate::error::{Error, Result};
 
 /// A step does something and says in a few words what came of it.
-type Step = fn(&mut Rig, &mut DeviceReport) -> Result<String>;
+type Step = fn(&mut TestBed, &mut DeviceReport) -> Result<String>;
 
 /// All steps, in their order.
 pub(super) const ALL: [(&str, Step); 9] = [
@@ -32,27 +32,27 @@ const FEW_BODIES: [usize; 3] = [1, 1500, 300_000];
 /// How long a link is lost or a machine is left alone with it.
 const AWHILE: Duration = Duration::from_secs(2);
 
-fn start(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
-    rig.start_gateway()?;
-    rig.wait_until_reachable()?;
-    (report.mode, report.zero_copy) = read_modes(rig)?;
+fn start(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
+    bed.start_gateway()?;
+    bed.wait_until_reachable()?;
+    (report.mode, report.zero_copy) = read_modes(bed)?;
     // After this start somebody has been spoken with: each interface can prove itself.
-    rig.eventually("each interface is proven", |rig| all_sockets(rig, |socket| socket["proof"] == "proven"))?;
-    modes_in_words(rig, report)
+    bed.eventually("each interface is proven", |bed| all_sockets(bed, |socket| socket["proof"] == "proven"))?;
+    modes_in_words(bed, report)
 }
 
-fn modes_in_words(rig: &Rig, report: &DeviceReport) -> Result<String> {
-    let (mode, zero_copy) = read_modes(rig)?;
+fn modes_in_words(bed: &TestBed, report: &DeviceReport) -> Result<String> {
+    let (mode, zero_copy) = read_modes(bed)?;
     report.check_modes(&mode, zero_copy)?;
     Ok(format!("{mode}, {}", if zero_copy { "zero copy" } else { "copy" }))
 }
 
 /// The kernel's own words: `ip link` has the mode of XDP, and `ss` whether a packet memory is shared with the device.
-fn read_modes(rig: &Rig) -> Result<(String, bool)> {
+fn read_modes(bed: &TestBed) -> Result<(String, bool)> {
     let mut modes = Vec::new();
     for side in SIDES {
-        let name = rig.interface(side)?;
-        let link = rig.machine.check(&["ip", "-d", "-j", "link", "show", "dev", &name])?;
+        let name = bed.interface(side)?;
+        let link = bed.machine.check(&["ip", "-d", "-j", "link", "show", "dev", &name])?;
         let link: serde_json::Value = serde_json::from_str(&link)
             .map_err(|error| Error::State(format!("`ip -j link` said {link:?}: {error}")))?;
         // enum xdp_attach_mode of <linux/if_link.h>: XDP_ATTACHED_DRV and XDP_ATTACHED_SKB.
@@ -64,35 +64,35 @@ fn read_modes(rig: &Rig) -> Result<(String, bool)> {
     }
     modes.dedup();
     let mode = if let [mode] = modes[..] { mode.to_owned() } else { "mixed".to_owned() };
-    let zero_copy = if rig.machine.load_modules(&["xsk_diag"]).is_ok() {
-        let sockets = rig.machine.check(&["ss", "--xdp", "-a", "-e"])?;
+    let zero_copy = if bed.machine.load_modules(&["xsk_diag"]).is_ok() {
+        let sockets = bed.machine.check(&["ss", "--xdp", "-a", "-e"])?;
         let memories: Vec<_> = sockets.lines().filter(|line| line.contains("umem")).collect();
         !memories.is_empty() && memories.iter().all(|memory| memory.contains("zc:1"))
     } else {
         // A kernel that does not list sockets still answers each of them (XDP_OPTIONS), which is what `show` tells.
-        all_sockets(rig, |socket| socket["mode"] == "zero-copy")?
+        all_sockets(bed, |socket| socket["mode"] == "zero-copy")?
     };
     Ok((mode, zero_copy))
 }
 
 /// Whether the gateway shows sockets, and says this of each.
-fn all_sockets(rig: &Rig, is_so: impl Fn(&serde_json::Value) -> bool) -> Result<bool> {
-    let workers = rig.workers()?;
+fn all_sockets(bed: &TestBed, is_so: impl Fn(&serde_json::Value) -> bool) -> Result<bool> {
+    let workers = bed.workers()?;
     let mut sockets = workers.iter().filter_map(|worker| worker["queues"].as_array()).flatten().peekable();
     Ok(sockets.peek().is_some() && sockets.all(is_so))
 }
 
-fn bodies(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+fn bodies(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     report.largest_mtu = 1500;
-    rig.transfer(&BODIES, report)
+    bed.transfer(&BODIES, report)
 }
 
 /// The binary is ended and started again while connections transfer; they notice nothing but a pause.
-fn hot_restart(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+fn hot_restart(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     let (goes_on, done, different) = (AtomicBool::new(true), AtomicU64::new(0), AtomicU64::new(0));
-    let client = rig.client.namespace.clone();
+    let client = bed.client.namespace.clone();
     let outcome = thread::scope(|scope| {
-        for target in Rig::targets() {
+        for target in TestBed::targets() {
             let (client, goes_on, done, different) = (&client, &goes_on, &done, &different);
             scope.spawn(move || {
                 client.enter(|| {
@@ -111,7 +111,7 @@ fn hot_restart(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
             });
         }
         thread::sleep(AWHILE);
-        let outcome = rig.stop_gateway().and_then(|()| rig.start_gateway());
+        let outcome = bed.stop_gateway().and_then(|()| bed.start_gateway());
         thread::sleep(AWHILE);
         goes_on.store(false, Ordering::Relaxed);
         outcome
@@ -122,7 +122,7 @@ fn hot_restart(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
     if different > 0 || done == 0 {
         return Err(Error::State(format!("{different} of {done} transfers broke")));
     }
-    let adopted = rig.log().matches("adopted the flows").count();
+    let adopted = bed.log().matches("adopted the flows").count();
     if adopted == 0 {
         return Err(Error::State("the second process did not adopt the flows of the first".into()));
     }
@@ -130,104 +130,104 @@ fn hot_restart(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
 }
 
 /// The cable is pulled and put back, on one side and then on the other.
-fn link_lost(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+fn link_lost(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     for index in 0..SIDES.len() {
-        rig.machine.monitor(&format!("set_link device{index} off"))?;
+        bed.machine.monitor(&format!("set_link device{index} off"))?;
         thread::sleep(AWHILE);
-        rig.machine.monitor(&format!("set_link device{index} on"))?;
+        bed.machine.monitor(&format!("set_link device{index} on"))?;
     }
-    rig.wait_until_reachable()?;
-    rig.transfer(&FEW_BODIES, report)
+    bed.wait_until_reachable()?;
+    bed.transfer(&FEW_BODIES, report)
 }
 
 /// The interfaces are taken down and up again.
-fn interface_down(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+fn interface_down(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     for side in SIDES {
-        let name = rig.interface(side)?;
-        rig.machine.ip(&format!("link set {name} down"))?;
+        let name = bed.interface(side)?;
+        bed.machine.ip(&format!("link set {name} down"))?;
         thread::sleep(AWHILE);
-        rig.machine.ip(&format!("link set {name} up"))?;
+        bed.machine.ip(&format!("link set {name} up"))?;
     }
-    rig.wait_until_reachable()?;
-    rig.transfer(&FEW_BODIES, report)
+    bed.wait_until_reachable()?;
+    bed.transfer(&FEW_BODIES, report)
 }
 
 /// The driver begins anew while the gateway runs: by ethtool where it can, else by taking it off the device.
-fn reset(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+fn reset(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     let limit = Duration::from_secs(30);
     let mut how = "ethtool -r";
     for side in SIDES {
-        let name = rig.interface(side)?;
-        if rig.machine.run(&["ethtool", "-r", &name], limit)?.code == Some(0) {
+        let name = bed.interface(side)?;
+        if bed.machine.run(&["ethtool", "-r", &name], limit)?.code == Some(0) {
             continue;
         }
         how = "driver unbound and bound";
-        let device = rig.machine.check(&["readlink", "-f", &format!("/sys/class/net/{name}/device")])?;
-        let driver = rig.machine.check(&["readlink", "-f", &format!("{}/driver", device.trim())])?;
+        let device = bed.machine.check(&["readlink", "-f", &format!("/sys/class/net/{name}/device")])?;
+        let driver = bed.machine.check(&["readlink", "-f", &format!("{}/driver", device.trim())])?;
         let (device, driver) = (device.trim().rsplit('/').next().unwrap_or_default(), driver.trim());
-        rig.machine.write(&format!("{driver}/unbind"), device)?;
+        bed.machine.write(&format!("{driver}/unbind"), device)?;
         thread::sleep(AWHILE);
-        rig.machine.write(&format!("{driver}/bind"), device)?;
+        bed.machine.write(&format!("{driver}/bind"), device)?;
     }
     thread::sleep(AWHILE);
-    rig.address_inside()?;
-    rig.wait_until_reachable()?;
-    let words = rig.transfer(&FEW_BODIES, report)?;
+    bed.address_inside()?;
+    bed.wait_until_reachable()?;
+    let words = bed.transfer(&FEW_BODIES, report)?;
     Ok(format!("{how}: {words}"))
 }
 
 /// A larger MTU while the gateway runs; a driver may refuse that under XDP, then between two runs.
-fn mtu(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
+fn mtu(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     const LARGE: u32 = 3000;
-    for (host, side) in [(&rig.client, SIDES[0]), (&rig.backend, SIDES[1])] {
+    for (host, side) in [(&bed.client, SIDES[0]), (&bed.backend, SIDES[1])] {
         host.namespace.ip(&format!("link set {} mtu {LARGE}", side.tap))?;
     }
-    let set = |rig: &Rig| {
+    let set = |bed: &TestBed| {
         SIDES.iter().try_for_each(|side| {
-            let name = rig.interface(*side)?;
-            rig.machine.ip(&format!("link set {name} mtu {LARGE}")).map(drop)
+            let name = bed.interface(*side)?;
+            bed.machine.ip(&format!("link set {name} mtu {LARGE}")).map(drop)
         })
     };
     let mut how = "while it runs".to_owned();
-    if let Err(error) = set(rig) {
+    if let Err(error) = set(bed) {
         how = format!("between two runs ({})", error.to_string().trim());
-        rig.stop_gateway()?;
-        rig.detach()?;
-        set(rig)?;
-        rig.start_gateway()?;
+        bed.stop_gateway()?;
+        bed.detach()?;
+        set(bed)?;
+        bed.start_gateway()?;
     }
-    rig.wait_until_reachable()?;
+    bed.wait_until_reachable()?;
     report.largest_mtu = LARGE;
-    let words = rig.transfer(&[1, 2948, 3000, 300_000, 1_000_000], report)?;
-    let modes = modes_in_words(rig, report)?;
+    let words = bed.transfer(&[1, 2948, 3000, 300_000, 1_000_000], report)?;
+    let modes = modes_in_words(bed, report)?;
     Ok(format!("{LARGE} {how}, {modes}: {words}"))
 }
 
 /// The program is taken off and put on again.
-fn reattach(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
-    rig.stop_gateway()?;
-    rig.detach()?;
+fn reattach(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
+    bed.stop_gateway()?;
+    bed.detach()?;
     for side in SIDES {
-        let name = rig.interface(side)?;
-        let link = rig.machine.ip(&format!("-d link show dev {name}"))?;
+        let name = bed.interface(side)?;
+        let link = bed.machine.ip(&format!("-d link show dev {name}"))?;
         if link.contains("prog/xdp") {
             return Err(Error::State(format!("after `flowgate detach` a program is left: {link}")));
         }
     }
-    rig.start_gateway()?;
-    rig.wait_until_reachable()?;
-    let words = rig.transfer(&FEW_BODIES, report)?;
-    Ok(format!("{}: {words}", modes_in_words(rig, report)?))
+    bed.start_gateway()?;
+    bed.wait_until_reachable()?;
+    let words = bed.transfer(&FEW_BODIES, report)?;
+    Ok(format!("{}: {words}", modes_in_words(bed, report)?))
 }
 
 /// Where there are several queues, several workers must have received something: with so many connections by chance
 /// alone.
-fn workers(rig: &mut Rig, report: &mut DeviceReport) -> Result<String> {
-    let before: Vec<_> = rig.workers()?.iter().map(|worker| worker["rx_packets"].as_u64()).collect();
+fn workers(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
+    let before: Vec<_> = bed.workers()?.iter().map(|worker| worker["rx_packets"].as_u64()).collect();
     for _ in 0..8 {
-        rig.transfer(&[1], report)?;
+        bed.transfer(&[1], report)?;
     }
-    let after = rig.workers()?;
+    let after = bed.workers()?;
     let used =
         after.iter().zip(&before).filter(|(worker, before)| worker["rx_packets"].as_u64() > **before).count();
     (report.workers, report.workers_used) = (after.len(), used);

@@ -7,12 +7,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::error::Result;
-use crate::lab::faults::figures::Figures;
+use crate::lab::faults::case_result::CaseResult;
+use crate::lab::faults::gateway_state::event;
 use crate::lab::faults::load::{Load, Work};
 use crate::lab::faults::raw::{self, RawSender};
-use crate::lab::faults::rig::{Rig, RigOptions, stream_targets};
-use crate::lab::faults::show::{event, rows, show};
-use crate::lab::faults::{Case, Setting};
+use crate::lab::faults::test_bed::{TestBed, TestBedOptions, stream_targets};
+use crate::lab::faults::{Case, CaseContext};
+use crate::lab::gateway::rows;
 
 pub(super) const CASES: [Case; 1] = [Case { name: "rst_attack", run: rst_attack }];
 
@@ -20,22 +21,22 @@ pub(super) const CASES: [Case; 1] = [Case { name: "rst_attack", run: rst_attack 
 const ROUNDS: usize = 40;
 const ATTACKER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 66);
 
-fn rst_attack(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+fn rst_attack(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let mut inside = None;
-    let options = RigOptions { clients: 2, ..RigOptions::default() };
-    let mut rig = Rig::build(setting, options, |topology| {
+    let options = TestBedOptions { clients: 2, ..TestBedOptions::default() };
+    let mut bed = TestBed::build(context, options, |topology| {
         inside = Some(topology.add_host("attacker", ATTACKER)?.namespace);
         Ok(())
     })?;
     let work = Work::echo(256, Duration::from_millis(200));
-    let load = Load::start(rig.client(), &stream_targets(), setting.connections.min(400), &work)?;
-    let outside = RawSender::open(&rig.topology.clients()[1].namespace)?;
-    let inside = RawSender::open(&inside.expect("the rig was prepared"))?;
-    let flows = show(&rig.gateway, "flows")?;
-    let flows: Vec<_> = rows(&flows["flows"]).iter().filter_map(Ends::of).collect();
-    figures.figure("flows", flows.len());
+    let load = Load::start(bed.client(), &stream_targets(), context.connections.min(400), &work)?;
+    let outside = RawSender::open(&bed.topology.clients()[1].namespace)?;
+    let inside = RawSender::open(&inside.expect("the test bed was prepared"))?;
+    let flows = bed.gateway.show_json("flows")?;
+    let flows: Vec<_> = rows(&flows["flows"]).filter_map(Ends::of).collect();
+    result.record("flows", flows.len());
 
-    let (mut random, mut sent) = (Random(setting.seed), 0u64);
+    let (mut random, mut sent) = (Random(context.seed), 0u64);
     for _ in 0..ROUNDS {
         for flow in &flows {
             let forged = raw::reset(flow.client, flow.vip, random.next(), random.next());
@@ -49,15 +50,15 @@ fn rst_attack(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
     let before = load.exchanges();
     load.await_answers()?;
     thread::sleep(Duration::from_secs(1));
-    figures.figure("resets_sent", sent);
-    figures.figure("gap_ms", load.longest_gap_ms());
-    let ignored = event(&rig.gateway, "resets_ignored")?;
-    figures.figure("resets_ignored", ignored);
-    figures.expect(ignored > 0, || "no reset was counted as ignored".into());
-    figures.expect(!flows.is_empty() && sent > 0, || "there was no flow to attack".into());
-    figures.expect(load.exchanges() > before, || "nothing moves after the attack".into());
-    load.finish("service", figures)?;
-    rig.check_end(figures, 0);
+    result.record("resets_sent", sent);
+    result.record("gap_ms", load.longest_gap_ms());
+    let ignored = event(&bed.gateway, "resets_ignored")?;
+    result.record("resets_ignored", ignored);
+    result.expect(ignored > 0, || "no reset was counted as ignored".into());
+    result.expect(!flows.is_empty() && sent > 0, || "there was no flow to attack".into());
+    result.expect(load.exchanges() > before, || "nothing moves after the attack".into());
+    load.finish("service", result)?;
+    bed.check_end(result, 0);
     Ok(())
 }
 

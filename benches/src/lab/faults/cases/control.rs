@@ -5,21 +5,21 @@ use std::{fs, thread};
 
 use super::disturb::disturb;
 use crate::error::{Error, Result};
-use crate::lab::faults::figures::Figures;
-use crate::lab::faults::rig::{Rig, services};
-use crate::lab::faults::show::{await_backends, show};
-use crate::lab::faults::{Case, Setting};
+use crate::lab::faults::case_result::CaseResult;
+use crate::lab::faults::test_bed::{TestBed, services};
+
+use crate::lab::faults::{Case, CaseContext};
 
 pub(super) const CASES: [Case; 1] = [Case { name: "control_stall", run: control_stall }];
 
 const AWAY: Duration = Duration::from_secs(2);
 
-fn control_stall(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    let rig = Rig::usual(setting)?;
-    let backends = rig.backends();
+fn control_stall(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let bed = TestBed::with_defaults(context)?;
+    let backends = bed.backends();
     let mut seen_stale = false;
-    disturb(setting, figures, rig, |rig| {
-        let folder = rig.gateway.manifests().path().to_owned();
+    disturb(context, result, bed, |bed| {
+        let folder = bed.gateway.manifests().path().to_owned();
         let aside = folder.with_extension("aside");
         let moved = |from: &std::path::Path, to: &std::path::Path| {
             fs::rename(from, to).map_err(Error::io(format!("move {}", from.display())))
@@ -27,16 +27,16 @@ fn control_stall(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
         moved(&folder, &aside)?;
         thread::sleep(AWAY);
         seen_stale =
-            show(&rig.gateway, "tables")?["source"].as_str().is_some_and(|text| text.contains("stale"));
+            bed.gateway.show_json("tables")?["source"].as_str().is_some_and(|text| text.contains("stale"));
         moved(&aside, &folder)?;
         // A change that is seen proves that the gateway listens again.
         let fewer = &backends[..backends.len() - 1];
         for service in services() {
-            rig.gateway.manifests().set_endpoints(&service, fewer)?;
+            bed.gateway.manifests().set_endpoints(&service, fewer)?;
         }
-        await_backends(&rig.gateway, fewer)?;
-        rig.set_backends(&backends)
+        bed.await_backends(fewer)?;
+        bed.set_backends(&backends)
     })?;
-    figures.expect(seen_stale, || "`show tables` does not say that the source is stale".into());
+    result.expect(seen_stale, || "`show tables` does not say that the source is stale".into());
     Ok(())
 }

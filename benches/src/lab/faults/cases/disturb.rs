@@ -4,10 +4,10 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::lab::faults::Setting;
-use crate::lab::faults::figures::Figures;
+use crate::lab::faults::CaseContext;
+use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::load::new_connections_work;
-use crate::lab::faults::rig::{Rig, web_targets};
+use crate::lab::faults::test_bed::{TestBed, web_targets};
 use crate::lab::interrupt;
 use crate::loadgen::stream::Exchange;
 
@@ -15,29 +15,29 @@ const SETTLED: Duration = Duration::from_millis(1500);
 
 /// Connections live through it, and new ones work afterwards.
 pub(super) fn disturb(
-    setting: &Setting<'_>,
-    figures: &mut Figures,
-    mut rig: Rig,
-    change: impl FnOnce(&mut Rig) -> Result<()>,
+    context: &CaseContext<'_>,
+    result: &mut CaseResult,
+    mut bed: TestBed,
+    change: impl FnOnce(&mut TestBed) -> Result<()>,
 ) -> Result<()> {
-    let load = rig.web_load(setting.connections)?;
-    let own = rig.own_load()?;
-    interrupt::sleep(setting.stop, Duration::from_millis(500))?;
+    let load = bed.web_load(context.connections)?;
+    let own = bed.own_load()?;
+    interrupt::sleep(context.stop, Duration::from_millis(500))?;
     [&load, &own].iter().for_each(|load| load.forget_gaps());
-    change(&mut rig)?;
+    change(&mut bed)?;
     load.await_answers()?;
     thread::sleep(SETTLED);
-    figures.figure("gap_ms", load.longest_gap_ms());
-    figures.figure("node_gap_ms", own.longest_gap_ms());
+    result.record("gap_ms", load.longest_gap_ms());
+    result.record("node_gap_ms", own.longest_gap_ms());
     for (label, target) in web_targets() {
         let exchange = Exchange::Http { path: "/bytes/512".into() };
-        let fresh = new_connections_work(rig.client(), target, &exchange, Duration::from_millis(300))?;
-        figures.expect(fresh.failures() == 0 && fresh.exchanges > 0, || {
+        let fresh = new_connections_work(bed.client(), target, &exchange, Duration::from_millis(300))?;
+        result.expect(fresh.failures() == 0 && fresh.exchanges > 0, || {
             format!("new connections to {label} fail afterwards: {:?}", fresh.first_failure)
         });
     }
-    load.finish("service", figures)?;
-    own.finish("node", figures)?;
-    rig.check_end(figures, 0);
+    load.finish("service", result)?;
+    own.finish("node", result)?;
+    bed.check_end(result, 0);
     Ok(())
 }

@@ -5,12 +5,12 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::lab::faults::figures::Figures;
+use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::load::{Load, Work};
-use crate::lab::faults::rig::{Rig, datagram_targets, services, stream_targets};
-use crate::lab::faults::show::{await_backends, eventually};
-use crate::lab::faults::{Case, Setting};
+use crate::lab::faults::test_bed::{TestBed, datagram_targets, services, stream_targets};
+use crate::lab::faults::{Case, CaseContext};
 use crate::lab::interrupt;
+use crate::lab::wait::eventually;
 use crate::loadgen::stop::Stop;
 use crate::netns::Namespace;
 
@@ -21,36 +21,36 @@ const ON_THE_WAY: Duration = Duration::from_millis(200);
 const WATCHED: Duration = Duration::from_secs(2);
 const SOCKETS: usize = 60;
 
-fn backend_drain(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    let mut rig = Rig::usual(setting)?;
+fn backend_drain(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let mut bed = TestBed::with_defaults(context)?;
     let work = Work::echo(512, Duration::from_millis(200));
-    let load = Load::start(rig.client(), &stream_targets(), setting.connections / 2, &work)?;
-    let datagrams = Datagrams::start(rig.client())?;
-    let backends = rig.backends();
-    let (removed, kept) = backends.split_first().expect("the usual rig has backends");
-    eventually("the backend gets datagrams", || Ok(rig.servers.datagrams_at(*removed)? > 100))?;
+    let load = Load::start(bed.client(), &stream_targets(), context.connections / 2, &work)?;
+    let datagrams = Datagrams::start(bed.client())?;
+    let backends = bed.backends();
+    let (removed, kept) = backends.split_first().expect("the default test bed has backends");
+    eventually("the backend gets datagrams", || Ok(bed.servers.datagrams_at(*removed)? > 100))?;
 
     for service in services() {
-        rig.gateway.manifests().set_endpoints(&service, kept)?;
+        bed.gateway.manifests().set_endpoints(&service, kept)?;
     }
-    let seen = await_backends(&rig.gateway, kept)?;
+    let seen = bed.await_backends(kept)?;
     thread::sleep(ON_THE_WAY);
-    let after_removal = rig.servers.datagrams_at(*removed)?;
-    let elsewhere: u64 = kept.iter().filter_map(|at| rig.servers.datagrams_at(*at).ok()).sum();
+    let after_removal = bed.servers.datagrams_at(*removed)?;
+    let elsewhere: u64 = kept.iter().filter_map(|at| bed.servers.datagrams_at(*at).ok()).sum();
     load.forget_gaps();
-    interrupt::sleep(setting.stop, WATCHED)?;
-    let late = rig.servers.datagrams_at(*removed)? - after_removal;
-    let moved = kept.iter().filter_map(|at| rig.servers.datagrams_at(*at).ok()).sum::<u64>() - elsewhere;
+    interrupt::sleep(context.stop, WATCHED)?;
+    let late = bed.servers.datagrams_at(*removed)? - after_removal;
+    let moved = kept.iter().filter_map(|at| bed.servers.datagrams_at(*at).ok()).sum::<u64>() - elsewhere;
     datagrams.end()?;
 
-    figures.figure("removal_seen_ms", seen.as_secs_f64() * 1e3);
-    figures.figure("gap_ms", load.longest_gap_ms());
-    figures.figure("datagrams_elsewhere", moved);
-    figures.figure("datagrams_to_the_removed", late);
-    figures.expect(late == 0, || format!("{late} datagrams still went to the removed backend"));
-    figures.expect(moved > 0, || "no datagram went to another backend".into());
-    load.finish("service", figures)?;
-    rig.check_end(figures, 0);
+    result.record("removal_seen_ms", seen.as_secs_f64() * 1e3);
+    result.record("gap_ms", load.longest_gap_ms());
+    result.record("datagrams_elsewhere", moved);
+    result.record("datagrams_to_the_removed", late);
+    result.expect(late == 0, || format!("{late} datagrams still went to the removed backend"));
+    result.expect(moved > 0, || "no datagram went to another backend".into());
+    load.finish("service", result)?;
+    bed.check_end(result, 0);
     Ok(())
 }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use nix::unistd::gettid;
 
 use crate::error::{Error, Result};
-use crate::lab::faults::figures::Figures;
+use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::load::{Load, Work};
-use crate::lab::faults::rig::{Rig, RigOptions, STREAM, stream_targets};
-use crate::lab::faults::{Case, Setting};
+use crate::lab::faults::test_bed::{STREAM, TestBed, TestBedOptions, stream_targets};
+use crate::lab::faults::{Case, CaseContext};
 use crate::lab::interrupt;
 use crate::lab::topology::{HOST_INTERFACE, Link, Topology};
 use crate::loadgen::packets::{Generator, PacketKind, PacketOptions, resolve};
@@ -30,13 +30,13 @@ const SLICES: usize = 7;
 /// What must be left of the throughput.
 const LEAST_RATIO: f64 = 0.5;
 
-fn syn_flood(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+fn syn_flood(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let attacker = Namespace::new("attacker")?;
-    let options = RigOptions { interfaces: vec![ATTACK.into()], ..RigOptions::default() };
-    let mut rig = Rig::build(setting, options, |topology| attach_attacker(topology, &attacker))?;
+    let options = TestBedOptions { interfaces: vec![ATTACK.into()], ..TestBedOptions::default() };
+    let mut bed = TestBed::build(context, options, |topology| attach_attacker(topology, &attacker))?;
     let work = Work::echo(4096, Duration::from_millis(400));
-    let load = Load::start(rig.client(), &stream_targets(), setting.connections, &work)?;
-    interrupt::sleep(setting.stop, Duration::from_secs(1))?;
+    let load = Load::start(bed.client(), &stream_targets(), context.connections, &work)?;
+    interrupt::sleep(context.stop, Duration::from_secs(1))?;
 
     let before = slices(&load, SLICES);
     let flood = Flood::start(&attacker, SOURCES, None)?;
@@ -46,17 +46,17 @@ fn syn_flood(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
     let after = slices(&load, 3);
 
     let ratio = during / before;
-    figures.figure("before_mbytes_per_second", before / 1e6);
-    figures.figure("during_mbytes_per_second", during / 1e6);
-    figures.figure("after_mbytes_per_second", after / 1e6);
-    figures.figure("throughput_ratio", ratio);
-    figures.figure("flood_packets_per_second", packets_per_second.round());
-    figures.expect(ratio >= LEAST_RATIO, || {
+    result.record("before_mbytes_per_second", before / 1e6);
+    result.record("during_mbytes_per_second", during / 1e6);
+    result.record("after_mbytes_per_second", after / 1e6);
+    result.record("throughput_ratio", ratio);
+    result.record("flood_packets_per_second", packets_per_second.round());
+    result.expect(ratio >= LEAST_RATIO, || {
         format!("throughput fell to {ratio:.2} of what it was, not at least {LEAST_RATIO}")
     });
-    figures.expect(packets_per_second > 10_000.0, || "the flood was none".into());
-    load.finish("service", figures)?;
-    rig.check_end(figures, 0);
+    result.expect(packets_per_second > 10_000.0, || "the flood was none".into());
+    load.finish("service", result)?;
+    bed.check_end(result, 0);
     Ok(())
 }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::attack::Random;
 use crate::error::{Error, Result};
-use crate::lab::faults::figures::Figures;
+use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::raw::{self, RawSender};
-use crate::lab::faults::rig::{Rig, datagram_targets};
-use crate::lab::faults::{Case, Setting};
+use crate::lab::faults::test_bed::{TestBed, datagram_targets};
+use crate::lab::faults::{Case, CaseContext};
 use crate::lab::topology::Host;
 use crate::loadgen::progress::Show;
 use crate::loadgen::udp::{self, UdpOptions};
@@ -20,8 +20,8 @@ const PAYLOAD_LEN: usize = 8000;
 const PIECE_LEN: usize = 1440;
 const ROUNDS: u32 = 20;
 
-fn fragments(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    let mut rig = Rig::usual(setting)?;
+fn fragments(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let mut bed = TestBed::with_defaults(context)?;
     for (label, target) in datagram_targets() {
         let probe = |payload_len, flows, duration| {
             let options = UdpOptions {
@@ -30,30 +30,30 @@ fn fragments(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
                 grace: Duration::from_secs(2),
                 ..UdpOptions::new(target, 200, duration)
             };
-            rig.client().enter(|| udp::run(&options, Show::Nothing, setting.stop))?
+            bed.client().enter(|| udp::run(&options, Show::Nothing, context.stop))?
         };
         // Only so many packets wait for a neighbour: first each backend is found.
         probe(32, 30, Duration::from_millis(500))?;
         let report = probe(PAYLOAD_LEN, 10, Duration::from_secs(1))?;
-        figures.figure(&format!("{label} in order, sent"), report.sent);
-        figures.figure(&format!("{label} in order, lost"), report.lost);
-        figures.expect(report.lost == 0 && report.mismatches == 0, || {
+        result.record(&format!("{label} in order, sent"), report.sent);
+        result.record(&format!("{label} in order, lost"), report.lost);
+        result.expect(report.lost == 0 && report.mismatches == 0, || {
             format!(
                 "{label}: {} of {} datagrams in fragments were lost, {} were damaged",
                 report.lost, report.sent, report.mismatches
             )
         });
-        let back = shuffled(rig.topology.client(), target, setting.seed)?;
-        figures.figure(&format!("{label} out of order, sent"), ROUNDS);
-        figures.figure(&format!("{label} out of order, lost"), ROUNDS - back);
-        figures.expect(back == ROUNDS, || {
+        let back = shuffled(bed.topology.client(), target, context.seed)?;
+        result.record(&format!("{label} out of order, sent"), ROUNDS);
+        result.record(&format!("{label} out of order, lost"), ROUNDS - back);
+        result.expect(back == ROUNDS, || {
             format!(
                 "{label}: {} of {ROUNDS} datagrams whose fragments came out of order were lost",
                 ROUNDS - back
             )
         });
     }
-    rig.check_end(figures, 0);
+    bed.check_end(result, 0);
     Ok(())
 }
 

@@ -10,9 +10,9 @@ use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket};
 
 use crate::error::{Error, Result};
-use crate::lab::faults::figures::Figures;
-use crate::lab::faults::rig::{Rig, services};
-use crate::lab::faults::{Case, Setting};
+use crate::lab::faults::case_result::CaseResult;
+use crate::lab::faults::test_bed::{TestBed, services};
+use crate::lab::faults::{Case, CaseContext};
 use crate::loadgen::stop::Stop;
 use crate::netns::Namespace;
 
@@ -20,35 +20,35 @@ pub(super) const CASES: [Case; 1] = [Case { name: "no_leak", run: no_leak }];
 
 const STEP: Duration = Duration::from_millis(700);
 
-fn no_leak(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    let mut rig = Rig::usual(setting)?;
-    let backends = rig.backends();
+fn no_leak(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let mut bed = TestBed::with_defaults(context)?;
+    let backends = bed.backends();
     let secret =
-        rig.topology.backends().iter().flat_map(|host| [host.address.into(), host.address_v6.into()]);
-    let watch = Watch::start(rig.client(), secret.collect())?;
-    let load = rig.web_load(setting.connections.min(400))?;
+        bed.topology.backends().iter().flat_map(|host| [host.address.into(), host.address_v6.into()]);
+    let watch = Watch::start(bed.client(), secret.collect())?;
+    let load = bed.web_load(context.connections.min(400))?;
     for round in 0..2 {
         for service in services() {
-            rig.gateway.manifests().set_endpoints(&service, &backends[..1 + round])?;
+            bed.gateway.manifests().set_endpoints(&service, &backends[..1 + round])?;
         }
         thread::sleep(STEP);
         if round == 0 {
-            rig.gateway.kill()?;
+            bed.gateway.kill()?;
         }
-        rig.gateway.restart()?;
+        bed.gateway.restart()?;
         thread::sleep(STEP);
-        rig.set_backends(&backends)?;
+        bed.set_backends(&backends)?;
     }
     load.await_answers()?;
-    load.finish("service", figures)?;
+    load.finish("service", result)?;
     let (seen, leaked) = watch.end()?;
-    figures.figure("packets_seen", seen);
-    figures.figure("packets_leaked", leaked.len());
-    figures.expect(seen > 0, || "the client received nothing".into());
-    figures.expect(leaked.is_empty(), || {
+    result.record("packets_seen", seen);
+    result.record("packets_leaked", leaked.len());
+    result.expect(seen > 0, || "the client received nothing".into());
+    result.expect(leaked.is_empty(), || {
         format!("the client received packets of backends themselves: {}", leaked.join("; "))
     });
-    rig.check_end(figures, 0);
+    bed.check_end(result, 0);
     Ok(())
 }
 

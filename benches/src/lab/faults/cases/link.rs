@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::disturb::disturb;
 use crate::error::Result;
-use crate::lab::faults::figures::Figures;
-use crate::lab::faults::rig::{Rig, RigOptions};
-use crate::lab::faults::{Case, Setting};
+use crate::lab::faults::case_result::CaseResult;
+use crate::lab::faults::test_bed::{TestBed, TestBedOptions};
+use crate::lab::faults::{Case, CaseContext};
 use crate::lab::topology::FABRIC;
 use crate::netns::Namespace;
 
@@ -22,12 +22,12 @@ pub(super) const CASES: [Case; 4] = [
 /// How long the interface is away.
 const AWAY: Duration = Duration::from_millis(500);
 
-fn link_down_up(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    let rig = Rig::usual(setting)?;
-    let gateway = rig.topology.gateway().clone();
+fn link_down_up(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let bed = TestBed::with_defaults(context)?;
+    let gateway = bed.topology.gateway().clone();
     // The kernel forgets IPv6 addresses of a link that goes down otherwise; routers are set up like this.
     gateway.sysctl(&format!("net/ipv6/conf/{FABRIC}/keep_addr_on_down"), "1")?;
-    disturb(setting, figures, rig, |_| {
+    disturb(context, result, bed, |_| {
         gateway.ip(&format!("link set {FABRIC} down"))?;
         thread::sleep(AWAY);
         gateway.ip(&format!("link set {FABRIC} up"))?;
@@ -36,33 +36,33 @@ fn link_down_up(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
 }
 
 /// Frames that need chunks of another size, and back.
-fn mtu_change(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    let rig = Rig::usual(setting)?;
-    disturb(setting, figures, rig, |rig| {
-        rig.topology.set_fabric_mtu(3000)?;
+fn mtu_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let bed = TestBed::with_defaults(context)?;
+    disturb(context, result, bed, |bed| {
+        bed.topology.set_fabric_mtu(3000)?;
         thread::sleep(2 * AWAY);
-        rig.topology.set_fabric_mtu(1500)
+        bed.topology.set_fabric_mtu(1500)
     })
 }
 
-fn interface_gone_and_back(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    let rig = Rig::usual(setting)?;
-    disturb(setting, figures, rig, |rig| rig.topology.replug_fabric(AWAY))
+fn interface_gone_and_back(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let bed = TestBed::with_defaults(context)?;
+    disturb(context, result, bed, |bed| bed.topology.replug_fabric(AWAY))
 }
 
 /// A second queue opens under load. The kernel refuses to close one that a socket is bound to.
-fn queue_change(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    let options = RigOptions { queues: 2, ..RigOptions::default() };
-    let rig = Rig::build(setting, options, |topology| set_queues(topology.gateway(), 1))?;
-    let gateway = rig.topology.gateway().clone();
+fn queue_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let options = TestBedOptions { queues: 2, ..TestBedOptions::default() };
+    let bed = TestBed::build(context, options, |topology| set_queues(topology.gateway(), 1))?;
+    let gateway = bed.topology.gateway().clone();
     let mut refused = None;
-    disturb(setting, figures, rig, |_| {
+    disturb(context, result, bed, |_| {
         refused = set_queues(&gateway, 2).err();
         thread::sleep(2 * AWAY);
         Ok(())
     })?;
     if let Some(reason) = refused {
-        figures.skip(format!("this kernel does not change queues while XDP is on: {reason}"));
+        result.skip(format!("this kernel does not change queues while XDP is on: {reason}"));
     }
     Ok(())
 }

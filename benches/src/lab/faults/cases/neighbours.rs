@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::disturb::disturb;
 use crate::error::Result;
-use crate::lab::faults::figures::Figures;
-use crate::lab::faults::rig::{Rig, RigOptions};
-use crate::lab::faults::{Case, Setting};
-use crate::lab::topology::{HOST_INTERFACE, twin};
+use crate::lab::faults::case_result::CaseResult;
+use crate::lab::faults::test_bed::{TestBed, TestBedOptions};
+use crate::lab::faults::{Case, CaseContext};
+use crate::lab::topology::{HOST_INTERFACE, ipv6_of};
 use crate::netns::Namespace;
 
 pub(super) const CASES: [Case; 2] = [
@@ -21,8 +21,8 @@ const STEP: Duration = Duration::from_millis(400);
 /// A router on the fabric, by which the backends can be reached too.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 60);
 
-fn route_change(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    let rig = Rig::build(setting, RigOptions::default(), |topology| {
+fn route_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let bed = TestBed::build(context, TestBedOptions::default(), |topology| {
         let router = topology.add_host("router", ROUTER)?;
         for (key, value) in [
             ("net/ipv4/ip_forward", "1"),
@@ -34,13 +34,13 @@ fn route_change(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
         }
         Ok(())
     })?;
-    let gateway = rig.topology.gateway().clone();
-    let backends: Vec<_> = rig.backends().into_iter().filter(|address| *address != ROUTER).collect();
-    disturb(setting, figures, rig, |_| {
+    let gateway = bed.topology.gateway().clone();
+    let backends: Vec<_> = bed.backends().into_iter().filter(|address| *address != ROUTER).collect();
+    disturb(context, result, bed, |_| {
         for verb in ["add", "del", "add", "del"] {
             for &backend in &backends {
                 gateway.ip(&format!("route {verb} {backend}/32 via {ROUTER}"))?;
-                gateway.ip(&format!("route {verb} {}/128 via {}", twin(backend), twin(ROUTER)))?;
+                gateway.ip(&format!("route {verb} {}/128 via {}", ipv6_of(backend), ipv6_of(ROUTER)))?;
             }
             thread::sleep(STEP);
         }
@@ -49,10 +49,10 @@ fn route_change(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
 }
 
 /// As after a fail-over: the new holder of an address says so by itself.
-fn neighbour_change(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    let rig = Rig::usual(setting)?;
-    let hosts: Vec<Namespace> = rig.topology.backends().iter().map(|host| host.namespace.clone()).collect();
-    disturb(setting, figures, rig, |_| {
+fn neighbour_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let bed = TestBed::with_defaults(context)?;
+    let hosts: Vec<Namespace> = bed.topology.backends().iter().map(|host| host.namespace.clone()).collect();
+    disturb(context, result, bed, |_| {
         for (number, host) in hosts.iter().enumerate() {
             host.sysctl(&format!("net/ipv4/conf/{HOST_INTERFACE}/arp_notify"), "1")?;
             host.sysctl(&format!("net/ipv6/conf/{HOST_INTERFACE}/ndisc_notify"), "1")?;

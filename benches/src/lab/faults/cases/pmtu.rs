@@ -4,11 +4,11 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::lab::faults::figures::Figures;
-use crate::lab::faults::rig::{Rig, RigOptions, stream_targets};
-use crate::lab::faults::show::event;
-use crate::lab::faults::{Case, Setting};
-use crate::lab::topology::{HOST_INTERFACE, Host, Link, add_twin, configure_host, twin};
+use crate::lab::faults::case_result::CaseResult;
+use crate::lab::faults::gateway_state::event;
+use crate::lab::faults::test_bed::{TestBed, TestBedOptions, stream_targets};
+use crate::lab::faults::{Case, CaseContext};
+use crate::lab::topology::{HOST_INTERFACE, Host, Link, add_ipv6_address, configure_host, ipv6_of};
 use crate::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamReport};
 use crate::netns::Namespace;
 
@@ -22,19 +22,19 @@ const TRANSFERS: usize = 4;
 const INNER_ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 60);
 const NARROW: &str = "narrow";
 
-fn pmtu_v4(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    pmtu(setting, figures, 0)
+fn pmtu_v4(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    pmtu(context, result, 0)
 }
 
-fn pmtu_v6(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    pmtu(setting, figures, 1)
+fn pmtu_v6(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    pmtu(context, result, 1)
 }
 
 /// `family` is the place of the target in [`stream_targets`].
-fn pmtu(setting: &Setting<'_>, figures: &mut Figures, family: usize) -> Result<()> {
+fn pmtu(context: &CaseContext<'_>, result: &mut CaseResult, family: usize) -> Result<()> {
     let mut ends = None;
-    let options = RigOptions { clients: 2, backends: 1, ..RigOptions::default() };
-    let mut rig = Rig::build(setting, options, |topology| {
+    let options = TestBedOptions { clients: 2, backends: 1, ..TestBedOptions::default() };
+    let mut bed = TestBed::build(context, options, |topology| {
         let router = topology.add_host("router", INNER_ROUTER)?;
         let inner = NarrowPath::build(&router, [10, 246, 0], [10, 245, 0])?;
         inner.routes_to(topology.gateway(), INNER_ROUTER)?;
@@ -44,8 +44,8 @@ fn pmtu(setting: &Setting<'_>, figures: &mut Figures, family: usize) -> Result<(
         ends = Some((inner, outer));
         Ok(())
     })?;
-    let (inner, outer) = ends.expect("the rig was prepared");
-    let near = vec![rig.topology.backends()[0].address];
+    let (inner, outer) = ends.expect("the test bed was prepared");
+    let near = vec![bed.topology.backends()[0].address];
     let (label, target) = stream_targets()[family];
 
     let transfer = |from: &Namespace| -> Result<StreamReport> {
@@ -53,25 +53,25 @@ fn pmtu(setting: &Setting<'_>, figures: &mut Figures, family: usize) -> Result<(
         let options = StreamOptions::new(target, TRANSFERS, Duration::from_secs(3), exchange);
         stream::start(from, options)?.wait()
     };
-    let translated = |rig: &Rig| event(&rig.gateway, "icmp_errors_translated");
-    rig.set_backends(&near)?;
+    let translated = |bed: &TestBed| event(&bed.gateway, "icmp_errors_translated");
+    bed.set_backends(&near)?;
     let in_front = transfer(&outer.end.namespace)?;
-    let errors_in_front = translated(&rig)?;
-    rig.servers.start(&inner.end)?;
-    rig.set_backends(&[inner.end.address])?;
-    let behind = transfer(rig.client())?;
-    let errors_behind = translated(&rig)? - errors_in_front;
+    let errors_in_front = translated(&bed)?;
+    bed.servers.start(&inner.end)?;
+    bed.set_backends(&[inner.end.address])?;
+    let behind = transfer(bed.client())?;
+    let errors_behind = translated(&bed)? - errors_in_front;
     for (place, report, errors) in
         [("in_front", &in_front, errors_in_front), ("behind", &behind, errors_behind)]
     {
-        figures.figure(&format!("{place}_icmp_errors"), errors);
-        figures.expect(errors > 0, || format!("no ICMP error came from the narrow hop {place}"));
-        figures.figure(&format!("{place}_mbytes_per_second"), mbytes_per_second(report));
-        figures.figure(&format!("{place}_transfers"), report.exchanges);
-        figures.lost(report.failures(), report.first_failure.as_deref());
-        figures.expect(report.exchanges > 0, || format!("no transfer over {label}, narrow hop {place}"));
+        result.record(&format!("{place}_icmp_errors"), errors);
+        result.expect(errors > 0, || format!("no ICMP error came from the narrow hop {place}"));
+        result.record(&format!("{place}_mbytes_per_second"), mbytes_per_second(report));
+        result.record(&format!("{place}_transfers"), report.exchanges);
+        result.record_lost(report.failures(), report.first_failure.as_deref());
+        result.expect(report.exchanges > 0, || format!("no transfer over {label}, narrow hop {place}"));
     }
-    rig.check_end(figures, 0);
+    bed.check_end(result, 0);
     Ok(())
 }
 
@@ -99,12 +99,12 @@ impl NarrowPath {
             (&far_router, "far", at(far, 1)),
         ] {
             namespace.ip(&format!("addr add {address}/24 dev {interface}"))?;
-            add_twin(namespace, interface, address)?;
+            add_ipv6_address(namespace, interface, address)?;
             namespace.sysctl("net/ipv4/ip_forward", "1")?;
             namespace.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         }
         configure_host(&end, at(far, 11))?;
-        let address_v6 = add_twin(&end, HOST_INTERFACE, at(far, 11))?;
+        let address_v6 = add_ipv6_address(&end, HOST_INTERFACE, at(far, 11))?;
         route(&end, "default", "default", at(far, 1))?;
         route(&far_router, "default", "default", at(narrow, 1))?;
         let (v4, v6) = networks(at(far, 0));
@@ -124,10 +124,10 @@ impl NarrowPath {
 fn networks(address: Ipv4Addr) -> (String, String) {
     let [a, b, c, _] = address.octets();
     let first = Ipv4Addr::new(a, b, c, 0);
-    (format!("{first}/24"), format!("{}/64", twin(first)))
+    (format!("{first}/24"), format!("{}/64", ipv6_of(first)))
 }
 
 fn route(namespace: &Namespace, v4: &str, v6: &str, via: Ipv4Addr) -> Result<()> {
     namespace.ip(&format!("route add {v4} via {via}"))?;
-    namespace.ip(&format!("-6 route add {v6} via {}", twin(via))).map(drop)
+    namespace.ip(&format!("-6 route add {v6} via {}", ipv6_of(via))).map(drop)
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::lab::faults::figures::Figures;
+use crate::lab::faults::case_result::CaseResult;
+use crate::lab::faults::gateway_state::drops;
 use crate::lab::faults::load::{Load, Work, new_connections_work};
-use crate::lab::faults::rig::{DATAGRAMS, Rig, RigOptions, STREAM, stream_targets};
-use crate::lab::faults::show::{drops, show};
-use crate::lab::faults::{Case, Setting};
+use crate::lab::faults::test_bed::{DATAGRAMS, STREAM, TestBed, TestBedOptions, stream_targets};
+use crate::lab::faults::{Case, CaseContext};
 use crate::loadgen::stream::{self, StreamOptions};
 
 pub(super) const CASES: [Case; 2] =
@@ -21,70 +21,70 @@ pub(super) const CASES: [Case; 2] =
 const RECOVERY: Duration = Duration::from_secs(25);
 
 /// Flows that were answered fill the table of IPv4: none of them may make room.
-fn table_full(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+fn table_full(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     const ESTABLISHED: usize = 100;
     let config = "[flows]\ncapacity = 1024\ncapacity_v6 = 1024\nudp_answered_s = 3\nudp_unanswered_s = 3\n";
-    let options = RigOptions { config: config.into(), ..RigOptions::default() };
-    let mut rig = Rig::build(setting, options, |_| Ok(()))?;
+    let options = TestBedOptions { config: config.into(), ..TestBedOptions::default() };
+    let mut bed = TestBed::build(context, options, |_| Ok(()))?;
     let work = Work::echo(256, Duration::from_millis(100));
-    let load = Load::start(rig.client(), &stream_targets()[..1], ESTABLISHED, &work)?;
+    let load = Load::start(bed.client(), &stream_targets()[..1], ESTABLISHED, &work)?;
 
     let asked = 3000;
-    let answered = rig.client().enter(|| ask_many(SocketAddr::from(DATAGRAMS), asked))??;
-    let (full, tables) = (drops(&rig.gateway, "flow_table_full")?, show(&rig.gateway, "tables")?);
-    figures.figure("flow_capacity", tables["flow_capacity"].clone());
-    figures.figure("flows_asked", asked);
-    figures.figure("flows_answered", answered);
-    figures.figure("flow_table_full", full);
-    figures.expect(full > 0, || "no packet was counted as flow_table_full".into());
-    figures.expect(answered < asked, || "every flow had room: the table was not full".into());
-    recover(&rig, SocketAddr::from(STREAM), &work, figures)?;
-    figures.figure("gap_ms", load.longest_gap_ms());
-    load.finish("service", figures)?;
-    rig.check_end(figures, 0);
+    let answered = bed.client().enter(|| ask_many(SocketAddr::from(DATAGRAMS), asked))??;
+    let (full, tables) = (drops(&bed.gateway, "flow_table_full")?, bed.gateway.show_json("tables")?);
+    result.record("flow_capacity", tables["flow_capacity"].clone());
+    result.record("flows_asked", asked);
+    result.record("flows_answered", answered);
+    result.record("flow_table_full", full);
+    result.expect(full > 0, || "no packet was counted as flow_table_full".into());
+    result.expect(answered < asked, || "every flow had room: the table was not full".into());
+    recover(&bed, SocketAddr::from(STREAM), &work, result)?;
+    result.record("gap_ms", load.longest_gap_ms());
+    load.finish("service", result)?;
+    bed.check_end(result, 0);
     Ok(())
 }
 
 /// One backend, and fewer source ports than connections want.
-fn ports_exhausted(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+fn ports_exhausted(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     const ESTABLISHED: usize = 40;
     const WANTED: usize = 100;
     let config = "[snat]\nports = \"40000-40063\"\n\n[flows]\ntcp_time_wait_s = 1\ntcp_reset_s = 1\n";
-    let options = RigOptions { backends: 1, config: config.into(), ..RigOptions::default() };
-    let mut rig = Rig::build(setting, options, |_| Ok(()))?;
+    let options = TestBedOptions { backends: 1, config: config.into(), ..TestBedOptions::default() };
+    let mut bed = TestBed::build(context, options, |_| Ok(()))?;
     let work = Work::echo(256, Duration::from_millis(100));
-    let load = Load::start(rig.client(), &stream_targets()[..1], ESTABLISHED, &work)?;
+    let load = Load::start(bed.client(), &stream_targets()[..1], ESTABLISHED, &work)?;
 
     let target = SocketAddr::from(STREAM);
     let mut more = StreamOptions::new(target, WANTED, Duration::from_secs(4), work.exchange.clone());
     (more.connect_timeout, more.pause) = (Duration::from_millis(1500), work.pause);
-    let more = stream::start(rig.client(), more)?.wait()?;
-    let exhausted = drops(&rig.gateway, "snat_ports_exhausted")?;
-    figures.figure("connections_wanted", WANTED);
-    figures.figure("connections_made", more.connects);
-    figures.figure("connections_refused", more.connect_failures.values().sum::<u64>());
-    figures.figure("snat_ports_exhausted", exhausted);
-    figures.expect(exhausted > 0, || "no packet was counted as snat_ports_exhausted".into());
-    figures.expect(!more.connect_failures.is_empty(), || "every connection had a port".into());
-    figures.expect(more.broken.is_empty(), || format!("connections with a port broke: {:?}", more.broken));
-    recover(&rig, target, &work, figures)?;
-    figures.figure("gap_ms", load.longest_gap_ms());
-    load.finish("service", figures)?;
-    rig.check_end(figures, 0);
+    let more = stream::start(bed.client(), more)?.wait()?;
+    let exhausted = drops(&bed.gateway, "snat_ports_exhausted")?;
+    result.record("connections_wanted", WANTED);
+    result.record("connections_made", more.connects);
+    result.record("connections_refused", more.connect_failures.values().sum::<u64>());
+    result.record("snat_ports_exhausted", exhausted);
+    result.expect(exhausted > 0, || "no packet was counted as snat_ports_exhausted".into());
+    result.expect(!more.connect_failures.is_empty(), || "every connection had a port".into());
+    result.expect(more.broken.is_empty(), || format!("connections with a port broke: {:?}", more.broken));
+    recover(&bed, target, &work, result)?;
+    result.record("gap_ms", load.longest_gap_ms());
+    load.finish("service", result)?;
+    bed.check_end(result, 0);
     Ok(())
 }
 
 /// Waits until new connections work as if nothing had been.
-fn recover(rig: &Rig, target: SocketAddr, work: &Work, figures: &mut Figures) -> Result<()> {
+fn recover(bed: &TestBed, target: SocketAddr, work: &Work, result: &mut CaseResult) -> Result<()> {
     let begin = clock::now();
     loop {
-        let fresh = new_connections_work(rig.client(), target, &work.exchange, Duration::from_millis(300))?;
+        let fresh = new_connections_work(bed.client(), target, &work.exchange, Duration::from_millis(300))?;
         if fresh.failures() == 0 && fresh.exchanges > 0 {
-            figures.figure("recovered_ms", begin.elapsed().as_secs_f64() * 1e3);
+            result.record("recovered_ms", begin.elapsed().as_secs_f64() * 1e3);
             return Ok(());
         }
         if begin.elapsed() > RECOVERY {
-            figures.fail(format!(
+            result.fail(format!(
                 "new connections still fail {RECOVERY:?} after the pressure: {:?}",
                 fresh.first_failure
             ));

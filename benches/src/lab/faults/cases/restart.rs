@@ -6,10 +6,10 @@ use std::{fs, thread};
 
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::lab::faults::figures::Figures;
+use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::load::Load;
-use crate::lab::faults::rig::Rig;
-use crate::lab::faults::{Case, Setting};
+use crate::lab::faults::test_bed::TestBed;
+use crate::lab::faults::{Case, CaseContext};
 use crate::lab::{interrupt, scratch};
 
 pub(super) const CASES: [Case; 3] = [
@@ -22,53 +22,53 @@ pub(super) const CASES: [Case; 3] = [
 const SETTLED: Duration = Duration::from_millis(1500);
 const GRACE: Duration = Duration::from_secs(5);
 
-fn hot_restart(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    restart(setting, figures, |rig| rig.gateway.terminate(GRACE).map(drop))
+fn hot_restart(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    restart(context, result, |bed| bed.gateway.terminate(GRACE).map(drop))
 }
 
-fn kill_restart(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
-    restart(setting, figures, |rig| rig.gateway.kill())
+fn kill_restart(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    restart(context, result, |bed| bed.gateway.kill())
 }
 
 /// The binary is replaced by one at another path, as packages that keep versions side by side do.
-fn upgrade(setting: &Setting<'_>, figures: &mut Figures) -> Result<()> {
+fn upgrade(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let folder = scratch::folder("upgrade")?;
     let copy: PathBuf = folder.path().join("flowgate-next");
-    fs::copy(setting.flowgate, &copy).map_err(Error::io(format!(
+    fs::copy(context.flowgate, &copy).map_err(Error::io(format!(
         "copy {} to {}",
-        setting.flowgate.display(),
+        context.flowgate.display(),
         copy.display()
     )))?;
-    restart(setting, figures, move |rig| {
-        rig.gateway.set_binary(copy);
-        rig.gateway.terminate(GRACE).map(drop)
+    restart(context, result, move |bed| {
+        bed.gateway.set_binary(copy);
+        bed.gateway.terminate(GRACE).map(drop)
     })
 }
 
 fn restart(
-    setting: &Setting<'_>,
-    figures: &mut Figures,
-    end: impl FnOnce(&mut Rig) -> Result<()>,
+    context: &CaseContext<'_>,
+    result: &mut CaseResult,
+    end: impl FnOnce(&mut TestBed) -> Result<()>,
 ) -> Result<()> {
-    let mut rig = Rig::usual(setting)?;
-    let load = rig.web_load(setting.connections)?;
-    let own = rig.own_load()?;
-    interrupt::sleep(setting.stop, SETTLED)?;
+    let mut bed = TestBed::with_defaults(context)?;
+    let load = bed.web_load(context.connections)?;
+    let own = bed.own_load()?;
+    interrupt::sleep(context.stop, SETTLED)?;
     forget(&[&load, &own]);
     let begin = clock::now();
-    end(&mut rig)?;
+    end(&mut bed)?;
     let ended = begin.elapsed();
-    rig.gateway.restart()?;
+    bed.gateway.restart()?;
     let restarted = begin.elapsed();
     load.await_answers()?;
     thread::sleep(SETTLED);
-    figures.figure("end_ms", ended.as_secs_f64() * 1e3);
-    figures.figure("restart_ms", restarted.as_secs_f64() * 1e3);
-    figures.figure("gap_ms", load.longest_gap_ms());
-    figures.figure("node_gap_ms", own.longest_gap_ms());
-    load.finish("service", figures)?;
-    own.finish("node", figures)?;
-    rig.check_end(figures, 0);
+    result.record("end_ms", ended.as_secs_f64() * 1e3);
+    result.record("restart_ms", restarted.as_secs_f64() * 1e3);
+    result.record("gap_ms", load.longest_gap_ms());
+    result.record("node_gap_ms", own.longest_gap_ms());
+    load.finish("service", result)?;
+    own.finish("node", result)?;
+    bed.check_end(result, 0);
     Ok(())
 }
 

@@ -1,18 +1,19 @@
 //! The network, servers and gateway of a case.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use super::figures::Figures;
+use super::case_result::CaseResult;
+use super::gateway_state::stopped;
 use super::load::{Load, Work};
-use super::show::{await_backends, stopped};
-use super::{Setting, say};
+use super::{CaseContext, say};
 use crate::error::{Error, Result};
-use crate::lab::gateway::{Gateway, GatewayOptions, last_lines};
+use crate::lab::gateway::{Gateway, GatewayOptions, last_lines, rows};
 use crate::lab::manifests::{L4Protocol, ServiceSpec};
 use crate::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer};
 use crate::lab::servers::http::{HttpServer, HttpServerOptions};
-use crate::lab::topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, twin};
+use crate::lab::topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, ipv6_of};
+use crate::lab::wait::eventually;
 use crate::netns::Namespace;
 
 /// The HTTP Service, and its NodePort.
@@ -30,7 +31,7 @@ const DATAGRAM_PORT: u16 = 7001;
 
 /// How a case differs from the others.
 #[derive(Debug, Clone)]
-pub(in crate::lab) struct RigOptions {
+pub(in crate::lab) struct TestBedOptions {
     pub(in crate::lab) clients: u8,
     pub(in crate::lab) backends: u8,
     pub(in crate::lab) queues: u32,
@@ -40,7 +41,7 @@ pub(in crate::lab) struct RigOptions {
     pub(in crate::lab) config: String,
 }
 
-impl Default for RigOptions {
+impl Default for TestBedOptions {
     fn default() -> Self {
         let config = String::new();
         Self { clients: 1, backends: 3, queues: 1, interfaces: Vec::new(), config }
@@ -48,7 +49,7 @@ impl Default for RigOptions {
 }
 
 /// Everything at work; the gateway ends first.
-pub(in crate::lab) struct Rig {
+pub(in crate::lab) struct TestBed {
     pub(in crate::lab) gateway: Gateway,
     pub(in crate::lab) servers: Servers,
     _own: TcpEchoServer,
@@ -63,19 +64,19 @@ pub(in crate::lab) struct Servers {
     pub(in crate::lab) udp: Vec<(Ipv4Addr, UdpEchoServer)>,
 }
 
-impl Rig {
+impl TestBed {
     /// The usual network and gateway.
-    pub(in crate::lab) fn usual(setting: &Setting<'_>) -> Result<Self> {
-        Self::build(setting, RigOptions::default(), |_| Ok(()))
+    pub(in crate::lab) fn with_defaults(context: &CaseContext<'_>) -> Result<Self> {
+        Self::build(context, TestBedOptions::default(), |_| Ok(()))
     }
 
     /// Builds the network, lets `prepare` change it, and starts everything.
     pub(in crate::lab) fn build(
-        setting: &Setting<'_>,
-        options: RigOptions,
+        context: &CaseContext<'_>,
+        options: TestBedOptions,
         prepare: impl FnOnce(&mut Topology) -> Result<()>,
     ) -> Result<Self> {
-        let RigOptions { clients, backends, queues, interfaces, config } = options;
+        let TestBedOptions { clients, backends, queues, interfaces, config } = options;
         let mut topology = Topology::build(TopologyOptions { clients, backends, queues, mtu: None })?;
         let hosts = topology.backends().to_vec();
         prepare(&mut topology)?;
@@ -83,16 +84,16 @@ impl Rig {
         hosts.iter().try_for_each(|host| servers.start(host))?;
         let own = EchoOptions::new("gateway", NODE_PORT_OF_ITS_OWN, EchoAnswer::Name);
         let own = TcpEchoServer::start(topology.gateway(), own)?;
-        let mut gateway = GatewayOptions::new(setting.flowgate);
+        let mut gateway = GatewayOptions::new(context.flowgate);
         gateway.interfaces.extend(interfaces);
         gateway.extra_config = config;
         // The machine may have much else to do: a successor is waited for longer than by default.
         gateway.xdp_config = "hold_ms = 20000".into();
         let gateway = Gateway::start(topology.gateway(), gateway)?;
-        let rig = Self { gateway, servers, _own: own, topology };
+        let bed = Self { gateway, servers, _own: own, topology };
         let addresses: Vec<_> = hosts.iter().map(|host| host.address).collect();
-        rig.set_backends(&addresses)?;
-        Ok(rig)
+        bed.set_backends(&addresses)?;
+        Ok(bed)
     }
 
     /// Gives all Services these backends, and waits until the gateway serves them.
@@ -100,7 +101,23 @@ impl Rig {
         for service in services() {
             self.gateway.manifests().apply(&service, backends)?;
         }
-        await_backends(&self.gateway, backends).map(drop)
+        self.await_backends(backends).map(drop)
+    }
+
+    /// Waits until every Service of [`services`] has exactly these backends, in both families; returns how long that
+    /// took.
+    pub(in crate::lab) fn await_backends(&self, backends: &[Ipv4Addr]) -> Result<Duration> {
+        let both = backends.iter().flat_map(|&address| [IpAddr::V4(address), IpAddr::V6(ipv6_of(address))]);
+        let mut wanted: Vec<_> = both.flat_map(|address| vec![address; services().len()]).collect();
+        wanted.sort_unstable();
+        eventually(&format!("all Services have the backends {backends:?}"), || {
+            let backends = self.gateway.show_json("backends")?;
+            let active = rows(&backends).filter(|row| row["state"] == "active");
+            let addresses = active.filter_map(|row| row["address"].as_str()?.parse::<SocketAddr>().ok());
+            let mut addresses: Vec<_> = addresses.map(|address| address.ip()).collect();
+            addresses.sort_unstable();
+            Ok(addresses == wanted)
+        })
     }
 
     /// The addresses of the backends of the moment.
@@ -123,24 +140,24 @@ impl Rig {
     pub(in crate::lab) fn own_load(&self) -> Result<Load> {
         let targets = [
             ("the node, IPv4", SocketAddr::from((GATEWAY_UPLINK, NODE_PORT_OF_ITS_OWN))),
-            ("the node, IPv6", SocketAddr::from((twin(GATEWAY_UPLINK), NODE_PORT_OF_ITS_OWN))),
+            ("the node, IPv6", SocketAddr::from((ipv6_of(GATEWAY_UPLINK), NODE_PORT_OF_ITS_OWN))),
         ];
         Load::start(self.client(), &targets, 4, &Work::echo(64, Duration::from_millis(5)))
     }
 
     /// What must hold at the end of every case: the gateway runs, and no thread of it has panicked unasked. Notes
     /// which packets did not go on.
-    pub(in crate::lab) fn check_end(&mut self, figures: &mut Figures, panics_allowed: usize) {
+    pub(in crate::lab) fn check_end(&mut self, result: &mut CaseResult, panics_allowed: usize) {
         let log = self.gateway.log();
         let panics = log.lines().filter(|line| line.contains("panicked at")).count();
-        figures
+        result
             .expect(panics <= panics_allowed, || format!("the gateway panicked:\n{}", last_lines(&log, 20)));
         if let Ok(stopped) = stopped(&self.gateway) {
-            figures.figure("stopped", stopped);
+            result.record("stopped", stopped);
         }
         let ended = self.gateway.has_ended();
-        figures.expect(!ended, || "the gateway has ended".into());
-        if figures.failed() {
+        result.expect(!ended, || "the gateway has ended".into());
+        if result.failed() {
             say(&format!("the gateway's log ends with:\n{}", last_lines(&log, 40)));
         }
     }
@@ -169,9 +186,9 @@ impl Servers {
 pub(in crate::lab) fn web_targets() -> [(&'static str, SocketAddr); 4] {
     [
         ("cluster IP, IPv4", SocketAddr::from(WEB)),
-        ("cluster IP, IPv6", SocketAddr::from((twin(WEB.0), WEB.1))),
+        ("cluster IP, IPv6", SocketAddr::from((ipv6_of(WEB.0), WEB.1))),
         ("NodePort, IPv4", SocketAddr::from((GATEWAY_UPLINK, WEB_NODE_PORT))),
-        ("NodePort, IPv6", SocketAddr::from((twin(GATEWAY_UPLINK), WEB_NODE_PORT))),
+        ("NodePort, IPv6", SocketAddr::from((ipv6_of(GATEWAY_UPLINK), WEB_NODE_PORT))),
     ]
 }
 
@@ -186,7 +203,7 @@ pub(in crate::lab) fn datagram_targets() -> [(&'static str, SocketAddr); 2] {
 }
 
 fn both((address, port): (Ipv4Addr, u16)) -> [(&'static str, SocketAddr); 2] {
-    [("IPv4", SocketAddr::from((address, port))), ("IPv6", SocketAddr::from((twin(address), port)))]
+    [("IPv4", SocketAddr::from((address, port))), ("IPv6", SocketAddr::from((ipv6_of(address), port)))]
 }
 
 /// What the gateway serves.

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -11,13 +10,13 @@ use serde_json::Value;
 use super::DeviceOptions;
 use super::http::Connection;
 use super::report::DeviceReport;
-use crate::clock;
 use crate::error::{Error, Result};
 use crate::lab::gateway::last_lines;
 use crate::lab::interrupt;
 use crate::lab::manifests::{L4Protocol, ServiceSpec};
 use crate::lab::servers::http::{HttpServer, HttpServerOptions};
-use crate::lab::topology::{GATEWAY_FABRIC, GATEWAY_UPLINK, Host, SERVICE_RANGE, twin};
+use crate::lab::topology::{GATEWAY_FABRIC, GATEWAY_UPLINK, Host, SERVICE_RANGE, ipv6_of};
+use crate::lab::wait::eventually_within;
 use crate::loadgen::stop::Stop;
 use crate::netns::Namespace;
 use crate::vm::{Image, Kernel, Machine, MachineOptions, Nic, Store};
@@ -35,7 +34,7 @@ const CLIENT: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 2, 10);
 const BACKEND: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 244, 0, 11);
 
 /// Everything that a step needs.
-pub(super) struct Rig {
+pub(super) struct TestBed {
     pub(super) machine: Machine,
     pub(super) client: Host,
     pub(super) backend: Host,
@@ -59,7 +58,7 @@ pub(super) const SIDES: [Side; 2] = [
     Side { mac: "52:54:00:00:00:02", tap: "fabric", address: GATEWAY_FABRIC },
 ];
 
-impl Rig {
+impl TestBed {
     pub(super) fn boot(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<Self> {
         let store = Store::new(&options.store);
         let kernel = Kernel::open(&store, &options.kernel)?;
@@ -83,24 +82,24 @@ impl Rig {
         machine.load_modules(device.modules())?;
 
         let server = HttpServer::start(&backend.namespace, HttpServerOptions::new("backend", 8080))?;
-        let rig = Self { machine, client, backend, kernel, _server: server, starts: 0, stop: stop.clone() };
-        for (host, side) in [(&rig.client, SIDES[0]), (&rig.backend, SIDES[1])] {
-            rig.address_outside(host, side)?;
+        let bed = Self { machine, client, backend, kernel, _server: server, starts: 0, stop: stop.clone() };
+        for (host, side) in [(&bed.client, SIDES[0]), (&bed.backend, SIDES[1])] {
+            bed.address_outside(host, side)?;
         }
-        rig.client.route(SERVICE_RANGE, GATEWAY_UPLINK)?;
-        rig.backend.route("192.0.2.0/24", GATEWAY_FABRIC)?;
+        bed.client.route(SERVICE_RANGE, GATEWAY_UPLINK)?;
+        bed.backend.route("192.0.2.0/24", GATEWAY_FABRIC)?;
         for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/all/keep_addr_on_down"] {
-            rig.machine.write(&format!("/proc/sys/net/{key}"), "1")?;
+            bed.machine.write(&format!("/proc/sys/net/{key}"), "1")?;
         }
         for key in ["default", "all"] {
-            rig.machine.write(&format!("/proc/sys/net/ipv6/conf/{key}/accept_dad"), "0")?;
+            bed.machine.write(&format!("/proc/sys/net/ipv6/conf/{key}/accept_dad"), "0")?;
         }
-        rig.address_inside()?;
-        rig.machine.write(CONFIG, &rig.config(options)?)?;
+        bed.address_inside()?;
+        bed.machine.write(CONFIG, &bed.config(options)?)?;
         let service = ServiceSpec::single("web", CLUSTER_IP, L4Protocol::Tcp, 80, 8080);
         let service = service.dual_stack().with_node_port(NODE_PORT);
-        rig.machine.write("/etc/flowgate/manifests/web.yaml", &service.manifests(&[BACKEND]))?;
-        Ok(rig)
+        bed.machine.write("/etc/flowgate/manifests/web.yaml", &service.manifests(&[BACKEND]))?;
+        Ok(bed)
     }
 
     pub(super) fn kernel_release(&self) -> String {
@@ -118,7 +117,7 @@ impl Rig {
             let name = self.interface(side)?;
             self.machine.ip(&format!("link set {name} up"))?;
             self.machine.ip(&format!("addr replace {}/24 dev {name}", side.address))?;
-            self.machine.ip(&format!("addr replace {}/64 dev {name} nodad", twin(side.address)))?;
+            self.machine.ip(&format!("addr replace {}/64 dev {name} nodad", ipv6_of(side.address)))?;
         }
         Ok(())
     }
@@ -147,8 +146,8 @@ impl Rig {
     pub(super) fn start_gateway(&mut self) -> Result<()> {
         self.starts += 1;
         self.machine.start(&self.gateway_name(), &["flowgate", "run", "--config", CONFIG], LOG)?;
-        self.eventually("the workers run", |rig| {
-            let workers = rig.workers()?;
+        self.eventually("the workers run", |bed| {
+            let workers = bed.workers()?;
             Ok(!workers.is_empty() && workers.iter().all(|worker| worker["state"] == "running"))
         })
     }
@@ -194,21 +193,17 @@ impl Rig {
         format!("{}\n{workers}\nthe gateway's log says:\n{log}", drops.join("\n"))
     }
 
-    /// Waits until something holds; an error on the way counts as not yet.
-    pub(super) fn eventually(&self, what: &str, mut holds: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
-        let deadline = clock::now() + SETTLE;
-        loop {
+    /// [`eventually_within`] the time that an emulated machine may need; ends early on a stop.
+    pub(super) fn eventually(
+        &self,
+        what: &str,
+        mut condition: impl FnMut(&Self) -> Result<bool>,
+    ) -> Result<()> {
+        let condition = || {
             interrupt::check(&self.stop)?;
-            let now = holds(self);
-            if matches!(now, Ok(true)) {
-                return Ok(());
-            }
-            if clock::now() >= deadline {
-                let hint = now.err().map_or_else(|| "it does not hold".to_owned(), |error| error.to_string());
-                return Err(Error::Timeout { what: what.to_owned(), after: SETTLE, hint });
-            }
-            thread::sleep(PAUSE);
-        }
+            condition(self)
+        };
+        eventually_within(SETTLE, PAUSE, what, condition).map(drop)
     }
 
     /// Where the client aims at: by ClusterIP and by NodePort, in both families.
@@ -216,16 +211,16 @@ impl Rig {
         [
             (CLUSTER_IP, 80).into(),
             (GATEWAY_UPLINK, NODE_PORT).into(),
-            (twin(CLUSTER_IP), 80).into(),
-            (twin(GATEWAY_UPLINK), NODE_PORT).into(),
+            (ipv6_of(CLUSTER_IP), 80).into(),
+            (ipv6_of(GATEWAY_UPLINK), NODE_PORT).into(),
         ]
     }
 
     /// Waits until every target answers: neighbours are found, links are up.
     pub(super) fn wait_until_reachable(&self) -> Result<()> {
         for target in Self::targets() {
-            self.eventually(&format!("{target} answers"), |rig| {
-                let answer = rig.client.namespace.enter(|| {
+            self.eventually(&format!("{target} answers"), |bed| {
+                let answer = bed.client.namespace.enter(|| {
                     Connection::open(target, Duration::from_secs(2))
                         .and_then(|mut connection| connection.echo(1))
                 })?;
@@ -274,5 +269,5 @@ impl Rig {
 /// A namespace with an address to come: its only interface is the tap device of a NIC.
 fn host(name: &str, address: std::net::Ipv4Addr) -> Result<Host> {
     let namespace = Namespace::new(name)?;
-    Ok(Host { name: name.into(), address, address_v6: twin(address), namespace })
+    Ok(Host { name: name.into(), address, address_v6: ipv6_of(address), namespace })
 }

@@ -1,4 +1,4 @@
-//! The rig of the measurement: an API server with many Services, of which a few are moved between two backends that
+//! The test bed of the measurement: an API server with many Services, of which a few are moved between two backends that
 //! answer with their names.
 
 use std::fs;
@@ -61,14 +61,14 @@ pub(super) struct ColdStart {
     pub(super) cold_start: Duration,
 }
 
-pub(super) struct Rig {
+pub(super) struct TestBed {
     _servers: Vec<UdpEchoServer>,
     topology: Topology,
     plane: ControlPlane,
     endpoints: u32,
 }
 
-impl Rig {
+impl TestBed {
     /// Network, servers and control plane, without Services.
     pub(super) fn build(options: &ControlBenchOptions) -> Result<Self> {
         let mut plane = ControlPlane::start(Programs::find()?, |doing| say(doing))?;

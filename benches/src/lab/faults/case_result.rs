@@ -2,18 +2,18 @@
 
 use serde_json::{Map, Value};
 
-/// Figures by name, and what was not as it must be.
+/// CaseResult by name, and what was not as it must be.
 #[derive(Debug, Default)]
-pub(crate) struct Figures {
+pub(crate) struct CaseResult {
     values: Map<String, Value>,
     lost_connections: u64,
     failures: Vec<String>,
     skipped: Option<String>,
 }
 
-impl Figures {
+impl CaseResult {
     /// Notes a figure; numbers keep two decimals.
-    pub(crate) fn figure(&mut self, name: &str, value: impl Into<Value>) {
+    pub(crate) fn record(&mut self, name: &str, value: impl Into<Value>) {
         let value = match value.into() {
             Value::Number(number) if number.is_f64() => {
                 Value::from((number.as_f64().unwrap_or_default() * 100.0).round() / 100.0)
@@ -24,7 +24,7 @@ impl Figures {
     }
 
     /// Counts connections that were lost although their backend lived: none may be.
-    pub(crate) fn lost(&mut self, count: u64, why: Option<&str>) {
+    pub(crate) fn record_lost(&mut self, count: u64, why: Option<&str>) {
         self.lost_connections += count;
         let why = why.unwrap_or("no reason known");
         self.expect(count == 0, || format!("{count} connections were lost ({why})"));
@@ -68,9 +68,9 @@ impl Figures {
         } else {
             '✓'
         };
-        let figures: Vec<_> = self.values.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let values: Vec<_> = self.values.iter().map(|(name, value)| format!("{name} {value}")).collect();
         let mut line =
-            format!("{sign} {name}: lost_connections {}, {}", self.lost_connections, figures.join(", "));
+            format!("{sign} {name}: lost_connections {}, {}", self.lost_connections, values.join(", "));
         for text in self.failures.iter().chain(&self.skipped) {
             line.push_str("\n    ");
             line.push_str(&text.replace('\n', "\n    "));
@@ -97,15 +97,15 @@ mod tests {
 
     #[test]
     fn a_lost_connection_fails_the_case_and_a_skipped_one_is_none() {
-        let mut figures = Figures::default();
-        figures.lost(0, None);
-        assert!(!figures.failed());
-        figures.skip("no such kernel".into());
-        assert!(figures.is_skipped());
-        figures.lost(2, Some("reset"));
-        assert!(figures.failed() && !figures.is_skipped());
+        let mut result = CaseResult::default();
+        result.record_lost(0, None);
+        assert!(!result.failed());
+        result.skip("no such kernel".into());
+        assert!(result.is_skipped());
+        result.record_lost(2, Some("reset"));
+        assert!(result.failed() && !result.is_skipped());
         assert_eq!(
-            figures.json().to_string(),
+            result.json().to_string(),
             r#"{"lost_connections":2,"failures":["2 connections were lost (reset)"],"skipped":"no such kernel"}"#
                 .to_owned()
                 .parse::<Value>()

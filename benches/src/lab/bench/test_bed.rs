@@ -45,7 +45,7 @@ pub(super) struct Sample {
     pub(super) offered_mpps: f64,
 }
 
-pub(super) struct Rig {
+pub(super) struct TestBed {
     client: Namespace,
     gateway: Namespace,
     sink: Sink,
@@ -59,7 +59,7 @@ pub(super) struct BareForwarder {
     folder: TempDir,
 }
 
-impl Rig {
+impl TestBed {
     pub(super) fn build(options: &BenchOptions) -> Result<Self> {
         let (client, gateway) = (Namespace::new("client")?, Namespace::new("gateway")?);
         let receiver = Namespace::new("receiver")?;
