@@ -30,45 +30,45 @@ pub enum LabCommand {
     Down(PlaceArgs),
     /// Run kubectl against the API server of a lab that was started with --kubernetes.
     Kubectl(KubectlArgs),
-    /// Show the whole product at work, step by step, in a lab of its own.
+    /// Demonstrate the product step by step in a lab of its own, with every claim checked.
     Demo(DemoArgs),
     /// Compare packets per second with those of a bare AF_XDP forwarder; ends with one line of JSON.
     Bench(BenchArgs),
-    /// Send the same probes through flowgate and through real kube-proxy, and compare what comes of them; ends with one
-    /// line of JSON.
+    /// Send the same probes through flowgate and through real kube-proxy, and compare the outcomes; ends with one line of
+    /// JSON.
     Compare(CompareArgs),
     /// Measure how fast changes in the API become changes in forwarding, beside real kube-proxy; ends with one line of
     /// JSON.
     BenchControl(BenchControlArgs),
-    /// Break everything that can break around a gateway under load, one case after the other; ends with one line of JSON.
+    /// Inject faults into a gateway under load, one case after the other; ends with one line of JSON.
     Faults(FaultsArgs),
-    /// Everything of `faults` at random and all at once for a time; ends with one line of JSON.
+    /// Repeat the faults in random order under mixed load for a given time; ends with one line of JSON.
     Soak(SoakArgs),
-    /// Try other kernels in virtual machines: tests of this workspace, run in each; ends with one line of JSON.
+    /// Run tests of this workspace on other kernels, each in a virtual machine; ends with one line of JSON.
     Kernels(KernelsArgs),
-    /// Try the driver of an emulated NIC in a virtual machine, with the real binary; ends with one line of JSON.
+    /// Test the driver of an emulated NIC with the real binary in a virtual machine; ends with one line of JSON.
     Vm(VmArgs),
     /// Run the tests that need more modules than this machine's kernel may have in a virtual machine; ends with one line
     /// of JSON.
     VmTests(VmTestsArgs),
-    /// Do what the outside says: the first process of a virtual machine.
+    /// Carry out requests of the host as the first process of a virtual machine.
     #[command(hide = true)]
     Guest,
-    /// Hold the lab: what `up` starts.
+    /// Run the lab in the foreground: what `up` starts.
     #[command(hide = true)]
     Supervise(UpArgs),
-    /// Forward frames between two interfaces and decide nothing: what `bench` compares with.
+    /// Forward frames between two interfaces without looking at them: the baseline of `bench`.
     #[command(hide = true)]
     BareForward(BareForwardArgs),
 }
 
-/// Where the lab keeps its state.
+/// The lab's state directory and namespace prefix.
 #[derive(Debug, Clone, Args)]
 pub struct PlaceArgs {
     /// The folder of the lab's state.
     #[arg(long, hide = true, default_value = "/run/flowgate-lab")]
     pub state_dir: PathBuf,
-    /// What the names of the namespaces begin with.
+    /// The prefix of the namespace names.
     #[arg(long, hide = true, default_value = "flowgate-")]
     pub prefix: String,
 }
@@ -78,7 +78,7 @@ pub struct PlaceArgs {
 pub struct UpArgs {
     #[command(flatten)]
     place: PlaceArgs,
-    /// With a real Kubernetes control plane, which `make kubernetes` builds.
+    /// Start a real Kubernetes control plane, which `make kubernetes` builds, as the source of Services.
     #[arg(long)]
     kubernetes: bool,
 }
@@ -88,7 +88,7 @@ pub struct UpArgs {
 pub struct KubectlArgs {
     #[command(flatten)]
     place: PlaceArgs,
-    /// What kubectl is told.
+    /// The arguments of kubectl.
     #[arg(last = true, value_name = "ARGUMENTS")]
     arguments: Vec<String>,
 }
@@ -96,7 +96,7 @@ pub struct KubectlArgs {
 /// The options of `flowgate lab demo`.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
-    /// Connections that transfer while backends come and go.
+    /// Connections that transfer while backends are added and removed.
     #[arg(long, default_value_t = 200)]
     pub connections: usize,
     /// Seconds of the packet load.
@@ -116,7 +116,7 @@ pub struct BenchArgs {
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 3)]
     pub seconds: u64,
-    /// The core that makes the packets.
+    /// The core of the packet generator.
     #[arg(long, default_value_t = 0)]
     pub generator_cpu: usize,
     /// The core of the forwarder.
@@ -141,10 +141,10 @@ pub struct FaultsArgs {
     /// Only this case; may be repeated.
     #[arg(long = "case", value_name = "NAME", value_parser = case_names())]
     pub cases: Vec<String>,
-    /// Connections at work in the cases of restarts and floods.
+    /// Open connections in the cases of restarts and floods.
     #[arg(long, default_value_t = 1000)]
     pub connections: usize,
-    /// What random choices follow from.
+    /// The seed of all random choices.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
@@ -152,13 +152,13 @@ pub struct FaultsArgs {
 /// The options of `flowgate lab soak`.
 #[derive(Debug, Clone, Args)]
 pub struct SoakArgs {
-    /// Seconds in which things happen.
+    /// Seconds during which faults are injected.
     #[arg(long, default_value_t = 60)]
     pub seconds: u64,
-    /// TCP connections at work.
+    /// Open TCP connections.
     #[arg(long, default_value_t = 200)]
     pub connections: usize,
-    /// What random choices follow from.
+    /// The seed of all random choices.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
@@ -169,7 +169,7 @@ pub struct KernelsArgs {
     /// The kernels, by the names that `.ci/vm` knows.
     #[arg(required = true, value_name = "KERNEL")]
     kernels: Vec<String>,
-    /// A test program to run in each, with its arguments after blanks; may be repeated.
+    /// A test program to run on each kernel, with its arguments after blanks; may be repeated.
     #[arg(long = "test", required = true, value_name = "PROGRAM")]
     tests: Vec<TestProgram>,
     /// Where `.ci/vm` has put QEMU and kernels.
@@ -220,10 +220,10 @@ pub struct BenchControlArgs {
     /// Services in all.
     #[arg(long, default_value_t = 5000)]
     pub services: u32,
-    /// Endpoints of each.
+    /// Endpoints per Service.
     #[arg(long, default_value_t = 10)]
     pub endpoints: u32,
-    /// Changes that are measured, for each of the two.
+    /// Changes to measure with each of the two proxies.
     #[arg(long, default_value_t = 100)]
     pub changes: u32,
 }
@@ -231,128 +231,84 @@ pub struct BenchControlArgs {
 /// Runs a `flowgate lab` command. `flowgate` is the binary to start as the gateway: usually the running one.
 pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
     match command {
-        LabCommand::Up(args) => {
-            let place = args.place.place();
-            let show = |doing: &str| super::loadgen::print(doing);
-            let (first, state) = match up(&place, flowgate, args.kind(), show)? {
-                Up::Started(state) => (format!("the lab is up (process {})", state.pid), state),
-                Up::AlreadyRunning(state) => {
-                    (format!("the lab is already running (process {})", state.pid), state)
-                }
-            };
-            super::loadgen::print(&format!("{first}\n\n{}", state.guide(&place, flowgate)));
-        }
+        LabCommand::Up(args) => args.start(flowgate),
         LabCommand::Down(place) => {
             super::loadgen::print(match down(&place.place())? {
                 Down::Ended => "the lab is down",
                 Down::WasNotRunning => "no lab was running",
             });
+            Ok(ExitCode::SUCCESS)
         }
-        LabCommand::Kubectl(args) => {
-            let mut command = kubectl(&args.place.place())?;
-            let status = command
-                .args(&args.arguments)
-                .status()
-                .map_err(Error::io("run kubectl by `ip netns exec`"))?;
-            let code = status.code().and_then(|code| u8::try_from(code).ok());
-            return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
-        }
+        LabCommand::Kubectl(args) => args.run(),
         LabCommand::Demo(args) => {
-            let options = DemoOptions {
-                connections: args.connections,
-                measure: Duration::from_secs(args.seconds),
-                flows: args.flows,
-            };
-            let outcome = demo(&options, flowgate, &interrupt::listen()?)?;
-            return Ok(if outcome.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let outcome = demo(&args.options(), flowgate, &interrupt::listen()?)?;
+            Ok(exit_code(outcome.is_success()))
         }
         LabCommand::Bench(args) => {
-            let options = BenchOptions {
-                rounds: args.rounds,
-                measure: Duration::from_secs(args.seconds),
-                generator_cpu: args.generator_cpu,
-                worker_cpu: args.worker_cpu,
-                ..BenchOptions::default()
-            };
-            let report = bench(&options, flowgate, &interrupt::listen()?)?;
-            super::loadgen::print(&report.json());
+            let report = bench(&args.options(), flowgate, &interrupt::listen()?)?;
+            Ok(finish(&report.json(), true))
         }
         LabCommand::Compare(args) => {
-            let options = CompareOptions { role: args.role.clone(), only: args.only.clone() };
-            let report = compare(&options, flowgate, &interrupt::listen()?)?;
-            super::loadgen::print(&report.json());
-            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let report = compare(&args.options(), flowgate, &interrupt::listen()?)?;
+            Ok(finish(&report.json(), report.is_success()))
         }
         LabCommand::BenchControl(args) => {
-            let options = ControlBenchOptions {
-                services: args.services,
-                endpoints: args.endpoints,
-                changes: args.changes,
-            };
-            let report = control_bench(&options, flowgate, &interrupt::listen()?)?;
-            super::loadgen::print(&report.json());
+            let report = control_bench(&args.options(), flowgate, &interrupt::listen()?)?;
+            Ok(finish(&report.json(), true))
         }
         LabCommand::Faults(args) => {
-            let options =
-                FaultOptions { cases: args.cases.clone(), connections: args.connections, seed: args.seed };
-            let report = faults(&options, flowgate, &interrupt::listen()?)?;
-            super::loadgen::print(&report.json());
-            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let report = faults(&args.options(), flowgate, &interrupt::listen()?)?;
+            Ok(finish(&report.json(), report.is_success()))
         }
         LabCommand::Soak(args) => {
-            let options = SoakOptions {
-                duration: Duration::from_secs(args.seconds),
-                connections: args.connections,
-                seed: args.seed,
-            };
-            let report = soak(&options, flowgate, &interrupt::listen()?)?;
+            let report = soak(&args.options(), flowgate, &interrupt::listen()?)?;
             let success = report.is_success();
-            super::loadgen::print(&report.json());
-            return Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            Ok(finish(&report.json(), success))
         }
         LabCommand::Kernels(args) => {
-            let options = KernelOptions {
-                store: args.store.clone(),
-                kernels: args.kernels.clone(),
-                tests: args.tests.clone(),
-            };
-            let report = kernels(&options, flowgate, &interrupt::listen()?)?;
-            super::loadgen::print(&report.json());
-            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let report = kernels(&args.options(), flowgate, &interrupt::listen()?)?;
+            Ok(finish(&report.json(), report.is_success()))
         }
         LabCommand::Vm(args) => {
-            let options = DeviceOptions {
-                store: args.store.clone(),
-                kernel: args.kernel.clone(),
-                device: args.device,
-                queues: args.queues,
-                xdp: args.xdp.clone(),
-                rings: args.rings.clone(),
-            };
-            let report = device(&options, flowgate, &interrupt::listen()?)?;
-            super::loadgen::print(&report.json());
-            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let report = device(&args.options(), flowgate, &interrupt::listen()?)?;
+            Ok(finish(&report.json(), report.is_success()))
         }
         LabCommand::VmTests(args) => {
-            let options = ModuleOptions {
-                store: args.store.clone(),
-                kernel: args.kernel.clone(),
-                tests: args.tests.clone(),
-            };
-            let report = modules(&options, flowgate, &interrupt::listen()?)?;
-            super::loadgen::print(&report.json());
-            return Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let report = modules(&args.options(), flowgate, &interrupt::listen()?)?;
+            Ok(finish(&report.json(), report.is_success()))
         }
-        LabCommand::Guest => return vm::agent::serve(),
-        LabCommand::BareForward(args) => return bare_forward::run(args),
+        LabCommand::Guest => vm::agent::serve(),
+        LabCommand::BareForward(args) => bare_forward::run(args),
         LabCommand::Supervise(args) => {
             supervise(&args.place.place(), flowgate, args.kind(), &interrupt::listen()?)?;
+            Ok(ExitCode::SUCCESS)
         }
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a report, one line of JSON, and turns its outcome into an exit code.
+fn finish(json: &str, success: bool) -> ExitCode {
+    super::loadgen::print(json);
+    exit_code(success)
+}
+
+fn exit_code(success: bool) -> ExitCode {
+    if success { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 impl UpArgs {
+    fn start(&self, flowgate: &Path) -> Result<ExitCode> {
+        let place = self.place.place();
+        let (first, state) = match up(&place, flowgate, self.kind(), super::loadgen::print)? {
+            Up::Started(state) => (format!("the lab is up (process {})", state.pid), state),
+            Up::AlreadyRunning(state) => {
+                (format!("the lab is already running (process {})", state.pid), state)
+            }
+        };
+        super::loadgen::print(&format!("{first}\n\n{}", state.guide(&place, flowgate)));
+        Ok(ExitCode::SUCCESS)
+    }
+
     fn kind(&self) -> LabKind {
         if self.kubernetes { LabKind::Kubernetes } else { LabKind::Manifests }
     }
@@ -361,5 +317,90 @@ impl UpArgs {
 impl PlaceArgs {
     fn place(&self) -> LabPlace {
         LabPlace { folder: self.state_dir.clone(), prefix: self.prefix.clone() }
+    }
+}
+
+impl KubectlArgs {
+    fn run(&self) -> Result<ExitCode> {
+        let mut command = kubectl(&self.place.place())?;
+        let status =
+            command.args(&self.arguments).status().map_err(Error::io("run kubectl by `ip netns exec`"))?;
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+    }
+}
+
+impl DemoArgs {
+    fn options(&self) -> DemoOptions {
+        DemoOptions {
+            connections: self.connections,
+            measure: Duration::from_secs(self.seconds),
+            flows: self.flows,
+        }
+    }
+}
+
+impl BenchArgs {
+    fn options(&self) -> BenchOptions {
+        BenchOptions {
+            rounds: self.rounds,
+            measure: Duration::from_secs(self.seconds),
+            generator_cpu: self.generator_cpu,
+            worker_cpu: self.worker_cpu,
+            ..BenchOptions::default()
+        }
+    }
+}
+
+impl CompareArgs {
+    fn options(&self) -> CompareOptions {
+        CompareOptions { role: self.role.clone(), only: self.only.clone() }
+    }
+}
+
+impl BenchControlArgs {
+    fn options(&self) -> ControlBenchOptions {
+        ControlBenchOptions { services: self.services, endpoints: self.endpoints, changes: self.changes }
+    }
+}
+
+impl FaultsArgs {
+    fn options(&self) -> FaultOptions {
+        FaultOptions { cases: self.cases.clone(), connections: self.connections, seed: self.seed }
+    }
+}
+
+impl SoakArgs {
+    fn options(&self) -> SoakOptions {
+        SoakOptions {
+            duration: Duration::from_secs(self.seconds),
+            connections: self.connections,
+            seed: self.seed,
+        }
+    }
+}
+
+impl KernelsArgs {
+    fn options(&self) -> KernelOptions {
+        KernelOptions { store: self.store.clone(), kernels: self.kernels.clone(), tests: self.tests.clone() }
+    }
+}
+
+impl VmArgs {
+    fn options(&self) -> DeviceOptions {
+        DeviceOptions {
+            store: self.store.clone(),
+            kernel: self.kernel.clone(),
+            device: self.device,
+            queues: self.queues,
+            xdp: self.xdp.clone(),
+            rings: self.rings.clone(),
+        }
+    }
+}
+
+impl VmTestsArgs {
+    fn options(&self) -> ModuleOptions {
+        ModuleOptions { store: self.store.clone(), kernel: self.kernel.clone(), tests: self.tests.clone() }
     }
 }
