@@ -65,11 +65,12 @@ pub fn run(options: &UdpOptions, show: Show, stop: &Stop) -> Result<UdpReport> {
             format!("{} sent, {} back", grouped(sent.load(Ordering::Relaxed)), grouped(received))
         }
     });
-    let (begin, done) = (clock::now(), AtomicBool::new(false));
+    let probe = Probe { sockets, options, begin: clock::now() };
+    let done = AtomicBool::new(false);
     let (send_failures, seconds) = thread::scope(|scope| {
-        let receiver = scope.spawn(|| receive(&sockets, &epoll, options, begin, &received, &done));
-        let outcome = send(&sockets, options, total, begin, &sent, stop);
-        let seconds = begin.elapsed().as_secs_f64();
+        let receiver = scope.spawn(|| probe.receive(&epoll, &received, &done));
+        let outcome = probe.send(total, &sent, stop);
+        let seconds = probe.begin.elapsed().as_secs_f64();
         await_stragglers(options.grace, &sent, &received);
         done.store(true, Ordering::Relaxed);
         receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -130,31 +131,57 @@ fn watch(sockets: &[UdpSocket]) -> Result<Epoll> {
     watch().map_err(Error::errno("watch the UDP sockets"))
 }
 
-/// Sends by schedule; returns how many datagrams the kernel refused.
-fn send(
-    sockets: &[UdpSocket],
-    options: &UdpOptions,
-    total: u64,
+/// What the sending and the receiving thread of a run share.
+struct Probe<'a> {
+    /// One per flow, used in turn.
+    sockets: Vec<UdpSocket>,
+    options: &'a UdpOptions,
+    /// The schedule counts from here.
     begin: Instant,
-    sent: &AtomicU64,
-    stop: &Stop,
-) -> u64 {
-    let mut failures = 0;
-    let mut datagram = vec![0; options.payload_len];
-    datagram[..8].copy_from_slice(&MAGIC);
-    for (sequence, socket) in (0..total).zip(sockets.iter().cycle()) {
-        let due_ns = due_ns(sequence, options.rate);
-        if wait_until(begin + Duration::from_nanos(due_ns)) && stop.is_stopped() {
-            break;
+}
+
+impl Probe<'_> {
+    /// Sends by schedule; returns how many datagrams the kernel refused.
+    fn send(&self, total: u64, sent: &AtomicU64, stop: &Stop) -> u64 {
+        let mut failures = 0;
+        let mut datagram = vec![0; self.options.payload_len];
+        datagram[..8].copy_from_slice(&MAGIC);
+        for (sequence, socket) in (0..total).zip(self.sockets.iter().cycle()) {
+            let due_ns = due_ns(sequence, self.options.rate);
+            if wait_until(self.begin + Duration::from_nanos(due_ns)) && stop.is_stopped() {
+                break;
+            }
+            datagram[8..16].copy_from_slice(&sequence.to_be_bytes());
+            datagram[16..24].copy_from_slice(&due_ns.to_be_bytes());
+            Pattern::new(sequence).fill(0, &mut datagram[HEADER_LEN..]);
+            // An error is that of an earlier ICMP message, or a full queue: an open loop does not retry.
+            failures += u64::from(socket.send(&datagram).is_err());
+            sent.store(sequence + 1, Ordering::Relaxed);
         }
-        datagram[8..16].copy_from_slice(&sequence.to_be_bytes());
-        datagram[16..24].copy_from_slice(&due_ns.to_be_bytes());
-        Pattern::new(sequence).fill(0, &mut datagram[HEADER_LEN..]);
-        // A refusal by an earlier ICMP error, or a full queue: an open loop does not try again.
-        failures += u64::from(socket.send(&datagram).is_err());
-        sent.store(sequence + 1, Ordering::Relaxed);
+        failures
     }
-    failures
+
+    /// Takes answers until `done` is set.
+    fn receive(&self, epoll: &Epoll, received: &Mutex<Received>, done: &AtomicBool) -> Result<()> {
+        let mut events = vec![EpollEvent::empty(); 64];
+        let mut datagram = vec![0; self.options.payload_len.max(2048)];
+        while !done.load(Ordering::Relaxed) {
+            let ready = match epoll.wait(&mut events, EpollTimeout::from(20u8)) {
+                Err(nix::errno::Errno::EINTR) => 0,
+                ready => ready.map_err(Error::errno("wait for UDP answers"))?,
+            };
+            for event in &events[..ready] {
+                let flow = usize::try_from(event.data()).expect("the data is an index");
+                // Ends at WouldBlock. An ICMP error ends it too, and counts as the loss that it reports.
+                while let Ok(len) = self.sockets[flow].recv(&mut datagram) {
+                    let elapsed = self.begin.elapsed();
+                    let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
+                    received.take(flow, &datagram[..len], elapsed, self.options.payload_len);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Sleeps while there is time for that, then spins; returns whether it slept.
@@ -183,34 +210,6 @@ fn await_stragglers(grace: Duration, sent: &AtomicU64, received: &Mutex<Received
     while clock::now() < deadline && !is_complete() {
         thread::sleep(Duration::from_millis(5));
     }
-}
-
-fn receive(
-    sockets: &[UdpSocket],
-    epoll: &Epoll,
-    options: &UdpOptions,
-    begin: Instant,
-    received: &Mutex<Received>,
-    done: &AtomicBool,
-) -> Result<()> {
-    let mut events = vec![EpollEvent::empty(); 64];
-    let mut datagram = vec![0; options.payload_len.max(2048)];
-    while !done.load(Ordering::Relaxed) {
-        let ready = match epoll.wait(&mut events, EpollTimeout::from(20u8)) {
-            Err(nix::errno::Errno::EINTR) => 0,
-            ready => ready.map_err(Error::errno("wait for UDP answers"))?,
-        };
-        for event in &events[..ready] {
-            let flow = usize::try_from(event.data()).expect("the data is an index");
-            // Ends at WouldBlock; an ICMP error is consumed and counts as the loss that it is.
-            while let Ok(len) = sockets[flow].recv(&mut datagram) {
-                let elapsed = begin.elapsed();
-                let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
-                received.take(flow, &datagram[..len], elapsed, options.payload_len);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// What came back.

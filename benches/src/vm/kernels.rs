@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::test_program::{TestProgram, boot_for_tests};
+use super::test_program::{TestMachine, TestProgram};
 use super::{Kernel, Store};
 use crate::error::{Error, Result};
 use crate::lab::faults::say;
@@ -109,7 +109,8 @@ fn run_tests(
     flowgate: &Path,
     stop: &Stop,
 ) -> Result<Outcome> {
-    let machine = boot_for_tests(store, kernel, (flowgate, &options.tests), &[], &[], stop)?;
+    let machine = TestMachine { flowgate, tests: &options.tests, programs: &[], modules: &[] };
+    let machine = machine.boot(store, kernel, stop)?;
     for test in &options.tests {
         interrupt::check(stop)?;
         let tested = test.run_in(&machine)?;
@@ -124,7 +125,8 @@ fn run_tests(
 
 /// The gateway has to end at once, with one sentence that names the kernel, and to leave nothing behind.
 fn expect_refusal(store: &Store, kernel: &Kernel, flowgate: &Path, stop: &Stop) -> Result<Outcome> {
-    let machine = boot_for_tests(store, kernel, (flowgate, &[]), &[], &[], stop)?;
+    let machine = TestMachine { flowgate, tests: &[], programs: &[], modules: &[] };
+    let machine = machine.boot(store, kernel, stop)?;
     machine.ip("link add up0 type veth peer name client0")?;
     machine.ip("link set up0 up")?;
     machine.write("/etc/flowgate/manifests/none.yaml", "")?;

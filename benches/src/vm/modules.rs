@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::test_program::{TestProgram, boot_for_tests};
+use super::test_program::{TestMachine, TestProgram};
 use super::{Kernel, Store};
 use crate::error::Result;
 use crate::lab::faults::say;
@@ -54,7 +54,8 @@ pub fn modules(options: &ModuleOptions, flowgate: &Path, stop: &Stop) -> Result<
     let store = Store::new(&options.store);
     let kernel = Kernel::open(&store, &options.kernel)?;
     say(&format!("Linux {} ({})", kernel.release(), options.kernel));
-    let machine = boot_for_tests(&store, &kernel, (flowgate, &options.tests), &PROGRAMS, &MODULES, stop)?;
+    let machine = TestMachine { flowgate, tests: &options.tests, programs: &PROGRAMS, modules: &MODULES };
+    let machine = machine.boot(&store, &kernel, stop)?;
     let mut report =
         ModuleReport { kernel: kernel.release().to_owned(), passed: 0, failed: 0, tests: BTreeMap::new() };
     for test in &options.tests {

@@ -90,27 +90,31 @@ impl TestProgram {
     }
 }
 
-/// Boots a machine in which the lab and these programs can run, with more programs and modules if asked.
-pub(super) fn boot_for_tests(
-    store: &Store,
-    kernel: &Kernel,
-    (flowgate, tests): (&Path, &[TestProgram]),
-    programs: &[&str],
-    modules: &[&str],
-    stop: &Stop,
-) -> Result<Machine> {
-    let image = Image::new(flowgate)?;
-    for test in tests {
-        test.add_to(&image)?;
+/// What a machine that runs tests holds, besides what the lab needs.
+pub(super) struct TestMachine<'a> {
+    pub(super) flowgate: &'a Path,
+    pub(super) tests: &'a [TestProgram],
+    /// Programs of this system to copy into it.
+    pub(super) programs: &'a [&'a str],
+    /// Kernel modules to copy and load.
+    pub(super) modules: &'a [&'a str],
+}
+
+impl TestMachine<'_> {
+    pub(super) fn boot(&self, store: &Store, kernel: &Kernel, stop: &Stop) -> Result<Machine> {
+        let image = Image::new(self.flowgate)?;
+        for test in self.tests {
+            test.add_to(&image)?;
+        }
+        image.programs(&["setpriv", "taskset", "ethtool"])?;
+        image.programs(self.programs)?;
+        let modules = [&LAB_MODULES, self.modules].concat();
+        image.modules(kernel, &modules)?;
+        let machine = Machine::boot(store, kernel, image.pack()?, &MachineOptions::default(), stop)?;
+        machine.load_modules(&modules)?;
+        machine.ip("link set lo up")?;
+        Ok(machine)
     }
-    image.programs(&["setpriv", "taskset", "ethtool"])?;
-    image.programs(programs)?;
-    let modules = [&LAB_MODULES, modules].concat();
-    image.modules(kernel, &modules)?;
-    let machine = Machine::boot(store, kernel, image.pack()?, &MachineOptions::default(), stop)?;
-    machine.load_modules(&modules)?;
-    machine.ip("link set lo up")?;
-    Ok(machine)
 }
 
 /// The tests that ran, by the lines of a test program: `test NAME ... ok`. What a test itself prints may stand between.

@@ -84,7 +84,8 @@ pub(super) fn fragments(
                 (IpAddr::V4(source), IpAddr::V4(destination)) => {
                     let flags = u16::from(more) << 13;
                     let id = low16(usize::try_from(id & 0xffff).unwrap_or_default());
-                    header_v4(source, destination, UDP, id, flags | offset, piece)
+                    let fragment = FragmentFields { id, flags_and_offset: flags | offset };
+                    header_v4(source, destination, UDP, fragment, piece)
                 }
                 (source, destination) => {
                     let mut body = vec![UDP, 0];
@@ -110,24 +111,33 @@ pub(super) fn is_first_fragment(packet: &[u8]) -> bool {
 
 fn whole(source: IpAddr, destination: IpAddr, protocol: u8, body: &[u8]) -> Vec<u8> {
     match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => header_v4(source, destination, protocol, 0, 0, body),
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            header_v4(source, destination, protocol, FragmentFields::default(), body)
+        }
         (source, destination) => header_v6(v6(source), v6(destination), protocol, body),
     }
+}
+
+/// The second word of an IPv4 header (RFC 791 section 3.1); all zero for a packet that is no fragment.
+#[derive(Default)]
+struct FragmentFields {
+    id: u16,
+    /// The flag "more fragments" is bit 13; the offset counts units of eight bytes.
+    flags_and_offset: u16,
 }
 
 fn header_v4(
     source: Ipv4Addr,
     destination: Ipv4Addr,
     protocol: u8,
-    id: u16,
-    fragment: u16,
+    fragment: FragmentFields,
     body: &[u8],
 ) -> Vec<u8> {
     let mut packet = vec![0; 20];
     packet[0] = 0x45;
     packet[2..4].copy_from_slice(&low16(20 + body.len()).to_be_bytes());
-    packet[4..6].copy_from_slice(&id.to_be_bytes());
-    packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+    packet[4..6].copy_from_slice(&fragment.id.to_be_bytes());
+    packet[6..8].copy_from_slice(&fragment.flags_and_offset.to_be_bytes());
     (packet[8], packet[9]) = (64, protocol);
     packet[12..16].copy_from_slice(&source.octets());
     packet[16..20].copy_from_slice(&destination.octets());
