@@ -12,7 +12,7 @@ use flowgate_benches::lab::topology::HOST_INTERFACE;
 use flowgate_benches::loadgen::packets::{
     FlowRange, Generator, MacAddr, PacketKind, PacketOptions, Sink, SinkAction, SinkOptions, resolve,
 };
-use flowgate_benches::loadgen::progress::Show;
+use flowgate_benches::loadgen::progress::ProgressOutput;
 use flowgate_benches::loadgen::stop::Stop;
 use flowgate_benches::netns::Namespace;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -116,7 +116,7 @@ fn live_frames_reach_the_sink_and_all_are_accounted_for() {
             let hop = resolve(RECEIVER).unwrap();
             assert_eq!(hop.interface, HOST_INTERFACE);
             let options = options(hop.mac, 1000, Duration::from_secs(1));
-            Generator::load(options).unwrap().run(Show::Nothing, &Stop::default()).unwrap()
+            Generator::load(options).unwrap().run(ProgressOutput::Nothing, &Stop::default()).unwrap()
         })
         .unwrap();
     let counted = sink.counters().unwrap();
@@ -141,7 +141,7 @@ fn the_receiving_kernel_accepts_the_packets() {
         .enter(|| {
             let mut options = options(resolve(RECEIVER).unwrap().mac, 100, Duration::from_millis(300));
             options.rate = Some(20_000);
-            Generator::load(options).unwrap().run(Show::Nothing, &Stop::default()).unwrap()
+            Generator::load(options).unwrap().run(ProgressOutput::Nothing, &Stop::default()).unwrap()
         })
         .unwrap();
     let mut sources = HashSet::new();
@@ -175,7 +175,7 @@ fn a_rate_cap_is_never_exceeded_and_the_run_can_be_stopped() {
                     std::thread::sleep(Duration::from_millis(500));
                     stop.stop();
                 });
-                Generator::load(options).unwrap().run(Show::Nothing, &stop).unwrap()
+                Generator::load(options).unwrap().run(ProgressOutput::Nothing, &stop).unwrap()
             })
         })
         .unwrap();

@@ -13,7 +13,7 @@ use flowgate_benches::lab::servers::echo::{
 use flowgate_benches::lab::servers::http::{HttpServer, HttpServerOptions};
 use flowgate_benches::lab::servers::nginx::Nginx;
 use flowgate_benches::lab::topology::{Host, Topology, TopologyOptions};
-use flowgate_benches::loadgen::progress::Show;
+use flowgate_benches::loadgen::progress::ProgressOutput;
 use flowgate_benches::loadgen::report::Report as _;
 use flowgate_benches::loadgen::stop::Stop;
 use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport};
@@ -33,7 +33,7 @@ fn at(host: &Host, port: u16) -> SocketAddr {
 }
 
 fn run(lab: &Topology, options: StreamOptions) -> StreamReport {
-    lab.client().namespace.enter(|| stream::run(options, Show::Nothing, &Stop::default())).unwrap().unwrap()
+    lab.client().namespace.enter(|| stream::run(options, ProgressOutput::Nothing, &Stop::default())).unwrap().unwrap()
 }
 
 fn echo(len: usize, greeting: Greeting) -> Exchange {
@@ -171,7 +171,7 @@ fn udp_probes_come_back_in_order_and_whole() {
     let report = lab
         .client()
         .namespace
-        .enter(|| udp::run(&options, Show::Nothing, &Stop::default()))
+        .enter(|| udp::run(&options, ProgressOutput::Nothing, &Stop::default()))
         .unwrap()
         .unwrap();
     assert!(report.is_clean(), "{}", report.table());
@@ -194,7 +194,7 @@ fn lost_wrong_and_foreign_answers_are_counted() {
         options.fault = fault;
         let _server = UdpEchoServer::start(&backend.namespace, options).unwrap();
         let options = UdpOptions::new(at(backend, port), 1000, RUN);
-        let run = || udp::run(&options, Show::Nothing, &Stop::default());
+        let run = || udp::run(&options, ProgressOutput::Nothing, &Stop::default());
         lab.client().namespace.enter(run).unwrap().unwrap()
     });
     assert_eq!((reports[0].sent, reports[0].lost, reports[0].mismatches), (500, 50, 0));

@@ -18,7 +18,7 @@ use flowgate_benches::{
         topology::{GATEWAY_FABRIC, GATEWAY_UPLINK, ipv6_of},
     },
     loadgen::{
-        progress::Show,
+        progress::ProgressOutput,
         stop::Stop,
         stream::{self, Exchange, Greeting, StreamOptions},
         udp::{self, UdpOptions},
@@ -110,7 +110,7 @@ fn datagrams_and_segments_up_to_the_mtu_arrive_intact_with_right_checksums() -> 
             grace: support::LIMIT,
             ..UdpOptions::new(target, 400, Duration::from_millis(500))
         };
-        let report = lab.client().enter(|| udp::run(&options, Show::Nothing, &Stop::default()))??;
+        let report = lab.client().enter(|| udp::run(&options, ProgressOutput::Nothing, &Stop::default()))??;
         let bad = (report.lost, report.mismatches, report.duplicates, report.send_failures);
         assert_eq!((report.sent, bad), (200, (0, 0, 0, 0)), "{payload_len} bytes: {report:?}");
     }
@@ -118,7 +118,7 @@ fn datagrams_and_segments_up_to_the_mtu_arrive_intact_with_right_checksums() -> 
     let exchange = Exchange::Echo { len: 2 << 20, greeting: Greeting::Name };
     let target = SocketAddr::from((ipv6_of([10, 96, 0, 11].into()), 90));
     let options = StreamOptions::new(target, 6, Duration::from_secs(1), exchange);
-    let report = lab.client().enter(|| stream::run(options, Show::Nothing, &Stop::default()))??;
+    let report = lab.client().enter(|| stream::run(options, ProgressOutput::Nothing, &Stop::default()))??;
     assert_eq!(report.failures(), 0, "{report:?}");
     assert!(report.bytes_verified >= 6 * (2 << 20), "{report:?}");
     assert!(lab.event("checksums_completed")? > 0, "local stacks leave checksums to the device");

@@ -13,7 +13,7 @@ use crate::lab::interrupt;
 use crate::loadgen::packets::{
     self, FlowRange, MacAddr, PacketKind, PacketOptions, Sink, SinkAction, SinkOptions,
 };
-use crate::loadgen::progress::Show;
+use crate::loadgen::progress::ProgressOutput;
 use crate::loadgen::report::{Report, human_rate};
 use crate::loadgen::stop::Stop;
 use crate::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions};
@@ -185,7 +185,7 @@ pub struct SinkArgs {
 /// Runs a `flowgate loadgen` command; fails if the report is not clean.
 pub fn run_loadgen(args: &LoadgenArgs) -> Result<ExitCode> {
     let stop = interrupt::listen()?;
-    let show = if args.no_progress { Show::Nothing } else { Show::Bar };
+    let show = if args.no_progress { ProgressOutput::Nothing } else { ProgressOutput::Bar };
     let output = args.output;
     Ok(match &args.command {
         LoadgenCommand::Packets(packets) => finish(&packets::run(packets.options()?, show, &stop)?, output),

@@ -19,7 +19,7 @@ use super::topology::{GATEWAY_UPLINK, Host, ipv6_of};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::loadgen::packets::{self, PacketOptions};
-use crate::loadgen::progress::Show;
+use crate::loadgen::progress::ProgressOutput;
 use crate::loadgen::report::{Report as _, grouped, human_rate};
 use crate::loadgen::stop::Stop;
 use crate::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport, StreamRun};
@@ -164,7 +164,7 @@ fn requests_of_both_families(steps: &mut Steps<'_>, cluster: &SampleCluster, sto
     let target = SocketAddr::from((ipv6_of(address.into()), port));
     steps.step(&format!("udp-echo at {target}: UDP over IPv6, 1,000 per second"), |findings| {
         let probe = UdpOptions::new(target, 1000, Duration::from_secs(1));
-        let report = client.enter(|| udp::run(&probe, Show::Nothing, stop))??;
+        let report = client.enter(|| udp::run(&probe, ProgressOutput::Nothing, stop))??;
         show_datagrams(findings, &report);
         Ok(())
     })
@@ -267,7 +267,7 @@ fn packets_per_second(
     let client = &cluster.topology().client().namespace;
     steps.step("latency of UDP there and back, 5,000 per second", |findings| {
         let probe = UdpOptions::new(SocketAddr::from(UDP_ECHO), 5000, Duration::from_secs(3));
-        let report = client.enter(|| udp::run(&probe, Show::Bar, stop))??;
+        let report = client.enter(|| udp::run(&probe, ProgressOutput::Bar, stop))??;
         show_datagrams(findings, &report);
         Ok(())
     })?;
@@ -280,7 +280,7 @@ fn packets_per_second(
             let destination = std::net::SocketAddrV4::new(address.into(), port);
             let load =
                 PacketOptions::new(&hop.interface, hop.mac, destination, options.flows, options.measure);
-            let report = packets::run(load, Show::Bar, stop)?;
+            let report = packets::run(load, ProgressOutput::Bar, stop)?;
             Ok::<_, Error>((report, sink.counters()?.packets - before))
         })??;
         let seconds = report.seconds;
@@ -301,7 +301,7 @@ impl Findings {
 }
 
 fn run_streams(client: &Namespace, options: StreamOptions) -> Result<StreamReport> {
-    client.enter(|| stream::run(options, Show::Nothing, &Stop::default()))?
+    client.enter(|| stream::run(options, ProgressOutput::Nothing, &Stop::default()))?
 }
 
 fn long_lived(client: &Namespace, target: SocketAddr, connections: usize) -> Result<StreamRun> {

@@ -19,7 +19,7 @@ use super::interrupt;
 use crate::clock;
 use crate::error::Result;
 use crate::lab::gateway::rows;
-use crate::loadgen::progress::Show;
+use crate::loadgen::progress::ProgressOutput;
 use crate::loadgen::stop::Stop;
 use crate::loadgen::udp::{self, UdpOptions, UdpReport};
 use crate::netns::Namespace;
@@ -140,7 +140,7 @@ impl Datagrams {
             let until = stop.clone();
             client.spawn_thread("datagrams", move || {
                 let options = UdpOptions::new(target, 200, Duration::from_secs(24 * 3600));
-                udp::run(&options, Show::Nothing, &until)
+                udp::run(&options, ProgressOutput::Nothing, &until)
             })
         };
         let threads = datagram_targets().into_iter().map(start).collect::<Result<_>>()?;

@@ -10,12 +10,12 @@ use crate::clock;
 
 const STEP: Duration = Duration::from_millis(100);
 
-/// Whether to draw.
+/// Whether a run draws a progress bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Show {
-    /// A bar, if there is a terminal.
+pub enum ProgressOutput {
+    /// A bar, if standard error is a terminal.
     Bar,
-    /// Nothing.
+    /// No output.
     Nothing,
 }
 
@@ -29,12 +29,12 @@ pub struct Progress {
 impl Progress {
     /// Starts a bar for `duration`; `message` supplies the text beside it.
     pub fn start(
-        show: Show,
+        show: ProgressOutput,
         label: &str,
         duration: Duration,
         message: impl Fn() -> String + Send + 'static,
     ) -> Self {
-        if show == Show::Nothing {
+        if show == ProgressOutput::Nothing {
             return Self { end: None, painter: None };
         }
         let bar = ProgressBar::new(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 
-use super::progress::{Progress, Show};
+use super::progress::{Progress, ProgressOutput};
 use super::raise_open_files;
 use super::report::{grouped, human_rate, per_second};
 use super::stop::Stop;
@@ -103,7 +103,7 @@ pub enum Reuse {
 }
 
 /// Runs to the end in the calling thread's namespace.
-pub fn run(options: StreamOptions, show: Show, stop: &Stop) -> Result<StreamReport> {
+pub fn run(options: StreamOptions, show: ProgressOutput, stop: &Stop) -> Result<StreamReport> {
     let tally = Arc::new(Mutex::new(Tally::default()));
     let label = options.target.to_string();
     let progress = Progress::start(show, &label, options.duration, {

@@ -13,7 +13,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use serde::Serialize;
 
 use super::latency::{LatencyRecorder, LatencySummary};
-use super::progress::{Progress, Show};
+use super::progress::{Progress, ProgressOutput};
 use super::raise_open_files;
 use super::report::{Report, grouped, human_rate, per_second};
 use super::stop::Stop;
@@ -51,7 +51,7 @@ impl UdpOptions {
 }
 
 /// Runs to the end in the calling thread's namespace.
-pub fn run(options: &UdpOptions, show: Show, stop: &Stop) -> Result<UdpReport> {
+pub fn run(options: &UdpOptions, show: ProgressOutput, stop: &Stop) -> Result<UdpReport> {
     let total = check(options)?;
     raise_open_files()?;
     let sockets = open_sockets(options)?;

@@ -10,7 +10,7 @@ use flowgate_benches::{
         topology::{HOST_INTERFACE, SERVICE_RANGE, UPLINK, ipv6_of},
     },
     loadgen::{
-        progress::Show,
+        progress::ProgressOutput,
         stop::Stop,
         udp::{self, UdpOptions},
     },
@@ -93,7 +93,7 @@ impl Served {
                     ..UdpOptions::new(target, 20, Duration::from_secs(1))
                 };
                 let report =
-                    self.lab.client().enter(|| udp::run(&options, Show::Nothing, &Stop::default()))??;
+                    self.lab.client().enter(|| udp::run(&options, ProgressOutput::Nothing, &Stop::default()))??;
                 let bad = (report.lost, report.mismatches, report.duplicates, report.send_failures);
                 assert_eq!(
                     (report.sent, bad),

@@ -23,7 +23,7 @@ use crate::lab::topology::{
 };
 use crate::lab::{interrupt, scratch};
 use crate::loadgen::packets::{Generator, PacketOptions, Sink, SinkAction, SinkOptions, resolve};
-use crate::loadgen::progress::Show;
+use crate::loadgen::progress::ProgressOutput;
 use crate::loadgen::stop::Stop;
 use crate::netns::{Namespace, Process};
 
@@ -135,7 +135,7 @@ impl TestBed {
             load.cpus = vec![options.generator_cpu];
             let generator = Generator::load(load)?;
             let before = self.sink.counters()?.packets;
-            generator.run_for(options.warm_up, WARM_UP_CALL, Show::Nothing, stop)?;
+            generator.run_for(options.warm_up, WARM_UP_CALL, ProgressOutput::Nothing, stop)?;
             interrupt::check(stop)?;
             if self.sink.counters()?.packets == before {
                 return Err(Error::State(
@@ -145,7 +145,7 @@ impl TestBed {
             }
             let duration = options.measure + 2 * MARGIN;
             thread::scope(|scope| {
-                let sender = scope.spawn(|| generator.run_for(duration, duration, Show::Nothing, stop));
+                let sender = scope.spawn(|| generator.run_for(duration, duration, ProgressOutput::Nothing, stop));
                 thread::sleep(MARGIN);
                 let rate = self.sink.measure(options.measure)?;
                 let report = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;

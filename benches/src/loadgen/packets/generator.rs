@@ -17,7 +17,7 @@ use super::frame::{FlowRange, MacAddr, PacketKind, Route, Template};
 use super::interface_index;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::loadgen::progress::{Progress, Show};
+use crate::loadgen::progress::{Progress, ProgressOutput};
 use crate::loadgen::report::{Report, grouped, human_rate, per_second};
 use crate::loadgen::stop::Stop;
 
@@ -85,7 +85,7 @@ pub struct Generator {
 }
 
 /// Runs to the end in the calling thread's namespace.
-pub fn run(options: PacketOptions, show: Show, stop: &Stop) -> Result<PacketReport> {
+pub fn run(options: PacketOptions, show: ProgressOutput, stop: &Stop) -> Result<PacketReport> {
     Generator::load(options)?.run(show, stop)
 }
 
@@ -149,7 +149,7 @@ impl Generator {
     }
 
     /// Sends for the set time.
-    pub fn run(&self, show: Show, stop: &Stop) -> Result<PacketReport> {
+    pub fn run(&self, show: ProgressOutput, stop: &Stop) -> Result<PacketReport> {
         self.run_for(self.options.duration, self.options.call, show, stop)
     }
 
@@ -159,7 +159,7 @@ impl Generator {
         &self,
         duration: Duration,
         call: Duration,
-        show: Show,
+        show: ProgressOutput,
         stop: &Stop,
     ) -> Result<PacketReport> {
         let options = &self.options;

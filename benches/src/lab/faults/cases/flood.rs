@@ -15,7 +15,7 @@ use crate::lab::faults::{Case, CaseContext};
 use crate::lab::interrupt;
 use crate::lab::topology::{HOST_INTERFACE, Link, Topology};
 use crate::loadgen::packets::{Generator, PacketKind, PacketOptions, resolve};
-use crate::loadgen::progress::Show;
+use crate::loadgen::progress::ProgressOutput;
 use crate::loadgen::stop::Stop;
 use crate::netns::Namespace;
 
@@ -89,7 +89,7 @@ impl Flood {
             let mut options = PacketOptions::new(&interface, hop.mac, target, sources, forever);
             (options.kind, options.rate) = (PacketKind::TcpSyn, rate);
             options.call = Duration::from_millis(200);
-            let report = Generator::load(options)?.run(Show::Nothing, &until)?;
+            let report = Generator::load(options)?.run(ProgressOutput::Nothing, &until)?;
             Ok(report.offered_per_second)
         })?;
         Ok(Self { stop, thread })

@@ -10,7 +10,7 @@ use crate::lab::faults::raw::{self, RawSender};
 use crate::lab::faults::test_bed::{TestBed, datagram_targets};
 use crate::lab::faults::{Case, CaseContext};
 use crate::lab::topology::Host;
-use crate::loadgen::progress::Show;
+use crate::loadgen::progress::ProgressOutput;
 use crate::loadgen::udp::{self, UdpOptions};
 
 pub(super) const CASES: [Case; 1] = [Case { name: "fragments", run: fragments }];
@@ -30,7 +30,7 @@ fn fragments(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
                 grace: Duration::from_secs(2),
                 ..UdpOptions::new(target, 200, duration)
             };
-            bed.client().enter(|| udp::run(&options, Show::Nothing, context.stop))?
+            bed.client().enter(|| udp::run(&options, ProgressOutput::Nothing, context.stop))?
         };
         // Only so many packets wait for a neighbour: first each backend is found.
         probe(32, 30, Duration::from_millis(500))?;
