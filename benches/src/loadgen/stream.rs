@@ -23,7 +23,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::netns::Namespace;
 use connection::{Connection, Next};
-use tally::{Breakage, Tally};
+use tally::{StreamError, Tally};
 
 pub use tally::{BackendTally, StreamReport};
 
@@ -148,8 +148,8 @@ impl StreamRun {
     }
 
     /// Measures [`StreamReport::longest_gap_ms`] anew from here on.
-    pub fn forget_gaps(&self) {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner).forget_gaps(clock::now());
+    pub fn reset_gaps(&self) {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).reset_gaps(clock::now());
     }
 
     /// Waits until every exchange under way is over and returns the report.
@@ -240,8 +240,8 @@ impl Worker {
                     self.note(|tally| tally.connected(begin.elapsed()));
                     self.serve(connection).await;
                 }
-                Err(breakage) => {
-                    self.note(|tally| tally.connect_failed(&breakage));
+                Err(failure) => {
+                    self.note(|tally| tally.connect_failed(&failure));
                     self.pause(Self::RETRY).await;
                 }
             }
@@ -257,12 +257,12 @@ impl Worker {
         loop {
             let begin = clock::now();
             let outcome = tokio::time::timeout(self.options.exchange_timeout, connection.exchange()).await;
-            let answer = match outcome.unwrap_or(Err(Breakage::TimedOut)) {
+            let answer = match outcome.unwrap_or(Err(StreamError::TimedOut)) {
                 Ok(answer) => answer,
-                Err(Breakage::Goodbye) => {
+                Err(StreamError::ClosedIdle) => {
                     return self.note(|tally| tally.closed_idle(backend.as_deref().unwrap_or_default()));
                 }
-                Err(breakage) => return self.note(|tally| tally.broken(backend.as_deref(), &breakage)),
+                Err(failure) => return self.note(|tally| tally.broken(backend.as_deref(), &failure)),
             };
             let first_answer = backend.is_none();
             let name = backend.get_or_insert_with(|| answer.backend.clone().unwrap_or_else(|| "-".into()));
@@ -275,7 +275,7 @@ impl Worker {
                 if answer.backend.as_ref().is_some_and(|now| now != name) {
                     tally.broken(
                         Some(name),
-                        &Breakage::BadAnswer(format!("{name} turned into {:?}", answer.backend)),
+                        &StreamError::BadAnswer(format!("{name} turned into {:?}", answer.backend)),
                     );
                 }
             });
@@ -288,7 +288,7 @@ impl Worker {
             match connection.still_open().await {
                 Ok(true) => {}
                 Ok(false) => return self.note(|tally| tally.closed_idle(name)),
-                Err(breakage) => return self.note(|tally| tally.broken(Some(name), &breakage)),
+                Err(failure) => return self.note(|tally| tally.broken(Some(name), &failure)),
             }
         }
     }

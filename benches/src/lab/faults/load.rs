@@ -70,13 +70,13 @@ impl Load {
                 open(&report) >= group.wanted && report.exchanges >= group.wanted
             }))
         })?;
-        load.forget_gaps();
+        load.reset_gaps();
         Ok(load)
     }
 
     /// Looks for silences from here on.
-    pub(in crate::lab) fn forget_gaps(&self) {
-        self.groups.iter().for_each(|group| group.run.forget_gaps());
+    pub(in crate::lab) fn reset_gaps(&self) {
+        self.groups.iter().for_each(|group| group.run.reset_gaps());
     }
 
     /// Answers so far.

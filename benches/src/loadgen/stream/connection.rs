@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::tally::Breakage;
+use super::tally::StreamError;
 use super::{Exchange, Greeting, StreamOptions};
 use crate::lab::servers::http::BACKEND_HEADER;
 use crate::pattern::Pattern;
@@ -44,7 +44,7 @@ pub(super) enum Next {
 }
 
 impl Connection {
-    pub(super) async fn open(options: &StreamOptions, seed: u64) -> Result<Self, Breakage> {
+    pub(super) async fn open(options: &StreamOptions, seed: u64) -> Result<Self, StreamError> {
         let connect = async {
             let stream = TcpStream::connect(options.target).await?;
             stream.set_nodelay(true)?;
@@ -57,7 +57,7 @@ impl Connection {
                 }
             }
         };
-        timeout(options.connect_timeout, connect).await.unwrap_or(Err(Breakage::TimedOut))
+        timeout(options.connect_timeout, connect).await.unwrap_or(Err(StreamError::TimedOut))
     }
 
     /// The name in the greeting, if there was one.
@@ -68,7 +68,7 @@ impl Connection {
         }
     }
 
-    pub(super) async fn exchange(&mut self) -> Result<Answer, Breakage> {
+    pub(super) async fn exchange(&mut self) -> Result<Answer, StreamError> {
         match self {
             Self::Echo(echo) => echo.exchange().await,
             Self::Http(http) => http.exchange().await,
@@ -76,7 +76,7 @@ impl Connection {
     }
 
     /// Whether the connection takes another request; `false` after an orderly goodbye.
-    pub(super) async fn still_open(&mut self) -> Result<bool, Breakage> {
+    pub(super) async fn still_open(&mut self) -> Result<bool, StreamError> {
         match self {
             // The echo protocol has no goodbye by the server: the next exchange tells.
             Self::Echo(_) => Ok(true),
@@ -108,7 +108,7 @@ impl EchoConnection {
         len: usize,
         greeting: Greeting,
         seed: u64,
-    ) -> Result<Self, Breakage> {
+    ) -> Result<Self, StreamError> {
         let greeting = match greeting {
             Greeting::None => None,
             Greeting::Name => Some(read_line(&mut stream).await?),
@@ -117,28 +117,28 @@ impl EchoConnection {
         Ok(Self { stream, pattern: Pattern::new(seed), offset: 0, outgoing, incoming, greeting })
     }
 
-    async fn exchange(&mut self) -> Result<Answer, Breakage> {
+    async fn exchange(&mut self) -> Result<Answer, StreamError> {
         self.pattern.fill(self.offset, &mut self.outgoing);
         let (mut reader, mut writer) = self.stream.split();
         // Both at once: an exchange may be larger than the buffers between us and the server.
         tokio::try_join!(writer.write_all(&self.outgoing), reader.read_exact(&mut self.incoming))?;
-        self.pattern.check(self.offset, &self.incoming).map_err(Breakage::Mismatch)?;
+        self.pattern.check(self.offset, &self.incoming).map_err(StreamError::Mismatch)?;
         let len = u64::try_from(self.incoming.len()).expect("a length fits 64 bits");
         self.offset += len;
         Ok(Answer { verified_len: len, backend: None, next: Next::Continues })
     }
 }
 
-async fn read_line(stream: &mut TcpStream) -> Result<String, Breakage> {
+async fn read_line(stream: &mut TcpStream) -> Result<String, StreamError> {
     let mut line = Vec::new();
     loop {
         match stream.read_u8().await? {
             b'\n' => break,
             byte if line.len() < MAX_GREETING_LEN => line.push(byte),
-            _ => return Err(Breakage::BadAnswer("the greeting has no end".into())),
+            _ => return Err(StreamError::BadAnswer("the greeting has no end".into())),
         }
     }
-    String::from_utf8(line).map_err(|error| Breakage::BadAnswer(format!("the greeting is no text: {error}")))
+    String::from_utf8(line).map_err(|error| StreamError::BadAnswer(format!("the greeting is no text: {error}")))
 }
 
 pub(super) struct HttpConnection {
@@ -152,8 +152,8 @@ pub(super) struct HttpConnection {
 }
 
 impl HttpConnection {
-    async fn open(stream: TcpStream, target: SocketAddr, path: &str) -> Result<Self, Breakage> {
-        let (requests, connection) = handshake(TokioIo::new(stream)).await.map_err(breakage)?;
+    async fn open(stream: TcpStream, target: SocketAddr, path: &str) -> Result<Self, StreamError> {
+        let (requests, connection) = handshake(TokioIo::new(stream)).await.map_err(stream_error)?;
         let driver = tokio::task::spawn_local(connection);
         let pattern_len = path.strip_prefix("/bytes/").and_then(|len| len.parse().ok());
         Ok(Self {
@@ -166,34 +166,34 @@ impl HttpConnection {
         })
     }
 
-    async fn exchange(&mut self) -> Result<Answer, Breakage> {
+    async fn exchange(&mut self) -> Result<Answer, StreamError> {
         let request = Request::get(&self.path)
             .header(HOST, &self.host)
             .body(Empty::new())
-            .map_err(|error| Breakage::BadAnswer(format!("{} is no path: {error}", self.path)))?;
+            .map_err(|error| StreamError::BadAnswer(format!("{} is no path: {error}", self.path)))?;
         let mut response =
-            self.requests.send_request(request).await.map_err(|error| match breakage(error) {
-                Breakage::ClosedEarly if self.has_answered => Breakage::Goodbye,
-                breakage => breakage,
+            self.requests.send_request(request).await.map_err(|error| match stream_error(error) {
+                StreamError::ClosedEarly if self.has_answered => StreamError::ClosedIdle,
+                failure => failure,
             })?;
         self.has_answered = true;
         if response.status() != StatusCode::OK {
-            return Err(Breakage::BadAnswer(format!("GET {} answered {}", self.path, response.status())));
+            return Err(StreamError::BadAnswer(format!("GET {} answered {}", self.path, response.status())));
         }
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let backend = header(BACKEND_HEADER).map(str::to_owned);
         let closes = header(CONNECTION.as_str()).is_some_and(|value| value.eq_ignore_ascii_case("close"));
         let mut received = 0;
         while let Some(frame) = response.frame().await {
-            let Ok(bytes) = frame.map_err(breakage)?.into_data() else { continue };
+            let Ok(bytes) = frame.map_err(stream_error)?.into_data() else { continue };
             if self.pattern_len.is_some() {
-                Pattern::HTTP.check(received, &bytes).map_err(Breakage::Mismatch)?;
+                Pattern::HTTP.check(received, &bytes).map_err(StreamError::Mismatch)?;
             }
             received += u64::try_from(bytes.len()).expect("a length fits 64 bits");
         }
         match self.pattern_len {
             Some(len) if len != received => {
-                Err(Breakage::BadAnswer(format!("GET {} sent {received} bytes", self.path)))
+                Err(StreamError::BadAnswer(format!("GET {} sent {received} bytes", self.path)))
             }
             pattern_len => Ok(Answer {
                 verified_len: pattern_len.unwrap_or_default(),
@@ -203,14 +203,14 @@ impl HttpConnection {
         }
     }
 
-    async fn still_open(&mut self) -> Result<bool, Breakage> {
+    async fn still_open(&mut self) -> Result<bool, StreamError> {
         if self.requests.ready().await.is_ok() {
             return Ok(true);
         }
         // The driver knows whether the server closed or broke the connection.
         match (&mut self.driver).await {
             Ok(Ok(())) => Ok(false),
-            Ok(Err(error)) => Err(breakage(error)),
+            Ok(Err(error)) => Err(stream_error(error)),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
@@ -223,16 +223,16 @@ impl Drop for HttpConnection {
     }
 }
 
-fn breakage(error: hyper::Error) -> Breakage {
+fn stream_error(error: hyper::Error) -> StreamError {
     let mut source = error.source();
     while let Some(inner) = source {
         if let Some(io) = inner.downcast_ref::<io::Error>() {
-            return Breakage::from(io::Error::new(io.kind(), io.to_string()));
+            return StreamError::from(io::Error::new(io.kind(), io.to_string()));
         }
         source = inner.source();
     }
     if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
-        return Breakage::ClosedEarly;
+        return StreamError::ClosedEarly;
     }
-    Breakage::BadAnswer(error.to_string())
+    StreamError::BadAnswer(error.to_string())
 }

@@ -13,21 +13,21 @@ use crate::pattern::Mismatch;
 
 /// How a connection failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Breakage {
+pub(super) enum StreamError {
     Refused,
     Unreachable,
     TimedOut,
     Reset,
     ClosedEarly,
     /// An orderly end of a kept connection in place of an answer: RFC 9112 section 9.5 lets a server do that.
-    Goodbye,
+    ClosedIdle,
     NoLocalPort,
     Mismatch(Mismatch),
     BadAnswer(String),
     Other(String),
 }
 
-impl From<io::Error> for Breakage {
+impl From<io::Error> for StreamError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused,
@@ -41,7 +41,7 @@ impl From<io::Error> for Breakage {
     }
 }
 
-impl Breakage {
+impl StreamError {
     fn kind(&self) -> &'static str {
         match self {
             Self::Refused => "refused",
@@ -49,7 +49,7 @@ impl Breakage {
             Self::TimedOut => "timed_out",
             Self::Reset => "reset",
             Self::ClosedEarly => "closed_early",
-            Self::Goodbye => "goodbye",
+            Self::ClosedIdle => "goodbye",
             Self::NoLocalPort => "no_local_port",
             Self::Mismatch(_) => "mismatch",
             Self::BadAnswer(_) => "bad_answer",
@@ -58,7 +58,7 @@ impl Breakage {
     }
 }
 
-impl fmt::Display for Breakage {
+impl fmt::Display for StreamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Mismatch(mismatch) => write!(f, "mismatch: {mismatch}"),
@@ -94,9 +94,9 @@ impl Tally {
         self.connect_latency.record(latency);
     }
 
-    pub(super) fn connect_failed(&mut self, breakage: &Breakage) {
-        *self.connect_failures.entry(breakage.kind()).or_default() += 1;
-        self.first_failure.get_or_insert_with(|| format!("connect: {breakage}"));
+    pub(super) fn connect_failed(&mut self, failure: &StreamError) {
+        *self.connect_failures.entry(failure.kind()).or_default() += 1;
+        self.first_failure.get_or_insert_with(|| format!("connect: {failure}"));
     }
 
     pub(super) fn opened_at(&mut self, backend: &str) {
@@ -106,7 +106,7 @@ impl Tally {
     }
 
     /// Begins to look for the longest time without an answer anew.
-    pub(super) fn forget_gaps(&mut self, now: Instant) {
+    pub(super) fn reset_gaps(&mut self, now: Instant) {
         self.last_answer = self.last_answer.map(|_| now);
         self.longest_gap = Duration::ZERO;
     }
@@ -133,10 +133,10 @@ impl Tally {
         self.closed_at(backend);
     }
 
-    pub(super) fn broken(&mut self, backend: Option<&str>, breakage: &Breakage) {
-        *self.broken.entry(breakage.kind()).or_default() += 1;
+    pub(super) fn broken(&mut self, backend: Option<&str>, failure: &StreamError) {
+        *self.broken.entry(failure.kind()).or_default() += 1;
         self.first_failure
-            .get_or_insert_with(|| format!("{}: {breakage}", backend.unwrap_or("before any answer")));
+            .get_or_insert_with(|| format!("{}: {failure}", backend.unwrap_or("before any answer")));
         if let Some(backend) = backend {
             self.closed_at(backend);
             self.at(backend).broken += 1;

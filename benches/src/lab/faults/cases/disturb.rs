@@ -23,7 +23,7 @@ pub(super) fn disturb(
     let load = bed.web_load(context.connections)?;
     let own = bed.own_load()?;
     interrupt::sleep(context.stop, Duration::from_millis(500))?;
-    [&load, &own].iter().for_each(|load| load.forget_gaps());
+    [&load, &own].iter().for_each(|load| load.reset_gaps());
     change(&mut bed)?;
     load.await_answers()?;
     thread::sleep(SETTLED);

@@ -37,7 +37,7 @@ fn backend_drain(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<(
     thread::sleep(ON_THE_WAY);
     let after_removal = bed.servers.datagrams_at(*removed)?;
     let elsewhere: u64 = kept.iter().filter_map(|at| bed.servers.datagrams_at(*at).ok()).sum();
-    load.forget_gaps();
+    load.reset_gaps();
     interrupt::sleep(context.stop, WATCHED)?;
     let late = bed.servers.datagrams_at(*removed)? - after_removal;
     let moved = kept.iter().filter_map(|at| bed.servers.datagrams_at(*at).ok()).sum::<u64>() - elsewhere;

@@ -73,5 +73,5 @@ fn restart(
 }
 
 fn forget(loads: &[&Load]) {
-    loads.iter().for_each(|load| load.forget_gaps());
+    loads.iter().for_each(|load| load.reset_gaps());
 }

@@ -39,7 +39,7 @@ fn break_worker(
     let load = bed.web_load(context.connections)?;
     let own = bed.own_load()?;
     interrupt::sleep(context.stop, SETTLED)?;
-    [&load, &own].iter().for_each(|load| load.forget_gaps());
+    [&load, &own].iter().for_each(|load| load.reset_gaps());
     let (process, begin) = (bed.gateway.process_id(), clock::now());
     let answer = bed.gateway.ask(&format!(r#"{{"show":"fault","worker":0,"fault":"{fault}"}}"#))?;
     if answer.contains("error") {
