@@ -11,7 +11,7 @@ use std::process::Command;
 use std::{env, fs};
 
 use flowgate_benches::lab::interrupt;
-use flowgate_benches::lab::supervisor::{Down, LabKind, LabPlace, LabState, Up, down, supervise, up};
+use flowgate_benches::lab::supervisor::{DownOutcome, LabKind, LabInstance, LabState, UpOutcome, down, supervise, up};
 use flowgate_benches::loadgen::stop::Stop;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -23,18 +23,18 @@ const SUPERVISOR: &str = "plays_the_supervisor";
 
 struct Stage {
     folder: TempDir,
-    place: LabPlace,
+    instance: LabInstance,
 }
 
 impl Stage {
     fn new(name: &str) -> Self {
         require_root();
         let folder = tempfile::tempdir().unwrap();
-        let place = LabPlace {
+        let instance = LabInstance {
             folder: folder.path().join("state"),
             prefix: format!("fgtest-{name}-{}-", std::process::id()),
         };
-        Self { folder, place }
+        Self { folder, instance }
     }
 
     /// A `flowgate` whose gateway forwards nothing.
@@ -58,18 +58,18 @@ impl Stage {
     fn names(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.starts_with(&self.place.prefix)).collect()
+        names.filter(|name| name.starts_with(&self.instance.prefix)).collect()
     }
 
     fn start(&self) -> LabState {
-        match up(&self.place, &self.flowgate(), LabKind::Manifests, |_| {}).unwrap() {
-            Up::Started(state) => state,
+        match up(&self.instance, &self.flowgate(), LabKind::Manifests, |_| {}).unwrap() {
+            UpOutcome::Started(state) => state,
             other => panic!("{other:?}"),
         }
     }
 
     fn client_sees_gateway(&self) -> bool {
-        let client = format!("{}client", self.place.prefix);
+        let client = format!("{}client", self.instance.prefix);
         let found = Command::new("ip").args(["-n", &client, "route", "get", "10.96.0.80"]).output().unwrap();
         String::from_utf8_lossy(&found.stdout).contains("via 192.0.2.1")
     }
@@ -77,7 +77,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let _ = down(&self.place);
+        let _ = down(&self.instance);
     }
 }
 
@@ -85,15 +85,15 @@ impl Drop for Stage {
 #[ignore = "the other tests start it as a process"]
 fn plays_the_supervisor() {
     let variable = |name| env::var(name).expect("the other tests set it");
-    let place = LabPlace { folder: variable("FGTEST_STATE").into(), prefix: variable("FGTEST_PREFIX") };
+    let instance = LabInstance { folder: variable("FGTEST_STATE").into(), prefix: variable("FGTEST_PREFIX") };
     let stop = interrupt::listen().unwrap();
-    supervise(&place, Path::new(&variable("FGTEST_BINARY")), LabKind::Manifests, &stop).unwrap();
+    supervise(&instance, Path::new(&variable("FGTEST_BINARY")), LabKind::Manifests, &stop).unwrap();
 }
 
 #[test]
 fn up_and_down_can_be_repeated() {
     let stage = Stage::new("repeat");
-    assert_eq!(down(&stage.place).unwrap(), Down::WasNotRunning);
+    assert_eq!(down(&stage.instance).unwrap(), DownOutcome::WasNotRunning);
     let state = stage.start();
     assert!(stage.client_sees_gateway());
     assert_eq!(stage.names().len(), state.names.len());
@@ -101,14 +101,14 @@ fn up_and_down_can_be_repeated() {
         state.socket.is_some() && state.manifests.as_ref().unwrap().join("my-nginx-service.yaml").exists()
     );
     assert_eq!(
-        up(&stage.place, &stage.flowgate(), LabKind::Manifests, |_| {}).unwrap(),
-        Up::AlreadyRunning(state)
+        up(&stage.instance, &stage.flowgate(), LabKind::Manifests, |_| {}).unwrap(),
+        UpOutcome::AlreadyRunning(state)
     );
 
-    assert_eq!(down(&stage.place).unwrap(), Down::Ended);
+    assert_eq!(down(&stage.instance).unwrap(), DownOutcome::Ended);
     assert_eq!(stage.names(), Vec::<String>::new());
-    assert!(!stage.place.folder.exists());
-    assert_eq!(down(&stage.place).unwrap(), Down::WasNotRunning);
+    assert!(!stage.instance.folder.exists());
+    assert_eq!(down(&stage.instance).unwrap(), DownOutcome::WasNotRunning);
     stage.start();
 }
 
@@ -117,7 +117,7 @@ fn both_recover_from_a_killed_supervisor() {
     let stage = Stage::new("killed");
     let first = stage.start();
     kill(Pid::from_raw(first.pid), Signal::SIGKILL).unwrap();
-    eventually("the end of the supervisor", || stage.place.state().is_ok() && !running(first.pid));
+    eventually("the end of the supervisor", || stage.instance.state().is_ok() && !running(first.pid));
     assert!(!stage.names().is_empty(), "the killed one could not remove its names");
     let second = stage.start();
     assert_ne!(second.pid, first.pid);
@@ -125,7 +125,7 @@ fn both_recover_from_a_killed_supervisor() {
 
     kill(Pid::from_raw(second.pid), Signal::SIGKILL).unwrap();
     eventually("the end of the supervisor", || !running(second.pid));
-    assert_eq!(down(&stage.place).unwrap(), Down::WasNotRunning);
+    assert_eq!(down(&stage.instance).unwrap(), DownOutcome::WasNotRunning);
     assert_eq!(stage.names(), Vec::<String>::new());
     assert!(!second.log.unwrap().exists(), "its temporary folders are gone too");
 }
@@ -137,7 +137,7 @@ fn a_gateway_that_cannot_start_is_reported_with_its_log_and_leaves_nothing() {
     let text = fs::read_to_string(good).unwrap();
     let text = text.replace("exec sleep 600", "echo 'no such option: speed' >&2; exit 3");
     let broken = stage.script("flowgate", &text.replace("show)", "show) exit 1;; never)"));
-    let error = up(&stage.place, &broken, LabKind::Manifests, |_| {}).unwrap_err().to_string();
+    let error = up(&stage.instance, &broken, LabKind::Manifests, |_| {}).unwrap_err().to_string();
     assert!(error.contains("no such option: speed"), "{error}");
     assert_eq!(stage.names(), Vec::<String>::new());
 }
@@ -146,7 +146,7 @@ fn a_gateway_that_cannot_start_is_reported_with_its_log_and_leaves_nothing() {
 fn a_second_supervisor_is_refused() {
     let stage = Stage::new("second");
     stage.start();
-    let error = supervise(&stage.place, &stage.flowgate(), LabKind::Manifests, &Stop::default())
+    let error = supervise(&stage.instance, &stage.flowgate(), LabKind::Manifests, &Stop::default())
         .unwrap_err()
         .to_string();
     assert!(error.contains("lab down"), "{error}");

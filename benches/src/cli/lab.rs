@@ -15,7 +15,7 @@ use crate::lab::demo::{DemoOptions, demo};
 use crate::lab::faults::{FaultOptions, case_names, faults};
 use crate::lab::interrupt;
 use crate::lab::soak::{SoakOptions, soak};
-use crate::lab::supervisor::{Down, LabKind, LabPlace, Up, down, kubectl, supervise, up};
+use crate::lab::supervisor::{DownOutcome, LabKind, LabInstance, UpOutcome, down, kubectl, supervise, up};
 use crate::vm::devices::{Device, DeviceOptions, device};
 use crate::vm::kernels::{KernelOptions, kernels};
 use crate::vm::modules::{ModuleOptions, modules};
@@ -27,7 +27,7 @@ pub enum LabCommand {
     /// Start the lab in the background: clients, backends with nginx, and a gateway, in network namespaces.
     Up(UpArgs),
     /// End the lab and remove everything that it made.
-    Down(PlaceArgs),
+    Down(InstanceArgs),
     /// Run kubectl against the API server of a lab that was started with --kubernetes.
     Kubectl(KubectlArgs),
     /// Demonstrate the product step by step in a lab of its own, with every claim checked.
@@ -64,7 +64,7 @@ pub enum LabCommand {
 
 /// The lab's state directory and namespace prefix.
 #[derive(Debug, Clone, Args)]
-pub struct PlaceArgs {
+pub struct InstanceArgs {
     /// The folder of the lab's state.
     #[arg(long, hide = true, default_value = "/run/flowgate-lab")]
     pub state_dir: PathBuf,
@@ -77,7 +77,7 @@ pub struct PlaceArgs {
 #[derive(Debug, Clone, Args)]
 pub struct UpArgs {
     #[command(flatten)]
-    place: PlaceArgs,
+    instance: InstanceArgs,
     /// Start a real Kubernetes control plane, which `make kubernetes` builds, as the source of Services.
     #[arg(long)]
     kubernetes: bool,
@@ -87,7 +87,7 @@ pub struct UpArgs {
 #[derive(Debug, Clone, Args)]
 pub struct KubectlArgs {
     #[command(flatten)]
-    place: PlaceArgs,
+    instance: InstanceArgs,
     /// The arguments of kubectl.
     #[arg(last = true, value_name = "ARGUMENTS")]
     arguments: Vec<String>,
@@ -232,10 +232,10 @@ pub struct BenchControlArgs {
 pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
     match command {
         LabCommand::Up(args) => args.start(flowgate),
-        LabCommand::Down(place) => {
-            super::loadgen::print(match down(&place.place())? {
-                Down::Ended => "the lab is down",
-                Down::WasNotRunning => "no lab was running",
+        LabCommand::Down(instance) => {
+            super::loadgen::print(match down(&instance.instance())? {
+                DownOutcome::Ended => "the lab is down",
+                DownOutcome::WasNotRunning => "no lab was running",
             });
             Ok(ExitCode::SUCCESS)
         }
@@ -280,7 +280,7 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
         LabCommand::Guest => vm::agent::serve(),
         LabCommand::BareForward(args) => bare_forward::run(args),
         LabCommand::Supervise(args) => {
-            supervise(&args.place.place(), flowgate, args.kind(), &interrupt::listen()?)?;
+            supervise(&args.instance.instance(), flowgate, args.kind(), &interrupt::listen()?)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -298,14 +298,14 @@ fn exit_code(success: bool) -> ExitCode {
 
 impl UpArgs {
     fn start(&self, flowgate: &Path) -> Result<ExitCode> {
-        let place = self.place.place();
-        let (first, state) = match up(&place, flowgate, self.kind(), super::loadgen::print)? {
-            Up::Started(state) => (format!("the lab is up (process {})", state.pid), state),
-            Up::AlreadyRunning(state) => {
+        let instance = self.instance.instance();
+        let (first, state) = match up(&instance, flowgate, self.kind(), super::loadgen::print)? {
+            UpOutcome::Started(state) => (format!("the lab is up (process {})", state.pid), state),
+            UpOutcome::AlreadyRunning(state) => {
                 (format!("the lab is already running (process {})", state.pid), state)
             }
         };
-        super::loadgen::print(&format!("{first}\n\n{}", state.guide(&place, flowgate)));
+        super::loadgen::print(&format!("{first}\n\n{}", state.guide(&instance, flowgate)));
         Ok(ExitCode::SUCCESS)
     }
 
@@ -314,15 +314,15 @@ impl UpArgs {
     }
 }
 
-impl PlaceArgs {
-    fn place(&self) -> LabPlace {
-        LabPlace { folder: self.state_dir.clone(), prefix: self.prefix.clone() }
+impl InstanceArgs {
+    fn instance(&self) -> LabInstance {
+        LabInstance { folder: self.state_dir.clone(), prefix: self.prefix.clone() }
     }
 }
 
 impl KubectlArgs {
     fn run(&self) -> Result<ExitCode> {
-        let mut command = kubectl(&self.place.place())?;
+        let mut command = kubectl(&self.instance.instance())?;
         let status =
             command.args(&self.arguments).status().map_err(Error::io("run kubectl by `ip netns exec`"))?;
         let code = status.code().and_then(|code| u8::try_from(code).ok());

@@ -27,19 +27,19 @@ use crate::{clock, netns};
 mod guide;
 
 /// For a word from a supervisor that has just begun or is about to end.
-const WORD_LIMIT: Duration = Duration::from_secs(30);
+const STATE_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where a lab keeps its state, and how its namespaces are called.
 #[derive(Debug, Clone)]
-pub struct LabPlace {
+pub struct LabInstance {
     /// The folder of its state.
     pub folder: PathBuf,
     /// What the names of its namespaces begin with.
     pub prefix: String,
 }
 
-impl Default for LabPlace {
+impl Default for LabInstance {
     fn default() -> Self {
         Self { folder: PathBuf::from("/run/flowgate-lab"), prefix: "flowgate-".into() }
     }
@@ -90,7 +90,7 @@ pub struct KubernetesState {
 
 /// What `up` found or did.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Up {
+pub enum UpOutcome {
     /// It started the lab.
     Started(LabState),
     /// The lab runs already.
@@ -99,7 +99,7 @@ pub enum Up {
 
 /// What `down` found or did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Down {
+pub enum DownOutcome {
     /// It ended a running lab.
     Ended,
     /// There was no lab, or only what a killed one had left, which is gone now.
@@ -118,15 +118,15 @@ impl LabKind {
 
 /// Starts the lab in the background, by `BINARY lab supervise`, and waits until it is ready. `progress` is told what is
 /// awaited.
-pub fn up(place: &LabPlace, binary: &Path, kind: LabKind, mut progress: impl FnMut(&str)) -> Result<Up> {
+pub fn up(instance: &LabInstance, binary: &Path, kind: LabKind, mut progress: impl FnMut(&str)) -> Result<UpOutcome> {
     if kind == LabKind::Kubernetes {
         // Said here and at once, not by the end of a log.
         Programs::find()?;
     }
-    fs::create_dir_all(&place.folder)
-        .map_err(Error::io(format!("make folder {}", place.folder.display())))?;
-    if place.running()?.is_some() {
-        let state = place.await_ready(kind, &mut progress, || Ok(()))?;
+    fs::create_dir_all(&instance.folder)
+        .map_err(Error::io(format!("make folder {}", instance.folder.display())))?;
+    if instance.running()?.is_some() {
+        let state = instance.await_ready(kind, &mut progress, || Ok(()))?;
         if state.kind() != kind {
             return Err(Error::State(format!(
                 "a lab runs that gets its Services from {}: `flowgate lab down` ends it",
@@ -136,132 +136,132 @@ pub fn up(place: &LabPlace, binary: &Path, kind: LabKind, mut progress: impl FnM
                 }
             )));
         }
-        return Ok(Up::AlreadyRunning(state));
+        return Ok(UpOutcome::AlreadyRunning(state));
     }
-    place.remove_leftovers()?;
-    let log = File::create(place.log()).map_err(Error::io(format!("write {}", place.log().display())))?;
+    instance.remove_leftovers()?;
+    let log = File::create(instance.log()).map_err(Error::io(format!("write {}", instance.log().display())))?;
     let errors = log.try_clone().map_err(Error::io("share the supervisor's log"))?;
     // A session of its own: the terminal may go.
     let mut command = Command::new("setsid");
     command
         .arg(binary)
         .args(["lab", "supervise", "--state-dir"])
-        .arg(&place.folder)
-        .args(["--prefix", &place.prefix])
+        .arg(&instance.folder)
+        .args(["--prefix", &instance.prefix])
         .args((kind == LabKind::Kubernetes).then_some("--kubernetes"));
     command.stdin(Stdio::null()).stdout(log).stderr(errors);
     let mut supervisor = command.spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Error::MissingProgram { program: "setsid".into(), package: "util-linux" },
         _ => Error::io(format!("start {}", binary.display()))(error),
     })?;
-    let outcome = place.await_ready(kind, &mut progress, || match supervisor.try_wait() {
+    let outcome = instance.await_ready(kind, &mut progress, || match supervisor.try_wait() {
         Ok(Some(status)) => {
-            Err(Error::State(format!("the lab did not start ({status}):\n{}", place.log_end())))
+            Err(Error::State(format!("the lab did not start ({status}):\n{}", instance.log_end())))
         }
         _ => Ok(()),
     });
     if outcome.is_err() {
-        down(place)?;
+        down(instance)?;
     }
-    outcome.map(Up::Started)
+    outcome.map(UpOutcome::Started)
 }
 
 /// Ends the lab and removes everything that it or a killed one before it left.
-pub fn down(place: &LabPlace) -> Result<Down> {
-    if !place.folder.exists() {
-        return Ok(Down::WasNotRunning);
+pub fn down(instance: &LabInstance) -> Result<DownOutcome> {
+    if !instance.folder.exists() {
+        return Ok(DownOutcome::WasNotRunning);
     }
-    let outcome = match place.running()? {
-        None => Down::WasNotRunning,
+    let outcome = match instance.running()? {
+        None => DownOutcome::WasNotRunning,
         Some(state) => {
             let pid = Pid::from_raw(state.pid);
-            place.end(pid, Signal::SIGTERM).or_else(|_| place.end(pid, Signal::SIGKILL))?;
-            Down::Ended
+            instance.end(pid, Signal::SIGTERM).or_else(|_| instance.end(pid, Signal::SIGKILL))?;
+            DownOutcome::Ended
         }
     };
     // Held to the end: nobody starts a lab between the traces of this one.
-    let _lock = place.lock()?;
-    place.remove_leftovers()?;
-    place.forget();
+    let _lock = instance.lock()?;
+    instance.remove_leftovers()?;
+    instance.remove_lock_and_log();
     // Somebody else's files there are not ours to remove.
-    let _ = fs::remove_dir(&place.folder);
+    let _ = fs::remove_dir(&instance.folder);
     Ok(outcome)
 }
 
 /// Builds the lab and holds it until `stop`: the work of the hidden `lab supervise`.
-pub fn supervise(place: &LabPlace, binary: &Path, kind: LabKind, stop: &Stop) -> Result<()> {
-    fs::create_dir_all(&place.folder)
-        .map_err(Error::io(format!("make folder {}", place.folder.display())))?;
-    let lock = place.lock()?;
+pub fn supervise(instance: &LabInstance, binary: &Path, kind: LabKind, stop: &Stop) -> Result<()> {
+    fs::create_dir_all(&instance.folder)
+        .map_err(Error::io(format!("make folder {}", instance.folder.display())))?;
+    let lock = instance.lock()?;
     let Some(_lock) = lock else {
         return Err(Error::State(format!(
             "a lab runs already in {}: `flowgate lab down` ends it",
-            place.folder.display()
+            instance.folder.display()
         )));
     };
-    place.remove_leftovers()?;
+    instance.remove_leftovers()?;
     let pid = i32::try_from(std::process::id()).expect("process ids fit in pid_t");
     let mut state = LabState { pid, ..LabState::default() };
-    place.write(&state)?;
+    instance.write(&state)?;
     let outcome = match kind {
-        LabKind::Manifests => hold_manifests(place, binary, stop, &mut state),
-        LabKind::Kubernetes => hold_kubernetes(place, binary, stop, &mut state),
+        LabKind::Manifests => run_with_manifests(instance, binary, stop, &mut state),
+        LabKind::Kubernetes => run_with_kubernetes(instance, binary, stop, &mut state),
     };
-    place.remove_leftovers()?;
+    instance.remove_leftovers()?;
     outcome
 }
 
-fn hold_manifests(place: &LabPlace, binary: &Path, stop: &Stop, state: &mut LabState) -> Result<()> {
+fn run_with_manifests(instance: &LabInstance, binary: &Path, stop: &Stop, state: &mut LabState) -> Result<()> {
     let mut cluster = SampleCluster::build_network()?;
     cluster.start_servers()?;
     interrupt::check(stop)?;
     cluster.start_gateway(binary)?;
     cluster.apply_manifests()?;
-    publish(place, cluster.topology(), state)?;
+    publish(instance, cluster.topology(), state)?;
     state.manifests = Some(cluster.gateway()?.manifests().path().to_owned());
-    place.write_ready(cluster.gateway()?, state)?;
-    keep(cluster.gateway_mut()?, stop)
+    instance.write_ready(cluster.gateway()?, state)?;
+    restart_until_stopped(cluster.gateway_mut()?, stop)
 }
 
-fn hold_kubernetes(place: &LabPlace, binary: &Path, stop: &Stop, state: &mut LabState) -> Result<()> {
+fn run_with_kubernetes(instance: &LabInstance, binary: &Path, stop: &Stop, state: &mut LabState) -> Result<()> {
     let mut cluster = KubernetesCluster::start(ClusterOptions::default(), |doing| {
         state.doing = Some(doing.to_owned());
         // Who waits for it sees less; nothing else is lost.
-        let _ = place.write(state);
+        let _ = instance.write(state);
     })?;
     interrupt::check(stop)?;
     state.doing = Some("applying the sample manifests".into());
-    place.write(state)?;
+    instance.write(state)?;
     cluster.apply_samples()?;
     state.doing = Some("starting the gateway".into());
-    place.write(state)?;
+    instance.write(state)?;
     cluster.start_gateway(binary, "")?;
     for service in ["my-nginx", "my-nginx-nodeport", "mysql"] {
         cluster.gateway()?.wait_for_service(service)?;
     }
-    publish(place, cluster.topology(), state)?;
-    let (plane, namespace) = (cluster.control_plane(), format!("{}control", place.prefix));
+    publish(instance, cluster.topology(), state)?;
+    let (plane, namespace) = (cluster.control_plane(), format!("{}control", instance.prefix));
     state.names.push(namespace.clone());
-    place.write(state)?;
+    instance.write(state)?;
     plane.namespace().publish(&namespace)?;
     state.kubernetes = Some(KubernetesState {
         namespace,
         program: plane.programs().kubernetes.clone(),
         kubeconfig: plane.kubeconfig(),
     });
-    place.write_ready(cluster.gateway()?, state)?;
-    keep(cluster.gateway_mut()?, stop)
+    instance.write_ready(cluster.gateway()?, state)?;
+    restart_until_stopped(cluster.gateway_mut()?, stop)
 }
 
 /// Names the namespaces, written down first.
-fn publish(place: &LabPlace, topology: &Topology, state: &mut LabState) -> Result<()> {
-    state.names = topology.names(&place.prefix);
-    place.write(state)?;
-    topology.publish(&place.prefix)
+fn publish(instance: &LabInstance, topology: &Topology, state: &mut LabState) -> Result<()> {
+    state.names = topology.names(&instance.prefix);
+    instance.write(state)?;
+    topology.publish(&instance.prefix)
 }
 
 /// Keeps the gateway running, as a service manager would: one that was killed comes back.
-fn keep(gateway: &mut Gateway, stop: &Stop) -> Result<()> {
+fn restart_until_stopped(gateway: &mut Gateway, stop: &Stop) -> Result<()> {
     while interrupt::sleep(stop, Duration::from_millis(500)).is_ok() {
         if gateway.has_ended() {
             gateway.restart()?;
@@ -270,7 +270,7 @@ fn keep(gateway: &mut Gateway, stop: &Stop) -> Result<()> {
     Ok(())
 }
 
-impl LabPlace {
+impl LabInstance {
     /// The lock of the supervisor, or `None` if one holds it.
     fn lock(&self) -> Result<Option<Flock<File>>> {
         let path = self.folder.join("lock");
@@ -286,7 +286,7 @@ impl LabPlace {
     /// The state of a supervisor that lives. One that dies or has just begun is waited for: it holds the lock, but its
     /// state is none yet, or none any more.
     fn running(&self) -> Result<Option<LabState>> {
-        let deadline = clock::now() + WORD_LIMIT;
+        let deadline = clock::now() + STATE_LIMIT;
         loop {
             if self.lock()?.is_some() {
                 return Ok(None);
@@ -298,7 +298,7 @@ impl LabPlace {
                 let hint = format!("find who holds {}", self.folder.join("lock").display());
                 return Err(Error::Timeout {
                     what: "a word from the lab's supervisor".into(),
-                    after: WORD_LIMIT,
+                    after: STATE_LIMIT,
                     hint,
                 });
             }
@@ -315,16 +315,16 @@ impl LabPlace {
     ) -> Result<LabState> {
         let limit = kind.start_limit();
         let deadline = clock::now() + limit;
-        let mut said = None;
+        let mut shown = None;
         loop {
             let state = self.state().ok();
             if let Some(state) = state.as_ref().filter(|state| state.ready) {
                 return Ok(state.clone());
             }
             let doing = state.and_then(|state| state.doing);
-            if doing.is_some() && doing != said {
+            if doing.is_some() && doing != shown {
                 progress(doing.as_deref().unwrap_or_default());
-                said = doing;
+                shown = doing;
             }
             check()?;
             if clock::now() > deadline {
@@ -413,7 +413,7 @@ impl LabPlace {
     }
 
     /// Removes lock and log, which outlive a supervisor.
-    fn forget(&self) {
+    fn remove_lock_and_log(&self) {
         for name in ["lock", "supervisor.log"] {
             // Not there is what is wanted.
             let _ = fs::remove_file(self.folder.join(name));
@@ -429,8 +429,8 @@ impl LabState {
 }
 
 /// `kubectl` for the API server of the running lab.
-pub fn kubectl(place: &LabPlace) -> Result<Command> {
-    let state = place.running()?.and_then(|state| state.kubernetes);
+pub fn kubectl(instance: &LabInstance) -> Result<Command> {
+    let state = instance.running()?.and_then(|state| state.kubernetes);
     let Some(state) = state else {
         return Err(Error::State(
             "no lab with Kubernetes runs: `flowgate lab up --kubernetes` starts one".into(),

@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use super::{LabPlace, LabState};
+use super::{LabInstance, LabState};
 use crate::lab::sample::{BALANCER, MYSQL, NGINX, node_port_address};
 use crate::lab::topology::ipv6_of;
 
 impl LabState {
     /// Addresses and commands to try.
-    pub fn guide(&self, place: &LabPlace, binary: &Path) -> String {
-        let client = format!("ip netns exec {}client", place.prefix);
+    pub fn guide(&self, instance: &LabInstance, binary: &Path) -> String {
+        let client = format!("ip netns exec {}client", instance.prefix);
         let (nginx, mysql) = (SocketAddr::from(NGINX), SocketAddr::from(MYSQL));
         let node_port = node_port_address();
         let socket = self.socket.as_deref().unwrap_or_else(|| Path::new("(starting)")).display();
