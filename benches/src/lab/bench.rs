@@ -9,7 +9,7 @@ mod test_bed;
 use std::path::Path;
 use std::time::Duration;
 
-use super::demo::say;
+use super::demo::print_line;
 use super::interrupt;
 use crate::error::{Error, Result};
 use crate::loadgen::stop::Stop;
@@ -67,7 +67,7 @@ pub fn bench(options: &BenchOptions, flowgate: &Path, stop: &Stop) -> Result<Ben
             (bare(&bed, options, flowgate, stop)?, few, many)
         };
         let round = Round { bare, few, many };
-        say(round_table(number, &round));
+        print_line(round_table(number, &round));
         rounds.push(round);
     }
     Ok(BenchReport::of(&rounds))

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::demo::say;
+use super::demo::print_line;
 use super::interrupt;
 use super::kubernetes::{ControlPlane, NodeSpec, Programs};
 use super::topology::GATEWAY_UPLINK;
@@ -42,25 +42,25 @@ pub struct CompareOptions {
 /// Runs the comparison; everything that it made is gone when it returns.
 pub fn compare(options: &CompareOptions, flowgate: &Path, stop: &Stop) -> Result<CompareReport> {
     let cases = Cases::load(options)?;
-    let mut plane = ControlPlane::start(Programs::find()?, |doing| say(doing))?;
+    let mut plane = ControlPlane::start(Programs::find()?, |doing| print_line(doing))?;
     let mut node = NodeSpec::new(NODE, GATEWAY_UPLINK);
     node.labels.insert("topology.kubernetes.io/zone".into(), "a".into());
     plane.client().register_node(&node)?;
     interrupt::check(stop)?;
-    say("starting flowgate and kube-proxy, each in a network of its own");
+    print_line("starting flowgate and kube-proxy, each in a network of its own");
     let mut proxy = KubeProxySide::start(&mut plane)?;
     let flowgate = FlowgateSide::start(&mut plane, flowgate, &options.role)?;
-    say("applying the Services");
+    print_line("applying the Services");
     for manifest in cases::SERVICES {
         plane.apply(manifest)?;
     }
     cases::write_statuses(&plane.client())?;
     await_sentinel(&plane, &flowgate, &mut proxy, stop, "first")?;
-    say("changing some of them");
+    print_line("changing some of them");
     plane.apply(cases::CHANGES)?;
     plane.kubectl(&["delete", "service", "deleted"])?;
     await_sentinel(&plane, &flowgate, &mut proxy, stop, "second")?;
-    say(format!("sending {} probes through both", cases.probes.len()));
+    print_line(format!("sending {} probes through both", cases.probes.len()));
     let (ours, theirs) = thread::scope(|scope| {
         let ours = scope.spawn(|| flowgate.network().send(&cases.probes, stop));
         let theirs = proxy.network().send(&cases.probes, stop);
@@ -68,7 +68,7 @@ pub fn compare(options: &CompareOptions, flowgate: &Path, stop: &Stop) -> Result
     });
     let report = report(&cases, &ours?, &theirs?);
     if !report.is_success() {
-        say(format!("what flowgate dropped:\n{}", flowgate.drops()?));
+        print_line(format!("what flowgate dropped:\n{}", flowgate.drops()?));
     }
     Ok(report)
 }
@@ -82,7 +82,7 @@ fn report(
     for probe in &cases.probes {
         report.add(probe, &ours[&probe.id], &theirs[&probe.id], cases.explanation(&probe.id));
     }
-    say(report.table());
+    print_line(report.table());
     report
 }
 
@@ -103,8 +103,8 @@ fn await_sentinel(
     flowgate
         .network()
         .await_answer(&probe, stop, || Ok(()))
-        .inspect_err(|_| say(format!("flowgate's log says:\n{}", flowgate.log_end())))?;
+        .inspect_err(|_| print_line(format!("flowgate's log says:\n{}", flowgate.log_end())))?;
     let answered = proxy.await_answer(&probe, stop);
-    answered.inspect_err(|_| say(format!("kube-proxy's log says:\n{}", proxy.log_end())))?;
+    answered.inspect_err(|_| print_line(format!("kube-proxy's log says:\n{}", proxy.log_end())))?;
     interrupt::sleep(stop, SETTLE)
 }

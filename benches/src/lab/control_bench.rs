@@ -13,7 +13,7 @@ mod test_bed;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::demo::say;
+use super::demo::print_line;
 use super::interrupt;
 use crate::clock;
 use crate::error::Result;
@@ -54,27 +54,27 @@ pub fn control_bench(
     interrupt::check(stop)?;
     let begin = clock::now();
     bed.create_services(options)?;
-    say(format!("created in {:.0} s", begin.elapsed().as_secs_f64()));
+    print_line(format!("created in {:.0} s", begin.elapsed().as_secs_f64()));
     let events = SliceEvents::start(&bed.client(), test_bed::MEASURED_LABEL)?;
 
     let mut outcomes = Vec::new();
     for forwarder in [Forwarder::Flowgate(flowgate), Forwarder::KubeProxy] {
         interrupt::check(stop)?;
-        say(format!("{}: cold start", forwarder.name()));
+        print_line(format!("{}: cold start", forwarder.name()));
         // From the start of the process; whatever it does before it forwards is part of it.
         let running = bed.start_and_await_all(forwarder, stop)?;
-        say(format!("    {:.2} s until every measured Service answers", running.cold_start.as_secs_f64()));
-        say(format!("{}: {} changes of endpoints", forwarder.name(), options.changes));
+        print_line(format!("    {:.2} s until every measured Service answers", running.cold_start.as_secs_f64()));
+        print_line(format!("{}: {} changes of endpoints", forwarder.name(), options.changes));
         let samples = changes(&mut bed, &events, options, stop)?;
-        say(format!("    {}", samples.line()));
+        print_line(format!("    {}", samples.line()));
         let rss_mb = running.instance.rss_mb()?;
-        say(format!("    resident memory {rss_mb:.0} MB"));
+        print_line(format!("    resident memory {rss_mb:.0} MB"));
         outcomes.push((samples, running.cold_start, rss_mb));
         running.instance.stop()?;
     }
     let theirs = outcomes.pop().expect("there were two");
     let ours = outcomes.pop().expect("there were two");
-    say(format!("flowgate before there were Services: {baseline_rss_mb:.0} MB"));
+    print_line(format!("flowgate before there were Services: {baseline_rss_mb:.0} MB"));
     Ok(ControlBenchReport::of(&ours, &theirs))
 }
 

@@ -28,7 +28,7 @@ use crate::netns::{Namespace, find_program};
 use steps::{Findings, Steps};
 
 pub use steps::DemoOutcome;
-pub(super) use steps::say;
+pub(super) use steps::print_line;
 
 const CONVERGENCE_LIMIT: Duration = Duration::from_secs(5);
 /// So much of the gateway's log is shown when a claim did not hold.
@@ -75,8 +75,8 @@ pub fn demo(options: &DemoOptions, flowgate: &Path, stop: &Stop) -> Result<DemoO
     })?;
     let outcome = steps.summary();
     match outcome.failures.as_slice() {
-        [] => say(format!("\n{} steps, all good, in {:.1} s", outcome.passed, outcome.seconds)),
-        failures => say(format!(
+        [] => print_line(format!("\n{} steps, all good, in {:.1} s", outcome.passed, outcome.seconds)),
+        failures => print_line(format!(
             "\n{} FAILED in {:.1} s:\n  {}",
             failures.len(),
             outcome.seconds,

@@ -84,14 +84,14 @@ pub fn faults(options: &FaultOptions, flowgate: &Path, stop: &Stop) -> Result<Fa
             Ok(()) => {}
         }
         result.record("seconds", begin.elapsed().as_secs_f64());
-        say(&result.line(case.name));
+        print_progress(&result.line(case.name));
         report.add(case.name, result);
     }
     Ok(report)
 }
 
 /// A line of progress, beside the report.
-pub(crate) fn say(text: &str) {
+pub(crate) fn print_progress(text: &str) {
     // A reader that has gone does not stop the lab from cleaning up.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

@@ -14,7 +14,7 @@ use super::faults::cases::flood::{ATTACK, attach_attacker};
 use super::faults::cases::leak::Watch;
 use super::faults::load::{Load, Work};
 use super::faults::test_bed::{TestBed, TestBedOptions, datagram_targets, stream_targets};
-use super::faults::{CaseContext, say};
+use super::faults::{CaseContext, print_progress};
 use super::interrupt;
 use crate::clock;
 use crate::error::Result;
@@ -84,7 +84,7 @@ pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakR
         let name = actions.next(&mut bed)?;
         memory.sample(&bed)?;
         let left = deadline.saturating_duration_since(clock::now()).as_secs();
-        say(&format!("{name}; {left} s left, {} answers so far", web.exchanges() + streams.exchanges()));
+        print_progress(&format!("{name}; {left} s left, {} answers so far", web.exchanges() + streams.exchanges()));
     }
     actions.settle(&mut bed)?;
     web.await_answers()?;
@@ -102,7 +102,7 @@ pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakR
     bed.check_end(&mut result, actions.panics());
     actions.count(&mut result);
     traces::check(bed, &mut result)?;
-    say(&result.line("soak"));
+    print_progress(&result.line("soak"));
     Ok(SoakReport { result })
 }
 

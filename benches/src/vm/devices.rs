@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use crate::error::{Error, Result};
-use crate::lab::faults::say;
+use crate::lab::faults::print_progress;
 use crate::lab::interrupt;
 use crate::loadgen::stop::Stop;
 use test_bed::TestBed;
@@ -107,7 +107,7 @@ impl Device {
 /// Boots the machine and does everything to it.
 pub fn device(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<DeviceReport> {
     let mut bed = TestBed::boot(options, flowgate, stop)?;
-    say(&format!("{} on Linux {}", options.device.name(), bed.kernel_release()));
+    print_progress(&format!("{} on Linux {}", options.device.name(), bed.kernel_release()));
     let expected = options.xdp.is_empty().then(|| options.device.expected());
     let mut report = DeviceReport::new(options.device.name(), bed.kernel_release(), options.queues, expected);
     for (name, step) in steps::ALL {
@@ -121,12 +121,12 @@ pub fn device(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<D
                 format!("failed: {error}\n{}", bed.state())
             }
         };
-        say(&format!("  {name}: {words}"));
+        print_progress(&format!("  {name}: {words}"));
         report.note(name, words.lines().next().unwrap_or_default());
     }
     if let Err(error) = bed.end() {
         report.fail("end");
-        say(&format!("  end: failed: {error}"));
+        print_progress(&format!("  end: failed: {error}"));
     }
     Ok(report)
 }

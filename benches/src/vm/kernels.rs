@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::test_program::{TestMachine, TestProgram};
 use super::{Kernel, Store};
 use crate::error::{Error, Result};
-use crate::lab::faults::say;
+use crate::lab::faults::print_progress;
 use crate::lab::gateway::last_lines;
 use crate::lab::interrupt;
 use crate::loadgen::stop::Stop;
@@ -59,7 +59,7 @@ pub fn kernels(options: &KernelOptions, flowgate: &Path, stop: &Stop) -> Result<
     let run = || -> Result<()> {
         while let Some(kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
             interrupt::check(stop)?;
-            say(&format!("{}: Linux {}", kernel.version(), kernel.release()));
+            print_progress(&format!("{}: Linux {}", kernel.version(), kernel.release()));
             let outcome = if kernel.is_supported() {
                 run_tests(options, &store, kernel, flowgate, stop)
             } else {
@@ -95,7 +95,7 @@ impl Outcome {
             Self::Passed => "ok".into(),
             Self::Refused => "refused: too old".into(),
             Self::Failed(why) => {
-                say(&format!("{version}: {why}"));
+                print_progress(&format!("{version}: {why}"));
                 format!("failed: {}", why.lines().next().unwrap_or_default())
             }
         }
@@ -117,7 +117,7 @@ fn run_tests(
         if !tested.is_well {
             return Ok(Outcome::Failed(tested.words));
         }
-        say(&format!("{}: {}: {} passed", kernel.version(), test.name(), tested.tests.len()));
+        print_progress(&format!("{}: {}: {} passed", kernel.version(), test.name(), tested.tests.len()));
     }
     machine.power_off()?;
     Ok(Outcome::Passed)
@@ -141,7 +141,7 @@ fn expect_refusal(store: &Store, kernel: &Kernel, flowgate: &Path, stop: &Stop) 
     }
     match sentence.filter(|sentence| sentence.contains(&version) && sentence.contains("older than")) {
         Some(sentence) if ended.code == Some(1) => {
-            say(&format!("{version}: {sentence}"));
+            print_progress(&format!("{version}: {sentence}"));
             Ok(Outcome::Refused)
         }
         _ => {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::test_program::{TestMachine, TestProgram};
 use super::{Kernel, Store};
 use crate::error::Result;
-use crate::lab::faults::say;
+use crate::lab::faults::print_progress;
 use crate::lab::interrupt;
 use crate::loadgen::stop::Stop;
 
@@ -53,7 +53,7 @@ impl ModuleReport {
 pub fn modules(options: &ModuleOptions, flowgate: &Path, stop: &Stop) -> Result<ModuleReport> {
     let store = Store::new(&options.store);
     let kernel = Kernel::open(&store, &options.kernel)?;
-    say(&format!("Linux {} ({})", kernel.release(), options.kernel));
+    print_progress(&format!("Linux {} ({})", kernel.release(), options.kernel));
     let machine = TestMachine { flowgate, tests: &options.tests, programs: &PROGRAMS, modules: &MODULES };
     let machine = machine.boot(&store, &kernel, stop)?;
     let mut report =
@@ -62,12 +62,12 @@ pub fn modules(options: &ModuleOptions, flowgate: &Path, stop: &Stop) -> Result<
         interrupt::check(stop)?;
         let tested = test.run_in(&machine)?;
         if !tested.is_well {
-            say(&tested.words);
+            print_progress(&tested.words);
             // A program that ran no test at all counts too.
             report.failed += usize::from(tested.tests.iter().all(|(_, passed)| *passed));
         }
         for (name, passed) in tested.tests {
-            say(&format!("  {name}: {}", if passed { "ok" } else { "failed" }));
+            print_progress(&format!("  {name}: {}", if passed { "ok" } else { "failed" }));
             report.passed += usize::from(passed);
             report.failed += usize::from(!passed);
             report.tests.insert(name, if passed { "ok" } else { "failed" });

@@ -15,7 +15,7 @@ use super::ControlBenchOptions;
 use super::prober::Watch;
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::lab::demo::say;
+use crate::lab::demo::print_line;
 use crate::lab::gateway::{Gateway, GatewayOptions, GatewaySource};
 use crate::lab::kubernetes::bulk::{self, BulkOptions};
 use crate::lab::kubernetes::{ApiClient, ControlPlane, KubeProxy, KubeProxyOptions, NodeSpec, Programs};
@@ -71,7 +71,7 @@ pub(super) struct TestBed {
 impl TestBed {
     /// Network, servers and control plane, without Services.
     pub(super) fn build(options: &ControlBenchOptions) -> Result<Self> {
-        let mut plane = ControlPlane::start(Programs::find()?, |doing| say(doing))?;
+        let mut plane = ControlPlane::start(Programs::find()?, |doing| print_line(doing))?;
         // All slices are written by hand here.
         plane.stop_controllers()?;
         plane.client().register_node(&NodeSpec::new(NODE, GATEWAY_UPLINK))?;
@@ -94,7 +94,7 @@ impl TestBed {
     /// Creates all Services, the measured ones on the first backend.
     pub(super) fn create_services(&self, options: &ControlBenchOptions) -> Result<()> {
         let others = options.services.saturating_sub(MEASURED);
-        say(format!("creating {} Services with {} endpoints each", options.services, options.endpoints));
+        print_line(format!("creating {} Services with {} endpoints each", options.services, options.endpoints));
         bulk::create(
             &self.client(),
             &BulkOptions {

@@ -56,12 +56,12 @@ impl<'a> Steps<'a> {
         let outcome = work(&mut findings);
         let took = begin.elapsed();
         let good = outcome.is_ok() && findings.failures.is_empty();
-        say(format!("{} {title} ({:.2} s)", if good { '✓' } else { '✗' }, took.as_secs_f64()));
+        print_line(format!("{} {title} ({:.2} s)", if good { '✓' } else { '✗' }, took.as_secs_f64()));
         for detail in &findings.details {
-            say(format!("    {detail}"));
+            print_line(format!("    {detail}"));
         }
         for failure in &findings.failures {
-            say(format!("    FAILED: {failure}"));
+            print_line(format!("    FAILED: {failure}"));
         }
         self.passed += usize::from(good);
         self.failures.extend(findings.failures.into_iter().map(|failure| format!("{title}: {failure}")));
@@ -102,7 +102,7 @@ impl DemoOutcome {
 }
 
 /// Prints a line.
-pub(in crate::lab) fn say(text: impl Display) {
+pub(in crate::lab) fn print_line(text: impl Display) {
     // A reader that has gone does not stop the lab from cleaning up.
     let _ = writeln!(io::stdout().lock(), "{text}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::case_result::CaseResult;
 use super::gateway_state::stopped;
 use super::load::{Load, Work};
-use super::{CaseContext, say};
+use super::{CaseContext, print_progress};
 use crate::error::{Error, Result};
 use crate::lab::gateway::{Gateway, GatewayOptions, last_lines, rows};
 use crate::lab::manifests::{L4Protocol, ServiceSpec};
@@ -158,7 +158,7 @@ impl TestBed {
         let ended = self.gateway.has_ended();
         result.expect(!ended, || "the gateway has ended".into());
         if result.failed() {
-            say(&format!("the gateway's log ends with:\n{}", last_lines(&log, 40)));
+            print_progress(&format!("the gateway's log ends with:\n{}", last_lines(&log, 40)));
         }
     }
 }
