@@ -12,7 +12,7 @@ use super::faults::case_result::CaseResult;
 use super::faults::cases::attack::Random;
 use super::faults::cases::flood::{ATTACK, attach_attacker};
 use super::faults::cases::leak::Watch;
-use super::faults::load::{Load, Work};
+use super::faults::load::{Load, Workload};
 use super::faults::test_bed::{TestBed, TestBedOptions, datagram_targets, stream_targets};
 use super::faults::{CaseContext, print_progress};
 use super::interrupt;
@@ -71,9 +71,9 @@ pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakR
     let secret: Vec<_> = bed.topology.backends().iter().map(|host| host.address.into()).collect();
     let watch = Watch::start(bed.client(), secret)?;
     let web = bed.web_load(options.connections / 2)?;
-    let work = Work::echo(2048, Duration::from_millis(300));
-    let streams = Load::start(bed.client(), &stream_targets(), options.connections / 2, &work)?;
-    let own = bed.own_load()?;
+    let workload = Workload::echo(2048, Duration::from_millis(300));
+    let streams = Load::start(bed.client(), &stream_targets(), options.connections / 2, &workload)?;
+    let node_load = bed.node_load()?;
     let datagrams = Datagrams::start(bed.client())?;
 
     let mut memory = Memory::default();
@@ -91,7 +91,7 @@ pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakR
     streams.await_answers()?;
 
     datagrams.end(&mut result)?;
-    for (who, load) in [("http", web), ("stream", streams), ("node", own)] {
+    for (who, load) in [("http", web), ("stream", streams), ("node", node_load)] {
         load.finish(who, &mut result)?;
     }
     let (seen, leaked) = watch.end()?;

@@ -27,14 +27,14 @@ struct Group {
 
 /// What the connections do.
 #[derive(Debug, Clone)]
-pub(in crate::lab) struct Work {
+pub(in crate::lab) struct Workload {
     /// What one exchange is.
     pub(in crate::lab) exchange: Exchange,
     /// The pause of a connection between two exchanges.
     pub(in crate::lab) pause: Duration,
 }
 
-impl Work {
+impl Workload {
     /// Small HTTP requests, a few each second.
     pub(in crate::lab) fn http() -> Self {
         Self { exchange: Exchange::Http { path: "/bytes/512".into() }, pause: Duration::from_millis(400) }
@@ -52,13 +52,13 @@ impl Load {
         client: &Namespace,
         targets: &[(&'static str, SocketAddr)],
         connections: usize,
-        work: &Work,
+        workload: &Workload,
     ) -> Result<Self> {
         let each = connections.div_ceil(targets.len());
         let mut groups = Vec::new();
         for (seed, &(label, target)) in (1..).zip(targets) {
-            let mut options = StreamOptions::new(target, each, FOR_EVER, work.exchange.clone());
-            (options.pause, options.exchange_timeout, options.seed) = (work.pause, PATIENCE, seed);
+            let mut options = StreamOptions::new(target, each, FOR_EVER, workload.exchange.clone());
+            (options.pause, options.exchange_timeout, options.seed) = (workload.pause, PATIENCE, seed);
             options.connect_timeout = PATIENCE;
             let wanted = u64::try_from(each).expect("a count fits 64 bits");
             groups.push(Group { label, wanted, run: stream::start(client, options)? });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::case_result::CaseResult;
 use super::gateway_state::stopped;
-use super::load::{Load, Work};
+use super::load::{Load, Workload};
 use super::{CaseContext, print_progress};
 use crate::error::{Error, Result};
 use crate::lab::gateway::{Gateway, GatewayOptions, last_lines, rows};
@@ -24,7 +24,7 @@ pub(in crate::lab) const STREAM: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 11)
 /// The Service of UDP echo servers.
 pub(in crate::lab) const DATAGRAMS: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 12), 7000);
 /// The node's own server: no Service, as its ssh is none.
-const NODE_PORT_OF_ITS_OWN: u16 = 2222;
+const NODE_SERVER_PORT: u16 = 2222;
 const WEB_PORT: u16 = 8080;
 pub(in crate::lab) const STREAM_PORT: u16 = 9090;
 const DATAGRAM_PORT: u16 = 7001;
@@ -52,7 +52,7 @@ impl Default for TestBedOptions {
 pub(in crate::lab) struct TestBed {
     pub(in crate::lab) gateway: Gateway,
     pub(in crate::lab) servers: Servers,
-    _own: TcpEchoServer,
+    _node_server: TcpEchoServer,
     pub(in crate::lab) topology: Topology,
 }
 
@@ -82,15 +82,15 @@ impl TestBed {
         prepare(&mut topology)?;
         let mut servers = Servers::default();
         hosts.iter().try_for_each(|host| servers.start(host))?;
-        let own = EchoOptions::new("gateway", NODE_PORT_OF_ITS_OWN, EchoAnswer::Name);
-        let own = TcpEchoServer::start(topology.gateway(), own)?;
+        let options = EchoOptions::new("gateway", NODE_SERVER_PORT, EchoAnswer::Name);
+        let node_server = TcpEchoServer::start(topology.gateway(), options)?;
         let mut gateway = GatewayOptions::new(context.flowgate);
         gateway.interfaces.extend(interfaces);
         gateway.extra_config = config;
         // The machine may have much else to do: a successor is waited for longer than by default.
         gateway.xdp_config = "hold_ms = 20000".into();
         let gateway = Gateway::start(topology.gateway(), gateway)?;
-        let bed = Self { gateway, servers, _own: own, topology };
+        let bed = Self { gateway, servers, _node_server: node_server, topology };
         let addresses: Vec<_> = hosts.iter().map(|host| host.address).collect();
         bed.set_backends(&addresses)?;
         Ok(bed)
@@ -132,17 +132,17 @@ impl TestBed {
 
     /// Kept HTTP connections by cluster IP and NodePort of both families.
     pub(in crate::lab) fn web_load(&self, connections: usize) -> Result<Load> {
-        Load::start(self.client(), &web_targets(), connections, &Work::http())
+        Load::start(self.client(), &web_targets(), connections, &Workload::http())
     }
 
     /// Connections to the node's own server, by the same interface as everything else; one answer each few
     /// milliseconds.
-    pub(in crate::lab) fn own_load(&self) -> Result<Load> {
+    pub(in crate::lab) fn node_load(&self) -> Result<Load> {
         let targets = [
-            ("the node, IPv4", SocketAddr::from((GATEWAY_UPLINK, NODE_PORT_OF_ITS_OWN))),
-            ("the node, IPv6", SocketAddr::from((ipv6_of(GATEWAY_UPLINK), NODE_PORT_OF_ITS_OWN))),
+            ("the node, IPv4", SocketAddr::from((GATEWAY_UPLINK, NODE_SERVER_PORT))),
+            ("the node, IPv6", SocketAddr::from((ipv6_of(GATEWAY_UPLINK), NODE_SERVER_PORT))),
         ];
-        Load::start(self.client(), &targets, 4, &Work::echo(64, Duration::from_millis(5)))
+        Load::start(self.client(), &targets, 4, &Workload::echo(64, Duration::from_millis(5)))
     }
 
     /// What must hold at the end of every case: the gateway runs, and no thread of it has panicked unasked. Notes

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::gateway_state::event;
-use crate::lab::faults::load::{Load, Work};
+use crate::lab::faults::load::{Load, Workload};
 use crate::lab::faults::raw::{self, RawSender};
 use crate::lab::faults::test_bed::{TestBed, TestBedOptions, stream_targets};
 use crate::lab::faults::{Case, CaseContext};
@@ -28,8 +28,8 @@ fn rst_attack(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> 
         inside = Some(topology.add_host("attacker", ATTACKER)?.namespace);
         Ok(())
     })?;
-    let work = Work::echo(256, Duration::from_millis(200));
-    let load = Load::start(bed.client(), &stream_targets(), context.connections.min(400), &work)?;
+    let workload = Workload::echo(256, Duration::from_millis(200));
+    let load = Load::start(bed.client(), &stream_targets(), context.connections.min(400), &workload)?;
     let outside = RawSender::open(&bed.topology.clients()[1].namespace)?;
     let inside = RawSender::open(&inside.expect("the test bed was prepared"))?;
     let flows = bed.gateway.show_json("flows")?;

@@ -21,14 +21,14 @@ pub(super) fn disturb(
     change: impl FnOnce(&mut TestBed) -> Result<()>,
 ) -> Result<()> {
     let load = bed.web_load(context.connections)?;
-    let own = bed.own_load()?;
+    let node_load = bed.node_load()?;
     interrupt::sleep(context.stop, Duration::from_millis(500))?;
-    [&load, &own].iter().for_each(|load| load.reset_gaps());
+    [&load, &node_load].iter().for_each(|load| load.reset_gaps());
     change(&mut bed)?;
     load.await_answers()?;
     thread::sleep(SETTLED);
     result.record("gap_ms", load.longest_gap_ms());
-    result.record("node_gap_ms", own.longest_gap_ms());
+    result.record("node_gap_ms", node_load.longest_gap_ms());
     for (label, target) in web_targets() {
         let exchange = Exchange::Http { path: "/bytes/512".into() };
         let fresh = new_connections_work(bed.client(), target, &exchange, Duration::from_millis(300))?;
@@ -37,7 +37,7 @@ pub(super) fn disturb(
         });
     }
     load.finish("service", result)?;
-    own.finish("node", result)?;
+    node_load.finish("node", result)?;
     bed.check_end(result, 0);
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::lab::faults::case_result::CaseResult;
-use crate::lab::faults::load::{Load, Work};
+use crate::lab::faults::load::{Load, Workload};
 use crate::lab::faults::test_bed::{TestBed, datagram_targets, services, stream_targets};
 use crate::lab::faults::{Case, CaseContext};
 use crate::lab::interrupt;
@@ -23,8 +23,8 @@ const SOCKETS: usize = 60;
 
 fn backend_drain(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let mut bed = TestBed::with_defaults(context)?;
-    let work = Work::echo(512, Duration::from_millis(200));
-    let load = Load::start(bed.client(), &stream_targets(), context.connections / 2, &work)?;
+    let workload = Workload::echo(512, Duration::from_millis(200));
+    let load = Load::start(bed.client(), &stream_targets(), context.connections / 2, &workload)?;
     let datagrams = Datagrams::start(bed.client())?;
     let backends = bed.backends();
     let (removed, kept) = backends.split_first().expect("the default test bed has backends");

@@ -9,7 +9,7 @@ use nix::unistd::gettid;
 
 use crate::error::{Error, Result};
 use crate::lab::faults::case_result::CaseResult;
-use crate::lab::faults::load::{Load, Work};
+use crate::lab::faults::load::{Load, Workload};
 use crate::lab::faults::test_bed::{STREAM, TestBed, TestBedOptions, stream_targets};
 use crate::lab::faults::{Case, CaseContext};
 use crate::lab::interrupt;
@@ -34,8 +34,8 @@ fn syn_flood(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let attacker = Namespace::new("attacker")?;
     let options = TestBedOptions { interfaces: vec![ATTACK.into()], ..TestBedOptions::default() };
     let mut bed = TestBed::build(context, options, |topology| attach_attacker(topology, &attacker))?;
-    let work = Work::echo(4096, Duration::from_millis(400));
-    let load = Load::start(bed.client(), &stream_targets(), context.connections, &work)?;
+    let workload = Workload::echo(4096, Duration::from_millis(400));
+    let load = Load::start(bed.client(), &stream_targets(), context.connections, &workload)?;
     interrupt::sleep(context.stop, Duration::from_secs(1))?;
 
     let before = slices(&load, SLICES);

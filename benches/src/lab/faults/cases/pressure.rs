@@ -9,7 +9,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::gateway_state::drops;
-use crate::lab::faults::load::{Load, Work, new_connections_work};
+use crate::lab::faults::load::{Load, Workload, new_connections_work};
 use crate::lab::faults::test_bed::{DATAGRAMS, STREAM, TestBed, TestBedOptions, stream_targets};
 use crate::lab::faults::{Case, CaseContext};
 use crate::loadgen::stream::{self, StreamOptions};
@@ -26,8 +26,8 @@ fn table_full(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> 
     let config = "[flows]\ncapacity = 1024\ncapacity_v6 = 1024\nudp_answered_s = 3\nudp_unanswered_s = 3\n";
     let options = TestBedOptions { config: config.into(), ..TestBedOptions::default() };
     let mut bed = TestBed::build(context, options, |_| Ok(()))?;
-    let work = Work::echo(256, Duration::from_millis(100));
-    let load = Load::start(bed.client(), &stream_targets()[..1], ESTABLISHED, &work)?;
+    let workload = Workload::echo(256, Duration::from_millis(100));
+    let load = Load::start(bed.client(), &stream_targets()[..1], ESTABLISHED, &workload)?;
 
     let asked = 3000;
     let answered = bed.client().enter(|| ask_many(SocketAddr::from(DATAGRAMS), asked))??;
@@ -38,7 +38,7 @@ fn table_full(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> 
     result.record("flow_table_full", full);
     result.expect(full > 0, || "no packet was counted as flow_table_full".into());
     result.expect(answered < asked, || "every flow had room: the table was not full".into());
-    recover(&bed, SocketAddr::from(STREAM), &work, result)?;
+    recover(&bed, SocketAddr::from(STREAM), &workload, result)?;
     result.record("gap_ms", load.longest_gap_ms());
     load.finish("service", result)?;
     bed.check_end(result, 0);
@@ -52,12 +52,12 @@ fn ports_exhausted(context: &CaseContext<'_>, result: &mut CaseResult) -> Result
     let config = "[snat]\nports = \"40000-40063\"\n\n[flows]\ntcp_time_wait_s = 1\ntcp_reset_s = 1\n";
     let options = TestBedOptions { backends: 1, config: config.into(), ..TestBedOptions::default() };
     let mut bed = TestBed::build(context, options, |_| Ok(()))?;
-    let work = Work::echo(256, Duration::from_millis(100));
-    let load = Load::start(bed.client(), &stream_targets()[..1], ESTABLISHED, &work)?;
+    let workload = Workload::echo(256, Duration::from_millis(100));
+    let load = Load::start(bed.client(), &stream_targets()[..1], ESTABLISHED, &workload)?;
 
     let target = SocketAddr::from(STREAM);
-    let mut more = StreamOptions::new(target, WANTED, Duration::from_secs(4), work.exchange.clone());
-    (more.connect_timeout, more.pause) = (Duration::from_millis(1500), work.pause);
+    let mut more = StreamOptions::new(target, WANTED, Duration::from_secs(4), workload.exchange.clone());
+    (more.connect_timeout, more.pause) = (Duration::from_millis(1500), workload.pause);
     let more = stream::start(bed.client(), more)?.wait()?;
     let exhausted = drops(&bed.gateway, "snat_ports_exhausted")?;
     result.record("connections_wanted", WANTED);
@@ -67,7 +67,7 @@ fn ports_exhausted(context: &CaseContext<'_>, result: &mut CaseResult) -> Result
     result.expect(exhausted > 0, || "no packet was counted as snat_ports_exhausted".into());
     result.expect(!more.connect_failures.is_empty(), || "every connection had a port".into());
     result.expect(more.broken.is_empty(), || format!("connections with a port broke: {:?}", more.broken));
-    recover(&bed, target, &work, result)?;
+    recover(&bed, target, &workload, result)?;
     result.record("gap_ms", load.longest_gap_ms());
     load.finish("service", result)?;
     bed.check_end(result, 0);
@@ -75,10 +75,10 @@ fn ports_exhausted(context: &CaseContext<'_>, result: &mut CaseResult) -> Result
 }
 
 /// Waits until new connections work as if nothing had been.
-fn recover(bed: &TestBed, target: SocketAddr, work: &Work, result: &mut CaseResult) -> Result<()> {
+fn recover(bed: &TestBed, target: SocketAddr, workload: &Workload, result: &mut CaseResult) -> Result<()> {
     let begin = clock::now();
     loop {
-        let fresh = new_connections_work(bed.client(), target, &work.exchange, Duration::from_millis(300))?;
+        let fresh = new_connections_work(bed.client(), target, &workload.exchange, Duration::from_millis(300))?;
         if fresh.failures() == 0 && fresh.exchanges > 0 {
             result.record("recovered_ms", begin.elapsed().as_secs_f64() * 1e3);
             return Ok(());

@@ -52,9 +52,9 @@ fn restart(
 ) -> Result<()> {
     let mut bed = TestBed::with_defaults(context)?;
     let load = bed.web_load(context.connections)?;
-    let own = bed.own_load()?;
+    let node_load = bed.node_load()?;
     interrupt::sleep(context.stop, SETTLED)?;
-    forget(&[&load, &own]);
+    forget(&[&load, &node_load]);
     let begin = clock::now();
     end(&mut bed)?;
     let ended = begin.elapsed();
@@ -65,9 +65,9 @@ fn restart(
     result.record("end_ms", ended.as_secs_f64() * 1e3);
     result.record("restart_ms", restarted.as_secs_f64() * 1e3);
     result.record("gap_ms", load.longest_gap_ms());
-    result.record("node_gap_ms", own.longest_gap_ms());
+    result.record("node_gap_ms", node_load.longest_gap_ms());
     load.finish("service", result)?;
-    own.finish("node", result)?;
+    node_load.finish("node", result)?;
     bed.check_end(result, 0);
     Ok(())
 }

@@ -37,9 +37,9 @@ fn break_worker(
 ) -> Result<()> {
     let mut bed = TestBed::with_defaults(context)?;
     let load = bed.web_load(context.connections)?;
-    let own = bed.own_load()?;
+    let node_load = bed.node_load()?;
     interrupt::sleep(context.stop, SETTLED)?;
-    [&load, &own].iter().for_each(|load| load.reset_gaps());
+    [&load, &node_load].iter().for_each(|load| load.reset_gaps());
     let (process, begin) = (bed.gateway.process_id(), clock::now());
     let answer = bed.gateway.ask(&format!(r#"{{"show":"fault","worker":0,"fault":"{fault}"}}"#))?;
     if answer.contains("error") {
@@ -54,7 +54,7 @@ fn break_worker(
         Ok(rows(&workers).len() > 0 && rows(&workers).all(|worker| worker["state"] == "running"))
     })?;
     thread::sleep(SETTLED);
-    let (gap, node_gap) = (load.longest_gap_ms(), own.longest_gap_ms());
+    let (gap, node_gap) = (load.longest_gap_ms(), node_load.longest_gap_ms());
     result.record("gap_ms", gap);
     result.record("node_gap_ms", node_gap);
     result.expect(gap < GAP_MS, || format!("Services were silent for {gap:.0} ms, not below {GAP_MS}"));
@@ -63,7 +63,7 @@ fn break_worker(
     });
     result.expect(bed.gateway.process_id() == process, || "the process is another one".into());
     load.finish("service", result)?;
-    own.finish("node", result)?;
+    node_load.finish("node", result)?;
     bed.check_end(result, panics_allowed);
     Ok(())
 }
