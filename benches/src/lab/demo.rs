@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::gateway::last_lines;
 use super::interrupt;
 use super::sample::{
-    self, BALANCER, DUAL_STACK, DUAL_STACK_NODE_PORT, FILE_LEN, MYSQL, NGINX, PACKETS, PACKETS_SINK,
+    self, LOAD_BALANCER_IP, DUAL_STACK, DUAL_STACK_NODE_PORT, FILE_LEN, MYSQL, NGINX, PACKETS, PACKETS_SINK,
     SampleCluster, UDP_ECHO,
 };
 use super::topology::{GATEWAY_UPLINK, Host, ipv6_of};
@@ -144,7 +144,7 @@ fn requests_of_both_families(steps: &mut Steps<'_>, cluster: &SampleCluster, sto
     let client = &cluster.topology().client().namespace;
     let names: Vec<_> = cluster.web_hosts().into_iter().map(|host| host.name).collect();
     for (how, address, port) in [
-        ("LoadBalancer", BALANCER, 80),
+        ("LoadBalancer", LOAD_BALANCER_IP, 80),
         ("ClusterIP", DUAL_STACK, 80),
         ("NodePort", GATEWAY_UPLINK, DUAL_STACK_NODE_PORT),
     ] {

@@ -21,7 +21,7 @@ pub const NGINX_NODE_PORT: u16 = 30380;
 /// The IPv4 ClusterIP of Service `my-nginx-dual-stack`; its IPv6 one is [`ipv6_of`] it.
 pub const DUAL_STACK: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 82);
 /// Its IPv4 address at the load balancer; its IPv6 one is [`ipv6_of`] it.
-pub const BALANCER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
+pub const LOAD_BALANCER_IP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
 /// Its NodePort.
 pub const DUAL_STACK_NODE_PORT: u16 = 30382;
 /// The address of Service `mysql`.
@@ -224,8 +224,8 @@ mod tests {
             format!("clusterIP: {mysql}\n"),
             format!("clusterIPs: [{DUAL_STACK}, \"{}\"]\n", ipv6_of(DUAL_STACK)),
             format!("nodePort: {DUAL_STACK_NODE_PORT}"),
-            format!("ip: {BALANCER}\n"),
-            format!("ip: \"{}\"\n", ipv6_of(BALANCER)),
+            format!("ip: {LOAD_BALANCER_IP}\n"),
+            format!("ip: \"{}\"\n", ipv6_of(LOAD_BALANCER_IP)),
             format!("nodePort: {NGINX_NODE_PORT}"),
             format!("port: {}\n", MYSQL.1),
             format!("ip: {MYSQL_HOST}\n"),

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::clock;
 
-const STEP: Duration = Duration::from_millis(100);
+const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Whether a run draws a progress bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Progress {
         let (end, ended) = mpsc::channel::<()>();
         let painter = thread::spawn(move || {
             let start = clock::now();
-            while ended.recv_timeout(STEP) == Err(mpsc::RecvTimeoutError::Timeout) {
+            while ended.recv_timeout(REDRAW_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
                 bar.set_position(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX));
                 bar.set_message(message());
             }

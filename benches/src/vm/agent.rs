@@ -19,8 +19,8 @@ use crate::clock;
 use crate::error::{Error, Result};
 
 /// The serial line of requests and replies; the first one is the console.
-const LINE: &str = "/dev/ttyS1";
-const STEP: Duration = Duration::from_millis(5);
+const SERIAL_PORT: &str = "/dev/ttyS1";
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What the outside may ask for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -57,7 +57,7 @@ impl Reply {
         Self { code: Some(0), output: output.into(), errors: String::new() }
     }
 
-    fn refused(reason: impl ToString) -> Self {
+    fn failed(reason: impl ToString) -> Self {
         Self { code: None, output: String::new(), errors: reason.to_string() }
     }
 }
@@ -71,30 +71,30 @@ pub fn serve() -> Result<ExitCode> {
     }
     prepare()?;
     let line =
-        File::options().read(true).write(true).open(LINE).map_err(Error::io(format!("open {LINE}")))?;
-    let mut settings = tcgetattr(&line).map_err(Error::errno(format!("read the settings of {LINE}")))?;
+        File::options().read(true).write(true).open(SERIAL_PORT).map_err(Error::io(format!("open {SERIAL_PORT}")))?;
+    let mut settings = tcgetattr(&line).map_err(Error::errno(format!("read the settings of {SERIAL_PORT}")))?;
     cfmakeraw(&mut settings);
-    tcsetattr(&line, SetArg::TCSANOW, &settings).map_err(Error::errno(format!("set up {LINE}")))?;
+    tcsetattr(&line, SetArg::TCSANOW, &settings).map_err(Error::errno(format!("set up {SERIAL_PORT}")))?;
 
-    let mut replies = line.try_clone().map_err(Error::io(format!("share {LINE}")))?;
+    let mut replies = line.try_clone().map_err(Error::io(format!("share {SERIAL_PORT}")))?;
     let mut answer = move |reply: &Reply| -> Result<()> {
         let text = serde_json::to_string(reply).expect("a reply has string keys");
-        replies.write_all(format!("{text}\n").as_bytes()).map_err(Error::io(format!("write to {LINE}")))
+        replies.write_all(format!("{text}\n").as_bytes()).map_err(Error::io(format!("write to {SERIAL_PORT}")))
     };
     // The outside waits for this one.
     answer(&Reply::done("ready"))?;
     let mut children = Children::default();
     for request in BufReader::new(line).lines() {
-        let request = request.map_err(Error::io(format!("read {LINE}")))?;
+        let request = request.map_err(Error::io(format!("read {SERIAL_PORT}")))?;
         let request = match serde_json::from_str(&request) {
             Ok(Request::PowerOff) => break,
             Ok(request) => request,
             Err(error) => {
-                answer(&Reply::refused(error))?;
+                answer(&Reply::failed(error))?;
                 continue;
             }
         };
-        answer(&children.carry_out(request).unwrap_or_else(Reply::refused))?;
+        answer(&children.execute(request).unwrap_or_else(Reply::failed))?;
     }
     sync();
     reboot(RebootMode::RB_POWER_OFF).map_err(Error::errno("end the machine"))?;
@@ -124,7 +124,7 @@ struct Children {
 }
 
 impl Children {
-    fn carry_out(&mut self, request: Request) -> io::Result<Reply> {
+    fn execute(&mut self, request: Request) -> io::Result<Reply> {
         match request {
             Request::Run { command, seconds } => run(&command, Duration::from_secs(seconds)),
             Request::Start { command, name, log } => {
@@ -142,7 +142,7 @@ impl Children {
             Request::Wait { name, seconds } => {
                 let code = wait(self.child(&name)?, Duration::from_secs(seconds))?;
                 Ok(code.map_or_else(
-                    || Reply::refused(format!("{name} has not ended by itself")),
+                    || Reply::failed(format!("{name} has not ended by itself")),
                     |code| Reply { code: Some(code), ..Reply::default() },
                 ))
             }
@@ -199,7 +199,7 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<i32>> {
         if clock::now() >= deadline {
             return Ok(None);
         }
-        thread::sleep(STEP);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -215,7 +215,7 @@ mod tests {
     fn a_program_that_does_not_end_is_ended() {
         let mut children = Children::default();
         let request = Request::Run { command: shell("echo begun; exec sleep 60"), seconds: 0 };
-        let reply = children.carry_out(request).unwrap();
+        let reply = children.execute(request).unwrap();
         assert_eq!(reply.code, None);
         assert!(reply.errors.contains("ended by a signal, or after"), "{reply:?}");
     }
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn what_nobody_started_cannot_be_waited_for() {
         let error =
-            Children::default().carry_out(Request::Wait { name: "flowgate".into(), seconds: 1 }).unwrap_err();
+            Children::default().execute(Request::Wait { name: "flowgate".into(), seconds: 1 }).unwrap_err();
         assert_eq!(error.to_string(), "no program flowgate was started");
     }
 }

@@ -27,7 +27,7 @@ const COMMAND_SECONDS: u64 = 60;
 /// How much longer than the agent the outside waits for its reply.
 const GRACE: Duration = Duration::from_secs(30);
 /// How often the outside looks whether somebody wants it to end.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How to boot a machine.
 #[derive(Clone)]
@@ -64,7 +64,7 @@ pub struct Nic {
 /// A running machine; ended when dropped.
 pub struct Machine {
     process: Process,
-    line: Mutex<Line>,
+    line: Mutex<AgentConnection>,
     monitor: Mutex<UnixStream>,
     folder: TempDir,
     stop: Stop,
@@ -110,7 +110,7 @@ impl Machine {
         }
         let mut machine = Self {
             process,
-            line: Mutex::new(Line::new(line)),
+            line: Mutex::new(AgentConnection::new(line)),
             monitor: Mutex::new(monitor),
             folder,
             stop: stop.clone(),
@@ -126,7 +126,7 @@ impl Machine {
     /// Runs a program inside and returns how it ended, whatever it says.
     pub fn run(&self, command: &[&str], limit: Duration) -> Result<Output> {
         let request = Request::Run { command: words(command), seconds: limit.as_secs() };
-        let Reply { code, output, errors } = self.ask(&request, limit)?;
+        let Reply { code, output, errors } = self.request(\&request, limit)?;
         Ok(Output { code, output, errors })
     }
 
@@ -180,7 +180,7 @@ impl Machine {
 
     /// Reads a file inside.
     pub fn read(&self, path: &str) -> Result<String> {
-        let reply = self.ask(&Request::Read { path: path.into() }, Duration::ZERO)?;
+        let reply = self.request(&Request::Read { path: path.into() }, Duration::ZERO)?;
         if reply.code.is_none() {
             return Err(Error::State(format!("cannot read {path} in the machine: {}", reply.errors)));
         }
@@ -221,7 +221,7 @@ impl Machine {
     }
 
     fn done(&self, what: &str, request: &Request) -> Result<()> {
-        let reply = self.ask(request, Duration::from_secs(COMMAND_SECONDS))?;
+        let reply = self.request(request, Duration::from_secs(COMMAND_SECONDS))?;
         if reply.code == Some(0) {
             return Ok(());
         }
@@ -231,7 +231,7 @@ impl Machine {
         )))
     }
 
-    fn ask(&self, request: &Request, limit: Duration) -> Result<Reply> {
+    fn request(&self, request: &Request, limit: Duration) -> Result<Reply> {
         let text = serde_json::to_string(request).expect("a request has string keys");
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         let replied = line.send(&text).and_then(|()| line.reply_within(limit + GRACE, &self.stop));
@@ -264,13 +264,13 @@ pub struct Output {
 }
 
 /// The line to the agent, which answers one request after the other.
-struct Line {
+struct AgentConnection {
     stream: BufReader<UnixStream>,
     /// Whether a reply is missing: the next one would be taken for that of another request.
     is_broken: bool,
 }
 
-impl Line {
+impl AgentConnection {
     fn new(stream: UnixStream) -> Self {
         Self { stream: BufReader::new(stream), is_broken: false }
     }
@@ -289,7 +289,7 @@ impl Line {
     }
 
     fn read_within(&mut self, limit: Duration, stop: &Stop) -> io::Result<Reply> {
-        self.stream.get_ref().set_read_timeout(Some(LOOK))?;
+        self.stream.get_ref().set_read_timeout(Some(POLL_INTERVAL))?;
         let deadline = clock::now() + limit;
         let mut text = Vec::new();
         // What has come of a line stays in `text` when the time for one look is over.

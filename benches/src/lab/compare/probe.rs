@@ -23,7 +23,7 @@ const ATTEMPTS: usize = 60;
 /// Attempts of a probe of which the first were not answered.
 const UNANSWERED_ATTEMPTS: usize = 3;
 /// Longer than the first retransmission of a SYN: a neighbour may have to be found first.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Where to send to, and what of the answers to compare.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -91,8 +91,8 @@ async fn attempts(probe: &Probe, stop: &Stop) -> Result<Vec<Attempt>> {
             return Err(Error::Interrupted);
         }
         let attempt = match target {
-            Target::Tcp(address) => timeout(PATIENCE, over_tcp(*address)).await,
-            Target::Udp(address) => timeout(PATIENCE, over_udp(*address)).await,
+            Target::Tcp(address) => timeout(ATTEMPT_TIMEOUT, over_tcp(*address)).await,
+            Target::Udp(address) => timeout(ATTEMPT_TIMEOUT, over_udp(*address)).await,
         };
         attempts.push(match attempt {
             Err(_) => Attempt::Silent,
@@ -126,7 +126,7 @@ async fn over_udp(address: SocketAddr) -> io::Result<String> {
     let mut buffer = [0; 256];
     loop {
         socket.send(b"who are you?").await?;
-        if let Ok(received) = timeout(PATIENCE / 3, socket.recv(&mut buffer)).await {
+        if let Ok(received) = timeout(ATTEMPT_TIMEOUT / 3, socket.recv(&mut buffer)).await {
             return Ok(String::from_utf8_lossy(&buffer[..received?]).into_owned());
         }
     }

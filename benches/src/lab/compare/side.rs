@@ -23,7 +23,7 @@ const PORTS: [u16; 2] = [8080, 8081];
 const PUBLIC_RANGE: &str = "203.0.113.0/24";
 /// Where the backends are.
 const CLUSTER_CIDR: &str = "10.244.0.0/16";
-const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 99);
+const DEFAULT_ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 99);
 const CONVERGENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Clients and backends, with a server at each of [`PORTS`] that tells who it is and whom it sees.
@@ -65,8 +65,8 @@ impl Network {
         }
         // A node has a default route. Without one the kernel would answer before the rules of kube-proxy are asked, as
         // most of what they refuse or drop leads nowhere else. What leads there swallows everything.
-        topology.add_host("elsewhere", ELSEWHERE)?;
-        topology.gateway().ip(&format!("route add default via {ELSEWHERE}"))?;
+        topology.add_host("elsewhere", DEFAULT_ROUTER)?;
+        topology.gateway().ip(&format!("route add default via {DEFAULT_ROUTER}"))?;
         // The kernel spares its ICMP errors, a few a second to each client: probes that come close upon one another would
         // look like drops.
         topology.gateway().sysctl("net/ipv4/icmp_ratemask", "0")?;

@@ -10,9 +10,9 @@ use crate::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, Str
 use crate::netns::Namespace;
 
 /// Longer than any case: they end with it.
-const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
+const UNLIMITED: Duration = Duration::from_secs(24 * 3600);
 /// A connection that waits longer for its answer is lost.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Kept connections at work, in groups of one target each; ended when dropped.
 pub(in crate::lab) struct Load {
@@ -57,9 +57,9 @@ impl Load {
         let each = connections.div_ceil(targets.len());
         let mut groups = Vec::new();
         for (seed, &(label, target)) in (1..).zip(targets) {
-            let mut options = StreamOptions::new(target, each, FOR_EVER, workload.exchange.clone());
-            (options.pause, options.exchange_timeout, options.seed) = (workload.pause, PATIENCE, seed);
-            options.connect_timeout = PATIENCE;
+            let mut options = StreamOptions::new(target, each, UNLIMITED, workload.exchange.clone());
+            (options.pause, options.exchange_timeout, options.seed) = (workload.pause, ANSWER_TIMEOUT, seed);
+            options.connect_timeout = ANSWER_TIMEOUT;
             let wanted = u64::try_from(each).expect("a count fits 64 bits");
             groups.push(Group { label, wanted, run: stream::start(client, options)? });
         }

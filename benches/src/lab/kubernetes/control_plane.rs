@@ -27,7 +27,7 @@ use crate::netns::{Namespace, Process, guarded};
 pub(super) const MANAGEMENT: &str = "mgmt0";
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const END_LIMIT: Duration = Duration::from_secs(20);
-const STEP: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A running control plane; all gone when dropped.
 pub struct ControlPlane {
@@ -204,7 +204,7 @@ impl ControlPlane {
                     hint,
                 });
             }
-            thread::sleep(STEP);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::netns::Namespace;
 
 /// A router on the fabric, by which the backends can be reached too.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 60);
-const CALM: Duration = Duration::from_millis(700);
+const PAUSE: Duration = Duration::from_millis(700);
 /// A gateway gives up on workers that panic all the time: that is no part of a soak.
 const BETWEEN_PANICS: Duration = Duration::from_secs(20);
 const FLOOD_SOURCES: u32 = 1 << 18;
@@ -86,14 +86,14 @@ impl Actions {
             _ => flap(bed)?,
         }
         self.counts[action] += 1;
-        thread::sleep(CALM);
+        thread::sleep(PAUSE);
         Ok(NAMES[action])
     }
 
     /// Makes everything as it was.
     pub(super) fn settle(&mut self, bed: &mut TestBed) -> Result<()> {
         bed.set_backends(&self.backends)?;
-        thread::sleep(CALM);
+        thread::sleep(PAUSE);
         Ok(())
     }
 
@@ -116,7 +116,7 @@ impl Actions {
     fn churn_backends(&mut self, bed: &TestBed) -> Result<()> {
         let stays = self.below(self.backends.len());
         bed.set_backends(&[self.backends[stays]])?;
-        thread::sleep(CALM / 2);
+        thread::sleep(PAUSE / 2);
         bed.set_backends(&self.backends)
     }
 
@@ -136,14 +136,14 @@ impl Actions {
                 let (backend, router) = (ipv6_of(backend), ipv6_of(ROUTER));
                 bed.topology.gateway().ip(&format!("route {verb} {backend}/128 via {router}"))?;
             }
-            thread::sleep(CALM / 2);
+            thread::sleep(PAUSE / 2);
         }
         Ok(())
     }
 
     fn flood(&self) -> Result<()> {
         let flood = Flood::start(&self.attacker, FLOOD_SOURCES, None)?;
-        thread::sleep(CALM);
+        thread::sleep(PAUSE);
         flood.end().map(drop)
     }
 
@@ -167,7 +167,7 @@ fn churn_service(bed: &TestBed, backends: &[Ipv4Addr]) -> Result<()> {
         ServiceSpec::single("passing", Ipv4Addr::new(10, 96, 0, 77), L4Protocol::Tcp, 80, 8080).dual_stack();
     let manifests = bed.gateway.manifests();
     manifests.apply(&service, backends)?;
-    thread::sleep(CALM / 2);
+    thread::sleep(PAUSE / 2);
     manifests.remove("passing-service.yaml")?;
     manifests.remove("passing-endpoints.yaml")
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use super::{LabInstance, LabState};
-use crate::lab::sample::{BALANCER, MYSQL, NGINX, node_port_address};
+use crate::lab::sample::{LOAD_BALANCER_IP, MYSQL, NGINX, node_port_address};
 use crate::lab::topology::ipv6_of;
 
 impl LabState {
@@ -19,7 +19,7 @@ impl LabState {
             format!("my-nginx             http://{nginx}/ (ClusterIP)"),
             format!("my-nginx-nodeport    http://{node_port}/ (NodePort)"),
             format!("mysql                {mysql}"),
-            format!("my-nginx-dual-stack  http://{BALANCER}/ http://[{}]/ (LoadBalancer)", ipv6_of(BALANCER)),
+            format!("my-nginx-dual-stack  http://{LOAD_BALANCER_IP}/ http://[{}]/ (LoadBalancer)", ipv6_of(LOAD_BALANCER_IP)),
         ];
         if let Some(manifests) = &self.manifests {
             lines.push(format!("manifests            {}", manifests.display()));

@@ -30,7 +30,7 @@ const BODIES: [usize; 9] = [1, 100, 1000, 1399, 1448, 1500, 10_000, 100_000, 1_0
 /// After each thing that happens.
 const FEW_BODIES: [usize; 3] = [1, 1500, 300_000];
 /// How long a link is lost or a machine is left alone with it.
-const AWHILE: Duration = Duration::from_secs(2);
+const OUTAGE: Duration = Duration::from_secs(2);
 
 fn start(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     bed.start_gateway()?;
@@ -96,7 +96,7 @@ fn hot_restart(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
             let (client, goes_on, done, different) = (&client, &goes_on, &done, &different);
             scope.spawn(move || {
                 client.enter(|| {
-                    let Ok(mut connection) = Connection::open(target, AWHILE) else {
+                    let Ok(mut connection) = Connection::open(target, OUTAGE) else {
                         different.fetch_add(1, Ordering::Relaxed);
                         return;
                     };
@@ -110,9 +110,9 @@ fn hot_restart(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
                 })
             });
         }
-        thread::sleep(AWHILE);
+        thread::sleep(OUTAGE);
         let outcome = bed.stop_gateway().and_then(|()| bed.start_gateway());
-        thread::sleep(AWHILE);
+        thread::sleep(OUTAGE);
         goes_on.store(false, Ordering::Relaxed);
         outcome
     });
@@ -133,7 +133,7 @@ fn hot_restart(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
 fn link_lost(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     for index in 0..SIDES.len() {
         bed.machine.monitor(&format!("set_link device{index} off"))?;
-        thread::sleep(AWHILE);
+        thread::sleep(OUTAGE);
         bed.machine.monitor(&format!("set_link device{index} on"))?;
     }
     bed.wait_until_reachable()?;
@@ -145,7 +145,7 @@ fn interface_down(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String
     for side in SIDES {
         let name = bed.interface(side)?;
         bed.machine.ip(&format!("link set {name} down"))?;
-        thread::sleep(AWHILE);
+        thread::sleep(OUTAGE);
         bed.machine.ip(&format!("link set {name} up"))?;
     }
     bed.wait_until_reachable()?;
@@ -166,10 +166,10 @@ fn reset(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
         let driver = bed.machine.check(&["readlink", "-f", &format!("{}/driver", device.trim())])?;
         let (device, driver) = (device.trim().rsplit('/').next().unwrap_or_default(), driver.trim());
         bed.machine.write(&format!("{driver}/unbind"), device)?;
-        thread::sleep(AWHILE);
+        thread::sleep(OUTAGE);
         bed.machine.write(&format!("{driver}/bind"), device)?;
     }
-    thread::sleep(AWHILE);
+    thread::sleep(OUTAGE);
     bed.address_inside()?;
     bed.wait_until_reachable()?;
     let words = bed.transfer(&FEW_BODIES, report)?;

@@ -22,10 +22,10 @@ use crate::netns::Namespace;
 use crate::vm::{Image, Kernel, Machine, MachineOptions, Nic, Store};
 
 /// For what a driver does in its own time: a link that comes up, a device that is made anew.
-const SETTLE: Duration = Duration::from_secs(60);
+const DEVICE_LIMIT: Duration = Duration::from_secs(60);
 /// So many transfers that differ end a step.
-const ENOUGH: usize = 3;
-const PAUSE: Duration = Duration::from_millis(200);
+const MAX_DIFFERENCES: usize = 3;
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const CONFIG: &str = "/etc/flowgate.toml";
 const LOG: &str = "/run/flowgate.log";
 const NODE_PORT: u16 = 30_080;
@@ -203,7 +203,7 @@ impl TestBed {
             interrupt::check(&self.stop)?;
             condition(self)
         };
-        eventually_within(SETTLE, PAUSE, what, condition).map(drop)
+        eventually_within(DEVICE_LIMIT, POLL_INTERVAL, what, condition).map(drop)
     }
 
     /// Where the client aims at: by ClusterIP and by NodePort, in both families.
@@ -237,11 +237,11 @@ impl TestBed {
             Self::targets().iter().flat_map(|target| lens.iter().map(move |len| (target, len)))
         {
             // Each waits for its time limit: a few say as much as all.
-            if differences.len() == ENOUGH {
+            if differences.len() == MAX_DIFFERENCES {
                 break;
             }
             let same = self.client.namespace.enter(|| {
-                Connection::open(*target, SETTLE).and_then(|mut connection| connection.echo(len))
+                Connection::open(*target, DEVICE_LIMIT).and_then(|mut connection| connection.echo(len))
             })?;
             done += 1;
             if !matches!(same, Ok(true)) {

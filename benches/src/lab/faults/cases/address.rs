@@ -13,7 +13,7 @@ use crate::lab::topology::{FABRIC, GATEWAY_FABRIC, ipv6_of};
 
 pub(super) const CASES: [Case; 1] = [Case { name: "address_change", run: address_change }];
 
-const AWAY: Duration = Duration::from_millis(500);
+const OUTAGE: Duration = Duration::from_millis(500);
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 2);
 
 fn address_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
@@ -25,11 +25,11 @@ fn address_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<
     };
     disturb(context, result, bed, |_| {
         each("del", GATEWAY_FABRIC)?;
-        thread::sleep(AWAY);
+        thread::sleep(OUTAGE);
         each("add", GATEWAY_FABRIC)?;
-        thread::sleep(AWAY);
+        thread::sleep(OUTAGE);
         each("add", SECOND)?;
-        thread::sleep(AWAY);
+        thread::sleep(OUTAGE);
         each("del", SECOND)
     })
 }

@@ -12,7 +12,7 @@ use crate::lab::faults::{Case, CaseContext};
 
 pub(super) const CASES: [Case; 1] = [Case { name: "control_stall", run: control_stall }];
 
-const AWAY: Duration = Duration::from_secs(2);
+const OUTAGE: Duration = Duration::from_secs(2);
 
 fn control_stall(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let bed = TestBed::with_defaults(context)?;
@@ -25,7 +25,7 @@ fn control_stall(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<(
             fs::rename(from, to).map_err(Error::io(format!("move {}", from.display())))
         };
         moved(&folder, &aside)?;
-        thread::sleep(AWAY);
+        thread::sleep(OUTAGE);
         seen_stale =
             bed.gateway.show_json("tables")?["source"].as_str().is_some_and(|text| text.contains("stale"));
         moved(&aside, &folder)?;

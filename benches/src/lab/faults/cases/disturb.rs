@@ -11,7 +11,7 @@ use crate::lab::faults::test_bed::{TestBed, web_targets};
 use crate::lab::interrupt;
 use crate::loadgen::stream::Exchange;
 
-const SETTLED: Duration = Duration::from_millis(1500);
+const SETTLE_TIME: Duration = Duration::from_millis(1500);
 
 /// Connections live through it, and new ones work afterwards.
 pub(super) fn disturb(
@@ -26,7 +26,7 @@ pub(super) fn disturb(
     [&load, &node_load].iter().for_each(|load| load.reset_gaps());
     change(&mut bed)?;
     load.await_answers()?;
-    thread::sleep(SETTLED);
+    thread::sleep(SETTLE_TIME);
     result.record("gap_ms", load.longest_gap_ms());
     result.record("node_gap_ms", node_load.longest_gap_ms());
     for (label, target) in web_targets() {

@@ -17,8 +17,8 @@ use crate::netns::Namespace;
 pub(super) const CASES: [Case; 1] = [Case { name: "backend_drain", run: backend_drain }];
 
 /// After the removal, datagrams on their way may still arrive.
-const ON_THE_WAY: Duration = Duration::from_millis(200);
-const WATCHED: Duration = Duration::from_secs(2);
+const IN_FLIGHT: Duration = Duration::from_millis(200);
+const OBSERVED: Duration = Duration::from_secs(2);
 const SOCKETS: usize = 60;
 
 fn backend_drain(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
@@ -27,20 +27,20 @@ fn backend_drain(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<(
     let load = Load::start(bed.client(), &stream_targets(), context.connections / 2, &workload)?;
     let datagrams = Datagrams::start(bed.client())?;
     let backends = bed.backends();
-    let (removed, kept) = backends.split_first().expect("the default test bed has backends");
+    let (removed, remaining) = backends.split_first().expect("the default test bed has backends");
     eventually("the backend gets datagrams", || Ok(bed.servers.datagrams_at(*removed)? > 100))?;
 
     for service in services() {
-        bed.gateway.manifests().set_endpoints(&service, kept)?;
+        bed.gateway.manifests().set_endpoints(&service, remaining)?;
     }
-    let seen = bed.await_backends(kept)?;
-    thread::sleep(ON_THE_WAY);
+    let seen = bed.await_backends(remaining)?;
+    thread::sleep(IN_FLIGHT);
     let after_removal = bed.servers.datagrams_at(*removed)?;
-    let elsewhere: u64 = kept.iter().filter_map(|at| bed.servers.datagrams_at(*at).ok()).sum();
+    let elsewhere: u64 = remaining.iter().filter_map(|at| bed.servers.datagrams_at(*at).ok()).sum();
     load.reset_gaps();
-    interrupt::sleep(context.stop, WATCHED)?;
+    interrupt::sleep(context.stop, OBSERVED)?;
     let late = bed.servers.datagrams_at(*removed)? - after_removal;
-    let moved = kept.iter().filter_map(|at| bed.servers.datagrams_at(*at).ok()).sum::<u64>() - elsewhere;
+    let moved = remaining.iter().filter_map(|at| bed.servers.datagrams_at(*at).ok()).sum::<u64>() - elsewhere;
     datagrams.end()?;
 
     result.record("removal_seen_ms", seen.as_secs_f64() * 1e3);

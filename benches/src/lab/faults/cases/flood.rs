@@ -28,7 +28,7 @@ const SOURCES: u32 = 1 << 20;
 const SLICE: Duration = Duration::from_millis(500);
 const SLICES: usize = 7;
 /// What must be left of the throughput.
-const LEAST_RATIO: f64 = 0.5;
+const MIN_RATIO: f64 = 0.5;
 
 fn syn_flood(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let attacker = Namespace::new("attacker")?;
@@ -51,8 +51,8 @@ fn syn_flood(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     result.record("after_mbytes_per_second", after / 1e6);
     result.record("throughput_ratio", ratio);
     result.record("flood_packets_per_second", packets_per_second.round());
-    result.expect(ratio >= LEAST_RATIO, || {
-        format!("throughput fell to {ratio:.2} of what it was, not at least {LEAST_RATIO}")
+    result.expect(ratio >= MIN_RATIO, || {
+        format!("throughput fell to {ratio:.2} of what it was, not at least {MIN_RATIO}")
     });
     result.expect(packets_per_second > 10_000.0, || "the flood was none".into());
     load.finish("service", result)?;

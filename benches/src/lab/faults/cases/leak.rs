@@ -18,7 +18,7 @@ use crate::netns::Namespace;
 
 pub(super) const CASES: [Case; 1] = [Case { name: "no_leak", run: no_leak }];
 
-const STEP: Duration = Duration::from_millis(700);
+const PAUSE: Duration = Duration::from_millis(700);
 
 fn no_leak(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let mut bed = TestBed::with_defaults(context)?;
@@ -31,12 +31,12 @@ fn no_leak(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
         for service in services() {
             bed.gateway.manifests().set_endpoints(&service, &backends[..1 + round])?;
         }
-        thread::sleep(STEP);
+        thread::sleep(PAUSE);
         if round == 0 {
             bed.gateway.kill()?;
         }
         bed.gateway.restart()?;
-        thread::sleep(STEP);
+        thread::sleep(PAUSE);
         bed.set_backends(&backends)?;
     }
     load.await_answers()?;

@@ -20,7 +20,7 @@ pub(super) const CASES: [Case; 4] = [
 ];
 
 /// How long the interface is away.
-const AWAY: Duration = Duration::from_millis(500);
+const OUTAGE: Duration = Duration::from_millis(500);
 
 fn link_down_up(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let bed = TestBed::with_defaults(context)?;
@@ -29,7 +29,7 @@ fn link_down_up(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()
     gateway.sysctl(&format!("net/ipv6/conf/{FABRIC}/keep_addr_on_down"), "1")?;
     disturb(context, result, bed, |_| {
         gateway.ip(&format!("link set {FABRIC} down"))?;
-        thread::sleep(AWAY);
+        thread::sleep(OUTAGE);
         gateway.ip(&format!("link set {FABRIC} up"))?;
         Ok(())
     })
@@ -40,14 +40,14 @@ fn mtu_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> 
     let bed = TestBed::with_defaults(context)?;
     disturb(context, result, bed, |bed| {
         bed.topology.set_fabric_mtu(3000)?;
-        thread::sleep(2 * AWAY);
+        thread::sleep(2 * OUTAGE);
         bed.topology.set_fabric_mtu(1500)
     })
 }
 
 fn interface_gone_and_back(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let bed = TestBed::with_defaults(context)?;
-    disturb(context, result, bed, |bed| bed.topology.replug_fabric(AWAY))
+    disturb(context, result, bed, |bed| bed.topology.replug_fabric(OUTAGE))
 }
 
 /// A second queue opens under load. The kernel refuses to close one that a socket is bound to.
@@ -58,7 +58,7 @@ fn queue_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()
     let mut refused = None;
     disturb(context, result, bed, |_| {
         refused = set_queues(&gateway, 2).err();
-        thread::sleep(2 * AWAY);
+        thread::sleep(2 * OUTAGE);
         Ok(())
     })?;
     if let Some(reason) = refused {

@@ -17,7 +17,7 @@ pub(super) const CASES: [Case; 2] = [
     Case { name: "neighbour_change", run: neighbour_change },
 ];
 
-const STEP: Duration = Duration::from_millis(400);
+const PAUSE: Duration = Duration::from_millis(400);
 /// A router on the fabric, by which the backends can be reached too.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 60);
 
@@ -42,7 +42,7 @@ fn route_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()
                 gateway.ip(&format!("route {verb} {backend}/32 via {ROUTER}"))?;
                 gateway.ip(&format!("route {verb} {}/128 via {}", ipv6_of(backend), ipv6_of(ROUTER)))?;
             }
-            thread::sleep(STEP);
+            thread::sleep(PAUSE);
         }
         Ok(())
     })
@@ -57,7 +57,7 @@ fn neighbour_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Resul
             host.sysctl(&format!("net/ipv4/conf/{HOST_INTERFACE}/arp_notify"), "1")?;
             host.sysctl(&format!("net/ipv6/conf/{HOST_INTERFACE}/ndisc_notify"), "1")?;
             host.ip(&format!("link set {HOST_INTERFACE} address 02:f0:ee:00:00:{number:02x}"))?;
-            thread::sleep(STEP);
+            thread::sleep(PAUSE);
         }
         Ok(())
     })

@@ -19,7 +19,7 @@ pub(super) const CASES: [Case; 3] = [
 ];
 
 /// Load before and after, so that what breaks late is seen too.
-const SETTLED: Duration = Duration::from_millis(1500);
+const SETTLE_TIME: Duration = Duration::from_millis(1500);
 const GRACE: Duration = Duration::from_secs(5);
 
 fn hot_restart(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
@@ -53,7 +53,7 @@ fn restart(
     let mut bed = TestBed::with_defaults(context)?;
     let load = bed.web_load(context.connections)?;
     let node_load = bed.node_load()?;
-    interrupt::sleep(context.stop, SETTLED)?;
+    interrupt::sleep(context.stop, SETTLE_TIME)?;
     forget(&[&load, &node_load]);
     let begin = clock::now();
     end(&mut bed)?;
@@ -61,7 +61,7 @@ fn restart(
     bed.gateway.restart()?;
     let restarted = begin.elapsed();
     load.await_answers()?;
-    thread::sleep(SETTLED);
+    thread::sleep(SETTLE_TIME);
     result.record("end_ms", ended.as_secs_f64() * 1e3);
     result.record("restart_ms", restarted.as_secs_f64() * 1e3);
     result.record("gap_ms", load.longest_gap_ms());

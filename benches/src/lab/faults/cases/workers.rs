@@ -15,7 +15,7 @@ use crate::lab::wait::eventually;
 pub(super) const CASES: [Case; 2] =
     [Case { name: "worker_panic", run: worker_panic }, Case { name: "worker_hang", run: worker_hang }];
 
-const SETTLED: Duration = Duration::from_secs(1);
+const SETTLE_TIME: Duration = Duration::from_secs(1);
 /// What the node's own connections may be silent for.
 const NODE_GAP_MS: f64 = 100.0;
 /// What Services may be silent for: a hang is noticed after a second.
@@ -38,7 +38,7 @@ fn break_worker(
     let mut bed = TestBed::with_defaults(context)?;
     let load = bed.web_load(context.connections)?;
     let node_load = bed.node_load()?;
-    interrupt::sleep(context.stop, SETTLED)?;
+    interrupt::sleep(context.stop, SETTLE_TIME)?;
     [&load, &node_load].iter().for_each(|load| load.reset_gaps());
     let (process, begin) = (bed.gateway.process_id(), clock::now());
     let answer = bed.gateway.ask(&format!(r#"{{"show":"fault","worker":0,"fault":"{fault}"}}"#))?;
@@ -53,7 +53,7 @@ fn break_worker(
         let workers = bed.gateway.show_json("workers")?;
         Ok(rows(&workers).len() > 0 && rows(&workers).all(|worker| worker["state"] == "running"))
     })?;
-    thread::sleep(SETTLED);
+    thread::sleep(SETTLE_TIME);
     let (gap, node_gap) = (load.longest_gap_ms(), node_load.longest_gap_ms());
     result.record("gap_ms", gap);
     result.record("node_gap_ms", node_gap);
