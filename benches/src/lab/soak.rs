@@ -3,7 +3,7 @@
 
 mod actions;
 mod memory;
-mod traces;
+mod leftovers;
 
 use std::path::Path;
 use std::time::Duration;
@@ -86,7 +86,7 @@ pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakR
         let left = deadline.saturating_duration_since(clock::now()).as_secs();
         print_progress(&format!("{name}; {left} s left, {} answers so far", web.exchanges() + streams.exchanges()));
     }
-    actions.settle(&mut bed)?;
+    actions.restore_backends(&mut bed)?;
     web.await_answers()?;
     streams.await_answers()?;
 
@@ -97,11 +97,11 @@ pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakR
     let (seen, leaked) = watch.end()?;
     result.record("packets_seen", seen);
     result.expect(leaked.is_empty(), || format!("a backend's address was seen outside: {leaked:?}"));
-    memory.judge(&mut result);
+    memory.check_growth(&mut result);
     counters(&bed, &mut result)?;
     bed.check_end(&mut result, actions.panics());
     actions.count(&mut result);
-    traces::check(bed, &mut result)?;
+    leftovers::check(bed, &mut result)?;
     print_progress(&result.line("soak"));
     Ok(SoakReport { result })
 }

@@ -91,7 +91,7 @@ impl Actions {
     }
 
     /// Makes everything as it was.
-    pub(super) fn settle(&mut self, bed: &mut TestBed) -> Result<()> {
+    pub(super) fn restore_backends(&mut self, bed: &mut TestBed) -> Result<()> {
         bed.set_backends(&self.backends)?;
         thread::sleep(PAUSE);
         Ok(())

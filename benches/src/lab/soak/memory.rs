@@ -26,7 +26,7 @@ impl Memory {
     }
 
     /// The last third of the samples must not be far above the first.
-    pub(super) fn judge(&self, result: &mut CaseResult) {
+    pub(super) fn check_growth(&self, result: &mut CaseResult) {
         let third = self.samples_kib.len().div_ceil(3);
         let highest = |samples: &[u64]| samples.iter().copied().max().unwrap_or_default();
         let first = highest(&self.samples_kib[..third]);
@@ -52,7 +52,7 @@ mod tests {
     fn growth_is_told_from_slack() {
         let judged = |samples_kib: &[u64]| {
             let mut result = CaseResult::default();
-            Memory { samples_kib: samples_kib.to_vec() }.judge(&mut result);
+            Memory { samples_kib: samples_kib.to_vec() }.check_growth(&mut result);
             result.failed()
         };
         assert!(!judged(&[20_000, 21_000, 30_000, 22_000]));
