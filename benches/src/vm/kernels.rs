@@ -71,7 +71,7 @@ pub fn kernels(options: &KernelOptions, flowgate: &Path, stop: &Stop) -> Result<
             };
             let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
             report.failed += usize::from(matches!(outcome, Outcome::Failed(_)));
-            report.kernels.insert(kernel.version(), outcome.words(&kernel.version()));
+            report.kernels.insert(kernel.version(), outcome.summary(&kernel.version()));
         }
         Ok(())
     };
@@ -90,7 +90,7 @@ enum Outcome {
 }
 
 impl Outcome {
-    fn words(self, version: &str) -> String {
+    fn summary(self, version: &str) -> String {
         match self {
             Self::Passed => "ok".into(),
             Self::Refused => "refused: too old".into(),
@@ -113,11 +113,11 @@ fn run_tests(
     let machine = machine.boot(store, kernel, stop)?;
     for test in &options.tests {
         interrupt::check(stop)?;
-        let tested = test.run_in(&machine)?;
-        if !tested.is_well {
-            return Ok(Outcome::Failed(tested.words));
+        let outcome = test.run_in(&machine)?;
+        if !outcome.is_success {
+            return Ok(Outcome::Failed(outcome.summary));
         }
-        print_progress(&format!("{}: {}: {} passed", kernel.version(), test.name(), tested.tests.len()));
+        print_progress(&format!("{}: {}: {} passed", kernel.version(), test.name(), outcome.tests.len()));
     }
     machine.power_off()?;
     Ok(Outcome::Passed)

@@ -60,13 +60,13 @@ pub fn modules(options: &ModuleOptions, flowgate: &Path, stop: &Stop) -> Result<
         ModuleReport { kernel: kernel.release().to_owned(), passed: 0, failed: 0, tests: BTreeMap::new() };
     for test in &options.tests {
         interrupt::check(stop)?;
-        let tested = test.run_in(&machine)?;
-        if !tested.is_well {
-            print_progress(&tested.words);
+        let outcome = test.run_in(&machine)?;
+        if !outcome.is_success {
+            print_progress(&outcome.summary);
             // A program that ran no test at all counts too.
-            report.failed += usize::from(tested.tests.iter().all(|(_, passed)| *passed));
+            report.failed += usize::from(outcome.tests.iter().all(|(_, passed)| *passed));
         }
-        for (name, passed) in tested.tests {
+        for (name, passed) in outcome.tests {
             print_progress(&format!("  {name}: {}", if passed { "ok" } else { "failed" }));
             report.passed += usize::from(passed);
             report.failed += usize::from(!passed);

@@ -33,13 +33,13 @@ impl FromStr for TestProgram {
 
 /// How a test program ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Tested {
+pub(super) struct TestOutcome {
     /// Each test that ran, and whether it passed.
     pub(super) tests: Vec<(String, bool)>,
     /// Whether the program itself says that all is well.
-    pub(super) is_well: bool,
+    pub(super) is_success: bool,
     /// What to read if it is not.
-    pub(super) words: String,
+    pub(super) summary: String,
 }
 
 impl TestProgram {
@@ -66,7 +66,7 @@ impl TestProgram {
     }
 
     /// Runs it inside, one test after the other.
-    pub(super) fn run_in(&self, machine: &Machine) -> Result<Tested> {
+    pub(super) fn run_in(&self, machine: &Machine) -> Result<TestOutcome> {
         let path = self.absolute()?;
         let path = path.to_string_lossy();
         let mut command = vec![path.as_ref(), "--test-threads=1"];
@@ -76,17 +76,17 @@ impl TestProgram {
         // A program that runs its tests by itself is one test.
         let has_harness = ended.output.lines().any(|line| line.starts_with("running "));
         let tests = if has_harness { tests } else { vec![(self.name(), ended.code == Some(0))] };
-        let is_well = ended.code == Some(0) && !tests.is_empty() && tests.iter().all(|(_, passed)| *passed);
+        let is_success = ended.code == Some(0) && !tests.is_empty() && tests.iter().all(|(_, passed)| *passed);
         let said = format!("{}\n{}", ended.output, ended.errors);
         let console = last_lines(&machine.console(), 10);
         let failed = tests.iter().filter(|(_, passed)| !passed).count();
-        let words = format!(
+        let summary = format!(
             "{}: {failed} of {} failed\n{}\nthe console says:\n{console}",
             self.name(),
             tests.len(),
             last_lines(&said, 60)
         );
-        Ok(Tested { tests, is_well, words })
+        Ok(TestOutcome { tests, is_success, summary })
     }
 }
 
