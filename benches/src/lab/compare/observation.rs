@@ -21,7 +21,7 @@ pub(super) enum Attempt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Observation {
     /// Every attempt was answered by one of these backends.
-    Answered { by: By, source: Source },
+    Answered { backends: Backends, source: Source },
     /// Every attempt was refused at once.
     Refused,
     /// Every attempt met a router's error.
@@ -34,7 +34,7 @@ pub(super) enum Observation {
 
 /// Who answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum By {
+pub(super) enum Backends {
     /// Exactly these.
     Names(BTreeSet<String>),
     /// So many, whichever.
@@ -45,7 +45,7 @@ pub(super) enum By {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     /// The client's.
-    Kept,
+    Preserved,
     /// Another one.
     Translated,
     /// Sometimes the client's.
@@ -66,27 +66,27 @@ pub(super) enum Compare {
 impl Observation {
     /// Sums up the attempts of one client.
     pub(super) fn of(attempts: &[Attempt], client: IpAddr, compare: Compare) -> Self {
-        let (mut names, mut kept, mut translated) = (BTreeSet::new(), 0, 0);
+        let (mut names, mut preserved, mut translated) = (BTreeSet::new(), 0, 0);
         for attempt in attempts {
             if let Attempt::Answer { backend, sees } = attempt {
                 names.insert(backend.clone());
-                *(if *sees == client { &mut kept } else { &mut translated }) += 1;
+                *(if *sees == client { &mut preserved } else { &mut translated }) += 1;
             }
         }
         let count = |wanted: &Attempt| attempts.iter().filter(|attempt| *attempt == wanted).count();
         let (refused, unreachable) = (count(&Attempt::Refused), count(&Attempt::Unreachable));
-        let (answered, all) = (kept + translated, attempts.len());
+        let (answered, all) = (preserved + translated, attempts.len());
         if answered == all {
-            let source = match (kept, translated) {
-                (_, 0) => Source::Kept,
+            let source = match (preserved, translated) {
+                (_, 0) => Source::Preserved,
                 (0, _) => Source::Translated,
                 _ => Source::Both,
             };
-            let by = match compare {
-                Compare::Names => By::Names(names),
-                Compare::Number => By::Number(names.len()),
+            let backends = match compare {
+                Compare::Names => Backends::Names(names),
+                Compare::Number => Backends::Number(names.len()),
             };
-            return Self::Answered { by, source };
+            return Self::Answered { backends, source };
         }
         match all {
             _ if refused == all => Self::Refused,
@@ -103,16 +103,16 @@ impl Observation {
 impl fmt::Display for Observation {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Answered { by, source } => {
-                match by {
-                    By::Names(names) => {
+            Self::Answered { backends, source } => {
+                match backends {
+                    Backends::Names(names) => {
                         let names: Vec<_> = names.iter().map(String::as_str).collect();
                         out.write_str(&names.join(" "))?;
                     }
-                    By::Number(number) => write!(out, "{number} backends")?,
+                    Backends::Number(number) => write!(out, "{number} backends")?,
                 }
                 out.write_str(match source {
-                    Source::Kept => ", client kept",
+                    Source::Preserved => ", client kept",
                     Source::Translated => ", SNAT",
                     Source::Both => ", client kept or SNAT",
                 })

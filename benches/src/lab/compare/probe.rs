@@ -97,7 +97,7 @@ async fn attempts(probe: &Probe, stop: &Stop) -> Result<Vec<Attempt>> {
         attempts.push(match attempt {
             Err(_) => Attempt::Silent,
             Ok(Ok(text)) => parse_answer(&text)?,
-            Ok(Err(error)) => of_error(&error)?,
+            Ok(Err(error)) => attempt_of_error(&error)?,
         });
         let answered = attempts.iter().any(|attempt| matches!(attempt, Attempt::Answer { .. }));
         if !answered && attempts.len() == UNANSWERED_ATTEMPTS {
@@ -139,7 +139,7 @@ fn parse_answer(text: &str) -> Result<Attempt> {
     parsed.ok_or_else(|| Error::State(format!("a probe got {text:?}, which no backend of the lab says")))
 }
 
-fn of_error(error: &io::Error) -> Result<Attempt> {
+fn attempt_of_error(error: &io::Error) -> Result<Attempt> {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Ok(Attempt::Refused),
         // A connection that was accepted and broken off before the greeting: no backend of the lab does this.
