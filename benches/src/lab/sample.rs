@@ -60,7 +60,7 @@ pub(super) const SAMPLES: [(&str, &str); 4] = [
 const DUAL_STACK_SAMPLE: (&str, &str) = sample!("my-nginx-dual-stack.yaml");
 
 /// A nginx backend.
-struct Web {
+struct WebBackend {
     host: Host,
     _nginx: Nginx,
 }
@@ -69,7 +69,7 @@ struct Web {
 pub struct SampleCluster {
     // In the order of their end: the gateway before the backends, all before the network.
     gateway: Option<Gateway>,
-    web: Vec<Web>,
+    web: Vec<WebBackend>,
     mysql: Option<TcpEchoServer>,
     udp_echo: Option<UdpEchoServer>,
     /// Ends the packets of `loadgen packets`; the kernel of its host only answers ARP.
@@ -166,7 +166,7 @@ impl SampleCluster {
 
     fn start_nginx(&mut self, host: Host) -> Result<()> {
         let nginx = Nginx::start(&host.namespace, &host.name, NGINX.1, &[FILE_LEN])?;
-        self.web.push(Web { host, _nginx: nginx });
+        self.web.push(WebBackend { host, _nginx: nginx });
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::faults::case_result::CaseResult;
 use super::faults::cases::attack::Random;
 use super::faults::cases::flood::{ATTACK, attach_attacker};
-use super::faults::cases::leak::Watch;
+use super::faults::cases::leak::LeakDetector;
 use super::faults::load::{Load, Workload};
 use super::faults::test_bed::{TestBed, TestBedOptions, datagram_targets, stream_targets};
 use super::faults::{CaseContext, print_progress};
@@ -69,7 +69,7 @@ pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakR
     })?;
     let mut result = CaseResult::default();
     let secret: Vec<_> = bed.topology.backends().iter().map(|host| host.address.into()).collect();
-    let watch = Watch::start(bed.client(), secret)?;
+    let watch = LeakDetector::start(bed.client(), secret)?;
     let web = bed.web_load(options.connections / 2)?;
     let workload = Workload::echo(2048, Duration::from_millis(300));
     let streams = Load::start(bed.client(), &stream_targets(), options.connections / 2, &workload)?;

@@ -81,9 +81,9 @@ impl TestBed {
         // The sources of the flows: one neighbour, not hundreds.
         gateway.ip(&format!("route add 198.18.0.0/15 via {CLIENT}"))?;
         // A bare forwarder takes ARP away too: nobody has to ask.
-        know(&client, HOST_INTERFACE, &[GATEWAY_UPLINK], &gateway, UPLINK)?;
-        know(&gateway, UPLINK, &[CLIENT], &client, HOST_INTERFACE)?;
-        know(&gateway, FABRIC, &backends, &receiver, HOST_INTERFACE)?;
+        add_permanent_neighbours(&client, HOST_INTERFACE, &[GATEWAY_UPLINK], &gateway, UPLINK)?;
+        add_permanent_neighbours(&gateway, UPLINK, &[CLIENT], &client, HOST_INTERFACE)?;
+        add_permanent_neighbours(&gateway, FABRIC, &backends, &receiver, HOST_INTERFACE)?;
         let count = SinkOptions { port: Some(SERVICE.port()), ip_proto: Some(17), action: SinkAction::Drop };
         let sink = receiver.enter(|| Sink::attach(HOST_INTERFACE, count))??;
         Ok(Self { client, gateway, sink, backends, _receiver: receiver })
@@ -176,9 +176,9 @@ fn read_log(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Makes `who` know the Ethernet address of `neighbours`, which is that of an interface of `at`.
-fn know(
-    who: &Namespace,
+/// Makes `host` know the Ethernet address of `neighbours`, which is that of an interface of `at`.
+fn add_permanent_neighbours(
+    host: &Namespace,
     interface: &str,
     neighbours: &[Ipv4Addr],
     at: &Namespace,
@@ -189,7 +189,7 @@ fn know(
     let mac =
         mac.map_err(Error::io(format!("read the MAC address of {their_interface} in {}", at.label())))?;
     for neighbour in neighbours {
-        who.ip(&format!("neigh replace {neighbour} lladdr {} dev {interface} nud permanent", mac.trim()))?;
+        host.ip(&format!("neigh replace {neighbour} lladdr {} dev {interface} nud permanent", mac.trim()))?;
     }
     Ok(())
 }

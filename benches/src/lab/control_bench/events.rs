@@ -17,36 +17,36 @@ const EVENT_LIMIT: Duration = Duration::from_secs(20);
 
 /// The events so far; watches until dropped.
 pub(super) struct SliceEvents {
-    seen: Arc<Seen>,
+    times: Arc<EventTimes>,
     _thread: ApiThread,
 }
 
 #[derive(Default)]
-struct Seen {
+struct EventTimes {
     by_version: Mutex<HashMap<String, Instant>>,
-    news: Condvar,
+    changed: Condvar,
 }
 
 impl SliceEvents {
     /// Begins to watch the slices with this label.
     pub(super) fn start(client: &ApiClient, label: &'static str) -> Result<Self> {
-        let seen = Arc::new(Seen::default());
+        let times = Arc::new(EventTimes::default());
         let thread = client.spawn("slice-events", {
-            let seen = Arc::clone(&seen);
+            let times = Arc::clone(&times);
             move |client, mut stopped| async move {
                 tokio::select! {
-                    () = follow(client, label, &seen) => {}
+                    () = follow(client, label, &times) => {}
                     _ = stopped.wait_for(|stop| *stop) => {}
                 }
             }
         })?;
-        Ok(Self { seen, _thread: thread })
+        Ok(Self { times, _thread: thread })
     }
 
     /// When the event of this version came.
     pub(super) fn await_version(&self, version: &str) -> Result<Instant> {
         let deadline = clock::now() + EVENT_LIMIT;
-        let mut events = self.seen.by_version.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = self.times.by_version.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(at) = events.get(version) {
                 return Ok(*at);
@@ -59,23 +59,23 @@ impl SliceEvents {
                     hint: "see whether the API server still runs".into(),
                 });
             }
-            let waited = self.seen.news.wait_timeout(events, left);
+            let waited = self.times.changed.wait_timeout(events, left);
             events = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
 /// Watches for ever; a watch that ends or breaks is begun again.
-async fn follow(client: Client, label: &str, seen: &Seen) {
+async fn follow(client: Client, label: &str, times: &EventTimes) {
     let slices: Api<EndpointSlice> = Api::default_namespaced(client);
     loop {
         // What is missed between two watches ends in a timeout of whoever waits for it.
-        let _ = follow_once(&slices, label, seen).await;
+        let _ = follow_once(&slices, label, times).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-async fn follow_once(slices: &Api<EndpointSlice>, label: &str, seen: &Seen) -> kube::Result<()> {
+async fn follow_once(slices: &Api<EndpointSlice>, label: &str, times: &EventTimes) -> kube::Result<()> {
     let list = slices.list_metadata(&ListParams::default().labels(label)).await?;
     let version = list.metadata.resource_version.unwrap_or_default();
     let events = slices.watch(&WatchParams::default().labels(label), &version).await?;
@@ -84,8 +84,8 @@ async fn follow_once(slices: &Api<EndpointSlice>, label: &str, seen: &Seen) -> k
         if let WatchEvent::Added(slice) | WatchEvent::Modified(slice) = event {
             let at = clock::now();
             let version = slice.resource_version().unwrap_or_default();
-            seen.by_version.lock().unwrap_or_else(PoisonError::into_inner).insert(version, at);
-            seen.news.notify_all();
+            times.by_version.lock().unwrap_or_else(PoisonError::into_inner).insert(version, at);
+            times.changed.notify_all();
         }
     }
     Ok(())

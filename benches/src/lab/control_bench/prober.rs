@@ -24,13 +24,13 @@ const INTERVAL: Duration = Duration::from_millis(1);
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Watches one or more addresses until the wanted answer came from each; ends when dropped.
-pub(super) struct Watch {
+pub(super) struct AnswerWatch {
     stop: Stop,
     done: mpsc::Receiver<Instant>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watch {
+impl AnswerWatch {
     /// Begins to send, to all addresses in turn.
     pub(super) fn start(client: &Namespace, targets: Vec<SocketAddrV4>, wanted: &str) -> Result<Self> {
         let (stop, (report, done)) = (Stop::default(), mpsc::channel());
@@ -69,7 +69,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for AnswerWatch {
     fn drop(&mut self) {
         self.stop.stop();
         if let Some(thread) = self.thread.take() {
@@ -81,7 +81,7 @@ impl Drop for Watch {
 
 /// Sends until every target has answered as wanted, and returns when the last did; `None` if stopped before.
 async fn watch(targets: Vec<SocketAddrV4>, wanted: Rc<str>, stop: Stop) -> Option<Instant> {
-    let mut open: Vec<_> = targets.into_iter().map(|target| (target, Rc::new(Seen::default()))).collect();
+    let mut open: Vec<_> = targets.into_iter().map(|target| (target, Rc::new(FirstAnswer::default()))).collect();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = None;
@@ -116,12 +116,12 @@ async fn watch(targets: Vec<SocketAddrV4>, wanted: Rc<str>, stop: Stop) -> Optio
 }
 
 #[derive(Default)]
-struct Seen {
+struct FirstAnswer {
     at: std::cell::Cell<Option<Instant>>,
     notify: Notify,
 }
 
-impl Seen {
+impl FirstAnswer {
     fn note(&self, at: Instant) {
         if self.at.get().is_none() {
             self.at.set(Some(at));

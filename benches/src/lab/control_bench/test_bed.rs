@@ -12,7 +12,7 @@ use kube::api::PostParams;
 use kube::{Api, ResourceExt as _};
 
 use super::ControlBenchOptions;
-use super::prober::Watch;
+use super::prober::AnswerWatch;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::lab::demo::print_line;
@@ -122,8 +122,8 @@ impl TestBed {
     }
 
     /// Begins to ask the Service who answers.
-    pub(super) fn watch(&self, service: u32, backend: Backend) -> Result<Watch> {
-        Watch::start(&self.topology.client().namespace, vec![address(service)], &backend.name())
+    pub(super) fn watch(&self, service: u32, backend: Backend) -> Result<AnswerWatch> {
+        AnswerWatch::start(&self.topology.client().namespace, vec![address(service)], &backend.name())
     }
 
     /// Replaces the endpoints of a Service; returns the version that the API server gave to it.
@@ -165,7 +165,7 @@ impl TestBed {
             self.write(service, BACKENDS[0])?;
         }
         let targets = (0..MEASURED).map(address).collect();
-        let watch = Watch::start(&self.topology.client().namespace, targets, &BACKENDS[0].name())?;
+        let watch = AnswerWatch::start(&self.topology.client().namespace, targets, &BACKENDS[0].name())?;
         let begin = clock::now();
         let instance = self.start(forwarder)?;
         let seen = watch.await_all(COLD_START_LIMIT, stop)?;

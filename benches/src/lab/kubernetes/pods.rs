@@ -80,14 +80,14 @@ struct State {
     /// Indices into the hosts, the longest free first: an address comes back as late as possible.
     free: VecDeque<usize>,
     /// By uid.
-    running: BTreeMap<String, Running>,
+    running: BTreeMap<String, RunningPod>,
     /// Pods for which there was no host, in the order of their coming.
     waiting: VecDeque<Pod>,
     /// What went wrong with single pods, for people.
     failures: Vec<String>,
 }
 
-struct Running {
+struct RunningPod {
     name: String,
     host: usize,
     terminating: bool,
@@ -101,7 +101,7 @@ impl PodHosts {
         let shared = Arc::new(Shared { options, hosts, state: Mutex::new(state) });
         let thread = client.spawn("pods", {
             let shared = Arc::clone(&shared);
-            |client, stopped| work(shared, client, stopped)
+            |client, stopped| follow_pods(shared, client, stopped)
         })?;
         Ok(Self { shared, _thread: thread })
     }
@@ -140,31 +140,31 @@ impl Shared {
 }
 
 /// Follows the pods until told to stop.
-async fn work(shared: Arc<Shared>, client: Client, mut stopped: watch::Receiver<bool>) {
+async fn follow_pods(shared: Arc<Shared>, client: Client, mut stopped: watch::Receiver<bool>) {
     // The API server may be killed and come back: it is asked again after a moment.
     let pods = watcher(Api::<Pod>::all(client.clone()), watcher::Config::default()).default_backoff();
     let mut pods = pods.boxed_local();
     let (freed, mut freed_hosts) = mpsc::unbounded_channel();
     let mut listed = BTreeSet::new();
-    let follower = Follower { shared, client, freed };
+    let controller = PodController { shared, client, freed };
     loop {
         let event = tokio::select! {
             event = pods.next() => event,
             Some(()) = freed_hosts.recv() => {
-                follower.admit_waiting();
+                controller.admit_waiting();
                 continue;
             }
             _ = stopped.wait_for(|stop| *stop) => return,
         };
         match event {
-            Some(Ok(watcher::Event::Apply(pod))) => follower.see(pod),
+            Some(Ok(watcher::Event::Apply(pod))) => controller.reconcile(pod),
             Some(Ok(watcher::Event::InitApply(pod))) => {
                 listed.extend(pod.uid());
-                follower.see(pod);
+                controller.reconcile(pod);
             }
-            Some(Ok(watcher::Event::Delete(pod))) => follower.forget(&pod.uid().unwrap_or_default()),
+            Some(Ok(watcher::Event::Delete(pod))) => controller.remove_pod(&pod.uid().unwrap_or_default()),
             Some(Ok(watcher::Event::Init)) => listed.clear(),
-            Some(Ok(watcher::Event::InitDone)) => follower.forget_unlisted(&listed),
+            Some(Ok(watcher::Event::InitDone)) => controller.remove_unlisted(&listed),
             // The stream waits by itself before it tries again.
             Some(Err(_)) => {}
             None => return,
@@ -173,15 +173,15 @@ async fn work(shared: Arc<Shared>, client: Client, mut stopped: watch::Receiver<
 }
 
 /// Turns what is seen of pods into what is done for them.
-struct Follower {
+struct PodController {
     shared: Arc<Shared>,
     client: Client,
     /// Told whenever a host has become free.
     freed: mpsc::UnboundedSender<()>,
 }
 
-impl Follower {
-    fn see(&self, pod: Pod) {
+impl PodController {
+    fn reconcile(&self, pod: Pod) {
         let Some(uid) = pod.uid() else { return };
         let terminating = pod.metadata.deletion_timestamp.is_some();
         let mut state = self.shared.lock();
@@ -206,14 +206,14 @@ impl Follower {
             }
             return;
         };
-        let running = Running { name: pod.name_any(), host, terminating: false, servers: None };
+        let running = RunningPod { name: pod.name_any(), host, terminating: false, servers: None };
         state.running.insert(uid, running);
         drop(state);
         tokio::task::spawn_local(lifecycle::begin(Arc::clone(&self.shared), self.client.clone(), pod, host));
     }
 
     /// The object is gone, so is what ran of it.
-    fn forget(&self, uid: &str) {
+    fn remove_pod(&self, uid: &str) {
         let mut state = self.shared.lock();
         state.waiting.retain(|waiting| waiting.uid().as_deref() != Some(uid));
         let Some(running) = state.running.remove(uid) else { return };
@@ -225,14 +225,14 @@ impl Follower {
         let _ = self.freed.send(());
     }
 
-    fn forget_unlisted(&self, listed: &BTreeSet<String>) {
+    fn remove_unlisted(&self, listed: &BTreeSet<String>) {
         let gone: Vec<_> =
             self.shared.lock().running.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
-        gone.iter().for_each(|uid| self.forget(uid));
+        gone.iter().for_each(|uid| self.remove_pod(uid));
     }
 
     fn admit_waiting(&self) {
         let waiting = std::mem::take(&mut self.shared.lock().waiting);
-        waiting.into_iter().for_each(|pod| self.see(pod));
+        waiting.into_iter().for_each(|pod| self.reconcile(pod));
     }
 }

@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::netns::find_program;
 
 /// Names another build of the control plane than that of `make kubernetes`.
-const OVERRIDE: &str = "FLOWGATE_KUBERNETES";
-const BUILT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/kubernetes/control-plane");
+const OVERRIDE_VARIABLE: &str = "FLOWGATE_KUBERNETES";
+const DEFAULT_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/kubernetes/control-plane");
 
 /// Where the programs are.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ pub struct Programs {
 impl Programs {
     /// Finds all of them; an error says in one sentence what is missing.
     pub fn find() -> Result<Self> {
-        let kubernetes = env::var_os(OVERRIDE).map_or_else(|| PathBuf::from(BUILT), PathBuf::from);
+        let kubernetes = env::var_os(OVERRIDE_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_PATH), PathBuf::from);
         if !kubernetes.is_file() {
             return Err(Error::State(format!(
                 "the Kubernetes control plane is not built ({} is missing): run `make kubernetes`",

@@ -39,7 +39,7 @@ pub enum EchoAnswer {
 
 impl EchoAnswer {
     /// What the server says of itself, if anything.
-    fn introduction(self, name: &str, client: SocketAddr) -> Option<String> {
+    fn banner(self, name: &str, client: SocketAddr) -> Option<String> {
         match self {
             Self::Echo => None,
             Self::Name => Some(name.to_owned()),
@@ -122,8 +122,8 @@ async fn accept_until(
 
 async fn echo(mut stream: TcpStream, peer: SocketAddr, options: &EchoOptions) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    if let Some(introduction) = options.answer.introduction(&options.name, peer) {
-        stream.write_all(format!("{introduction}\n").as_bytes()).await?;
+    if let Some(banner) = options.answer.banner(&options.name, peer) {
+        stream.write_all(format!("{banner}\n").as_bytes()).await?;
     }
     let mut buffer = vec![0; 64 * 1024];
     let mut offset = 0;
@@ -198,8 +198,8 @@ async fn answer_datagrams(socket: &tokio::net::UdpSocket, clients: &ClientsSeen,
             continue;
         }
         corrupt(options.fault, 0, &mut buffer[..len]);
-        let introduction = options.answer.introduction(&options.name, peer);
-        let answer = introduction.as_ref().map_or(&buffer[..len], |text| text.as_bytes());
+        let banner = options.answer.banner(&options.name, peer);
+        let answer = banner.as_ref().map_or(&buffer[..len], |text| text.as_bytes());
         // The client counts what it misses.
         let _ = socket.send_to(answer, peer).await;
     }

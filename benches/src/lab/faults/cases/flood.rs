@@ -82,7 +82,7 @@ impl Flood {
         let stop = Stop::default();
         let until = stop.clone();
         let thread = attacker.spawn_thread("syn-flood", move || {
-            give_way()?;
+            lower_priority()?;
             let target = SocketAddrV4::new(STREAM.0, STREAM.1);
             let hop = resolve(*target.ip())?;
             let (interface, forever) = (hop.interface, Duration::from_secs(3600));
@@ -103,7 +103,7 @@ impl Flood {
 }
 
 /// The attacker is another machine: what its packets cost us counts, not what they cost it to make.
-fn give_way() -> Result<()> {
+fn lower_priority() -> Result<()> {
     let thread = gettid().as_raw().to_string();
     let mut command = Command::new("renice");
     command.args(["-n", "5", "-p", &thread]).stdout(Stdio::null()).stderr(Stdio::null());

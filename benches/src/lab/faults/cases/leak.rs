@@ -25,7 +25,7 @@ fn no_leak(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let backends = bed.backends();
     let secret =
         bed.topology.backends().iter().flat_map(|host| [host.address.into(), host.address_v6.into()]);
-    let watch = Watch::start(bed.client(), secret.collect())?;
+    let watch = LeakDetector::start(bed.client(), secret.collect())?;
     let load = bed.web_load(context.connections.min(400))?;
     for round in 0..2 {
         for service in services() {
@@ -53,12 +53,12 @@ fn no_leak(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
 }
 
 /// Reads everything that a namespace receives.
-pub(in crate::lab) struct Watch {
+pub(in crate::lab) struct LeakDetector {
     stop: Stop,
     thread: thread::JoinHandle<Result<(u64, Vec<String>)>>,
 }
 
-impl Watch {
+impl LeakDetector {
     /// Watches for packets from `secret` addresses.
     pub(in crate::lab) fn start(at: &Namespace, secret: Vec<IpAddr>) -> Result<Self> {
         let stop = Stop::default();

@@ -20,7 +20,7 @@ pub(super) async fn begin(shared: Arc<Shared>, client: Client, pod: Pod, host: u
     let name = pod.name_any();
     let pods = api(&client, &pod);
     if pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
-        let bound = until_answered(|| bind(&pods, &name, &shared.options.node)).await;
+        let bound = retry_until_answered(|| bind(&pods, &name, &shared.options.node)).await;
         if let Err(error) = bound {
             return shared.fail(&name, format!("could not be bound to a node: {error}"));
         }
@@ -40,7 +40,7 @@ pub(super) async fn begin(shared: Arc<Shared>, client: Client, pod: Pod, host: u
     }
     let status = Patch::Strategic(json!({"status": running_status(&pod, &host.address.to_string())}));
     let by = PatchParams::default();
-    if let Err(error) = until_answered(|| pods.patch_status(&name, &by, &status)).await {
+    if let Err(error) = retry_until_answered(|| pods.patch_status(&name, &by, &status)).await {
         shared.fail(&name, format!("its status could not be written: {error}"));
     }
 }
@@ -72,7 +72,7 @@ pub(super) async fn remove(shared: Arc<Shared>, client: Client, pod: Pod) {
         ..DeleteParams::default()
     };
     let (name, pods) = (pod.name_any(), api(&client, &pod));
-    if let Err(error) = until_answered(|| pods.delete(&name, &now)).await {
+    if let Err(error) = retry_until_answered(|| pods.delete(&name, &now)).await {
         shared.fail(&name, format!("could not be removed: {error}"));
     }
 }
@@ -85,7 +85,7 @@ async fn bind(pods: &Api<Pod>, name: &str, node: &str) -> kube::Result<Status> {
 }
 
 /// Tries until the API server answers; its refusals are final. A pod that is gone needs nothing any more.
-async fn until_answered<T, F: Future<Output = kube::Result<T>>>(request: impl Fn() -> F) -> kube::Result<()> {
+async fn retry_until_answered<T, F: Future<Output = kube::Result<T>>>(request: impl Fn() -> F) -> kube::Result<()> {
     loop {
         match request().await {
             Ok(_) => return Ok(()),
