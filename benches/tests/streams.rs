@@ -33,7 +33,11 @@ fn at(host: &Host, port: u16) -> SocketAddr {
 }
 
 fn run(lab: &Topology, options: StreamOptions) -> StreamReport {
-    lab.client().namespace.enter(|| stream::run(options, ProgressOutput::Nothing, &Stop::default())).unwrap().unwrap()
+    lab.client()
+        .namespace
+        .enter(|| stream::run(options, ProgressOutput::Nothing, &Stop::default()))
+        .unwrap()
+        .unwrap()
 }
 
 fn echo(len: usize, greeting: Greeting) -> Exchange {

@@ -11,7 +11,9 @@ use std::process::Command;
 use std::{env, fs};
 
 use flowgate_benches::lab::interrupt;
-use flowgate_benches::lab::supervisor::{DownOutcome, LabKind, LabInstance, LabState, UpOutcome, down, supervise, up};
+use flowgate_benches::lab::supervisor::{
+    DownOutcome, LabInstance, LabKind, LabState, UpOutcome, down, supervise, up,
+};
 use flowgate_benches::loadgen::stop::Stop;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -159,7 +159,8 @@ fn datagrams_and_segments_up_to_the_mtu_arrive_intact_with_right_checksums() -> 
             grace: support::LIMIT,
             ..UdpOptions::new((CLUSTER_IP, 7000).into(), 400, Duration::from_millis(500))
         };
-        let report = lab.client().enter(|| udp::run(&options, ProgressOutput::Nothing, &Stop::default()))??;
+        let report =
+            lab.client().enter(|| udp::run(&options, ProgressOutput::Nothing, &Stop::default()))??;
         let bad = (report.lost, report.mismatches, report.duplicates, report.send_failures);
         assert_eq!((report.sent, bad), (200, (0, 0, 0, 0)), "{payload_len} bytes: {report:?}");
     }

@@ -15,7 +15,7 @@ use crate::lab::demo::{DemoOptions, demo};
 use crate::lab::faults::{FaultOptions, case_names, faults};
 use crate::lab::interrupt;
 use crate::lab::soak::{SoakOptions, soak};
-use crate::lab::supervisor::{DownOutcome, LabKind, LabInstance, UpOutcome, down, kubectl, supervise, up};
+use crate::lab::supervisor::{DownOutcome, LabInstance, LabKind, UpOutcome, down, kubectl, supervise, up};
 use crate::vm::devices::{Device, DeviceOptions, device};
 use crate::vm::kernels::{KernelOptions, kernels};
 use crate::vm::modules::{ModuleOptions, modules};

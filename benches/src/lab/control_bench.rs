@@ -63,7 +63,10 @@ pub fn control_bench(
         print_line(format!("{}: cold start", forwarder.name()));
         // From the start of the process; whatever it does before it forwards is part of it.
         let running = bed.start_and_await_all(forwarder, stop)?;
-        print_line(format!("    {:.2} s until every measured Service answers", running.cold_start.as_secs_f64()));
+        print_line(format!(
+            "    {:.2} s until every measured Service answers",
+            running.cold_start.as_secs_f64()
+        ));
         print_line(format!("{}: {} changes of endpoints", forwarder.name(), options.changes));
         let samples = changes(&mut bed, &events, options, stop)?;
         print_line(format!("    {}", samples.line()));

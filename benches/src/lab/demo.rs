@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::gateway::last_lines;
 use super::interrupt;
 use super::sample::{
-    self, LOAD_BALANCER_IP, DUAL_STACK, DUAL_STACK_NODE_PORT, FILE_LEN, MYSQL, NGINX, PACKETS, PACKETS_SINK,
+    self, DUAL_STACK, DUAL_STACK_NODE_PORT, FILE_LEN, LOAD_BALANCER_IP, MYSQL, NGINX, PACKETS, PACKETS_SINK,
     SampleCluster, UDP_ECHO,
 };
 use super::topology::{GATEWAY_UPLINK, Host, ipv6_of};

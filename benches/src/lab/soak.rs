@@ -2,8 +2,8 @@
 //! families. The same seed makes the same choices; how they meet is up to the machine.
 
 mod actions;
-mod memory;
 mod leftovers;
+mod memory;
 
 use std::path::Path;
 use std::time::Duration;
@@ -84,7 +84,10 @@ pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakR
         let name = actions.next(&mut bed)?;
         memory.sample(&bed)?;
         let left = deadline.saturating_duration_since(clock::now()).as_secs();
-        print_progress(&format!("{name}; {left} s left, {} answers so far", web.exchanges() + streams.exchanges()));
+        print_progress(&format!(
+            "{name}; {left} s left, {} answers so far",
+            web.exchanges() + streams.exchanges()
+        ));
     }
     actions.restore_backends(&mut bed)?;
     web.await_answers()?;

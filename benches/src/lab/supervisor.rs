@@ -118,7 +118,12 @@ impl LabKind {
 
 /// Starts the lab in the background, by `BINARY lab supervise`, and waits until it is ready. `progress` is told what is
 /// awaited.
-pub fn up(instance: &LabInstance, binary: &Path, kind: LabKind, mut progress: impl FnMut(&str)) -> Result<UpOutcome> {
+pub fn up(
+    instance: &LabInstance,
+    binary: &Path,
+    kind: LabKind,
+    mut progress: impl FnMut(&str),
+) -> Result<UpOutcome> {
     if kind == LabKind::Kubernetes {
         // Said here and at once, not by the end of a log.
         Programs::find()?;
@@ -139,7 +144,8 @@ pub fn up(instance: &LabInstance, binary: &Path, kind: LabKind, mut progress: im
         return Ok(UpOutcome::AlreadyRunning(state));
     }
     instance.remove_leftovers()?;
-    let log = File::create(instance.log()).map_err(Error::io(format!("write {}", instance.log().display())))?;
+    let log =
+        File::create(instance.log()).map_err(Error::io(format!("write {}", instance.log().display())))?;
     let errors = log.try_clone().map_err(Error::io("share the supervisor's log"))?;
     // A session of its own: the terminal may go.
     let mut command = Command::new("setsid");
@@ -211,7 +217,12 @@ pub fn supervise(instance: &LabInstance, binary: &Path, kind: LabKind, stop: &St
     outcome
 }
 
-fn run_with_manifests(instance: &LabInstance, binary: &Path, stop: &Stop, state: &mut LabState) -> Result<()> {
+fn run_with_manifests(
+    instance: &LabInstance,
+    binary: &Path,
+    stop: &Stop,
+    state: &mut LabState,
+) -> Result<()> {
     let mut cluster = SampleCluster::build_network()?;
     cluster.start_servers()?;
     interrupt::check(stop)?;
@@ -223,7 +234,12 @@ fn run_with_manifests(instance: &LabInstance, binary: &Path, stop: &Stop, state:
     restart_until_stopped(cluster.gateway_mut()?, stop)
 }
 
-fn run_with_kubernetes(instance: &LabInstance, binary: &Path, stop: &Stop, state: &mut LabState) -> Result<()> {
+fn run_with_kubernetes(
+    instance: &LabInstance,
+    binary: &Path,
+    stop: &Stop,
+    state: &mut LabState,
+) -> Result<()> {
     let mut cluster = KubernetesCluster::start(ClusterOptions::default(), |doing| {
         state.doing = Some(doing.to_owned());
         // Who waits for it sees less; nothing else is lost.

@@ -70,16 +70,22 @@ pub fn serve() -> Result<ExitCode> {
         ));
     }
     prepare()?;
-    let line =
-        File::options().read(true).write(true).open(SERIAL_PORT).map_err(Error::io(format!("open {SERIAL_PORT}")))?;
-    let mut settings = tcgetattr(&line).map_err(Error::errno(format!("read the settings of {SERIAL_PORT}")))?;
+    let line = File::options()
+        .read(true)
+        .write(true)
+        .open(SERIAL_PORT)
+        .map_err(Error::io(format!("open {SERIAL_PORT}")))?;
+    let mut settings =
+        tcgetattr(&line).map_err(Error::errno(format!("read the settings of {SERIAL_PORT}")))?;
     cfmakeraw(&mut settings);
     tcsetattr(&line, SetArg::TCSANOW, &settings).map_err(Error::errno(format!("set up {SERIAL_PORT}")))?;
 
     let mut replies = line.try_clone().map_err(Error::io(format!("share {SERIAL_PORT}")))?;
     let mut answer = move |reply: &Reply| -> Result<()> {
         let text = serde_json::to_string(reply).expect("a reply has string keys");
-        replies.write_all(format!("{text}\n").as_bytes()).map_err(Error::io(format!("write to {SERIAL_PORT}")))
+        replies
+            .write_all(format!("{text}\n").as_bytes())
+            .map_err(Error::io(format!("write to {SERIAL_PORT}")))
     };
     // The outside waits for this one.
     answer(&Reply::done("ready"))?;

@@ -126,7 +126,7 @@ impl Machine {
     /// Runs a program inside and returns how it ended, whatever it says.
     pub fn run(&self, command: &[&str], limit: Duration) -> Result<Output> {
         let request = Request::Run { command: words(command), seconds: limit.as_secs() };
-        let Reply { code, output, errors } = self.request(\&request, limit)?;
+        let Reply { code, output, errors } = self.request(&request, limit)?;
         Ok(Output { code, output, errors })
     }
 

@@ -76,7 +76,8 @@ impl TestProgram {
         // A program that runs its tests by itself is one test.
         let has_harness = ended.output.lines().any(|line| line.starts_with("running "));
         let tests = if has_harness { tests } else { vec![(self.name(), ended.code == Some(0))] };
-        let is_success = ended.code == Some(0) && !tests.is_empty() && tests.iter().all(|(_, passed)| *passed);
+        let is_success =
+            ended.code == Some(0) && !tests.is_empty() && tests.iter().all(|(_, passed)| *passed);
         let said = format!("{}\n{}", ended.output, ended.errors);
         let console = last_lines(&machine.console(), 10);
         let failed = tests.iter().filter(|(_, passed)| !passed).count();

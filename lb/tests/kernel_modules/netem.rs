@@ -93,7 +93,8 @@ fn datagrams_that_are_duplicated_or_reordered_arrive_as_such_and_unchanged() -> 
             grace: LIMIT,
             ..UdpOptions::new(target, 100, Duration::from_secs(3))
         };
-        let report = lab.client().enter(|| udp::run(&options, ProgressOutput::Nothing, &Stop::default()))??;
+        let report =
+            lab.client().enter(|| udp::run(&options, ProgressOutput::Nothing, &Stop::default()))??;
         let bad = (report.lost, report.mismatches, report.foreign, report.send_failures);
         assert_eq!((report.sent, bad), (300, (0, 0, 0, 0)), "{report:?}");
         assert!(report.duplicates > 0 && report.reordered > 0, "{report:?}");

@@ -92,8 +92,10 @@ impl Served {
                     grace: LIMIT,
                     ..UdpOptions::new(target, 20, Duration::from_secs(1))
                 };
-                let report =
-                    self.lab.client().enter(|| udp::run(&options, ProgressOutput::Nothing, &Stop::default()))??;
+                let report = self
+                    .lab
+                    .client()
+                    .enter(|| udp::run(&options, ProgressOutput::Nothing, &Stop::default()))??;
                 let bad = (report.lost, report.mismatches, report.duplicates, report.send_failures);
                 assert_eq!(
                     (report.sent, bad),

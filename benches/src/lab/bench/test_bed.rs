@@ -145,7 +145,8 @@ impl TestBed {
             }
             let duration = options.measure + 2 * MARGIN;
             thread::scope(|scope| {
-                let sender = scope.spawn(|| generator.run_for(duration, duration, ProgressOutput::Nothing, stop));
+                let sender =
+                    scope.spawn(|| generator.run_for(duration, duration, ProgressOutput::Nothing, stop));
                 thread::sleep(MARGIN);
                 let rate = self.sink.measure(options.measure)?;
                 let report = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;

@@ -81,7 +81,8 @@ impl Drop for AnswerWatch {
 
 /// Sends until every target has answered as wanted, and returns when the last did; `None` if stopped before.
 async fn watch(targets: Vec<SocketAddrV4>, wanted: Rc<str>, stop: Stop) -> Option<Instant> {
-    let mut open: Vec<_> = targets.into_iter().map(|target| (target, Rc::new(FirstAnswer::default()))).collect();
+    let mut open: Vec<_> =
+        targets.into_iter().map(|target| (target, Rc::new(FirstAnswer::default()))).collect();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = None;

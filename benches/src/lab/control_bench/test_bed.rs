@@ -94,7 +94,10 @@ impl TestBed {
     /// Creates all Services, the measured ones on the first backend.
     pub(super) fn create_services(&self, options: &ControlBenchOptions) -> Result<()> {
         let others = options.services.saturating_sub(MEASURED);
-        print_line(format!("creating {} Services with {} endpoints each", options.services, options.endpoints));
+        print_line(format!(
+            "creating {} Services with {} endpoints each",
+            options.services, options.endpoints
+        ));
         bulk::create(
             &self.client(),
             &BulkOptions {

@@ -23,7 +23,8 @@ pub struct Programs {
 impl Programs {
     /// Finds all of them; an error says in one sentence what is missing.
     pub fn find() -> Result<Self> {
-        let kubernetes = env::var_os(OVERRIDE_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_PATH), PathBuf::from);
+        let kubernetes =
+            env::var_os(OVERRIDE_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_PATH), PathBuf::from);
         if !kubernetes.is_file() {
             return Err(Error::State(format!(
                 "the Kubernetes control plane is not built ({} is missing): run `make kubernetes`",

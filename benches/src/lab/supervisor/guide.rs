@@ -19,7 +19,10 @@ impl LabState {
             format!("my-nginx             http://{nginx}/ (ClusterIP)"),
             format!("my-nginx-nodeport    http://{node_port}/ (NodePort)"),
             format!("mysql                {mysql}"),
-            format!("my-nginx-dual-stack  http://{LOAD_BALANCER_IP}/ http://[{}]/ (LoadBalancer)", ipv6_of(LOAD_BALANCER_IP)),
+            format!(
+                "my-nginx-dual-stack  http://{LOAD_BALANCER_IP}/ http://[{}]/ (LoadBalancer)",
+                ipv6_of(LOAD_BALANCER_IP)
+            ),
         ];
         if let Some(manifests) = &self.manifests {
             lines.push(format!("manifests            {}", manifests.display()));

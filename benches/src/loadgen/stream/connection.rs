@@ -138,7 +138,8 @@ async fn read_line(stream: &mut TcpStream) -> Result<String, StreamError> {
             _ => return Err(StreamError::BadAnswer("the greeting has no end".into())),
         }
     }
-    String::from_utf8(line).map_err(|error| StreamError::BadAnswer(format!("the greeting is no text: {error}")))
+    String::from_utf8(line)
+        .map_err(|error| StreamError::BadAnswer(format!("the greeting is no text: {error}")))
 }
 
 pub(super) struct HttpConnection {

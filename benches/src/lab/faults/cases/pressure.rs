@@ -78,7 +78,8 @@ fn ports_exhausted(context: &CaseContext<'_>, result: &mut CaseResult) -> Result
 fn recover(bed: &TestBed, target: SocketAddr, workload: &Workload, result: &mut CaseResult) -> Result<()> {
     let begin = clock::now();
     loop {
-        let fresh = new_connections_work(bed.client(), target, &workload.exchange, Duration::from_millis(300))?;
+        let fresh =
+            new_connections_work(bed.client(), target, &workload.exchange, Duration::from_millis(300))?;
         if fresh.failures() == 0 && fresh.exchanges > 0 {
             result.record("recovered_ms", begin.elapsed().as_secs_f64() * 1e3);
             return Ok(());

@@ -85,7 +85,9 @@ async fn bind(pods: &Api<Pod>, name: &str, node: &str) -> kube::Result<Status> {
 }
 
 /// Tries until the API server answers; its refusals are final. A pod that is gone needs nothing any more.
-async fn retry_until_answered<T, F: Future<Output = kube::Result<T>>>(request: impl Fn() -> F) -> kube::Result<()> {
+async fn retry_until_answered<T, F: Future<Output = kube::Result<T>>>(
+    request: impl Fn() -> F,
+) -> kube::Result<()> {
     loop {
         match request().await {
             Ok(_) => return Ok(()),
