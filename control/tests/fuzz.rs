@@ -13,7 +13,7 @@ use dns::{Served, one_web, query};
 use flowgate_control::model::{Desired, Key, Kind, NetState};
 use flowgate_control::source::{convert, manifests};
 use flowgate_control::{CompileConfig, ObjectRef, Role, Severity, compile};
-use flowgate_fuzz::{Rng, Seen, Target, seen};
+use flowgate_fuzz::{Feature, Rng, Target, feature};
 use flowgate_tables::Tables;
 use hickory_proto::op::{Message, MessageType};
 use hickory_proto::rr::RecordType;
@@ -79,11 +79,11 @@ fn whatever_a_file_holds_it_is_read_and_compiled_and_spoils_no_other() {
     let good = "{apiVersion: v1, kind: Service, metadata: {name: good, namespace: a}, spec: {clusterIP: 10.96.9.9, ports: [{port: 80}]}}";
     fs::write(dir.path().join("0-good.yaml"), good).unwrap();
     Target::new("manifests", env!("CARGO_MANIFEST_DIR"))
-        .words(WORDS)
+        .dictionary(WORDS)
         .run(make, |input| read_and_compile(dir.path(), input));
 }
 
-fn read_and_compile(dir: &Path, input: &[u8]) -> Seen {
+fn read_and_compile(dir: &Path, input: &[u8]) -> Feature {
     let mut all = Vec::new();
     for (name, other) in [("1-any.yaml", "1-any.json"), ("1-any.json", "1-any.yaml")] {
         let _ = fs::remove_file(dir.join(other));
@@ -96,7 +96,7 @@ fn read_and_compile(dir: &Path, input: &[u8]) -> Seen {
         assert!(good, "the good Service beside it is served");
         all.push((findings, snapshot.ignored, tables.services.services().len()));
     }
-    seen(&all)
+    feature(&all)
 }
 
 fn compiled(desired: &Desired) -> (Tables, usize) {
@@ -136,9 +136,9 @@ fn whatever_the_api_server_sends_it_is_accepted_or_refused_with_a_reason() {
             compiled(&desired);
         }
         let reasons: Vec<String> = findings.iter().map(|(_, reason)| without_names(reason)).collect();
-        seen(&(kind.name(), reasons))
+        feature(&(kind.name(), reasons))
     };
-    Target::new("kube", env!("CARGO_MANIFEST_DIR")).words(WORDS).run(make, check);
+    Target::new("kube", env!("CARGO_MANIFEST_DIR")).dictionary(WORDS).run(make, check);
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn whatever_a_client_sends_the_name_server_goes_on_answering() {
 }
 
 /// Sends any bytes, then a question that must be answered, and looks at what came back before.
-fn ask(socket: &UdpSocket, input: &[u8]) -> Seen {
+fn ask(socket: &UdpSocket, input: &[u8]) -> Feature {
     let mut probe = query("web.default.svc.cluster.local.", RecordType::A);
     // Answers to earlier bytes may still come: the probe is told by a number of its own.
     probe.metadata.id = next_id();
@@ -182,7 +182,7 @@ fn ask(socket: &UdpSocket, input: &[u8]) -> Seen {
         assert_eq!(answer.metadata.message_type, MessageType::Response);
         assert!(len <= 1232, "{len} bytes in a datagram");
         if answer.metadata.id == probe.metadata.id && answer.queries == probe.queries {
-            return seen(&codes);
+            return feature(&codes);
         }
         codes.push(format!("{:?} {}", answer.metadata.response_code, answer.answers.len()));
     }

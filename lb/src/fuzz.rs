@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use flowgate_fuzz::{Rng, Seen, Target, seen};
+use flowgate_fuzz::{Feature, Rng, Target, feature};
 
 use crate::admin::{AdminServer, Answer, Answerer, Question};
 use crate::config::{Config, Overrides};
@@ -52,18 +52,20 @@ fn whatever_a_configuration_holds_it_is_taken_or_refused_with_place_and_reason()
         0 => sample.to_vec(),
         _ => (0..random.usize(1..9)).flat_map(|_| KEYS[random.usize(..KEYS.len())]).copied().collect(),
     };
-    Target::new("config", env!("CARGO_MANIFEST_DIR")).words(KEYS).run(make, |text| load(file.path(), text));
+    Target::new("config", env!("CARGO_MANIFEST_DIR"))
+        .dictionary(KEYS)
+        .run(make, |text| load(file.path(), text));
 }
 
-fn load(path: &Path, text: &[u8]) -> Seen {
+fn load(path: &Path, text: &[u8]) -> Feature {
     std::fs::write(path, text).unwrap();
     match Config::load(Some(path), Overrides::default()) {
-        Ok(_) => seen(&"taken"),
+        Ok(_) => feature(&"taken"),
         Err(error) => {
             let words = error.to_string();
             assert!(words.contains(&path.display().to_string()), "without its place: {words}");
             let kind: String = words.chars().filter(|c| c.is_ascii_alphabetic()).rev().take(30).collect();
-            seen(&kind)
+            feature(&kind)
         }
     }
 }
@@ -106,7 +108,7 @@ fn whatever_is_asked_on_the_admin_socket_each_line_gets_an_answer() {
     served.join().unwrap();
 }
 
-fn ask(path: &Path, input: &[u8]) -> Seen {
+fn ask(path: &Path, input: &[u8]) -> Feature {
     let mut stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     stream.write_all(input).unwrap();
@@ -123,5 +125,5 @@ fn ask(path: &Path, input: &[u8]) -> Seen {
         let Ok(Answer::Error(words)) = serde_json::from_str(line) else { panic!("no answer: {line}") };
         words.chars().filter(|c| c.is_ascii_alphabetic()).take(40).collect::<String>()
     };
-    seen(&answers.iter().map(shape).collect::<Vec<_>>())
+    feature(&answers.iter().map(shape).collect::<Vec<_>>())
 }

@@ -1,9 +1,9 @@
-//! The loop of the fuzz targets: a corpus that is replayed, then inputs that are made, broken and tried.
+//! The fuzz loop on stable Rust: replay the corpus, then generate and mutate inputs until the time is over.
 //!
-//! Inputs are bytes. A target makes new ones from random numbers and says of each what it saw: an input
-//! that shows something new joins the pool that later ones are bred from. One that panics is made smaller,
-//! kept in the corpus of its target (`tests/corpus/NAME/` of the package) and ends the test. `cargo test`
-//! replays the corpora and tries for a moment; `make fuzz` shares `FUZZ_SECONDS` among all targets.
+//! Inputs are bytes. A target generates new ones and reduces what each did to a [`Feature`], in place of coverage
+//! instrumentation: an input with a new feature joins the pool that later inputs are mutated from. One that panics is
+//! minimized, written to the corpus of its target (`tests/corpus/NAME/` of the package) and fails the test. `cargo
+//! test` replays the corpora and fuzzes briefly; `make fuzz` divides `FUZZ_SECONDS` among all targets.
 #![forbid(unsafe_code)]
 
 mod mutate;
@@ -24,13 +24,13 @@ pub use fastrand::Rng;
 pub const TARGETS: [&str; 10] =
     ["admin", "config", "dns", "flow_table", "frames", "headers", "kube", "manifests", "netlink", "trace"];
 
-/// What an input showed: inputs with the same value are alike to the target.
-pub type Seen = u64;
+/// A hash of what the target did with an input. Inputs with the same feature are equivalent.
+pub type Feature = u64;
 
-/// Boils down anything that can be hashed to what was seen.
-pub fn seen(what: &impl Hash) -> Seen {
+/// The feature of anything that can be hashed.
+pub fn feature(observed: &impl Hash) -> Feature {
     let mut hasher = DefaultHasher::new();
-    what.hash(&mut hasher);
+    observed.hash(&mut hasher);
     hasher.finish()
 }
 
@@ -39,60 +39,59 @@ pub fn seen(what: &impl Hash) -> Seen {
 pub struct Target {
     name: &'static str,
     corpus: PathBuf,
-    words: &'static [&'static [u8]],
+    dictionary: &'static [&'static [u8]],
 }
 
 impl Target {
     /// The target `name` of the package in `manifest_dir`.
     ///
     /// # Panics
-    /// The name is not in [`TARGETS`].
+    /// If the name is not in [`TARGETS`].
     pub fn new(name: &'static str, manifest_dir: &str) -> Self {
         assert!(TARGETS.contains(&name), "{name} is in no list of targets, so it would get no time");
         let corpus = PathBuf::from(manifest_dir).join("tests/corpus").join(name);
-        Self { name, corpus, words: &[] }
+        Self { name, corpus, dictionary: &[] }
     }
 
-    /// Pieces that inputs are likely to hold.
+    /// Tokens that mutation inserts, such as keywords of the format.
     #[must_use]
-    pub fn words(self, words: &'static [&'static [u8]]) -> Self {
-        Self { words, ..self }
+    pub fn dictionary(self, dictionary: &'static [&'static [u8]]) -> Self {
+        Self { dictionary, ..self }
     }
 
-    /// Replays the corpus, then tries inputs until the target's time is over: some from `make`, the others
-    /// bred from those that showed something new to `check`, which panics at what must not be.
+    /// Replays the corpus, then tries inputs until the target's time is over: some from `make`, the others mutated
+    /// from inputs with a new feature. `check` panics if an invariant does not hold.
     ///
     /// # Panics
-    /// An input makes `check` panic, or the corpus is missing or empty.
-    pub fn run(&self, mut make: impl FnMut(&mut Rng) -> Vec<u8>, mut check: impl FnMut(&[u8]) -> Seen) {
+    /// If an input makes `check` panic, or the corpus is missing or empty.
+    pub fn run(&self, mut make: impl FnMut(&mut Rng) -> Vec<u8>, mut check: impl FnMut(&[u8]) -> Feature) {
         let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
         let seed = number("FUZZ_SEED").unwrap_or_else(|| fastrand::u64(..));
         let mut random = Rng::with_seed(seed);
-        let mut pool = self.kept();
-        let mut news: HashSet<Seen> = HashSet::new();
+        let mut pool = self.read_corpus();
+        let mut features: HashSet<Feature> = HashSet::new();
         for input in &pool {
-            news.insert(self.attempt(input, seed, &mut check));
+            features.insert(self.attempt(input, seed, &mut check));
         }
-        let deadline = now() + share(number("FUZZ_SECONDS"));
+        let deadline = now() + time_share(number("FUZZ_SECONDS"));
         let mut tried = 0_u64;
         while now() < deadline {
             for _ in 0..16 {
                 let input = match random.u8(..4) {
                     0 => make(&mut random),
-                    1 => mutated(&make(&mut random), &pool, self.words, &mut random),
-                    _ => mutated(&pool[random.usize(..pool.len())], &pool, self.words, &mut random),
+                    1 => mutated(&make(&mut random), &pool, self.dictionary, &mut random),
+                    _ => mutated(&pool[random.usize(..pool.len())], &pool, self.dictionary, &mut random),
                 };
-                if news.insert(self.attempt(&input, seed, &mut check)) && pool.len() < POOL_MAX {
+                if features.insert(self.attempt(&input, seed, &mut check)) && pool.len() < POOL_MAX {
                     pool.push(input);
                 }
                 tried += 1;
             }
         }
-        self.report(tried, news.len(), seed);
+        self.report(tried, features.len(), seed);
     }
 
-    /// The inputs of the corpus.
-    fn kept(&self) -> Vec<Vec<u8>> {
+    fn read_corpus(&self) -> Vec<Vec<u8>> {
         let entries = fs::read_dir(&self.corpus);
         let entries = entries.unwrap_or_else(|error| panic!("{}: {error}", self.corpus.display()));
         let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -102,25 +101,25 @@ impl Target {
         inputs
     }
 
-    fn attempt(&self, input: &[u8], seed: u64, check: &mut impl FnMut(&[u8]) -> Seen) -> Seen {
+    fn attempt(&self, input: &[u8], seed: u64, check: &mut impl FnMut(&[u8]) -> Feature) -> Feature {
         match catch_unwind(AssertUnwindSafe(|| check(input))) {
-            Ok(seen) => seen,
+            Ok(feature) => feature,
             Err(panic) => {
-                let smallest = smaller(input, check);
-                let path = self.corpus.join(format!("crash-{:016x}", seen(&smallest)));
-                let kept = fs::write(&path, &smallest);
+                let smallest = minimized(input, check);
+                let path = self.corpus.join(format!("crash-{:016x}", feature(&smallest)));
+                let written = fs::write(&path, &smallest);
                 let text = String::from_utf8_lossy(&smallest);
                 eprintln!("{}: FUZZ_SEED={seed}: {} bytes: {text:?}", self.name, smallest.len());
-                eprintln!("{}: {}: {kept:?}", self.name, path.display());
+                eprintln!("{}: {}: {written:?}", self.name, path.display());
                 resume_unwind(panic)
             }
         }
     }
 
-    /// A line for whoever adds the targets up.
-    fn report(&self, inputs: u64, seen: usize, seed: u64) {
+    /// Prints a line of JSON, and appends it to the file `FUZZ_REPORT` where `make fuzz` sums the targets up.
+    fn report(&self, inputs: u64, features: usize, seed: u64) {
         let line = format!(
-            "{{\"target\":\"{}\",\"inputs\":{inputs},\"behaviours\":{seen},\"seed\":{seed}}}",
+            "{{\"target\":\"{}\",\"inputs\":{inputs},\"behaviours\":{features},\"seed\":{seed}}}",
             self.name
         );
         eprintln!("{line}");
@@ -132,11 +131,11 @@ impl Target {
     }
 }
 
-/// Leaves out what the panic does not need.
-fn smaller(input: &[u8], check: &mut impl FnMut(&[u8]) -> Seen) -> Vec<u8> {
+/// Removes ever smaller pieces, as long as the input still panics (delta debugging).
+fn minimized(input: &[u8], check: &mut impl FnMut(&[u8]) -> Feature) -> Vec<u8> {
     let mut best = input.to_vec();
     let mut piece = best.len().div_ceil(2).max(1);
-    let until = now() + SHRINK_FOR;
+    let until = now() + MINIMIZE_LIMIT;
     loop {
         let mut at = 0;
         while at < best.len() && now() < until {
@@ -155,11 +154,11 @@ fn smaller(input: &[u8], check: &mut impl FnMut(&[u8]) -> Seen) -> Vec<u8> {
     }
 }
 
-/// The share of one target in all the time there is.
-fn share(all_seconds: Option<u64>) -> Duration {
+/// The time of one target: an even share of `FUZZ_SECONDS`.
+fn time_share(all_seconds: Option<u64>) -> Duration {
     match all_seconds {
         Some(seconds) => Duration::from_secs(seconds) / u32::try_from(TARGETS.len()).unwrap_or(1),
-        None => A_MOMENT,
+        None => DEFAULT_TIME,
     }
 }
 
@@ -168,13 +167,13 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// How long a target tries without `FUZZ_SECONDS`.
-const A_MOMENT: Duration = Duration::from_millis(300);
+/// Time of a target without `FUZZ_SECONDS`.
+const DEFAULT_TIME: Duration = Duration::from_millis(300);
 
-/// How long a panicking input is made smaller.
-const SHRINK_FOR: Duration = Duration::from_secs(5);
+/// Time limit of minimizing.
+const MINIMIZE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Inputs that others are bred from, at most.
+/// Largest number of inputs to mutate from.
 const POOL_MAX: usize = 4096;
 
 #[cfg(test)]
@@ -187,12 +186,12 @@ mod tests {
             assert!(!input.contains(&7) || !input.contains(&9));
             0
         };
-        assert_eq!(smaller(&[1, 2, 7, 3, 4, 5, 9, 9, 6], &mut check), [7, 9]);
+        assert_eq!(minimized(&[1, 2, 7, 3, 4, 5, 9, 9, 6], &mut check), [7, 9]);
     }
 
     #[test]
     fn all_targets_share_the_time() {
-        assert_eq!(share(Some(60)), Duration::from_secs(6));
-        assert_eq!(share(None), A_MOMENT);
+        assert_eq!(time_share(Some(60)), Duration::from_secs(6));
+        assert_eq!(time_share(None), DEFAULT_TIME);
     }
 }

@@ -1,21 +1,21 @@
-//! Breaking inputs: one to eight small changes each.
+//! Mutation: one to eight small changes of an input.
 
 use fastrand::Rng;
 
-/// Numbers at the edges of what fields can hold.
+/// Boundary values of integer fields.
 const EDGES: [u64; 12] = [0, 1, 7, 8, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, u64::MAX];
 
-/// An input made from another.
-pub(crate) fn mutated(input: &[u8], pool: &[Vec<u8>], words: &[&[u8]], random: &mut Rng) -> Vec<u8> {
+/// A mutated copy; pieces are spliced in from `pool` and `dictionary`.
+pub(crate) fn mutated(input: &[u8], pool: &[Vec<u8>], dictionary: &[&[u8]], random: &mut Rng) -> Vec<u8> {
     let mut bytes = input.to_vec();
     for _ in 0..=random.usize(..4) * random.usize(..3) {
-        change(&mut bytes, pool, words, random);
+        change(&mut bytes, pool, dictionary, random);
     }
     bytes.truncate(LEN_MAX);
     bytes
 }
 
-fn change(bytes: &mut Vec<u8>, pool: &[Vec<u8>], words: &[&[u8]], random: &mut Rng) {
+fn change(bytes: &mut Vec<u8>, pool: &[Vec<u8>], dictionary: &[&[u8]], random: &mut Rng) {
     if bytes.is_empty() {
         bytes.push(random.u8(..));
         return;
@@ -47,8 +47,8 @@ fn change(bytes: &mut Vec<u8>, pool: &[Vec<u8>], words: &[&[u8]], random: &mut R
             let to = random.usize(from..=other.len().min(from + 40));
             bytes.splice(at..at, other[from..to].iter().copied());
         }
-        10 if !words.is_empty() => {
-            let word = words[random.usize(..words.len())];
+        10 if !dictionary.is_empty() => {
+            let word = dictionary[random.usize(..dictionary.len())];
             let end = if random.bool() { at } else { (at + word.len()).min(bytes.len()) };
             bytes.splice(at..end, word.iter().copied());
         }

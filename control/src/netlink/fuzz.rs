@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flowgate_fuzz::{Rng, Seen, Target, seen};
+use flowgate_fuzz::{Feature, Rng, Target, feature};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
@@ -172,7 +172,7 @@ fn neighbour(choices: &mut Choices<'_>) -> NeighbourMessage {
 }
 
 /// Takes messages in and makes a state of them.
-fn check(bytes: &[u8]) -> Seen {
+fn check(bytes: &[u8]) -> Feature {
     let mut choices = Choices(bytes);
     let mut kernel = KernelState::default();
     let mut story = Vec::new();
@@ -193,7 +193,7 @@ fn check(bytes: &[u8]) -> Seen {
         &state.neighbours,
     );
     assert!(routing.is_ok(), "tables can be built of it: {routing:?}");
-    seen(&(story, interfaces, state.routes.len(), state.neighbours.len()))
+    feature(&(story, interfaces, state.routes.len(), state.neighbours.len()))
 }
 
 fn take(choices: &mut Choices<'_>, kernel: &mut KernelState) -> String {

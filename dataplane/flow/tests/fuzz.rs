@@ -9,7 +9,7 @@ use flowgate_flow::{
     Direction, FlowAddress, FlowTable, FlowView, HashKey, Inserted, NewFlow, NextHopRef, Sweep, TcpPhase,
     Tick, Timeouts,
 };
-use flowgate_fuzz::{Rng, Seen, Target, seen};
+use flowgate_fuzz::{Feature, Rng, Target, feature};
 use flowgate_wire::{FiveTuple, L4Port, Protocol, TcpFlags, Translation};
 
 #[test]
@@ -18,7 +18,7 @@ fn any_sequence_of_operations_ends_as_it_does_in_a_list() {
     let check = |script: &[u8]| {
         let v4 = play(script, |n| Ipv4Addr::from_bits(0x0a00_0000 + n));
         let v6 = play(script, |n| Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(n)));
-        seen(&(v4, v6))
+        feature(&(v4, v6))
     };
     Target::new("flow_table", env!("CARGO_MANIFEST_DIR")).run(script, check);
 }
@@ -43,7 +43,7 @@ struct Pair<A: FlowAddress> {
 }
 
 /// Plays a script of four bytes an operation: what, on which flow, with what.
-fn play<A: FlowAddress>(script: &[u8], addr: impl Fn(u32) -> A) -> Seen {
+fn play<A: FlowAddress>(script: &[u8], addr: impl Fn(u32) -> A) -> Feature {
     let table =
         FlowTable::new(1, HashKey(std::array::from_fn(|i| 0x9e37_79b9_7f4a_7c15 ^ i as u64))).unwrap();
     let sweep = Sweep::new(&table, 0, 1);
@@ -66,7 +66,7 @@ fn play<A: FlowAddress>(script: &[u8], addr: impl Fn(u32) -> A) -> Seen {
         story.push(outcome);
     }
     story.dedup();
-    seen(&story)
+    feature(&story)
 }
 
 /// The tuples of a flow: a few hundred clients, and few enough answers for them to collide.

@@ -13,7 +13,7 @@ use flowgate_dataplane::exhaustion::ExhaustionReporter;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{Pipeline, Verdict, Worker, WorkerConfig, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows};
-use flowgate_fuzz::{Rng, Seen, seen};
+use flowgate_fuzz::{Feature, Rng, feature};
 use flowgate_tables::{InterfaceId, Publisher, Tables};
 
 use crate::model::checksums::judge_translation;
@@ -46,7 +46,7 @@ pub(crate) fn script(random: &mut Rng) -> Vec<u8> {
 }
 
 /// Plays a script and looks at everything that happens.
-pub(crate) fn check(script: &[u8]) -> Seen {
+pub(crate) fn check(script: &[u8]) -> Feature {
     let Some((world, mut rest)) = script.split_first() else { return 0 };
     let worlds = worlds();
     let (setup, tables) = &worlds[usize::from(*world) % worlds.len()];
@@ -59,7 +59,7 @@ pub(crate) fn check(script: &[u8]) -> Seen {
         let pause = [0, 1, 5_000, 40_000][usize::from(arrival >> 1) % 4];
         gateway.receive(InterfaceId(arrival & 1), frame, pause, &mut story);
     }
-    seen(&story)
+    feature(&story)
 }
 
 /// A few worlds and their tables.

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use flowgate_fuzz::{Rng, Seen, seen};
+use flowgate_fuzz::{Feature, Rng, feature};
 use flowgate_wire::refusal::{IcmpError, REFUSAL_LEN_MAX, refuse, report};
 use flowgate_wire::{
     Address, EtherAddrs, EtherType, FiveTuple, L4Port, MacAddr, Packet, Parsed, Protocol, Translation,
@@ -30,17 +30,17 @@ pub(crate) fn frame(random: &mut Rng) -> Vec<u8> {
 }
 
 /// Parses and, if it is a packet of ours, does everything to it that a pipeline may do.
-pub(crate) fn check(frame: &[u8]) -> Seen {
+pub(crate) fn check(frame: &[u8]) -> Feature {
     match EtherType::of(frame) {
         Some(EtherType::Ipv4) => check_family::<Ipv4Addr>(frame, Ipv4Addr::new(192, 0, 2, 99)),
         Some(EtherType::Ipv6) => {
             check_family::<Ipv6Addr>(frame, Ipv6Addr::new(0x2001, 0xdb8, 9, 9, 9, 9, 9, 9))
         }
-        other => seen(&format!("{other:?}")),
+        other => feature(&format!("{other:?}")),
     }
 }
 
-fn check_family<A: Address>(frame: &[u8], other: A) -> Seen {
+fn check_family<A: Address>(frame: &[u8], other: A) -> Feature {
     let datagram = A::datagram(frame);
     if let Ok(datagram) = &datagram {
         assert!(usize::from(datagram.l3_offset) + usize::from(datagram.ip_len()) <= frame.len());
@@ -53,7 +53,7 @@ fn check_family<A: Address>(frame: &[u8], other: A) -> Seen {
         }
     }
     let parsed = A::parse(frame);
-    let Ok(Parsed::L4(packet)) = &parsed else { return seen(&format!("{parsed:?} {}", datagram.is_ok())) };
+    let Ok(Parsed::L4(packet)) = &parsed else { return feature(&format!("{parsed:?} {}", datagram.is_ok())) };
     assert!(usize::from(packet.l4_offset) + usize::from(packet.l4_len) <= frame.len());
     agrees(frame, packet);
     let mut out = [0; REFUSAL_LEN_MAX];
@@ -62,7 +62,10 @@ fn check_family<A: Address>(frame: &[u8], other: A) -> Seen {
         there_and_back(frame, packet, other);
     }
     let options = packet.l4_offset - packet.l3_offset;
-    seen(&format!("{} {} {} {refused:?} {options}", packet.tuple.protocol, packet.tcp_flags.0, packet.l4_len))
+    feature(&format!(
+        "{} {} {} {refused:?} {options}",
+        packet.tuple.protocol, packet.tcp_flags.0, packet.l4_len
+    ))
 }
 
 /// Another implementation must read the same.

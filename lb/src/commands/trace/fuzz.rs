@@ -1,7 +1,7 @@
 //! Lines that are no packets, as a fuzz target: each is traced or answered with its error.
 
 use flowgate_control::model::Desired;
-use flowgate_fuzz::{Rng, Seen, Target, seen};
+use flowgate_fuzz::{Feature, Rng, Target, feature};
 
 use super::{CompileConfig, LocalPods, NetState, Role, Tables, compile, read_packet, trace_one};
 
@@ -36,10 +36,10 @@ fn whatever_a_line_holds_it_is_traced_or_its_error_is_told() {
         format!(r#"{{"id":{a},"proto":"tcp","src":"{src}:{}","dst":"{dst}:80"}}"#, random.u16(..))
             .into_bytes()
     };
-    Target::new("trace", env!("CARGO_MANIFEST_DIR")).words(WORDS).run(make, |line| check(&tables, line));
+    Target::new("trace", env!("CARGO_MANIFEST_DIR")).dictionary(WORDS).run(make, |line| check(&tables, line));
 }
 
-fn check(tables: &Tables, line: &[u8]) -> Seen {
+fn check(tables: &Tables, line: &[u8]) -> Feature {
     let Ok(line) = std::str::from_utf8(line) else { return 0 };
     match read_packet(line) {
         Ok((id, tuple)) => {
@@ -47,12 +47,12 @@ fn check(tables: &Tables, line: &[u8]) -> Seen {
             let traced = trace_one(tables, id.clone(), &tuple);
             assert_eq!(traced.id, id);
             assert!(!traced.reason.is_empty() && traced.backend.is_none());
-            seen(&(traced.verdict, traced.reason, tuple.protocol.number(), id.is_null()))
+            feature(&(traced.verdict, traced.reason, tuple.protocol.number(), id.is_null()))
         }
         Err((_, reason)) => {
             assert!(!reason.trim().is_empty());
             let kind: String = reason.chars().filter(|c| c.is_ascii_alphabetic()).take(24).collect();
-            seen(&kind)
+            feature(&kind)
         }
     }
 }
