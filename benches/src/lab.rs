@@ -1,7 +1,7 @@
 //! A network on one machine: clients, the gateway, a fabric and backends, each a network namespace.
 //!
-//! The lab starts the gateway as a user would, by its command line, and sees it only from outside. It never configures
-//! an interface that it did not make.
+//! The lab starts the gateway as a user would, by its command line, and observes it only from outside. It configures
+//! only interfaces that it created.
 
 pub mod bench;
 pub mod compare;

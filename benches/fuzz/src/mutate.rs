@@ -1,4 +1,4 @@
-//! Mutation: one to eight small changes of an input.
+//! Mutation: one to seven small changes of an input.
 
 use fastrand::Rng;
 

@@ -1,4 +1,4 @@
-//! The demonstration: the whole product against real servers, step by step, with every claim checked.
+//! `lab demo`: the product against real servers, step by step, with every claim checked.
 
 mod steps;
 
@@ -31,15 +31,15 @@ pub use steps::DemoOutcome;
 pub(super) use steps::print_line;
 
 const CONVERGENCE_LIMIT: Duration = Duration::from_secs(5);
-/// So much of the gateway's log is shown when a claim did not hold.
+/// Lines of the gateway's log to show after a failure.
 const LOG_LINES: usize = 20;
 
-/// How large the demonstration is.
+/// The size of the demonstration.
 #[derive(Debug, Clone)]
 pub struct DemoOptions {
-    /// Connections that transfer while backends come and go.
+    /// Connections that transfer while backends are added and removed.
     pub connections: usize,
-    /// How long each measurement of packets takes.
+    /// Duration of each measurement of packets.
     pub measure: Duration,
     /// Flows of the packet load.
     pub flows: u32,
@@ -51,8 +51,8 @@ impl Default for DemoOptions {
     }
 }
 
-/// Runs the demonstration. An error means that it could not go on; claims that did not hold are in the outcome.
-/// Everything that it made is gone when it returns.
+/// Runs the demonstration and removes everything it created. Failed claims are in the outcome; an error means that it
+/// could not continue.
 pub fn demo(options: &DemoOptions, flowgate: &Path, stop: &Stop) -> Result<DemoOutcome> {
     let mut steps = Steps::new(stop);
     let mut cluster = set_up(&mut steps, flowgate)?;
@@ -64,18 +64,18 @@ pub fn demo(options: &DemoOptions, flowgate: &Path, stop: &Stop) -> Result<DemoO
     views(&mut steps, &cluster, &["drops"])?;
     if steps.has_failures() {
         views(&mut steps, &cluster, &["workers"])?;
-        steps.step("the end of flowgate's log", |findings| {
+        steps.step("last lines of flowgate's log", |findings| {
             findings.detail(last_lines(&cluster.gateway()?.log(), LOG_LINES));
             Ok(())
         })?;
     }
-    steps.step("take everything down", |_| {
+    steps.step("remove everything", |_| {
         drop(cluster);
         Ok(())
     })?;
     let outcome = steps.summary();
     match outcome.failures.as_slice() {
-        [] => print_line(format!("\n{} steps, all good, in {:.1} s", outcome.passed, outcome.seconds)),
+        [] => print_line(format!("\n{} steps passed in {:.1} s", outcome.passed, outcome.seconds)),
         failures => print_line(format!(
             "\n{} FAILED in {:.1} s:\n  {}",
             failures.len(),
@@ -90,7 +90,7 @@ fn set_up(steps: &mut Steps<'_>, flowgate: &Path) -> Result<SampleCluster> {
     let mut cluster = steps.step("build the network: client, gateway, fabric, 3 backends", |findings| {
         findings
             .detail("client 192.0.2.10 - up0 192.0.2.1 [gateway] 10.244.0.1 fab0 - backends 10.244.0.11...");
-        findings.detail("and the same in IPv6: 10.244.0.11 is 2001:db8:10:244::11 as well, and so on");
+        findings.detail("each host also has an IPv6 address: 10.244.0.11 has 2001:db8:10:244::11");
         SampleCluster::build_network()
     })?;
     steps.step("start nginx in every backend, and the stand-in for mysql", |_| cluster.start_servers())?;
@@ -139,7 +139,7 @@ fn requests(steps: &mut Steps<'_>, cluster: &SampleCluster) -> Result<()> {
     })
 }
 
-/// One Service by all its addresses of both families, then UDP over IPv6.
+/// Requests to all addresses of a dual-stack Service, then UDP over IPv6.
 fn requests_of_both_families(steps: &mut Steps<'_>, cluster: &SampleCluster, stop: &Stop) -> Result<()> {
     let client = &cluster.topology().client().namespace;
     let names: Vec<_> = cluster.web_hosts().into_iter().map(|host| host.name).collect();
@@ -287,7 +287,7 @@ fn packets_per_second(
         let rate = crate::loadgen::report::per_second(arrived, seconds);
         findings.detail(format!("offered   {}", human_rate(report.offered_per_second)));
         findings.expect(arrived > 0, format!("delivered {}, {} packets", human_rate(rate), grouped(arrived)));
-        findings.detail("(one core offers all it can; counted where packets leave the gateway)");
+        findings.detail("(one core sends at full rate; packets are counted where they leave the gateway)");
         Ok(())
     })
 }
@@ -322,7 +322,7 @@ fn new_connections(client: &Namespace, target: SocketAddr, duration: Duration) -
     run_streams(client, options)
 }
 
-/// Waits until the spread of new connections is as wanted; `false` if it never is.
+/// Waits until the spread of new connections is as wanted; `false` after [`CONVERGENCE_LIMIT`].
 fn await_spread(
     client: &Namespace,
     target: SocketAddr,
@@ -355,7 +355,7 @@ fn show_spread(findings: &mut Findings, report: &StreamReport) {
     let mut line = format!("{} new connections:", report.exchanges);
     for (name, tally) in &report.by_backend {
         write!(line, "  {name} {} %", (tally.exchanges * 100 + total / 2) / total)
-            .expect("a String takes everything");
+            .expect("writing to a String cannot fail");
     }
     findings.detail(line);
 }
@@ -364,7 +364,7 @@ fn show_datagrams(findings: &mut Findings, report: &UdpReport) {
     findings.detail(report.latency.line());
     let (lost, wrong) = (report.lost, report.mismatches);
     let text = format!("{} sent, {lost} lost, {} reordered, {wrong} wrong", report.sent, report.reordered);
-    // The first datagrams of a flow may be lost while the gateway asks for its neighbour's address.
+    // The first datagrams of a flow may be lost while the gateway resolves its neighbour.
     findings.expect(report.received > 0 && lost <= u64::from(report.flows) && wrong == 0, text);
 }
 
@@ -378,12 +378,12 @@ fn show_convergence(findings: &mut Findings, happened: bool, begin: Instant, wha
     let text = if happened {
         format!("{what}, seen {:.0} ms after the manifest changed", begin.elapsed().as_secs_f64() * 1e3)
     } else {
-        format!("{what}: not within {} s", CONVERGENCE_LIMIT.as_secs())
+        format!("{what}: did not happen within {} s", CONVERGENCE_LIMIT.as_secs())
     };
     findings.expect(happened, text);
 }
 
-/// The first answer of a Service; the gateway may still be learning its neighbours.
+/// The first answer of a Service; the gateway may still have to resolve its neighbours.
 fn await_answer(client: &Namespace, target: SocketAddr) -> Result<String> {
     let deadline = clock::now() + CONVERGENCE_LIMIT;
     loop {
@@ -395,7 +395,7 @@ fn await_answer(client: &Namespace, target: SocketAddr) -> Result<String> {
     }
 }
 
-/// One request by `curl`, or by our own client where there is none.
+/// One request by `curl`, or by our own client if curl is not installed.
 fn request(client: &Namespace, target: SocketAddr) -> Result<String> {
     if let Some(curl) = find_program("curl") {
         let mut command = Command::new(curl);

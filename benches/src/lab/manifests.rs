@@ -170,7 +170,7 @@ impl ServiceSpec {
                 yaml,
                 "  - {{name: {name}, protocol: {protocol}, port: {port}, targetPort: {target_port}{node_port}}}"
             )
-            .expect("a String takes everything");
+            .expect("writing to a String cannot fail");
         }
         yaml
     }
@@ -198,12 +198,12 @@ impl ServiceSpec {
         for ServicePort { name, protocol, target_port, .. } in &self.ports {
             let protocol = protocol.kubernetes_name();
             writeln!(yaml, "- {{name: {name}, protocol: {protocol}, port: {target_port}}}")
-                .expect("a String takes everything");
+                .expect("writing to a String cannot fail");
         }
         yaml.push_str(if backends.len() == 0 { "endpoints: []\n" } else { "endpoints:\n" });
         for backend in backends {
             writeln!(yaml, "- {{addresses: [\"{backend}\"], conditions: {{ready: true}}}}")
-                .expect("a String takes everything");
+                .expect("writing to a String cannot fail");
         }
         yaml
     }

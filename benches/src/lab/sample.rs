@@ -30,10 +30,10 @@ pub const MYSQL: ([u8; 4], u16) = ([10, 96, 0, 33], 3306);
 pub const UDP_ECHO: ([u8; 4], u16) = ([10, 96, 0, 90], 7000);
 /// The address of Service `packets`, whose backend counts and drops.
 pub const PACKETS: ([u8; 4], u16) = ([10, 96, 0, 91], 9000);
-/// The size of the files that long transfers fetch.
+/// Size in bytes of the files that long transfers fetch.
 pub const FILE_LEN: usize = 16 * 1024;
 
-/// What counts the packets to Service `packets` on their way to its backend.
+/// A sink that counts and drops the packets to Service `packets` before its backend.
 pub const PACKETS_SINK: SinkOptions =
     SinkOptions { port: Some(PACKETS.1), ip_proto: None, action: SinkAction::Drop };
 
@@ -56,23 +56,23 @@ pub(super) const SAMPLES: [(&str, &str); 4] = [
     sample!("mysql.yaml"),
 ];
 
-/// The sample of both address families. A cluster must have both to take it.
+/// The dual-stack sample, which only a dual-stack cluster accepts.
 const DUAL_STACK_SAMPLE: (&str, &str) = sample!("my-nginx-dual-stack.yaml");
 
-/// A nginx backend.
+/// An nginx backend.
 struct WebBackend {
     host: Host,
     _nginx: Nginx,
 }
 
-/// The running sample cluster; all gone when dropped.
+/// The running sample cluster; removed when dropped.
 pub struct SampleCluster {
-    // In the order of their end: the gateway before the backends, all before the network.
+    // Fields drop in this order: the gateway before the backends, the network last.
     gateway: Option<Gateway>,
     web: Vec<WebBackend>,
     mysql: Option<TcpEchoServer>,
     udp_echo: Option<UdpEchoServer>,
-    /// Ends the packets of `loadgen packets`; the kernel of its host only answers ARP.
+    /// Counts and drops the packets of `loadgen packets`; the kernel of its host only answers ARP.
     sink_host: Option<Sink>,
     topology: Topology,
 }
@@ -107,7 +107,7 @@ impl SampleCluster {
         Ok(())
     }
 
-    /// Gives the gateway the sample manifests, and waits until it lists the Services.
+    /// Writes the sample manifests and waits until the gateway lists the Services.
     pub fn apply_manifests(&self) -> Result<()> {
         let gateway = self.gateway()?;
         for (name, text) in SAMPLES.into_iter().chain([DUAL_STACK_SAMPLE]) {
@@ -126,7 +126,7 @@ impl SampleCluster {
         Ok(())
     }
 
-    /// Starts one more nginx backend; no Service has it yet.
+    /// Starts one more nginx backend, which is in no Service yet.
     pub fn add_web_backend(&mut self) -> Result<Host> {
         let host = self.topology.add_backend()?;
         self.start_nginx(host.clone())?;
@@ -149,17 +149,26 @@ impl SampleCluster {
         &self.topology
     }
 
-    /// The gateway; an error before it was started.
+    /// The gateway.
+    ///
+    /// # Errors
+    /// If it was not started.
     pub fn gateway(&self) -> Result<&Gateway> {
         self.gateway.as_ref().ok_or_else(|| Error::State("the lab's gateway is not started".into()))
     }
 
-    /// The same, to restart it.
+    /// The gateway, to restart it.
+    ///
+    /// # Errors
+    /// If it was not started.
     pub fn gateway_mut(&mut self) -> Result<&mut Gateway> {
         self.gateway.as_mut().ok_or_else(|| Error::State("the lab's gateway is not started".into()))
     }
 
-    /// The server behind Service `mysql`; an error before it was started.
+    /// The server behind Service `mysql`.
+    ///
+    /// # Errors
+    /// If it was not started.
     pub fn mysql(&self) -> Result<&TcpEchoServer> {
         self.mysql.as_ref().ok_or_else(|| Error::State("the lab's servers are not started".into()))
     }
@@ -176,7 +185,7 @@ pub fn node_port_address() -> SocketAddr {
     SocketAddr::from((GATEWAY_UPLINK, NGINX_NODE_PORT))
 }
 
-/// The EndpointSlices of all nginx Services, as `config/manifests` has them.
+/// The EndpointSlices of all nginx Services, as in `config/manifests`.
 fn web_endpoints(addresses: &[Ipv4Addr]) -> String {
     let v4: Vec<_> = addresses.iter().map(|&address| IpAddr::V4(address)).collect();
     let v6: Vec<_> = addresses.iter().map(|&address| IpAddr::V6(ipv6_of(address))).collect();
@@ -196,7 +205,7 @@ fn web_endpoints(addresses: &[Ipv4Addr]) -> String {
         yaml.push_str(if addresses.is_empty() { "endpoints: []\n" } else { "endpoints:\n" });
         for address in addresses {
             writeln!(yaml, "- addresses: [\"{address}\"]\n  conditions:\n    ready: true")
-                .expect("a String takes everything");
+                .expect("writing to a String cannot fail");
         }
         yaml
     });

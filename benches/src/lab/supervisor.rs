@@ -1,7 +1,7 @@
-//! `lab up` and `lab down`: a sample cluster in a process of its own, until it is told to end.
+//! `lab up` and `lab down`: a sample cluster in a background process, the supervisor, until SIGTERM.
 //!
-//! The supervisor holds a lock for as long as it lives, so that nobody takes a dead one for a living one. The names of
-//! its namespaces are written down before they are published: whoever comes after a killed supervisor can remove them.
+//! The supervisor holds a file lock while it lives, so that a stale state file is not taken for a running lab. It writes
+//! the names of its namespaces to the state file before it creates them: after a SIGKILL the next command removes them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -26,16 +26,16 @@ use crate::{clock, netns};
 
 mod guide;
 
-/// For a word from a supervisor that has just begun or is about to end.
+/// Time limit for the state file of a supervisor that has just started or is about to end.
 const STATE_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where a lab keeps its state, and how its namespaces are called.
+/// A lab, identified by its state directory and the prefix of its namespace names.
 #[derive(Debug, Clone)]
 pub struct LabInstance {
-    /// The folder of its state.
+    /// The directory of lock, state file and log.
     pub folder: PathBuf,
-    /// What the names of its namespaces begin with.
+    /// The prefix of the names of its namespaces.
     pub prefix: String,
 }
 
@@ -54,10 +54,10 @@ pub enum LabKind {
     Kubernetes,
 }
 
-/// What a supervisor writes down.
+/// The state file of a supervisor.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabState {
-    /// Its process.
+    /// The process id of the supervisor.
     pub pid: i32,
     /// Whether everything runs.
     pub ready: bool,
@@ -69,7 +69,7 @@ pub struct LabState {
     pub manifests: Option<PathBuf>,
     /// The gateway's log.
     pub log: Option<PathBuf>,
-    /// What is awaited, until everything runs.
+    /// The current step of the start, until everything runs.
     #[serde(default)]
     pub doing: Option<String>,
     /// The API server of a lab with Kubernetes.
@@ -88,26 +88,26 @@ pub struct KubernetesState {
     pub kubeconfig: PathBuf,
 }
 
-/// What `up` found or did.
+/// The outcome of [`up`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UpOutcome {
-    /// It started the lab.
+    /// The lab was started.
     Started(LabState),
     /// The lab runs already.
     AlreadyRunning(LabState),
 }
 
-/// What `down` found or did.
+/// The outcome of [`down`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DownOutcome {
-    /// It ended a running lab.
+    /// A running lab was ended.
     Ended,
-    /// There was no lab, or only what a killed one had left, which is gone now.
+    /// There was no lab, or only leftovers of a killed one, which are removed.
     WasNotRunning,
 }
 
 impl LabKind {
-    /// How long its start may take.
+    /// Time limit of the start.
     fn start_limit(self) -> Duration {
         match self {
             Self::Manifests => Duration::from_secs(30),
@@ -116,8 +116,8 @@ impl LabKind {
     }
 }
 
-/// Starts the lab in the background, by `BINARY lab supervise`, and waits until it is ready. `progress` is told what is
-/// awaited.
+/// Starts the lab in the background, by `BINARY lab supervise`, and waits until it is ready. `progress` gets each step
+/// of the start.
 pub fn up(
     instance: &LabInstance,
     binary: &Path,
@@ -125,7 +125,7 @@ pub fn up(
     mut progress: impl FnMut(&str),
 ) -> Result<UpOutcome> {
     if kind == LabKind::Kubernetes {
-        // Said here and at once, not by the end of a log.
+        // Checked here, so that the error appears at once and not in the supervisor's log.
         Programs::find()?;
     }
     fs::create_dir_all(&instance.folder)
@@ -147,7 +147,7 @@ pub fn up(
     let log =
         File::create(instance.log()).map_err(Error::io(format!("write {}", instance.log().display())))?;
     let errors = log.try_clone().map_err(Error::io("share the supervisor's log"))?;
-    // A session of its own: the terminal may go.
+    // Its own session, so that it outlives the terminal.
     let mut command = Command::new("setsid");
     command
         .arg(binary)
@@ -172,7 +172,7 @@ pub fn up(
     outcome.map(UpOutcome::Started)
 }
 
-/// Ends the lab and removes everything that it or a killed one before it left.
+/// Ends the lab and removes its leftovers and those of killed labs before it.
 pub fn down(instance: &LabInstance) -> Result<DownOutcome> {
     if !instance.folder.exists() {
         return Ok(DownOutcome::WasNotRunning);
@@ -185,16 +185,16 @@ pub fn down(instance: &LabInstance) -> Result<DownOutcome> {
             DownOutcome::Ended
         }
     };
-    // Held to the end: nobody starts a lab between the traces of this one.
+    // Held until the end, so that no lab starts among the leftovers of this one.
     let _lock = instance.lock()?;
     instance.remove_leftovers()?;
     instance.remove_lock_and_log();
-    // Somebody else's files there are not ours to remove.
+    // Fails if there are files of others in it; they stay.
     let _ = fs::remove_dir(&instance.folder);
     Ok(outcome)
 }
 
-/// Builds the lab and holds it until `stop`: the work of the hidden `lab supervise`.
+/// Builds the lab and runs it until `stop`: the hidden command `lab supervise`.
 pub fn supervise(instance: &LabInstance, binary: &Path, kind: LabKind, stop: &Stop) -> Result<()> {
     fs::create_dir_all(&instance.folder)
         .map_err(Error::io(format!("make folder {}", instance.folder.display())))?;
@@ -242,7 +242,7 @@ fn run_with_kubernetes(
 ) -> Result<()> {
     let mut cluster = KubernetesCluster::start(ClusterOptions::default(), |doing| {
         state.doing = Some(doing.to_owned());
-        // Who waits for it sees less; nothing else is lost.
+        // Only the progress display of `up` reads this.
         let _ = instance.write(state);
     })?;
     interrupt::check(stop)?;
@@ -269,14 +269,14 @@ fn run_with_kubernetes(
     restart_until_stopped(cluster.gateway_mut()?, stop)
 }
 
-/// Names the namespaces, written down first.
+/// Names the namespaces, after writing the names to the state file.
 fn publish(instance: &LabInstance, topology: &Topology, state: &mut LabState) -> Result<()> {
     state.names = topology.names(&instance.prefix);
     instance.write(state)?;
     topology.publish(&instance.prefix)
 }
 
-/// Keeps the gateway running, as a service manager would: one that was killed comes back.
+/// Restarts the gateway whenever it ends, as a service manager would.
 fn restart_until_stopped(gateway: &mut Gateway, stop: &Stop) -> Result<()> {
     while interrupt::sleep(stop, Duration::from_millis(500)).is_ok() {
         if gateway.has_ended() {
@@ -287,7 +287,7 @@ fn restart_until_stopped(gateway: &mut Gateway, stop: &Stop) -> Result<()> {
 }
 
 impl LabInstance {
-    /// The lock of the supervisor, or `None` if one holds it.
+    /// Takes the lock of the supervisor; `None` if a supervisor holds it.
     fn lock(&self) -> Result<Option<Flock<File>>> {
         let path = self.folder.join("lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path);
@@ -299,8 +299,8 @@ impl LabInstance {
         }
     }
 
-    /// The state of a supervisor that lives. One that dies or has just begun is waited for: it holds the lock, but its
-    /// state is none yet, or none any more.
+    /// The state of the running supervisor, if any. A supervisor that starts or ends right now holds the lock without a
+    /// valid state file; this waits until either changes.
     fn running(&self) -> Result<Option<LabState>> {
         let deadline = clock::now() + STATE_LIMIT;
         loop {
@@ -313,7 +313,7 @@ impl LabInstance {
             if clock::now() > deadline {
                 let hint = format!("find who holds {}", self.folder.join("lock").display());
                 return Err(Error::Timeout {
-                    what: "a word from the lab's supervisor".into(),
+                    what: "the state of the lab's supervisor".into(),
                     after: STATE_LIMIT,
                     hint,
                 });
@@ -322,7 +322,7 @@ impl LabInstance {
         }
     }
 
-    /// Waits until everything runs; `check` may give up earlier.
+    /// Waits until everything runs; an error of `check` ends the wait.
     fn await_ready(
         &self,
         kind: LabKind,
@@ -344,7 +344,7 @@ impl LabInstance {
             }
             check()?;
             if clock::now() > deadline {
-                let hint = format!("its log says:\n{}", self.log_end());
+                let hint = format!("its log ends with:\n{}", self.log_end());
                 return Err(Error::Timeout { what: "the start of the lab".into(), after: limit, hint });
             }
             thread::sleep(Duration::from_millis(20));
@@ -355,7 +355,7 @@ impl LabInstance {
         last_lines(&fs::read_to_string(self.log()).unwrap_or_default(), 20)
     }
 
-    /// What the supervisor wrote down last.
+    /// Reads the state file.
     pub fn state(&self) -> Result<LabState> {
         let path = self.folder.join("state.json");
         let text = fs::read_to_string(&path).map_err(Error::io(format!("read {}", path.display())))?;
@@ -372,7 +372,7 @@ impl LabInstance {
             .map_err(Error::io(format!("write {}", path.display())))
     }
 
-    /// The same, with what others need to know of a gateway that runs.
+    /// Writes the state of a lab whose gateway runs.
     fn write_ready(&self, gateway: &Gateway, state: &mut LabState) -> Result<()> {
         state.socket = Some(gateway.socket_path());
         state.log = Some(gateway.log_path());
@@ -385,7 +385,7 @@ impl LabInstance {
         self.folder.join("supervisor.log")
     }
 
-    /// Signals the supervisor and waits until it has let go of the lock.
+    /// Signals the supervisor and waits until it has released the lock.
     fn end(&self, pid: Pid, signal: Signal) -> Result<()> {
         match kill(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
@@ -413,7 +413,7 @@ impl LabInstance {
         scratch::sweep();
         let path = self.folder.join("state.json");
         if path.exists() {
-            // A state that nobody can read names nothing that could be removed.
+            // An unreadable state file names no namespaces to remove.
             let names = self.state().map(|state| state.names).unwrap_or_default();
             names.iter().try_for_each(|name| netns::unpublish(name))?;
         }
@@ -431,7 +431,7 @@ impl LabInstance {
     /// Removes lock and log, which outlive a supervisor.
     fn remove_lock_and_log(&self) {
         for name in ["lock", "supervisor.log"] {
-            // Not there is what is wanted.
+            // They may be missing already.
             let _ = fs::remove_file(self.folder.join(name));
         }
     }

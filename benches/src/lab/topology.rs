@@ -43,17 +43,17 @@ pub const fn ipv6_of(address: Ipv4Addr) -> Ipv6Addr {
 const FIRST_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const FIRST_BACKEND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
 pub(crate) const BRIDGE: &str = "br0";
-/// The port of a switch that leads to the gateway.
+/// The bridge port towards the gateway.
 const GATEWAY_PORT: &str = "gateway";
 /// The one interface of a client or backend.
 pub const HOST_INTERFACE: &str = "eth0";
 
-/// How large the lab is.
+/// The size of the network.
 #[derive(Debug, Clone)]
 pub struct TopologyOptions {
-    /// Client namespaces, at least one. More than one share a bridge before the gateway.
+    /// Client namespaces, at least one. Several clients share a bridge in front of the gateway.
     pub clients: u8,
-    /// Backend namespaces to begin with.
+    /// Backend namespaces at the start.
     pub backends: u8,
     /// Receive and transmit queues of each end of the gateway's links.
     pub queues: u32,
@@ -76,16 +76,16 @@ pub struct Host {
     pub address: Ipv4Addr,
     /// Its IPv6 address, by [`ipv6_of`].
     pub address_v6: Ipv6Addr,
-    /// Where its processes and sockets live.
+    /// The namespace of its processes and sockets.
     pub namespace: Namespace,
 }
 
-/// The namespaces of the lab and the links between them; all gone when dropped.
+/// The namespaces of the lab and the links between them; removed when dropped.
 pub struct Topology {
     clients: Vec<Host>,
     gateway: Namespace,
     fabric: Namespace,
-    /// Joins the clients, if there are several.
+    /// The bridge of the clients, if there are several.
     uplink: Option<Namespace>,
     backends: Vec<Host>,
     options: TopologyOptions,
@@ -128,13 +128,13 @@ impl Topology {
         &self.gateway
     }
 
-    /// The backends of the moment.
+    /// The current backends.
     pub fn backends(&self) -> &[Host] {
         &self.backends
     }
 
-    /// Counts and ends packets where they leave the gateway, at the fabric's end of the link: what comes after would
-    /// cost more than the gateway.
+    /// Counts and drops packets where they leave the gateway, at the fabric's end of the link: the network stack behind
+    /// it would cost more than the gateway itself.
     pub fn sink_at_gateway(&self, options: SinkOptions) -> Result<Sink> {
         self.fabric.enter(|| Sink::attach(GATEWAY_PORT, options))?
     }
@@ -148,7 +148,7 @@ impl Topology {
         self.add_host(&format!("backend-{}", number + 1), nth(FIRST_BACKEND, number))
     }
 
-    /// Adds a host with a name and an address of its own on the fabric.
+    /// Adds a host with this name and address to the fabric.
     pub fn add_host(&mut self, name: &str, address: Ipv4Addr) -> Result<Host> {
         let namespace = Namespace::new(name)?;
         let port = format!("h{}", u32::from(address));
@@ -164,7 +164,7 @@ impl Topology {
         Ok(host)
     }
 
-    /// Unplugs a backend: its link is gone at once, whoever still holds its namespace.
+    /// Unplugs a backend: its link is deleted at once, even if its namespace lives on.
     pub fn remove_backend(&mut self, name: &str) -> Result<()> {
         let place = self.backends.iter().position(|backend| backend.name == name);
         let place = place.ok_or_else(|| Error::Option(format!("the lab has no backend named {name}")))?;
@@ -179,8 +179,8 @@ impl Topology {
         self.gateway.ip(&format!("link set {FABRIC} mtu {mtu}")).map(drop)
     }
 
-    /// Removes the gateway's interface towards the fabric and makes it anew after a while: another interface with the
-    /// same name, addresses and Ethernet address, as a card that is plugged in again.
+    /// Deletes the gateway's interface towards the fabric and creates it again after `away`: a new interface index with the
+    /// same name, addresses and Ethernet address, as of a NIC that is plugged in again.
     pub fn replug_fabric(&self, away: Duration) -> Result<()> {
         let ethernet =
             self.gateway.run(|| std::fs::read_to_string(format!("/sys/class/net/{FABRIC}/address")));
@@ -234,7 +234,7 @@ impl Topology {
             let address_v6 = add_ipv6_address(&namespace, HOST_INTERFACE, address)?;
             let host = Host { name, address, address_v6, namespace };
             host.route(SERVICE_RANGE, GATEWAY_UPLINK)?;
-            // Backends of Services that keep the client's address, and the gateway's far side.
+            // Backends of Services that preserve the client's address, and the gateway's address on the fabric.
             host.route("10.244.0.0/16", GATEWAY_UPLINK)?;
             self.clients.push(host);
         }
@@ -255,13 +255,13 @@ impl Host {
     /// Adds a route to an IPv4 network, and one to the IPv6 network that [`ipv6_of`] maps it to.
     pub fn route(&self, network: &str, via: Ipv4Addr) -> Result<()> {
         let first = network.split('/').next().and_then(|first| first.parse().ok());
-        let first = first.ok_or_else(|| Error::Option(format!("{network} is no IPv4 network")))?;
+        let first = first.ok_or_else(|| Error::Option(format!("{network} is not an IPv4 network")))?;
         self.namespace.ip(&format!("route add {network} via {via}"))?;
         self.namespace.ip(&format!("route add {}/64 via {}", ipv6_of(first), ipv6_of(via))).map(drop)
     }
 }
 
-/// What the two ends of a veth pair have in common.
+/// Options of both ends of a veth pair.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Link {
     pub(crate) queues: u32,
@@ -269,7 +269,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Makes a veth pair between two namespaces and brings both ends up.
+    /// Creates a veth pair between two namespaces and brings both ends up.
     pub(crate) fn connect(
         self,
         left: &Namespace,
@@ -284,7 +284,7 @@ impl Link {
             right.path().display()
         ))?;
         for (namespace, end) in [(left, left_end), (right, right_end)] {
-            // Neighbour discovery would add packets that no test sent: only who gets an address speaks IPv6.
+            // Neighbour discovery would add packets that no test sent: IPv6 is enabled with the first address.
             namespace.sysctl(&format!("net/ipv6/conf/{end}/disable_ipv6"), "1")?;
             let mtu = self.mtu.map(|mtu| format!(" mtu {mtu}")).unwrap_or_default();
             namespace.ip(&format!("link set {end}{mtu} up"))?;
@@ -293,7 +293,7 @@ impl Link {
     }
 }
 
-/// A namespace with a bridge, [`BRIDGE`].
+/// Creates a namespace with a bridge, [`BRIDGE`].
 pub(crate) fn switch(label: &str) -> Result<Namespace> {
     let namespace = Namespace::new(label)?;
     namespace.ip(&format!("link add name {BRIDGE} type bridge"))?;
@@ -302,13 +302,13 @@ pub(crate) fn switch(label: &str) -> Result<Namespace> {
     Ok(namespace)
 }
 
-/// Makes an interface of the namespace a port of its bridge.
+/// Adds an interface of the namespace to its bridge.
 pub(crate) fn join_bridge(switch: &Namespace, port: &str) -> Result<()> {
     switch.ip(&format!("link set {port} master {BRIDGE}")).map(drop)
 }
 
-/// Sets the address of a host, and a MAC address that follows from it: a host that comes back with the same address is
-/// reachable at once, whatever neighbour entries remember.
+/// Sets the address of a host and a MAC address derived from it, so that stale neighbour entries stay valid for a new
+/// host with the same address.
 pub(crate) fn configure_host(namespace: &Namespace, address: Ipv4Addr) -> Result<()> {
     let [a, b, c, d] = address.octets();
     namespace.ip(&format!("link set {HOST_INTERFACE} address 02:f0:{a:02x}:{b:02x}:{c:02x}:{d:02x}"))?;

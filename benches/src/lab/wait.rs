@@ -13,7 +13,6 @@ const INTERVAL: Duration = Duration::from_millis(10);
 /// Polls until `condition` holds, at most [`LIMIT`], and returns how long that took. An error counts as "not yet".
 ///
 /// # Errors
-///
 /// [`Error::Timeout`] with `what` and the last error, or [`Error::Interrupted`] as soon as `condition` returns it.
 pub fn eventually(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<Duration> {
     eventually_within(LIMIT, INTERVAL, what, condition)
@@ -22,7 +21,6 @@ pub fn eventually(what: &str, condition: impl FnMut() -> Result<bool>) -> Result
 /// [`eventually`] with another limit and another pause between two attempts.
 ///
 /// # Errors
-///
 /// As [`eventually`].
 pub fn eventually_within(
     limit: Duration,

@@ -1,4 +1,4 @@
-//! Progress for people: one line per step, its time, and what it found. Plain text, the same with and without a terminal.
+//! The output of the demo: one line per step with its time and findings, as plain text.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::lab::interrupt;
 use crate::loadgen::stop::Stop;
 
-/// Prints steps and remembers what failed.
+/// Prints steps and collects failures.
 pub(super) struct Steps<'a> {
     stop: &'a Stop,
     begin: Instant,
@@ -17,7 +17,7 @@ pub(super) struct Steps<'a> {
     failures: Vec<String>,
 }
 
-/// What a step may report while it runs.
+/// What a step found.
 #[derive(Default)]
 pub(super) struct Findings {
     details: Vec<String>,
@@ -25,12 +25,12 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Shows something below the step.
+    /// Adds lines below the step.
     pub(super) fn detail(&mut self, text: impl Display) {
         self.details.extend(text.to_string().lines().map(str::to_owned));
     }
 
-    /// Shows `text`; unless `holds`, the step failed by it.
+    /// Adds `text`, as a failure unless `holds`.
     pub(super) fn expect(&mut self, holds: bool, text: impl Display) {
         if holds {
             self.detail(text);
@@ -45,7 +45,7 @@ impl<'a> Steps<'a> {
         Self { stop, begin: clock::now(), passed: 0, failures: Vec::new() }
     }
 
-    /// Runs a step. An error ends the demo; a failed expectation is shown and remembered.
+    /// Runs a step. An error ends the demo; a failed expectation is counted.
     pub(super) fn step<T>(
         &mut self,
         title: &str,
@@ -65,11 +65,11 @@ impl<'a> Steps<'a> {
         }
         self.passed += usize::from(good);
         self.failures.extend(findings.failures.into_iter().map(|failure| format!("{title}: {failure}")));
-        // A child that an interrupt broke is no failure of its own.
+        // Ctrl-C breaks child processes too: report the interruption instead of their failure.
         outcome.map_err(|error| interrupt::check(self.stop).err().unwrap_or(error))
     }
 
-    /// Whether something did not hold so far.
+    /// Whether an expectation failed so far.
     pub(super) const fn has_failures(&self) -> bool {
         !self.failures.is_empty()
     }
@@ -83,26 +83,26 @@ impl<'a> Steps<'a> {
     }
 }
 
-/// How the demo went.
+/// The outcome of the demo.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DemoOutcome {
-    /// How long it took.
+    /// Its duration.
     pub seconds: f64,
-    /// Steps in which everything held.
+    /// Steps without a failed expectation.
     pub passed: usize,
-    /// What did not hold.
+    /// The failed expectations.
     pub failures: Vec<String>,
 }
 
 impl DemoOutcome {
-    /// Whether everything held.
+    /// Whether no expectation failed.
     pub fn is_success(&self) -> bool {
         self.failures.is_empty()
     }
 }
 
-/// Prints a line.
+/// Prints a line to standard output.
 pub(in crate::lab) fn print_line(text: impl Display) {
-    // A reader that has gone does not stop the lab from cleaning up.
+    // A closed pipe must not keep the lab from cleaning up.
     let _ = writeln!(io::stdout().lock(), "{text}");
 }
