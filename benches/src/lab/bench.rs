@@ -1,7 +1,7 @@
-//! The end-to-end comparison: packets per second through the gateway against a bare AF_XDP forwarder, in one run.
+//! `lab bench`: packets per second through the gateway against a bare AF_XDP forwarder, in one run.
 //!
-//! Rounds are interleaved, and each round's ratio compares neighbours in time: the machine may be slower or faster
-//! from one minute to the next. Figures of virtual Ethernet are not figures of a network card.
+//! Both sides run alternately, and each round compares measurements close in time, because the speed of the machine
+//! varies from one minute to the next. Rates over veth say nothing about rates of a NIC.
 
 mod report;
 mod test_bed;
@@ -23,15 +23,15 @@ pub use report::{BenchReport, PerFlows};
 pub struct BenchOptions {
     /// Rounds; each measures everything once.
     pub rounds: usize,
-    /// How long traffic flows before a measurement: flows are established, caches are warm.
+    /// Traffic before a measurement, so that flows are established and caches warm.
     pub warm_up: Duration,
-    /// How long a measurement takes.
+    /// Duration of a measurement.
     pub measure: Duration,
-    /// The core that makes the packets.
+    /// The core of the packet generator.
     pub generator_cpu: usize,
     /// The core of the forwarder.
     pub worker_cpu: usize,
-    /// Backends, as addresses of the receiver: each has only so many source ports for our flows.
+    /// Backend addresses of the receiver. Each allows as many flows as there are SNAT ports.
     pub backends: u8,
 }
 

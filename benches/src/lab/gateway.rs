@@ -1,5 +1,5 @@
-//! The gateway of the lab: the `flowgate` binary, started by its command line in the gateway's namespace and asked by
-//! its command line, as a user would.
+//! The gateway of the lab: the `flowgate` binary, started and queried by its command line in the gateway's namespace, as
+//! a user would.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Write as _};
@@ -18,15 +18,15 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::netns::{Namespace, Process, guarded};
 
-/// In a virtual machine without KVM a start may take that long.
+/// Time limit of a start, long enough for a virtual machine without KVM.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
-/// Where the gateway learns Services from.
+/// The source of Services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GatewaySource {
-    /// The folder of manifests that the lab writes.
+    /// The manifest directory that the lab writes.
     Manifests,
-    /// The API server that this kubeconfig names.
+    /// The API server of this kubeconfig.
     Kubeconfig(PathBuf),
 }
 
@@ -35,11 +35,11 @@ pub enum GatewaySource {
 pub struct GatewayOptions {
     /// The `flowgate` binary.
     pub binary: PathBuf,
-    /// The interfaces to take.
+    /// The interfaces to serve.
     pub interfaces: Vec<String>,
     /// The cores that the process may use, as `taskset -c` reads them; all if not given.
     pub cpus: Option<String>,
-    /// Where it learns Services from.
+    /// The source of Services.
     pub source: GatewaySource,
     /// The name of its Node object; the host's name if not given.
     pub node_name: Option<String>,
@@ -80,7 +80,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts the gateway and waits until it answers.
+    /// Starts the gateway and waits until its admin socket answers.
     pub fn start(namespace: &Namespace, options: GatewayOptions) -> Result<Self> {
         let folder = scratch::folder("gateway")?;
         let manifests = ManifestDir::create(folder.path().join("manifests"))?;
@@ -92,7 +92,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Where its manifests are.
+    /// Its manifest directory.
     pub fn manifests(&self) -> &ManifestDir {
         &self.manifests
     }
@@ -107,12 +107,12 @@ impl Gateway {
         self.folder.path().join("flowgate.toml")
     }
 
-    /// The file that takes its output.
+    /// The file of its output.
     pub fn log_path(&self) -> PathBuf {
         self.folder.path().join("flowgate.log")
     }
 
-    /// What it has printed so far, over all its starts.
+    /// Its output so far, over all starts.
     pub fn log(&self) -> String {
         fs::read(self.log_path()).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()
     }
@@ -150,54 +150,54 @@ impl Gateway {
                 return Err(Error::Timeout {
                     what: format!("Service {name} in `flowgate show services`"),
                     after: READY_LIMIT,
-                    hint: format!("the gateway's log says:\n{}", last_lines(&self.log(), 20)),
+                    hint: format!("the gateway's log ends with:\n{}", last_lines(&self.log(), 20)),
                 });
             }
             thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Asks the admin socket one question, a line of JSON, and returns the answer.
-    pub fn ask(&self, question: &str) -> Result<String> {
+    /// Sends one request, a line of JSON, to the admin socket and returns the response line.
+    pub fn ask(&self, request: &str) -> Result<String> {
         let path = self.socket_path();
         let exchange = || -> io::Result<String> {
             let mut socket = UnixStream::connect(&path)?;
             socket.set_read_timeout(Some(READY_LIMIT))?;
-            socket.write_all(format!("{question}\n").as_bytes())?;
+            socket.write_all(format!("{request}\n").as_bytes())?;
             let mut answer = String::new();
             BufReader::new(socket).read_line(&mut answer)?;
             Ok(answer)
         };
-        exchange().map_err(Error::io(format!("ask {question} on {}", path.display())))
+        exchange().map_err(Error::io(format!("send {request} to {}", path.display())))
     }
 
-    /// The binary of the next start.
+    /// Sets the binary of the next start.
     pub fn set_binary(&mut self, binary: impl Into<PathBuf>) {
         self.options.binary = binary.into();
     }
 
-    /// Whether the process has ended by itself.
+    /// Whether the process has exited.
     pub fn has_ended(&mut self) -> bool {
         self.process.as_mut().is_some_and(|process| process.ended().is_some())
     }
 
-    /// Kills the process (SIGKILL): nothing in it gets to clean up.
+    /// Kills the process (SIGKILL), without any clean-up of its own.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().map_or(Ok(()), |mut process| process.kill().map(drop))
     }
 
-    /// Asks the process to end (SIGTERM) and waits, at most `grace` before it is killed. `None` if it did not run.
+    /// Ends the process with SIGTERM, and with SIGKILL after `grace`. `None` if it did not run.
     pub fn terminate(&mut self, grace: Duration) -> Result<Option<ExitStatus>> {
         self.process.take().map(|mut process| process.terminate(grace)).transpose()
     }
 
-    /// Starts it again with the same configuration and manifests, ending it first if it runs.
+    /// Restarts it with the same configuration and manifests.
     pub fn restart(&mut self) -> Result<()> {
         self.terminate(Duration::from_secs(5))?;
         self.launch()
     }
 
-    /// Ends it and takes its XDP programs off the interfaces, where they stay otherwise for the next start.
+    /// Ends it and runs `flowgate detach`: without that its XDP programs stay attached for the next start.
     pub fn detach(mut self) -> Result<()> {
         self.terminate(Duration::from_secs(5))?;
         let mut command = Command::new(&self.options.binary);
@@ -211,7 +211,7 @@ impl Gateway {
         let errors = log.try_clone().map_err(Error::io("share the gateway's log"))?;
         let mut command = on_cpus(self.options.cpus.as_deref(), &self.options.binary);
         command.arg("run").arg("--config").arg(self.config_path()).stdout(log).stderr(errors);
-        // Workers are made to panic here. The symbols that a backtrace reads, 50 MB, stay in memory and would look
+        // Fault cases make workers panic. A backtrace would load 50 MB of symbols, which stay in memory and would look
         // like a leak.
         command.env("RUST_BACKTRACE", "0");
         self.process = Some(self.namespace.spawn(command)?);
@@ -225,27 +225,27 @@ impl Gateway {
             if let Some(status) = self.process.as_mut().and_then(Process::ended) {
                 let log = last_lines(&self.log(), 20);
                 return Err(Error::State(format!(
-                    "the gateway ended while it started ({status}); its log says:\n{log}"
+                    "the gateway ended while it started ({status}); its log ends with:\n{log}"
                 )));
             }
             if clock::now() >= deadline {
                 return Err(Error::Timeout {
                     what: "the gateway's answer on its admin socket".into(),
                     after: READY_LIMIT,
-                    hint: format!("{answer}; its log says:\n{}", last_lines(&self.log(), 20)),
+                    hint: format!("{answer}; its log ends with:\n{}", last_lines(&self.log(), 20)),
                 });
             }
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// The one place that knows the keys of the configuration file.
+    /// The configuration file.
     fn config(&self) -> String {
         let text = |path: &Path| toml_string(&path.to_string_lossy());
         let interfaces: Vec<_> = self.options.interfaces.iter().map(|name| toml_string(name)).collect();
         let source = match &self.options.source {
             GatewaySource::Manifests => format!("manifests = {}", text(self.manifests.path())),
-            // Its memory of the API is the lab's, not the machine's.
+            // In the lab's folder: the default path belongs to a gateway of this machine.
             GatewaySource::Kubeconfig(path) => format!(
                 "kubeconfig = {}\nsnapshot = {}",
                 text(path),
@@ -273,7 +273,7 @@ pub fn rows(value: &Value) -> std::slice::Iter<'_, Value> {
     value.as_array().map_or(&[][..], Vec::as_slice).iter()
 }
 
-/// A guarded command, confined to some cores if asked.
+/// A [`guarded`] command, confined to `cpus` if given.
 pub(crate) fn on_cpus(cpus: Option<&str>, program: &Path) -> Command {
     match cpus {
         None => guarded(program),
@@ -285,7 +285,7 @@ pub(crate) fn on_cpus(cpus: Option<&str>, program: &Path) -> Command {
     }
 }
 
-/// The end of a log.
+/// The last `count` lines of a log.
 pub(crate) fn last_lines(log: &str, count: usize) -> String {
     let lines: Vec<_> = log.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")

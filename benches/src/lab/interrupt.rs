@@ -9,7 +9,8 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::loadgen::stop::Stop;
 
-/// Starts listening for the rest of the process; a second signal ends it at once (the kernel then ends the children).
+/// Listens for signals until the process ends. A second signal exits at once; the kernel then kills the children (see
+/// [`guarded`](crate::netns::guarded)).
 pub fn listen() -> Result<Stop> {
     let stop = Stop::default();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -24,13 +25,13 @@ pub fn listen() -> Result<Stop> {
     let listener = stop.clone();
     thread::spawn(move || {
         runtime.block_on(async move {
-            for asked in 1.. {
+            for signals in 1.. {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                if asked > 1 {
-                    #[expect(clippy::exit, reason = "who asks twice does not want to wait")]
+                if signals > 1 {
+                    #[expect(clippy::exit, reason = "the user does not want to wait for the clean-up")]
                     std::process::exit(130);
                 }
                 listener.stop();
@@ -40,7 +41,7 @@ pub fn listen() -> Result<Stop> {
     Ok(stop)
 }
 
-/// Sleeps, but not through a stop.
+/// Sleeps; a stop ends it early with an error.
 pub(super) fn sleep(stop: &Stop, duration: Duration) -> Result<()> {
     let deadline = clock::now() + duration;
     loop {
@@ -53,7 +54,7 @@ pub(super) fn sleep(stop: &Stop, duration: Duration) -> Result<()> {
     }
 }
 
-/// An error if the end was asked for.
+/// [`Error::Interrupted`] after a stop.
 pub(crate) fn check(stop: &Stop) -> Result<()> {
     if stop.is_stopped() { Err(Error::Interrupted) } else { Ok(()) }
 }

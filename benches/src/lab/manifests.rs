@@ -1,5 +1,5 @@
-//! Writes Services and EndpointSlices where the gateway's manifests source reads them. Each write is a rename: the
-//! gateway never sees half a file.
+//! Writes Services and EndpointSlices into the gateway's manifest directory. Each write is a rename, so that the gateway
+//! reads complete files only.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,19 +16,19 @@ pub struct ManifestDir {
 }
 
 impl ManifestDir {
-    /// Makes the directory, if needed.
+    /// Creates the directory, if needed.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         fs::create_dir_all(&path).map_err(Error::io(format!("make folder {}", path.display())))?;
         Ok(Self { path })
     }
 
-    /// Its path.
+    /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes or replaces the file `name` at once.
+    /// Writes or replaces the file `name` atomically.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
         let (target, draft) = (self.path.join(name), self.path.join(format!(".{name}.draft")));
         fs::write(&draft, text)
@@ -57,7 +57,7 @@ impl ManifestDir {
     }
 }
 
-/// A Service, as far as the lab varies it.
+/// The properties of a Service that the lab varies.
 #[derive(Debug, Clone)]
 pub struct ServiceSpec {
     /// Its name; the namespace is `default`.
@@ -66,7 +66,7 @@ pub struct ServiceSpec {
     pub cluster_ip: Ipv4Addr,
     /// Its ports.
     pub ports: Vec<ServicePort>,
-    /// Which address families it has.
+    /// Its address families.
     pub families: Families,
 }
 
@@ -90,7 +90,7 @@ pub struct ServicePort {
     pub port: u16,
     /// The port of the backends.
     pub target_port: u16,
-    /// The NodePort; any makes the Service one of type NodePort.
+    /// The NodePort, which makes the Service one of type NodePort.
     pub node_port: Option<u16>,
 }
 
@@ -106,7 +106,7 @@ pub enum L4Protocol {
 }
 
 impl L4Protocol {
-    /// The name that Kubernetes uses.
+    /// The name in Kubernetes objects.
     pub fn kubernetes_name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
@@ -175,7 +175,7 @@ impl ServiceSpec {
         yaml
     }
 
-    /// One slice for each family, as EndpointSlices are.
+    /// One EndpointSlice per family.
     fn endpoint_slice_yaml(&self, backends: &[Ipv4Addr]) -> String {
         let v4 = self.slice_yaml("IPv4", backends.iter().copied().map(IpAddr::V4));
         match self.families {

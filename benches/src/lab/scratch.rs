@@ -1,4 +1,4 @@
-//! Temporary folders that do not outlive the lab for long: those of a killed lab go when the next one needs a folder.
+//! Temporary folders, removed when dropped. Those of a killed lab are removed by the next one.
 
 use std::{env, fs};
 
@@ -9,7 +9,7 @@ use crate::netns::is_alive;
 
 const PREFIX: &str = "flowgate-lab-";
 
-/// Makes a folder, named after this process.
+/// Creates a folder; its name holds the id of this process.
 pub(crate) fn folder(purpose: &str) -> Result<TempDir> {
     sweep();
     tempfile::Builder::new()
@@ -18,7 +18,7 @@ pub(crate) fn folder(purpose: &str) -> Result<TempDir> {
         .map_err(Error::io(format!("make a temporary folder for {purpose} in {}", env::temp_dir().display())))
 }
 
-/// Removes the folders of processes that are gone.
+/// Removes the folders of processes that no longer exist.
 pub(crate) fn sweep() {
     let Ok(entries) = fs::read_dir(env::temp_dir()) else { return };
     for entry in entries.flatten() {
@@ -26,7 +26,7 @@ pub(crate) fn sweep() {
         let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('-'));
         let owner = owner.and_then(|(id, _)| id.parse().ok());
         if owner.is_some_and(|id| !is_alive(id)) {
-            // Another lab may be doing the same at this moment.
+            // Another lab may remove the same folder at this moment.
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn folders_of_dead_processes_go_and_others_stay() {
-        // The kernel gives no process an id this large: PID_MAX_LIMIT is 1 << 22.
+        // Larger than any process id: PID_MAX_LIMIT is 1 << 22.
         let dead = env::temp_dir().join(format!("{PREFIX}4194399-nginx-x"));
         let other = env::temp_dir().join(format!("{PREFIX}notes-{}", std::process::id()));
         fs::create_dir_all(dead.join("inner")).unwrap();

@@ -1,18 +1,18 @@
-//! The figures of the comparison.
+//! The report of the comparison.
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::test_bed::Sample;
 
-/// What one round measured.
+/// The samples of one round.
 pub(super) struct Round {
     pub(super) bare: Sample,
     pub(super) few: Sample,
     pub(super) many: Sample,
 }
 
-/// A figure for each number of flows.
+/// One value per number of flows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct PerFlows {
     /// 1,000 flows.
@@ -32,7 +32,7 @@ pub struct BenchReport {
     pub flowgate_mpps: PerFlows,
     /// The medians of the rounds' ratios of gateway to bare forwarder.
     pub ratio: PerFlows,
-    /// How far the rounds' ratios lie apart, (max - min) / median, the larger of both numbers of flows.
+    /// Spread of the rounds' ratios, (max - min) / median; the larger one of both numbers of flows.
     pub spread: f64,
 }
 
@@ -58,7 +58,7 @@ impl BenchReport {
     }
 }
 
-/// A round for people.
+/// A round as a table.
 pub(super) fn round_table(number: usize, round: &Round) -> String {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY);
@@ -105,7 +105,7 @@ fn spread(values: &[f64]) -> f64 {
     if median > 0.0 { (high - low) / median } else { 0.0 }
 }
 
-/// Four decimals are more than these measurements hold.
+/// Rounds to four decimals, more than these measurements are worth.
 fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
@@ -118,7 +118,7 @@ mod tests {
     fn the_report_holds_medians_of_ratios_and_has_the_agreed_keys() {
         let sample = |mpps| Sample { mpps, offered_mpps: 5.0 };
         let round = |bare, few, many| Round { bare: sample(bare), few: sample(few), many: sample(many) };
-        // The second round ran on a slower machine: ratios stay.
+        // In the second round the machine is slower: the ratios are unaffected.
         let report = BenchReport::of(&[round(2.0, 1.9, 1.8), round(1.0, 0.97, 0.9), round(2.0, 2.0, 1.6)]);
         assert_eq!(
             report.json(),

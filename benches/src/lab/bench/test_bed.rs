@@ -1,9 +1,9 @@
-//! The wiring of the comparison: as short as it can be, so that the forwarder is what is measured.
+//! The network of the comparison: the shortest possible, so that the forwarder is the bottleneck.
 //!
 //! ```text
 //! client 192.0.2.10 --- up0 [gateway] fab0 --- receiver 10.244.0.11, .12 ...
 //! ```
-//! The generator and the receiving half of the gateway's driver share one core, the worker and the sink the other.
+//! The generator and the receive side of the gateway's veth share one core, the worker and the sink the other.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -31,17 +31,17 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const FIRST_BACKEND: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 11);
 const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 99), 9000);
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// Calls of the warm-up are short, so that the measured one knows the rate.
+/// Warm-up calls are short: they calibrate how many packets fill the measured call.
 const WARM_UP_CALL: Duration = Duration::from_millis(500);
-/// Traffic before and after the measured time: the call that makes it has a beginning and an end.
+/// Traffic before and after the measured interval, so that start and end of the generator's call are outside of it.
 const MARGIN: Duration = Duration::from_millis(300);
 
-/// What a measurement found.
+/// One measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Sample {
     /// Packets per microsecond at the sink.
     pub(super) mpps: f64,
-    /// The same as offered by the generator.
+    /// Packets per microsecond from the generator.
     pub(super) offered_mpps: f64,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct TestBed {
     _receiver: Namespace,
 }
 
-/// A bare forwarder at work; killed when dropped.
+/// A running bare forwarder; killed when dropped.
 pub(super) struct BareForwarder {
     process: Process,
     folder: TempDir,
@@ -78,9 +78,9 @@ impl TestBed {
         for (interface, address) in [(UPLINK, GATEWAY_UPLINK), (FABRIC, GATEWAY_FABRIC)] {
             gateway.ip(&format!("addr add {address}/24 dev {interface}"))?;
         }
-        // The sources of the flows: one neighbour, not hundreds.
+        // One next hop for all flow sources, so that there is one neighbour instead of hundreds.
         gateway.ip(&format!("route add 198.18.0.0/15 via {CLIENT}"))?;
-        // A bare forwarder takes ARP away too: nobody has to ask.
+        // The bare forwarder swallows ARP, so all neighbours are permanent.
         add_permanent_neighbours(&client, HOST_INTERFACE, &[GATEWAY_UPLINK], &gateway, UPLINK)?;
         add_permanent_neighbours(&gateway, UPLINK, &[CLIENT], &client, HOST_INTERFACE)?;
         add_permanent_neighbours(&gateway, FABRIC, &backends, &receiver, HOST_INTERFACE)?;
@@ -100,7 +100,7 @@ impl TestBed {
         Ok(gateway)
     }
 
-    /// The one place that knows how the bare forwarder is called. It says `ready` when it is.
+    /// Starts `flowgate lab bare-forward` and waits until it prints `ready`.
     pub(super) fn start_bare_forwarder(&self, flowgate: &Path, cpu: usize) -> Result<BareForwarder> {
         let folder = scratch::folder("bare-forward")?;
         let log_path = folder.path().join("log");
@@ -119,7 +119,7 @@ impl TestBed {
                 return Err(Error::Timeout {
                     what: format!("the start of `{}`", process.line()),
                     after: START_LIMIT,
-                    hint: format!("its log says:\n{}", last_lines(&read_log(&log_path), 20)),
+                    hint: format!("its log ends with:\n{}", last_lines(&read_log(&log_path), 20)),
                 });
             }
             thread::sleep(Duration::from_millis(20));
@@ -127,7 +127,7 @@ impl TestBed {
         Ok(BareForwarder { process, folder })
     }
 
-    /// Sends `flows` flows as fast as one core can and counts what arrives, after everything has warmed up.
+    /// After a warm-up, sends `flows` flows at the full rate of one core and counts what arrives.
     pub(super) fn measure(&self, flows: u32, options: &BenchOptions, stop: &Stop) -> Result<Sample> {
         self.client.enter(|| {
             let hop = resolve(*SERVICE.ip())?;
@@ -139,7 +139,7 @@ impl TestBed {
             interrupt::check(stop)?;
             if self.sink.counters()?.packets == before {
                 return Err(Error::State(
-                    "nothing arrived at the receiver: the forwarder runs, but forwards none of the load"
+                    "nothing arrived at the receiver: the forwarder runs, but forwards none of the packets"
                         .into(),
                 ));
             }
@@ -158,7 +158,7 @@ impl TestBed {
 }
 
 impl BareForwarder {
-    /// Ends it, and waits until it has detached from the interfaces.
+    /// Ends it and waits until it has detached from the interfaces.
     pub(super) fn stop(mut self) -> Result<()> {
         let status = self.process.terminate(START_LIMIT)?;
         if status.success() {
@@ -166,7 +166,7 @@ impl BareForwarder {
         }
         let log = read_log(&self.folder.path().join("log"));
         Err(Error::State(format!(
-            "`{}` ended badly ({status}):\n{}",
+            "`{}` failed ({status}):\n{}",
             self.process.line(),
             last_lines(&log, 20)
         )))
@@ -177,7 +177,7 @@ fn read_log(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// Makes `host` know the Ethernet address of `neighbours`, which is that of an interface of `at`.
+/// Adds permanent neighbour entries to `host`: `neighbours` have the MAC address of `their_interface` in `at`.
 fn add_permanent_neighbours(
     host: &Namespace,
     interface: &str,
