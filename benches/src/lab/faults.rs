@@ -1,7 +1,7 @@
-//! `lab faults`: everything that can happen to a gateway, done to a real one under load, one case after the other.
+//! `lab faults`: fault injection on a real gateway under load, one case after the other.
 //!
-//! Each case has a network and a gateway of its own and ends with figures: the connections that were lost although their
-//! backend lived, the longest silence where it matters, and what was not as it must be.
+//! Each case has a network and a gateway of its own. Its [`CaseResult`] holds the connections that were lost although
+//! their backend lived, the longest time without an answer, and failed expectations.
 
 pub(super) mod case_result;
 pub(super) mod cases;
@@ -22,14 +22,14 @@ use case_result::CaseResult;
 
 pub use report::FaultReport;
 
-/// What to do to gateways.
+/// Which cases to run, and how.
 #[derive(Debug, Clone)]
 pub struct FaultOptions {
-    /// The names of the cases; all if empty.
+    /// The names of the cases; empty for all.
     pub cases: Vec<String>,
-    /// Connections at work in the cases of restarts and floods.
+    /// Open connections in the cases of restarts and floods.
     pub connections: usize,
-    /// What random choices follow from.
+    /// The seed of all random choices.
     pub seed: u64,
 }
 
@@ -39,7 +39,7 @@ impl Default for FaultOptions {
     }
 }
 
-/// What a case is given.
+/// What every case gets.
 pub(in crate::lab) struct CaseContext<'a> {
     pub(in crate::lab) flowgate: &'a Path,
     pub(in crate::lab) connections: usize,
@@ -47,7 +47,7 @@ pub(in crate::lab) struct CaseContext<'a> {
     pub(in crate::lab) stop: &'a Stop,
 }
 
-/// One thing that can happen.
+/// A named fault case.
 #[derive(Clone, Copy)]
 pub(super) struct Case {
     pub(super) name: &'static str,
@@ -90,8 +90,8 @@ pub fn faults(options: &FaultOptions, flowgate: &Path, stop: &Stop) -> Result<Fa
     Ok(report)
 }
 
-/// A line of progress, beside the report.
+/// Prints a line of progress to standard error; the report goes to standard output.
 pub(crate) fn print_progress(text: &str) {
-    // A reader that has gone does not stop the lab from cleaning up.
+    // A closed pipe must not keep the lab from cleaning up.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

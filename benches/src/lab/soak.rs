@@ -1,5 +1,5 @@
-//! `lab soak`: everything that can happen to a gateway, at random and all at once, for a time, under load of both
-//! families. The same seed makes the same choices; how they meet is up to the machine.
+//! `lab soak`: random faults for a given time under mixed load in both families. The seed determines the sequence of
+//! faults, not their timing relative to the load.
 
 mod actions;
 mod leftovers;
@@ -26,28 +26,28 @@ use crate::netns::Namespace;
 use actions::Actions;
 use memory::Memory;
 
-/// Packets that may wait in a worker at one moment: for neighbours, for their first fragment, and in a burst.
+/// Largest number of packets inside a worker at once: held for neighbours or first fragments, and in the current burst.
 const WAITING: u64 = 256;
 
-/// How long to go on, and with what.
+/// Duration and load.
 #[derive(Debug, Clone)]
 pub struct SoakOptions {
-    /// For how long things happen.
+    /// How long to inject faults.
     pub duration: Duration,
-    /// TCP connections at work.
+    /// Open TCP connections.
     pub connections: usize,
-    /// What the choices follow from.
+    /// The seed of all random choices.
     pub seed: u64,
 }
 
-/// What a soak came to.
+/// The outcome of a soak.
 #[derive(Debug)]
 pub struct SoakReport {
     result: CaseResult,
 }
 
 impl SoakReport {
-    /// Whether everything was as it must be.
+    /// Whether no expectation failed.
     pub fn is_success(&self) -> bool {
         !self.result.failed()
     }
@@ -58,7 +58,7 @@ impl SoakReport {
     }
 }
 
-/// Runs for the set time, then looks at what was lost and what is left.
+/// Injects faults for the set time, then checks for lost connections, leaks and leftovers.
 pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakReport> {
     let context = CaseContext { flowgate, connections: options.connections, seed: options.seed, stop };
     let attacker = Namespace::new("attacker")?;
@@ -99,7 +99,7 @@ pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakR
     }
     let (seen, leaked) = watch.end()?;
     result.record("packets_seen", seen);
-    result.expect(leaked.is_empty(), || format!("a backend's address was seen outside: {leaked:?}"));
+    result.expect(leaked.is_empty(), || format!("a backend address leaked: {leaked:?}"));
     memory.check_growth(&mut result);
     counters(&bed, &mut result)?;
     bed.check_end(&mut result, actions.panics());
@@ -109,7 +109,7 @@ pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakR
     Ok(SoakReport { result })
 }
 
-/// What workers counted must add up: a packet that came was sent, ended for a reason, or still waits for a neighbour.
+/// The counters of workers must add up: every received packet was sent, dropped, or is still held.
 fn counters(bed: &TestBed, result: &mut CaseResult) -> Result<()> {
     let workers = bed.gateway.show_json("workers")?;
     for worker in rows(&workers) {
@@ -118,7 +118,7 @@ fn counters(bed: &TestBed, result: &mut CaseResult) -> Result<()> {
             let of_name = rows(&worker["events"]).find(|event| event[0] == name);
             of_name.and_then(|event| event[1].as_u64()).unwrap_or_default()
         };
-        // A refused packet has ended, and its refusal is sent.
+        // A rejected packet counts as a drop, and the ICMP error or RST in its place as sent.
         let answers = event("rejects_sent") + event("errors_sent");
         let (received, done) = (count("rx_packets"), count("tx_packets") + count("drops"));
         let adds_up = done.saturating_sub(answers) <= received && received <= done + WAITING;
@@ -129,8 +129,7 @@ fn counters(bed: &TestBed, result: &mut CaseResult) -> Result<()> {
     Ok(())
 }
 
-/// A steady flow of datagrams of both families. What is lost while the gateway is away is counted, and no failure; what
-/// comes back damaged is one.
+/// A steady stream of datagrams in both families. Loss during restarts is only counted; corruption is a failure.
 struct Datagrams {
     stop: Stop,
     threads: Vec<std::thread::JoinHandle<Result<UdpReport>>>,

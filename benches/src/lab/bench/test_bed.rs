@@ -165,11 +165,7 @@ impl BareForwarder {
             return Ok(());
         }
         let log = read_log(&self.folder.path().join("log"));
-        Err(Error::State(format!(
-            "`{}` failed ({status}):\n{}",
-            self.process.line(),
-            last_lines(&log, 20)
-        )))
+        Err(Error::State(format!("`{}` failed ({status}):\n{}", self.process.line(), last_lines(&log, 20))))
     }
 }
 

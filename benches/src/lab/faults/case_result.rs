@@ -1,4 +1,4 @@
-//! What a case found.
+//! The result of a fault case.
 
 use serde_json::{Map, Value};
 
@@ -12,7 +12,7 @@ pub(crate) struct CaseResult {
 }
 
 impl CaseResult {
-    /// Notes a figure; numbers keep two decimals.
+    /// Records a value; floating-point numbers are rounded to two decimals.
     pub(crate) fn record(&mut self, name: &str, value: impl Into<Value>) {
         let value = match value.into() {
             Value::Number(number) if number.is_f64() => {
@@ -23,26 +23,26 @@ impl CaseResult {
         self.values.insert(name.to_owned(), value);
     }
 
-    /// Counts connections that were lost although their backend lived: none may be.
+    /// Counts connections that were lost although their backend lived; any of them fails the case.
     pub(crate) fn record_lost(&mut self, count: u64, why: Option<&str>) {
         self.lost_connections += count;
-        let why = why.unwrap_or("no reason known");
+        let why = why.unwrap_or("reason unknown");
         self.expect(count == 0, || format!("{count} connections were lost ({why})"));
     }
 
-    /// Unless `holds`, the case failed by what `text` says.
+    /// Fails the case with `text` unless `holds`.
     pub(crate) fn expect(&mut self, holds: bool, text: impl FnOnce() -> String) {
         if !holds {
             self.fail(text());
         }
     }
 
-    /// The case failed.
+    /// Fails the case.
     pub(crate) fn fail(&mut self, text: String) {
         self.failures.push(text);
     }
 
-    /// This kernel or machine cannot do it: no case.
+    /// Marks the case as one that this kernel or machine cannot run.
     pub(crate) fn skip(&mut self, reason: String) {
         self.skipped = Some(reason);
     }
@@ -59,7 +59,7 @@ impl CaseResult {
         self.skipped.is_some() && self.failures.is_empty()
     }
 
-    /// For people, while the others still run.
+    /// A line of progress.
     pub(in crate::lab) fn line(&self, name: &str) -> String {
         let sign = if self.failed() {
             '✗'

@@ -1,4 +1,4 @@
-//! The cases, by what they break.
+//! The fault cases, grouped by what they disturb.
 
 mod address;
 pub(in crate::lab) mod attack;

@@ -5,14 +5,14 @@ use serde_json::{Map, Value};
 use crate::error::Result;
 use crate::lab::gateway::{Gateway, rows};
 
-/// Packets that did not go on, for one reason, wherever it was decided.
+/// Packets dropped for one reason, in the XDP program and in the workers.
 pub(in crate::lab) fn drops(gateway: &Gateway, reason: &str) -> Result<u64> {
     let drops = gateway.show_json("drops")?;
     let of_reason = rows(&drops).filter(|row| row["reason"] == reason);
     Ok(of_reason.filter_map(|row| row["packets"].as_u64()).sum())
 }
 
-/// All packets that did not go on, by place and reason; what passes to the kernel is not among them.
+/// Packets that a worker did not forward, by reason.
 pub(in crate::lab) fn stopped(gateway: &Gateway) -> Result<Map<String, Value>> {
     let (drops, mut stopped) = (gateway.show_json("drops")?, Map::new());
     for row in rows(&drops) {
@@ -25,7 +25,7 @@ pub(in crate::lab) fn stopped(gateway: &Gateway) -> Result<Map<String, Value>> {
     Ok(stopped)
 }
 
-/// An event of `show workers`, over all workers.
+/// The count of an event of `show workers`, summed over the workers.
 pub(in crate::lab) fn event(gateway: &Gateway, name: &str) -> Result<u64> {
     let workers = gateway.show_json("workers")?;
     let events = rows(&workers).flat_map(|worker| rows(&worker["events"]));

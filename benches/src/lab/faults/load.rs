@@ -1,4 +1,4 @@
-//! Connections that a case must not lose.
+//! Long-lived connections that must survive a fault.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use crate::lab::wait::eventually;
 use crate::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport, StreamRun};
 use crate::netns::Namespace;
 
-/// Longer than any case: they end with it.
+/// Longer than any case; dropping a [`Load`] ends it.
 const UNLIMITED: Duration = Duration::from_secs(24 * 3600);
-/// A connection that waits longer for its answer is lost.
+/// A connection without an answer for this long counts as lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Kept connections at work, in groups of one target each; ended when dropped.
+/// Persistent connections, one group per target; ended when dropped.
 pub(in crate::lab) struct Load {
     groups: Vec<Group>,
 }
@@ -25,10 +25,10 @@ struct Group {
     run: StreamRun,
 }
 
-/// What the connections do.
+/// The traffic of a connection.
 #[derive(Debug, Clone)]
 pub(in crate::lab) struct Workload {
-    /// What one exchange is.
+    /// A request and its answer.
     pub(in crate::lab) exchange: Exchange,
     /// The pause of a connection between two exchanges.
     pub(in crate::lab) pause: Duration,
@@ -40,14 +40,14 @@ impl Workload {
         Self { exchange: Exchange::Http { path: "/bytes/512".into() }, pause: Duration::from_millis(400) }
     }
 
-    /// Bytes to an echo server that introduces itself, and back.
+    /// `len` bytes to an echo server, which first sends its name, and back.
     pub(in crate::lab) fn echo(len: usize, pause: Duration) -> Self {
         Self { exchange: Exchange::Echo { len, greeting: Greeting::Name }, pause }
     }
 }
 
 impl Load {
-    /// Starts `connections` in all, spread over the targets, and waits until each has had an answer.
+    /// Starts `connections`, divided among the targets, and waits until each had an answer.
     pub(in crate::lab) fn start(
         client: &Namespace,
         targets: &[(&'static str, SocketAddr)],
@@ -64,7 +64,7 @@ impl Load {
             groups.push(Group { label, wanted, run: stream::start(client, options)? });
         }
         let load = Self { groups };
-        eventually(&format!("{connections} connections are at work"), || {
+        eventually(&format!("the answers of {connections} connections"), || {
             Ok(load.groups.iter().all(|group| {
                 let report = group.run.snapshot();
                 open(&report) >= group.wanted && report.exchanges >= group.wanted
@@ -74,7 +74,7 @@ impl Load {
         Ok(load)
     }
 
-    /// Looks for silences from here on.
+    /// Measures [`longest_gap_ms`](Self::longest_gap_ms) from here on.
     pub(in crate::lab) fn reset_gaps(&self) {
         self.groups.iter().for_each(|group| group.run.reset_gaps());
     }
@@ -84,7 +84,7 @@ impl Load {
         self.groups.iter().map(|group| group.run.snapshot().exchanges).sum()
     }
 
-    /// Bytes that came back so far.
+    /// Verified bytes so far.
     pub(in crate::lab) fn bytes(&self) -> u64 {
         self.groups.iter().map(|group| group.run.snapshot().bytes_verified).sum()
     }
@@ -98,7 +98,7 @@ impl Load {
         })
     }
 
-    /// The longest time in which a whole group had no answer, in milliseconds.
+    /// The longest time without an answer in any group, in milliseconds.
     pub(in crate::lab) fn longest_gap_ms(&self) -> f64 {
         self.groups.iter().map(|group| group.run.snapshot().longest_gap_ms).fold(0.0, f64::max)
     }
@@ -126,7 +126,7 @@ fn open(report: &StreamReport) -> u64 {
     report.by_backend.values().map(|tally| tally.open).sum()
 }
 
-/// Whether `attempts` new connections one after the other all have their answer.
+/// Opens a new connection per exchange for `duration`, two at a time.
 pub(in crate::lab) fn new_connections_work(
     client: &Namespace,
     target: SocketAddr,

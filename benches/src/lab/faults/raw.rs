@@ -1,4 +1,4 @@
-//! Packets as an attacker or a strange network would make them, sent as they are.
+//! Hand-made packets, as from an attacker or an unusual network, sent through raw sockets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -16,7 +16,7 @@ const FRAGMENT_HEADER: u8 = 44;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
-/// Sends whole packets of both families from a namespace, whatever their source.
+/// Sends complete IP packets of both families from a namespace, with any source address.
 pub(super) struct RawSender {
     v4: OwnedFd,
     v6: OwnedFd,
@@ -32,7 +32,7 @@ impl RawSender {
         Ok(Self { v4, v6 })
     }
 
-    /// Sends one packet to the destination that is in it.
+    /// Sends one packet; `destination` is the one in its header.
     pub(super) fn send(&self, packet: &[u8], destination: IpAddr) -> Result<()> {
         let socket = if destination.is_ipv4() { &self.v4 } else { &self.v6 };
         let to = SockaddrStorage::from(SocketAddr::new(destination, 0));
@@ -42,7 +42,7 @@ impl RawSender {
     }
 }
 
-/// A TCP segment without payload that resets a connection.
+/// A TCP RST without payload.
 pub(super) fn reset(source: SocketAddr, destination: SocketAddr, sequence: u32, ack: u32) -> Vec<u8> {
     let mut segment = vec![0; 20];
     segment[0..2].copy_from_slice(&source.port().to_be_bytes());
@@ -56,7 +56,7 @@ pub(super) fn reset(source: SocketAddr, destination: SocketAddr, sequence: u32, 
     whole(source.ip(), destination.ip(), TCP, &segment)
 }
 
-/// A UDP datagram in fragments of at most `piece_len` bytes of payload, which is a multiple of eight.
+/// The fragments of a UDP datagram, each with at most `piece_len` bytes (a multiple of eight).
 pub(super) fn fragments(
     source: SocketAddr,
     destination: SocketAddr,
@@ -165,7 +165,7 @@ fn v6(address: IpAddr) -> Ipv6Addr {
     }
 }
 
-/// Over the pseudo header and the body (RFC 9293 section 3.1, RFC 8200 section 8.1).
+/// The checksum over pseudo header and body (RFC 9293 section 3.1, RFC 8200 section 8.1).
 fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, body: &[u8]) -> u16 {
     let sum = |address: IpAddr| match address {
         IpAddr::V4(address) => words(&address.octets()),
@@ -175,7 +175,7 @@ fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, body: &
     checksum(pseudo, body)
 }
 
-/// RFC 1071.
+/// The Internet checksum (RFC 1071).
 fn checksum(start: u32, bytes: &[u8]) -> u16 {
     let mut sum = start + words(bytes);
     while sum > 0xffff {

@@ -1,20 +1,20 @@
-//! The outcome of all cases, as one line.
+//! The outcome of all cases, as one line of JSON.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::case_result::CaseResult;
 
-/// What all cases came to.
+/// The outcome of all cases.
 #[derive(Debug, Default, Serialize)]
 pub struct FaultReport {
-    /// Cases that ran; those that this machine cannot do are not among them.
+    /// Cases that ran; skipped ones do not count.
     cases: usize,
-    /// Those of them that failed.
+    /// Failed cases.
     failed: usize,
-    /// Connections that were lost although their backend lived, in all cases.
+    /// Connections that were lost although their backend lived, over all cases.
     lost_connections: u64,
-    /// The figures of each case.
+    /// The values of each case.
     detail: Map<String, Value>,
 }
 

@@ -19,25 +19,25 @@ use crate::netns::Namespace;
 /// The HTTP Service, and its NodePort.
 pub(in crate::lab) const WEB: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 10), 80);
 pub(in crate::lab) const WEB_NODE_PORT: u16 = 30_080;
-/// The Service of TCP echo servers, which begin with their name.
+/// The Service of TCP echo servers, which first send their name.
 pub(in crate::lab) const STREAM: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 11), 90);
 /// The Service of UDP echo servers.
 pub(in crate::lab) const DATAGRAMS: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 12), 7000);
-/// The node's own server: no Service, as its ssh is none.
+/// A server of the node itself, outside of any Service, such as ssh.
 const NODE_SERVER_PORT: u16 = 2222;
 const WEB_PORT: u16 = 8080;
 pub(in crate::lab) const STREAM_PORT: u16 = 9090;
 const DATAGRAM_PORT: u16 = 7001;
 
-/// How a case differs from the others.
+/// How the test bed of a case differs from the default.
 #[derive(Debug, Clone)]
 pub(in crate::lab) struct TestBedOptions {
     pub(in crate::lab) clients: u8,
     pub(in crate::lab) backends: u8,
     pub(in crate::lab) queues: u32,
-    /// Served beside uplink and fabric; the case makes them before the gateway starts.
+    /// Interfaces to serve besides uplink and fabric; the case creates them before the gateway starts.
     pub(in crate::lab) interfaces: Vec<String>,
-    /// More configuration.
+    /// More lines of configuration.
     pub(in crate::lab) config: String,
 }
 
@@ -48,7 +48,7 @@ impl Default for TestBedOptions {
     }
 }
 
-/// Everything at work; the gateway ends first.
+/// Network, servers and gateway; fields drop in this order, the gateway first.
 pub(in crate::lab) struct TestBed {
     pub(in crate::lab) gateway: Gateway,
     pub(in crate::lab) servers: Servers,
@@ -65,12 +65,12 @@ pub(in crate::lab) struct Servers {
 }
 
 impl TestBed {
-    /// The usual network and gateway.
+    /// A test bed with default options.
     pub(in crate::lab) fn with_defaults(context: &CaseContext<'_>) -> Result<Self> {
         Self::build(context, TestBedOptions::default(), |_| Ok(()))
     }
 
-    /// Builds the network, lets `prepare` change it, and starts everything.
+    /// Builds the network, lets `prepare` change it, then starts servers and gateway.
     pub(in crate::lab) fn build(
         context: &CaseContext<'_>,
         options: TestBedOptions,
@@ -87,7 +87,7 @@ impl TestBed {
         let mut gateway = GatewayOptions::new(context.flowgate);
         gateway.interfaces.extend(interfaces);
         gateway.extra_config = config;
-        // The machine may have much else to do: a successor is waited for longer than by default.
+        // On a busy machine a restarted gateway may need longer than the default to take over.
         gateway.xdp_config = "hold_ms = 20000".into();
         let gateway = Gateway::start(topology.gateway(), gateway)?;
         let bed = Self { gateway, servers, _node_server: node_server, topology };
@@ -96,7 +96,7 @@ impl TestBed {
         Ok(bed)
     }
 
-    /// Gives all Services these backends, and waits until the gateway serves them.
+    /// Sets the backends of all Services and waits until the gateway serves them.
     pub(in crate::lab) fn set_backends(&self, backends: &[Ipv4Addr]) -> Result<()> {
         for service in services() {
             self.gateway.manifests().apply(&service, backends)?;
@@ -120,7 +120,7 @@ impl TestBed {
         })
     }
 
-    /// The addresses of the backends of the moment.
+    /// The addresses of all backend hosts.
     pub(in crate::lab) fn backends(&self) -> Vec<Ipv4Addr> {
         self.topology.backends().iter().map(|host| host.address).collect()
     }
@@ -130,13 +130,13 @@ impl TestBed {
         &self.topology.client().namespace
     }
 
-    /// Kept HTTP connections by cluster IP and NodePort of both families.
+    /// Persistent HTTP connections to cluster IP and NodePort in both families.
     pub(in crate::lab) fn web_load(&self, connections: usize) -> Result<Load> {
         Load::start(self.client(), &web_targets(), connections, &Workload::http())
     }
 
-    /// Connections to the node's own server, by the same interface as everything else; one answer each few
-    /// milliseconds.
+    /// Connections to the server of the node itself over the same interface, with an answer every few milliseconds: the
+    /// gateway must never affect them.
     pub(in crate::lab) fn node_load(&self) -> Result<Load> {
         let targets = [
             ("the node, IPv4", SocketAddr::from((GATEWAY_UPLINK, NODE_SERVER_PORT))),
@@ -145,8 +145,8 @@ impl TestBed {
         Load::start(self.client(), &targets, 4, &Workload::echo(64, Duration::from_millis(5)))
     }
 
-    /// What must hold at the end of every case: the gateway runs, and no thread of it has panicked unasked. Notes
-    /// which packets did not go on.
+    /// What must hold at the end of every case: the gateway runs, and no thread panicked that was not made to. Records
+    /// dropped packets.
     pub(in crate::lab) fn check_end(&mut self, result: &mut CaseResult, panics_allowed: usize) {
         let log = self.gateway.log();
         let panics = log.lines().filter(|line| line.contains("panicked at")).count();
@@ -174,7 +174,7 @@ impl Servers {
         Ok(())
     }
 
-    /// The datagrams that the backend with this address has seen.
+    /// The datagrams that the backend with this address received.
     pub(in crate::lab) fn datagrams_at(&self, address: Ipv4Addr) -> Result<u64> {
         let server = self.udp.iter().find(|(at, _)| *at == address);
         let server = server.ok_or_else(|| Error::State(format!("no server runs at {address}")))?;
@@ -182,7 +182,7 @@ impl Servers {
     }
 }
 
-/// HTTP by cluster IP and NodePort of both families.
+/// HTTP at cluster IP and NodePort in both families.
 pub(in crate::lab) fn web_targets() -> [(&'static str, SocketAddr); 4] {
     [
         ("cluster IP, IPv4", SocketAddr::from(WEB)),
@@ -192,12 +192,12 @@ pub(in crate::lab) fn web_targets() -> [(&'static str, SocketAddr); 4] {
     ]
 }
 
-/// The TCP echo Service by both families.
+/// The TCP echo Service in both families.
 pub(in crate::lab) fn stream_targets() -> [(&'static str, SocketAddr); 2] {
     both(STREAM)
 }
 
-/// The UDP echo Service by both families.
+/// The UDP echo Service in both families.
 pub(in crate::lab) fn datagram_targets() -> [(&'static str, SocketAddr); 2] {
     both(DATAGRAMS)
 }
@@ -206,7 +206,7 @@ fn both((address, port): (Ipv4Addr, u16)) -> [(&'static str, SocketAddr); 2] {
     [("IPv4", SocketAddr::from((address, port))), ("IPv6", SocketAddr::from((ipv6_of(address), port)))]
 }
 
-/// What the gateway serves.
+/// The Services of the gateway.
 pub(in crate::lab) fn services() -> [ServiceSpec; 3] {
     [
         ServiceSpec::single("web", WEB.0, L4Protocol::Tcp, WEB.1, WEB_PORT).with_node_port(WEB_NODE_PORT),

@@ -1,4 +1,4 @@
-//! What happens during a soak.
+//! The faults of a soak.
 
 use std::net::Ipv4Addr;
 use std::thread;
@@ -14,10 +14,10 @@ use crate::lab::manifests::{L4Protocol, ServiceSpec};
 use crate::lab::topology::{FABRIC, HOST_INTERFACE, Topology, ipv6_of};
 use crate::netns::Namespace;
 
-/// A router on the fabric, by which the backends can be reached too.
+/// A router on the fabric through which the backends can also be reached.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 60);
 const PAUSE: Duration = Duration::from_millis(700);
-/// A gateway gives up on workers that panic all the time: that is no part of a soak.
+/// Minimum time between two panics: the gateway gives up on a worker that panics too often.
 const BETWEEN_PANICS: Duration = Duration::from_secs(20);
 const FLOOD_SOURCES: u32 = 1 << 18;
 
@@ -33,7 +33,7 @@ const NAMES: [&str; 9] = [
     "the link went down and up",
 ];
 
-/// Chooses and does.
+/// Chooses and injects faults.
 pub(super) struct Actions {
     backends: Vec<Ipv4Addr>,
     attacker: Namespace,
@@ -43,7 +43,7 @@ pub(super) struct Actions {
     counts: [u64; NAMES.len()],
 }
 
-/// What the actions need of the network.
+/// Prepares the network for the actions.
 pub(super) fn prepare(topology: &mut Topology) -> Result<()> {
     for host in topology.backends() {
         host.namespace.sysctl(&format!("net/ipv4/conf/{HOST_INTERFACE}/arp_notify"), "1")?;
@@ -67,7 +67,7 @@ impl Actions {
         Self { backends, attacker, random, last_panic: None, panics: 0, counts: [0; NAMES.len()] }
     }
 
-    /// Does the next thing and leaves a moment of calm; returns what it was.
+    /// Injects the next fault and pauses; returns its description.
     pub(super) fn next(&mut self, bed: &mut TestBed) -> Result<&'static str> {
         let action = self.below(NAMES.len());
         match action {
@@ -90,14 +90,14 @@ impl Actions {
         Ok(NAMES[action])
     }
 
-    /// Makes everything as it was.
+    /// Restores all backends of the Services.
     pub(super) fn restore_backends(&mut self, bed: &mut TestBed) -> Result<()> {
         bed.set_backends(&self.backends)?;
         thread::sleep(PAUSE);
         Ok(())
     }
 
-    /// The panics that were asked for.
+    /// The number of injected panics.
     pub(super) fn panics(&self) -> usize {
         self.panics
     }
@@ -112,7 +112,7 @@ impl Actions {
         usize::try_from(self.random.next()).unwrap_or_default() % count
     }
 
-    /// One stays always; the servers of the others go on, and so must their connections.
+    /// Removes all backends but one from the Services for a moment. Their servers keep running, so connections must survive.
     fn churn_backends(&mut self, bed: &TestBed) -> Result<()> {
         let stays = self.below(self.backends.len());
         bed.set_backends(&[self.backends[stays]])?;
@@ -156,7 +156,7 @@ impl Actions {
         self.panics += 1;
         let answer = bed.gateway.ask(r#"{"show":"fault","worker":0,"fault":"panic"}"#)?;
         if answer.contains("error") {
-            return Err(Error::State(format!("the gateway does not break its worker: {answer}")));
+            return Err(Error::State(format!("the gateway did not inject the fault: {answer}")));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What a gateway leaves behind when it is told to leave: nothing.
+//! After `flowgate detach` nothing of a gateway may be left.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::test_bed::TestBed;
 
-/// Ends the gateway, detaches it, and looks for what is left in its namespaces.
+/// Ends and detaches the gateway, then looks for XDP programs, pins and mounts in its namespaces.
 pub(super) fn check(bed: TestBed, result: &mut CaseResult) -> Result<()> {
     let TestBed { gateway, topology, .. } = bed;
     let folder = gateway.socket_path();
@@ -15,7 +15,7 @@ pub(super) fn check(bed: TestBed, result: &mut CaseResult) -> Result<()> {
     let links = topology.gateway().ip("-details link show")?;
     result.expect(!links.contains("xdp"), || format!("XDP programs are left:\n{links}"));
     let mut pins = Command::new("find");
-    // The kernel's own iterators are in every bpffs.
+    // Every bpffs holds the kernel's own iterators.
     pins.args(["/sys/fs/bpf", "-mindepth", "1", "-not", "-name", "*.debug"]);
     let pins = topology.gateway().check(pins)?;
     result.expect(pins.trim().is_empty(), || format!("pins are left:\n{pins}"));

@@ -1,4 +1,4 @@
-//! The gateway's memory, without the flow tables, which are files.
+//! The gateway's anonymous memory; the flow tables are files and do not count.
 
 use std::fs;
 
@@ -6,17 +6,17 @@ use crate::error::{Error, Result};
 use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::test_bed::TestBed;
 
-/// Growth that allocators are allowed.
+/// Growth that is attributed to the allocator.
 const SLACK_KIB: u64 = 24 * 1024;
 
-/// Samples over the time of a soak.
+/// Samples over a soak.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     samples_kib: Vec<u64>,
 }
 
 impl Memory {
-    /// Notes the memory of the moment.
+    /// Takes a sample.
     pub(super) fn sample(&mut self, bed: &TestBed) -> Result<()> {
         let Some(process) = bed.gateway.process_id() else { return Ok(()) };
         let path = format!("/proc/{process}/status");
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn growth_is_told_from_slack() {
+    fn growth_beyond_the_slack_fails() {
         let judged = |samples_kib: &[u64]| {
             let mut result = CaseResult::default();
             Memory { samples_kib: samples_kib.to_vec() }.check_growth(&mut result);

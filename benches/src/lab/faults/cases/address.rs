@@ -1,4 +1,4 @@
-//! The address that sources are replaced by goes away and comes back, and another one joins it.
+//! The SNAT address of the gateway is removed and added again, then a second one is added and removed.
 
 use std::net::Ipv4Addr;
 use std::thread;

@@ -1,4 +1,4 @@
-//! Resets that an attacker sends blindly at established connections, from both sides.
+//! A blind RST attack on established connections, from both sides (RFC 5961).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
@@ -17,7 +17,7 @@ use crate::lab::gateway::rows;
 
 pub(super) const CASES: [Case; 1] = [Case { name: "rst_attack", run: rst_attack }];
 
-/// For each connection and direction.
+/// Resets per connection and direction.
 const ROUNDS: usize = 40;
 const ATTACKER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 66);
 
@@ -56,13 +56,13 @@ fn rst_attack(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> 
     result.record("resets_ignored", ignored);
     result.expect(ignored > 0, || "no reset was counted as ignored".into());
     result.expect(!flows.is_empty() && sent > 0, || "there was no flow to attack".into());
-    result.expect(load.exchanges() > before, || "nothing moves after the attack".into());
+    result.expect(load.exchanges() > before, || "no answers after the attack".into());
     load.finish("service", result)?;
     bed.check_end(result, 0);
     Ok(())
 }
 
-/// The ends of a flow, outside and inside.
+/// The addresses of a flow on both sides of the NAT.
 struct Ends {
     client: SocketAddr,
     vip: SocketAddr,
@@ -77,7 +77,7 @@ impl Ends {
     }
 }
 
-/// SplitMix64: the same seed, the same attack.
+/// SplitMix64, so that a run can be repeated from its seed.
 pub(in crate::lab) struct Random(pub(in crate::lab) u64);
 
 impl Random {

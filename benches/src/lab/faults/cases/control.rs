@@ -1,4 +1,4 @@
-//! Where the gateway learns Services from goes away and comes back: traffic must not notice.
+//! The source of Services disappears and comes back; established traffic must not be affected.
 
 use std::time::Duration;
 use std::{fs, thread};
@@ -29,7 +29,7 @@ fn control_stall(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<(
         seen_stale =
             bed.gateway.show_json("tables")?["source"].as_str().is_some_and(|text| text.contains("stale"));
         moved(&aside, &folder)?;
-        // A change that is seen proves that the gateway listens again.
+        // A change that takes effect proves that the gateway reads the source again.
         let fewer = &backends[..backends.len() - 1];
         for service in services() {
             bed.gateway.manifests().set_endpoints(&service, fewer)?;
@@ -37,6 +37,6 @@ fn control_stall(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<(
         bed.await_backends(fewer)?;
         bed.set_backends(&backends)
     })?;
-    result.expect(seen_stale, || "`show tables` does not say that the source is stale".into());
+    result.expect(seen_stale, || "`show tables` does not report the source as stale".into());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What the cases of changing surroundings have in common: connections at work, a change, and a look at what it did.
+//! The common part of cases that change the environment: open connections, apply the change, check its effect.
 
 use std::thread;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::loadgen::stream::Exchange;
 
 const SETTLE_TIME: Duration = Duration::from_millis(1500);
 
-/// Connections live through it, and new ones work afterwards.
+/// Applies `change` under load. Established connections must survive it, and new ones must work afterwards.
 pub(super) fn disturb(
     context: &CaseContext<'_>,
     result: &mut CaseResult,

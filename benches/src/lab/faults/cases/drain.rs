@@ -1,4 +1,4 @@
-//! A backend is removed: its TCP flows go on, datagrams are sent elsewhere at once.
+//! A backend is removed: its TCP flows continue, UDP flows move to other backends at once.
 
 use std::net::UdpSocket;
 use std::thread;
@@ -16,7 +16,7 @@ use crate::netns::Namespace;
 
 pub(super) const CASES: [Case; 1] = [Case { name: "backend_drain", run: backend_drain }];
 
-/// After the removal, datagrams on their way may still arrive.
+/// Datagrams in flight may still arrive after the removal.
 const IN_FLIGHT: Duration = Duration::from_millis(200);
 const OBSERVED: Duration = Duration::from_secs(2);
 const SOCKETS: usize = 60;
@@ -54,7 +54,7 @@ fn backend_drain(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<(
     Ok(())
 }
 
-/// Datagrams of a few flows of both families, without a look at the answers.
+/// Datagrams of some flows in both families; answers are ignored.
 struct Datagrams {
     stop: Stop,
     thread: thread::JoinHandle<Result<()>>,
@@ -76,7 +76,7 @@ impl Datagrams {
             let sockets = sockets.map_err(Error::io("open UDP sockets in the client's namespace"))?;
             while !until.is_stopped() {
                 for socket in &sockets {
-                    // What is lost on the way is the business of others.
+                    // Loss does not matter here.
                     let _ = socket.send(b"a datagram of a flow that goes on");
                 }
                 thread::sleep(Duration::from_millis(10));

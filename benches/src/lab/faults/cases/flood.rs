@@ -1,4 +1,4 @@
-//! A flood of SYNs from invented addresses, by an interface of its own, while connections transfer.
+//! A SYN flood from spoofed addresses over an interface of its own, while connections transfer.
 
 use std::net::SocketAddrV4;
 use std::process::{Command, Stdio};
@@ -23,11 +23,11 @@ pub(super) const CASES: [Case; 1] = [Case { name: "syn_flood", run: syn_flood }]
 
 /// The attacker's interface at the gateway.
 pub(in crate::lab) const ATTACK: &str = "up1";
-/// Invented sources; they come by the thousand.
+/// Number of spoofed sources.
 const SOURCES: u32 = 1 << 20;
 const SLICE: Duration = Duration::from_millis(500);
 const SLICES: usize = 7;
-/// What must be left of the throughput.
+/// Minimum throughput under attack, relative to that before.
 const MIN_RATIO: f64 = 0.5;
 
 fn syn_flood(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
@@ -54,30 +54,30 @@ fn syn_flood(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     result.expect(ratio >= MIN_RATIO, || {
         format!("throughput fell to {ratio:.2} of what it was, not at least {MIN_RATIO}")
     });
-    result.expect(packets_per_second > 10_000.0, || "the flood was none".into());
+    result.expect(packets_per_second > 10_000.0, || "the flood was too slow to be one".into());
     load.finish("service", result)?;
     bed.check_end(result, 0);
     Ok(())
 }
 
-/// Wires the attacker to an interface of its own of the gateway.
+/// Connects the attacker to a third interface of the gateway.
 pub(in crate::lab) fn attach_attacker(topology: &Topology, attacker: &Namespace) -> Result<()> {
     Link { queues: 1, mtu: None }.connect(attacker, HOST_INTERFACE, topology.gateway(), ATTACK)?;
     attacker.ip(&format!("addr add 192.0.3.10/24 dev {HOST_INTERFACE}"))?;
     topology.gateway().ip(&format!("addr add 192.0.3.1/24 dev {ATTACK}"))?;
-    // The invented addresses lead back where they came from.
+    // The spoofed addresses are routed back to the attacker.
     topology.gateway().ip("route add 198.18.0.0/15 via 192.0.3.10")?;
     attacker.ip("route add 10.96.0.0/12 via 192.0.3.1").map(drop)
 }
 
-/// SYNs at full rate in the background.
+/// A SYN flood in the background.
 pub(in crate::lab) struct Flood {
     stop: Stop,
     thread: thread::JoinHandle<Result<f64>>,
 }
 
 impl Flood {
-    /// Starts it; `rate` limits it, in packets a second.
+    /// Starts it, at most at `rate` packets per second.
     pub(in crate::lab) fn start(attacker: &Namespace, sources: u32, rate: Option<u32>) -> Result<Self> {
         let stop = Stop::default();
         let until = stop.clone();
@@ -95,14 +95,15 @@ impl Flood {
         Ok(Self { stop, thread })
     }
 
-    /// Ends it; returns the packets a second that were sent.
+    /// Ends it; returns the packets per second that were sent.
     pub(in crate::lab) fn end(self) -> Result<f64> {
         self.stop.stop();
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
-/// The attacker is another machine: what its packets cost us counts, not what they cost it to make.
+/// Lowers the priority of the calling thread. A real attacker has its own CPU: only receiving its packets should cost the
+/// gateway time, not generating them.
 fn lower_priority() -> Result<()> {
     let thread = gettid().as_raw().to_string();
     let mut command = Command::new("renice");
@@ -115,7 +116,7 @@ fn lower_priority() -> Result<()> {
     }
 }
 
-/// The median of the bytes a second in some slices of time.
+/// The median throughput of some time slices, in bytes per second.
 fn slices(load: &Load, count: usize) -> f64 {
     let mut rates: Vec<_> = (0..count)
         .map(|_| {

@@ -1,4 +1,4 @@
-//! Datagrams of 8 KB in fragments, in order as kernels send them and out of order as networks deliver them.
+//! Fragmented datagrams of 8 KB, in order as kernels send them and out of order as networks may deliver them.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::loadgen::udp::{self, UdpOptions};
 pub(super) const CASES: [Case; 1] = [Case { name: "fragments", run: fragments }];
 
 const PAYLOAD_LEN: usize = 8000;
-/// Bytes of a fragment's payload: six make a datagram.
+/// Payload bytes per fragment, six fragments per datagram.
 const PIECE_LEN: usize = 1440;
 const ROUNDS: u32 = 20;
 
@@ -32,7 +32,7 @@ fn fragments(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
             };
             bed.client().enter(|| udp::run(&options, ProgressOutput::Nothing, context.stop))?
         };
-        // Only so many packets wait for a neighbour: first each backend is found.
+        // The queue for unresolved neighbours is short: resolve each backend first.
         probe(32, 30, Duration::from_millis(500))?;
         let report = probe(PAYLOAD_LEN, 10, Duration::from_secs(1))?;
         result.record(&format!("{label} in order, sent"), report.sent);
@@ -57,7 +57,7 @@ fn fragments(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     Ok(())
 }
 
-/// Sends datagrams whose fragments are shuffled, the first one last; returns how many came back whole.
+/// Sends datagrams with shuffled fragments, the first one last; returns how many came back intact.
 fn shuffled(client: &Host, target: SocketAddr, seed: u64) -> Result<u32> {
     let own: IpAddr = match target {
         SocketAddr::V4(_) => client.address.into(),

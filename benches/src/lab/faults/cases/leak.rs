@@ -1,5 +1,5 @@
-//! Nobody outside may ever see a backend's address: what arrives at the client is watched while the gateway restarts and
-//! its backends come and go.
+//! No backend address may appear outside: all packets at the client are inspected while the gateway restarts and backends
+//! are added and removed.
 
 use std::io::Read as _;
 use std::net::IpAddr;
@@ -46,20 +46,20 @@ fn no_leak(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     result.record("packets_leaked", leaked.len());
     result.expect(seen > 0, || "the client received nothing".into());
     result.expect(leaked.is_empty(), || {
-        format!("the client received packets of backends themselves: {}", leaked.join("; "))
+        format!("the client received packets from backend addresses: {}", leaked.join("; "))
     });
     bed.check_end(result, 0);
     Ok(())
 }
 
-/// Reads everything that a namespace receives.
+/// Inspects every packet that a namespace receives.
 pub(in crate::lab) struct LeakDetector {
     stop: Stop,
     thread: thread::JoinHandle<Result<(u64, Vec<String>)>>,
 }
 
 impl LeakDetector {
-    /// Watches for packets from `secret` addresses.
+    /// Reports packets from the addresses `secret`.
     pub(in crate::lab) fn start(at: &Namespace, secret: Vec<IpAddr>) -> Result<Self> {
         let stop = Stop::default();
         let until = stop.clone();
@@ -81,7 +81,7 @@ impl LeakDetector {
             let (mut file, mut frame) = (std::fs::File::from(socket), vec![0; 65_536]);
             let (mut seen, mut leaked) = (0, Vec::new());
             while !until.is_stopped() {
-                // Nothing in time is no packet; the loop looks for its end.
+                // A timeout is not an error: check for the stop.
                 let Ok(len) = file.read(&mut frame) else { continue };
                 let Some((source, destination)) = ends(&frame[..len]) else { continue };
                 seen += 1;
@@ -95,7 +95,7 @@ impl LeakDetector {
         Ok(Self { stop, thread })
     }
 
-    /// Ends; returns how many packets there were, and those that gave a secret away.
+    /// Ends it; returns the number of packets, and a line for each that leaked an address.
     pub(in crate::lab) fn end(self) -> Result<(u64, Vec<String>)> {
         self.stop.stop();
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

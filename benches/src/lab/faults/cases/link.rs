@@ -1,4 +1,4 @@
-//! Interfaces that lose their link, change, or vanish and come back.
+//! Interfaces that go down, change MTU or queues, or are deleted and created again.
 
 use std::process::Command;
 use std::thread;
@@ -19,13 +19,13 @@ pub(super) const CASES: [Case; 4] = [
     Case { name: "queue_change", run: queue_change },
 ];
 
-/// How long the interface is away.
+/// How long the interface is down or missing.
 const OUTAGE: Duration = Duration::from_millis(500);
 
 fn link_down_up(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let bed = TestBed::with_defaults(context)?;
     let gateway = bed.topology.gateway().clone();
-    // The kernel forgets IPv6 addresses of a link that goes down otherwise; routers are set up like this.
+    // Otherwise the kernel deletes the IPv6 addresses of a link that goes down; routers set this.
     gateway.sysctl(&format!("net/ipv6/conf/{FABRIC}/keep_addr_on_down"), "1")?;
     disturb(context, result, bed, |_| {
         gateway.ip(&format!("link set {FABRIC} down"))?;
@@ -35,7 +35,7 @@ fn link_down_up(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()
     })
 }
 
-/// Frames that need chunks of another size, and back.
+/// Jumbo frames need larger UMEM chunks: to 3000 and back.
 fn mtu_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let bed = TestBed::with_defaults(context)?;
     disturb(context, result, bed, |bed| {
@@ -50,7 +50,7 @@ fn interface_gone_and_back(context: &CaseContext<'_>, result: &mut CaseResult) -
     disturb(context, result, bed, |bed| bed.topology.replug_fabric(OUTAGE))
 }
 
-/// A second queue opens under load. The kernel refuses to close one that a socket is bound to.
+/// A second queue is added under load. (The kernel refuses to remove one that a socket is bound to.)
 fn queue_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let options = TestBedOptions { queues: 2, ..TestBedOptions::default() };
     let bed = TestBed::build(context, options, |topology| set_queues(topology.gateway(), 1))?;

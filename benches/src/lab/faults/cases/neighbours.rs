@@ -1,4 +1,4 @@
-//! The way to a backend changes: its route, or its Ethernet address.
+//! The path to a backend changes: its route, or its Ethernet address.
 
 use std::net::Ipv4Addr;
 use std::thread;
@@ -18,7 +18,7 @@ pub(super) const CASES: [Case; 2] = [
 ];
 
 const PAUSE: Duration = Duration::from_millis(400);
-/// A router on the fabric, by which the backends can be reached too.
+/// A router on the fabric through which the backends can also be reached.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 60);
 
 fn route_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
@@ -48,7 +48,7 @@ fn route_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()
     })
 }
 
-/// As after a fail-over: the new holder of an address says so by itself.
+/// As after a failover: the new owner of an address sends gratuitous ARP and unsolicited neighbour advertisements.
 fn neighbour_change(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let bed = TestBed::with_defaults(context)?;
     let hosts: Vec<Namespace> = bed.topology.backends().iter().map(|host| host.namespace.clone()).collect();

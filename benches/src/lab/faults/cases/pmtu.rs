@@ -1,4 +1,4 @@
-//! A hop of 1,400 bytes behind the gateway and one in front of it: both ends learn of it, and large transfers complete.
+//! Path MTU discovery through the gateway: a hop with MTU 1400 behind it and one in front of it; large transfers complete.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn pmtu_v6(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     pmtu(context, result, 1)
 }
 
-/// `family` is the place of the target in [`stream_targets`].
+/// `family` is the index of the target in [`stream_targets`].
 fn pmtu(context: &CaseContext<'_>, result: &mut CaseResult, family: usize) -> Result<()> {
     let mut ends = None;
     let options = TestBedOptions { clients: 2, backends: 1, ..TestBedOptions::default() };
@@ -79,7 +79,7 @@ fn mbytes_per_second(report: &StreamReport) -> f64 {
     crate::loadgen::report::per_second(report.bytes_verified, report.seconds) / 1e6
 }
 
-/// router - narrow link - another router - a host; everything but the link has the usual MTU.
+/// router - narrow link - second router - host; all other links have MTU 1500.
 struct NarrowPath {
     end: Host,
     _far_router: Namespace,
@@ -114,7 +114,7 @@ impl NarrowPath {
         Ok(Self { end, _far_router: far_router })
     }
 
-    /// Tells the gateway the way.
+    /// Adds a route to the host behind it.
     fn routes_to(&self, gateway: &Namespace, via: Ipv4Addr) -> Result<()> {
         let (v4, v6) = networks(self.end.address);
         route(gateway, &v4, &v6, via)

@@ -1,5 +1,5 @@
-//! Tables and source ports that are full: what is established stays, what is refused is counted, and afterwards
-//! everything works again.
+//! Exhausted flow tables and SNAT ports: established flows stay, refused ones are counted, and new connections work again
+//! afterwards.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -17,10 +17,10 @@ use crate::loadgen::stream::{self, StreamOptions};
 pub(super) const CASES: [Case; 2] =
     [Case { name: "table_full", run: table_full }, Case { name: "ports_exhausted", run: ports_exhausted }];
 
-/// How long things may take to become as they were.
+/// Time limit of the recovery.
 const RECOVERY: Duration = Duration::from_secs(25);
 
-/// Flows that were answered fill the table of IPv4: none of them may make room.
+/// Answered flows fill the IPv4 table; none of them may be evicted.
 fn table_full(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     const ESTABLISHED: usize = 100;
     let config = "[flows]\ncapacity = 1024\ncapacity_v6 = 1024\nudp_answered_s = 3\nudp_unanswered_s = 3\n";
@@ -45,7 +45,7 @@ fn table_full(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> 
     Ok(())
 }
 
-/// One backend, and fewer source ports than connections want.
+/// One backend, and fewer SNAT ports than connections.
 fn ports_exhausted(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     const ESTABLISHED: usize = 40;
     const WANTED: usize = 100;
@@ -74,7 +74,7 @@ fn ports_exhausted(context: &CaseContext<'_>, result: &mut CaseResult) -> Result
     Ok(())
 }
 
-/// Waits until new connections work as if nothing had been.
+/// Waits until new connections work again.
 fn recover(bed: &TestBed, target: SocketAddr, workload: &Workload, result: &mut CaseResult) -> Result<()> {
     let begin = clock::now();
     loop {
@@ -94,7 +94,7 @@ fn recover(bed: &TestBed, target: SocketAddr, workload: &Workload, result: &mut 
     }
 }
 
-/// Sends one datagram from each of `count` source ports; returns how many had an answer.
+/// Sends one datagram from each of `count` source ports; returns how many were answered.
 fn ask_many(target: SocketAddr, count: u64) -> Result<u64> {
     const FIRST_PORT: u16 = 20_000;
     let ask = || -> io::Result<u64> {
@@ -104,7 +104,7 @@ fn ask_many(target: SocketAddr, count: u64) -> Result<u64> {
             socket.set_read_timeout(Some(Duration::from_millis(2)))?;
             socket.send_to(b"is there room?", target)?;
             let mut answer = [0; 64];
-            // No answer is what the case is about.
+            // A timeout means that the flow was refused.
             if socket.recv_from(&mut answer).is_ok() {
                 answered += 1;
             }

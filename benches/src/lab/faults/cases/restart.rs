@@ -1,4 +1,4 @@
-//! The process ends, as asked or not, and another takes its place.
+//! The gateway is restarted: after SIGTERM, after SIGKILL, and with another binary.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(super) const CASES: [Case; 3] = [
     Case { name: "upgrade", run: upgrade },
 ];
 
-/// Load before and after, so that what breaks late is seen too.
+/// Traffic before and after, to catch late failures too.
 const SETTLE_TIME: Duration = Duration::from_millis(1500);
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -30,7 +30,7 @@ fn kill_restart(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()
     restart(context, result, |bed| bed.gateway.kill())
 }
 
-/// The binary is replaced by one at another path, as packages that keep versions side by side do.
+/// The next process runs another binary at another path, as with packages installed side by side.
 fn upgrade(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     let folder = scratch::folder("upgrade")?;
     let copy: PathBuf = folder.path().join("flowgate-next");

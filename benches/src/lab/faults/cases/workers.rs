@@ -1,4 +1,4 @@
-//! Workers that panic or hang under load: the node's own traffic must not notice, that of Services for a moment.
+//! Workers that panic or hang under load: traffic of Services pauses briefly, that of the node itself does not.
 
 use std::thread;
 use std::time::Duration;
@@ -16,9 +16,9 @@ pub(super) const CASES: [Case; 2] =
     [Case { name: "worker_panic", run: worker_panic }, Case { name: "worker_hang", run: worker_hang }];
 
 const SETTLE_TIME: Duration = Duration::from_secs(1);
-/// What the node's own connections may be silent for.
+/// Longest gap in ms of connections to the node itself.
 const NODE_GAP_MS: f64 = 100.0;
-/// What Services may be silent for: a hang is noticed after a second.
+/// Longest gap in ms of Services; the watchdog notices a hang after a second.
 const GAP_MS: f64 = 2000.0;
 
 fn worker_panic(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
@@ -43,9 +43,9 @@ fn break_worker(
     let (process, begin) = (bed.gateway.process_id(), clock::now());
     let answer = bed.gateway.ask(&format!(r#"{{"show":"fault","worker":0,"fault":"{fault}"}}"#))?;
     if answer.contains("error") {
-        return Err(Error::State(format!("the gateway does not break its worker: {answer}")));
+        return Err(Error::State(format!("the gateway did not inject the fault: {answer}")));
     }
-    // What was on its way has come back by then.
+    // Answers in flight have arrived by then.
     thread::sleep(Duration::from_millis(100));
     load.await_answers()?;
     result.record("recovered_ms", begin.elapsed().as_secs_f64() * 1e3);
