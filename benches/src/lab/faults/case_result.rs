@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-/// CaseResult by name, and what was not as it must be.
+/// Measured values by name, lost connections and failed expectations.
 #[derive(Debug, Default)]
 pub(crate) struct CaseResult {
     values: Map<String, Value>,

@@ -103,7 +103,7 @@ impl Load {
         self.groups.iter().map(|group| group.run.snapshot().longest_gap_ms).fold(0.0, f64::max)
     }
 
-    /// Ends the connections and notes which were lost. `who` begins the names of the result.
+    /// Ends the connections and records which were lost, under names that begin with `who`.
     pub(in crate::lab) fn finish(self, who: &str, result: &mut CaseResult) -> Result<()> {
         let (mut connections, mut exchanges) = (0, 0);
         for group in self.groups {
