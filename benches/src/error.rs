@@ -1,5 +1,4 @@
-//! What can go wrong in the lab and the load generator. Every message names the object and, where there is one, the
-//! remedy.
+//! The error type of the crate. Every message names the object and, if there is one, the remedy.
 
 use std::io;
 use std::time::Duration;
@@ -7,15 +6,15 @@ use std::time::Duration;
 /// A failure of the lab or of the load generator.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel refused something that root may do.
+    /// The kernel denied an operation that needs root.
     #[error(
         "cannot {action}: permission denied; run as root (sudo), with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_BPF"
     )]
     NeedsRoot {
-        /// What was tried.
+        /// The failed action.
         action: String,
     },
-    /// A program of the system is not installed.
+    /// A required program is not installed.
     #[error("`{program}` is missing: install it (apt-get install {package})")]
     MissingProgram {
         /// The program.
@@ -26,9 +25,9 @@ pub enum Error {
     /// A system call or file operation failed.
     #[error("cannot {action}: {source}")]
     Io {
-        /// What was tried, with its object.
+        /// The failed action, with its object.
         action: String,
-        /// The system's reason.
+        /// The cause.
         source: io::Error,
     },
     /// A command in a namespace failed.
@@ -44,37 +43,37 @@ pub enum Error {
     /// Loading, attaching or running an XDP program failed.
     #[error("cannot {action}: {source}")]
     Bpf {
-        /// What was tried, with its object.
+        /// The failed action, with its object.
         action: String,
-        /// The loader's reason.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A request to the lab's API server failed.
     #[error("cannot {action}: {source}")]
     Api {
-        /// What was tried, with its object.
+        /// The failed action, with its object.
         action: String,
-        /// The client's reason, or the server's.
+        /// The cause.
         source: Box<kube::Error>,
     },
     /// Something did not happen in time.
     #[error("{what} did not happen within {after:?}; {hint}")]
     Timeout {
-        /// What was awaited.
+        /// The event.
         what: String,
-        /// For how long.
+        /// The time limit.
         after: Duration,
-        /// Where to look.
+        /// The last known state, or where to look.
         hint: String,
     },
-    /// An option has a value that cannot work.
+    /// An option has an invalid value.
     #[error("{0}")]
     Option(String),
-    /// The state of the lab on this machine does not allow the request.
+    /// The state of the lab or of this machine does not allow the operation.
     #[error("{0}")]
     State(String),
-    /// Ctrl-C, or a request to end.
-    #[error("interrupted; everything that the lab made is gone")]
+    /// Ctrl-C or SIGTERM.
+    #[error("interrupted; everything that the lab created is removed")]
     Interrupted,
 }
 
@@ -82,7 +81,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Wraps an I/O error with what was tried; permission errors get their remedy.
+    /// Wraps an I/O error with the failed action; a permission error becomes [`Error::NeedsRoot`].
     pub(crate) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| match source.kind() {
             io::ErrorKind::PermissionDenied => Self::NeedsRoot { action: action.into() },
@@ -90,12 +89,12 @@ impl Error {
         }
     }
 
-    /// The same for the error numbers of `nix`.
+    /// [`Self::io`] for the error numbers of `nix`.
     pub(crate) fn errno(action: impl Into<String>) -> impl FnOnce(nix::errno::Errno) -> Self {
         move |errno| Self::io(action)(errno.into())
     }
 
-    /// Wraps an error of the XDP loader with what was tried.
+    /// Wraps an error of the XDP loader with the failed action.
     pub(crate) fn bpf<E>(action: impl Into<String>) -> impl FnOnce(E) -> Self
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -103,7 +102,7 @@ impl Error {
         move |source| Self::Bpf { action: action.into(), source: Box::new(source) }
     }
 
-    /// Wraps an error of the API client with what was tried.
+    /// Wraps an error of the API client with the failed action.
     pub(crate) fn api(action: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         move |source| Self::Api { action: action.into(), source: Box::new(source) }
     }

@@ -1,5 +1,5 @@
-//! The load generator. Each generator runs in the network namespace of the thread that calls it and returns a report
-//! that prints as a table and serialises to JSON. None of them knows what stands between it and the servers.
+//! The load generator. Each generator runs in the network namespace of the calling thread and returns a report that prints
+//! as a table or as JSON. None of them knows about the gateway between it and the servers.
 
 pub mod latency;
 pub mod packets;
@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::error::{Error, Result};
 
-/// Lets this process open as many sockets as its hard limit allows.
+/// Raises the soft limit of open files to the hard limit: every connection needs a descriptor.
 pub(crate) fn raise_open_files() -> Result<()> {
     let raise = || {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;

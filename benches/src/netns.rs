@@ -1,8 +1,8 @@
 //! Anonymous network namespaces, each held by a thread.
 //!
 //! A namespace has no name and no mount: it lives as long as its thread and the children started in it, so that nothing
-//! survives the process, whatever kills it. Its thread also has a mount namespace of its own with a fresh `/sys` and a
-//! private bpffs. Never moves the calling thread, and never touches the namespaces of the machine.
+//! survives the process, even after SIGKILL. Its thread also has its own mount namespace with a fresh `/sys` and a private
+//! bpffs. The calling thread stays in its namespace.
 
 mod process;
 
@@ -25,7 +25,7 @@ pub use process::{Process, find_program, guarded};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A network namespace; clones share it, and it ends with the last of them.
+/// A network namespace, shared by clones and removed with the last of them.
 #[derive(Clone)]
 pub struct Namespace {
     holder: Arc<Holder>,
@@ -40,7 +40,7 @@ struct Holder {
 }
 
 impl Namespace {
-    /// Makes a namespace with `lo` up. `label` is for messages only.
+    /// Creates a namespace with `lo` up. `label` is for messages only.
     pub fn new(label: &str) -> Result<Self> {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (ready, outcome) = mpsc::channel();
@@ -51,7 +51,7 @@ impl Namespace {
                 move || {
                     let entered = enter_new(&label).map(|()| gettid().as_raw());
                     let failed = entered.is_err();
-                    // The maker waits for this message.
+                    // `new` waits for this message.
                     let _ = ready.send(entered);
                     if !failed {
                         inbox.into_iter().for_each(|job| job());
@@ -77,12 +77,12 @@ impl Namespace {
         &self.holder.label
     }
 
-    /// A path that names this network namespace for `ip link ... netns` and `setns`, while this process lives.
+    /// A path of this network namespace for `ip link ... netns` and `setns`, valid while this process lives.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/task/{}/ns/net", std::process::id(), self.holder.thread_id))
     }
 
-    /// Runs `work` on the holder thread, one piece at a time. Children that `work` starts inherit the namespaces and,
+    /// Runs `work` on the holder thread, one call at a time. Children that `work` starts inherit the namespaces and,
     /// with [`guarded`], live no longer than this namespace.
     ///
     /// # Panics
@@ -90,7 +90,7 @@ impl Namespace {
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (answer, outcome) = mpsc::channel();
         let job: Job = Box::new(move || {
-            // The asker waits for this message.
+            // `run` waits for this message.
             let _ = answer.send(panic::catch_unwind(AssertUnwindSafe(work)));
         });
         let jobs = self.holder.jobs.as_ref().expect("the inbox is closed only by drop");
@@ -101,8 +101,8 @@ impl Namespace {
         }
     }
 
-    /// Runs `work` on a short-lived thread in the namespaces. Borrows are fine and calls may overlap; children started
-    /// here with [`guarded`] die when `work` ends.
+    /// Runs `work` on a temporary thread in the namespaces. It may borrow, and calls may overlap; children started in it
+    /// with [`guarded`] die when `work` ends.
     ///
     /// # Panics
     /// If `work` panics.
@@ -128,7 +128,7 @@ impl Namespace {
             .map_err(Error::io(format!("start thread {name} in {}", self.label())))
     }
 
-    /// Starts a long-lived child, best made by [`guarded`].
+    /// Starts a long-lived child; use [`guarded`] so that it cannot outlive the namespace.
     pub fn spawn(&self, mut command: Command) -> Result<Process> {
         let line = process::line(&command);
         let (command, child) = self.run(move || {
@@ -141,7 +141,7 @@ impl Namespace {
         Ok(process)
     }
 
-    /// Runs a command to its end and returns what it printed.
+    /// Runs a command and returns its output.
     pub fn output(&self, mut command: Command) -> Result<Output> {
         self.enter(move || command.output().map_err(|error| process::start_failure(&command, error)))?
     }
@@ -187,7 +187,7 @@ impl Namespace {
         previous.map_or(Ok(()), |previous| unpublish(&previous))
     }
 
-    /// Moves the calling thread, which must be a fresh one.
+    /// Moves the calling thread, which must be a new one, into the namespaces.
     fn join_from_here(&self) -> Result<()> {
         let task = format!("/proc/{}/task/{}/ns", std::process::id(), self.holder.thread_id);
         let open = |kind: &str| File::open(format!("{task}/{kind}"));
@@ -205,18 +205,18 @@ impl Namespace {
 impl Drop for Holder {
     fn drop(&mut self) {
         if let Some(name) = self.published.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            // A name that somebody removed already is no loss.
+            // The name may be removed already.
             let _ = unpublish(&name);
         }
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // Jobs catch their panics: there is nothing to learn here.
+            // Jobs catch their panics, so the thread cannot fail.
             let _ = thread.join();
         }
     }
 }
 
-/// Removes a name under `/run/netns`; no error if there is none.
+/// Removes a name under `/run/netns`, if it exists.
 pub fn unpublish(name: &str) -> Result<()> {
     if !Path::new("/run/netns").join(name).exists() {
         return Ok(());
@@ -238,7 +238,7 @@ fn host_command(mut command: Command) -> Result<()> {
     })
 }
 
-/// Moves the calling thread into new namespaces with mounts of its own.
+/// Moves the calling thread into new network and mount namespaces.
 fn enter_new(label: &str) -> Result<()> {
     let none: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)

@@ -1,8 +1,8 @@
-//! Bytes that follow from a seed and a position, so that the receiver of a stream knows each of them.
+//! Pseudo-random bytes derived from a seed and a position, so that the receiver of a stream can check every byte.
 
 use std::fmt;
 
-/// The stream of bytes of one seed.
+/// The byte stream of one seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pattern {
     seed: u64,
@@ -11,11 +11,11 @@ pub struct Pattern {
 /// The first byte that was not the expected one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mismatch {
-    /// Its place in the stream.
+    /// Its offset in the stream.
     pub offset: u64,
-    /// What should have come.
+    /// The expected byte.
     pub expected: u8,
-    /// What came.
+    /// The received byte.
     pub received: u8,
 }
 
@@ -62,7 +62,7 @@ impl Pattern {
         first.map_or(Ok(()), Err)
     }
 
-    /// Calls `each` with the bytes of `offset..offset + len`, word by word, and the place of each part in that range.
+    /// Calls `each` for every word of `offset..offset + len`, with the position in that range and the bytes.
     fn walk(self, offset: u64, len: usize, mut each: impl FnMut(usize, &[u8])) {
         let mut skip = usize::try_from(offset % 8).expect("less than 8");
         let (mut index, mut place) = (offset / 8, 0);
@@ -75,7 +75,7 @@ impl Pattern {
         }
     }
 
-    /// SplitMix64, which makes any word without those before it.
+    /// SplitMix64, which computes any word without its predecessors.
     fn word(self, index: u64) -> u64 {
         let z = self.seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -45,7 +45,7 @@ impl LatencyRecorder {
 /// Latency percentiles in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct LatencySummary {
-    /// How many latencies were measured.
+    /// The number of measured latencies.
     pub count: u64,
     /// The median.
     pub p50_us: f64,
@@ -60,7 +60,7 @@ pub struct LatencySummary {
 }
 
 impl LatencySummary {
-    /// The percentiles as one line for people.
+    /// The percentiles as one line of text.
     pub fn line(&self) -> String {
         if self.count == 0 {
             return "nothing measured".into();

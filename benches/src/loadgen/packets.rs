@@ -1,8 +1,8 @@
-//! Packets at the rate that the kernel can take them: XDP live frames, made and sent by a program in the kernel, and a
-//! sink that counts them where they arrive.
+//! Packets at the highest rate of the kernel: XDP live frames, generated and sent by a BPF program, and a sink that counts
+//! them where they arrive.
 //!
-//! The link's other end must have an XDP program (a gateway has one; a bare receiver gets the [`Sink`]), otherwise the
-//! kernel drops every frame. What is sent is not what arrives: only the sink knows that.
+//! The other end of the veth pair must have an XDP program (a gateway has one; a bare receiver gets the [`Sink`]),
+//! otherwise the kernel drops every frame. The sender does not notice drops: only the sink counts what arrives.
 
 mod frame;
 mod generator;

@@ -1,4 +1,4 @@
-//! The progress bar of a run that takes a known time. Nothing is drawn where standard error is no terminal.
+//! The progress bar of a run of known duration. It is not drawn if standard error is not a terminal.
 
 use std::sync::mpsc;
 use std::thread;
@@ -19,7 +19,7 @@ pub enum ProgressOutput {
     Nothing,
 }
 
-/// A bar that fills as time passes; cleared when dropped.
+/// A progress bar over time; cleared when dropped.
 #[derive(Debug)]
 pub struct Progress {
     end: Option<mpsc::Sender<()>>,
@@ -58,7 +58,7 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.end = None;
         if let Some(painter) = self.painter.take() {
-            // Nothing depends on a painter that failed.
+            // A failed progress bar does not matter.
             let _ = painter.join();
         }
     }

@@ -3,15 +3,15 @@
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-/// What every generator's report can do.
+/// The report of a generator.
 pub trait Report: Serialize {
-    /// The rows of the table: what, and its value.
+    /// The rows of the table: label and value.
     fn rows(&self) -> Vec<(String, String)>;
 
-    /// Whether nothing went wrong that the generator can see.
+    /// Whether the generator saw no failure.
     fn is_clean(&self) -> bool;
 
-    /// The report as a table for people.
+    /// The report as a table.
     fn table(&self) -> String {
         let mut table = Table::new();
         table.load_preset(presets::UTF8_BORDERS_ONLY);
@@ -27,7 +27,7 @@ pub trait Report: Serialize {
     }
 }
 
-/// A count with thousands separated.
+/// A count with commas between thousands.
 pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
@@ -46,7 +46,7 @@ pub(crate) fn per_second(count: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }
 
-/// A rate for people.
+/// A rate with a unit prefix.
 pub(crate) fn human_rate(rate: f64) -> String {
     if rate >= 1e6 {
         format!("{:.3} M/s", rate / 1e6)

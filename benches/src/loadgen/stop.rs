@@ -1,10 +1,10 @@
-//! A request to end early, shared between whoever waits for a generator and the generator.
+//! A flag that ends a generator early, shared by the generator and its caller.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Once stopped it stays stopped; clones share it.
+/// A stop flag; clones share it, and it cannot be reset.
 #[derive(Debug, Clone)]
 pub struct Stop {
     state: Arc<watch::Sender<bool>>,
@@ -17,17 +17,17 @@ impl Default for Stop {
 }
 
 impl Stop {
-    /// Asks for the end.
+    /// Sets the flag.
     pub fn stop(&self) {
         self.state.send_replace(true);
     }
 
-    /// Whether the end was asked for.
+    /// Whether the flag is set.
     pub fn is_stopped(&self) -> bool {
         *self.state.borrow()
     }
 
-    /// Waits until the end is asked for.
+    /// Waits until the flag is set.
     pub async fn stopped(&self) {
         // `self` holds the sender: the wait cannot fail.
         let _ = self.state.subscribe().wait_for(|stopped| *stopped).await;

@@ -1,7 +1,8 @@
-//! TCP connections that check every byte they get back: an echo protocol or HTTP, kept alive or new for each exchange.
+//! TCP connections that check every byte they receive: an echo protocol or HTTP, persistent or a new connection for each
+//! exchange.
 //!
-//! The loop is closed: a connection sends its next request when the last is answered. Latencies are those of exchanges;
-//! for latencies under a fixed load use the UDP probe.
+//! The loop is closed: a connection sends its next request after the answer to the last one, so that latencies are those
+//! of exchanges. For latency under a fixed load use the UDP probe.
 
 mod connection;
 mod tally;
@@ -27,31 +28,31 @@ use tally::{StreamError, Tally};
 
 pub use tally::{BackendTally, StreamReport};
 
-/// What the connections do.
+/// Which connections to open, and their traffic.
 #[derive(Debug, Clone)]
 pub struct StreamOptions {
     /// Where to connect.
     pub target: SocketAddr,
-    /// How many connections at a time.
+    /// The number of concurrent connections.
     pub connections: usize,
-    /// For how long.
+    /// Duration of the run.
     pub duration: Duration,
-    /// What one exchange is.
+    /// A request and its answer.
     pub exchange: Exchange,
     /// Whether a connection serves one exchange or many.
     pub reuse: Reuse,
     /// The pause of a connection between two exchanges.
     pub pause: Duration,
-    /// How long a connection attempt may take.
+    /// Time limit of a connection attempt.
     pub connect_timeout: Duration,
-    /// How long an exchange may take.
+    /// Time limit of an exchange.
     pub exchange_timeout: Duration,
-    /// What the bytes of the echo protocol follow from.
+    /// The seed of the bytes of the echo protocol.
     pub seed: u64,
 }
 
 impl StreamOptions {
-    /// Kept connections without pauses and with patient time limits.
+    /// Persistent connections without pauses and with long time limits.
     pub fn new(target: SocketAddr, connections: usize, duration: Duration, exchange: Exchange) -> Self {
         Self {
             target,
@@ -70,11 +71,11 @@ impl StreamOptions {
 /// One request and its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exchange {
-    /// Bytes of the pattern, which the server sends back.
+    /// Bytes of a [`Pattern`](crate::pattern::Pattern), which the server sends back.
     Echo {
-        /// How many.
+        /// The number of bytes.
         len: usize,
-        /// Whether the server speaks first, a line with its name.
+        /// Whether the server first sends a line with its name.
         greeting: Greeting,
     },
     /// `GET path`; the answer to `/bytes/N` is checked byte by byte.
@@ -84,10 +85,10 @@ pub enum Exchange {
     },
 }
 
-/// Whether an echo server begins with a line that holds its name.
+/// Whether an echo server first sends a line with its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Greeting {
-    /// It does.
+    /// It sends its name.
     Name,
     /// It waits for the client.
     None,
@@ -96,13 +97,13 @@ pub enum Greeting {
 /// How many exchanges a connection serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reuse {
-    /// As many as it lives for.
+    /// All exchanges.
     KeepAlive,
     /// One.
     PerExchange,
 }
 
-/// Runs to the end in the calling thread's namespace.
+/// Runs in the calling thread's namespace until the duration is over.
 pub fn run(options: StreamOptions, show: ProgressOutput, stop: &Stop) -> Result<StreamReport> {
     let tally = Arc::new(Mutex::new(Tally::default()));
     let label = options.target.to_string();
@@ -130,7 +131,7 @@ pub fn start(namespace: &Namespace, options: StreamOptions) -> Result<StreamRun>
     Ok(StreamRun { options, tally, stop, begin, thread: Some(thread) })
 }
 
-/// Connections at work in the background; stopped when dropped.
+/// A run in the background; stopped when dropped.
 #[derive(Debug)]
 pub struct StreamRun {
     options: Arc<StreamOptions>,
@@ -141,7 +142,7 @@ pub struct StreamRun {
 }
 
 impl StreamRun {
-    /// What happened so far.
+    /// The report so far.
     pub fn snapshot(&self) -> StreamReport {
         let tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.report(&self.options, self.begin.elapsed(), clock::now())
@@ -152,13 +153,13 @@ impl StreamRun {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner).reset_gaps(clock::now());
     }
 
-    /// Waits until every exchange under way is over and returns the report.
+    /// Stops after the current exchanges and returns the report.
     pub fn finish(mut self) -> Result<StreamReport> {
         self.stop.stop();
         self.join()
     }
 
-    /// Waits for the end of the set duration and returns the report.
+    /// Waits until the duration is over and returns the report.
     pub fn wait(mut self) -> Result<StreamReport> {
         self.join()
     }
@@ -173,7 +174,7 @@ impl Drop for StreamRun {
     fn drop(&mut self) {
         self.stop.stop();
         if let Some(thread) = self.thread.take() {
-            // Nobody waits for this report any more.
+            // The report is not needed any more.
             let _ = thread.join();
         }
     }
@@ -215,7 +216,7 @@ fn drive(options: Arc<StreamOptions>, tally: &Arc<Mutex<Tally>>, stop: &Stop) ->
     Ok(tally.lock().unwrap_or_else(PoisonError::into_inner).report(&options, begin.elapsed(), clock::now()))
 }
 
-/// Keeps one connection going.
+/// One connection, opened again after each failure.
 struct Worker {
     number: usize,
     options: Rc<StreamOptions>,
@@ -231,7 +232,7 @@ impl Worker {
         self.pause(self.stagger()).await;
         while !self.ended.is_stopped() {
             let begin = clock::now();
-            // Every connection has bytes of its own: a mix-up of two streams is seen.
+            // Every connection has its own byte stream, so that bytes of another connection are detected.
             let seed =
                 self.options.seed ^ (u64::try_from(self.number).unwrap_or_default() << 32) ^ generation;
             generation += 1;
@@ -248,7 +249,7 @@ impl Worker {
         }
     }
 
-    /// Exchanges until the end, the server's goodbye, or a failure.
+    /// Exchanges until the end, an orderly close by the server, or a failure.
     async fn serve(&self, mut connection: Connection) {
         let mut backend = connection.greeted_by().map(str::to_owned);
         if let Some(name) = &backend {
@@ -271,11 +272,11 @@ impl Worker {
                     tally.opened_at(name);
                 }
                 tally.exchanged(name, answer.verified_len, begin.elapsed(), clock::now());
-                // One TCP connection cannot change its server: if it does, packets went astray.
+                // Another backend in the middle of a connection means that its flow was not kept on one backend.
                 if answer.backend.as_ref().is_some_and(|now| now != name) {
                     tally.broken(
                         Some(name),
-                        &StreamError::BadAnswer(format!("{name} turned into {:?}", answer.backend)),
+                        &StreamError::BadAnswer(format!("{name} changed to {:?}", answer.backend)),
                     );
                 }
             });
@@ -293,7 +294,7 @@ impl Worker {
         }
     }
 
-    /// Connections that pause begin one after the other, or all would ask at once and be silent at once.
+    /// Spreads the starts of pausing connections over one pause, so that they do not all send at the same time.
     fn stagger(&self) -> Duration {
         let count = u32::try_from(self.options.connections.max(1)).unwrap_or(u32::MAX);
         self.options.pause / count * u32::try_from(self.number).unwrap_or_default()

@@ -1,7 +1,7 @@
 //! UDP probes at a fixed rate: latency, loss and reordering.
 //!
-//! The loop is open: datagrams leave by schedule, and latency counts from the time that the schedule says, so that a
-//! stall shows in the figures instead of hiding them.
+//! The loop is open: datagrams are sent by schedule, and latency counts from the scheduled time, so that a stall is not
+//! hidden (no coordinated omission).
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use crate::pattern::Pattern;
 
 const MAGIC: [u8; 8] = *b"fgprobe1";
 const HEADER_LEN: usize = 24;
-/// The loads of a minute at a million per second: memory for the marks of received probes stays small.
+/// More than a minute at a million per second. Bounds the memory of the bitmap of received probes.
 const MAX_PROBES: u64 = 100_000_000;
 
 /// What to send.
@@ -33,13 +33,13 @@ pub struct UdpOptions {
     pub target: SocketAddr,
     /// Datagrams per second over all flows.
     pub rate: u32,
-    /// For how long.
+    /// Duration of the run.
     pub duration: Duration,
-    /// Sockets, and so source ports, used in turn.
+    /// Sockets, each with its own source port, used in turn.
     pub flows: u16,
     /// Bytes of each datagram, at least 24.
     pub payload_len: usize,
-    /// How long to wait for answers after the last datagram.
+    /// Time to wait for answers after the last datagram.
     pub grace: Duration,
 }
 
@@ -50,7 +50,7 @@ impl UdpOptions {
     }
 }
 
-/// Runs to the end in the calling thread's namespace.
+/// Runs in the calling thread's namespace until the duration is over.
 pub fn run(options: &UdpOptions, show: ProgressOutput, stop: &Stop) -> Result<UdpReport> {
     let total = check(options)?;
     raise_open_files()?;
@@ -184,7 +184,7 @@ impl Probe<'_> {
     }
 }
 
-/// Sleeps while there is time for that, then spins; returns whether it slept.
+/// Sleeps until shortly before `due`, then spins: sleeping alone is too coarse. Returns whether it slept.
 fn wait_until(due: Instant) -> bool {
     const SLEEP_SLACK: Duration = Duration::from_micros(150);
     let early = due.saturating_duration_since(clock::now());
@@ -200,7 +200,7 @@ fn wait_until(due: Instant) -> bool {
 
 fn due_ns(sequence: u64, rate: u32) -> u64 {
     u64::try_from(u128::from(sequence) * 1_000_000_000 / u128::from(rate))
-        .expect("a run lasts less than centuries")
+        .expect("a run is shorter than 500 years")
 }
 
 fn await_stragglers(grace: Duration, sent: &AtomicU64, received: &Mutex<Received>) {
@@ -212,7 +212,7 @@ fn await_stragglers(grace: Duration, sent: &AtomicU64, received: &Mutex<Received
     }
 }
 
-/// What came back.
+/// The answers so far.
 struct Received {
     count: u64,
     duplicates: u64,
@@ -276,27 +276,27 @@ pub struct UdpReport {
     pub target: String,
     /// Source ports used.
     pub flows: u16,
-    /// How long sending took.
+    /// Duration of sending, in seconds.
     pub seconds: f64,
-    /// Datagrams scheduled and sent.
+    /// Datagrams sent.
     pub sent: u64,
-    /// The same per second.
+    /// Datagrams sent per second.
     pub sent_per_second: f64,
-    /// Those of them that the kernel here refused to send.
+    /// Sent datagrams that the local kernel refused.
     pub send_failures: u64,
     /// Answers, each probe counted once.
     pub received: u64,
     /// Probes without an answer.
     pub lost: u64,
-    /// Further answers to the same probe.
+    /// Repeated answers to a probe.
     pub duplicates: u64,
-    /// Answers that came after that to a later probe of their flow.
+    /// Answers that arrived after the answer to a later probe of the same flow.
     pub reordered: u64,
-    /// Answers whose bytes were not those sent.
+    /// Answers with other bytes than sent.
     pub mismatches: u64,
-    /// Datagrams that were no answers to a probe.
+    /// Datagrams that are not answers to a probe.
     pub foreign: u64,
-    /// From the scheduled sending time to the answer.
+    /// Latency from the scheduled sending time to the answer.
     pub latency: LatencySummary,
 }
 

@@ -1,4 +1,4 @@
-//! Children of a namespace: they die with it, and they are never waited for without a limit.
+//! Child processes of a namespace. They die with it, and every wait for them has a time limit.
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
@@ -16,15 +16,15 @@ use crate::error::{Error, Result};
 const GUARD: &str = "setpriv";
 const GUARD_ARGUMENTS: [&str; 3] = ["--pdeathsig", "KILL", "--"];
 
-/// A command whose process the kernel kills when the thread that started it ends, and that the terminal's Ctrl-C does
-/// not reach: the lab ends its children in its own order.
+/// A command whose process the kernel kills when the thread that started it ends (PR_SET_PDEATHSIG). It has its own
+/// process group, so that Ctrl-C does not reach it: the lab ends its children in order.
 pub fn guarded(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(GUARD);
     command.args(GUARD_ARGUMENTS).arg(program).process_group(0);
     command
 }
 
-/// Finds a program in `PATH` or in the system folders that a user's `PATH` may lack.
+/// Finds a program in `PATH` or in the sbin directories, which a user's `PATH` may lack.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
@@ -61,7 +61,7 @@ impl Process {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Sends a signal; nothing happens if the process has ended.
+    /// Sends a signal, unless the process has ended.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if self.ended().is_some() {
             return Ok(());
@@ -88,7 +88,7 @@ impl Process {
         }
     }
 
-    /// Asks the process to end (SIGTERM) and waits, at most `grace`; then kills it.
+    /// Ends the process with SIGTERM, and with SIGKILL after `grace`.
     pub fn terminate(&mut self, grace: Duration) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         if let Ok(status) = self.wait(grace) {
@@ -106,21 +106,21 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Already dead is what we want; a zombie that cannot be reaped ends with us.
+        // It may be dead already; a zombie that cannot be reaped ends with this process.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Whether a process exists and is more than a zombie.
+/// Whether a process exists and is not a zombie.
 pub(crate) fn is_alive(id: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// Waits until the guard of a [`guarded`] command has made way for its program: a parent that ended before that would
-/// leave the child behind.
+/// Waits until the guard of a [`guarded`] command has called exec: if the parent ended before, PR_SET_PDEATHSIG would not
+/// be set yet and the child would survive.
 pub(super) fn wait_for_guard(command: &Command, process: &Process) {
-    // Not `comm`: exec sets it only after the parent may run on.
+    // Not `comm`, which exec sets only after it has released the parent of a vfork.
     let exe = format!("/proc/{}/exe", process.id());
     let is_guard = || std::fs::read_link(&exe).is_ok_and(|program| program.ends_with(GUARD));
     while command.get_program() == GUARD && is_guard() {
@@ -136,7 +136,7 @@ pub(super) fn line(command: &Command) -> String {
     words[if is_guarded { 1 + GUARD_ARGUMENTS.len() } else { 0 }..].join(" ")
 }
 
-/// Says which package is missing when that is why a command did not start.
+/// The error of a command that did not start, with the missing package if that is known.
 pub(super) fn start_failure(command: &Command, error: io::Error) -> Error {
     let program = command.get_program().to_string_lossy().into_owned();
     if error.kind() != io::ErrorKind::NotFound {

@@ -1,4 +1,4 @@
-//! The frame that every packet of a run is made from.
+//! The template of the frames of a run.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 
-/// The shortest Ethernet frame, without its check sequence.
+/// The shortest Ethernet frame, without FCS.
 pub(super) const MIN_FRAME_LEN: u16 = 60;
-/// An MTU of 1500 and the Ethernet header.
+/// MTU 1500 plus the Ethernet header.
 pub(super) const MAX_FRAME_LEN: u16 = 1514;
 
 const ETHERNET_LEN: usize = 14;
@@ -29,7 +29,7 @@ impl FromStr for MacAddr {
         let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
         bytes
             .map(Self)
-            .ok_or_else(|| Error::Option(format!("{text:?} is no MAC address such as 02:00:00:00:00:01")))
+            .ok_or_else(|| Error::Option(format!("{text:?} is not a MAC address such as 02:00:00:00:00:01")))
     }
 }
 
@@ -40,19 +40,19 @@ impl fmt::Display for MacAddr {
     }
 }
 
-/// What the packets are.
+/// The kind of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PacketKind {
     /// UDP datagrams.
     Udp,
-    /// TCP segments of connections that seem to exist: ACK set.
+    /// TCP ACKs, as of established connections.
     TcpAck,
-    /// TCP segments that open connections.
+    /// TCP SYNs.
     TcpSyn,
 }
 
 impl PacketKind {
-    /// The protocol number of IP.
+    /// The IP protocol number.
     pub fn ip_proto(self) -> u8 {
         match self {
             Self::Udp => 17,
@@ -67,16 +67,16 @@ impl PacketKind {
 pub struct FlowRange {
     /// The address of the first flows.
     pub first: Ipv4Addr,
-    /// How many flows.
+    /// The number of flows.
     pub count: u32,
 }
 
 impl FlowRange {
-    /// The log2 of the ports per address.
+    /// log2 of the number of ports per address.
     pub(super) const PORTS_LOG2: u32 = 10;
     pub(super) const FIRST_PORT: u16 = 16384;
 
-    /// A number of flows from the range set aside for benchmarks, 198.18.0.0/15 (RFC 2544).
+    /// Flows from 198.18.0.0/15, the range for benchmarks (RFC 2544).
     pub fn benchmark(count: u32) -> Self {
         Self { first: Ipv4Addr::new(198, 18, 0, 1), count }
     }
@@ -88,7 +88,7 @@ impl FlowRange {
     }
 }
 
-/// Where the packets go.
+/// Ethernet addresses and destination.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Route {
     pub(super) source_mac: MacAddr,
@@ -96,7 +96,7 @@ pub(super) struct Route {
     pub(super) destination: SocketAddrV4,
 }
 
-/// A whole frame whose source address, source port and checksums are zero, and the sums that complete it.
+/// A frame with zero source address, source port and checksums, and the partial sums to complete them.
 #[derive(Debug)]
 pub(super) struct Template {
     pub(super) frame: Vec<u8>,
@@ -116,7 +116,7 @@ impl Template {
         frame.extend(route.source_mac.0);
         frame.extend([0x08, 0x00]);
 
-        // A bare ACK or SYN carries no data: the rest of a frame is padding, except where more was asked for.
+        // A minimal ACK or SYN carries no data, the rest of the frame is padding; longer frames carry data.
         let l4_len = match kind {
             PacketKind::TcpAck | PacketKind::TcpSyn if frame_len == usize::from(MIN_FRAME_LEN) => TCP_LEN,
             _ => frame_len - ETHERNET_LEN - IP_LEN,
@@ -153,7 +153,7 @@ impl Template {
         Ok(Self { frame, ip_sum: fold(ip_sum), l4_sum })
     }
 
-    /// The header as the program's words.
+    /// The first 60 bytes as words, for the BPF program.
     pub(super) fn words(&self) -> [u64; 8] {
         let mut header = [0; 64];
         header[..usize::from(MIN_FRAME_LEN)].copy_from_slice(&self.frame[..usize::from(MIN_FRAME_LEN)]);
@@ -167,7 +167,7 @@ fn be16(len: usize) -> [u8; 2] {
     u16::try_from(len).expect("a frame is shorter than 64 KiB").to_be_bytes()
 }
 
-/// The sum of 16-bit words as this machine loads them: RFC 1071 section 2 (B) says that their order does not matter.
+/// The sum of 16-bit words in native byte order: by RFC 1071 section 2 (B) the sum does not depend on it.
 fn native_sum(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum()
 }

@@ -1,4 +1,4 @@
-//! Runs the generator program on chosen cores for a time.
+//! Runs the generator program on selected cores for a given time.
 
 use std::net::SocketAddrV4;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,12 +21,12 @@ use crate::loadgen::progress::{Progress, ProgressOutput};
 use crate::loadgen::report::{Report, grouped, human_rate, per_second};
 use crate::loadgen::stop::Stop;
 
-/// Frames that the kernel handles between two looks at the link.
+/// Live frames per batch (`batch_size` of BPF_PROG_TEST_RUN).
 const BATCH_LEN: u32 = 64;
-/// Enough for a first idea of the rate.
+/// Packets of the first call, which measures the rate.
 const CALIBRATION_REPEATS: u32 = 1 << 15;
 
-/// What to send, where and for how long.
+/// What to send, to where, and for how long.
 #[derive(Debug, Clone)]
 pub struct PacketOptions {
     /// The interface to send from.
@@ -35,19 +35,19 @@ pub struct PacketOptions {
     pub next_hop: MacAddr,
     /// The destination of every packet.
     pub destination: SocketAddrV4,
-    /// What the packets are.
+    /// The kind of packets.
     pub kind: PacketKind,
-    /// Their sources, used in turn.
+    /// The flows, used in turn.
     pub flows: FlowRange,
     /// Bytes of each frame, at least 60.
     pub frame_len: u16,
-    /// For how long.
+    /// Duration of the run.
     pub duration: Duration,
-    /// At most this many packets per second; as fast as it goes if not given.
+    /// Maximum packets per second; `None` for full rate.
     pub rate: Option<u32>,
-    /// The cores that send, each through all flows.
+    /// The cores that send; each sends all flows.
     pub cpus: Vec<usize>,
-    /// How long a call into the kernel lasts: its end costs some 16 ms without packets, and only then can a run stop.
+    /// Duration of one call into the kernel. A run can stop only between calls, and each costs some 16 ms without packets.
     pub call: Duration,
 }
 
@@ -80,11 +80,11 @@ pub struct Generator {
     ebpf: Ebpf,
     template: Template,
     options: PacketOptions,
-    /// What a packet took lately; 0 as long as that is unknown.
+    /// Recent time per packet in nanoseconds; 0 if unknown.
     packet_ns: AtomicU64,
 }
 
-/// Runs to the end in the calling thread's namespace.
+/// Runs in the calling thread's namespace until the duration is over.
 pub fn run(options: PacketOptions, show: ProgressOutput, stop: &Stop) -> Result<PacketReport> {
     Generator::load(options)?.run(show, stop)
 }
@@ -129,7 +129,7 @@ impl Generator {
         Ok(Self { ebpf, template, options, packet_ns: AtomicU64::new(0) })
     }
 
-    /// Makes the next packet of the sequence and returns it instead of sending it.
+    /// Generates the next packet and returns it instead of sending it.
     pub fn make_one(&self) -> Result<Vec<u8>> {
         let mut frame = vec![0; self.template.frame.len()];
         let mut options = TestRunOptions::new();
@@ -139,7 +139,7 @@ impl Generator {
         Ok(frame)
     }
 
-    /// Packets made so far, sent or not.
+    /// Packets generated so far.
     pub fn made(&self) -> Result<u64> {
         let map = self.ebpf.map("states").expect("the object holds this map");
         let states: PerCpuArray<&MapData, [u64; 3]> =
@@ -153,8 +153,8 @@ impl Generator {
         self.run_for(self.options.duration, self.options.call, show, stop)
     }
 
-    /// Sends for `duration`, in calls that last `call`. Of several runs all but the first know how fast packets go, so
-    /// that one call can be the whole run.
+    /// Sends for `duration`, in calls of duration `call`. The first run calibrates the rate, so that in later runs one call
+    /// can last the whole run.
     pub fn run_for(
         &self,
         duration: Duration,
@@ -238,7 +238,7 @@ impl Generator {
         options.attrs = TestRunAttrs::new().xdp_live_frames(BATCH_LEN);
         match self.program().test_run(options) {
             Ok(_) => Ok(()),
-            // A signal ended the call early; the counters know how far it came.
+            // A signal ended the call early; the counters hold how many were sent.
             Err(ProgramError::SyscallError(error))
                 if error.io_error.kind() == std::io::ErrorKind::Interrupted =>
             {
@@ -256,14 +256,14 @@ impl Generator {
         program.try_into().expect("the program is of type XDP")
     }
 
-    /// Frames that the link did not take since it exists.
+    /// Frames that the link dropped since it was created.
     fn refused(&self) -> u64 {
         let path = format!("/sys/class/net/{}/statistics/tx_dropped", self.options.interface);
         fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or_default()
     }
 }
 
-/// How many packets fill a call of `wanted`.
+/// The number of packets for a call of duration `wanted`.
 fn repeats_for(wanted: Duration, packet_ns: u128) -> u32 {
     let repeats = (wanted.as_nanos() / packet_ns).clamp(u128::from(BATCH_LEN), 1 << 30);
     u32::try_from(repeats).expect("it is clamped to 30 bits")
@@ -285,19 +285,19 @@ pub struct PacketReport {
     pub interface: String,
     /// The destination of every packet.
     pub destination: String,
-    /// How many flows.
+    /// The number of flows.
     pub flows: u32,
     /// Bytes of each frame.
     pub frame_len: u16,
     /// The cores that sent.
     pub cpus: Vec<usize>,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// Packets made and handed to the link.
+    /// Packets handed to the link.
     pub offered: u64,
-    /// The same per second.
+    /// Offered packets per second.
     pub offered_per_second: f64,
-    /// Those of them that the link did not take, its receiver being too slow.
+    /// Packets that the link dropped because its receiver was too slow.
     pub refused_by_link: u64,
 }
 

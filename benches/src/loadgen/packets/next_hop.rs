@@ -1,4 +1,4 @@
-//! Asks the kernel where packets to an address have to go.
+//! Looks up route and neighbour of a destination in the kernel.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 const NEIGHBOUR_LIMIT: Duration = Duration::from_secs(3);
 
-/// The way to a destination.
+/// Interface and next hop of a destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NextHop {
     /// The interface.
@@ -33,7 +33,7 @@ struct NeighbourAnswer {
     lladdr: Option<String>,
 }
 
-/// Finds the next hop to `destination` in the calling thread's namespace, asking for its Ethernet address if needed.
+/// Finds the next hop to `destination` in the calling thread's namespace, and resolves its Ethernet address if needed.
 pub fn resolve(destination: Ipv4Addr) -> Result<NextHop> {
     let no_route =
         || Error::State(format!("there is no route to {destination}: check `ip route get {destination}`"));
@@ -54,7 +54,7 @@ pub fn resolve(destination: Ipv4Addr) -> Result<NextHop> {
                 hint: "is it up, and on this link?".into(),
             });
         }
-        // Any datagram makes the kernel ask; the discard port expects nothing.
+        // Any datagram makes the kernel resolve the neighbour; port 9 is discard.
         let nudge =
             UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| socket.send_to(&[0], (hop, 9)));
         nudge.map_err(Error::io(format!("send a datagram to {hop}")))?;

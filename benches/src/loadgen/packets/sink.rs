@@ -16,20 +16,20 @@ use crate::loadgen::report::per_second;
 /// What to count.
 #[derive(Debug, Clone, Copy)]
 pub struct SinkOptions {
-    /// The destination port; every port if not given.
+    /// The destination port; `None` for every port.
     pub port: Option<u16>,
-    /// The IP protocol number; TCP and UDP if not given.
+    /// The IP protocol number; `None` for TCP and UDP.
     pub ip_proto: Option<u8>,
-    /// What becomes of a counted packet.
+    /// The fate of a counted packet.
     pub action: SinkAction,
 }
 
-/// What becomes of a counted packet.
+/// The fate of a counted packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SinkAction {
-    /// It ends here: the cheapest receiver there is.
+    /// Drop it: the cheapest receiver.
     Drop,
-    /// The kernel gets it.
+    /// Pass it to the kernel.
     Pass,
 }
 
@@ -64,7 +64,7 @@ impl Sink {
         Ok(Self { ebpf })
     }
 
-    /// The counts since it was attached.
+    /// Counters since it was attached.
     pub fn counters(&self) -> Result<SinkCounters> {
         let map = self.ebpf.map("counters").expect("the object holds this map");
         let counters: PerCpuArray<&MapData, [u64; 3]> =
@@ -77,7 +77,7 @@ impl Sink {
         }))
     }
 
-    /// Counts for a while.
+    /// Counts for `duration`.
     pub fn measure(&self, duration: Duration) -> Result<SinkRate> {
         let (before, begin) = (self.counters()?, clock::now());
         thread::sleep(duration);
@@ -87,21 +87,21 @@ impl Sink {
     }
 }
 
-/// What a sink has counted.
+/// The counters of a sink.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct SinkCounters {
-    /// Packets of the chosen kind.
+    /// Matching packets.
     pub packets: u64,
-    /// The bytes of their frames.
+    /// Bytes of their frames.
     pub bytes: u64,
-    /// Everything else that arrived.
+    /// All other packets.
     pub others: u64,
 }
 
-/// What arrived in a time.
+/// A measured rate.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct SinkRate {
-    /// The time.
+    /// Duration in seconds.
     pub seconds: f64,
     /// Packets.
     pub packets: u64,

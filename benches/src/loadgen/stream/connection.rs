@@ -20,7 +20,7 @@ use super::{Exchange, Greeting, StreamOptions};
 use crate::lab::servers::http::BACKEND_HEADER;
 use crate::pattern::Pattern;
 
-/// Longer names are no names.
+/// Maximum length of the name that a server sends.
 const MAX_GREETING_LEN: usize = 256;
 
 pub(super) enum Connection {
@@ -31,7 +31,7 @@ pub(super) enum Connection {
 /// A completed exchange.
 pub(super) struct Answer {
     pub(super) verified_len: u64,
-    /// Who answered, if they said so.
+    /// The name of the backend, if the answer has it.
     pub(super) backend: Option<String>,
     pub(super) next: Next,
 }
@@ -60,7 +60,7 @@ impl Connection {
         timeout(options.connect_timeout, connect).await.unwrap_or(Err(StreamError::TimedOut))
     }
 
-    /// The name in the greeting, if there was one.
+    /// The name in the greeting, if any.
     pub(super) fn greeted_by(&self) -> Option<&str> {
         match self {
             Self::Echo(echo) => echo.greeting.as_deref(),
@@ -75,10 +75,10 @@ impl Connection {
         }
     }
 
-    /// Whether the connection takes another request; `false` after an orderly goodbye.
+    /// Whether the connection takes another request; `false` after an orderly close.
     pub(super) async fn still_open(&mut self) -> Result<bool, StreamError> {
         match self {
-            // The echo protocol has no goodbye by the server: the next exchange tells.
+            // The echo server never closes first: a broken connection shows in the next exchange.
             Self::Echo(_) => Ok(true),
             Self::Http(http) => http.still_open().await,
         }
@@ -86,7 +86,7 @@ impl Connection {
 
     pub(super) async fn close(self) {
         match self {
-            // The server may be gone already; all exchanges are complete.
+            // All exchanges are complete, so a server that is gone already does not matter.
             Self::Echo(mut echo) => drop(echo.stream.shutdown().await),
             Self::Http(http) => drop(http),
         }
@@ -120,7 +120,7 @@ impl EchoConnection {
     async fn exchange(&mut self) -> Result<Answer, StreamError> {
         self.pattern.fill(self.offset, &mut self.outgoing);
         let (mut reader, mut writer) = self.stream.split();
-        // Both at once: an exchange may be larger than the buffers between us and the server.
+        // Concurrently: an exchange may be larger than all socket buffers, and writing first would deadlock.
         tokio::try_join!(writer.write_all(&self.outgoing), reader.read_exact(&mut self.incoming))?;
         self.pattern.check(self.offset, &self.incoming).map_err(StreamError::Mismatch)?;
         let len = u64::try_from(self.incoming.len()).expect("a length fits 64 bits");
@@ -139,7 +139,7 @@ async fn read_line(stream: &mut TcpStream) -> Result<String, StreamError> {
         }
     }
     String::from_utf8(line)
-        .map_err(|error| StreamError::BadAnswer(format!("the greeting is no text: {error}")))
+        .map_err(|error| StreamError::BadAnswer(format!("the greeting is not UTF-8: {error}")))
 }
 
 pub(super) struct HttpConnection {
@@ -171,7 +171,7 @@ impl HttpConnection {
         let request = Request::get(&self.path)
             .header(HOST, &self.host)
             .body(Empty::new())
-            .map_err(|error| StreamError::BadAnswer(format!("{} is no path: {error}", self.path)))?;
+            .map_err(|error| StreamError::BadAnswer(format!("{} is not a valid path: {error}", self.path)))?;
         let mut response =
             self.requests.send_request(request).await.map_err(|error| match stream_error(error) {
                 StreamError::ClosedEarly if self.has_answered => StreamError::ClosedIdle,
@@ -208,7 +208,7 @@ impl HttpConnection {
         if self.requests.ready().await.is_ok() {
             return Ok(true);
         }
-        // The driver knows whether the server closed or broke the connection.
+        // The result of the driver shows whether the server closed or reset the connection.
         match (&mut self.driver).await {
             Ok(Ok(())) => Ok(false),
             Ok(Err(error)) => Err(stream_error(error)),
@@ -219,7 +219,7 @@ impl HttpConnection {
 
 impl Drop for HttpConnection {
     fn drop(&mut self) {
-        // Nothing is under way, or it failed: the socket goes with its driver.
+        // Closes the socket, which the driver owns.
         self.driver.abort();
     }
 }

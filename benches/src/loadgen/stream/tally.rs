@@ -1,4 +1,4 @@
-//! What happened to the connections, by kind of failure and by backend.
+//! Counters of a run, by kind of failure and by backend.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ pub(super) enum StreamError {
     TimedOut,
     Reset,
     ClosedEarly,
-    /// An orderly end of a kept connection in place of an answer: RFC 9112 section 9.5 lets a server do that.
+    /// The server closed a persistent connection in place of an answer, as RFC 9112 section 9.5 allows.
     ClosedIdle,
     NoLocalPort,
     Mismatch(Mismatch),
@@ -105,7 +105,7 @@ impl Tally {
         tally.open += 1;
     }
 
-    /// Begins to look for the longest time without an answer anew.
+    /// Resets the longest time without an answer.
     pub(super) fn reset_gaps(&mut self, now: Instant) {
         self.last_answer = self.last_answer.map(|_| now);
         self.longest_gap = Duration::ZERO;
@@ -127,7 +127,7 @@ impl Tally {
         tally.open = tally.open.saturating_sub(1);
     }
 
-    /// The server said goodbye between two exchanges, as HTTP allows.
+    /// The server closed the connection between two exchanges, as HTTP allows.
     pub(super) fn closed_idle(&mut self, backend: &str) {
         self.closed_idle += 1;
         self.closed_at(backend);
@@ -150,7 +150,7 @@ impl Tally {
         self.by_backend.get_mut(backend).expect("it is there or was just inserted")
     }
 
-    /// The longest time without an answer on any connection; one that goes on counts.
+    /// The longest time without an answer on any connection, including the current one.
     fn longest_gap(&self, now: Instant) -> Duration {
         let last = self.last_answer.unwrap_or(now);
         self.longest_gap.max(now.saturating_duration_since(last))
@@ -186,11 +186,11 @@ impl Tally {
 pub struct BackendTally {
     /// Connections that it served.
     pub connections: u64,
-    /// Those open at the time of the report.
+    /// Connections open at the time of the report.
     pub open: u64,
     /// Exchanges completed.
     pub exchanges: u64,
-    /// Bytes that came back and were right.
+    /// Received bytes that were correct.
     pub bytes_verified: u64,
     /// Connections that failed after the backend was known.
     pub broken: u64,
@@ -201,9 +201,9 @@ pub struct BackendTally {
 pub struct StreamReport {
     /// Where the connections went.
     pub target: String,
-    /// How many were kept at a time.
+    /// The number of concurrent connections.
     pub connections: usize,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
     /// Connections made.
     pub connects: u64,
@@ -211,23 +211,23 @@ pub struct StreamReport {
     pub connect_failures: BTreeMap<String, u64>,
     /// Connections that failed later, by kind.
     pub broken: BTreeMap<String, u64>,
-    /// Connections that the server closed between two exchanges, which is its right.
+    /// Connections that the server closed between two exchanges; not a failure.
     pub closed_idle: u64,
-    /// Requests answered in full.
+    /// Complete exchanges.
     pub exchanges: u64,
-    /// The same per second.
+    /// Exchanges per second.
     pub exchanges_per_second: f64,
-    /// Bytes that came back and were right.
+    /// Received bytes that were correct.
     pub bytes_verified: u64,
-    /// The time to connect.
+    /// Latency of connection attempts.
     pub connect_latency: LatencySummary,
-    /// The time from request to the last byte of the answer.
+    /// Latency from the request to the last byte of the answer.
     pub latency: LatencySummary,
-    /// The spread over the backends, by the names that they gave.
+    /// Counters by backend name.
     pub by_backend: BTreeMap<String, BackendTally>,
-    /// The first failure in words.
+    /// The first failure.
     pub first_failure: Option<String>,
-    /// The longest time without an answer on any of the connections, in milliseconds, after the first one.
+    /// The longest time without an answer on any connection after the first answer, in milliseconds.
     pub longest_gap_ms: f64,
 }
 
