@@ -1,4 +1,4 @@
-//! A bare AF_XDP forwarder: what the gateway's figures are held against.
+//! A bare AF_XDP forwarder, the baseline of `lab bench`.
 //!
 //! The same worker loop, sockets, rings and steering program as the gateway; only the deciding is left
 //! out. A frame that comes by one interface goes out by the other with new Ethernet addresses. Never
@@ -28,10 +28,10 @@ use flowgate_xsk::{FramePool, UmemConfig, XskSocketConfig};
 use crate::clock;
 use crate::error::{Error, Result};
 
-/// What to forward between.
+/// The options of `lab bare-forward`.
 #[derive(Debug, Clone, Args)]
 pub struct BareForwardArgs {
-    /// The interface that frames come by, then the one that they leave by.
+    /// The receiving interface, then the sending one.
     #[arg(long = "interface", value_name = "IF", required = true, num_args = 1)]
     pub interfaces: Vec<String>,
     /// UDP to this address and port is forwarded, the rest goes to the kernel.
@@ -40,7 +40,7 @@ pub struct BareForwardArgs {
     /// The core of the worker.
     #[arg(long)]
     pub core: Option<usize>,
-    /// Where program and maps are pinned while it runs.
+    /// Where program and maps are pinned.
     #[arg(long, default_value = "/sys/fs/bpf/flowgate")]
     pub pin_dir: PathBuf,
 }
@@ -48,11 +48,14 @@ pub struct BareForwardArgs {
 /// Forwards until SIGTERM or SIGINT, then detaches. Prints `ready` once it does.
 ///
 /// # Errors
-/// What is in the way, with the interface.
+/// If attaching, sockets or the worker fail; the message names the interface.
 #[allow(clippy::print_stdout, reason = "the caller waits for the line")]
 pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
     if args.interfaces.len() != 2 {
-        return Err(Error::Option(format!("--interface: two are needed, not {}", args.interfaces.len())));
+        return Err(Error::Option(format!(
+            "--interface must be given twice, not {} times",
+            args.interfaces.len()
+        )));
     }
     let failed = |what: String| move |error: &dyn std::fmt::Display| Error::State(format!("{what}: {error}"));
     let interface = |name: &str| InterfaceConfig { name: name.to_owned(), mode: XdpModePolicy::Auto };
@@ -124,7 +127,7 @@ fn wait_for_signal() -> Result<()> {
     })
 }
 
-/// Sends every frame out by the second interface.
+/// Forwards every frame to the second interface.
 #[derive(Debug)]
 struct BareForward;
 

@@ -1,11 +1,11 @@
-//! Reads what criterion measured and prints the figures that matter as one line of JSON.
+//! Prints the main results of the Criterion benches as one line of JSON.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-/// Packets in one measured iteration.
+/// Packets per measured iteration.
 const BURST: f64 = 64.0;
 
 fn main() -> ExitCode {

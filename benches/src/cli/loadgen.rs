@@ -25,7 +25,7 @@ pub struct LoadgenArgs {
     /// How to print the report.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Table, global = true)]
     pub output: OutputFormat,
-    /// Draw no progress bar.
+    /// Do not draw a progress bar.
     #[arg(long, global = true)]
     pub no_progress: bool,
     /// What to send.
@@ -45,15 +45,15 @@ pub enum OutputFormat {
 /// The subcommands of `flowgate loadgen`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum LoadgenCommand {
-    /// As many packets per second as the kernel can send, made in XDP.
+    /// Send as many packets per second as the kernel can, generated in XDP.
     Packets(PacketArgs),
-    /// Connections to an echo server that check every byte that comes back.
+    /// Open connections to an echo server and check every byte that comes back.
     Tcp(TcpArgs),
-    /// Datagrams at a fixed rate to an echo server: latency, loss and reordering.
+    /// Send datagrams at a fixed rate to an echo server: latency, loss and reordering.
     Udp(UdpArgs),
-    /// HTTP requests, on kept connections or a new one for each.
+    /// Send HTTP requests, on persistent connections or a new one for each.
     Http(HttpArgs),
-    /// Count the packets that arrive at an interface, and end them there.
+    /// Count and drop the packets that arrive at an interface.
     Sink(SinkArgs),
 }
 
@@ -66,10 +66,10 @@ pub struct PacketArgs {
     /// Seconds to send.
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
-    /// Flows, each with a source address and port of its own.
+    /// Flows, each with its own source address and port.
     #[arg(long, default_value_t = 1000)]
     pub flows: u32,
-    /// What the packets are.
+    /// The kind of packets.
     #[arg(long, value_enum, default_value_t = KindArg::Udp)]
     pub kind: KindArg,
     /// Bytes of each frame.
@@ -84,35 +84,35 @@ pub struct PacketArgs {
     /// The source address of the first flows.
     #[arg(long, default_value = "198.18.0.1")]
     pub first_source: std::net::Ipv4Addr,
-    /// The interface to send from; from the routing table if not given.
+    /// The interface to send from; by default that of the route.
     #[arg(long, requires = "next_hop")]
     pub interface: Option<String>,
-    /// The MAC address of the next hop; asked for if not given.
+    /// The MAC address of the next hop; by default it is resolved.
     #[arg(long, requires = "interface")]
     pub next_hop: Option<MacAddr>,
 }
 
-/// What packets are.
+/// The kind of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KindArg {
     /// UDP datagrams.
     Udp,
-    /// TCP segments with ACK.
+    /// TCP ACKs.
     TcpAck,
-    /// TCP segments with SYN.
+    /// TCP SYNs.
     TcpSyn,
 }
 
 /// The options of `flowgate loadgen tcp`.
 #[derive(Debug, Clone, Args)]
 pub struct TcpArgs {
-    /// What the generators of connections have in common.
+    /// Options of `tcp` and `http`.
     #[command(flatten)]
     pub stream: StreamArgs,
     /// Bytes of each exchange.
     #[arg(long, default_value_t = 1024)]
     pub bytes: usize,
-    /// The server begins with a line that holds its name.
+    /// Expect the server to send a line with its name first.
     #[arg(long)]
     pub greeting: bool,
 }
@@ -120,30 +120,30 @@ pub struct TcpArgs {
 /// The options of `flowgate loadgen http`.
 #[derive(Debug, Clone, Args)]
 pub struct HttpArgs {
-    /// What the generators of connections have in common.
+    /// Options of `tcp` and `http`.
     #[command(flatten)]
     pub stream: StreamArgs,
-    /// The path to get; the lab's servers have /bytes/N, which is checked byte by byte.
+    /// The path to request; /bytes/N of the lab's servers is checked byte by byte.
     #[arg(long, default_value = "/")]
     pub path: String,
 }
 
-/// What `tcp` and `http` have in common.
+/// Options of `tcp` and `http`.
 #[derive(Debug, Clone, Args)]
 pub struct StreamArgs {
     /// The server, ADDRESS:PORT.
     #[arg(long)]
     pub target: SocketAddr,
-    /// Connections at a time.
+    /// Concurrent connections.
     #[arg(long, default_value_t = 10)]
     pub connections: usize,
-    /// Seconds to go on.
+    /// Duration in seconds.
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
-    /// A new connection for each exchange.
+    /// Open a new connection for each exchange.
     #[arg(long)]
     pub new_connections: bool,
-    /// Milliseconds that a connection pauses between two exchanges.
+    /// Pause of a connection between two exchanges, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub pause_ms: u64,
 }
@@ -174,7 +174,7 @@ pub struct SinkArgs {
     /// The interface.
     #[arg(long)]
     pub interface: String,
-    /// Count this destination port; every port if not given.
+    /// The destination port to count; by default every port.
     #[arg(long)]
     pub port: Option<u16>,
     /// Seconds to count.
@@ -240,7 +240,7 @@ impl StreamArgs {
 }
 
 impl SinkArgs {
-    /// Counts, and shows each second for people.
+    /// Counts, and prints the rate every second unless the output is JSON.
     fn count(&self, output: OutputFormat, stop: &Stop) -> Result<SinkReport> {
         let options = SinkOptions { port: self.port, ip_proto: None, action: SinkAction::Drop };
         let sink = Sink::attach(&self.interface, options)?;
@@ -293,8 +293,8 @@ fn finish(report: &impl Report, output: OutputFormat) -> ExitCode {
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Prints a line.
+/// Prints a line to standard output.
 pub(super) fn print(text: &str) {
-    // A reader that has gone has seen enough.
+    // A closed pipe is not an error.
     let _ = writeln!(io::stdout().lock(), "{text}");
 }

@@ -1,8 +1,8 @@
-//! A real Kubernetes control plane for the lab: etcd, kube-apiserver and kube-controller-manager in a namespace of their
-//! own, and what stands in for scheduler and kubelets.
+//! A real Kubernetes control plane for the lab: etcd, kube-apiserver and kube-controller-manager in their own namespace,
+//! and a replacement for scheduler and kubelets.
 //!
-//! Nothing here imitates the API: objects become EndpointSlices by the controllers of Kubernetes. Never reaches a cluster
-//! that the lab did not start.
+//! The API is not imitated: EndpointSlices are written by the real controllers. Clusters that the lab did not start are
+//! never contacted.
 
 mod api_client;
 pub mod bulk;

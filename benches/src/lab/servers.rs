@@ -1,5 +1,5 @@
-//! Servers of the lab, each a thread in its backend's namespace. They answer with their name, so that clients see which
-//! backend they got, and remember which addresses spoke to them.
+//! Servers of the lab, each a thread in the namespace of its backend. They answer with their name, so that clients know
+//! which backend answered, and count the source addresses of their clients.
 
 pub mod echo;
 pub mod http;
@@ -18,14 +18,14 @@ use tokio::sync::watch;
 use crate::error::{Error, Result};
 use crate::netns::Namespace;
 
-/// The source addresses that a server saw, with the connections (TCP) or datagrams (UDP) of each.
+/// The source addresses of clients, with the number of connections (TCP) or datagrams (UDP) of each.
 #[derive(Debug, Clone, Default)]
 pub struct ClientsSeen {
     counts: Arc<Mutex<BTreeMap<IpAddr, u64>>>,
 }
 
 impl ClientsSeen {
-    /// The counts of this moment.
+    /// The current counts.
     pub fn snapshot(&self) -> BTreeMap<IpAddr, u64> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -42,7 +42,7 @@ impl ClientsSeen {
     }
 }
 
-/// A thread that serves until it is told to stop.
+/// A server thread; stopped when dropped.
 #[derive(Debug)]
 struct ServerThread {
     stop: watch::Sender<bool>,
@@ -50,7 +50,7 @@ struct ServerThread {
 }
 
 impl ServerThread {
-    /// Runs `serve` on a runtime of its own in the namespace.
+    /// Runs `serve` on its own runtime in the namespace.
     fn start<F: Future<Output = ()>>(
         namespace: &Namespace,
         name: &str,
@@ -68,11 +68,11 @@ impl ServerThread {
         Ok(Self { stop, thread: Some(thread) })
     }
 
-    /// Tells the server to stop and waits for its thread.
+    /// Stops the server and waits for its thread.
     fn stop(&mut self) {
         self.stop.send_replace(true);
         if let Some(thread) = self.thread.take() {
-            // A server that panicked has printed why, and its clients have noticed.
+            // A panic has been printed, and clients have noticed.
             let _ = thread.join();
         }
     }
@@ -84,7 +84,7 @@ impl Drop for ServerThread {
     }
 }
 
-/// A listening socket in the namespace, with a queue long enough for a thousand clients at once.
+/// A listening socket in the namespace, with a backlog for thousands of simultaneous connects.
 fn tcp_listener(namespace: &Namespace, address: SocketAddr) -> Result<TcpListener> {
     let open = move || -> nix::Result<TcpListener> {
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };

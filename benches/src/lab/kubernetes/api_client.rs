@@ -1,4 +1,4 @@
-//! A client of the lab's API server that works in the control plane's namespace, where the server is reached.
+//! A client of the lab's API server; it connects from the control plane's namespace.
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::error::{Error, Result};
 use crate::netns::Namespace;
 
-/// Makes connections to the API server; clones share nothing but the address.
+/// Connects to the API server; clones share only the address.
 #[derive(Clone)]
 pub struct ApiClient {
     namespace: Namespace,
@@ -22,7 +22,7 @@ impl ApiClient {
         Self { namespace: namespace.clone(), kubeconfig }
     }
 
-    /// Runs `work` with a client to its end. `action` says in an error what was tried.
+    /// Runs `work` with a client. `action` describes it in errors.
     pub fn run<T: Send, F: Future<Output = kube::Result<T>>>(
         &self,
         action: &str,
@@ -36,7 +36,7 @@ impl ApiClient {
         })?
     }
 
-    /// Runs `work` with a client on a thread of its own, until it ends or is told to by the channel.
+    /// Runs `work` with a client on its own thread; the channel signals it to end.
     pub(crate) fn spawn<F: Future<Output = ()>>(
         &self,
         name: &str,
@@ -44,7 +44,7 @@ impl ApiClient {
     ) -> Result<ApiThread> {
         let (stop, stopped) = watch::channel(false);
         let runtime = runtime(name)?;
-        // Made before the thread, so that what is wrong with it is the caller's error.
+        // Before the thread starts, so that an invalid configuration is an error of this call.
         let config = self.namespace.enter(|| runtime.block_on(self.config()))??;
         let thread = self.namespace.spawn_thread(name, move || {
             let tasks = tokio::task::LocalSet::new();
@@ -53,7 +53,7 @@ impl ApiClient {
                 work(client, stopped).await;
             }));
             drop(tasks);
-            // Work that waits for clients ends by itself; nobody waits for it here.
+            // Blocking tasks end on their own.
             runtime.shutdown_background();
         })?;
         Ok(ApiThread { stop, thread: Some(thread) })
@@ -65,13 +65,14 @@ impl ApiClient {
     }
 
     async fn config(&self) -> Result<Config> {
-        let wrong = |error| Error::State(format!("{} is no kubeconfig: {error}", self.kubeconfig.display()));
+        let wrong =
+            |error| Error::State(format!("{} is not a valid kubeconfig: {error}", self.kubeconfig.display()));
         let kubeconfig = Kubeconfig::read_from(&self.kubeconfig).map_err(wrong)?;
         Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(wrong)
     }
 }
 
-/// Work with the API server in the background; told to end, and awaited, when dropped.
+/// A background thread with a client; signalled and joined when dropped.
 #[derive(Debug)]
 pub(crate) struct ApiThread {
     stop: watch::Sender<bool>,
@@ -82,7 +83,7 @@ impl Drop for ApiThread {
     fn drop(&mut self) {
         self.stop.send_replace(true);
         if let Some(thread) = self.thread.take() {
-            // A panic has been printed where it happened.
+            // A panic has been printed already.
             let _ = thread.join();
         }
     }

@@ -1,5 +1,5 @@
-//! Many Services with hand-written EndpointSlices at once, for scale: by several requests at a time, as `kubectl` would
-//! take minutes.
+//! Creates many Services with their EndpointSlices, for tests at scale, with concurrent requests: `kubectl` would take
+//! minutes.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,17 +14,17 @@ use kube::{Api, Client};
 use super::ApiClient;
 use crate::error::Result;
 
-/// Requests at a time: the API server has two cores at best.
+/// Concurrent requests.
 const CONCURRENCY: usize = 32;
-/// What the controllers of Kubernetes put into one slice at most.
+/// Endpoints per slice, as the Kubernetes controller writes them.
 const SLICE_LEN: u32 = 100;
 
-/// How many Services, and what they hold.
+/// The number of Services and their endpoints.
 #[derive(Debug, Clone)]
 pub struct BulkOptions {
-    /// How many.
+    /// The number of Services.
     pub services: u32,
-    /// Endpoints of each.
+    /// Endpoints per Service.
     pub endpoints: u32,
     /// The first ClusterIP; the others follow.
     pub first_address: Ipv4Addr,
@@ -55,7 +55,7 @@ impl BulkOptions {
     }
 }
 
-/// Creates all of them.
+/// Creates all Services and slices.
 pub fn create(client: &ApiClient, options: &BulkOptions) -> Result<()> {
     client.run(&format!("create {} Services", options.services), |client| async move {
         let client = &client;

@@ -1,5 +1,5 @@
 //! The sample cluster of `lab up --kubernetes`: the network of the lab, a real control plane, hosts for pods, and a gateway
-//! that learns Services from the API server.
+//! that watches the API server.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -15,19 +15,19 @@ use crate::lab::topology::{GATEWAY_UPLINK, Topology, TopologyOptions};
 pub const GATEWAY_NODE: &str = "edge";
 /// The Node object that pods are bound to.
 const WORKER_NODE: &str = "worker";
-/// What the gateway may ask of the API, as users are told to allow it.
+/// The permissions of the gateway, as documented for users.
 const RBAC: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../config/kubernetes/rbac.yaml"));
 const SERVICE_ACCOUNT: (&str, &str) = ("kube-system", "flowgate");
 const WORKER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 10);
 
-/// How large a cluster is, and how its pods live.
+/// The size of a cluster and the timing of its pods.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
-    /// How many pods may run at a time.
+    /// Maximum number of running pods.
     pub pods: u8,
     /// Client namespaces.
     pub clients: u8,
-    /// How pods live.
+    /// The timing of pods.
     pub lifecycle: PodHostsOptions,
 }
 
@@ -37,9 +37,9 @@ impl Default for ClusterOptions {
     }
 }
 
-/// A running cluster; all gone when dropped.
+/// A running cluster; removed when dropped.
 pub struct KubernetesCluster {
-    // In the order of their end: the gateway before the pods, these before the API, all before the network.
+    // Fields drop in this order: gateway, pods, control plane, network.
     gateway: Option<Gateway>,
     pods: PodHosts,
     _mysql: TcpEchoServer,
@@ -48,9 +48,9 @@ pub struct KubernetesCluster {
 }
 
 impl KubernetesCluster {
-    /// Builds the network and starts everything but the gateway. `progress` is told what is awaited.
+    /// Builds the network and starts everything but the gateway. `progress` gets each step.
     pub fn start(options: ClusterOptions, mut progress: impl FnMut(&str)) -> Result<Self> {
-        // Before anything is made: what is missing is said at once.
+        // First, so that a missing program is reported at once.
         let programs = Programs::find()?;
         progress("building the network");
         let mut topology = Topology::build(TopologyOptions {
@@ -74,8 +74,8 @@ impl KubernetesCluster {
         Ok(Self { gateway: None, pods, _mysql: mysql, control_plane, topology })
     }
 
-    /// Starts the gateway on the API server, with this configuration besides, and waits until it answers. It may do what
-    /// the RBAC objects in `config/kubernetes` allow and no more.
+    /// Starts the gateway with the API server as its source and `extra_config`, and waits until it answers. It has only the
+    /// permissions of the RBAC objects in `config/kubernetes`.
     pub fn start_gateway(&mut self, binary: impl Into<PathBuf>, extra_config: &str) -> Result<()> {
         self.control_plane.apply(RBAC)?;
         let (namespace, name) = SERVICE_ACCOUNT;
@@ -106,7 +106,7 @@ impl KubernetesCluster {
         &self.control_plane
     }
 
-    /// The same, to stop and start parts of it.
+    /// The control plane, to stop and start parts of it.
     pub fn control_plane_mut(&mut self) -> &mut ControlPlane {
         &mut self.control_plane
     }
@@ -116,19 +116,25 @@ impl KubernetesCluster {
         &self.pods
     }
 
-    /// The gateway; an error before it was started.
+    /// The gateway.
+    ///
+    /// # Errors
+    /// If it was not started.
     pub fn gateway(&self) -> Result<&Gateway> {
         self.gateway.as_ref().ok_or_else(|| Error::State("the cluster's gateway is not started".into()))
     }
 
-    /// The same, to restart it.
+    /// The gateway, to restart it.
+    ///
+    /// # Errors
+    /// If it was not started.
     pub fn gateway_mut(&mut self) -> Result<&mut Gateway> {
         self.gateway.as_mut().ok_or_else(|| Error::State("the cluster's gateway is not started".into()))
     }
 }
 
 impl ApiClient {
-    /// Makes or updates a Node object.
+    /// Creates or updates a Node object.
     pub fn register_node(&self, node: &NodeSpec) -> Result<()> {
         self.run(&format!("register node {}", node.name), |client| node.register(client))
     }

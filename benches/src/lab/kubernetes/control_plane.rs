@@ -1,5 +1,5 @@
-//! etcd, kube-apiserver and kube-controller-manager in a namespace of their own, which a bridge joins to those that talk
-//! to the API. They die with this process, and their data with the folder.
+//! etcd, kube-apiserver and kube-controller-manager in their own namespace; a bridge connects it to the namespaces of API
+//! clients. They die with this process, and their data is deleted with the folder.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -23,15 +23,15 @@ use crate::lab::scratch;
 use crate::lab::topology::{BRIDGE, Link, join_bridge, switch};
 use crate::netns::{Namespace, Process, guarded};
 
-/// The interface of those who talk to the API.
+/// The interface of API clients.
 pub(super) const MANAGEMENT: &str = "mgmt0";
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const END_LIMIT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A running control plane; all gone when dropped.
+/// A running control plane; removed when dropped.
 pub struct ControlPlane {
-    // In the order of their end: the store last, the namespace after all.
+    // Fields drop in this order: etcd after its clients, then the namespace.
     controllers: Option<Process>,
     api_server: Option<Process>,
     _etcd: Process,
@@ -43,13 +43,13 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts everything and waits until the API server is ready. `progress` is told what is awaited.
+    /// Starts everything and waits until the API server is ready. `progress` gets each step.
     pub fn start(programs: Programs, mut progress: impl FnMut(&str)) -> Result<Self> {
         let folder = scratch::folder("kubernetes")?;
         let files = Files::new(folder.path());
         files.write()?;
         let namespace = switch("control")?;
-        // A bridge takes the address of whoever joins it unless it has its own; neighbours would notice the change.
+        // Without an address of its own a bridge takes that of a port, and changes it when ports join.
         namespace.ip(&format!("link set {BRIDGE} address 02:f0:c6:33:64:01"))?;
         namespace.ip(&format!("addr add {}/24 dev {BRIDGE}", API_SERVER.0))?;
         let mut key = Command::new(&programs.kubernetes);
@@ -74,7 +74,7 @@ impl ControlPlane {
         Ok(plane)
     }
 
-    /// Gives a namespace the interface `mgmt0`, by which it reaches the API server. Returns its address.
+    /// Gives a namespace the interface `mgmt0` towards the API server. Returns its address.
     pub fn join(&mut self, namespace: &Namespace) -> Result<Ipv4Addr> {
         self.joined += 1;
         let port = format!("m{}", self.joined);
@@ -85,12 +85,12 @@ impl ControlPlane {
         Ok(address)
     }
 
-    /// Where its processes are.
+    /// The namespace of its processes.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    /// The folder of its files; more may be put there.
+    /// The folder of its files; callers may add files.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -100,12 +100,12 @@ impl ControlPlane {
         &self.programs
     }
 
-    /// A kubeconfig that may do everything.
+    /// An administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.files.kubeconfig()
     }
 
-    /// Writes a kubeconfig for a ServiceAccount, with what RBAC gives it and no more.
+    /// Writes a kubeconfig for a ServiceAccount, with its RBAC permissions.
     pub fn kubeconfig_of_service_account(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         let token = self.kubectl(&["create", "token", name, "-n", namespace, "--duration", "24h"])?;
         let path = self.files.path(&format!("kubeconfig-{namespace}-{name}"));
@@ -113,19 +113,19 @@ impl ControlPlane {
         Ok(path)
     }
 
-    /// A client that may do everything.
+    /// A client with an administrator's permissions.
     pub fn client(&self) -> ApiClient {
         ApiClient::new(&self.namespace, self.kubeconfig())
     }
 
-    /// Runs `kubectl` with these arguments and returns what it printed.
+    /// Runs `kubectl` with these arguments and returns its output.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = kubectl_command(&self.programs.kubernetes, &self.kubeconfig());
         command.args(arguments);
         self.namespace.check(command)
     }
 
-    /// `kubectl apply` of a text.
+    /// `kubectl apply` of a manifest.
     pub fn apply(&self, yaml: &str) -> Result<String> {
         let path = self.files.path("apply.yaml");
         self.files.write_file(&path, yaml)?;
@@ -142,7 +142,7 @@ impl ControlPlane {
         self.await_ready()
     }
 
-    /// Kills the API server: nothing in it gets to say goodbye.
+    /// Kills the API server (SIGKILL), without orderly ends of watches.
     pub fn kill_api_server(&mut self) -> Result<()> {
         self.api_server.take().map_or(Ok(()), |mut process| process.kill().map(drop))
     }
@@ -157,25 +157,25 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// Ends the controllers: slices stay as they are then.
+    /// Ends the controllers; slices are no longer updated.
     pub fn stop_controllers(&mut self) -> Result<()> {
         self.controllers.take().map_or(Ok(()), |mut process| process.terminate(END_LIMIT).map(drop))
     }
 
-    /// Forgets all history: whoever was watching from before this moment, and comes back, is told that his place has
-    /// expired. etcd drops old revisions, and the API server begins anew with what is there now.
+    /// Expires all watch history: a watch from an earlier resourceVersion gets 410 Gone. Compacts etcd and restarts the API
+    /// server, whose watch cache would still hold the old events.
     pub fn expire_history(&mut self) -> Result<()> {
         self.kill_api_server()?;
         let revision = self.etcd_post("/v3/kv/range", r#"{"key":"AA=="}"#)?;
         let revision = revision["header"]["revision"]
             .as_str()
             .map(str::to_owned)
-            .ok_or_else(|| Error::State(format!("etcd told no revision: {revision}")))?;
+            .ok_or_else(|| Error::State(format!("etcd returned no revision: {revision}")))?;
         self.etcd_post("/v3/kv/compaction", &format!(r#"{{"revision":"{revision}","physical":true}}"#))?;
         self.start_api_server()
     }
 
-    /// A request to etcd by its JSON interface.
+    /// A request to the JSON gateway of etcd.
     fn etcd_post(&self, path: &str, body: &str) -> Result<serde_json::Value> {
         let mut command = Command::new("curl");
         command.args(["-sS", "--fail", "--max-time", "30", "-d", body, &format!("http://{ETCD}{path}")]);
@@ -187,17 +187,17 @@ impl ControlPlane {
     fn await_ready(&mut self) -> Result<()> {
         let deadline = clock::now() + READY_LIMIT;
         loop {
-            let answer = self.client().run("ask the API server whether it is ready", |client| async move {
+            let answer = self.client().run("wait for the API server", |client| async move {
                 let request = Request::get("/readyz").body(Vec::new());
                 client.request_text(request.expect("a path is a URI")).await?;
-                // It makes this one itself, a moment after it has said that it is ready.
+                // The API server creates this namespace itself, shortly after it reports ready.
                 Api::<core::v1::Namespace>::all(client).get_metadata("kube-system").await
             });
             let Err(error) = answer else { return Ok(()) };
             let ended = self.api_server.as_mut().and_then(Process::ended);
             if ended.is_some() || clock::now() > deadline {
                 let log = std::fs::read_to_string(self.files.log("kube-apiserver")).unwrap_or_default();
-                let hint = format!("{error}; its log says:\n{}", last_lines(&log, 20));
+                let hint = format!("{error}; its log ends with:\n{}", last_lines(&log, 20));
                 return Err(Error::Timeout {
                     what: "the start of kube-apiserver".into(),
                     after: READY_LIMIT,

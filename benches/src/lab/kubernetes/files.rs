@@ -1,4 +1,4 @@
-//! What the parts of the control plane are told: their files and arguments. Starts nothing.
+//! Files and command-line arguments of the control plane.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -9,14 +9,14 @@ use crate::lab::topology::SERVICE_RANGE;
 
 /// Where the API server listens.
 pub(super) const API_SERVER: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 51, 100, 1), 6443);
-/// Where etcd listens, inside of the control plane's namespace only.
+/// Where etcd listens, inside the control plane's namespace.
 pub(super) const ETCD: &str = "127.0.0.1:2379";
 const ETCD_PEERS: &str = "http://127.0.0.1:2380";
-/// The one user, whose group may do everything. The API server is reached from the lab's namespaces only.
+/// The token of the only user, an administrator. Only the lab's namespaces can reach the API server.
 const TOKEN: &str = "lab";
 
-/// The controllers that make EndpointSlices and pods, and those that clean up after them. Those that watch the health
-/// of nodes would evict pods from nodes without a kubelet.
+/// The controllers for EndpointSlices and pods, and for clean-up. The node lifecycle controllers are left out, because
+/// they would evict pods from nodes without a kubelet.
 const CONTROLLERS: [&str; 9] = [
     "deployment-controller",
     "replicaset-controller",
@@ -52,7 +52,7 @@ impl Files {
         self.folder.join(format!("{name}.log"))
     }
 
-    /// The API server's own certificate with the authority that it made for it.
+    /// The certificate that the API server generates for itself, with its CA.
     fn certificate(&self) -> PathBuf {
         self.certificates().join("apiserver.crt")
     }
@@ -65,7 +65,7 @@ impl Files {
         self.folder.join("tokens.csv")
     }
 
-    /// Writes what has to be there before the first start.
+    /// Writes the files that must exist before the first start.
     pub(super) fn write(&self) -> Result<()> {
         self.write_file(&self.tokens(), &format!("{TOKEN},lab,lab,system:masters\n"))?;
         self.write_file(&self.kubeconfig(), &self.kubeconfig_for(TOKEN))
@@ -120,7 +120,7 @@ impl Files {
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--service-account-key-file={key}"),
             format!("--service-account-signing-key-file={key}"),
-            // Pods here run without kubelets, which would mount the tokens that it asks for.
+            // Without a kubelet nothing mounts the tokens that this plugin requires.
             "--disable-admission-plugins=ServiceAccount".into(),
         ]
     }
@@ -133,7 +133,7 @@ impl Files {
             format!("--controllers={}", CONTROLLERS.join(",")),
             "--leader-elect=false".into(),
             "--secure-port=0".into(),
-            // What it is given to do here is not to wait for its own limit.
+            // So that bursts of objects do not wait for the client-side rate limit.
             "--kube-api-qps=1000".into(),
             "--kube-api-burst=2000".into(),
         ]

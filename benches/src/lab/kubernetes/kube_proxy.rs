@@ -1,4 +1,4 @@
-//! The real kube-proxy, in nftables mode, as a forwarder of the lab beside the gateway.
+//! The real kube-proxy in nftables mode, to compare the gateway with.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -19,18 +19,18 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 pub struct KubeProxyOptions {
     /// The name of its Node object, which must have an InternalIP.
     pub node: String,
-    /// Where pods are: clients from elsewhere are masqueraded at ClusterIPs.
+    /// The range of pods: other clients of ClusterIPs are masqueraded.
     pub cluster_cidr: String,
 }
 
-/// A running kube-proxy; killed when dropped. Its rules stay in its namespace.
+/// A running kube-proxy; killed when dropped. Its rules stay in the namespace.
 pub struct KubeProxy {
     process: Process,
     folder: TempDir,
 }
 
 impl KubeProxy {
-    /// Starts it in a namespace that has joined the control plane. It programs the kernel some time later.
+    /// Starts it in a namespace that has joined the control plane. Its rules appear some time later.
     pub fn start(plane: &ControlPlane, namespace: &Namespace, options: &KubeProxyOptions) -> Result<Self> {
         if find_program("nft").is_none() {
             return Err(Error::MissingProgram { program: "nft".into(), package: "nftables" });
@@ -45,7 +45,7 @@ impl KubeProxy {
             .arg(format!("--kubeconfig={}", plane.kubeconfig().display()))
             .arg(format!("--hostname-override={}", options.node))
             .arg(format!("--cluster-cidr={}", options.cluster_cidr))
-            // The limits of connection tracking belong to the whole machine, not to a namespace.
+            // Conntrack limits apply to the whole machine, not to a namespace: leave them alone.
             .args(["--conntrack-max-per-core=0", "--conntrack-min=0"])
             .stdout(output)
             .stderr(errors);
@@ -62,13 +62,17 @@ impl KubeProxy {
         last_lines(&fs::read_to_string(self.log_path()).unwrap_or_default(), 20)
     }
 
-    /// An error with the end of its log if it has ended by itself.
+    /// Checks that it still runs.
+    ///
+    /// # Errors
+    /// If it has exited; the message holds the end of its log.
     pub fn check(&mut self) -> Result<()> {
         match self.process.ended() {
             None => Ok(()),
-            Some(status) => {
-                Err(Error::State(format!("kube-proxy ended ({status}); its log says:\n{}", self.log_end())))
-            }
+            Some(status) => Err(Error::State(format!(
+                "kube-proxy ended ({status}); its log ends with:\n{}",
+                self.log_end()
+            ))),
         }
     }
 

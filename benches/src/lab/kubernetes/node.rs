@@ -1,4 +1,4 @@
-//! Node objects, which kubelets would register.
+//! Node objects, which a kubelet would register.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
 
-/// A Node, as far as the lab varies it.
+/// The properties of a Node that the lab varies.
 #[derive(Debug, Clone)]
 pub struct NodeSpec {
     /// Its name.
@@ -25,7 +25,7 @@ impl NodeSpec {
         Self { name: name.to_owned(), addresses: vec![address.into()], labels: BTreeMap::new() }
     }
 
-    /// Makes or updates the object, with its status.
+    /// Creates or updates the object with its status.
     pub(super) async fn register(&self, client: Client) -> kube::Result<()> {
         let nodes: Api<Node> = Api::all(client);
         let by = PatchParams::apply("flowgate-lab").force();

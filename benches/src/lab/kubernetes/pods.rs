@@ -1,9 +1,8 @@
-//! Stands in for scheduler, kubelets and containers: gives each pod a host of the lab, runs a real server there for each
-//! of its ports, and tells the API server what a kubelet would. Never writes EndpointSlices: that is the controllers'
-//! work.
+//! Replaces scheduler, kubelets and containers: assigns each pod to a host of the lab, runs a real server there for each of
+//! its ports, and updates pod status as a kubelet would. EndpointSlices are left to the controllers.
 //!
-//! A pod that is being deleted goes on serving for a while, then finishes the requests under way, and only then is gone:
-//! what a container with a preStop hook does.
+//! A terminating pod serves on for a while, then drains its connections, and is removed only then: like a container with a
+//! preStop hook.
 
 mod lifecycle;
 mod servers;
@@ -25,16 +24,16 @@ use crate::error::Result;
 use crate::lab::topology::Host;
 use servers::PodServers;
 
-/// How pods live.
+/// The timing of pods.
 #[derive(Debug, Clone)]
 pub struct PodHostsOptions {
     /// The Node that pods are bound to.
     pub node: String,
-    /// How long a container takes before it is ready.
+    /// Time until a container is ready.
     pub startup: Duration,
-    /// How long a pod goes on serving after its deletion was asked for.
+    /// How long a terminating pod serves on.
     pub linger: Duration,
-    /// How long requests under way may take after that.
+    /// Time limit of draining after that.
     pub drain: Duration,
 }
 
@@ -50,20 +49,20 @@ impl PodHostsOptions {
     }
 }
 
-/// What runs on a host.
+/// A running pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodView {
     /// The pod's name.
     pub name: String,
     /// Its address.
     pub address: Ipv4Addr,
-    /// Requests and datagrams that its servers answered.
+    /// Requests and datagrams answered by its servers.
     pub answers: u64,
-    /// Whether its deletion was asked for.
+    /// Whether it is terminating.
     pub terminating: bool,
 }
 
-/// The hosts of the pods, at work until dropped.
+/// The hosts of pods; stopped when dropped.
 pub struct PodHosts {
     shared: Arc<Shared>,
     _thread: ApiThread,
@@ -77,13 +76,13 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Indices into the hosts, the longest free first: an address comes back as late as possible.
+    /// Indices into the hosts, the longest free first, so that addresses are reused as late as possible.
     free: VecDeque<usize>,
     /// By uid.
     running: BTreeMap<String, RunningPod>,
-    /// Pods for which there was no host, in the order of their coming.
+    /// Pods without a host, in order of arrival.
     waiting: VecDeque<Pod>,
-    /// What went wrong with single pods, for people.
+    /// Failures of single pods.
     failures: Vec<String>,
 }
 
@@ -95,7 +94,7 @@ struct RunningPod {
 }
 
 impl PodHosts {
-    /// Begins to watch pods. There may be as many at a time as there are hosts; others wait, as in a full cluster.
+    /// Starts watching pods. At most one pod runs per host; others are pending, as in a full cluster.
     pub fn start(client: &ApiClient, hosts: Vec<Host>, options: PodHostsOptions) -> Result<Self> {
         let state = State { free: (0..hosts.len()).collect(), ..State::default() };
         let shared = Arc::new(Shared { options, hosts, state: Mutex::new(state) });
@@ -106,7 +105,7 @@ impl PodHosts {
         Ok(Self { shared, _thread: thread })
     }
 
-    /// What runs now, by pod name.
+    /// The running pods, by name.
     pub fn pods(&self) -> Vec<PodView> {
         let state = self.shared.lock();
         let mut pods: Vec<_> = state
@@ -123,7 +122,7 @@ impl PodHosts {
         pods
     }
 
-    /// What went wrong so far.
+    /// The failures so far.
     pub fn failures(&self) -> Vec<String> {
         self.shared.lock().failures.clone()
     }
@@ -139,9 +138,9 @@ impl Shared {
     }
 }
 
-/// Follows the pods until told to stop.
+/// Watches pods until stopped.
 async fn follow_pods(shared: Arc<Shared>, client: Client, mut stopped: watch::Receiver<bool>) {
-    // The API server may be killed and come back: it is asked again after a moment.
+    // Tests kill and restart the API server: retry with back-off.
     let pods = watcher(Api::<Pod>::all(client.clone()), watcher::Config::default()).default_backoff();
     let mut pods = pods.boxed_local();
     let (freed, mut freed_hosts) = mpsc::unbounded_channel();
@@ -165,18 +164,18 @@ async fn follow_pods(shared: Arc<Shared>, client: Client, mut stopped: watch::Re
             Some(Ok(watcher::Event::Delete(pod))) => controller.remove_pod(&pod.uid().unwrap_or_default()),
             Some(Ok(watcher::Event::Init)) => listed.clear(),
             Some(Ok(watcher::Event::InitDone)) => controller.remove_unlisted(&listed),
-            // The stream waits by itself before it tries again.
+            // The stream retries with back-off.
             Some(Err(_)) => {}
             None => return,
         }
     }
 }
 
-/// Turns what is seen of pods into what is done for them.
+/// Starts, ends and removes pods as their objects change.
 struct PodController {
     shared: Arc<Shared>,
     client: Client,
-    /// Told whenever a host has become free.
+    /// Signals that a host has become free.
     freed: mpsc::UnboundedSender<()>,
 }
 
@@ -194,7 +193,7 @@ impl PodController {
             return;
         }
         if terminating {
-            // Nothing runs of it: it waits for its end only.
+            // It was never started: only its object has to be removed.
             state.waiting.retain(|waiting| waiting.uid().as_ref() != Some(&uid));
             drop(state);
             tokio::task::spawn_local(lifecycle::remove(Arc::clone(&self.shared), self.client.clone(), pod));
@@ -212,16 +211,16 @@ impl PodController {
         tokio::task::spawn_local(lifecycle::begin(Arc::clone(&self.shared), self.client.clone(), pod, host));
     }
 
-    /// The object is gone, so is what ran of it.
+    /// The object was deleted: stop its servers and free its host.
     fn remove_pod(&self, uid: &str) {
         let mut state = self.shared.lock();
         state.waiting.retain(|waiting| waiting.uid().as_deref() != Some(uid));
         let Some(running) = state.running.remove(uid) else { return };
         state.free.push_back(running.host);
         drop(state);
-        // Outside of the lock: it waits for the threads of the servers.
+        // After unlocking, because it joins the server threads.
         drop(running.servers);
-        // The receiver lives as long as this.
+        // The receiver lives as long as `self`.
         let _ = self.freed.send(());
     }
 

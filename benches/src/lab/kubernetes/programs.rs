@@ -1,4 +1,4 @@
-//! Finds the programs of the control plane, and says how to get those that are missing. Starts nothing.
+//! Finds the programs of the control plane; an error says how to install a missing one.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,21 +7,24 @@ use std::process::Command;
 use crate::error::{Error, Result};
 use crate::netns::find_program;
 
-/// Names another build of the control plane than that of `make kubernetes`.
+/// The variable with the path of another build of the control plane than that of `make kubernetes`.
 const OVERRIDE_VARIABLE: &str = "FLOWGATE_KUBERNETES";
 const DEFAULT_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/kubernetes/control-plane");
 
-/// Where the programs are.
+/// The paths of the programs.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// The store of the API server.
+    /// etcd.
     pub etcd: PathBuf,
-    /// Every part of Kubernetes, chosen by the first argument.
+    /// All parts of Kubernetes in one binary, selected by the first argument.
     pub kubernetes: PathBuf,
 }
 
 impl Programs {
-    /// Finds all of them; an error says in one sentence what is missing.
+    /// Finds all programs.
+    ///
+    /// # Errors
+    /// If one is missing.
     pub fn find() -> Result<Self> {
         let kubernetes =
             env::var_os(OVERRIDE_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_PATH), PathBuf::from);
@@ -31,7 +34,7 @@ impl Programs {
                 kubernetes.display()
             )));
         }
-        // Relative paths would depend on where a child starts.
+        // Absolute, because children may have another working directory.
         let kubernetes = kubernetes
             .canonicalize()
             .map_err(Error::io(format!("find the real path of {}", kubernetes.display())))?;
@@ -41,7 +44,7 @@ impl Programs {
     }
 }
 
-/// `kubectl` of the control plane's build, with the credentials in `kubeconfig`. What it caches goes beside them.
+/// `kubectl` of the control plane's build, with the credentials in `kubeconfig` and its cache in the same folder.
 pub fn kubectl_command(kubernetes: &Path, kubeconfig: &Path) -> Command {
     let mut command = Command::new(kubernetes);
     command.arg("kubectl").arg("--kubeconfig").arg(kubeconfig);

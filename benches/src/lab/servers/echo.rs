@@ -20,25 +20,25 @@ pub struct EchoOptions {
     pub name: String,
     /// Where to listen.
     pub listen: SocketAddr,
-    /// What it says.
+    /// What it answers.
     pub answer: EchoAnswer,
-    /// What it does wrong, so that a test can see that a client notices.
+    /// A fault to inject, to test that clients notice it.
     pub fault: Option<EchoFault>,
 }
 
-/// What an echo server says.
+/// What an echo server answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EchoAnswer {
-    /// What it hears.
+    /// The received bytes.
     Echo,
-    /// TCP: its name and a line feed when a connection opens, then what it hears. UDP: its name for every datagram.
+    /// TCP: a line with its name when a connection opens, then the received bytes. UDP: its name for every datagram.
     Name,
-    /// The same, with the client's address as the server sees it after the name.
+    /// As [`Self::Name`], with the client address that the server sees after the name.
     NameAndClient,
 }
 
 impl EchoAnswer {
-    /// What the server says of itself, if anything.
+    /// The line that the server sends about itself, if any.
     fn banner(self, name: &str, client: SocketAddr) -> Option<String> {
         match self {
             Self::Echo => None,
@@ -48,12 +48,12 @@ impl EchoAnswer {
     }
 }
 
-/// What an echo server does wrong.
+/// An injected fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EchoFault {
-    /// Flips a bit of this byte of each TCP stream or UDP datagram.
+    /// Flip a bit of this byte of each TCP stream or UDP datagram.
     CorruptByte(u64),
-    /// UDP: does not answer every n-th datagram.
+    /// UDP: ignore every n-th datagram.
     LoseEvery(u64),
 }
 
@@ -108,14 +108,14 @@ async fn accept_until(
             accepted = listener.accept() => accepted,
             _ = stopped.wait_for(|stop| *stop) => return,
         };
-        // Running out of descriptors passes; the client's connection waits in the queue.
+        // EMFILE is temporary; the connection stays in the backlog.
         let Ok((stream, peer)) = accepted else {
             sleep(Duration::from_millis(10)).await;
             continue;
         };
         clients.note(peer.ip());
         let options = options.clone();
-        // How the client ends its connection is its own business.
+        // How the client ends its connection does not matter.
         tokio::task::spawn_local(async move { echo(stream, peer, &options).await.ok() });
     }
 }
@@ -160,7 +160,7 @@ impl UdpEchoServer {
         let socket = namespace.run(move || {
             let socket = UdpSocket::bind(listen)?;
             socket.set_nonblocking(true)?;
-            // A burst waits in the socket rather than being lost.
+            // A large receive buffer, so that bursts are not dropped.
             nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(4 << 20))?;
             Ok(socket)
         });
@@ -190,7 +190,7 @@ async fn answer_datagrams(socket: &tokio::net::UdpSocket, clients: &ClientsSeen,
     let mut buffer = vec![0; 64 * 1024];
     let mut count = 0;
     loop {
-        // An ICMP error for an earlier answer shows up here; the next datagram is not affected.
+        // The error is that of an ICMP message for an earlier answer; the next datagram is not affected.
         let Ok((len, peer)) = socket.recv_from(&mut buffer).await else { continue };
         clients.note(peer.ip());
         count += 1;
@@ -200,7 +200,7 @@ async fn answer_datagrams(socket: &tokio::net::UdpSocket, clients: &ClientsSeen,
         corrupt(options.fault, 0, &mut buffer[..len]);
         let banner = options.answer.banner(&options.name, peer);
         let answer = banner.as_ref().map_or(&buffer[..len], |text| text.as_bytes());
-        // The client counts what it misses.
+        // The client counts missing answers.
         let _ = socket.send_to(answer, peer).await;
     }
 }

@@ -1,5 +1,5 @@
-//! An HTTP server that a test controls: `/` names the backend, `/bytes/N` sends N bytes of
-//! [`Pattern::HTTP`](crate::pattern::Pattern::HTTP), `/echo` sends back what it was sent.
+//! An HTTP server for tests: `/` returns the name of the backend, `/bytes/N` N bytes of
+//! [`Pattern::HTTP`](crate::pattern::Pattern::HTTP), `/echo` the body of the request.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -37,9 +37,9 @@ pub struct HttpServerOptions {
     pub name: String,
     /// Where to listen.
     pub listen: SocketAddr,
-    /// How long each response waits.
+    /// Delay of each response.
     pub delay: Duration,
-    /// Flips a bit of this byte of each `/bytes/N` body, so that a test can see that a client notices.
+    /// Flip a bit of this byte of each `/bytes/N` body, to test that clients notice it.
     pub corrupt_byte: Option<u64>,
 }
 
@@ -75,7 +75,7 @@ impl HttpServer {
     pub fn start(namespace: &Namespace, options: HttpServerOptions) -> Result<Self> {
         let name = HeaderValue::from_str(&options.name);
         let name = name.map_err(|error| {
-            Error::Option(format!("{:?} is no name for a backend: {error}", options.name))
+            Error::Option(format!("{:?} is not a valid backend name: {error}", options.name))
         })?;
         let listener = tcp_listener(namespace, options.listen)?;
         let shared = Arc::new(Shared {
@@ -108,18 +108,18 @@ impl HttpServer {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
-    /// Connections open now.
+    /// Currently open connections.
     pub fn open_connections(&self) -> u64 {
         self.shared.open.load(Ordering::Relaxed)
     }
 
-    /// Changes how long each response waits from now on.
+    /// Changes the delay of responses.
     pub fn set_delay(&self, delay: Duration) {
         self.shared.delay_us.store(micros(delay), Ordering::Relaxed);
     }
 
-    /// Stops accepting, ends each connection after the response under way, and waits for that, at most `limit`.
-    /// Returns how many connections were cut off then.
+    /// Stops accepting, closes each connection after its current response, and waits for that, at most `limit`. Returns how
+    /// many connections were cut off.
     pub fn drain(mut self, limit: Duration) -> u64 {
         self.drain.send_replace(true);
         let deadline = clock::now() + limit;
@@ -140,7 +140,7 @@ async fn serve(
 ) {
     let accept = async {
         loop {
-            // Running out of descriptors passes; the client's connection waits in the queue.
+            // EMFILE is temporary; the connection stays in the backlog.
             let Ok((stream, peer)) = listener.accept().await else {
                 sleep(Duration::from_millis(10)).await;
                 continue;
@@ -161,27 +161,27 @@ async fn serve(
         _ = stopped.wait_for(|stop| *stop) => return,
     }
     drop(listener);
-    // Connections finish on their own; their tasks need this thread until the owner has seen enough.
+    // The tasks of draining connections need this thread until the owner stops it.
     draining.mark_unchanged();
-    // The sender lives until the thread is joined: an error cannot come before the stop.
+    // The sender lives until the thread is joined, so this cannot fail before the stop.
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 async fn serve_connection(stream: TcpStream, shared: &Arc<Shared>, mut draining: watch::Receiver<bool>) {
-    // Without it small responses wait for acknowledgements; an error means that the peer is gone.
+    // Otherwise Nagle delays small responses. An error means that the peer is gone.
     let _ = stream.set_nodelay(true);
     let service = service_fn(|request| respond(request, Arc::clone(shared)));
     let connection =
         http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let drained = tokio::select! {
-        // How the client ends its connection is its own business.
+        // How the client ends its connection does not matter.
         _ = connection.as_mut() => false,
         _ = draining.wait_for(|drain| *drain) => true,
     };
     if drained {
         connection.as_mut().graceful_shutdown();
-        // Bounded: the owner of the server decides how long to wait, this only keeps a stuck peer from staying.
+        // `drain` has its own limit; this one only removes stuck peers.
         let _ = timeout(Duration::from_secs(60), poll_fn(|context| connection.as_mut().poll(context))).await;
     }
 }
@@ -193,7 +193,7 @@ async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Resp
     }
     shared.requests.fetch_add(1, Ordering::Relaxed);
     if request.uri().path() == "/echo" {
-        // A body that ends early: its connection is broken, and so is the way of the answer.
+        // If the body ends early the connection is broken, and the answer does not matter.
         let body = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
         return Ok(named(Response::new(Answer::text(body)), &shared));
     }
@@ -214,7 +214,7 @@ fn named(mut response: Response<Answer>, shared: &Shared) -> Response<Answer> {
     response
 }
 
-/// A response body, made as it is sent.
+/// A response body, generated while it is sent.
 struct Answer {
     text: Option<Bytes>,
     offset: u64,

@@ -1,4 +1,4 @@
-//! nginx as a backend, as the system has it, with a configuration and files of its own in a temporary folder.
+//! The installed nginx as a backend, with configuration and files in a temporary folder.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -24,7 +24,7 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts nginx on every address of a namespace. `/` names the backend; `/bytes/N` is there for each of `sizes`.
+    /// Starts nginx on every address of a namespace. `/` returns the name of the backend; `/bytes/N` exists for each of `sizes`.
     pub fn start(namespace: &Namespace, name: &str, port: u16, sizes: &[usize]) -> Result<Self> {
         let program = find_program("nginx")
             .ok_or_else(|| Error::MissingProgram { program: "nginx".into(), package: "nginx-light" })?;
@@ -48,7 +48,7 @@ impl Nginx {
                 return Err(Error::Timeout {
                     what: format!("the start of nginx as {name} on port {port}"),
                     after: READY_LIMIT,
-                    hint: format!("its log says: {}", log.trim()),
+                    hint: format!("its log ends with: {}", log.trim()),
                 });
             }
             thread::sleep(Duration::from_millis(5));
@@ -66,7 +66,7 @@ fn write_files(folder: &Path, name: &str, port: u16, sizes: &[usize]) -> std::io
     fs::write(folder.join("nginx.conf"), config(name, port))
 }
 
-/// One process without a master: a killed master would leave its workers behind.
+/// A single process without a master: a killed master would leave its workers behind.
 fn config(name: &str, port: u16) -> String {
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("  {kind}_temp_path tmp_{kind};\n"))

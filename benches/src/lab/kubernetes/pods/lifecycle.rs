@@ -1,4 +1,4 @@
-//! Begin and end of a pod, as a kubelet reports them. Each step is tried again while the API server is away.
+//! Start and end of a pod, as a kubelet reports them. Each request is retried while the API server is down.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(super) async fn begin(shared: Arc<Shared>, client: Client, pod: Pod, host: u
     {
         let uid = pod.uid().unwrap_or_default();
         let mut state = shared.lock();
-        // Deleted meanwhile: nothing is to run of it.
+        // Deleted meanwhile.
         let Some(running) = state.running.get_mut(&uid) else { return };
         running.servers = Some(servers);
     }
@@ -45,7 +45,7 @@ pub(super) async fn begin(shared: Arc<Shared>, client: Client, pod: Pod, host: u
     }
 }
 
-/// Serves on for a while, finishes, and removes the object.
+/// Serves on for a while, drains, and removes the object.
 pub(super) async fn end(shared: Arc<Shared>, client: Client, pod: Pod) {
     sleep(shared.options.linger).await;
     let servers = {
@@ -54,7 +54,7 @@ pub(super) async fn end(shared: Arc<Shared>, client: Client, pod: Pod) {
     };
     if let Some(servers) = servers {
         let limit = shared.options.drain;
-        // It waits for clients: other pods go on meanwhile.
+        // Draining blocks; other pods must go on meanwhile.
         match tokio::task::spawn_blocking(move || servers.drain(limit)).await {
             Ok(0) => {}
             Ok(cut) => shared.fail(&pod.name_any(), format!("{cut} connections were cut off at its end")),
@@ -64,7 +64,7 @@ pub(super) async fn end(shared: Arc<Shared>, client: Client, pod: Pod) {
     remove(shared, client, pod).await;
 }
 
-/// Removes the object of a pod of which nothing runs.
+/// Removes the object of a pod without servers.
 pub(super) async fn remove(shared: Arc<Shared>, client: Client, pod: Pod) {
     let now = DeleteParams {
         grace_period_seconds: Some(0),
@@ -84,7 +84,7 @@ async fn bind(pods: &Api<Pod>, name: &str, node: &str) -> kube::Result<Status> {
     pods.create_subresource("binding", name, &PostParams::default(), &binding).await
 }
 
-/// Tries until the API server answers; its refusals are final. A pod that is gone needs nothing any more.
+/// Retries until the API server answers. Client errors are final; 404 and 409 mean that the pod is gone.
 async fn retry_until_answered<T, F: Future<Output = kube::Result<T>>>(
     request: impl Fn() -> F,
 ) -> kube::Result<()> {

@@ -1,4 +1,4 @@
-//! The servers of a pod: HTTP for each TCP port of its containers, echo for each UDP port. All answer with its name.
+//! The servers of a pod: HTTP for each TCP port of its containers, echo for each UDP port. All answer with the name of the pod.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::lab::servers::echo::{EchoAnswer, EchoOptions, UdpEchoServer};
 use crate::lab::servers::http::{HttpServer, HttpServerOptions};
 use crate::lab::topology::Host;
 
-/// What a pod runs; stopped when dropped.
+/// The servers of a pod; stopped when dropped.
 pub(super) struct PodServers {
     http: Vec<HttpServer>,
     udp: Vec<UdpEchoServer>,
@@ -38,13 +38,13 @@ impl PodServers {
         Ok(servers)
     }
 
-    /// Requests and datagrams that were answered.
+    /// Answered requests and datagrams.
     pub(super) fn answers(&self) -> u64 {
         let http: u64 = self.http.iter().map(HttpServer::requests).sum();
         http + self.udp.iter().map(|server| server.clients().total()).sum::<u64>()
     }
 
-    /// Lets requests under way finish, at most `limit`, and ends. Returns how many connections were cut off.
+    /// Drains connections, at most `limit`, and ends. Returns how many were cut off.
     pub(super) fn drain(self, limit: Duration) -> u64 {
         self.http.into_iter().map(|server| server.drain(limit)).sum()
     }
