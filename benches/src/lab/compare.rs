@@ -1,6 +1,6 @@
-//! The gateway beside real kube-proxy: the same objects from one API server, the same network twice, the same probes
-//! through both, and what came of each compared. Never decides which of the two is right: a difference is explained in
-//! the data, with a reason, or it counts as different.
+//! `lab compare`: the gateway beside real kube-proxy, with the same objects from one API server, two identical networks and
+//! the same probes through both. It does not decide which of the two is right: a difference either has an explanation in
+//! `cases/explained.yaml` or fails the comparison.
 
 mod cases;
 mod observation;
@@ -25,9 +25,9 @@ use side::{FlowgateSide, KubeProxySide};
 
 pub use report::CompareReport;
 
-/// The Node object that both sides are.
+/// The Node object of both sides.
 const NODE: &str = "edge";
-/// After the last change is seen, for what other watches have not brought yet.
+/// Time after the last change took effect, for events of other watches that are still pending.
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// How to compare.
@@ -39,7 +39,7 @@ pub struct CompareOptions {
     pub only: Option<String>,
 }
 
-/// Runs the comparison; everything that it made is gone when it returns.
+/// Runs the comparison and removes everything it created.
 pub fn compare(options: &CompareOptions, flowgate: &Path, stop: &Stop) -> Result<CompareReport> {
     let cases = Cases::load(options)?;
     let mut plane = ControlPlane::start(Programs::find()?, |doing| print_line(doing))?;
@@ -86,8 +86,8 @@ fn report(
     report
 }
 
-/// Makes a Service that was not there before, and waits until both forward to it: what was written before has been seen
-/// by then, or is at the door.
+/// Creates a new Service and waits until both sides forward to it: earlier changes have then been processed, or are about
+/// to be.
 fn await_sentinel(
     plane: &ControlPlane,
     flowgate: &FlowgateSide,
@@ -103,8 +103,8 @@ fn await_sentinel(
     flowgate
         .network()
         .await_answer(&probe, stop, || Ok(()))
-        .inspect_err(|_| print_line(format!("flowgate's log says:\n{}", flowgate.log_end())))?;
+        .inspect_err(|_| print_line(format!("flowgate's log ends with:\n{}", flowgate.log_end())))?;
     let answered = proxy.await_answer(&probe, stop);
-    answered.inspect_err(|_| print_line(format!("kube-proxy's log says:\n{}", proxy.log_end())))?;
+    answered.inspect_err(|_| print_line(format!("kube-proxy's log ends with:\n{}", proxy.log_end())))?;
     interrupt::sleep(stop, SETTLE)
 }

@@ -1,9 +1,8 @@
-//! How fast a change of endpoints becomes a change of forwarding, with many Services on a real API server: for the
-//! gateway and, in the same run, for real kube-proxy.
+//! `lab bench-control`: the time from a change of endpoints to a change of forwarding, with many Services on a real API
+//! server, for the gateway and, in the same run, for real kube-proxy.
 //!
-//! Both are measured from outside and in the same way: from the moment at which an independent watcher gets the event to
-//! the first answer of a new endpoint to a client of a new flow. One runs at a time: two cores are not enough that
-//! neither would slow the other down.
+//! Both are measured from outside in the same way: from the event at an independent watcher to the first answer of a new
+//! endpoint to a new flow. Only one runs at a time, since they would compete for CPU.
 
 mod events;
 mod prober;
@@ -27,11 +26,11 @@ pub use report::ControlBenchReport;
 /// What to measure.
 #[derive(Debug, Clone)]
 pub struct ControlBenchOptions {
-    /// Services in all.
+    /// Total number of Services.
     pub services: u32,
-    /// Endpoints of each.
+    /// Endpoints per Service.
     pub endpoints: u32,
-    /// Changes of endpoints that are measured, for each of the two.
+    /// Measured changes of endpoints per proxy.
     pub changes: u32,
 }
 
@@ -41,7 +40,7 @@ impl Default for ControlBenchOptions {
     }
 }
 
-/// Measures; everything that it made is gone when it returns.
+/// Runs the measurement and removes everything it created.
 pub fn control_bench(
     options: &ControlBenchOptions,
     flowgate: &Path,
@@ -61,7 +60,7 @@ pub fn control_bench(
     for forwarder in [Forwarder::Flowgate(flowgate), Forwarder::KubeProxy] {
         interrupt::check(stop)?;
         print_line(format!("{}: cold start", forwarder.name()));
-        // From the start of the process; whatever it does before it forwards is part of it.
+        // The cold start counts from the start of the process.
         let running = bed.start_and_await_all(forwarder, stop)?;
         print_line(format!(
             "    {:.2} s until every measured Service answers",
@@ -81,7 +80,7 @@ pub fn control_bench(
     Ok(ControlBenchReport::of(&ours, &theirs))
 }
 
-/// Moves one Service after the other from its endpoints to others, at uneven intervals, and takes the times.
+/// Moves one Service after the other to new endpoints, at irregular intervals, and measures the delays.
 fn changes(
     bed: &mut TestBed,
     events: &SliceEvents,
@@ -89,7 +88,7 @@ fn changes(
     stop: &Stop,
 ) -> Result<Samples> {
     let mut samples = Samples::default();
-    // kube-proxy folds the changes of a second: the distances to the one before are to fall everywhere in it.
+    // kube-proxy syncs at most once per second: intervals must cover all phases of that period.
     let mut pause = uneven_pauses();
     for number in 0..options.changes {
         interrupt::sleep(stop, pause.next().expect("pauses never end"))?;
@@ -103,15 +102,15 @@ fn changes(
     Ok(samples)
 }
 
-/// For kube-proxy's slowest syncs at this size.
+/// Long enough for the slowest sync of kube-proxy at this size.
 const CHANGE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Forwarding may be first: the watcher has its own way to the event.
+/// Zero if forwarding changed before the watcher got its event.
 fn after(event: Instant, seen: Instant) -> Duration {
     seen.saturating_duration_since(event)
 }
 
-/// Pauses from 0.1 to 1.6 s without a pattern, the same in every run.
+/// Pseudo-random pauses from 0.1 to 1.6 s (xorshift32), the same in every run.
 fn uneven_pauses() -> impl Iterator<Item = Duration> {
     let mut state: u32 = 0x9e37_79b9;
     std::iter::repeat_with(move || {

@@ -1,4 +1,4 @@
-//! The data of the comparison: Services, what becomes of them, probes, and the differences that are expected.
+//! The data of the comparison: Services, changes, probes, and expected differences.
 
 use std::collections::BTreeSet;
 
@@ -14,41 +14,41 @@ use super::probe::Probe;
 use crate::error::{Error, Result};
 use crate::lab::kubernetes::ApiClient;
 
-/// What is applied first.
+/// The manifests to apply first.
 pub(super) const SERVICES: [&str; 3] = [
     include_str!("cases/addresses.yaml"),
     include_str!("cases/policies.yaml"),
     include_str!("cases/endpoints.yaml"),
 ];
-/// What is applied then.
+/// The manifests of the changes.
 pub(super) const CHANGES: &str = include_str!("cases/changes.yaml");
 const PROBES: &str = include_str!("cases/probes.yaml");
 const EXPLAINED: &str = include_str!("cases/explained.yaml");
 
-/// What to send, and what is known to differ.
+/// The probes and the expected differences.
 pub(super) struct Cases {
     pub(super) probes: Vec<Probe>,
     explained: Vec<Explanation>,
 }
 
-/// A difference that is meant to be.
+/// An expected difference.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Explanation {
     /// The ids of probes.
     probes: BTreeSet<String>,
-    /// The roles of the gateway that it is true for.
+    /// The roles of the gateway that it applies to.
     roles: BTreeSet<String>,
-    /// What comes of them through Flowgate, in the words of the table.
+    /// The observation through Flowgate, as printed in the table.
     pub(super) flowgate: String,
-    /// What comes of them through kube-proxy.
+    /// The observation through kube-proxy.
     pub(super) kube_proxy: String,
-    /// Why.
+    /// The explanation.
     pub(super) reason: String,
 }
 
 impl Cases {
-    /// Reads the data and checks that all of it hangs together.
+    /// Reads the data and checks it for consistency.
     pub(super) fn load(options: &CompareOptions) -> Result<Self> {
         let mut probes: Vec<Probe> = parse("probes.yaml", PROBES)?;
         let explained: Vec<Explanation> = parse("explained.yaml", EXPLAINED)?;
@@ -58,7 +58,7 @@ impl Cases {
         }
         if let Some(unknown) = explained.iter().flat_map(|entry| &entry.probes).find(|id| !ids.contains(*id))
         {
-            return Err(Error::State(format!("explained.yaml names {unknown}, which is no probe")));
+            return Err(Error::State(format!("explained.yaml names {unknown}, which is not a probe")));
         }
         if let Some(only) = &options.only {
             probes.retain(|probe| probe.id.contains(only.as_str()));
@@ -67,18 +67,19 @@ impl Cases {
         Ok(Self { probes, explained })
     }
 
-    /// What is known of a probe's difference.
+    /// The explanation of a probe's difference, if any.
     pub(super) fn explanation(&self, probe: &str) -> Option<&Explanation> {
         self.explained.iter().find(|entry| entry.probes.contains(probe))
     }
 }
 
-/// Writes the status of Services that have one in the data, as a cloud's controller would.
+/// Writes the status of load balancers, as a cloud controller would.
 pub(super) fn write_statuses(client: &ApiClient) -> Result<()> {
     let mut statuses = Vec::new();
     for manifest in SERVICES {
-        let objects: Vec<Value> = serde_saphyr::from_multiple(manifest)
-            .map_err(|error| Error::State(format!("a manifest of the comparison is no YAML: {error}")))?;
+        let objects: Vec<Value> = serde_saphyr::from_multiple(manifest).map_err(|error| {
+            Error::State(format!("a manifest of the comparison is not valid YAML: {error}"))
+        })?;
         statuses.extend(objects.into_iter().filter(|object| !object["status"].is_null()));
     }
     client.run("write the addresses of load balancers", |client| async move {
@@ -92,7 +93,7 @@ pub(super) fn write_statuses(client: &ApiClient) -> Result<()> {
     })
 }
 
-/// A Service that answers by backend-1, whatever the policies.
+/// A Service with backend-1 as its only endpoint.
 pub(super) fn sentinel(name: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: sentinel-{name}}}\nspec:\n  ports: [{{name: tcp, port: 80}}]\n---\n\

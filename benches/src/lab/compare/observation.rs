@@ -1,4 +1,4 @@
-//! What came of a probe, in words that two sides can be compared by.
+//! The outcome of a probe, in a form that can be compared between both sides.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,13 +7,13 @@ use std::net::IpAddr;
 /// The outcome of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Attempt {
-    /// A backend told its name and whom it sees.
+    /// A backend answered with its name and the client address that it sees.
     Answer { backend: String, sees: IpAddr },
-    /// An answer at once that nobody is there: RST or ICMP port unreachable.
+    /// RST or ICMP port unreachable.
     Refused,
-    /// An ICMP error of a router: no way there.
+    /// Another ICMP unreachable error.
     Unreachable,
-    /// Nothing in time.
+    /// No answer in time.
     Silent,
 }
 
@@ -22,49 +22,49 @@ pub(super) enum Attempt {
 pub(super) enum Observation {
     /// Every attempt was answered by one of these backends.
     Answered { backends: Backends, source: Source },
-    /// Every attempt was refused at once.
+    /// Every attempt was refused.
     Refused,
-    /// Every attempt met a router's error.
+    /// Every attempt got an unreachable error.
     Unreachable,
     /// Every attempt went unanswered.
     Silent,
-    /// Attempts ended differently.
+    /// Attempts ended in different ways; the text has the counts.
     Unsteady(String),
 }
 
-/// Who answered.
+/// The backends that answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Backends {
-    /// Exactly these.
+    /// Their names.
     Names(BTreeSet<String>),
-    /// So many, whichever.
+    /// Their number, when it does not matter which.
     Number(usize),
 }
 
 /// The source address that backends see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
-    /// The client's.
+    /// The client's address.
     Preserved,
-    /// Another one.
+    /// Another address.
     Translated,
-    /// Sometimes the client's.
+    /// Both occurred.
     Both,
 }
 
-/// What of the answers is compared.
+/// What to compare of the answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Compare {
-    /// Which backends answered.
+    /// The names of the backends.
     #[default]
     Names,
-    /// How many did.
+    /// The number of backends.
     Number,
 }
 
 impl Observation {
-    /// Sums up the attempts of one client.
+    /// Summarises the attempts of one client.
     pub(super) fn of(attempts: &[Attempt], client: IpAddr, compare: Compare) -> Self {
         let (mut names, mut preserved, mut translated) = (BTreeSet::new(), 0, 0);
         for attempt in attempts {

@@ -1,4 +1,4 @@
-//! Sends a probe as an ordinary client would, again and again, each time by a new connection. Knows nothing of Services.
+//! Sends each probe many times as an ordinary client would, each time over a new connection.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,16 +16,16 @@ use crate::error::{Error, Result};
 use crate::lab::topology::Host;
 use crate::loadgen::stop::Stop;
 
-/// Probes at a time: the answers of the others wait meanwhile.
+/// Concurrent probes.
 const CONCURRENCY: usize = 12;
-/// Enough that each of three backends answers, but for a chance of one in a billion.
+/// Attempts per probe: with three backends all of them answer, except with a probability of 1e-10.
 const ATTEMPTS: usize = 60;
-/// Attempts of a probe of which the first were not answered.
+/// Attempts of a probe if none of the first is answered.
 const UNANSWERED_ATTEMPTS: usize = 3;
-/// Longer than the first retransmission of a SYN: a neighbour may have to be found first.
+/// Longer than the first SYN retransmission, in case a neighbour has to be resolved first.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Where to send to, and what of the answers to compare.
+/// Where to send to, and what to compare of the answers.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Probe {
@@ -47,7 +47,7 @@ pub(super) enum Target {
 }
 
 impl Probe {
-    /// Whether a Service at this ClusterIP is there.
+    /// A probe for a Service at this ClusterIP.
     pub(super) fn sentinel(address: &str) -> Self {
         let address: Ipv4Addr = address.parse().expect("the API server gives every Service an address");
         let to = vec![Target::Tcp(SocketAddr::from((address, 80)))];
@@ -107,7 +107,7 @@ async fn attempts(probe: &Probe, stop: &Stop) -> Result<Vec<Attempt>> {
     Ok(attempts)
 }
 
-/// The first line that the server says.
+/// The first line that the server sends.
 async fn over_tcp(address: SocketAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     let mut text = String::new();
@@ -118,7 +118,7 @@ async fn over_tcp(address: SocketAddr) -> io::Result<String> {
     Ok(text)
 }
 
-/// The answer to a datagram; one that was lost is sent again.
+/// The answer to a datagram, which is sent again if it was lost.
 async fn over_udp(address: SocketAddr) -> io::Result<String> {
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { [0u16; 8].into() };
     let socket = UdpSocket::bind((any, 0)).await?;
@@ -136,13 +136,13 @@ fn parse_answer(text: &str) -> Result<Attempt> {
     let parsed = text.split_once(' ').and_then(|(backend, sees)| {
         Some(Attempt::Answer { backend: backend.to_owned(), sees: sees.parse().ok()? })
     });
-    parsed.ok_or_else(|| Error::State(format!("a probe got {text:?}, which no backend of the lab says")))
+    parsed.ok_or_else(|| Error::State(format!("a probe got {text:?}, which no backend of the lab sends")))
 }
 
 fn attempt_of_error(error: &io::Error) -> Result<Attempt> {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Ok(Attempt::Refused),
-        // A connection that was accepted and broken off before the greeting: no backend of the lab does this.
+        // Accepted, then reset before the greeting: no backend of the lab does this, so a proxy refused it.
         io::ErrorKind::ConnectionReset => Ok(Attempt::Refused),
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Ok(Attempt::Unreachable),
         _ => Err(Error::State(format!("a probe could not be sent: {error}"))),

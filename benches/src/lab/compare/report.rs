@@ -7,16 +7,16 @@ use super::cases::Explanation;
 use super::observation::Observation;
 use super::probe::Probe;
 
-/// How many probes came out how.
+/// The number of probes by outcome.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct CompareReport {
-    /// Sent.
+    /// Probes sent.
     pub probes: usize,
-    /// With the same outcome on both sides.
+    /// Probes with the same outcome on both sides.
     pub same: usize,
-    /// With a difference that is meant to be, exactly as the data says.
+    /// Probes with exactly the difference that the data explains.
     pub explained: usize,
-    /// With any other difference.
+    /// Probes with any other difference.
     pub different: usize,
     #[serde(skip)]
     rows: Vec<[String; 5]>,
@@ -35,7 +35,7 @@ impl CompareReport {
         let (ours_text, theirs_text) = (ours.to_string(), theirs.to_string());
         let explained = explanation
             .filter(|explanation| explanation.flowgate == ours_text && explanation.kube_proxy == theirs_text);
-        // What is not steady on both sides is not the same, however alike the counts are.
+        // Unsteady outcomes are never the same, even with equal counts.
         let steady = !matches!(ours, Observation::Unsteady(_));
         let (verdict, count) = match explained {
             _ if ours == theirs && steady => ("same".to_owned(), &mut self.same),
@@ -54,7 +54,7 @@ impl CompareReport {
         self.rows.push([probe.id.clone(), probe.about.clone(), ours_text, theirs_text, verdict]);
     }
 
-    /// Every probe, and the reasons of what is explained.
+    /// A table of all probes, and the explanations.
     pub(super) fn table(&self) -> String {
         let mut table = Table::new();
         table.load_preset(presets::UTF8_BORDERS_ONLY);

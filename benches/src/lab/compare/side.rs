@@ -1,4 +1,4 @@
-//! The two sides: the same clients, addresses and backends, with another forwarder in the middle.
+//! The two sides: the same clients, addresses and backends, with the gateway or kube-proxy in the middle.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -19,14 +19,14 @@ use crate::loadgen::stop::Stop;
 
 const BACKENDS: u8 = 3;
 const PORTS: [u16; 2] = [8080, 8081];
-/// Addresses of load balancers and externalIPs, which clients reach through the node.
+/// Addresses of load balancers and externalIPs; clients route them to the node.
 const PUBLIC_RANGE: &str = "203.0.113.0/24";
-/// Where the backends are.
+/// The range of pods, where the backends are.
 const CLUSTER_CIDR: &str = "10.244.0.0/16";
 const DEFAULT_ROUTER: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 99);
 const CONVERGENCE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Clients and backends, with a server at each of [`PORTS`] that tells who it is and whom it sees.
+/// Clients and backends, with a server at each of [`PORTS`] that answers with its name and the client address.
 pub(super) struct Network {
     _tcp: Vec<TcpEchoServer>,
     _udp: Vec<UdpEchoServer>,
@@ -63,18 +63,18 @@ impl Network {
                 udp.push(UdpEchoServer::start(&backend.namespace, options)?);
             }
         }
-        // A node has a default route. Without one the kernel would answer before the rules of kube-proxy are asked, as
-        // most of what they refuse or drop leads nowhere else. What leads there swallows everything.
+        // Like a real node it needs a default route: without one the kernel rejects most of these destinations in the
+        // route lookup, before the rules of kube-proxy. The default router drops everything.
         topology.add_host("elsewhere", DEFAULT_ROUTER)?;
         topology.gateway().ip(&format!("route add default via {DEFAULT_ROUTER}"))?;
-        // The kernel spares its ICMP errors, a few a second to each client: probes that come close upon one another would
-        // look like drops.
+        // The kernel limits ICMP errors to a few per second and client; beyond that, refused probes would look like
+        // drops.
         topology.gateway().sysctl("net/ipv4/icmp_ratemask", "0")?;
         plane.join(topology.gateway())?;
         Ok(Self { _tcp: tcp, _udp: udp, topology })
     }
 
-    /// Sends all probes, some at a time, each from its client.
+    /// Sends all probes, each from its client.
     pub(super) fn send(&self, probes: &[Probe], stop: &Stop) -> Result<BTreeMap<String, Observation>> {
         let mut observations = BTreeMap::new();
         for (number, client) in (1..).zip(self.topology.clients()) {
@@ -85,7 +85,7 @@ impl Network {
         Ok(observations)
     }
 
-    /// Waits until the probe is answered; `check` may give up earlier.
+    /// Waits until the probe is answered; an error of `check` ends the wait.
     pub(super) fn await_answer(
         &self,
         probe: &Probe,
@@ -120,7 +120,7 @@ impl FlowgateSide {
         options.role = Some(role.to_owned());
         // kube-proxy's `primary`.
         options.gateway_config = format!("nodeport_addresses = [\"{GATEWAY_UPLINK}/32\"]\n");
-        // The same clients are pods to both; only the role `node` asks.
+        // The same clients count as pods on both sides; only the role `node` uses it.
         options.extra_config = format!("[node]\ncluster_cidrs = [\"{CLUSTER_CIDR}\"]\n");
         let gateway = Gateway::start(network.topology.gateway(), options)?;
         Ok(Self { gateway, network })
@@ -134,7 +134,7 @@ impl FlowgateSide {
         last_lines(&self.gateway.log(), 20)
     }
 
-    /// Packets that were not forwarded, by reason, for people.
+    /// Dropped packets by reason, as text.
     pub(super) fn drops(&self) -> Result<String> {
         self.gateway.show(&["drops"])
     }

@@ -1,4 +1,4 @@
-//! An independent watcher: when each version of a slice came out of the API server.
+//! An independent watcher that records when each version of a slice arrived.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use crate::lab::kubernetes::{ApiClient, ApiThread};
 
 const EVENT_LIMIT: Duration = Duration::from_secs(20);
 
-/// The events so far; watches until dropped.
+/// The recorded events; watches until dropped.
 pub(super) struct SliceEvents {
     times: Arc<EventTimes>,
     _thread: ApiThread,
@@ -28,7 +28,7 @@ struct EventTimes {
 }
 
 impl SliceEvents {
-    /// Begins to watch the slices with this label.
+    /// Starts watching the slices with this label.
     pub(super) fn start(client: &ApiClient, label: &'static str) -> Result<Self> {
         let times = Arc::new(EventTimes::default());
         let thread = client.spawn("slice-events", {
@@ -43,7 +43,7 @@ impl SliceEvents {
         Ok(Self { times, _thread: thread })
     }
 
-    /// When the event of this version came.
+    /// Waits for the event of this version; returns when it arrived.
     pub(super) fn await_version(&self, version: &str) -> Result<Instant> {
         let deadline = clock::now() + EVENT_LIMIT;
         let mut events = self.times.by_version.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,11 +65,11 @@ impl SliceEvents {
     }
 }
 
-/// Watches for ever; a watch that ends or breaks is begun again.
+/// Watches until cancelled; a watch that ends or fails is started again.
 async fn follow(client: Client, label: &str, times: &EventTimes) {
     let slices: Api<EndpointSlice> = Api::default_namespaced(client);
     loop {
-        // What is missed between two watches ends in a timeout of whoever waits for it.
+        // An event missed between two watches shows as a timeout in `await_version`.
         let _ = follow_once(&slices, label, times).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

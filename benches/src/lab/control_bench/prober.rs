@@ -1,5 +1,4 @@
-//! A client that opens a new flow every moment and notices who answers first with the wanted name. Says when, and
-//! nothing else.
+//! A client that opens a new flow every millisecond and records when the first answer with the wanted name arrives.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -18,12 +17,12 @@ use crate::lab::interrupt;
 use crate::loadgen::stop::Stop;
 use crate::netns::Namespace;
 
-/// Between two new flows.
+/// Interval between two new flows.
 const INTERVAL: Duration = Duration::from_millis(1);
-/// How long a flow waits for its answer.
+/// Time limit of an answer.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
 
-/// Watches one or more addresses until the wanted answer came from each; ends when dropped.
+/// Probes one or more addresses until each has given the wanted answer; ends when dropped.
 pub(super) struct AnswerWatch {
     stop: Stop,
     done: mpsc::Receiver<Instant>,
@@ -31,7 +30,7 @@ pub(super) struct AnswerWatch {
 }
 
 impl AnswerWatch {
-    /// Begins to send, to all addresses in turn.
+    /// Starts probing all addresses in turn.
     pub(super) fn start(client: &Namespace, targets: Vec<SocketAddrV4>, wanted: &str) -> Result<Self> {
         let (stop, (report, done)) = (Stop::default(), mpsc::channel());
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -43,14 +42,14 @@ impl AnswerWatch {
             move || {
                 let tasks = tokio::task::LocalSet::new();
                 let seen = runtime.block_on(tasks.run_until(watch(targets, wanted.into(), stop)));
-                // Nobody may be waiting any more.
+                // The receiver may be dropped.
                 seen.map(|seen| report.send(seen).ok());
             }
         })?;
         Ok(Self { stop, done, thread: Some(thread) })
     }
 
-    /// When the last of them answered as wanted.
+    /// Waits for the wanted answer of all addresses; returns when the last one arrived.
     pub(super) fn await_all(self, limit: Duration, stop: &Stop) -> Result<Instant> {
         let deadline = clock::now() + limit;
         loop {
@@ -73,13 +72,13 @@ impl Drop for AnswerWatch {
     fn drop(&mut self) {
         self.stop.stop();
         if let Some(thread) = self.thread.take() {
-            // A panic has been printed where it happened.
+            // A panic has been printed already.
             let _ = thread.join();
         }
     }
 }
 
-/// Sends until every target has answered as wanted, and returns when the last did; `None` if stopped before.
+/// Probes until every target has answered as wanted; returns the time of the last answer, or `None` if stopped before.
 async fn watch(targets: Vec<SocketAddrV4>, wanted: Rc<str>, stop: Stop) -> Option<Instant> {
     let mut open: Vec<_> =
         targets.into_iter().map(|target| (target, Rc::new(FirstAnswer::default()))).collect();
@@ -107,7 +106,7 @@ async fn watch(targets: Vec<SocketAddrV4>, wanted: Rc<str>, stop: Stop) -> Optio
         let (target, seen) = &open[turn % open.len()];
         let (target, seen, wanted) = (*target, Rc::clone(seen), Rc::clone(&wanted));
         tokio::task::spawn_local(async move {
-            // No answer, or an ICMP error: the next flow asks again.
+            // No answer or an ICMP error: the next flow tries again.
             if let Ok(Ok(true)) = timeout(ANSWER_LIMIT, ask(target, &wanted)).await {
                 seen.note(clock::now());
             }
@@ -131,7 +130,7 @@ impl FirstAnswer {
     }
 }
 
-/// Whether one new flow is answered by whom it should be.
+/// Whether a new flow gets the wanted answer.
 async fn ask(target: SocketAddrV4, wanted: &str) -> io::Result<bool> {
     let socket = UdpSocket::bind("0.0.0.0:0").await?;
     socket.connect(target).await?;

@@ -1,16 +1,16 @@
-//! The figures of the measurement.
+//! The report of the measurement.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Times from event to forwarding.
+/// Delays from event to forwarding.
 #[derive(Debug, Default)]
 pub(super) struct Samples {
     sorted: Vec<Duration>,
 }
 
-/// What was measured of one forwarder: changes, cold start, resident memory in megabytes.
+/// The measurements of one forwarder: delays of changes, cold start, resident memory in megabytes.
 pub(super) type Outcome = (Samples, Duration, f64);
 
 impl Samples {
@@ -34,22 +34,22 @@ impl Samples {
 /// Percentiles in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Percentiles {
-    /// Half of the changes were faster.
+    /// The median.
     pub p50: f64,
-    /// All but one of a hundred were faster.
+    /// The 99th percentile.
     pub p99: f64,
 }
 
-/// The outcome.
+/// The report.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ControlBenchReport {
     /// From the watch event to the first answer of a new endpoint, through Flowgate.
     pub change_to_forwarding_ms: Percentiles,
-    /// The same through kube-proxy.
+    /// The same delay through kube-proxy.
     pub kube_proxy_ms: Percentiles,
     /// From process start until every measured Service answers, Flowgate.
     pub cold_start_s: f64,
-    /// The same for kube-proxy.
+    /// The cold start of kube-proxy.
     pub kube_proxy_cold_start_s: f64,
     /// Resident memory of the whole Flowgate process.
     pub control_rss_mb: f64,

@@ -1,5 +1,5 @@
-//! The test bed of the measurement: an API server with many Services, of which a few are moved between two backends that
-//! answer with their names.
+//! The test bed: an API server with many Services, some of which are moved between two backends that answer with their
+//! names.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -24,24 +24,24 @@ use crate::lab::topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions};
 use crate::loadgen::stop::Stop;
 use crate::netns::Namespace;
 
-/// What the slices of the measured Services carry.
+/// The label of the slices of measured Services.
 pub(super) const MEASURED_LABEL: &str = "flowgate.lab/measured";
-/// How many Services are moved, the others stay.
+/// Number of Services that are moved.
 const MEASURED: u32 = 20;
 const NODE: &str = "edge";
 const CLUSTER_CIDR: &str = "10.244.0.0/16";
-/// Where the endpoints of all other Services are said to be.
+/// The range of the endpoints of all other Services; nothing answers there.
 const BULK_RANGE: &str = "10.200.0.0/14";
 const BULK: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(10, 97, 0, 1), Ipv4Addr::new(10, 200, 0, 1));
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 1);
 const PORT: u16 = 53;
 const COLD_START_LIMIT: Duration = Duration::from_secs(300);
 
-/// One of the two hosts that all measured endpoints are on.
+/// One of the two hosts of the measured endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Backend(u8);
 
-/// What forwards.
+/// Which forwarder to start.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Forwarder<'a> {
     /// The gateway, by its binary.
@@ -49,13 +49,13 @@ pub(super) enum Forwarder<'a> {
     KubeProxy,
 }
 
-/// A forwarder at work.
+/// A running forwarder.
 pub(super) enum Instance {
     Flowgate(Box<Gateway>),
     KubeProxy(KubeProxy, Namespace),
 }
 
-/// A forwarder that was started from nothing.
+/// A forwarder and the duration of its cold start.
 pub(super) struct ColdStart {
     pub(super) instance: Instance,
     pub(super) cold_start: Duration,
@@ -72,7 +72,7 @@ impl TestBed {
     /// Network, servers and control plane, without Services.
     pub(super) fn build(options: &ControlBenchOptions) -> Result<Self> {
         let mut plane = ControlPlane::start(Programs::find()?, |doing| print_line(doing))?;
-        // All slices are written by hand here.
+        // The test bed writes all slices itself.
         plane.stop_controllers()?;
         plane.client().register_node(&NodeSpec::new(NODE, GATEWAY_UPLINK))?;
         let topology = Topology::build(TopologyOptions { backends: 2, ..TopologyOptions::default() })?;
@@ -119,17 +119,17 @@ impl TestBed {
         })
     }
 
-    /// Which Service is moved by the n-th change, and where to.
+    /// The Service that the n-th change moves, and its new backend.
     pub(super) fn next_move(&self, number: u32) -> (u32, Backend) {
         (number % MEASURED, BACKENDS[usize::from((number / MEASURED).is_multiple_of(2))])
     }
 
-    /// Begins to ask the Service who answers.
+    /// Starts probing the Service for answers of `backend`.
     pub(super) fn watch(&self, service: u32, backend: Backend) -> Result<AnswerWatch> {
         AnswerWatch::start(&self.topology.client().namespace, vec![address(service)], &backend.name())
     }
 
-    /// Replaces the endpoints of a Service; returns the version that the API server gave to it.
+    /// Replaces the endpoints of a Service; returns the new resourceVersion.
     pub(super) fn write(&self, service: u32, backend: Backend) -> Result<String> {
         let mut slice = slice(service, backend, self.endpoints);
         self.client().run("replace the endpoints of a Service", |client| async move {
@@ -149,7 +149,7 @@ impl TestBed {
                 let mut options = GatewayOptions::new(binary);
                 options.source = GatewaySource::Kubeconfig(self.plane.kubeconfig());
                 options.node_name = Some(NODE.into());
-                // The prober opens a thousand flows a second and forgets them.
+                // The prober opens a thousand flows per second: let them expire soon.
                 options.extra_config = "[flows]\nudp_answered_s = 5\nudp_unanswered_s = 5\n".into();
                 Instance::Flowgate(Box::new(Gateway::start(namespace, options)?))
             }
@@ -161,8 +161,8 @@ impl TestBed {
         })
     }
 
-    /// Starts a forwarder that knows nothing, and takes the time until every measured Service answers. All of them are
-    /// on the first backend again before.
+    /// Moves all Services back to the first backend, starts a forwarder and measures the time until every measured Service
+    /// answers.
     pub(super) fn start_and_await_all(&mut self, forwarder: Forwarder<'_>, stop: &Stop) -> Result<ColdStart> {
         for service in 0..MEASURED {
             self.write(service, BACKENDS[0])?;
@@ -186,7 +186,7 @@ impl Forwarder<'_> {
 }
 
 impl Instance {
-    /// Ends it, and what it left in the kernel.
+    /// Ends it and removes its state from the kernel.
     pub(super) fn stop(self) -> Result<()> {
         match self {
             Self::Flowgate(gateway) => gateway.detach(),
@@ -206,7 +206,7 @@ impl Instance {
         let kilobytes =
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
         let kilobytes: Option<u32> = kilobytes.and_then(|number| number.trim().parse().ok());
-        let kilobytes = kilobytes.ok_or_else(|| Error::State(format!("{path} tells no VmRSS")))?;
+        let kilobytes = kilobytes.ok_or_else(|| Error::State(format!("{path} has no VmRSS")))?;
         Ok(f64::from(kilobytes) * 1024.0 / 1e6)
     }
 }
@@ -229,7 +229,7 @@ impl Backend {
     }
 }
 
-/// A server at each address, so that answers come from where questions went.
+/// One server per address, so that answers come from the address that was asked.
 fn start_servers(host: &Host, backend: Backend, endpoints: u32) -> Result<Vec<UdpEchoServer>> {
     let start = |number| {
         let address = backend.endpoint(number);
