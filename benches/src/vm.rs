@@ -1,10 +1,10 @@
 //! Virtual machines: other kernels, and the drivers of emulated NICs, without hardware and without KVM.
 //!
-//! `.ci/vm` fetches QEMU and kernels of Debian into a folder. A [`Machine`] boots one of those kernels with an
-//! [`Image`], a file system in memory that holds the programs under test with their libraries. Its first process is
-//! `flowgate lab guest` ([`agent`]), which does what it is told over a serial line, so that every scenario is written
-//! here, on the outside, where clients and backends are. QEMU runs in a network namespace of its own; its NICs are tap
-//! devices, which move to the namespaces of client and backend. Nothing outlives the process.
+//! `.ci/vm` fetches QEMU and Debian kernels into a folder. A [`Machine`] boots one of those kernels with an [`Image`], an
+//! initramfs with the programs under test and their libraries. Its init process is `flowgate lab guest` ([`agent`]),
+//! which executes requests from a serial line, so that scenarios are written on the host, where clients and backends are.
+//! QEMU runs in its own network namespace; its NICs are tap devices, which move to the namespaces of client and backend.
+//! Nothing outlives the process.
 
 pub mod agent;
 pub mod devices;
@@ -22,10 +22,10 @@ pub use kernel::Kernel;
 pub use machine::{Machine, MachineOptions, Nic};
 pub use test_program::TestProgram;
 
-/// The folder that `.ci/vm` fills, seen from the project's folder.
+/// The folder that `.ci/vm` fills, relative to the root of the repository.
 pub const FOLDER: &str = "target/vm";
 
-/// Where QEMU and kernels are.
+/// The folder of QEMU and kernels.
 #[derive(Debug, Clone)]
 pub struct Store {
     folder: PathBuf,

@@ -1,4 +1,4 @@
-//! The first process of a machine: does what it is told over a serial line, one request and one reply a line of JSON.
+//! The init process of a machine: executes requests from a serial line. A request or reply is one line of JSON.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -18,37 +18,37 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::error::{Error, Result};
 
-/// The serial line of requests and replies; the first one is the console.
+/// The serial port of requests and replies; ttyS0 is the console.
 const SERIAL_PORT: &str = "/dev/ttyS1";
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What the outside may ask for.
+/// A request of the host.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Run a program to its end, at most so many seconds.
+    /// Run a program, at most for `seconds`.
     Run { command: Vec<String>, seconds: u64 },
-    /// Start a program whose output goes to a file. It is known by `name` from then on.
+    /// Start a program in the background with its output in `log`; `name` identifies it later.
     Start { command: Vec<String>, name: String, log: String },
     /// Send a started program a signal, by its number.
     Signal { name: String, signal: i32 },
-    /// Wait for the end of a started program, at most so many seconds.
+    /// Wait for the end of a started program, at most for `seconds`.
     Wait { name: String, seconds: u64 },
-    /// Write a file and the folders that lead to it.
+    /// Write a file; missing folders are created.
     Write { path: String, text: String },
     /// Read a file.
     Read { path: String },
-    /// End the machine.
+    /// Power the machine off.
     PowerOff,
 }
 
-/// What became of a request.
+/// The reply to a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Reply {
-    /// The exit code of a program that ended by itself.
+    /// The exit code of a program that exited.
     pub(super) code: Option<i32>,
-    /// What it wrote, or the text of the file.
+    /// Its standard output, or the text of the file.
     pub(super) output: String,
-    /// What it wrote to standard error, or why the request could not be done.
+    /// Its standard error, or why the request failed.
     pub(super) errors: String,
 }
 
@@ -62,12 +62,10 @@ impl Reply {
     }
 }
 
-/// Serves requests until the machine is to end. Must be the first process of a machine.
+/// Serves requests until power-off. Must run as the init process.
 pub fn serve() -> Result<ExitCode> {
     if std::process::id() != 1 {
-        return Err(Error::State(
-            "`lab guest` is the first process of a virtual machine, and of nothing else".into(),
-        ));
+        return Err(Error::State("`lab guest` only runs as the init process of a virtual machine".into()));
     }
     prepare()?;
     let line = File::options()
@@ -87,7 +85,7 @@ pub fn serve() -> Result<ExitCode> {
             .write_all(format!("{text}\n").as_bytes())
             .map_err(Error::io(format!("write to {SERIAL_PORT}")))
     };
-    // The outside waits for this one.
+    // `Machine::boot` waits for this reply.
     answer(&Reply::done("ready"))?;
     let mut children = Children::default();
     for request in BufReader::new(line).lines() {
@@ -107,8 +105,7 @@ pub fn serve() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What programs expect of a running system. All is in memory already; `/tmp` may hold programs that a checkout there has
-/// built.
+/// Mounts the file systems that programs expect. `/tmp` gets none: the initramfs may hold test programs there.
 fn prepare() -> Result<()> {
     for (kind, target) in [
         ("proc", "/proc"),
@@ -123,7 +120,7 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Programs that were started and run on.
+/// Programs running in the background.
 #[derive(Default)]
 struct Children {
     by_name: HashMap<String, Child>,
@@ -148,7 +145,7 @@ impl Children {
             Request::Wait { name, seconds } => {
                 let code = wait(self.child(&name)?, Duration::from_secs(seconds))?;
                 Ok(code.map_or_else(
-                    || Reply::failed(format!("{name} has not ended by itself")),
+                    || Reply::failed(format!("{name} has not exited")),
                     |code| Reply { code: Some(code), ..Reply::default() },
                 ))
             }

@@ -1,11 +1,11 @@
-//! Does everything work on this driver? The real binary in a machine with two emulated NICs, a client behind one and a
-//! backend behind the other; HTTP both ways through it in both families while everything happens to it that happens to
-//! a driver. Every byte is compared, and the mode is what the kernel says.
+//! `lab vm`: tests a NIC driver. The real binary runs in a machine with two emulated NICs, with a client behind one and a
+//! backend behind the other; HTTP passes through it in both families during link loss, resets, MTU changes and restarts.
+//! Every byte is compared, and the XDP mode is read from the kernel.
 //!
 //! ```text
 //! client 192.0.2.10 --- tap === NIC 192.0.2.1 machine 10.244.0.1 NIC === tap --- backend 10.244.0.11
 //! ```
-//! and each address has its IPv6 one, by [`ipv6_of`](crate::lab::topology::ipv6_of).
+//! Each address also has an IPv6 one, by [`ipv6_of`](crate::lab::topology::ipv6_of).
 
 mod http;
 mod report;
@@ -24,7 +24,7 @@ use test_bed::TestBed;
 
 pub use report::DeviceReport;
 
-/// What to try, and how.
+/// The device and its configuration.
 #[derive(Debug, Clone)]
 pub struct DeviceOptions {
     /// Where QEMU and kernels are.
@@ -48,7 +48,7 @@ pub enum Device {
     Igb,
     /// virtio-net with a DMA device, as behind an IOMMU: native XDP and zero copy.
     VirtioNet,
-    /// VMware's vmxnet3: generic XDP, since its native one does not survive that the interface goes down.
+    /// VMware's vmxnet3: generic XDP, because its native XDP does not survive when the interface goes down.
     Vmxnet3,
     /// Intel 82574L, driver e1000e: generic XDP.
     E1000e,
@@ -64,7 +64,7 @@ impl Device {
         }
     }
 
-    /// How its driver works where everything is in order: the mode of XDP, and whether in zero copy.
+    /// The expected mode of XDP, and whether zero copy is expected.
     fn expected(self) -> (&'static str, bool) {
         match self {
             Self::Igb | Self::VirtioNet => ("native", true),
@@ -72,14 +72,14 @@ impl Device {
         }
     }
 
-    /// QEMU's device with its properties.
+    /// QEMU's device with properties.
     fn qemu(self, queues: u32) -> String {
         match self {
             Self::Igb => "igb".into(),
-            // Zero copy needs a device that the driver maps memory for.
+            // Zero copy needs DMA mapping, which virtio uses only behind an IOMMU.
             Self::VirtioNet if queues > 1 => format!(
                 "virtio-net-pci,iommu_platform=on,disable-legacy=on,mq=on,vectors={}",
-                // A vector for each receive and transmit queue, one for control, one for changes.
+                // One vector per receive and transmit queue, one for control, one for configuration changes.
                 2 * queues + 2
             ),
             Self::VirtioNet => "virtio-net-pci,iommu_platform=on,disable-legacy=on".into(),
@@ -88,7 +88,7 @@ impl Device {
         }
     }
 
-    /// The modules of its driver; most kernels have some of them built in.
+    /// The modules of its driver; some may be built in.
     fn modules(self) -> &'static [&'static str] {
         match self {
             Self::Igb => &["igb"],
@@ -98,13 +98,13 @@ impl Device {
         }
     }
 
-    /// Queues of the tap device; the others have several queues of their own behind one of it.
+    /// Queues of the tap device: one for each queue of virtio-net; the other devices distribute packets themselves.
     fn tap_queues(self, queues: u32) -> u32 {
         if self == Self::VirtioNet { queues } else { 1 }
     }
 }
 
-/// Boots the machine and does everything to it.
+/// Boots the machine and runs all steps.
 pub fn device(options: &DeviceOptions, flowgate: &Path, stop: &Stop) -> Result<DeviceReport> {
     let mut bed = TestBed::boot(options, flowgate, stop)?;
     print_progress(&format!("{} on Linux {}", options.device.name(), bed.kernel_release()));

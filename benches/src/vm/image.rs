@@ -1,5 +1,5 @@
-//! The file system of a machine: what it is to run, with the libraries for that, packed for the kernel to unpack into
-//! memory (Documentation/driver-api/early-userspace/buffer-format.rst).
+//! The initramfs of a machine: programs, libraries and modules, packed as the kernel expects it
+//! (Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use std::fs::{self, File};
 use std::io;
@@ -14,16 +14,16 @@ use crate::error::{Error, Result};
 use crate::lab::scratch;
 use crate::netns::find_program;
 
-/// Where the first process of a machine is.
+/// The path of the init process.
 pub(super) const FLOWGATE: &str = "/usr/bin/flowgate";
 
-/// A file system that is being put together.
+/// An initramfs under construction.
 pub struct Image {
     folder: TempDir,
 }
 
 impl Image {
-    /// A file system with the `flowgate` binary, which becomes the first process, `ip` and what loads modules.
+    /// An image with the `flowgate` binary as init, `ip` and `modprobe`.
     pub fn new(flowgate: &Path) -> Result<Self> {
         let image = Self { folder: scratch::folder("image")? };
         for folder in
@@ -40,7 +40,7 @@ impl Image {
         Ok(image)
     }
 
-    /// Adds programs of this machine, under the paths that they have here.
+    /// Adds programs of this machine at the same paths.
     pub fn programs(&self, names: &[&str]) -> Result<()> {
         for name in names {
             let path = find_program(name).ok_or_else(|| Error::MissingProgram {
@@ -52,7 +52,7 @@ impl Image {
         Ok(())
     }
 
-    /// Adds a program at `place`, without its symbols, and its libraries.
+    /// Adds a program at `place`, stripped, with its libraries.
     pub fn program(&self, path: &Path, place: &str) -> Result<()> {
         let target = self.path(place);
         self.make_folder_of(&target)?;
@@ -70,7 +70,7 @@ impl Image {
         Ok(())
     }
 
-    /// Adds modules with what they need, and the lists by which the kernel finds them.
+    /// Adds modules with their dependencies and the index files of modprobe.
     pub fn modules(&self, kernel: &Kernel, names: &[&str]) -> Result<()> {
         let (from, to) = (kernel.modules_folder(), self.folder.path().join(kernel.modules_place()));
         fs::create_dir_all(&to).map_err(Error::io(format!("make {}", to.display())))?;
@@ -88,12 +88,12 @@ impl Image {
         Ok(())
     }
 
-    /// Packs it into a file that lives as long as the result.
+    /// Packs it into a file that is removed with the result.
     pub fn pack(self) -> Result<PackedImage> {
         let packed = scratch::folder("initrd")?;
         let path = packed.path().join("initrd");
         let file = File::create(&path).map_err(Error::io(format!("make {}", path.display())))?;
-        // cpio reads names, one a line: none here has a line break.
+        // cpio reads one name per line; no name here has a line break.
         let list =
             Command::new("find").arg(".").current_dir(self.folder.path()).stdout(Stdio::piped()).spawn();
         let mut list = list.map_err(Error::io("run find"))?;
@@ -127,7 +127,7 @@ impl Image {
     }
 }
 
-/// A file system, packed; the file goes when this is dropped.
+/// A packed image; the file is removed when dropped.
 pub struct PackedImage {
     pub(super) path: PathBuf,
     _folder: TempDir,
@@ -137,7 +137,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).map_err(Error::io(format!("copy {} to {}", from.display(), to.display())))
 }
 
-/// The libraries that a program is linked with, its loader among them; none of a static one.
+/// The shared libraries of a program with its loader; empty for a static one.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().map_err(Error::io("run ldd"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,4 +1,4 @@
-//! A kernel of Debian, unpacked and never installed.
+//! An unpacked Debian kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,22 +23,22 @@ impl Kernel {
         let release = fs::read_to_string(folder.join("release")).map_err(|_missing| {
             Error::State(format!("kernel {name} is not in {}: run  .ci/vm {name}", folder.display()))
         })?;
-        // Names of modules are asked for by absolute path.
+        // `modprobe -d` needs an absolute path.
         let folder = folder.canonicalize().map_err(Error::io(format!("find {}", folder.display())))?;
         Ok(Self { folder, release: release.trim().to_owned() })
     }
 
-    /// Its release as `uname -r` says it.
+    /// Its release, as in `uname -r`.
     pub fn release(&self) -> &str {
         &self.release
     }
 
-    /// Its version without what Debian adds: `6.1` of 6.1.0-57-amd64.
+    /// Its version without Debian's suffix: `6.1` of 6.1.0-57-amd64.
     pub fn version(&self) -> String {
         self.release.split(['.', '-', '+']).take(2).collect::<Vec<_>>().join(".")
     }
 
-    /// Whether the gateway starts on it.
+    /// Whether the gateway supports it.
     pub(super) fn is_supported(&self) -> bool {
         let mut numbers = self.release.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
         (numbers.next(), numbers.next()) >= (Some(OLDEST_KERNEL.0), Some(OLDEST_KERNEL.1))
@@ -48,23 +48,23 @@ impl Kernel {
         self.folder.join("vmlinuz")
     }
 
-    /// Where its modules are on this machine.
+    /// The folder of its modules on this machine.
     pub(super) fn modules_folder(&self) -> PathBuf {
         self.folder.join(self.modules_place())
     }
 
-    /// Where they are in the machine, without the leading slash.
+    /// The folder of its modules inside, without the leading slash.
     pub(super) fn modules_place(&self) -> PathBuf {
         Path::new("lib/modules").join(&self.release)
     }
 
-    /// The files of these modules and of what they need, relative to [`modules_folder`](Self::modules_folder). One that
-    /// is built in has none, and one that the kernel lacks neither: whoever loads it inside is told.
+    /// The files of these modules and their dependencies, relative to [`modules_folder`](Self::modules_folder). Built-in
+    /// modules have no file; neither have missing ones, which fail when they are loaded inside.
     pub(super) fn module_files(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for name in names {
             let mut command = Command::new("modprobe");
-            // This machine's options for modules are not for the other one, and would stand behind the paths.
+            // Ignore the modprobe configuration of this machine, whose options would be appended to the paths.
             command.args(["-C", "/dev/null"]);
             command.arg("-d").arg(&self.folder).args(["-S", &self.release, "--show-depends", name]);
             let output = command

@@ -1,5 +1,5 @@
-//! Does everything work on other kernels? Boots each and runs tests of this workspace inside: what the XDP program
-//! decides, its sockets, the pipeline, and HTTP through the gateway. A kernel that is too old has to be told so.
+//! `lab kernels`: boots other kernels and runs tests of this workspace on each: XDP program, sockets, pipeline, and HTTP
+//! through the gateway. On a kernel that is too old the gateway has to refuse with a clear message.
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -26,11 +26,11 @@ pub struct KernelOptions {
     pub store: PathBuf,
     /// The kernels, by the names that `.ci/vm` knows.
     pub kernels: Vec<String>,
-    /// What to run in each.
+    /// The test programs to run on each.
     pub tests: Vec<TestProgram>,
 }
 
-/// What became of each kernel.
+/// The outcome for each kernel.
 #[derive(Debug, Default, Serialize)]
 pub struct KernelReport {
     kernels: BTreeMap<String, String>,
@@ -38,7 +38,7 @@ pub struct KernelReport {
 }
 
 impl KernelReport {
-    /// Whether kernels were tried and did what they had to.
+    /// Whether kernels were tested and none failed.
     pub fn is_success(&self) -> bool {
         !self.kernels.is_empty() && self.failed == 0
     }
@@ -49,7 +49,7 @@ impl KernelReport {
     }
 }
 
-/// Boots each kernel and runs the tests in it, as many at once as there are cores.
+/// Boots each kernel and runs the tests in it; one machine per core at a time.
 pub fn kernels(options: &KernelOptions, flowgate: &Path, stop: &Stop) -> Result<KernelReport> {
     let store = Store::new(&options.store);
     let kernels =
@@ -84,7 +84,7 @@ pub fn kernels(options: &KernelOptions, flowgate: &Path, stop: &Stop) -> Result<
 
 enum Outcome {
     Passed,
-    /// Too old, and told so.
+    /// Too old, and the gateway refused to start.
     Refused,
     Failed(String),
 }
@@ -123,7 +123,7 @@ fn run_tests(
     Ok(Outcome::Passed)
 }
 
-/// The gateway has to end at once, with one sentence that names the kernel, and to leave nothing behind.
+/// The gateway has to exit at once, with a message that names the kernel version, and must leave nothing attached.
 fn expect_refusal(store: &Store, kernel: &Kernel, flowgate: &Path, stop: &Stop) -> Result<Outcome> {
     let machine = TestMachine { flowgate, tests: &[], programs: &[], modules: &[] };
     let machine = machine.boot(store, kernel, stop)?;

@@ -20,13 +20,13 @@ use crate::lab::{interrupt, scratch};
 use crate::loadgen::stop::Stop;
 use crate::netns::{Namespace, Process, guarded};
 
-/// A boot takes some six seconds of a core that nobody else wants.
+/// A boot takes six seconds on an idle core.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
-/// For what ends by itself inside. Everything there is some twenty times slower than outside.
+/// Time limit of a command inside, which is about twenty times slower than on the host.
 const COMMAND_SECONDS: u64 = 60;
-/// How much longer than the agent the outside waits for its reply.
+/// How much longer than the agent the host waits for the reply.
 const GRACE: Duration = Duration::from_secs(30);
-/// How often the outside looks whether somebody wants it to end.
+/// Interval of checks for a stop.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How to boot a machine.
@@ -36,7 +36,7 @@ pub struct MachineOptions {
     pub cpus: u32,
     /// Memory, in MiB.
     pub memory_mib: u32,
-    /// Its NICs. Each comes up behind a tap device of its name.
+    /// Its NICs, each connected to a tap device.
     pub nics: Vec<Nic>,
 }
 
@@ -49,33 +49,32 @@ impl Default for MachineOptions {
 /// An emulated NIC.
 #[derive(Clone)]
 pub struct Nic {
-    /// QEMU's device with its properties: `igb`, or `virtio-net-pci,iommu_platform=on`.
+    /// QEMU's device with properties: `igb`, or `virtio-net-pci,iommu_platform=on`.
     pub device: String,
-    /// Its MAC address, by which it is found inside.
+    /// Its MAC address, which identifies it inside.
     pub mac: String,
-    /// The tap device on the outside.
+    /// The tap device on the host.
     pub tap: String,
-    /// Where that tap device goes once the machine runs.
+    /// The namespace that the tap device moves to once the machine runs.
     pub namespace: Namespace,
-    /// Queues of the tap device; devices that have several of their own need but one.
+    /// Queues of the tap device. Only virtio-net needs several.
     pub tap_queues: u32,
 }
 
-/// A running machine; ended when dropped.
+/// A running machine; killed when dropped.
 pub struct Machine {
     process: Process,
     line: Mutex<AgentConnection>,
     monitor: Mutex<UnixStream>,
     folder: TempDir,
     stop: Stop,
-    /// Holds the machine's process; the tap devices were made here.
+    /// The namespace of QEMU, where the tap devices were created.
     _namespace: Namespace,
     _image: PackedImage,
 }
 
 impl Machine {
-    /// Boots a kernel with a file system and waits until the agent inside answers. From then on nothing waits for the
-    /// machine once `stop` asks for the end.
+    /// Boots a kernel with an image and waits until the agent inside answers. A later `stop` ends every wait for it.
     pub fn boot(
         store: &Store,
         kernel: &Kernel,
@@ -102,7 +101,7 @@ impl Machine {
 
         let line = connect(&folder.path().join("agent"), &mut process, folder.path())?;
         let monitor = connect(&folder.path().join("monitor"), &mut process, folder.path())?;
-        // The machine has opened them: they may leave.
+        // QEMU has opened them: now they can move.
         for Nic { tap, namespace: place, .. } in &options.nics {
             namespace.ip(&format!("link set {tap} netns {}", place.path().display()))?;
             place.sysctl(&format!("net/ipv6/conf/{tap}/disable_ipv6"), "1")?;
@@ -123,14 +122,14 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Runs a program inside and returns how it ended, whatever it says.
+    /// Runs a program inside and returns its exit code and output.
     pub fn run(&self, command: &[&str], limit: Duration) -> Result<Output> {
         let request = Request::Run { command: words(command), seconds: limit.as_secs() };
         let Reply { code, output, errors } = self.request(&request, limit)?;
         Ok(Output { code, output, errors })
     }
 
-    /// Runs a program inside that has to succeed; returns what it printed.
+    /// Runs a program inside that has to succeed; returns its output.
     pub fn check(&self, command: &[&str]) -> Result<String> {
         let output = self.run(command, Duration::from_secs(COMMAND_SECONDS))?;
         if output.code == Some(0) {
@@ -149,13 +148,13 @@ impl Machine {
         self.check(&line)
     }
 
-    /// Loads modules inside; a kernel that has them built in is as good.
+    /// Loads modules inside; built-in ones count as loaded.
     pub fn load_modules(&self, names: &[&str]) -> Result<()> {
         let line: Vec<_> = ["modprobe", "-a"].iter().chain(names).copied().collect();
         self.check(&line).map(drop)
     }
 
-    /// Starts a program inside; it is known by `name` from then on, and its output goes to `log`.
+    /// Starts a program in the background with its output in `log`; `name` identifies it later.
     pub fn start(&self, name: &str, command: &[&str], log: &str) -> Result<()> {
         let request = Request::Start { command: words(command), name: name.into(), log: log.into() };
         self.done(&format!("start {name}"), &request)
@@ -187,11 +186,12 @@ impl Machine {
         Ok(reply.output)
     }
 
-    /// The name inside of the interface with this MAC address.
+    /// The name of the interface with this MAC address inside.
     pub fn interface(&self, mac: &str) -> Result<String> {
         let links = self.check(&["ip", "-j", "link"])?;
-        let links: Vec<serde_json::Value> = serde_json::from_str(&links)
-            .map_err(|error| Error::State(format!("`ip -j link` in the machine said {links:?}: {error}")))?;
+        let links: Vec<serde_json::Value> = serde_json::from_str(&links).map_err(|error| {
+            Error::State(format!("`ip -j link` in the machine printed {links:?}: {error}"))
+        })?;
         let link = links.iter().find(|link| link["address"] == mac);
         let name = link.and_then(|link| link["ifname"].as_str()).map(str::to_owned);
         name.ok_or_else(|| {
@@ -199,15 +199,15 @@ impl Machine {
         })
     }
 
-    /// Gives QEMU a command of its human monitor, such as `set_link nic0 off`.
+    /// Sends a command to QEMU's human monitor, such as `set_link nic0 off`.
     pub fn monitor(&self, command: &str) -> Result<()> {
         let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
         monitor
             .write_all(format!("{command}\n").as_bytes())
-            .map_err(Error::io(format!("tell QEMU `{command}`")))
+            .map_err(Error::io(format!("send QEMU `{command}`")))
     }
 
-    /// What the kernel inside has printed.
+    /// The console output of the kernel.
     pub fn console(&self) -> String {
         console(self.folder.path())
     }
@@ -239,7 +239,7 @@ impl Machine {
         replied.map_err(|error| self.explain(&text, &error))
     }
 
-    /// An error with what the machine said last.
+    /// An error with the last lines of console and QEMU.
     fn explain(&self, what: &str, error: &dyn std::fmt::Display) -> Error {
         if let Err(interrupted) = interrupt::check(&self.stop) {
             return interrupted;
@@ -247,15 +247,15 @@ impl Machine {
         let console = last_lines(&self.console(), 30);
         let qemu = fs::read_to_string(self.folder.path().join("qemu.log")).unwrap_or_default();
         Error::State(format!(
-            "the machine did not answer to `{what}`: {error}; its console and QEMU say:\n{console}\n{qemu}"
+            "the machine did not answer to `{what}`: {error}; the last lines of its console and QEMU:\n{console}\n{qemu}"
         ))
     }
 }
 
-/// How a program inside ended.
+/// Exit code and output of a program inside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// Its exit code; none if it was ended by a signal or did not end in time.
+    /// Its exit code; `None` if a signal ended it or it did not end in time.
     pub code: Option<i32>,
     /// Its standard output.
     pub output: String,
@@ -263,10 +263,10 @@ pub struct Output {
     pub errors: String,
 }
 
-/// The line to the agent, which answers one request after the other.
+/// The serial line to the agent, which answers requests in order.
 struct AgentConnection {
     stream: BufReader<UnixStream>,
-    /// Whether a reply is missing: the next one would be taken for that of another request.
+    /// Whether a reply is missing, so that later replies would be matched with the wrong requests.
     is_broken: bool,
 }
 
@@ -277,7 +277,7 @@ impl AgentConnection {
 
     fn send(&mut self, request: &str) -> io::Result<()> {
         if self.is_broken {
-            return Err(io::Error::other("it did not answer an earlier request either"));
+            return Err(io::Error::other("an earlier request was not answered"));
         }
         self.stream.get_mut().write_all(format!("{request}\n").as_bytes())
     }
@@ -292,7 +292,7 @@ impl AgentConnection {
         self.stream.get_ref().set_read_timeout(Some(POLL_INTERVAL))?;
         let deadline = clock::now() + limit;
         let mut text = Vec::new();
-        // What has come of a line stays in `text` when the time for one look is over.
+        // A partial line stays in `text` when the read times out.
         while let Err(error) = self.stream.read_until(b'\n', &mut text) {
             if error.kind() != io::ErrorKind::WouldBlock || stop.is_stopped() || clock::now() >= deadline {
                 return Err(error);
@@ -302,12 +302,12 @@ impl AgentConnection {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended"));
         }
         serde_json::from_slice(&text).map_err(|error| {
-            io::Error::other(format!("{:?} is no reply: {error}", String::from_utf8_lossy(&text)))
+            io::Error::other(format!("{:?} is not a reply: {error}", String::from_utf8_lossy(&text)))
         })
     }
 }
 
-/// Connects to a socket that QEMU makes when it starts.
+/// Connects to a socket that QEMU creates when it starts.
 fn connect(path: &Path, process: &mut Process, folder: &Path) -> Result<UnixStream> {
     let deadline = clock::now() + GRACE;
     loop {
@@ -346,7 +346,7 @@ fn arguments(kernel: &Kernel, image: &PackedImage, options: &MachineOptions, fol
     line.extend(["-serial".into(), format!("file:{}", folder.join("console").display())]);
     line.extend(["-serial".into(), socket("agent"), "-monitor".into(), socket("monitor")]);
     for (index, Nic { device, mac, tap, tap_queues, .. }) in options.nics.iter().enumerate() {
-        // igb must sit behind a root port; the others may.
+        // igb must be behind a root port; the others may be.
         line.extend([
             "-device".into(),
             format!("pcie-root-port,id=port{index},slot={},chassis={}", index + 1, index + 1),
@@ -356,7 +356,7 @@ fn arguments(kernel: &Kernel, image: &PackedImage, options: &MachineOptions, fol
             "-netdev".into(),
             format!("tap,id=nic{index},ifname={tap},script=no,downscript=no{queues}"),
             "-device".into(),
-            // Nobody boots from it: no firmware.
+            // No option ROM: nothing boots from the network.
             format!("{device},id=device{index},bus=port{index},netdev=nic{index},mac={mac},romfile="),
         ]);
     }

@@ -1,5 +1,5 @@
-//! What needs a kernel with more modules than most machines of developers have: SCTP sockets, VLAN interfaces, bonds,
-//! loss and reordering by netem. The tests are of the workspace, each marked as ignored; here they run.
+//! `lab vm-tests`: tests that need kernel modules which the host may lack: SCTP, VLAN, bonding, netem. They are marked as
+//! ignored in the workspace and run here in a virtual machine.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::lab::faults::print_progress;
 use crate::lab::interrupt;
 use crate::loadgen::stop::Stop;
 
-/// What the tests need besides the lab.
+/// Modules for the tests, besides those of the lab.
 const MODULES: [&str; 5] = ["sctp", "8021q", "bonding", "sch_netem", "dummy"];
 const PROGRAMS: [&str; 1] = ["tc"];
 
@@ -24,11 +24,11 @@ pub struct ModuleOptions {
     pub store: PathBuf,
     /// The kernel, by the name that `.ci/vm` knows.
     pub kernel: String,
-    /// What to run in it.
+    /// The test programs to run in it.
     pub tests: Vec<TestProgram>,
 }
 
-/// What became of each test.
+/// The outcome of each test.
 #[derive(Debug, Serialize)]
 pub struct ModuleReport {
     kernel: String,
@@ -63,7 +63,7 @@ pub fn modules(options: &ModuleOptions, flowgate: &Path, stop: &Stop) -> Result<
         let outcome = test.run_in(&machine)?;
         if !outcome.is_success {
             print_progress(&outcome.summary);
-            // A program that ran no test at all counts too.
+            // A program that failed without a failed test counts as one failure.
             report.failed += usize::from(outcome.tests.iter().all(|(_, passed)| *passed));
         }
         for (name, passed) in outcome.tests {

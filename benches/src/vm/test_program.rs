@@ -9,12 +9,12 @@ use crate::error::{Error, Result};
 use crate::lab::gateway::last_lines;
 use crate::loadgen::stop::Stop;
 
-/// What the lab in the machine is made of. (IPv6 is built into all of Debian's kernels, and no module at all in 7.2.)
+/// The modules of the lab. (Debian kernels have IPv6 built in.)
 const LAB_MODULES: [&str; 2] = ["veth", "bridge"];
-/// For one test program: inside everything takes many times as long.
+/// Time limit of a test program; everything is many times slower inside.
 const TEST_LIMIT: Duration = Duration::from_secs(900);
 
-/// A test program that `cargo test --no-run` has built: its path, and after blanks the arguments that it gets.
+/// A test program built by `cargo test --no-run`: its path, then its arguments, separated by blanks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestProgram {
     path: PathBuf,
@@ -31,25 +31,25 @@ impl FromStr for TestProgram {
     }
 }
 
-/// How a test program ended.
+/// The outcome of a test program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TestOutcome {
     /// Each test that ran, and whether it passed.
     pub(super) tests: Vec<(String, bool)>,
-    /// Whether the program itself says that all is well.
+    /// Whether the program exited with 0 and all its tests passed.
     pub(super) is_success: bool,
-    /// What to read if it is not.
+    /// Output and console, to print after a failure.
     pub(super) summary: String,
 }
 
 impl TestProgram {
-    /// Its name without the folder and cargo's suffix.
+    /// Its name without the folder and cargo's hash.
     pub(super) fn name(&self) -> String {
         let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
         stem.rsplit_once('-').map_or_else(|| stem.as_ref(), |(name, _)| name).to_owned()
     }
 
-    /// The path that it has here and inside.
+    /// Its path, which is the same on the host and inside.
     fn absolute(&self) -> Result<PathBuf> {
         self.path.canonicalize().map_err(Error::io(format!("find {}", self.path.display())))
     }
@@ -57,7 +57,7 @@ impl TestProgram {
     fn add_to(&self, image: &Image) -> Result<()> {
         let path = self.absolute()?;
         image.program(&path, &path.to_string_lossy())?;
-        // Tests of the binary start the one that was built beside them.
+        // Integration tests start the binary that was built beside them.
         let beside = path.parent().and_then(Path::parent).map(|folder| folder.join("flowgate"));
         match beside.filter(|beside| beside.exists()) {
             Some(beside) => image.program(&beside, &beside.to_string_lossy()),
@@ -65,7 +65,7 @@ impl TestProgram {
         }
     }
 
-    /// Runs it inside, one test after the other.
+    /// Runs it inside with one test thread.
     pub(super) fn run_in(&self, machine: &Machine) -> Result<TestOutcome> {
         let path = self.absolute()?;
         let path = path.to_string_lossy();
@@ -73,7 +73,7 @@ impl TestProgram {
         command.extend(self.arguments.iter().map(String::as_str));
         let ended = machine.run(&command, TEST_LIMIT)?;
         let tests = tests_of(&ended.output);
-        // A program that runs its tests by itself is one test.
+        // A program without the standard test harness counts as one test.
         let has_harness = ended.output.lines().any(|line| line.starts_with("running "));
         let tests = if has_harness { tests } else { vec![(self.name(), ended.code == Some(0))] };
         let is_success =
@@ -82,7 +82,7 @@ impl TestProgram {
         let console = last_lines(&machine.console(), 10);
         let failed = tests.iter().filter(|(_, passed)| !passed).count();
         let summary = format!(
-            "{}: {failed} of {} failed\n{}\nthe console says:\n{console}",
+            "{}: {failed} of {} failed\n{}\nthe last lines of the console:\n{console}",
             self.name(),
             tests.len(),
             last_lines(&said, 60)
@@ -118,7 +118,7 @@ impl TestMachine<'_> {
     }
 }
 
-/// The tests that ran, by the lines of a test program: `test NAME ... ok`. What a test itself prints may stand between.
+/// The tests in the output of a test program: `test NAME ... ok`. Output of a test may separate name and result.
 fn tests_of(output: &str) -> Vec<(String, bool)> {
     let mut running = None;
     let mut tests = Vec::new();
@@ -141,7 +141,7 @@ fn tests_of(output: &str) -> Vec<(String, bool)> {
             running = None;
         }
     }
-    // One that ended the whole program has no outcome.
+    // A test that aborted the program has no result: it failed.
     tests.extend(running.map(|name| (name, false)));
     tests
 }

@@ -1,4 +1,4 @@
-//! A client that sends bodies and wants them back, over one connection or many.
+//! An HTTP client that sends bodies and compares the echoed ones.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::pattern::Pattern;
 
-/// For one step of an exchange: a machine without KVM is slow, and a link may come up again meanwhile.
+/// Time limit of one read or write: a machine without KVM is slow, and a link may be down for a while.
 const IO_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection to a backend that serves `/echo`.
@@ -23,10 +23,10 @@ impl Connection {
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// Sends `len` bytes, receives as many, and says whether they are the same.
+    /// Sends `len` bytes and returns whether the same bytes came back.
     pub(super) fn echo(&mut self, len: usize) -> io::Result<bool> {
         let body = Pattern::new(u64::try_from(len).expect("a length fits 64 bits")).bytes(0, len);
-        // Both directions at once, so that neither waits for the other with full buffers.
+        // Concurrently: with full socket buffers, writing before reading would deadlock.
         let mut sending = self.stream.get_ref().try_clone()?;
         let head = format!("POST /echo HTTP/1.1\r\nHost: lab\r\nContent-Length: {len}\r\n\r\n");
         let came_back = std::thread::scope(|scope| {

@@ -1,31 +1,31 @@
-//! What came of a device, as one line.
+//! The report of a device, as one line of JSON.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// What came of a device.
+/// The outcome for a device.
 #[derive(Debug, Serialize)]
 pub struct DeviceReport {
     device: &'static str,
     kernel: String,
-    /// `native` or `generic`, as the kernel says; `mixed` where the NICs differ.
+    /// `native` or `generic`, as read from the kernel; `mixed` if the NICs differ.
     pub(super) mode: String,
-    /// Whether the kernel says that every socket is in zero copy.
+    /// Whether every socket is in zero-copy mode, as read from the kernel.
     pub(super) zero_copy: bool,
-    /// What the two before must be; none if the configuration has a say.
+    /// The expected mode and zero copy; `None` if options override them.
     #[serde(skip)]
     expected: Option<(&'static str, bool)>,
     queues: u32,
-    /// Workers that received packets, of those that there are.
+    /// Workers that received packets.
     pub(super) workers_used: usize,
     pub(super) workers: usize,
-    /// Bodies that went to the backend and came back.
+    /// Transferred bodies.
     transfers: u64,
-    /// Those of them that did not come back as they went.
+    /// Bodies that came back changed or not at all.
     different: u64,
-    /// The longest packet that was asked of the device, in bytes.
+    /// The largest tested MTU.
     pub(super) largest_mtu: u32,
     failed: Vec<&'static str>,
     detail: Map<String, Value>,
@@ -64,7 +64,10 @@ impl DeviceReport {
         self.failed.push(step);
     }
 
-    /// An error if the NICs work otherwise than they should.
+    /// Checks mode and zero copy.
+    ///
+    /// # Errors
+    /// If they are not as expected.
     pub(super) fn check_modes(&self, mode: &str, zero_copy: bool) -> Result<()> {
         match self.expected {
             Some((wanted, wants_zero_copy)) if (mode, zero_copy) != (wanted, wants_zero_copy) => {
@@ -84,7 +87,7 @@ impl DeviceReport {
         self.detail.insert(step.to_owned(), words.into());
     }
 
-    /// Whether bodies were sent, all came back, and every step did what it had to.
+    /// Whether bodies were sent, all came back intact, and no step failed.
     pub fn is_success(&self) -> bool {
         self.transfers > 0 && self.different == 0 && self.failed.is_empty()
     }

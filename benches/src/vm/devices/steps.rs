@@ -1,4 +1,4 @@
-//! What happens to a driver, one thing after the other; after each every target must carry every byte.
+//! The steps of a device test; after each, all targets must transfer every byte.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -9,7 +9,7 @@ use super::report::DeviceReport;
 use super::test_bed::{SIDES, TestBed};
 use crate::error::{Error, Result};
 
-/// A step does something and says in a few words what came of it.
+/// A step; returns a short description of its outcome.
 type Step = fn(&mut TestBed, &mut DeviceReport) -> Result<String>;
 
 /// All steps, in their order.
@@ -25,18 +25,18 @@ pub(super) const ALL: [(&str, Step); 9] = [
     ("workers", workers),
 ];
 
-/// One byte, around the sizes where segments and packets end, and more than any ring holds.
+/// Body lengths: one byte, around segment and packet sizes, and more than any ring holds.
 const BODIES: [usize; 9] = [1, 100, 1000, 1399, 1448, 1500, 10_000, 100_000, 1_000_000];
-/// After each thing that happens.
+/// Body lengths after a disturbance.
 const FEW_BODIES: [usize; 3] = [1, 1500, 300_000];
-/// How long a link is lost or a machine is left alone with it.
+/// How long a link is down, and the pause after other disturbances.
 const OUTAGE: Duration = Duration::from_secs(2);
 
 fn start(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     bed.start_gateway()?;
     bed.wait_until_reachable()?;
     (report.mode, report.zero_copy) = read_modes(bed)?;
-    // After this start somebody has been spoken with: each interface can prove itself.
+    // Traffic has passed both interfaces, so that each can prove its mode.
     bed.eventually("each interface is proven", |bed| all_sockets(bed, |socket| socket["proof"] == "proven"))?;
     modes_in_words(bed, report)
 }
@@ -47,14 +47,14 @@ fn modes_in_words(bed: &TestBed, report: &DeviceReport) -> Result<String> {
     Ok(format!("{mode}, {}", if zero_copy { "zero copy" } else { "copy" }))
 }
 
-/// The kernel's own words: `ip link` has the mode of XDP, and `ss` whether a packet memory is shared with the device.
+/// Reads from the kernel: `ip link` has the XDP mode, and `ss` whether UMEMs are in zero-copy mode.
 fn read_modes(bed: &TestBed) -> Result<(String, bool)> {
     let mut modes = Vec::new();
     for side in SIDES {
         let name = bed.interface(side)?;
         let link = bed.machine.check(&["ip", "-d", "-j", "link", "show", "dev", &name])?;
         let link: serde_json::Value = serde_json::from_str(&link)
-            .map_err(|error| Error::State(format!("`ip -j link` said {link:?}: {error}")))?;
+            .map_err(|error| Error::State(format!("`ip -j link` printed {link:?}: {error}")))?;
         // enum xdp_attach_mode of <linux/if_link.h>: XDP_ATTACHED_DRV and XDP_ATTACHED_SKB.
         modes.push(match link[0]["xdp"]["mode"].as_u64() {
             Some(1) => "native",
@@ -69,13 +69,13 @@ fn read_modes(bed: &TestBed) -> Result<(String, bool)> {
         let memories: Vec<_> = sockets.lines().filter(|line| line.contains("umem")).collect();
         !memories.is_empty() && memories.iter().all(|memory| memory.contains("zc:1"))
     } else {
-        // A kernel that does not list sockets still answers each of them (XDP_OPTIONS), which is what `show` tells.
+        // Without xsk_diag: `show` prints what the kernel answered to each socket (XDP_OPTIONS).
         all_sockets(bed, |socket| socket["mode"] == "zero-copy")?
     };
     Ok((mode, zero_copy))
 }
 
-/// Whether the gateway shows sockets, and says this of each.
+/// Whether the gateway shows sockets, and all of them match.
 fn all_sockets(bed: &TestBed, is_so: impl Fn(&serde_json::Value) -> bool) -> Result<bool> {
     let workers = bed.workers()?;
     let mut sockets = workers.iter().filter_map(|worker| worker["queues"].as_array()).flatten().peekable();
@@ -87,7 +87,7 @@ fn bodies(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     bed.transfer(&BODIES, report)
 }
 
-/// The binary is ended and started again while connections transfer; they notice nothing but a pause.
+/// The gateway is restarted while connections transfer; they must only pause.
 fn hot_restart(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     let (goes_on, done, different) = (AtomicBool::new(true), AtomicU64::new(0), AtomicU64::new(0));
     let client = bed.client.namespace.clone();
@@ -129,7 +129,7 @@ fn hot_restart(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     Ok(format!("{done} transfers across it, none different"))
 }
 
-/// The cable is pulled and put back, on one side and then on the other.
+/// The cable is unplugged and plugged in again, on one side and then on the other.
 fn link_lost(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     for index in 0..SIDES.len() {
         bed.machine.monitor(&format!("set_link device{index} off"))?;
@@ -152,7 +152,7 @@ fn interface_down(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String
     bed.transfer(&FEW_BODIES, report)
 }
 
-/// The driver begins anew while the gateway runs: by ethtool where it can, else by taking it off the device.
+/// The driver is reset while the gateway runs: with ethtool, or by unbinding it from the device.
 fn reset(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     let limit = Duration::from_secs(30);
     let mut how = "ethtool -r";
@@ -176,7 +176,7 @@ fn reset(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     Ok(format!("{how}: {words}"))
 }
 
-/// A larger MTU while the gateway runs; a driver may refuse that under XDP, then between two runs.
+/// A larger MTU while the gateway runs; if the driver refuses that under XDP, between two runs.
 fn mtu(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     const LARGE: u32 = 3000;
     for (host, side) in [(&bed.client, SIDES[0]), (&bed.backend, SIDES[1])] {
@@ -203,7 +203,7 @@ fn mtu(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     Ok(format!("{LARGE} {how}, {modes}: {words}"))
 }
 
-/// The program is taken off and put on again.
+/// The program is detached and attached again.
 fn reattach(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     bed.stop_gateway()?;
     bed.detach()?;
@@ -220,8 +220,7 @@ fn reattach(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     Ok(format!("{}: {words}", modes_in_words(bed, report)?))
 }
 
-/// Where there are several queues, several workers must have received something: with so many connections by chance
-/// alone.
+/// With several queues, every worker must receive packets: RSS spreads this many connections over all queues.
 fn workers(bed: &mut TestBed, report: &mut DeviceReport) -> Result<String> {
     let before: Vec<_> = bed.workers()?.iter().map(|worker| worker["rx_packets"].as_u64()).collect();
     for _ in 0..8 {

@@ -1,4 +1,4 @@
-//! The machine with its two NICs, the client and the backend, and the gateway in it.
+//! The machine with two NICs, client and backend, and the gateway in it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -21,9 +21,9 @@ use crate::loadgen::stop::Stop;
 use crate::netns::Namespace;
 use crate::vm::{Image, Kernel, Machine, MachineOptions, Nic, Store};
 
-/// For what a driver does in its own time: a link that comes up, a device that is made anew.
+/// Time limit for a link that comes up or a device that is reset.
 const DEVICE_LIMIT: Duration = Duration::from_secs(60);
-/// So many transfers that differ end a step.
+/// A step ends after this many failed transfers.
 const MAX_DIFFERENCES: usize = 3;
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const CONFIG: &str = "/etc/flowgate.toml";
@@ -33,14 +33,14 @@ const CLUSTER_IP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 96, 0, 10);
 const CLIENT: std::net::Ipv4Addr = std::net::Ipv4Addr::new(192, 0, 2, 10);
 const BACKEND: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 244, 0, 11);
 
-/// Everything that a step needs.
+/// What the steps work on.
 pub(super) struct TestBed {
     pub(super) machine: Machine,
     pub(super) client: Host,
     pub(super) backend: Host,
     kernel: Kernel,
     _server: HttpServer,
-    /// How often the gateway has been started.
+    /// Number of starts of the gateway.
     starts: u32,
     stop: Stop,
 }
@@ -106,12 +106,12 @@ impl TestBed {
         self.kernel.release().to_owned()
     }
 
-    /// The name inside of the NIC of a side.
+    /// The interface name of a side inside.
     pub(super) fn interface(&self, side: Side) -> Result<String> {
         self.machine.interface(side.mac)
     }
 
-    /// Gives the NICs their addresses, as after boot.
+    /// Sets the addresses of the NICs.
     pub(super) fn address_inside(&self) -> Result<()> {
         for side in SIDES {
             let name = self.interface(side)?;
@@ -134,7 +134,7 @@ impl TestBed {
 
     fn config(&self, options: &DeviceOptions) -> Result<String> {
         let [uplink, fabric] = [self.interface(SIDES[0])?, self.interface(SIDES[1])?];
-        // Without KVM a successor takes seconds to start.
+        // Without KVM a restarted gateway takes seconds to start.
         Ok(format!(
             "[source]\nmanifests = \"/etc/flowgate/manifests\"\n[gateway]\ninterfaces = [\"{uplink}\", \"{fabric}\"]\n\
              [workers]\nhang_ms = 5000\n[flows]\ncapacity = 16384\ncapacity_v6 = 16384\n[xdp]\nhold_ms = 30000\n{}\n[rings]\n{}\n",
@@ -152,7 +152,7 @@ impl TestBed {
         })
     }
 
-    /// Ends the gateway as an operator does.
+    /// Ends the gateway with SIGTERM.
     pub(super) fn stop_gateway(&self) -> Result<()> {
         self.machine.signal(&self.gateway_name(), Signal::SIGTERM)?;
         self.machine.wait(&self.gateway_name())
@@ -166,11 +166,11 @@ impl TestBed {
         format!("gateway-{}", self.starts)
     }
 
-    /// What the gateway says of its workers.
+    /// The workers, from `show workers`.
     pub(super) fn workers(&self) -> Result<Vec<Value>> {
         let text = self.machine.check(&["flowgate", "show", "workers", "-o", "json"])?;
         serde_json::from_str(&text)
-            .map_err(|error| Error::State(format!("`show workers` said {text}: {error}")))
+            .map_err(|error| Error::State(format!("`show workers` printed {text}: {error}")))
     }
 
     /// The gateway's log so far.
@@ -178,19 +178,19 @@ impl TestBed {
         self.machine.read(LOG).unwrap_or_default()
     }
 
-    /// What there is to read after a failure.
+    /// State to print after a failure.
     pub(super) fn state(&self) -> String {
         let limit = Duration::from_secs(10);
         let ask = |command: &[&str]| {
             self.machine.run(command, limit).map_or_else(|error| error.to_string(), |said| said.output)
         };
         let drops = ask(&["flowgate", "show", "drops"]);
-        // Reasons that nothing was counted for say nothing.
+        // Skip reasons with a count of zero.
         let drops: Vec<_> =
             drops.lines().filter(|line| !line.split_ascii_whitespace().any(|word| word == "0")).collect();
         let workers = ask(&["flowgate", "show", "workers"]);
         let log = last_lines(&self.log(), 25);
-        format!("{}\n{workers}\nthe gateway's log says:\n{log}", drops.join("\n"))
+        format!("{}\n{workers}\nthe gateway's log ends with:\n{log}", drops.join("\n"))
     }
 
     /// [`eventually_within`] the time that an emulated machine may need; ends early on a stop.
@@ -206,7 +206,7 @@ impl TestBed {
         eventually_within(DEVICE_LIMIT, POLL_INTERVAL, what, condition).map(drop)
     }
 
-    /// Where the client aims at: by ClusterIP and by NodePort, in both families.
+    /// The targets of the client: ClusterIP and NodePort in both families.
     pub(super) fn targets() -> [SocketAddr; 4] {
         [
             (CLUSTER_IP, 80).into(),
@@ -216,7 +216,7 @@ impl TestBed {
         ]
     }
 
-    /// Waits until every target answers: neighbours are found, links are up.
+    /// Waits until every target answers.
     pub(super) fn wait_until_reachable(&self) -> Result<()> {
         for target in Self::targets() {
             self.eventually(&format!("{target} answers"), |bed| {
@@ -230,13 +230,13 @@ impl TestBed {
         Ok(())
     }
 
-    /// Sends bodies of these lengths to every target, each over a connection of its own, and counts what came back.
+    /// Sends bodies of these lengths to every target, each over its own connection, and counts failed transfers.
     pub(super) fn transfer(&self, lens: &[usize], report: &mut DeviceReport) -> Result<String> {
         let (mut done, mut differences) = (0, Vec::new());
         for (target, &len) in
             Self::targets().iter().flat_map(|target| lens.iter().map(move |len| (target, len)))
         {
-            // Each waits for its time limit: a few say as much as all.
+            // Each failure costs its time limit: a few are enough.
             if differences.len() == MAX_DIFFERENCES {
                 break;
             }
@@ -257,8 +257,8 @@ impl TestBed {
         Err(Error::State(format!("{different} of {done} transfers differ: {}", differences.join("; "))))
     }
 
-    /// Ends gateway and machine. The order matters: powering an igb off under open sockets in zero copy is an oops of
-    /// the kernel's own (`igb_txrx_ring_disable` from `xp_release_deferred`, seen with 7.2).
+    /// Ends gateway and machine, in this order: powering an igb off under open zero-copy sockets is a kernel oops
+    /// (`igb_txrx_ring_disable` from `xp_release_deferred`, seen with 7.2).
     pub(super) fn end(self) -> Result<()> {
         self.stop_gateway()?;
         self.detach()?;
@@ -266,7 +266,7 @@ impl TestBed {
     }
 }
 
-/// A namespace with an address to come: its only interface is the tap device of a NIC.
+/// A host whose only interface is the tap device of a NIC, which gets the address later.
 fn host(name: &str, address: std::net::Ipv4Addr) -> Result<Host> {
     let namespace = Namespace::new(name)?;
     Ok(Host { name: name.into(), address, address_v6: ipv6_of(address), namespace })
