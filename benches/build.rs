@@ -22,8 +22,8 @@ fn main() {
             Ok(status) if status.success() => {}
             Ok(status) => panic!("{clang} could not compile benches/{source}: {status}"),
             Err(error) => panic!(
-                "cannot run {clang} for benches/{source}: {error}; install it (apt-get install clang) or name \
-                 it in the variable CLANG"
+                "cannot run {clang} for benches/{source}: {error}; install it (apt-get install clang) or set \
+                 CLANG to its path"
             ),
         }
     }

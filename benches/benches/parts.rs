@@ -1,4 +1,4 @@
-//! The parts of the pipeline and of the tables, one by one.
+//! Micro-benches of parts of the pipeline and of the tables.
 
 mod support;
 

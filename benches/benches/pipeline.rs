@@ -1,7 +1,7 @@
 //! The real pipeline over frames in memory: nanoseconds per packet.
 //!
-//! Only `process` is timed: each burst's 64 frames of random flows are written before the clock starts,
-//! as a NIC or the kernel would have.
+//! Only `process` is timed: the 64 frames of a burst are written before the clock starts, as a NIC or the kernel would
+//! do.
 
 mod support;
 
@@ -17,7 +17,7 @@ use flowgate_wire::{Address, FiveTuple, FiveTuple4, FiveTuple6};
 
 use support::{BURST, Family, Frame, Gateway, Random, client_tuple, tuple_v6, udp_frame, udp_frame_v6};
 
-/// Runs `bursts` bursts of frames, each made by `write`, and says how long `process` took.
+/// Runs `bursts` bursts of frames, each written by `write`; returns the time spent in `process`.
 fn timed<const N: usize>(
     gateway: &mut Gateway,
     bursts: u64,
@@ -40,7 +40,7 @@ fn timed<const N: usize>(
     spent
 }
 
-/// Rewrites addresses, ports and checksums of a template; the payload is all the same.
+/// Writes addresses, ports and checksums into a template; the payload does not change.
 fn write_headers(frame: &mut Frame<60>, tuple: &FiveTuple4) {
     let bytes = &mut frame.0;
     bytes[22] = 64;
@@ -52,7 +52,7 @@ fn write_headers(frame: &mut Frame<60>, tuple: &FiveTuple4) {
     write_udp(&mut bytes[34..], tuple);
 }
 
-/// The same over IPv6.
+/// [`write_headers`] over IPv6.
 fn write_headers_v6(frame: &mut Frame<80>, tuple: &FiveTuple6) {
     let bytes = &mut frame.0;
     bytes[21] = 64;
@@ -118,7 +118,7 @@ fn new_flows(c: &mut Criterion) {
     group.throughput(Throughput::Elements(BURST as u64));
     group.bench_function("udp", |b| {
         b.iter_custom(|bursts| {
-            // A fresh table each time and never more flows than it holds, so that none is evicted.
+            // A new table each time, with at most as many flows as it holds, so that none is evicted.
             const FLOWS: u32 = 500_000;
             let per_table = u64::from(FLOWS) / BURST as u64;
             let (mut left, mut spent) = (bursts, Duration::ZERO);

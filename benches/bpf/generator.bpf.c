@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Makes the packets of the load generator, one per run, and sends them out of one interface.
+ * Generates the packets of the load generator, one per run, and sends them out of one interface.
  *
- * The kernel recycles the pages of live frames without resetting them, so each run writes the whole header again: what
- * is in the page may be what a forwarder made of it. The program never looks at a frame's old bytes and keeps no state
- * but the per-CPU counters below.
+ * The kernel recycles the pages of live frames without resetting them, and a forwarder may have rewritten them, so each
+ * run writes the whole header without reading old bytes. The only state is the per-CPU struct below.
  */
 #include "kernel.h"
 
@@ -13,14 +12,14 @@
 /* Set by the loader; the verifier sees them as constants. */
 const volatile __u64 template[8] = {}; /* the frame, source address, source port and checksums zero */
 const volatile __u32 ip_sum = 0;       /* one's complement sum of the template's IP header */
-const volatile __u32 l4_sum = 0;       /* the same of pseudo header, L4 header and payload */
+const volatile __u32 l4_sum = 0;       /* one's complement sum of pseudo header, L4 header and payload */
 const volatile __u32 ifindex = 0;
 const volatile __u32 flows = 1;
 const volatile __u32 first_address = 0; /* host order */
 const volatile __u32 first_port = 0;
 const volatile __u32 ports_log2 = 0; /* source ports per source address */
 const volatile __u32 is_tcp = 0;
-const volatile __u64 period_1024 = 0; /* 1/1024 ns between packets of one CPU; 0: as fast as it goes */
+const volatile __u64 period_1024 = 0; /* 1/1024 ns between packets of one CPU; 0: full rate */
 
 struct generator_state {
 	__u64 sent;
@@ -42,14 +41,14 @@ static __u16 finish(__u32 sum)
 	return ~sum;
 }
 
-/* The frame is due, or it is not: a cap by dropping keeps the gaps even, which sleeping between calls would not. */
+/* Limits the rate by dropping frames that are not due: unlike sleeping between calls, this keeps the gaps even. */
 static int is_due(struct generator_state *state)
 {
 	__u64 now = bpf_ktime_get_ns() << 10;
 
 	if (now < state->due_1024)
 		return 0;
-	/* Never catch up for more than 1 ms: it would be a burst. */
+	/* Catch up at most 1 ms, to avoid a burst. */
 	if (now - state->due_1024 > (1000000ULL << 10))
 		state->due_1024 = now;
 	state->due_1024 += period_1024;
@@ -92,7 +91,7 @@ int generate(struct xdp_md *ctx)
 	if (is_tcp)
 		*(__u16 *)(data + 50) = sum;
 	else
-		*(__u16 *)(data + 40) = sum ? sum : 0xffff; /* RFC 768: 0 means none */
+		*(__u16 *)(data + 40) = sum ? sum : 0xffff; /* RFC 768: 0 means no checksum */
 
 	state->sent++;
 	return bpf_redirect(ifindex, 0);

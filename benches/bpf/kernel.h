@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The few kernel declarations that our XDP programs need, so that building them takes clang alone. */
+/* The kernel declarations that the XDP programs need, so that they build with clang alone. */
 #pragma once
 
 typedef unsigned char __u8;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Counts the packets of one L4 destination port where they arrive, and ends them there. All else goes to the kernel:
- * ARP has to be answered.
+ * Counts the packets of one L4 destination port where they arrive, and drops them. Everything else passes to the kernel,
+ * which has to answer ARP.
  */
 #include "kernel.h"
 
@@ -10,7 +10,7 @@
 /* Set by the loader. */
 const volatile __u16 port_be = 0;      /* 0: every port */
 const volatile __u8 ip_proto = 0;      /* 0: TCP and UDP */
-const volatile __u8 action = XDP_DROP; /* XDP_PASS: count and let the kernel have it */
+const volatile __u8 action = XDP_DROP; /* XDP_PASS: count and pass to the kernel */
 
 struct sink_counters {
 	__u64 packets;

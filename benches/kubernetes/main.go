@@ -1,5 +1,5 @@
-// One program that is every part of a Kubernetes control plane the lab needs, chosen by its first argument or by the
-// name it is called by. It only dispatches: all behaviour is that of the packages it calls.
+// All parts of a Kubernetes control plane that the lab needs in one binary, selected by the first argument or by the name
+// of the binary. It only dispatches to the packages of Kubernetes.
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 )
 
-// Only the chosen command is made: the others would register their flags beside its own.
+// Constructors, so that only the selected command registers its flags.
 var commands = map[string]func() *cobra.Command{
 	"kube-apiserver":          apiserver.NewAPIServerCommand,
 	"kube-controller-manager": controllers.NewControllerManagerCommand,
@@ -33,19 +33,19 @@ var commands = map[string]func() *cobra.Command{
 func main() {
 	name := filepath.Base(os.Args[0])
 	if _, known := commands[name]; !known && len(os.Args) > 1 {
-		// What follows reads os.Args itself, kubectl for its plugins.
+		// The commands read os.Args themselves, kubectl for its plugins.
 		os.Args = os.Args[1:]
 		name = os.Args[0]
 	}
 	build, known := commands[name]
 	if !known {
-		fmt.Fprintf(os.Stderr, "%s: say kube-apiserver, kube-controller-manager, kube-proxy, kubectl or service-account-key first\n", name)
+		fmt.Fprintf(os.Stderr, "%s: the first argument must be kube-apiserver, kube-controller-manager, kube-proxy, kubectl or service-account-key\n", name)
 		os.Exit(2)
 	}
 	os.Exit(cli.Run(build()))
 }
 
-// The key with which the API server signs service account tokens; everything else it makes by itself.
+// The key with which the API server signs service account tokens; it generates all other keys itself.
 func newKeyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:           "service-account-key FILE",

@@ -1,8 +1,7 @@
 //! A bare AF_XDP forwarder, the baseline of `lab bench`.
 //!
-//! The same worker loop, sockets, rings and steering program as the gateway; only the deciding is left
-//! out. A frame that comes by one interface goes out by the other with new Ethernet addresses. Never
-//! looks at an address, a port or a flow.
+//! It has the worker loop, sockets, rings and steering program of the gateway, but no pipeline: every frame from one
+//! interface is sent out of the other with new Ethernet addresses, without a look at its headers.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Namespaces: apart from the machine and from each other, and gone when their owner is.
+//! Namespaces are isolated from the machine and from each other, and are removed with their owner.
 
 mod common;
 
@@ -55,7 +55,7 @@ fn a_child_dies_with_its_namespace_and_not_before() {
     command.arg("600");
     let mut child = namespace.spawn(command).unwrap();
     let id = child.id();
-    // A visit that ends must not take the child along.
+    // The child must survive the thread of a finished `enter`.
     namespace.enter(|| ()).unwrap();
     assert!(child.ended().is_none());
     drop(namespace);

@@ -1,4 +1,4 @@
-//! The XDP packet generator and the sink: frames that parse, checksums that hold, and counts that agree.
+//! The XDP packet generator and the sink: valid frames and checksums, and matching counts.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands, its helpers too")]
 
 mod common;
@@ -85,7 +85,7 @@ fn every_frame_is_valid_and_every_flow_is_another() {
             (options.kind, options.frame_len) = (kind, frame_len);
             let sources = sender
                 .enter(move || {
-                    // Each core walks through all flows by itself.
+                    // Each core sends all flows.
                     let mut core = CpuSet::new();
                     core.set(0).unwrap();
                     sched_setaffinity(Pid::from_raw(0), &core).unwrap();
@@ -129,7 +129,7 @@ fn live_frames_reach_the_sink_and_all_are_accounted_for() {
 #[test]
 fn the_receiving_kernel_accepts_the_packets() {
     let (sender, receiver) = pair();
-    // The receiver is XDP so that live frames get in, and passes them so that the kernel verifies the checksums.
+    // Live frames need an XDP program at the receiver; it passes them so that the kernel verifies the checksums.
     let sink_options = SinkOptions { port: Some(PORT), ip_proto: None, action: SinkAction::Pass };
     let sink = receiver.enter(|| Sink::attach(HOST_INTERFACE, sink_options)).unwrap().unwrap();
     receiver.ip(&format!("route add 198.18.0.0/15 via {SENDER}")).unwrap();
@@ -180,7 +180,7 @@ fn a_rate_cap_is_never_exceeded_and_the_run_can_be_stopped() {
         })
         .unwrap();
     assert!(report.seconds < 60.0);
-    // A batch may be under way when the clock is read.
+    // A batch may be in flight when the time is over.
     let most = report.seconds * 50_000.0 + 200.0;
     #[expect(clippy::cast_precision_loss, reason = "a count of some thousands")]
     let offered = report.offered as f64;

@@ -1,4 +1,4 @@
-//! Stream and datagram generators against the lab's servers, with the kernel's forwarding in the gateway's place.
+//! Stream and datagram generators against the servers of the lab, with kernel forwarding in place of the gateway.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands, its helpers too")]
 
@@ -118,7 +118,7 @@ fn corrupting_servers_are_detected() {
     let report = run(&lab, StreamOptions::new(at(backend, 80), 1, RUN, get("/bytes/70001")));
     assert!(!report.is_clean() && report.broken_by("mismatch") > 0, "{}", report.table());
     assert!(report.first_failure.unwrap().contains("byte 70000"));
-    // The same server is trusted where the wrong byte is not reached.
+    // Streams that end before the corrupted byte are correct.
     assert!(run(&lab, StreamOptions::new(at(backend, 80), 1, RUN, get("/bytes/70000"))).is_clean());
 }
 
@@ -151,7 +151,7 @@ fn a_draining_server_says_goodbye_and_breaks_nothing() {
     assert_eq!(server.open_connections(), 10);
     assert_eq!(server.drain(Duration::from_secs(5)), 0, "all requests under way were answered");
     let report = load.finish().unwrap();
-    // One that came when the doors were closing may find nobody; one that was served may not break.
+    // New connections may be refused once draining starts; established ones must not break.
     assert_eq!(report.by_backend["web"].broken, 0, "{}", report.table());
 }
 

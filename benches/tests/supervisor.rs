@@ -1,6 +1,6 @@
 //! `lab up` and `lab down`: both can be repeated, and both recover from a killed supervisor.
 //!
-//! A script plays the gateway, and this test binary itself plays `flowgate lab supervise`.
+//! A script stands in for the gateway, and this test binary itself for `flowgate lab supervise`.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands, its helpers too")]
 
 mod common;

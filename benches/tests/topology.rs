@@ -1,4 +1,4 @@
-//! The wiring of the lab, with the kernel's own forwarding in the gateway's place.
+//! The network of the lab, with kernel forwarding in place of the gateway.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands, its helpers too")]
 
@@ -12,12 +12,12 @@ use flowgate_benches::lab::topology::{FABRIC, Host, Topology, TopologyOptions, U
 
 use common::require_root;
 
-/// Sends a line from one host to another through the gateway and says which address the receiver saw.
+/// Sends a line from one host to another through the gateway; returns the source address that the receiver saw.
 fn talk(from: &Host, to: &Host) -> std::io::Result<SocketAddr> {
     talk_at(from, to, to.address.into())
 }
 
-/// The same to this address of the receiver.
+/// As above, to this address of the receiver.
 fn talk_at(from: &Host, to: &Host, address: IpAddr) -> std::io::Result<SocketAddr> {
     let target = SocketAddr::from((address, 7000));
     let listener = to.namespace.run(move || TcpListener::bind(target))?;

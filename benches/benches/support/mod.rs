@@ -18,20 +18,20 @@ use flowgate_tables::{
 };
 use flowgate_wire::{FiveTuple, FiveTuple4, FiveTuple6, L4Port, MacAddr, Protocol};
 
-/// Frames of a burst.
+/// Frames per burst.
 pub(crate) const BURST: usize = 64;
 
-/// The VIP that all flows aim at.
+/// The VIP of all flows.
 pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 80);
 
-/// One of the two families.
+/// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     V4,
     V6,
 }
 
-/// A gateway in memory.
+/// The state of a gateway without devices.
 pub(crate) struct Gateway {
     pub(crate) tables: Tables,
     pub(crate) flows: Flows,
@@ -57,7 +57,7 @@ impl Gateway {
         }
     }
 
-    /// Runs a burst.
+    /// Processes a burst.
     #[inline]
     pub(crate) fn process<const N: usize>(
         &mut self,
@@ -78,7 +78,7 @@ impl Gateway {
     }
 }
 
-/// A frame of `N` bytes, in cache lines of its own as UMEM chunks are.
+/// A frame of `N` bytes, aligned to a cache line as UMEM chunks are.
 #[repr(align(64))]
 #[derive(Clone)]
 pub(crate) struct Frame<const N: usize>(pub(crate) [u8; N]);
@@ -121,7 +121,7 @@ pub(crate) fn udp_frame(tuple: &FiveTuple4) -> Frame<60> {
     Frame(bytes.try_into().expect("14 + 20 + 8 + 18 bytes"))
 }
 
-/// The same over IPv6: 80 bytes.
+/// [`udp_frame`] over IPv6: 80 bytes.
 pub(crate) fn udp_frame_v6(tuple: &FiveTuple6) -> Frame<80> {
     let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
         .ipv6(tuple.src.octets(), tuple.dst.octets(), 64)
@@ -131,7 +131,7 @@ pub(crate) fn udp_frame_v6(tuple: &FiveTuple6) -> Frame<80> {
     Frame(bytes.try_into().expect("14 + 40 + 8 + 18 bytes"))
 }
 
-/// A small generator of random numbers, seeded: the same flows in every run.
+/// A seeded random number generator, so that every run has the same flows.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {

@@ -148,7 +148,7 @@ impl StreamRun {
         tally.report(&self.options, self.begin.elapsed(), clock::now())
     }
 
-    /// Measures [`StreamReport::longest_gap_ms`] anew from here on.
+    /// Measures [`StreamReport::longest_gap_ms`] from here on.
     pub fn reset_gaps(&self) {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner).reset_gaps(clock::now());
     }

@@ -175,7 +175,7 @@ fn program(line: &[String]) -> io::Result<Command> {
 }
 
 fn run(line: &[String], limit: Duration) -> io::Result<Reply> {
-    // Files and not pipes: nobody has to read while the program runs.
+    // Files instead of pipes, which would have to be read while the program runs.
     let (output, errors) = ("/tmp/.output", "/tmp/.errors");
     let mut child = program(line)?.stdout(File::create(output)?).stderr(File::create(errors)?).spawn()?;
     let code = wait(&mut child, limit)?;
@@ -192,7 +192,7 @@ fn run(line: &[String], limit: Duration) -> io::Result<Reply> {
     Ok(reply)
 }
 
-/// The exit code; none of a program that a signal has ended, or that has not ended in time.
+/// The exit code; `None` if a signal ended the program, or if it did not end in time.
 fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<i32>> {
     let deadline = clock::now() + limit;
     loop {

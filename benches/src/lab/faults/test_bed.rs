@@ -136,7 +136,7 @@ impl TestBed {
     }
 
     /// Connections to the server of the node itself over the same interface, with an answer every few milliseconds: the
-    /// gateway must never affect them.
+    /// gateway must not affect them.
     pub(in crate::lab) fn node_load(&self) -> Result<Load> {
         let targets = [
             ("the node, IPv4", SocketAddr::from((GATEWAY_UPLINK, NODE_SERVER_PORT))),
