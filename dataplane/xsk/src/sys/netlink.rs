@@ -1,23 +1,17 @@
-//! Reads back from the kernel which XDP program a device runs and in which mode: one RTM_GETLINK. Only reads.
+//! Reads from the kernel which XDP program a device runs and in which mode: one RTM_GETLINK. Changes nothing.
 
 use std::io;
-use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use netlink_packet_core::{
+    ErrorBuffer, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer, NetlinkMessage, ParseableParametrized as _,
+};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkMessageBuffer, LinkXdp};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
 
-const NLMSG_HEADER_LEN: usize = 16;
-const IFINFO_LEN: usize = 16;
-const NLM_F_REQUEST: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
-const RTM_NEWLINK: u16 = 16;
-const RTM_GETLINK: u16 = 18;
-const IFLA_MTU: u16 = 4;
-const IFLA_NUM_RX_QUEUES: u16 = 32;
-const IFLA_XDP: u16 = 43;
-const IFLA_XDP_PROG_ID: u16 = 4;
-const IFLA_XDP_DRV_PROG_ID: u16 = 5;
-const IFLA_XDP_SKB_PROG_ID: u16 = 6;
-const NLA_TYPE_MASK: u16 = 0x3fff;
+/// Bytes: many times what the description of one device takes.
+const LONGEST_ANSWER: usize = 1 << 16;
 
 /// A device's XDP programs by mode, as the kernel reports them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,47 +25,54 @@ pub(crate) struct DeviceXdp {
     pub(crate) mtu: u32,
 }
 
-/// Asks the kernel about one device of the calling thread's network namespace.
+/// Queries one device of the calling thread's network namespace.
 pub(crate) fn device_xdp(ifindex: u32) -> io::Result<DeviceXdp> {
-    let route =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-    send(route.as_raw_fd(), &request(ifindex), MsgFlags::empty())?;
-    let mut answer = vec![0; 1 << 16];
-    let len = recv(route.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    parse(&answer[..len])
+    let route = Socket::new(NETLINK_ROUTE)?;
+    route.send(&request(ifindex), 0)?;
+    let mut answer = Vec::with_capacity(LONGEST_ANSWER);
+    route.recv(&mut answer, 0)?;
+    parse(&answer)
 }
 
-fn request(ifindex: u32) -> [u8; NLMSG_HEADER_LEN + IFINFO_LEN] {
-    const LEN: u32 = 32;
-    let mut message = [0; LEN as usize];
-    message[0..4].copy_from_slice(&LEN.to_ne_bytes());
-    message[4..6].copy_from_slice(&RTM_GETLINK.to_ne_bytes());
-    message[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
-    message[20..24].copy_from_slice(&ifindex.to_ne_bytes());
-    message
+fn request(ifindex: u32) -> Vec<u8> {
+    let mut link = LinkMessage::default();
+    link.header.index = ifindex;
+    let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetLink(link));
+    message.header.flags = NLM_F_REQUEST;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
 }
 
-fn parse(message: &[u8]) -> io::Result<DeviceXdp> {
-    let short = || io::Error::new(io::ErrorKind::InvalidData, "netlink answer ends early");
-    let kind = u16_at(message, 4).ok_or_else(short)?;
-    if kind == NLMSG_ERROR {
-        let errno = u32_at(message, NLMSG_HEADER_LEN).ok_or_else(short)?.cast_signed();
-        return Err(io::Error::from_raw_os_error(errno.wrapping_neg()));
+fn parse(answer: &[u8]) -> io::Result<DeviceXdp> {
+    let invalid = |text| io::Error::new(io::ErrorKind::InvalidData, text);
+    let short = |_error| invalid("netlink answer ends early");
+    let message = NetlinkBuffer::new_checked(answer).map_err(short)?;
+    if message.message_type() == NLMSG_ERROR {
+        let errno = ErrorBuffer::new_checked(message.payload()).map_err(short)?.code();
+        return Err(io::Error::from_raw_os_error(errno.map_or(0, |errno| errno.get().wrapping_neg())));
     }
-    if kind != RTM_NEWLINK {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "netlink answered something else"));
+    if message.message_type() != libc::RTM_NEWLINK {
+        return Err(invalid("netlink answered something else"));
     }
+    let link = LinkMessageBuffer::new_checked(message.payload()).map_err(short)?;
     let mut device = DeviceXdp::default();
-    for (kind, value) in attributes(message.get(NLMSG_HEADER_LEN + IFINFO_LEN..).ok_or_else(short)?) {
-        match kind {
-            IFLA_MTU => device.mtu = u32_at(value, 0).ok_or_else(short)?,
-            IFLA_NUM_RX_QUEUES => device.rx_queues_allocated = u32_at(value, 0).ok_or_else(short)?,
-            IFLA_XDP => {
-                for (kind, value) in attributes(value) {
-                    match kind {
-                        IFLA_XDP_PROG_ID => device.any = u32_at(value, 0),
-                        IFLA_XDP_DRV_PROG_ID => device.native = u32_at(value, 0),
-                        IFLA_XDP_SKB_PROG_ID => device.generic = u32_at(value, 0),
+    // Attribute by attribute and not as one `LinkMessage`: that fails as a whole when any of some sixty attributes has
+    // another length than the crate expects, as it may in a kernel that is older or newer than the crate.
+    let attributes = link.attributes().map_while(Result::ok);
+    for attribute in
+        attributes.filter_map(|bytes| LinkAttribute::parse_with_param(&bytes, AddressFamily::Unspec).ok())
+    {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => device.mtu = mtu,
+            LinkAttribute::NumRxQueues(count) => device.rx_queues_allocated = count,
+            LinkAttribute::Xdp(programs) => {
+                for program in programs {
+                    match program {
+                        LinkXdp::ProgId(id) => device.any = Some(id),
+                        LinkXdp::DrvProgId(id) => device.native = Some(id),
+                        LinkXdp::SkbProgId(id) => device.generic = Some(id),
                         _ => {}
                     }
                 }
@@ -79,45 +80,33 @@ fn parse(message: &[u8]) -> io::Result<DeviceXdp> {
             _ => {}
         }
     }
-    // With programs in two modes the kernel leaves IFLA_XDP_PROG_ID out.
+    // With programs in two modes the kernel leaves IFLA_XDP_PROG_ID out (net/core/rtnetlink.c:rtnl_xdp_fill).
     device.any = device.any.or(device.native).or(device.generic);
     Ok(device)
-}
-
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = usize::from(u16_at(bytes, 0)?);
-        let kind = u16_at(bytes, 2)? & NLA_TYPE_MASK;
-        let value = bytes.get(4..len)?;
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A message of this type and length, with zeros behind the type.
+    fn message(kind: u16, len: u8) -> Vec<u8> {
+        let mut message = vec![0; usize::from(len)];
+        message[0..4].copy_from_slice(&u32::from(len).to_ne_bytes());
+        message[4..6].copy_from_slice(&kind.to_ne_bytes());
+        message
+    }
+
     #[test]
     fn an_error_answer_becomes_its_errno() {
-        let mut message = [0; 20];
-        message[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
+        let mut message = message(NLMSG_ERROR, 20);
         message[16..20].copy_from_slice(&(-libc::ENODEV).to_ne_bytes());
         assert_eq!(parse(&message).unwrap_err().raw_os_error(), Some(libc::ENODEV));
     }
 
     #[test]
     fn a_truncated_answer_is_an_error_not_a_panic() {
-        let mut message = [0; 60];
-        message[4..6].copy_from_slice(&RTM_NEWLINK.to_ne_bytes());
+        let mut message = message(libc::RTM_NEWLINK, 60);
         for len in 0..32 {
             assert!(parse(&message[..len]).is_err(), "{len} bytes");
         }
