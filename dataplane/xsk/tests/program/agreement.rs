@@ -23,7 +23,7 @@ const LONG: Duration = Duration::from_secs(3600);
 enum Slot {
     Socket,
     Empty,
-    Held,
+    InGrace,
 }
 
 /// One end of a packet, in both families.
@@ -118,7 +118,8 @@ impl Recipe {
 }
 
 fn end() -> impl Strategy<Value = End> {
-    let addresses = [(VIP, VIP6), (NODE, NODE6), (OTHER, OTHER6), (KEPT, KEPT6), (UNALLOCATED, UNALLOCATED6)];
+    let addresses =
+        [(VIP, VIP6), (NODE, NODE6), (OTHER, OTHER6), (DNAT_ONLY, DNAT_ONLY6), (UNALLOCATED, UNALLOCATED6)];
     let mapped = (OTHER, Ipv4Addr::from(VIP).to_ipv6_mapped());
     let ports = vec![80, 53, 5060, 443, 8080, 30380, 30053, 30132, 20000, 20010, 20063, 22];
     (prop_oneof![20 => select(addresses.to_vec()), 1 => Just(mapped)], select(ports))
@@ -215,8 +216,8 @@ fn agree(slot: Slot) -> BTreeSet<&'static str> {
     if slot != Slot::Socket {
         rig.steering.sockets().clear_all().expect("clear");
     }
-    if slot == Slot::Held {
-        rig.steering.set_grace_period(LONG).expect("hold");
+    if slot == Slot::InGrace {
+        rig.steering.set_grace_period(LONG).expect("grace");
     }
     let set = rig.steering.applied().clone();
     let (mut known, mut seen) = (model::Fragments::new(), BTreeSet::new());
@@ -231,7 +232,7 @@ fn agree(slot: Slot) -> BTreeSet<&'static str> {
             let expected = match (decided.starts_with("redirect_"), slot) {
                 (true, Slot::Socket) => (Verdict::Redirect, decided),
                 (true, Slot::Empty) => (Verdict::Pass, "pass_no_worker"),
-                (true, Slot::Held) => (Verdict::Drop, "drop_held"),
+                (true, Slot::InGrace) => (Verdict::Drop, "drop_held"),
                 (false, _) => (Verdict::Pass, decided),
             };
             seen_here.borrow_mut().insert(expected.1);
@@ -273,6 +274,6 @@ fn program_and_model_agree_without_a_socket_and_nothing_is_dropped() {
 
 #[test]
 fn program_and_model_agree_while_it_holds_and_only_what_is_ours_is_dropped() {
-    let seen = agree(Slot::Held);
+    let seen = agree(Slot::InGrace);
     assert!(seen.contains("drop_held") && seen.contains("pass_not_ours"), "{seen:?}");
 }

@@ -33,7 +33,7 @@ fn later_fragments_follow_the_first_one_to_the_worker() {
     rig.passes("of a NodePort, too early", &later, "pass_fragment");
     rig.redirects("to a NodePort", &first, "redirect_nodeport");
     rig.redirects("to a NodePort", &later, "redirect_fragment");
-    let [first, later] = pair(KEPT, SNAT, 2, (8080, 20000));
+    let [first, later] = pair(DNAT_ONLY, SNAT, 2, (8080, 20000));
     rig.redirects("to a SNAT port", &first, "redirect_snat_reply");
     rig.redirects("to a SNAT port", &later, "redirect_fragment");
 
@@ -50,15 +50,15 @@ fn later_fragments_follow_the_first_one_to_the_worker() {
 fn fragments_of_the_nodes_own_datagrams_go_to_the_kernel() {
     let rig = rig();
     // The same two hosts, and addresses that are ours by other ports.
-    let [first, later] = pair(KEPT, NODE, 7, (9, 9));
+    let [first, later] = pair(DNAT_ONLY, NODE, 7, (9, 9));
     rig.passes("to the node", &first, "pass_not_ours");
     rig.passes("to the node", &later, "pass_fragment");
-    let [first, later] = pair6(KEPT6, NODE6, 7, (9, 9));
+    let [first, later] = pair6(DNAT_ONLY6, NODE6, 7, (9, 9));
     rig.passes("to the node", &first, "pass_not_ours");
     rig.passes("to the node", &later, "pass_fragment");
-    let [_, later] = pair(KEPT, NODE, 8, (0, 0));
+    let [_, later] = pair(DNAT_ONLY, NODE, 8, (0, 0));
     rig.passes("to the node, nothing known", &later, "pass_fragment");
-    let [_, later] = pair(OTHER, KEPT, 8, (0, 0));
+    let [_, later] = pair(OTHER, DNAT_ONLY, 8, (0, 0));
     rig.passes("by way of the node, nothing known", &later, "pass_fragment");
 }
 
@@ -68,7 +68,7 @@ fn each_datagram_is_told_from_the_others() {
     let [first, _] = pair(OTHER, NODE, 1, (4000, 30053));
     rig.redirects("the datagram", &first, "redirect_nodeport");
     rig.passes("another id", &pair(OTHER, NODE, 2, (0, 0))[1], "pass_fragment");
-    rig.passes("another source", &pair(KEPT, NODE, 1, (0, 0))[1], "pass_fragment");
+    rig.passes("another source", &pair(DNAT_ONLY, NODE, 1, (0, 0))[1], "pass_fragment");
     let tcp = V4 { id: 1, fragment: 2, ..V4::new(OTHER.into(), NODE.into(), TCP) }.with(b"and so on");
     rig.passes("another protocol", &ethernet(0x0800, &tcp), "pass_fragment");
 

@@ -1,9 +1,8 @@
-//! Holding what is ours while no socket is there.
+//! The grace period: what is ours is dropped while no socket is there.
 
 use std::time::Duration;
 
 use super::*;
-use common::eventually;
 use frames::{ICMP, ICMPV6, TCP, UDP, V4, ethernet, icmp, l4, v6};
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -24,15 +23,15 @@ fn ours() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_is_ours_is_dropped_without_a_socket_only_while_it_is_held() {
+fn what_is_ours_is_dropped_without_a_socket_only_within_the_grace_period() {
     let mut rig = rig();
     rig.serve(SteeringSet::answer_echo);
-    rig.steering.set_grace_period(LONG).expect("hold");
+    rig.steering.set_grace_period(LONG).expect("grace");
     rig.redirects("a socket is there", &tcp((VIP, 80)), "redirect_vip");
 
     rig.steering.sockets().clear_all().expect("clear");
     for packet in ours() {
-        rig.expect("ours, held", &packet, Verdict::Drop, "drop_held");
+        rig.expect("ours, in grace", &packet, Verdict::Drop, "drop_held");
     }
     rig.passes("ssh to the node", &tcp((NODE, 22)), "pass_not_ours");
     rig.passes("a packet cut off", &tcp((VIP, 80))[..40], "pass_truncated");
@@ -42,20 +41,20 @@ fn what_is_ours_is_dropped_without_a_socket_only_while_it_is_held() {
 
     rig.steering.set_grace_period(Duration::ZERO).expect("end it");
     for packet in ours() {
-        rig.passes("ours, not held", &packet, "pass_no_worker");
+        rig.passes("ours, no grace", &packet, "pass_no_worker");
     }
 }
 
 #[test]
-fn holding_ends_by_itself_and_outlives_the_process() {
+fn the_grace_period_outlives_the_process_and_ends_by_itself() {
     let mut rig = rig();
-    rig.steering.set_grace_period(LONG).expect("hold");
+    rig.steering.set_grace_period(LONG).expect("grace");
     drop(rig.steering);
     rig.namespace.run(|| drop(rig.sockets.take()));
     rig.steering = rig.namespace.attach(&["lb0"]).expect("the next process");
-    rig.expect("held since before", &tcp((VIP, 80)), Verdict::Drop, "drop_held");
+    rig.expect("in grace since before", &tcp((VIP, 80)), Verdict::Drop, "drop_held");
 
-    rig.steering.set_grace_period(Duration::from_millis(50)).expect("hold");
+    rig.steering.set_grace_period(Duration::from_millis(50)).expect("grace");
     assert!(eventually(|| {
         rig.steering.probe(rig.ifindex, &tcp((VIP, 80))).expect("test run") == Verdict::Pass
     }));

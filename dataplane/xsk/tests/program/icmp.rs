@@ -32,14 +32,14 @@ fn sent6(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), protocol: u8) -> Vec<u8> {
 fn errors_about_packets_of_our_flows_go_to_the_worker() {
     let rig = rig();
     let redirects = |what, packet: &[u8]| rig.redirects(what, packet, "redirect_icmp_error");
-    let (client, backend) = ((OTHER, 4000), (KEPT, 8080));
+    let (client, backend) = ((OTHER, 4000), (DNAT_ONLY, 8080));
     for (what, packet) in [
         ("an answer of a VIP", sent((VIP, 80), client, TCP)),
         ("an answer of a VIP", sent((VIP, 53), client, UDP)),
         ("an answer of a VIP", sent((VIP, 5060), client, SCTP)),
         ("an answer of a NodePort", sent((NODE, 30380), client, TCP)),
         ("a packet from a SNAT port", sent((SNAT, 20000), backend, TCP)),
-        ("a packet of a kept client", sent(client, backend, TCP)),
+        ("a packet of a client whose address is preserved", sent(client, backend, TCP)),
     ] {
         for kind in [3, 11, 12] {
             for quoted in [24, 28, 100] {
@@ -52,12 +52,15 @@ fn errors_about_packets_of_our_flows_go_to_the_worker() {
     let first = V4 { fragment: 0x2000, ..V4::new(VIP.into(), OTHER.into(), TCP) }.with(&l4(TCP, 80, 4000));
     redirects("a first fragment inside", &error(11, &first, 28));
 
-    let (client, backend) = ((OTHER6, 4000), (KEPT6, 8080));
+    let (client, backend) = ((OTHER6, 4000), (DNAT_ONLY6, 8080));
     for kind in 1..=4 {
         redirects("an answer of a VIP", &error6(kind, &sent6((VIP6, 80), client, TCP)));
         redirects("an answer of a NodePort", &error6(kind, &sent6((NODE6, 30132), client, SCTP)));
         redirects("a packet from a SNAT port", &error6(kind, &sent6((SNAT6, 20063), backend, UDP)));
-        redirects("a packet of a kept client", &error6(kind, &sent6(client, backend, TCP)));
+        redirects(
+            "a packet of a client whose address is preserved",
+            &error6(kind, &sent6(client, backend, TCP)),
+        );
     }
     let inner = extension(FRAGMENT, 1, 0, &fragment(TCP, 1, 9, &l4(TCP, 80, 4000)));
     redirects("extension headers inside", &error6(2, &v6(VIP6, OTHER6, DESTINATION, &inner)));
@@ -66,12 +69,12 @@ fn errors_about_packets_of_our_flows_go_to_the_worker() {
 #[test]
 fn errors_about_anything_else_go_to_the_kernel() {
     let rig = rig();
-    let (client, backend) = ((OTHER, 4000), (KEPT, 8080));
+    let (client, backend) = ((OTHER, 4000), (DNAT_ONLY, 8080));
     for (what, packet) in [
         ("the node's own connection", error(3, &sent((NODE, 40000), client, TCP), 28)),
         ("another port of the VIP", error(3, &sent((VIP, 81), client, TCP), 28)),
         ("the wrong way round", error(3, &sent(client, (VIP, 80), TCP), 28)),
-        ("another connection of the backend", error(3, &sent(client, (KEPT, 8081), TCP), 28)),
+        ("another connection of the backend", error(3, &sent(client, (DNAT_ONLY, 8081), TCP), 28)),
         ("to another than the sender", with(error(3, &sent((VIP, 80), client, TCP), 28), 30, &OTHER)),
         ("the node's own, of its backend", error(3, &sent((NODE, 40000), backend, TCP), 28)),
         ("IPv6", error6(2, &sent6((NODE6, 40000), (OTHER6, 80), TCP))),

@@ -34,8 +34,12 @@ fn what_flowgate_serves_by_ipv6_goes_to_the_worker() {
     ] {
         rig.redirects(what, &frame(to, protocol), reason);
     }
-    let answer = v6(KEPT6, OTHER6, TCP, &l4(TCP, 8080, 4000));
-    rig.redirects("the answer of a kept client's backend", &ethernet(0x86dd, &answer), "redirect_kept_reply");
+    let answer = v6(DNAT_ONLY6, OTHER6, TCP, &l4(TCP, 8080, 4000));
+    rig.redirects(
+        "the reply of a backend that sees the client",
+        &ethernet(0x86dd, &answer),
+        "redirect_kept_reply",
+    );
 }
 
 #[test]
