@@ -1,8 +1,7 @@
-//! How much of a chunk a device's driver gives to one packet in zero copy. What does not fit into that arrives in
-//! pieces, as several frames of which none is whole, so the chunks must be large enough for the driver and not only
-//! for the packet.
+//! How much of a chunk a driver gives to one packet in zero copy. A longer packet arrives as several frames, none of which
+//! is a whole packet, so chunks must be large enough for the driver's buffer and not only for the packet.
 //!
-//! Facts of Linux 6.18, by file and function:
+//! Facts of Linux 6.18, by driver and function:
 //! * igb: `igb_setup_srrctl`, igc: `igc_configure_rx_ring`: the buffer size goes into SRRCTL.BSIZEPKT in units of
 //!   1024 bytes, rounded down.
 //! * ixgbe: `ixgbe_configure_srrctl`: the same on the 82599; later chips have an exact limit (RXDCTL.RLPML), but the
@@ -10,9 +9,9 @@
 //! * i40e: `i40e_configure_rx_ring`, ice: `ice_setup_rx_ctx`: units of 128 bytes in the queue context, as in iavf
 //!   and idpf, which are virtual functions of such hardware.
 //! * `mlx5_core`: `mlx5e_xsk_alloc_rx_wqes_batched`: each descriptor carries the exact length.
-//! * `virtio_net`: `virtnet_add_recvbuf_xsk`: the exact length as well, of which later kernels may take some 320 bytes for
-//!   what describes a packet to the stack (`skb_shared_info`): 2048 would not hold 1500 there, so it counts as coarse.
-//! * veth, tun, bridge and the like: no driver file of theirs knows `XDP_SETUP_XSK_POOL`.
+//! * `virtio_net`: `virtnet_add_recvbuf_xsk`: the exact length as well, of which later kernels may reserve some 320 bytes for
+//!   `skb_shared_info`: a chunk of 2048 would not hold 1500 bytes there, so it counts as coarse.
+//! * veth, tun, bridge and other software devices: their drivers do not handle `XDP_SETUP_XSK_POOL`.
 
 use std::fmt;
 
@@ -23,19 +22,21 @@ use crate::umem::KERNEL_HEADROOM;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Driver {
     name: Option<String>,
-    room: RxBuffer,
+    rx_buffer: RxBuffer,
 }
 
-/// What of a chunk's room is used.
+/// Length of the receive buffer in a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RxBuffer {
     /// The driver has no zero copy.
     NoZeroCopy,
-    /// All of it, rounded down to a multiple of so many bytes.
+    /// What the kernel leaves of the chunk, rounded down to a multiple of this many bytes.
     MultipleOf(u32),
 }
 
+/// By the name that `ETHTOOL_GDRVINFO` reports.
 const DRIVERS: &[(&str, RxBuffer)] = &[
+    // Sizes and sources: see the top of this file.
     ("igb", RxBuffer::MultipleOf(1024)),
     ("igc", RxBuffer::MultipleOf(1024)),
     ("ixgbe", RxBuffer::MultipleOf(1024)),
@@ -46,6 +47,7 @@ const DRIVERS: &[(&str, RxBuffer)] = &[
     ("idpf", RxBuffer::MultipleOf(128)),
     ("mlx5_core", RxBuffer::MultipleOf(1)),
     ("virtio_net", RxBuffer::MultipleOf(1024)),
+    // Software devices, which have no queue that a UMEM could be bound to.
     ("veth", RxBuffer::NoZeroCopy),
     ("tun", RxBuffer::NoZeroCopy),
     ("bridge", RxBuffer::NoZeroCopy),
@@ -58,14 +60,14 @@ const DRIVERS: &[(&str, RxBuffer)] = &[
     ("vxlan", RxBuffer::NoZeroCopy),
 ];
 
-/// Of a driver that nobody looked at: the coarsest unit known. Costs memory at worst.
+/// For a driver that is not in the list: the coarsest unit. If that is wrong it costs memory, while a finer unit would cost packets.
 const UNKNOWN: RxBuffer = RxBuffer::MultipleOf(1024);
 
 impl Driver {
-    /// The driver of the device with this name; an unknown one if the kernel does not say.
+    /// The driver of the device with this name; an unknown one if there is none or the kernel does not name it.
     #[must_use]
     pub fn of(interface: &str) -> Self {
-        ethtool::driver(interface).map_or(Self { name: None, room: UNKNOWN }, Self::named)
+        ethtool::driver(interface).map_or(Self { name: None, rx_buffer: UNKNOWN }, Self::named)
     }
 
     /// The driver with this name.
@@ -73,7 +75,7 @@ impl Driver {
     pub fn named(name: impl Into<String>) -> Self {
         let name = name.into();
         let known = DRIVERS.iter().find(|(known, _)| *known == name);
-        Self { room: known.map_or(UNKNOWN, |(_, room)| *room), name: Some(name) }
+        Self { rx_buffer: known.map_or(UNKNOWN, |(_, rx_buffer)| *rx_buffer), name: Some(name) }
     }
 
     /// Whether the device is one end of a veth pair.
@@ -81,7 +83,8 @@ impl Driver {
         self.name.as_deref() == Some("veth")
     }
 
-    /// Why native XDP is nothing to choose unasked on this driver, if so. Tried on emulated devices, with Linux 7.2.
+    /// Why native XDP must not be chosen by default on this driver; `None` if nothing is known against it. Found on emulated
+    /// devices with Linux 7.2.
     #[must_use]
     pub fn native_mode_defect(&self) -> Option<&'static str> {
         (self.name.as_deref() == Some("vmxnet3")).then_some(
@@ -90,14 +93,15 @@ impl Driver {
         )
     }
 
-    /// The longest frame, from the Ethernet header on, that arrives whole in chunks of this size in zero copy. None if
-    /// the driver has no zero copy.
+    /// Bytes of the longest frame, from the Ethernet header on, that arrives whole in chunks of this length in zero copy;
+    /// `None` if the driver has no zero copy.
     #[must_use]
     pub fn longest_frame(&self, chunk_len: u32) -> Option<u32> {
-        match self.room {
+        match self.rx_buffer {
             RxBuffer::NoZeroCopy => None,
             RxBuffer::MultipleOf(unit) => {
                 let room = chunk_len.saturating_sub(KERNEL_HEADROOM);
+                // Rounded down, as the drivers do: 1792 of 2048 become 1024 in units of 1024.
                 Some(room - room % unit)
             }
         }

@@ -1,4 +1,4 @@
-//! One chunk of packet memory as a value that moves. Must never be copied, nor exist twice for one chunk.
+//! One chunk of packet memory as a value that moves. There is never a second `Frame` of the same chunk.
 #![allow(unsafe_code, reason = "turns a chunk that it owns into a slice")]
 
 use std::ptr::NonNull;
@@ -8,11 +8,11 @@ use xsk_rs::FrameDesc;
 
 use crate::region::{ChunkOwner, Region, release};
 
-/// An Ethernet frame in a pool's memory, owned by whoever has this value.
+/// An Ethernet frame in a pool's memory; this value owns its chunk.
 ///
-/// Give it on with [`XskSocket::tx_push`](crate::XskSocket::tx_push) or back with
-/// [`FramePool::recycle`](crate::FramePool::recycle). A frame that is merely dropped finds its way back to its pool
-/// too, through a lock: right for an error path, wrong for the packet path.
+/// Send it with [`XskSocket::tx_push`](crate::XskSocket::tx_push) or return it with
+/// [`FramePool::recycle`](crate::FramePool::recycle). A frame that is dropped also returns to its pool, but through a lock:
+/// fine on an error path, too slow for the packet path.
 #[must_use = "a frame that is not sent or recycled goes back to its pool the slow way"]
 pub struct Frame {
     desc: FrameDesc,
@@ -25,13 +25,13 @@ unsafe impl Send for Frame {}
 // SAFETY: a shared frame gives only shared access to bytes that nobody else can write.
 unsafe impl Sync for Frame {}
 
-/// A frame was asked to become longer than its chunk.
+/// The wanted length of a frame exceeds its chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{wanted} bytes do not fit into a chunk that has room for {capacity}")]
 pub struct FrameTooLong {
-    /// The length asked for.
+    /// The wanted length, in bytes.
     pub wanted: usize,
-    /// The longest that fits.
+    /// The longest that fits, in bytes.
     pub capacity: usize,
 }
 
@@ -49,6 +49,7 @@ impl Frame {
     #[inline]
     pub(crate) fn into_desc(self) -> FrameDesc {
         let desc = self.desc;
+        // The token goes on with the descriptor: `drop` would give the chunk back to the pool as well.
         mem::forget(self);
         desc
     }
@@ -78,14 +79,14 @@ impl Frame {
         self.len() == 0
     }
 
-    /// The longest this frame can become.
+    /// Bytes to which this frame can grow.
     #[inline]
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.region().capacity(&self.desc)
     }
 
-    /// Shortens or lengthens the frame at its end. Bytes that come to light are whatever the chunk held before.
+    /// Shortens or lengthens the frame at its end. Added bytes are what an earlier packet left in the chunk.
     ///
     /// # Errors
     ///
@@ -126,6 +127,7 @@ impl AsMut<[u8]> for Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
+        // From the user to the user: checks that no ring has the chunk, in debug builds.
         self.region().transfer(&self.desc, ChunkOwner::User, ChunkOwner::User);
         if !self.region().take_back(self.desc) {
             // SAFETY: the pool refused it, so this frame still owns its token; the value ends here.

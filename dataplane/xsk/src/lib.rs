@@ -1,12 +1,13 @@
-//! The floor of the data plane: AF_XDP sockets as safe types, and the XDP program that steers packets to them.
+//! AF_XDP sockets and packet memory as safe types, and the XDP program that redirects packets to them.
 //!
-//! * [`steering`] loads and attaches the XDP program, keeps its maps equal to what Flowgate serves, and puts sockets
-//!   into its socket map.
-//! * [`FramePool`], [`XskSocket`] and [`Frame`] are one worker's packet memory, its (interface, queue) sockets and one
-//!   packet. A [`Frame`] is the only way to a chunk of the memory and moves: whoever gave it away cannot touch it.
+//! Read `socket.rs` first, an AF_XDP socket with its four rings, then `region.rs`, who owns which chunk of the memory; for the
+//! XDP program `bpf/steer.bpf.c`, then [`steering`], which loads and attaches it and fills its maps.
 //!
-//! This crate knows bytes, not headers: it must never parse a packet in Rust, never import another crate of the
-//! workspace, and never read a clock but the one that the program goes by (`steering/grace.rs`). It is the only place for unsafe code about sockets and packet memory.
+//! [`FramePool`], [`XskSocket`] and [`Frame`] are one worker's packet memory, its sockets, and one packet. A frame moves:
+//! after it was handed over it cannot be used. Ids like P505 in comments are behaviours of `control/KUBERNETES.md`.
+//!
+//! The only crate with unsafe code for sockets and packet memory. It must not parse packets in Rust, import other crates of
+//! the workspace, or read clocks, except the one that ends the grace period (`steering/grace.rs`).
 //!
 //! # A frame cannot be used after it was handed over
 //!

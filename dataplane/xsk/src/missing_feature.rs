@@ -1,22 +1,23 @@
-//! What a kernel lacks and a port works without. Every queue finds the same: it is worth one sentence a process.
+//! Kernel features that sockets use if they exist. Every queue finds the same ones missing: one log line per process is
+//! enough.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Something that this kernel does not have and that ports go without.
+/// A feature that this kernel does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MissingFeature {
-    /// A send call of copy mode for a whole ring.
+    /// `XDP_MAX_TX_SKB_BUDGET`: in copy mode, one send call for a whole ring.
     TxBudget,
     /// Preferred busy polling.
     BusyPoll,
 }
 
 impl MissingFeature {
-    /// Everything there is.
+    /// All of them.
     pub const ALL: [Self; 2] = [Self::TxBudget, Self::BusyPoll];
 
-    /// True for whoever asks first in this process, so that it is said once.
+    /// True for the first call per feature in this process.
     #[must_use]
     pub fn is_first_report(self) -> bool {
         static REPORTED: [AtomicBool; MissingFeature::ALL.len()] =
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_news_once_a_process() {
+    fn each_is_reported_once_per_process() {
         for missing in MissingFeature::ALL {
             assert!(missing.is_first_report(), "{missing}");
             assert!(!missing.is_first_report(), "{missing}");

@@ -1,8 +1,8 @@
-//! Waiting for packets when there are none. Must never be on the path of a busy worker.
+//! Sleeping until a packet arrives. A busy worker polls its rings and does not come here.
 //!
-//! The kernel reports no event for a port whose device went down or away (`net/xdp/xsk.c:xsk_poll` ends before it
-//! asks for errors): see [`XskSocket::link_state`].
-#![allow(unsafe_code, reason = "ppoll over ports and one more descriptor, without allocating")]
+//! The kernel reports no event for a socket whose device is down or gone (`net/xdp/xsk.c:xsk_poll` returns before it looks):
+//! see [`XskSocket::link_state`].
+#![allow(unsafe_code, reason = "ppoll over sockets and one more descriptor, without allocating")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
@@ -10,45 +10,47 @@ use std::{io, ptr};
 
 use crate::XskSocket;
 
-/// What a wait ended with.
+/// Why a wait ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Readiness {
-    /// Ports that have received something.
+    /// Number of sockets with received packets.
     pub readable: usize,
     /// The extra descriptor became readable.
     pub woken: bool,
 }
 
-/// Waits for ports. Keeps its list between waits so that waiting does not allocate.
+/// Waits for sockets. Reuses its list, so that waiting does not allocate.
 #[derive(Debug, Default)]
 pub struct Poller {
     fds: Vec<libc::pollfd>,
 }
 
 impl Poller {
-    /// A poller for any number of ports.
+    /// A poller with an empty list.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Waits until a port has received, `wake` (an eventfd, say) is readable, or the time is over.
+    /// Waits until a socket has received packets, `wake` (an eventfd for example) is readable, or the timeout expires.
     ///
     /// # Errors
     ///
-    /// Only what poll(2) itself refuses; being interrupted is an empty [`Readiness`].
+    /// Those of ppoll(2), except EINTR, which is an empty [`Readiness`].
     pub fn wait(
         &mut self,
-        ports: &[XskSocket],
+        sockets: &[XskSocket],
         wake: Option<BorrowedFd<'_>>,
         timeout: Duration,
     ) -> io::Result<Readiness> {
         let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         self.fds.clear();
-        self.fds.extend(ports.iter().map(|port| entry(port.as_fd().as_raw_fd())));
+        self.fds.extend(sockets.iter().map(|socket| entry(socket.as_fd().as_raw_fd())));
         self.fds.extend(wake.map(|fd| entry(fd.as_raw_fd())));
 
+        // ppoll and not poll: the timeout is in nanoseconds, and a worker's may be below a millisecond.
         let timeout = libc::timespec {
+            // A longer timeout than the type can express is as good as none.
             tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: libc::c_long::from(timeout.subsec_nanos().cast_signed()),
         };
@@ -62,9 +64,9 @@ impl Poller {
                 _ => Err(error),
             };
         }
-        let (of_ports, of_wake) = self.fds.split_at(ports.len());
+        let (of_sockets, of_wake) = self.fds.split_at(sockets.len());
         Ok(Readiness {
-            readable: of_ports.iter().filter(|fd| fd.revents & libc::POLLIN != 0).count(),
+            readable: of_sockets.iter().filter(|fd| fd.revents & libc::POLLIN != 0).count(),
             woken: of_wake.iter().any(|fd| fd.revents & libc::POLLIN != 0),
         })
     }

@@ -1,4 +1,4 @@
-//! The free frames of one worker, and the account of all the others. Must never lose a frame or hand one out twice.
+//! The free frames of one worker, and an audit of where all the others are.
 #![allow(unsafe_code, reason = "turns free chunks into frames")]
 
 use std::collections::BTreeSet;
@@ -11,10 +11,10 @@ use crate::{
     BindMode, Frame, MissingFeature, UmemConfig, XskError, XskSocket, XskSocketConfig, ZeroCopy, umem,
 };
 
-/// One worker's packet memory: its free frames.
+/// One worker's packet memory with its free frames.
 ///
-/// All ports of a pool share the memory, so a frame received on one may be sent on another. Free frames are a stack:
-/// the one used last is still in the cache.
+/// All sockets of a pool share the memory, so a frame received on one may be sent on another. Free frames are a stack:
+/// the one used last is most likely still in the CPU's cache.
 pub struct FramePool {
     free: Vec<FrameDesc>,
     region: RegionRef,
@@ -23,26 +23,29 @@ pub struct FramePool {
 }
 
 impl FramePool {
-    /// Maps the memory and binds a socket for each port, in their order.
+    /// Maps the memory and binds the sockets, in their order.
     ///
-    /// With [`ZeroCopy::Auto`] throughout, tries zero copy first; when any port refuses, all are bound in copy mode
-    /// (one memory has one mode) and [`zero_copy_refusal`](Self::zero_copy_refusal) says why.
+    /// If all are [`ZeroCopy::Auto`], tries zero copy first; if one cannot be bound so, binds all in copy mode (one memory
+    /// has one mode), and [`zero_copy_refusal`](Self::zero_copy_refusal) has the reason.
     ///
     /// # Errors
     ///
-    /// [`XskError`], saying which port and what to do. A queue that is still busy from a process that died is
-    /// tried again for about three seconds.
-    pub fn new(config: &UmemConfig, ports: &[XskSocketConfig]) -> Result<(Self, Vec<XskSocket>), XskError> {
-        umem::check(config, ports)?;
-        if ports.iter().any(|port| port.zero_copy == ZeroCopy::Off) {
-            return Self::open(config, ports, BindMode::Copy, None);
+    /// [`XskError`] with the socket and a hint. A queue that is still busy because of a process that has just died is tried
+    /// for about three seconds.
+    pub fn new(config: &UmemConfig, sockets: &[XskSocketConfig]) -> Result<(Self, Vec<XskSocket>), XskError> {
+        umem::check(config, sockets)?;
+        if sockets.iter().any(|socket| socket.zero_copy == ZeroCopy::Off) {
+            return Self::open(config, sockets, BindMode::Copy, None);
         }
-        match Self::open(config, ports, BindMode::ZeroCopy, None) {
+        // Zero copy is a property of the UMEM and not of a socket (net/xdp/xsk_buff_pool.c:xp_assign_dev_shared), so the
+        // fallback starts again with another UMEM.
+        match Self::open(config, sockets, BindMode::ZeroCopy, None) {
             Err(XskError::Bind { source, .. })
-                if ports.iter().all(|port| port.zero_copy == ZeroCopy::Auto)
+                // No device or no privilege: copy mode would fail in the same way.
+                if sockets.iter().all(|socket| socket.zero_copy == ZeroCopy::Auto)
                     && !matches!(source.raw_os_error(), Some(libc::ENODEV | libc::EPERM)) =>
             {
-                Self::open(config, ports, BindMode::Copy, Some(source.to_string()))
+                Self::open(config, sockets, BindMode::Copy, Some(source.to_string()))
             }
             other => other,
         }
@@ -50,42 +53,43 @@ impl FramePool {
 
     fn open(
         config: &UmemConfig,
-        ports: &[XskSocketConfig],
+        sockets: &[XskSocketConfig],
         mode: BindMode,
         zero_copy_refusal: Option<String>,
     ) -> Result<(Self, Vec<XskSocket>), XskError> {
-        let (umem, mut free) = umem::create_umem(config, ports)?;
-        // All sockets before any port: an error here leaves nothing that references frames.
-        let rings = ports.iter().map(|port| umem::bind(&umem, port, mode)).collect::<Result<Vec<_>, _>>()?;
+        let (umem, mut free) = umem::create_umem(config, sockets)?;
+        // All are bound before the first `XskSocket` exists: an error here leaves nothing that refers to frames.
+        let rings =
+            sockets.iter().map(|socket| umem::bind(&umem, socket, mode)).collect::<Result<Vec<_>, _>>()?;
 
-        // The first chunks are taken first.
+        // A stack is taken from at its end: so the lowest addresses are used first.
         free.reverse();
-        let mut references = Region::share(umem, &free, config.chunk_len, ports.len() + 1);
-        let region = references.pop().expect("asked for one more than ports");
+        let mut references = Region::share(umem, &free, config.chunk_len, sockets.len() + 1);
+        let region = references.pop().expect("asked for one more than sockets");
         let mut missing = BTreeSet::new();
-        let ports = ports
+        let sockets = sockets
             .iter()
             .zip(rings)
             .zip(references)
             .map(|((config, rings), reference)| XskSocket::new(config, rings, reference, &mut missing))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok((Self { free, region, zero_copy_refusal, missing }, ports))
+        Ok((Self { free, region, zero_copy_refusal, missing }, sockets))
     }
 
-    /// An empty frame to build a packet in, or `None` when all are in use.
+    /// An empty frame to build a packet in; `None` if all are in use.
     #[inline]
     pub fn take(&mut self) -> Option<Frame> {
         if self.free.is_empty() {
             self.collect_returned();
         }
         let desc = self.free.pop()?;
-        // SAFETY: the free list references each token once, of this region, and every entry of it passed `contains`.
+        // SAFETY: the free list holds each token once, of this region, and every entry of it passed `contains`.
         let mut frame = unsafe { Frame::new(desc, self.region.as_ptr()) };
         frame.set_len(0).expect("an empty frame always fits");
         Some(frame)
     }
 
-    /// Takes a frame back. One of another pool goes to that pool.
+    /// Takes a frame back. A frame of another pool returns to that pool, as if it were dropped.
     #[inline]
     pub fn recycle(&mut self, frame: Frame) {
         if frame.is_of(self.region.as_ptr()) {
@@ -93,33 +97,33 @@ impl FramePool {
         }
     }
 
-    /// Frames that are free now.
+    /// Number of free frames.
     #[must_use]
     pub fn free_count(&self) -> usize {
         self.free.len() + self.region.returned_count() as usize
     }
 
-    /// All frames of the pool, wherever they are.
+    /// Number of frames of the pool, wherever they are.
     #[must_use]
     pub fn total(&self) -> usize {
         self.region.chunk_count() as usize
     }
 
-    /// Why the ports run in copy mode although zero copy was tried.
+    /// Why the sockets are in copy mode although zero copy was tried; `None` otherwise.
     #[must_use]
     pub fn zero_copy_refusal(&self) -> Option<&str> {
         self.zero_copy_refusal.as_deref()
     }
 
-    /// What this kernel does not have and the ports go without.
+    /// Features that this kernel does not have, without which the sockets work.
     pub fn missing_features(&self) -> impl Iterator<Item = MissingFeature> + '_ {
         self.missing.iter().copied()
     }
 
-    /// Counts every frame. Ports of other pools are left out.
+    /// Counts every frame. Sockets of other pools among `sockets` are ignored.
     #[must_use]
-    pub fn audit(&self, ports: &[XskSocket]) -> FrameAudit {
-        let ours = || ports.iter().filter(|port| port.is_of(self));
+    pub fn audit(&self, sockets: &[XskSocket]) -> FrameAudit {
+        let ours = || sockets.iter().filter(|socket| socket.is_of(self));
         let free = self.free_count();
         let in_fill = ours().map(XskSocket::in_fill).sum();
         let in_tx = ours().map(XskSocket::in_tx).sum();
@@ -140,7 +144,7 @@ impl FramePool {
         self.region.as_ptr() == region.as_ptr()
     }
 
-    /// The free list, with what was dropped elsewhere back in it.
+    /// The free list, after frames that were dropped elsewhere were moved back into it.
     #[inline]
     pub(crate) fn free_list(&mut self) -> &mut Vec<FrameDesc> {
         if self.region.returned_count() > 0 {
@@ -149,6 +153,7 @@ impl FramePool {
         &mut self.free
     }
 
+    // Takes a lock, so it is kept out of the packet path's instructions as well.
     #[cold]
     fn collect_returned(&mut self) {
         self.region.drain_returned(&mut self.free);
@@ -157,6 +162,7 @@ impl FramePool {
 
 impl Drop for FramePool {
     fn drop(&mut self) {
+        // Closed first: a frame that is dropped from now on releases its token by itself.
         self.region.release_chunks(self.free.len() + self.region.close_returns());
     }
 }
@@ -174,33 +180,33 @@ pub struct FrameAudit {
     pub total: usize,
     /// In the pool.
     pub free: usize,
-    /// With the kernel for receiving: in a fill ring, in the driver, or received and not yet taken.
+    /// For receiving: in a fill ring, in the driver, or in an rx ring.
     pub in_fill: usize,
-    /// With the kernel for sending: staged, in a tx ring, in flight, or sent and not yet reaped.
+    /// For sending: staged, in a tx ring, in flight, or in a completion ring.
     pub in_tx: usize,
-    /// Gone with a port that was dropped before its pool.
+    /// Lost with a socket that was dropped before its pool.
     pub leaked: usize,
-    /// The rest: in somebody's hands.
+    /// The rest: [`Frame`]s.
     pub held: usize,
     known: usize,
 }
 
 /// The account of a pool does not add up: a frame was lost or exists twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("frames do not add up: {audit:?}, and the caller references {held_by_caller}")]
+#[error("frames do not add up: {audit:?}, and the caller holds {held_by_caller}")]
 pub struct AuditError {
     /// What was counted.
     pub audit: FrameAudit,
-    /// What the caller says it references.
+    /// Number of frames that the caller claims to hold.
     pub held_by_caller: usize,
 }
 
 impl FrameAudit {
-    /// Checks that free, with the kernel and in the caller's hands make the total.
+    /// Checks that free frames, those with the kernel and those of the caller add up to the total.
     ///
     /// # Errors
     ///
-    /// [`AuditError`] when they do not.
+    /// [`AuditError`] if they do not.
     pub fn check(&self, held_by_caller: usize) -> Result<(), AuditError> {
         if self.known + held_by_caller == self.total {
             Ok(())

@@ -1,9 +1,9 @@
-//! The memory of one pool, and who may touch which chunk of it.
+//! The memory of one pool, and who owns which of its chunks.
 //!
-//! Every chunk has exactly one token. A token is in the pool's free list, in a [`Frame`](crate::Frame), or with a
-//! port (its rings and what the kernel took from them). `alive` counts tokens and owners (pool, ports); whoever
-//! brings it to zero frees the memory. So the memory outlives every frame without a reference count per frame, and
-//! must never be unmapped earlier.
+//! Every chunk has exactly one token. The token is in the pool's free list, in a [`Frame`](crate::Frame), or with a socket
+//! (in its rings, or with the kernel, which took the chunk from them). `alive` counts tokens and references (one of the
+//! pool, one per socket); the release that brings it to zero frees the memory. So the memory outlives every frame, without
+//! an atomic reference count per frame on the packet path.
 #![allow(unsafe_code, reason = "hands out packet memory that the kernel shares")]
 
 use std::ptr::{self, NonNull};
@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use xsk_rs::{FrameDesc, Umem};
 
-/// Who may touch a chunk. Tracked in debug builds only: a second owner is a bug of this crate.
+/// Who owns a chunk. Tracked in debug builds only: a second owner is a bug of this crate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum ChunkOwner {
@@ -32,7 +32,7 @@ pub(crate) struct Region {
     /// Frames that were dropped instead of recycled; `None` once the pool is gone.
     returned: Mutex<Option<Vec<FrameDesc>>>,
     returned_count: AtomicU32,
-    /// Chunks that left with a port.
+    /// Chunks that are lost until the memory is freed: the kernel had them when their socket was closed.
     leaked: AtomicU32,
     #[cfg(debug_assertions)]
     owners: Vec<AtomicU8>,
@@ -44,7 +44,7 @@ unsafe impl Sync for Region {}
 // SAFETY: nothing in it belongs to a thread; mmap'ed memory may be unmapped from any thread.
 unsafe impl Send for Region {}
 
-/// A counted reference to a region: the pool has one and each port has one.
+/// A counted reference to a region: one of the pool and one per socket.
 pub(crate) struct RegionRef(NonNull<Region>);
 
 // SAFETY: a region may be shared between threads (it is Sync) and freed on any of them (it is Send).
@@ -53,17 +53,18 @@ unsafe impl Send for RegionRef {}
 unsafe impl Sync for RegionRef {}
 
 impl Region {
-    /// Takes a fresh UMEM whose descriptors nobody else has, and hands out `owners` references to it.
+    /// Takes a new UMEM with all its descriptors, and returns `owners` references to it.
     pub(crate) fn share(umem: Umem, descs: &[FrameDesc], chunk_len: u32, owners: usize) -> Vec<RegionRef> {
         // SAFETY: the descriptor came with this UMEM; the slice is empty and only its address is taken.
         let first = unsafe { umem.data(&descs[0]) }.contents().as_ptr().addr() - descs[0].addr();
-        // The memory came from mmap in foreign code, which also told its address to the kernel.
+        // With exposed provenance: the memory was mapped by C code, and the kernel writes into it by address.
         let base = NonNull::new(ptr::with_exposed_provenance_mut(first)).expect("mmap never maps page zero");
         let region = Box::new(Self {
             umem,
             base,
             chunk_shift: chunk_len.trailing_zeros(),
             chunk_count: u32::try_from(descs.len()).expect("xsk-rs counts frames in a u32"),
+            // All tokens at once: on the packet path none is counted, they only move.
             alive: AtomicUsize::new(descs.len() + owners),
             returned: Mutex::new(Some(Vec::new())),
             returned_count: AtomicU32::new(0),
@@ -98,20 +99,20 @@ impl Region {
         chunk_len - (desc.addr() & (chunk_len - 1))
     }
 
-    /// True when the descriptor and its length lie in one chunk of this region. Asked of all that the kernel
-    /// hands over.
+    /// True if the descriptor's bytes lie in one chunk of this region. Checked for every descriptor from the kernel.
     #[inline]
     pub(crate) fn contains(&self, desc: &FrameDesc) -> bool {
         desc.addr() >> self.chunk_shift < self.chunk_count as usize
             && desc.lengths().data() <= self.capacity(desc)
     }
 
-    /// Notes that a chunk changes hands and, in debug builds, panics when it was not where it should have been.
+    /// Records that a chunk changes its owner. Debug builds panic if `from` did not own it; release builds do nothing.
     #[inline]
     pub(crate) fn transfer(&self, desc: &FrameDesc, from: ChunkOwner, to: ChunkOwner) {
         #[cfg(debug_assertions)]
         {
             let chunk = desc.addr() >> self.chunk_shift;
+            // Relaxed: the ring or the lock by which the chunk moves orders the accesses to its bytes.
             let was = self.owners[chunk].swap(to as u8, Ordering::Relaxed);
             assert_eq!(was, from as u8, "chunk {chunk} goes from {from:?} to {to:?}, but another holds it");
         }
@@ -119,11 +120,12 @@ impl Region {
         let _ = (desc, from, to);
     }
 
-    /// Takes back a frame that was dropped. False when the pool is gone: then the token is given up instead.
+    /// Takes back a frame that was dropped. False if the pool is gone: then the caller releases the token.
     pub(crate) fn take_back(&self, desc: FrameDesc) -> bool {
         let mut returned = self.lock_returned();
         let Some(frames) = returned.as_mut() else { return false };
         frames.push(desc);
+        // A hint for the pool, so Relaxed: the frames themselves are published by the lock.
         self.returned_count.fetch_add(1, Ordering::Relaxed);
         true
     }
@@ -141,7 +143,7 @@ impl Region {
         }
     }
 
-    /// From here on a dropped frame gives up its token. Hands back how many waited to be drained.
+    /// From now on a dropped frame releases its token. Returns how many were waiting to be drained.
     pub(crate) fn close_returns(&self) -> usize {
         self.lock_returned().take().map_or(0, |frames| frames.len())
     }
@@ -155,7 +157,7 @@ impl Region {
     }
 
     fn lock_returned(&self) -> MutexGuard<'_, Option<Vec<FrameDesc>>> {
-        // Nothing under this lock panics halfway.
+        // No code under this lock panics halfway, so a poisoned lock still protects a valid list.
         self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -166,7 +168,7 @@ impl RegionRef {
         self.0
     }
 
-    /// Gives up the tokens of `chunks`, which the owner of this reference had and forgets.
+    /// Releases the tokens of `chunks`, which the owner of this reference had and does not use any more.
     pub(crate) fn release_chunks(&self, chunks: usize) {
         // SAFETY: the owner's own reference stays, so the region outlives this call; each token is given up once because
         // only an owner's `drop` comes here.
@@ -191,13 +193,14 @@ impl std::ops::Deref for RegionRef {
     }
 }
 
-/// Gives up `count` tokens or references and frees the region with the last one.
+/// Releases `count` tokens or references, and frees the region with the last one.
 ///
 /// # Safety
 ///
 /// The caller owned `count` tokens or references of this region and uses none of them, nor the pointer, afterwards.
 pub(crate) unsafe fn release(region: NonNull<Region>, count: usize) {
-    // SAFETY: the tokens being given up still keep the region alive at this point.
+    // AcqRel, as in `Arc`: everything that other owners did with the memory happens before it is unmapped.
+    // SAFETY: the tokens being released still keep the region alive at this point.
     let before = unsafe { region.as_ref() }.alive.fetch_sub(count, Ordering::AcqRel);
     debug_assert!(before >= count);
     if before == count {

@@ -1,7 +1,11 @@
-//! One AF_XDP socket: a device's queue, its four rings and its wakeups.
+//! One AF_XDP socket on a device's queue: its four rings and its wakeups.
 //!
-//! Nothing here allocates, waits or loops without a bound. A descriptor that the kernel would refuse must never
-//! reach the tx ring: it would be consumed and never completed, and its frame lost.
+//! A chunk goes from the pool through the fill ring to the kernel and comes back through the rx ring, or through the tx ring
+//! to the device and back through the completion ring. Each ring has one producer and one consumer, this socket's owner and
+//! the kernel; xsk-rs orders the stores of ring indexes and entries.
+//!
+//! Nothing here allocates, blocks or loops without a bound. A descriptor that the kernel would reject must never reach the tx
+//! ring: it would be consumed and never completed (net/xdp/xsk_queue.h:xskq_cons_read_desc), and its frame lost.
 #![allow(unsafe_code, reason = "moves descriptors between rings that the kernel shares")]
 
 use std::collections::BTreeSet;
@@ -16,14 +20,14 @@ use crate::sys::xdp_socket;
 use crate::umem::Rings;
 use crate::{BindMode, Frame, FramePool, MissingFeature, XskError, XskSocketConfig};
 
-/// Packets that one call moves at most.
+/// Most packets that one call moves.
 pub const BURST: usize = 64;
 
-/// Send calls that one flush makes at most. Copy mode may end a call early after 32 packets (before 6.17) or after
-/// each packet that the device drops.
+/// Most send calls that one flush makes. In copy mode a call may end after 32 packets (before Linux 6.17) or after each
+/// packet that the device drops.
 const KICKS_PER_FLUSH: usize = 64;
 
-/// Packets that a send call of copy mode takes before 6.17 (TX_BATCH_SIZE in net/xdp/xsk.c).
+/// Packets that a send call in copy mode takes before Linux 6.17 (net/xdp/xsk.c:TX_BATCH_SIZE).
 const OLD_TX_BATCH: usize = 32;
 
 /// One (interface, queue) socket. Its pool's frames come in here and go out here.
@@ -34,12 +38,12 @@ pub struct XskSocket {
     fill_target: usize,
     tx_ring_len: usize,
     always_kick: bool,
-    /// Whether the tx ring shows after each send call what that one took. In copy mode before 6.17 it shows that only once
-    /// everything was taken.
+    /// Whether the tx ring's consumer index moves with each send call. In copy mode before Linux 6.17 it moves only when all
+    /// entries were taken.
     shows_progress: bool,
     in_fill: usize,
     in_tx: usize,
-    /// Free places of the tx ring that are not spoken for by `staged`. The kernel can only add to them.
+    /// Free entries of the tx ring beyond those that `staged` will take. Cached: the kernel can only add to them.
     tx_room: usize,
     staged_count: usize,
     staged: [FrameDesc; BURST],
@@ -50,7 +54,7 @@ pub struct XskSocket {
     queue: u32,
 }
 
-/// A frame that a port did not take.
+/// A frame that a socket did not accept.
 #[derive(Debug)]
 pub struct TxRefused {
     /// The frame, unchanged.
@@ -59,10 +63,10 @@ pub struct TxRefused {
     pub reason: RefusedReason,
 }
 
-/// Why a port did not take a frame.
+/// Why a socket did not accept a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusedReason {
-    /// The device has not caught up.
+    /// The tx ring is full: the device is slower.
     RingFull,
     /// The frame belongs to another pool's memory.
     OtherPool,
@@ -70,66 +74,66 @@ pub enum RefusedReason {
     Empty,
 }
 
-/// What has become of a port's device.
+/// State of a socket's device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkState {
     /// Administratively up.
     Up,
-    /// Down: the port works again once it is up.
+    /// Down: the socket works again when the device is up.
     Down,
-    /// Deleted or moved away: the port is of no use any more.
+    /// Deleted or moved to another namespace: the socket will never work again.
     Gone,
 }
 
-/// How often the kernel had to be woken and what it said.
+/// How often the kernel had to be woken, and with what result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WakeCounters {
     /// Send calls.
     pub tx: u64,
-    /// Receive calls that told the driver about new fill frames.
+    /// Receive calls, by which the driver looks at the fill ring.
     pub rx: u64,
-    /// Send calls after which the kernel wanted another one.
+    /// Send calls that ended with EAGAIN: there is more to send.
     pub again: u64,
-    /// Send calls that ended on a packet that the device dropped.
+    /// Send calls that ended with EBUSY: the device dropped a packet.
     pub device_drop: u64,
-    /// Send calls that found no memory.
+    /// Send calls that ended for lack of memory.
     pub no_memory: u64,
-    /// Calls that found the device down or gone.
+    /// Calls that failed because the device is down or gone.
     pub link_down: u64,
-    /// Calls that failed otherwise.
+    /// Calls that failed for other reasons.
     pub other: u64,
 }
 
 /// The kernel's own counters of a socket (XDP_STATISTICS).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct XdpStatistics {
-    /// Received packets dropped: too long for a chunk, mostly.
+    /// Received packets dropped, mostly because they do not fit into a chunk.
     pub rx_dropped: u64,
-    /// Fill descriptors that the kernel refused: a bug of ours.
+    /// Fill descriptors that the kernel rejected: a bug of this crate.
     pub rx_invalid_descs: u64,
-    /// Tx descriptors that the kernel refused: a bug of ours.
+    /// Tx descriptors that the kernel rejected: a bug of this crate.
     pub tx_invalid_descs: u64,
     /// Received packets dropped because the rx ring was full.
     pub rx_ring_full: u64,
-    /// Times the fill ring was empty when the kernel wanted a chunk.
+    /// Times that the fill ring was empty when the kernel needed a chunk.
     pub rx_fill_ring_empty_descs: u64,
-    /// Times the tx ring was empty when the kernel looked.
+    /// Times that the tx ring was empty when the kernel looked.
     pub tx_ring_empty_descs: u64,
 }
 
 impl XdpStatistics {
-    /// The counters of a port's socket, or of a duplicate of it.
+    /// The counters of an AF_XDP socket, given its descriptor or a duplicate of it.
     ///
     /// # Errors
     ///
-    /// What getsockopt(2) says.
+    /// Those of getsockopt(2).
     pub fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
         xdp_socket::statistics(socket)
     }
 }
 
 impl XskSocket {
-    /// Adds to `missing` what this kernel does not have for it.
+    /// Sets the options of a bound socket. Adds to `missing` the features that this kernel does not have.
     pub(crate) fn new(
         config: &XskSocketConfig,
         rings: Rings,
@@ -137,7 +141,7 @@ impl XskSocket {
         missing: &mut BTreeSet<MissingFeature>,
     ) -> Result<Self, XskError> {
         let fd = rings.rx.fd().as_raw_fd();
-        let mut port = Self {
+        let mut socket = Self {
             rings,
             region,
             fd,
@@ -158,34 +162,36 @@ impl XskSocket {
         };
         let failed =
             |source| XskError::Socket { interface: config.interface.clone(), queue: config.queue, source };
-        // libxdp opens sockets that outlive execve(2): the queue would stay busy for the next image of the process.
-        fcntl(port.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| failed(errno.into()))?;
-        if xdp_socket::is_zero_copy(port.as_fd()).map_err(failed)? {
-            port.bind_mode = BindMode::ZeroCopy;
+        // libxdp does not set close-on-exec: when Flowgate executes itself anew, the old socket would keep the queue busy.
+        fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| failed(errno.into()))?;
+        // Asked of the kernel and not taken from the bind flags: what counts is what the socket is.
+        if xdp_socket::is_zero_copy(socket.as_fd()).map_err(failed)? {
+            socket.bind_mode = BindMode::ZeroCopy;
         } else {
-            if xdp_socket::raise_tx_budget(port.as_fd(), config.tx_ring_len).is_err() {
-                // The budget came together with the progress being shown.
-                port.shows_progress = false;
+            if xdp_socket::raise_tx_budget(socket.as_fd(), config.tx_ring_len).is_err() {
+                // The option is of the same release, 6.17, that moves the consumer index with each call.
+                socket.shows_progress = false;
                 missing.insert(MissingFeature::TxBudget);
             }
-            // A full-size packet and its sk_buff; 4 MiB is far below what net.core.wmem_max would allow root.
+            // Copy mode charges packets in flight to the send buffer: 4096 bytes for a full-size packet and its sk_buff.
             let bytes = config.tx_ring_len.saturating_mul(4096).min(16 << 20);
-            xdp_socket::raise_send_buffer(port.as_fd(), bytes).map_err(failed)?;
+            xdp_socket::raise_send_buffer(socket.as_fd(), bytes).map_err(failed)?;
         }
         if let Some(busy_poll) = config.busy_poll {
-            match xdp_socket::set_busy_poll(port.as_fd(), busy_poll) {
-                Ok(()) => port.always_kick = true,
+            match xdp_socket::set_busy_poll(socket.as_fd(), busy_poll) {
+                // With interrupts deferred only our own calls run the driver's NAPI loop, whatever need_wakeup says.
+                Ok(()) => socket.always_kick = true,
                 Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
                     missing.insert(MissingFeature::BusyPoll);
                 }
                 Err(error) => return Err(failed(error)),
             }
         }
-        Ok(port)
+        Ok(socket)
     }
 
-    /// Appends received frames to `frames`, at most `max` and at most [`BURST`], and says how many. Does not
-    /// allocate while `frames` has room.
+    /// Appends received frames to `frames`, at most `max` and at most [`BURST`], and returns how many. Does not allocate if
+    /// `frames` has room for them.
     #[inline]
     pub fn rx_burst(&mut self, frames: &mut Vec<Frame>, max: usize) -> usize {
         let want = &mut self.scratch[..max.min(BURST)];
@@ -194,7 +200,8 @@ impl XskSocket {
         self.in_fill -= count;
         for desc in &self.scratch[..count] {
             if !self.region.contains(desc) {
-                self.region.leak(1); // a kernel bug: better a lost chunk than a wild pointer
+                // A kernel bug: a lost chunk is better than a wild pointer.
+                self.region.leak(1);
                 continue;
             }
             self.region.transfer(desc, ChunkOwner::Fill, ChunkOwner::User);
@@ -205,16 +212,17 @@ impl XskSocket {
         count
     }
 
-    /// Takes a frame for sending. It leaves with the next [`flush`](Self::flush).
+    /// Stages a frame for sending with the next [`flush`](Self::flush).
     ///
     /// # Errors
     ///
-    /// [`TxRefused`] gives the frame back with the reason.
+    /// [`TxRefused`] returns the frame with the reason.
     #[inline]
     pub fn tx_push(&mut self, frame: Frame) -> Result<(), TxRefused> {
         if !frame.is_of(self.region.as_ptr()) {
             return Err(TxRefused { frame, reason: RefusedReason::OtherPool });
         }
+        // A length of zero is an invalid descriptor (net/xdp/xsk_queue.h:xp_aligned_validate_desc): see the top of this file.
         if frame.is_empty() {
             return Err(TxRefused { frame, reason: RefusedReason::Empty });
         }
@@ -222,12 +230,15 @@ impl XskSocket {
             self.submit();
         }
         if self.tx_room == 0 {
+            // Reading the consumer index costs a cache miss on a line that the kernel writes: only when the cached number is
+            // used up.
             self.tx_room = self.rings.tx.nb_free_exact() as usize - self.staged_count;
             if self.tx_room == 0 {
                 return Err(TxRefused { frame, reason: RefusedReason::RingFull });
             }
         }
         let mut desc = frame.into_desc();
+        // A received descriptor may have XDP_PKT_CONTD or other bits, which are invalid for sending.
         desc.set_options(0);
         self.region.transfer(&desc, ChunkOwner::User, ChunkOwner::Tx);
         self.staged[self.staged_count] = desc;
@@ -237,24 +248,26 @@ impl XskSocket {
         Ok(())
     }
 
-    /// Sends what was pushed: one wakeup per burst where the kernel takes it. What the device cannot take now stays
-    /// in the ring, and the next flush wakes the kernel for it again.
+    /// Sends what was pushed, with one wakeup per burst if the kernel takes all of it. What the device cannot take now stays
+    /// in the ring, and the next flush wakes the kernel again.
     #[inline]
     pub fn flush(&mut self) {
         if self.in_tx == 0 {
             return;
         }
         self.submit();
+        // The flag is read after the entries were published: before, a driver that falls asleep in between would be missed.
+        // In copy mode it is always set (net/xdp/xsk_buff_pool.c:xp_assign_dev), as nothing but a send call sends.
         if self.always_kick || self.rings.tx.needs_wakeup() {
             self.kick();
         }
     }
 
-    /// Moves sent frames back to the pool and says how many.
+    /// Moves sent frames back to the pool, and returns how many.
     ///
     /// # Panics
     ///
-    /// When `pool` is not the pool of this port.
+    /// If `pool` is not the pool of this socket.
     #[inline]
     pub fn reap(&mut self, pool: &mut FramePool) -> usize {
         assert!(pool.is(&self.region), "a port's frames go back to its own pool");
@@ -267,12 +280,14 @@ impl XskSocket {
             let free = pool.free_list();
             for desc in &self.scratch[..count] {
                 if !self.region.contains(desc) {
-                    self.region.leak(1); // a kernel bug, as in rx_burst
+                    // A kernel bug, as in rx_burst.
+                    self.region.leak(1);
                     continue;
                 }
                 self.region.transfer(desc, ChunkOwner::Tx, ChunkOwner::User);
                 free.push(*desc);
             }
+            // Less than a whole batch: the completion ring is empty.
             if count < BURST {
                 break;
             }
@@ -280,19 +295,19 @@ impl XskSocket {
         reaped
     }
 
-    /// Gives free frames to the kernel for receiving until it has as many as configured, and says how many. Wakes
-    /// the driver when it waits for them, also when there was nothing to give.
+    /// Gives free frames to the kernel for receiving until it has as many as configured, and returns how many. Wakes the
+    /// driver if it waits for frames, even if there were none to give.
     ///
     /// # Panics
     ///
-    /// When `pool` is not the pool of this port.
+    /// If `pool` is not the pool of this socket.
     #[inline]
     pub fn refill(&mut self, pool: &mut FramePool) -> usize {
         assert!(pool.is(&self.region), "a port's frames come from its own pool");
         let free = pool.free_list();
         let want = (self.fill_target - self.in_fill).min(free.len());
-        // The kernel shows received packets before it gives their places in the fill ring back (xsk_flush in
-        // net/xdp/xsk.c; zero-copy drivers are lazier still), so for an instant there may be fewer.
+        // The kernel publishes received packets before it frees their entries in the fill ring (net/xdp/xsk.c:xsk_flush;
+        // zero-copy drivers free them later still), so for a moment the ring may have less room than `in_fill` leaves.
         let room = self.rings.fill.nb_free(u32::try_from(want).unwrap_or(u32::MAX)) as usize;
         let want = want.min(room);
         let rest = free.len() - want;
@@ -307,12 +322,12 @@ impl XskSocket {
         if self.always_kick || self.rings.fill.needs_wakeup() {
             self.wakes.rx += 1;
             let result = xdp_socket::kick_rx(self.as_fd());
-            self.note(result);
+            self.count_failure(result);
         }
         count
     }
 
-    /// The socket, for the socket map and for polling.
+    /// Its descriptor, for the socket map and for polling.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.as_fd()
@@ -322,18 +337,18 @@ impl XskSocket {
     ///
     /// # Errors
     ///
-    /// What getsockopt(2) says.
+    /// Those of getsockopt(2).
     pub fn statistics(&self) -> io::Result<XdpStatistics> {
         XdpStatistics::of(self.fd())
     }
 
-    /// Wakeups so far.
+    /// Wakeups since the socket was opened.
     #[must_use]
     pub fn wake_counters(&self) -> WakeCounters {
         self.wakes
     }
 
-    /// What the kernel bound this socket as, read back from it.
+    /// The mode in which the kernel bound this socket, read back from it.
     #[must_use]
     pub fn bind_mode(&self) -> BindMode {
         self.bind_mode
@@ -351,24 +366,24 @@ impl XskSocket {
         self.queue
     }
 
-    /// Asks the kernel whether the device is there. One system call: for housekeeping, not for every burst.
+    /// State of the device. One system call: for housekeeping, not for every burst.
     #[must_use]
     pub fn link_state(&self) -> LinkState {
         match xdp_socket::kick_rx(self.as_fd()).map_err(|error| error.raw_os_error()) {
             Err(Some(libc::ENETDOWN)) => LinkState::Down,
-            // The kernel unbinds a socket when its device is deleted or moves to another namespace.
+            // The kernel unbinds a socket whose device is deleted or moves to another namespace (net/xdp/xsk.c:xsk_notifier).
             Err(Some(libc::ENXIO | libc::ENODEV)) => LinkState::Gone,
             _ => LinkState::Up,
         }
     }
 
-    /// Frames with the kernel for receiving, received ones that were not taken yet among them.
+    /// Frames with the kernel for receiving, including those in the rx ring.
     #[must_use]
     pub fn in_fill(&self) -> usize {
         self.in_fill
     }
 
-    /// Frames pushed and not reaped.
+    /// Frames that were pushed and not reaped.
     #[must_use]
     pub fn in_tx(&self) -> usize {
         self.in_tx
@@ -393,6 +408,7 @@ impl XskSocket {
 
     fn kick(&mut self) {
         let mut waiting = self.tx_waiting();
+        // Where the index does not move before all is taken, so many calls may seem to make no progress.
         let unseen = if self.shows_progress { 0 } else { waiting.div_ceil(OLD_TX_BATCH) };
         for kicks in 1..=KICKS_PER_FLUSH {
             if waiting == 0 {
@@ -401,24 +417,24 @@ impl XskSocket {
             self.wakes.tx += 1;
             let result = xdp_socket::kick_tx(self.as_fd());
             let more = matches!(&result, Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)));
-            self.note(result);
+            self.count_failure(result);
             if !more {
                 return;
             }
             let left = self.tx_waiting();
             if left >= waiting && kicks >= unseen {
-                return; // the device is busy: later
+                return; // the device is busy: the next flush tries again
             }
             waiting = left;
         }
     }
 
-    /// Packets in the tx ring that the kernel has not taken.
+    /// Packets in the tx ring that the kernel has not taken yet.
     fn tx_waiting(&mut self) -> usize {
         self.tx_ring_len - self.rings.tx.nb_free_exact() as usize
     }
 
-    fn note(&mut self, result: io::Result<()>) {
+    fn count_failure(&mut self, result: io::Result<()>) {
         let Err(error) = result else { return };
         let counter = match error.raw_os_error() {
             Some(libc::EAGAIN) => &mut self.wakes.again,
@@ -433,14 +449,15 @@ impl XskSocket {
 
 impl AsFd for XskSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the socket stays open as long as the rings, which this port owns and the borrow keeps.
+        // SAFETY: the socket stays open as long as the rings, which this socket owns and the borrow keeps.
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 }
 
 impl Drop for XskSocket {
     fn drop(&mut self) {
-        // What the kernel has of these chunks is never read again: nobody takes them out of the rings.
+        // The kernel keeps the pages pinned as long as it uses them (net/xdp/xdp_umem.c), and nobody reads these chunks out
+        // of the rings any more: so they are lost for the pool and no longer keep the region alive.
         let tokens = self.in_fill + self.in_tx;
         self.region.leak(u32::try_from(tokens).unwrap_or(u32::MAX));
         self.region.release_chunks(tokens);

@@ -1,8 +1,9 @@
-//! Loads the steering program or takes it over, attaches it, and keeps its maps equal to what Flowgate serves.
+//! Loads and attaches the XDP program, or takes over an attached one, and keeps its maps equal to what Flowgate serves.
 //!
-//! The program and its maps outlive this process on purpose: when it dies, its sockets vanish from the socket map
-//! and all traffic passes to the kernel; when it starts again, it takes the pinned link over without detaching. Must
-//! never leave a device without knowing it: only [`Steering::detach`] and [`uninstall`] detach.
+//! The program and its maps are pinned and outlive this process on purpose. When it dies, the kernel removes its sockets
+//! from the socket map, and after the grace period all traffic passes to the kernel. When it starts again, it updates the
+//! pinned link without detaching, since attaching and detaching reset many NICs. Only [`Steering::detach`] and
+//! [`uninstall`] detach.
 
 mod bpffs;
 mod delivery;
@@ -44,12 +45,12 @@ pub use reattach::Device;
 pub use set::{ETHERTYPE_8021Q, PortSet, SteeringSet, VipKey, VlanKey};
 pub use sockets::SocketMap;
 
-/// What to attach and where to keep it.
+/// Interfaces to attach to, and where pins and logs are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SteeringConfig {
-    /// A directory inside a bpffs, `/sys/fs/bpf/flowgate` say. One process at a time may use it.
+    /// A directory inside a bpffs, such as `/sys/fs/bpf/flowgate`. Used by one process at a time.
     pub pin_dir: PathBuf,
-    /// Where the verifier's log is put if it refuses the program: thousands of lines. Made when it is needed.
+    /// Directory for the verifier's log if the verifier rejects the program. Created when it is needed.
     pub log_dir: PathBuf,
     /// The interfaces that receive traffic for Flowgate.
     pub interfaces: Vec<InterfaceConfig>,
@@ -60,14 +61,14 @@ pub struct SteeringConfig {
 pub struct InterfaceConfig {
     /// The device's name.
     pub name: String,
-    /// In which mode.
+    /// The XDP mode to attach in.
     pub mode: XdpModePolicy,
 }
 
-/// Which XDP mode is asked for.
+/// Which XDP mode to attach in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum XdpModePolicy {
-    /// Native, else generic with a message.
+    /// Native, otherwise generic with a message.
     #[default]
     Auto,
     /// Native or an error.
@@ -76,12 +77,12 @@ pub enum XdpModePolicy {
     Generic,
 }
 
-/// The XDP mode that the kernel says an interface is in.
+/// The XDP mode of an interface, as the kernel reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XdpMode {
     /// In the driver.
     Native,
-    /// In the network stack, after the driver made an sk_buff.
+    /// In the network stack, after the driver has built an sk_buff.
     Generic,
 }
 
@@ -103,30 +104,30 @@ pub struct AttachReport {
     pub interface: String,
     /// The device's index.
     pub ifindex: u32,
-    /// Its receive queues, counted after attaching (some drivers change them then). None while there is no such device.
+    /// Number of its receive queues, read after attaching, which changes it with some drivers; 0 if there is no such device.
     pub queues: u32,
     /// Its largest IP packet, in bytes.
     pub mtu: u32,
-    /// Read back from the kernel.
+    /// The mode, read back from the kernel.
     pub mode: XdpMode,
-    /// New or taken over.
+    /// Whether the link is new or was taken over.
     pub link: LinkOrigin,
-    /// What an operator should know.
+    /// Messages for the operator.
     pub messages: Vec<String>,
 }
 
 /// What [`uninstall`] and [`Steering::detach`] removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Uninstalled {
-    /// Interfaces detached.
+    /// Number of interfaces detached.
     pub links: usize,
-    /// Maps unpinned.
+    /// Number of maps unpinned.
     pub maps: usize,
 }
 
 /// The attached program of all interfaces, and its maps.
 ///
-/// Dropping it changes nothing in the kernel: the program stays attached. [`detach`](Self::detach) takes it away.
+/// Dropping it changes nothing in the kernel: the program stays attached until [`detach`](Self::detach).
 pub struct Steering {
     programs: Vec<Program>,
     links: Vec<PinnedLink>,
@@ -141,15 +142,15 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Attaches the program to every interface, over whatever an earlier process left in the pin directory.
+    /// Attaches the program to every interface, taking over what an earlier process left in the pin directory.
     ///
-    /// All socket slots are empty afterwards, the other maps are as they were found: call
+    /// Afterwards all socket slots are empty and the other maps are as they were found: call
     /// [`remove_stale`](Self::remove_stale) before anything else.
     ///
     /// # Errors
     ///
-    /// [`SteeringError`], naming what is in the way. Links that this call made are taken away again; those it took
-    /// over stay, and where there are none, nothing does.
+    /// [`SteeringError`] with the cause. Links that this call made are removed again, and those it took over stay; if there
+    /// are none of these, no pin stays either.
     pub fn attach(config: &SteeringConfig) -> Result<Self, SteeringError> {
         Self::attach_object(config, program::OBJECT)
     }
@@ -161,6 +162,7 @@ impl Steering {
         let verifier_log = VerifierLog { kernel: &kernel, dir: &config.log_dir };
         let (pins, mounted) = PinDir::create(&config.pin_dir)?;
         let mut notices: Vec<String> = mounted.into_iter().collect();
+        // Before loading: the loader creates and pins the maps that are missing, and reuses the others as they are.
         notices.extend(maps::remove_incompatible(&pins)?);
 
         let (mut programs, mut links) = (Vec::new(), Vec::new());
@@ -179,6 +181,7 @@ impl Steering {
             }
         }
 
+        // Only after every interface is attached: a start that fails leaves what an earlier process had attached.
         for name in pins.names()? {
             if link::is_pin_name(&name) && !links.iter().any(|link| link.pin == name) {
                 link::remove(&pins, &name)?;
@@ -189,6 +192,7 @@ impl Steering {
         }
 
         let (maps, socket_map) = Maps::open(&pins, slots.clone())?;
+        // Nothing is redirected until new sockets are set, whatever a predecessor left in the slots.
         let sockets = SocketMap::new(socket_map, slots.clone());
         sockets.clear_all()?;
 
@@ -209,43 +213,44 @@ impl Steering {
         &self.reports
     }
 
-    /// What was done besides attaching: a bpffs mounted, a stale pin replaced.
+    /// What was done in addition to attaching: a bpffs mounted, a stale pin replaced.
     #[must_use]
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 
-    /// What an operator should know about this kernel.
+    /// Warnings about this kernel for the operator.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// What the maps hold now.
+    /// What the maps contain now.
     #[must_use]
     pub fn applied(&self) -> &SteeringSet {
         self.maps.applied()
     }
 
-    /// Removes from the maps all that `next` lacks: before the workers stop knowing it.
+    /// Removes from the maps what `next` lacks. To be called before workers forget it, so that no packet is redirected to a
+    /// worker that does not know its Service.
     ///
     /// # Errors
     ///
-    /// What the kernel says; what was removed so far stays removed.
+    /// Those of the kernel; what was removed until then stays removed.
     pub fn remove_stale(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
         self.maps.remove_stale(next)
     }
 
-    /// Adds all of `next` that is missing: after the workers know it.
+    /// Adds to the maps what `next` has in addition. To be called after workers know it.
     ///
     /// # Errors
     ///
-    /// [`SteeringError::MapFull`] or what the kernel says; what was added so far stays.
+    /// [`SteeringError::MapFull`] or those of the kernel; what was added until then stays.
     pub fn add_new(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
         self.maps.add_new(next)
     }
 
-    /// A handle on the socket slots, for start-up and for the watchdog's thread.
+    /// A handle on the socket slots, for start-up and for the watchdog thread.
     #[must_use]
     pub fn sockets(&self) -> SocketMap {
         self.sockets.clone()
@@ -278,22 +283,23 @@ impl Steering {
         self.sockets.clear_all()
     }
 
-    /// The program's counters since the maps were made, summed over the CPUs and interfaces.
+    /// The program's counters since the map was created, summed over CPUs and interfaces.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn counters(&self) -> Result<Vec<(Reason, u64)>, SteeringError> {
         self.maps.counters()
     }
 
-    /// Detaches from every interface and leaves no pin behind.
+    /// Detaches from every interface and removes all pins.
     ///
     /// # Errors
     ///
-    /// What could not be removed.
+    /// The first pin or link that could not be removed.
     pub fn detach(self) -> Result<Uninstalled, SteeringError> {
         let Self { links, pins, .. } = self;
+        // A link exists as long as a descriptor or a pin refers to it: the descriptors go first.
         drop(links);
         remove_all(pins)
     }
@@ -305,11 +311,11 @@ impl fmt::Debug for Steering {
     }
 }
 
-/// Detaches and unpins whatever a dead process left in a pin directory. One that does not exist is fine.
+/// Detaches and unpins what a dead process left in a pin directory. It need not exist.
 ///
 /// # Errors
 ///
-/// [`SteeringError::InUse`] while a process runs on it, or what could not be removed.
+/// [`SteeringError::InUse`] if a process uses the directory, or the first pin that could not be removed.
 pub fn uninstall(pin_dir: &Path) -> Result<Uninstalled, SteeringError> {
     PinDir::open(pin_dir)?.map_or_else(|| Ok(Uninstalled::default()), remove_all)
 }
@@ -350,14 +356,14 @@ fn assign_slots(config: &SteeringConfig) -> Result<Vec<InterfaceSlots>, Steering
     Ok(slots)
 }
 
-/// Takes away what a failed call made; with no earlier process's link left, all of it.
+/// Removes what a failed call made; if no link of an earlier process is left, everything.
 fn roll_back(pins: PinDir, programs: &[Program], links: &[PinnedLink]) {
-    // The error that brought us here says more than one about cleaning up.
+    // Errors are ignored: the one that led here is of more use to the operator than one about cleaning up.
     for link in links.iter().filter(|link| link.origin == LinkOrigin::Fresh) {
         let _ = link::remove(&pins, &link.pin);
     }
     for (position, program) in programs.iter().enumerate() {
-        // A link that was taken over runs it already.
+        // A link that was taken over runs this program already, and goes on with it.
         let is_in_use = links.get(position).is_some_and(|link| link.origin == LinkOrigin::Reused);
         if !program.is_reused && !is_in_use {
             let _ = pins.remove(&program.pin);

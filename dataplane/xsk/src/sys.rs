@@ -1,4 +1,4 @@
-//! System calls that neither aya nor xsk-rs offers. Thin and safe to call; no policy lives here.
+//! System calls that neither aya nor xsk-rs offers, as thin and safe functions. What to do with them is decided elsewhere.
 
 pub(crate) mod bpf;
 pub(crate) mod ethtool;

@@ -1,4 +1,4 @@
-//! What to ask of the kernel for packet memory and sockets, and asking for it. Must never be used after start-up.
+//! UMEM and socket configuration, and binding. Used at start-up and when sockets are reopened, not on the packet path.
 #![allow(unsafe_code, reason = "xsk-rs marks binding a socket as unsafe")]
 
 use std::error::Error as _;
@@ -9,10 +9,11 @@ use std::{io, thread};
 use xsk_rs::config::{BindFlags, LibxdpFlags, SocketConfig, UmemConfigBuilder};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
-/// Bytes that the kernel keeps at the start of each chunk (XDP_PACKET_HEADROOM).
+/// Bytes at the start of each chunk that the kernel reserves (XDP_PACKET_HEADROOM).
 pub const KERNEL_HEADROOM: u32 = 256;
 
 const HUGE_PAGE_LEN: u64 = 2 << 20;
+// 5 ms doubled up to 500 ms, 11 times: about 3 s.
 const BIND_ATTEMPTS: u32 = 12;
 const FIRST_BIND_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_BIND_PAUSE: Duration = Duration::from_millis(500);
@@ -20,23 +21,23 @@ const LONGEST_BIND_PAUSE: Duration = Duration::from_millis(500);
 /// The packet memory of one worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UmemConfig {
-    /// Chunks in the memory: at least what [`UmemConfig::frames_for`] says.
+    /// Number of chunks; [`UmemConfig::frames_for`] is enough for a set of sockets.
     pub frame_count: u32,
-    /// Bytes of a chunk: 2048 (packets to 1792 bytes) or 4096 (to 3840).
+    /// Bytes per chunk: 2048 (frames up to 1792 bytes) or 4096 (up to 3840).
     pub chunk_len: u32,
-    /// Bytes kept free at the start of each chunk, ahead of the 256 that the kernel keeps.
+    /// Bytes left free at the start of each chunk, in front of the 256 that the kernel reserves.
     pub headroom: u32,
-    /// Take the memory from huge pages, which the host must have reserved.
+    /// Whether the memory is made of huge pages, which the host must have reserved.
     pub huge_pages: bool,
 }
 
 impl UmemConfig {
-    /// Chunks with which none of these ports ever waits for memory.
+    /// Number of chunks with which none of these sockets ever has to wait for memory.
     #[must_use]
-    pub fn frames_for(ports: &[XskSocketConfig]) -> u32 {
-        const IN_HAND: u32 = 256; // bursts between two rings
-        ports.iter().fold(IN_HAND, |sum, port| {
-            sum.saturating_add(port.fill_ring_len).saturating_add(port.tx_ring_len)
+    pub fn frames_for(sockets: &[XskSocketConfig]) -> u32 {
+        const IN_HAND: u32 = 256; // a few bursts between an rx and a tx ring
+        sockets.iter().fold(IN_HAND, |sum, socket| {
+            sum.saturating_add(socket.fill_ring_len).saturating_add(socket.tx_ring_len)
         })
     }
 }
@@ -47,19 +48,19 @@ impl Default for UmemConfig {
     }
 }
 
-/// Whether a port's memory is shared with the NIC.
+/// Whether the NIC accesses a socket's memory directly.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ZeroCopy {
-    /// Zero copy where every port of the pool can, else copy.
+    /// Zero copy if every socket of the pool can, otherwise copy.
     #[default]
     Auto,
     /// Zero copy or an error.
     Force,
-    /// Copy.
+    /// Copy mode.
     Off,
 }
 
-/// What the kernel bound a socket as.
+/// The mode in which the kernel bound a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BindMode {
     /// The NIC reads and writes the packet memory itself.
@@ -79,11 +80,11 @@ impl BindMode {
     }
 }
 
-/// Preferred busy polling: the worker drives the queue instead of interrupts. It also needs the device's
-/// `napi_defer_hard_irqs` and `gro_flush_timeout`.
+/// Preferred busy polling: the worker's system calls drive the queue instead of interrupts. It only takes effect if the
+/// device's `napi_defer_hard_irqs` and `gro_flush_timeout` are set as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BusyPoll {
-    /// How long one call may spin.
+    /// Time for which one call may spin.
     pub microseconds: u32,
     /// Packets that one call may process.
     pub budget: u16,
@@ -94,24 +95,24 @@ pub struct BusyPoll {
 pub struct XskSocketConfig {
     /// The device's name.
     pub interface: String,
-    /// Its receive and transmit queue.
+    /// Number of its receive and transmit queue.
     pub queue: u32,
-    /// Received packets that may wait for the worker.
+    /// Received packets that can wait for the worker.
     pub rx_ring_len: u32,
-    /// Packets that may wait for the device.
+    /// Packets that can wait for the device.
     pub tx_ring_len: u32,
-    /// Chunks that this port keeps with the kernel for receiving: at least the rx ring plus the NIC's own ring.
+    /// Chunks that this socket gives to the kernel for receiving: at least the rx ring plus the NIC's own ring.
     pub fill_ring_len: u32,
-    /// Sent chunks that may wait to be reaped: at least the tx ring.
+    /// Sent chunks that can wait to be reaped: at least the tx ring.
     pub completion_ring_len: u32,
-    /// Shared with the NIC or not. One memory has one mode: `Off` on any port of a pool means copy for all.
+    /// Zero copy or not. One memory has one mode: `Off` on any socket of a pool means copy mode for all.
     pub zero_copy: ZeroCopy,
-    /// Preferred busy polling, where wanted.
+    /// Preferred busy polling; `None`: interrupts.
     pub busy_poll: Option<BusyPoll>,
 }
 
 impl XskSocketConfig {
-    /// A port with rings of 2048 (fill ring 4096) and the mode left to the kernel.
+    /// A socket with rings of 2048 entries (fill ring: 4096) and [`ZeroCopy::Auto`].
     pub fn new(interface: impl Into<String>, queue: u32) -> Self {
         Self {
             interface: interface.into(),
@@ -126,7 +127,7 @@ impl XskSocketConfig {
     }
 }
 
-/// Why packet memory or a socket could not be had.
+/// Why packet memory or a socket could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum XskError {
     /// The configuration contradicts itself or the kernel's limits.
@@ -135,7 +136,7 @@ pub enum XskError {
     /// The memory could not be mapped or registered.
     #[error("cannot set up {bytes} bytes of packet memory: {source}{hint}")]
     Umem {
-        /// Size asked for.
+        /// Size of the memory.
         bytes: u64,
         /// The kernel's answer.
         source: io::Error,
@@ -176,44 +177,46 @@ pub(crate) struct Rings {
     pub(crate) completion: CompQueue,
 }
 
-/// Refuses what the kernel would refuse later with nothing but EINVAL.
-pub(crate) fn check(umem: &UmemConfig, ports: &[XskSocketConfig]) -> Result<(), XskError> {
+/// Rejects configurations that the kernel would reject later with EINVAL and no reason.
+pub(crate) fn check(umem: &UmemConfig, sockets: &[XskSocketConfig]) -> Result<(), XskError> {
     let fail = |text: String| Err(XskError::Config(text));
-    if ports.is_empty() {
+    if sockets.is_empty() {
         return fail("a frame pool needs at least one port".to_owned());
     }
+    // Aligned chunks are a power of two from 2048 to the page size (net/xdp/xdp_umem.c:xdp_umem_reg), also in huge pages.
     if !matches!(umem.chunk_len, 2048 | 4096) {
         return fail(format!("chunk_len {}: only 2048 and 4096 exist", umem.chunk_len));
     }
     if umem.headroom + KERNEL_HEADROOM >= umem.chunk_len {
         return fail(format!("headroom {} leaves no room in chunks of {}", umem.headroom, umem.chunk_len));
     }
-    for port in ports {
+    for socket in sockets {
         for (name, len) in [
-            ("rx_ring_len", port.rx_ring_len),
-            ("tx_ring_len", port.tx_ring_len),
-            ("fill_ring_len", port.fill_ring_len),
-            ("completion_ring_len", port.completion_ring_len),
+            ("rx_ring_len", socket.rx_ring_len),
+            ("tx_ring_len", socket.tx_ring_len),
+            ("fill_ring_len", socket.fill_ring_len),
+            ("completion_ring_len", socket.completion_ring_len),
         ] {
+            // The kernel wants a power of two (net/xdp/xsk.c:xsk_init_queue), and a burst of 64 has to fit.
             if !len.is_power_of_two() || len < 64 {
-                return fail(format!("{}: {name} {len} is not a power of two from 64 on", port.interface));
+                return fail(format!("{}: {name} {len} is not a power of two from 64 on", socket.interface));
             }
         }
     }
-    let force = ports.iter().find(|port| port.zero_copy == ZeroCopy::Force);
-    let off = ports.iter().find(|port| port.zero_copy == ZeroCopy::Off);
+    let force = sockets.iter().find(|socket| socket.zero_copy == ZeroCopy::Force);
+    let off = sockets.iter().find(|socket| socket.zero_copy == ZeroCopy::Off);
     if let (Some(force), Some(off)) = (force, off) {
         return fail(format!(
             "one packet memory has one mode: {} asks for zero copy and {} for none",
             force.interface, off.interface
         ));
     }
-    let least = ports.iter().fold(64_u64, |sum, port| sum + u64::from(port.fill_ring_len));
+    let least = sockets.iter().fold(64_u64, |sum, socket| sum + u64::from(socket.fill_ring_len));
     if u64::from(umem.frame_count) < least {
         return fail(format!(
             "frame_count {}: the fill rings alone take {least}; {} serve every ring",
             umem.frame_count,
-            UmemConfig::frames_for(ports)
+            UmemConfig::frames_for(sockets)
         ));
     }
     Ok(())
@@ -222,14 +225,15 @@ pub(crate) fn check(umem: &UmemConfig, ports: &[XskSocketConfig]) -> Result<(), 
 /// Maps and registers the memory.
 pub(crate) fn create_umem(
     config: &UmemConfig,
-    ports: &[XskSocketConfig],
+    sockets: &[XskSocketConfig],
 ) -> Result<(Umem, Vec<FrameDesc>), XskError> {
-    // libxdp sizes these two rings for the whole memory; a port uses as much of its fill ring as it asked for.
-    let fill = ports.iter().map(|port| port.fill_ring_len).max().unwrap_or_default();
-    let completion = ports.iter().map(|port| port.completion_ring_len).max().unwrap_or_default();
+    // libxdp gives every fill and completion ring of a UMEM the same length; a socket uses no more of its fill ring than
+    // it is configured for.
+    let fill = sockets.iter().map(|socket| socket.fill_ring_len).max().unwrap_or_default();
+    let completion = sockets.iter().map(|socket| socket.completion_ring_len).max().unwrap_or_default();
     let mut count = u64::from(config.frame_count);
     if config.huge_pages {
-        // munmap refuses a length that ends inside a huge page.
+        // munmap fails for a length that ends inside a huge page.
         count = count.next_multiple_of(HUGE_PAGE_LEN / u64::from(config.chunk_len));
     }
     let bytes = count * u64::from(config.chunk_len);
@@ -247,6 +251,7 @@ pub(crate) fn create_umem(
         .and_then(NonZeroU32::new)
         .ok_or_else(|| XskError::Config(format!("frame_count {} is too large", config.frame_count)))?;
 
+    // In huge pages too the kernel pins 4 KiB pages and charges them to RLIMIT_MEMLOCK: ENOBUFS.
     Umem::new(umem_config, count, config.huge_pages).map_err(|error| {
         let source = os_error(error.source());
         let hint = match source.raw_os_error() {
@@ -259,20 +264,22 @@ pub(crate) fn create_umem(
     })
 }
 
-/// Binds one socket. A queue whose last owner has just died stays busy for a moment: tries again for about 3 s.
-pub(crate) fn bind(umem: &Umem, port: &XskSocketConfig, mode: BindMode) -> Result<Rings, XskError> {
+/// Binds one socket. A queue whose last owner has just died stays busy for a moment, so it is tried for about 3 s.
+pub(crate) fn bind(umem: &Umem, socket: &XskSocketConfig, mode: BindMode) -> Result<Rings, XskError> {
     let copy = match mode {
         BindMode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
         BindMode::Copy => BindFlags::XDP_COPY,
     };
     let invalid = |error: &dyn std::fmt::Display| XskError::Config(error.to_string());
     let config = SocketConfig::builder()
-        .rx_queue_size(port.rx_ring_len.try_into().map_err(|error| invalid(&error))?)
-        .tx_queue_size(port.tx_ring_len.try_into().map_err(|error| invalid(&error))?)
+        .rx_queue_size(socket.rx_ring_len.try_into().map_err(|error| invalid(&error))?)
+        .tx_queue_size(socket.tx_ring_len.try_into().map_err(|error| invalid(&error))?)
+        // Without its own program, which libxdp would attach in place of ours.
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+        // Need-wakeup: system calls only when the driver sleeps, in copy mode one per burst.
         .bind_flags(copy | BindFlags::XDP_USE_NEED_WAKEUP)
         .build();
-    let interface = port.interface.parse().map_err(|error| invalid(&error))?;
+    let interface = socket.interface.parse().map_err(|error| invalid(&error))?;
 
     let failed = |source: io::Error| {
         let hint = match source.raw_os_error() {
@@ -283,8 +290,8 @@ pub(crate) fn bind(umem: &Umem, port: &XskSocketConfig, mode: BindMode) -> Resul
             _ => "",
         };
         XskError::Bind {
-            interface: port.interface.clone(),
-            queue: port.queue,
+            interface: socket.interface.clone(),
+            queue: socket.queue,
             mode: mode.name(),
             source,
             hint,
@@ -294,16 +301,18 @@ pub(crate) fn bind(umem: &Umem, port: &XskSocketConfig, mode: BindMode) -> Resul
     let mut pause = FIRST_BIND_PAUSE;
     for attempt in 1.. {
         // SAFETY: loading libxdp's own program is inhibited, which is what the contract asks for.
-        match unsafe { Socket::new(config, umem, &interface, port.queue) } {
+        match unsafe { Socket::new(config, umem, &interface, socket.queue) } {
             Ok((tx, rx, Some((fill, completion)))) => return Ok(Rings { tx, rx, fill, completion }),
+            // A second socket on a queue shares the rings of the first one and gets none of its own.
             Ok((_, _, None)) => {
                 return Err(XskError::Config(format!(
                     "{} queue {} appears twice in one pool",
-                    port.interface, port.queue
+                    socket.interface, socket.queue
                 )));
             }
             Err(error) => {
                 let source = os_error(error.source());
+                // The kernel frees sockets of a dead process from a work queue (net/xdp/xsk_buff_pool.c:xp_put_pool).
                 if source.raw_os_error() != Some(libc::EBUSY) || attempt == BIND_ATTEMPTS {
                     return Err(failed(source));
                 }
@@ -315,7 +324,7 @@ pub(crate) fn bind(umem: &Umem, port: &XskSocketConfig, mode: BindMode) -> Resul
     unreachable!("the loop above returns on its last attempt")
 }
 
-/// xsk-rs hides the errno behind `source()`.
+/// The errno of an xsk-rs error, which has it in its `source()`.
 fn os_error(source: Option<&(dyn std::error::Error + 'static)>) -> io::Error {
     source
         .and_then(|error| error.downcast_ref::<io::Error>())

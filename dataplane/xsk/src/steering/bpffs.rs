@@ -1,4 +1,4 @@
-//! The directory of pins: that it is on a bpffs, and that one process at a time works in it.
+//! The directory of pins: makes sure that it is on a bpffs and that one process at a time uses it.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -21,10 +21,10 @@ const LOCK_PAUSES: [Duration; 6] = [
     Duration::ZERO,
 ];
 
-/// The pin directory, locked for as long as this value lives.
+/// The pin directory, locked as long as this value exists.
 ///
-/// The lock is on the directory itself: it ends with the process however that ends, leaves no file behind, and holds
-/// for everybody who sees this bpffs, through whichever mount.
+/// The lock (flock) is on the directory itself: it ends with the process even after a crash, leaves no file behind, and is
+/// seen through every mount of this bpffs.
 #[derive(Debug)]
 pub(super) struct PinDir {
     path: PathBuf,
@@ -32,13 +32,14 @@ pub(super) struct PinDir {
 }
 
 impl PinDir {
-    /// Creates the directory, mounting a bpffs first when there is none, and locks it. Also says what it mounted.
+    /// Creates the directory, mounting a bpffs first if there is none, and locks it. Also returns a notice if it mounted one.
     pub(super) fn create(path: &Path) -> Result<(Self, Option<String>), SteeringError> {
         let failed = |source| SteeringError::PinDir { path: path.to_owned(), source };
         let root = mount_root(path)?;
         let mut notice = None;
         if !is_bpffs(&root).unwrap_or(false) {
             fs::create_dir_all(&root).map_err(failed)?;
+            // A mount would hide what is in the directory, from its owner as well.
             if fs::read_dir(&root).map_err(failed)?.next().is_some() {
                 return Err(failed(io::Error::other(format!(
                     "{} is no bpffs and not empty: nothing is mounted over it",
@@ -57,11 +58,11 @@ impl PinDir {
         Ok((Self::lock(path)?, notice))
     }
 
-    /// Locks a directory that exists already; `None` when there is none.
+    /// Locks an existing directory; `None` if there is none.
     pub(super) fn open(path: &Path) -> Result<Option<Self>, SteeringError> {
         match is_bpffs(path) {
             Ok(true) => Self::lock(path).map(Some),
-            // A plain directory holds no pins, and deleting in it is not our business.
+            // A plain directory has no pins, and nothing in it may be deleted.
             Ok(false) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(SteeringError::PinDir { path: path.to_owned(), source }),
@@ -71,7 +72,7 @@ impl PinDir {
     fn lock(path: &Path) -> Result<Self, SteeringError> {
         let failed = |source| SteeringError::PinDir { path: path.to_owned(), source };
         let directory = File::open(path).map_err(failed)?;
-        // A process that is just being forked, or just being killed, may hold the lock for an instant.
+        // A process that is being killed, or a child between fork and exec, can hold the lock for a moment.
         for pause in LOCK_PAUSES {
             match directory.try_lock() {
                 Ok(()) => return Ok(Self { path: path.to_owned(), _lock: directory }),
@@ -97,9 +98,10 @@ impl PinDir {
         Ok(names)
     }
 
-    /// Removes one pin, whatever it holds.
+    /// Removes one pin, of whatever object.
     pub(super) fn remove(&self, name: &str) -> Result<(), SteeringError> {
         let path = self.file(name);
+        // A bpffs can contain directories, which somebody else must have made.
         let removed = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
         removed.map_err(|source| SteeringError::PinDir { path, source })
     }

@@ -1,16 +1,16 @@
-//! What an interface delivers: whether large packets arrive whole.
+//! Whether an interface delivers large packets whole: see `struct delivery` in bpf/maps.h.
 
 use super::sockets::InterfaceSlots;
 use super::{Steering, SteeringError};
 
-/// What the program noted of an interface.
+/// What the program recorded of an interface.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Delivery {
-    /// Frames with less of an IP packet than its length says.
+    /// Number of frames that end before the IP packet in them.
     pub truncated: u64,
     /// Bytes of the last of them.
     pub truncated_len: u32,
-    /// Bytes of the longest frame with a whole packet, of those of 1000 bytes and more; 0 if there was none.
+    /// Bytes of the longest frame with a whole packet, from 1000 bytes on; 0 if there was none.
     pub longest_whole: u32,
 }
 
@@ -30,17 +30,16 @@ impl Delivery {
 }
 
 impl Steering {
-    /// What an interface has delivered since its sockets were opened, or since
-    /// [`reset_delivery`](Self::reset_delivery).
+    /// What an interface has delivered since the map was created or [`reset_delivery`](Self::reset_delivery) was called.
     ///
     /// # Errors
     ///
-    /// An interface that is not attached, or what the kernel says.
+    /// An interface that is not attached, or those of the kernel.
     pub fn delivery(&self, ifindex: u32) -> Result<Delivery, SteeringError> {
         self.maps.delivery(self.slots_of(ifindex)?)
     }
 
-    /// Begins anew to note what an interface delivers: in another mode it may deliver something else.
+    /// Starts the record of an interface anew, for example because it is in another mode.
     ///
     /// # Errors
     ///

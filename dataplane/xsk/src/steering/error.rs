@@ -1,4 +1,4 @@
-//! Why the steering program is not in place, in words for the operator.
+//! Why the XDP program or its maps could not be set up or changed, worded for the operator.
 
 use std::io;
 use std::path::PathBuf;
@@ -39,9 +39,9 @@ pub enum SteeringError {
     Kernel {
         /// This kernel.
         kernel: String,
-        /// The oldest that has what the program is written with.
+        /// The oldest that can verify the program.
         oldest: String,
-        /// The oldest that Flowgate is tried on.
+        /// The oldest that Flowgate is tested on.
         tried: String,
     },
     /// The pin directory cannot be used.
@@ -60,7 +60,7 @@ pub enum SteeringError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Another process runs on the pin directory.
+    /// Another process uses the pin directory.
     #[error("another flowgate runs on {}: stop it first, or give this one its own pin directory", path.display())]
     InUse {
         /// The pin directory.
@@ -124,7 +124,7 @@ pub enum SteeringError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel did not take the program, for other reasons than what is in it.
+    /// The kernel did not load the program, for a reason that is not in the program.
     #[error("the kernel refused the XDP program: {0}")]
     Program(#[from] ProgramError),
     /// The monotonic clock cannot be read.

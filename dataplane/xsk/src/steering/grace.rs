@@ -1,4 +1,5 @@
-//! Holding what is ours while no socket is there, so that no kernel stack answers in Flowgate's place.
+//! The grace period: while a successor process starts, packets of Flowgate are dropped instead of passed to the kernel,
+//! which would answer them with resets.
 
 use std::time::Duration;
 
@@ -7,15 +8,15 @@ use nix::time::{ClockId, clock_gettime};
 use super::{Steering, SteeringError};
 
 impl Steering {
-    /// From now on for this long, the program drops what is ours where no socket is in the slot, instead of passing it
-    /// to the kernel. Everything else passes as ever. Zero ends it at once.
+    /// For this time from now on, the program drops packets of Flowgate if their slot has no socket, instead of passing them
+    /// to the kernel. Other packets pass. Zero ends the grace period. It is the same for all interfaces.
     ///
-    /// It outlives this process, like the program: call it again and again while all is well, and the last call bounds
-    /// how long nobody is served after a death. It counts for every interface.
+    /// The end is stored in a map that outlives this process. So call this repeatedly while all is well; after a crash, the
+    /// last call bounds the time for which nobody is served.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// Those of the kernel.
     pub fn set_grace_period(&mut self, time: Duration) -> Result<(), SteeringError> {
         // The clock of bpf_ktime_get_ns(), which is what the program compares with.
         let now =

@@ -1,4 +1,4 @@
-//! Which Linux this is, and whether Flowgate runs on it. Only asks.
+//! The running kernel's version, and whether Flowgate runs on it.
 
 use std::fmt;
 
@@ -9,25 +9,24 @@ use super::SteeringError;
 /// Major and minor version.
 type Version = (u32, u32);
 
-/// The oldest that the steering program is loaded and tried on.
+/// The oldest on which the XDP program is tested.
 const OLDEST_TESTED: Version = (6, 1);
 
-/// The oldest whose verifier is known to have what the program is written with: arguments of global functions that point
-/// to structures (5.13), links of XDP programs (5.9), busy polling that is preferred (5.11). 5.15 is the first release
-/// with long-term support that has all of it.
+/// The oldest that has what Flowgate needs: pointers to structures as arguments of global functions (5.13), links of XDP
+/// programs (5.9), preferred busy polling (5.11). 5.15 is the first release with long-term support that has all of them.
 pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
 /// The running kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Kernel {
-    /// As uname(2) says it.
+    /// `release` of uname(2).
     release: String,
-    /// None where the release says nothing that can be read.
+    /// `None` if the release cannot be parsed.
     version: Option<Version>,
 }
 
 impl Kernel {
-    /// The one that this process runs on.
+    /// The kernel that this process runs on.
     pub(super) fn running() -> Self {
         let name = uname();
         Self::of(&name.map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default())
@@ -37,7 +36,7 @@ impl Kernel {
         Self { release: release.to_owned(), version: parse(release) }
     }
 
-    /// Refuses a kernel that cannot verify the program. Hands back what to say of one that nobody has tried.
+    /// Rejects a kernel that cannot verify the program. Returns a warning for one that is not tested.
     ///
     /// # Errors
     ///
@@ -55,7 +54,7 @@ impl Kernel {
                  it refuse the XDP program, all traffic passes"
             ))),
             Some(_) => Ok(None),
-            // A release that somebody made up is no reason to stand still.
+            // A custom build may name itself in any way: loading the program decides.
             None => Ok(Some(format!(
                 "{self} does not say which Linux it is: Flowgate is tried on {tried_major}.{tried_minor} and newer"
             ))),

@@ -1,5 +1,5 @@
-//! The attachment of one interface: a pinned bpf_link, so that the program stays when this process ends, is replaced
-//! without a gap when it starts again, and cannot be cleared by netlink.
+//! The attachment of one interface: a pinned bpf_link. So the program stays when this process ends, it is replaced without a
+//! gap when Flowgate starts again, and netlink cannot replace it (net/core/dev.c:dev_xdp_attach returns EBUSY).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,7 +19,7 @@ const PIN_PREFIX: &str = "link-";
 pub enum LinkOrigin {
     /// Attached by this process.
     Fresh,
-    /// Left by an earlier process; it runs our program now, without having been detached.
+    /// Left by an earlier process, and updated to our program without being detached.
     Reused,
 }
 
@@ -34,9 +34,9 @@ impl LinkOrigin {
     }
 }
 
-/// One interface's link, pinned.
+/// The pinned link of one interface.
 pub(super) struct PinnedLink {
-    /// Keeps the link while its pin is made; afterwards the pin does.
+    /// Keeps the link attached until it is pinned; afterwards the pin does.
     _fd: OwnedFd,
     pub(super) pin: String,
     pub(super) mode: XdpMode,
@@ -44,9 +44,9 @@ pub(super) struct PinnedLink {
     pub(super) messages: Vec<String>,
 }
 
-/// The pin of an interface's link.
+/// The name of an interface's pin.
 pub(super) fn pin_name(interface: &str) -> String {
-    // bpffs keeps names with dots for itself; no interface name has a slash.
+    // bpffs reserves names with dots (kernel/bpf/inode.c:bpf_lookup). An interface name contains no slash.
     format!("{PIN_PREFIX}{}", interface.replace('.', "%2e"))
 }
 
@@ -54,7 +54,7 @@ pub(super) fn is_pin_name(name: &str) -> bool {
     name.starts_with(PIN_PREFIX)
 }
 
-/// Brings the program onto the interface: through the pinned link if there is a live one, else by a new link.
+/// Attaches the program to the interface: by updating the pinned link if that can be used, otherwise by a new link.
 pub(super) fn attach(
     pins: &PinDir,
     interface: &str,
@@ -78,6 +78,7 @@ pub(super) fn attach(
         }
     }
 
+    // Asked beforehand for its name: the kernel's answer would only be EBUSY.
     let before = netlink::device_xdp(ifindex).map_err(|source| failed("query", source))?;
     if let Some(program_id) = before.any {
         return Err(SteeringError::ForeignProgram {
@@ -88,6 +89,7 @@ pub(super) fn attach(
     }
 
     let fd = create(interface, ifindex, policy, program, &mut messages)?;
+    // Pinned last: an error until here closes `fd`, which detaches the program.
     let mode = mode_of(&fd, ifindex)
         .map_err(|source| failed("read back", source))?
         .ok_or_else(|| failed("read back", io::Error::other("the device does not run the program")))?;
@@ -98,7 +100,7 @@ pub(super) fn attach(
 /// Detaches and unpins a link, whatever state it is in.
 pub(super) fn remove(pins: &PinDir, pin: &str) -> Result<(), SteeringError> {
     if let Ok(Some(link)) = bpf::open_pinned_link(&pins.file(pin)) {
-        // A dead link has nothing to detach; removing the pin is what counts.
+        // Fails for a link whose device is gone, which has nothing to detach. The pin is removed in any case.
         let _ = bpf::link_detach(link.as_fd());
     }
     pins.remove(pin)
@@ -119,14 +121,17 @@ fn reuse(
     let unusable = |why: &str| Ok(Reuse::Unusable(why.to_owned()));
     let Some(link) = bpf::open_pinned_link(&pins.file(pin))? else { return unusable("it was not a link") };
     let Some(info) = bpf::link_info(link.as_fd())? else { return unusable("it was not an XDP link") };
+    // The kernel clears it when the device goes away; the link itself remains, without effect.
     if info.ifindex == 0 {
         return unusable("its device is gone");
     }
+    // The interface was renamed, and another device has its name now.
     if info.ifindex != ifindex {
         let _ = bpf::link_detach(link.as_fd());
         return Ok(Reuse::Unusable(format!("it was attached to device {}", info.ifindex)));
     }
     let Some(mode) = mode_of(&link, ifindex)? else { return unusable("its device runs another program") };
+    // The mode belongs to the attachment: an update cannot change it.
     if matches!(
         (policy, mode),
         (XdpModePolicy::Native, XdpMode::Generic) | (XdpModePolicy::Generic, XdpMode::Native)
@@ -164,6 +169,8 @@ fn create(
         }
     };
     if let Some(error) = native {
+        // These have nothing to do with native mode. Other errors come from drivers: an MTU too large for one buffer, LRO,
+        // too few queues, or no XDP at all (EOPNOTSUPP).
         let no_fallback =
             matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST | libc::EPERM | libc::ENODEV));
         if policy == XdpModePolicy::Native || no_fallback {
@@ -178,8 +185,9 @@ fn create(
         .map_err(|source| failed("attach in generic mode", source))
 }
 
-/// In which mode the device runs this link's program now; `None` when it runs another.
+/// The mode in which the device runs this link's program; `None` if it runs another program.
 fn mode_of(link: &OwnedFd, ifindex: u32) -> io::Result<Option<XdpMode>> {
+    // From netlink, as the kernel's description of a link does not contain the mode.
     let Some(info) = bpf::link_info(link.as_fd())? else { return Ok(None) };
     let DeviceXdp { native, generic, .. } = netlink::device_xdp(ifindex)?;
     Ok(if native == Some(info.program_id) {

@@ -1,4 +1,4 @@
-//! Asking the attached program about a packet, by the kernel's BPF_PROG_TEST_RUN. Never sends one anywhere.
+//! Runs the attached program on a packet by BPF_PROG_TEST_RUN, without sending it.
 
 use std::time::Duration;
 
@@ -7,39 +7,40 @@ use aya::programs::TestRun;
 
 use super::{Steering, SteeringError};
 
+// enum xdp_action
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_REDIRECT: u32 = 4;
 
-/// What the program does with one packet.
+/// The program's decision on one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// To the kernel.
     Pass,
     /// To a worker's socket.
     Redirect,
-    /// To nobody: ours, no socket there, and the program was told to hold.
+    /// Dropped: ours, no socket in the slot, within the grace period.
     Drop,
-    /// Another XDP action: never, unless the program is broken.
+    /// Another XDP action, which the program does not use.
     Other(u32),
 }
 
 impl Steering {
-    /// Runs an interface's program on one packet, as received on queue 0, without sending it anywhere. It counts.
+    /// Runs an interface's program on one packet, as if received on queue 0. The program counts it.
     ///
     /// # Errors
     ///
-    /// An interface that is not attached, or what the kernel says: it wants 14 bytes at least.
+    /// An interface that is not attached, or those of the kernel, which needs at least 14 bytes.
     pub fn probe(&self, ifindex: u32, packet: &[u8]) -> Result<Verdict, SteeringError> {
         self.probe_repeatedly(ifindex, packet, 1).map(|(verdict, _)| verdict)
     }
 
-    /// As [`probe`](Self::probe), `repeat` times in a row; with the verdict, how long one run took on average. The
-    /// kernel rounds to a nanosecond.
+    /// As [`probe`](Self::probe), `repeat` times in a row. Also returns the average time of one run, rounded by the kernel to
+    /// a nanosecond.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// Those of [`probe`](Self::probe).
     pub fn probe_repeatedly(
         &self,
         ifindex: u32,

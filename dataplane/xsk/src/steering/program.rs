@@ -1,8 +1,8 @@
-//! The program of one interface: taken over from an earlier process when it is the same, loaded otherwise.
+//! The program of one interface: reused from an earlier process if it is the same, loaded otherwise.
 //!
-//! Loading has the kernel verify the program, which is most of what a restart takes. So a loaded program is pinned,
-//! under a name that says from which object and constants it was made; whoever finds its pin over the same maps uses it
-//! as it is. `flowgate detach` removes it, for instance after the host's JIT settings were changed.
+//! Loading means verification, which is most of the time of a restart. So a loaded program is pinned under a hash of its
+//! object and constants, and reused if its pin is found and it refers to the maps that are pinned now. `flowgate detach`
+//! removes the pin, for example after the host's JIT settings were changed.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::fd::AsFd as _;
@@ -27,7 +27,7 @@ const PIN_PREFIX: &str = "program-";
 pub(super) struct Program {
     pub(super) xdp: Xdp,
     pub(super) pin: String,
-    /// Whether an earlier process had loaded it.
+    /// Whether an earlier process loaded it.
     pub(super) is_reused: bool,
 }
 
@@ -51,6 +51,7 @@ pub(super) fn reuse_or_load(
             _ => pins.remove(&pin)?,
         }
     }
+    // Pinned and opened again: aya's `Ebpf` owns the program that it loads, and is dropped here with all its maps.
     let object = load(pins, object, &constants, verifier_log)?;
     let program: &Xdp = object.program(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
     bpf::pin(program.fd()?.as_fd(), &path)
@@ -68,15 +69,16 @@ pub(super) fn is_pin_name(name: &str) -> bool {
     name.starts_with(PIN_PREFIX)
 }
 
-/// Another object, or other constants in it, have another name.
+/// A hash of object and constants, so that other versions and other interfaces have other names.
 fn pin_name(object: &[u8], constants: &[(&str, u32)]) -> String {
+    // Not a keyed hash: `DefaultHasher::new` gives the same for the same input in every process.
     let mut hasher = DefaultHasher::new();
     (object, constants).hash(&mut hasher);
     format!("{PIN_PREFIX}{:016x}", hasher.finish())
 }
 
-/// Whether the program reads the maps that are pinned now: all are in it, by their ids. No when it is no XDP program of
-/// ours or anything about it cannot be read.
+/// Whether the program uses the maps that are pinned now, compared by id. False if it is not our XDP program, or if
+/// anything about it cannot be read.
 fn uses_pinned_maps(xdp: &Xdp, pins: &PinDir) -> bool {
     let of_program = xdp.fd().ok().map(|fd| bpf::program_info(fd.as_fd()));
     let Some(Ok(Some(info))) = of_program else { return false };
@@ -84,7 +86,7 @@ fn uses_pinned_maps(xdp: &Xdp, pins: &PinDir) -> bool {
     maps::names().all(is_used)
 }
 
-/// Loads the program with its own constants and everybody's maps.
+/// Loads the program with the constants of its interface, over the pinned maps, which all interfaces share.
 fn load(
     pins: &PinDir,
     object: &[u8],
@@ -93,6 +95,7 @@ fn load(
 ) -> Result<Ebpf, SteeringError> {
     let mut loader = EbpfLoader::new();
     loader.btf(None); // nothing is relocated against the kernel's types
+    // Constants and not a map: the verifier and the JIT then treat them as immediate numbers.
     for (name, value) in constants {
         loader.override_global(name, value, true);
     }

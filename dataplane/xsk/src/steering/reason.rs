@@ -1,6 +1,9 @@
-//! The names of the steering program's counters. The C side is `bpf/reasons.h`: same names, same order.
+//! The counters of the XDP program. `bpf/reasons.h` has the same names in the same order.
+//!
+//! The names are those of metrics and stay; so do the variants, which are spelled like them. In them "kept" means that a
+//! backend sees the client's address, and "held" the grace period.
 
-/// How a packet left the steering program.
+/// How a packet left the XDP program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Reason {
@@ -8,37 +11,37 @@ pub enum Reason {
     RedirectVip,
     /// To a worker: a NodePort on one of the node's own addresses.
     RedirectNodeport,
-    /// To a worker: the answer to a flow that Flowgate masqueraded.
+    /// To a worker: the reply to a flow that Flowgate masqueraded.
     RedirectSnatReply,
     /// To the kernel: neither IPv4 nor IPv6.
     PassNotIp,
     /// To the kernel: IP, but neither TCP, UDP, SCTP, an ICMP error nor an echo request.
     PassNotL4,
-    /// To the kernel: a fragment whose first one was not ours, or is not known.
+    /// To the kernel: a fragment whose first fragment was not ours, or is not known.
     PassFragment,
     /// To the kernel: a header that ends early or contradicts itself.
     PassMalformed,
-    /// To the kernel: to nothing that Flowgate serves.
+    /// To the kernel: to an address and port that Flowgate does not serve.
     PassNotOurs,
-    /// To the kernel: ours, but no socket stands in the slot of this queue.
+    /// To the kernel: ours, but the slot of this queue has no socket.
     PassNoWorker,
-    /// To a worker: the answer of a backend whose clients keep their address.
+    /// To a worker: the reply of a backend that sees the client's address.
     RedirectKeptReply,
-    /// To a worker: a port or an address for cluster IPs that no Service has.
+    /// To a worker: a cluster IP, or a port of one, that no Service has.
     RedirectUnserved,
     /// To a worker: a later fragment of a datagram that is ours.
     RedirectFragment,
-    /// To a worker: an ICMP error about a flow of ours.
+    /// To a worker: an ICMP error about a packet of ours.
     RedirectIcmpError,
-    /// To a worker: an echo request to an address that answers them.
+    /// To a worker: an echo request to an address for which workers reply.
     RedirectEcho,
-    /// To the kernel: a VLAN tag of no served VLAN interface, or two tags.
+    /// To the kernel: the tag of a VLAN that is not served, or two tags.
     PassVlan,
     /// To the kernel: IPv6 extension headers that are not followed.
     PassExtensions,
-    /// Dropped: ours, no socket in the slot, and within the time to hold.
+    /// Dropped: ours, no socket in the slot, within the grace period.
     DropHeld,
-    /// To the kernel: an IP packet of which less arrived than its length says.
+    /// To the kernel: the frame ends before the IP packet in it.
     PassTruncated,
 }
 
@@ -92,7 +95,7 @@ impl Reason {
 }
 
 impl Reason {
-    /// What it means, in a sentence.
+    /// Its description for metrics and `flowgate show`, in a sentence.
     #[must_use]
     pub const fn meaning(self) -> &'static str {
         match self {

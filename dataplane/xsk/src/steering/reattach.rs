@@ -1,4 +1,4 @@
-//! Following devices that vanish, come back under another number, or change their queues.
+//! Devices that vanish, come back with another index, or change their queues.
 
 use std::os::fd::AsFd as _;
 
@@ -8,37 +8,37 @@ use super::sockets::InterfaceSlots;
 use super::{AttachReport, Steering, SteeringError, XdpMode, XdpModePolicy, link, report};
 use crate::sys::{ethtool, netlink};
 
-/// What of a device decides how its sockets are opened.
+/// The properties of a device on which its sockets depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device {
-    /// Its index: another one when a device was made anew under the old name.
+    /// Its index; a device that was created again under the old name has another one.
     pub ifindex: u32,
-    /// Its receive queues.
+    /// Number of its receive queues.
     pub queues: u32,
     /// Its largest IP packet, in bytes.
     pub mtu: u32,
 }
 
 impl Device {
-    /// The device of this name as it is now; `None` when there is none.
+    /// The device of this name as it is now; `None` if there is none.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         let ifindex = if_nametoindex(name).ok()?;
         let link = netlink::device_xdp(ifindex).ok()?;
-        // Drivers without channels have one queue or as many as were allocated.
+        // A driver that reports no channels has as many queues as the kernel allocated for it, mostly one.
         let queues = ethtool::rx_queue_count(name).unwrap_or(link.rx_queues_allocated);
         Some(Self { ifindex, queues, mtu: link.mtu })
     }
 }
 
 impl Steering {
-    /// Attaches the program to devices that were made anew under the names of the old ones, and reports every
-    /// interface as it is now: one that does not exist has no queues. A handle on the socket slots that was taken
-    /// before knows the old devices only.
+    /// Attaches the program to devices that were created again under the names of the old ones, and updates the report of
+    /// every interface: one that does not exist has no queues. Handles from [`sockets`](Self::sockets) that are older know
+    /// only the old devices.
     ///
     /// # Errors
     ///
-    /// All interfaces to which the program could not be attached; they are reported without queues.
+    /// All interfaces to which the program could not be attached; their reports have no queues.
     pub fn reattach(&mut self) -> Result<(), Vec<SteeringError>> {
         let mut errors = Vec::new();
         for position in 0..self.reports.len() {
@@ -63,14 +63,14 @@ impl Steering {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
-    /// Attaches the program of one interface in another mode than it is in; for a moment the device has none. The
-    /// socket slots stay, but sockets that are bound to the device do not survive in zero copy: close them before. A
-    /// device that is made anew begins in the configured mode again.
+    /// Attaches the program of one interface in another mode; for a moment the device has no program. The socket slots stay,
+    /// but close zero-copy sockets of the device first: they do not survive. A device that is created again starts in the
+    /// configured mode.
     ///
     /// # Errors
     ///
-    /// An interface that is not attached, or what the kernel says; then the program is attached as before, if that can
-    /// be done.
+    /// An interface that is not attached, or those of the kernel; then the program is attached in the old mode again, if
+    /// that is possible.
     pub fn change_mode(&mut self, interface: &str, mode: XdpMode) -> Result<(), SteeringError> {
         let position = self
             .reports
@@ -93,7 +93,7 @@ impl Steering {
             Ok(link) => (link, Ok(())),
             Err(error) => (attach(before)?, Err(error)),
         };
-        // Whether an earlier process had left the attachment is what the end of a failed start goes by.
+        // Kept although the link is new: a failed start removes only what no earlier process had attached.
         link.origin = self.links[position].origin;
         link.messages.clear();
         self.links[position] = link;

@@ -1,4 +1,4 @@
-//! What is to be steered, as values: no system call here.
+//! What is to be redirected to workers, as values. Contains no system calls.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::Key;
 
 const WORDS: usize = 65536 / 64;
 
-/// Everything that Flowgate serves and that its workers must therefore receive.
+/// Everything that Flowgate serves and that its workers must receive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SteeringSet {
     /// ClusterIPs, external and LoadBalancer addresses with their ports.
@@ -26,17 +26,17 @@ pub struct SteeringSet {
     pub snat_addresses: BTreeSet<IpAddr>,
     /// Ports that Flowgate masquerades with, on any of these addresses.
     pub snat_ports: PortSet,
-    /// Backends whose clients keep their address: what they send is an answer, unless it is for the node.
+    /// Backends that see the client's address: what they send is a reply, unless it is sent to the node.
     pub reply_sources: BTreeSet<VipKey>,
     /// The node's own addresses.
     pub own_addresses: BTreeSet<IpAddr>,
-    /// Addresses of which every port is ours.
+    /// Addresses of which every port is Flowgate's.
     pub cluster_ips: BTreeSet<IpAddr>,
-    /// Ranges of which every address is ours: base address and length of the prefix in bits.
+    /// Prefixes of which every address is Flowgate's: base address and length in bits.
     pub service_cidrs: BTreeSet<(IpAddr, u8)>,
-    /// Addresses whose echo requests a worker answers (RFC 1122, 3.2.2.6; RFC 4443, 4.1).
+    /// Addresses for which workers reply to echo requests (RFC 1122, 3.2.2.6; RFC 4443, 4.1).
     pub echo_addresses: BTreeSet<IpAddr>,
-    /// The VLANs whose frames are looked into. Frames with another tag, or with two, pass.
+    /// The VLANs whose frames are parsed. Frames with another tag, or with two, pass to the kernel.
     pub vlans: BTreeSet<VlanKey>,
 }
 
@@ -47,13 +47,13 @@ impl SteeringSet {
         self.vips.iter().map(|vip| vip.addr).collect()
     }
 
-    /// Lets echo requests to every VIP up, but for those that are the node's own addresses: there the kernel answers.
+    /// Redirects echo requests to every VIP, except to the node's own addresses, for which the kernel replies.
     pub fn answer_echo(&mut self) {
         self.echo_addresses = self.vip_addresses();
         self.echo_addresses.retain(|address| !self.own_addresses.contains(address));
     }
 
-    /// Lets frames with an 802.1Q tag in: of each VLAN the index of the device that receives the tag, and the id.
+    /// Adds VLANs with an 802.1Q tag: the index of the device that receives the tag, and the VLAN's id.
     pub fn serve_vlans(&mut self, vlans: impl IntoIterator<Item = (u32, u16)>) {
         let vlans = vlans.into_iter();
         self.vlans.extend(vlans.map(|(ifindex, id)| VlanKey { ifindex, ethertype: ETHERTYPE_8021Q, id }));
@@ -66,11 +66,11 @@ pub const ETHERTYPE_8021Q: u16 = 0x8100;
 /// One VLAN of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VlanKey {
-    /// The device that receives the tagged frames. One that is not attached is left out.
+    /// Index of the device that receives the tagged frames. VLANs of devices that are not attached are ignored.
     pub ifindex: u32,
     /// The tag's EtherType: 0x8100 (802.1Q) or 0x88a8 (802.1ad).
     pub ethertype: u16,
-    /// The VLAN's id, 0 to 4094. 0 is a priority tag: no VLAN, the device itself.
+    /// The VLAN's id, 0 to 4094. 0 is a priority tag: the frame belongs to the device itself.
     pub id: u16,
 }
 
@@ -80,6 +80,7 @@ impl VlanKey {
         let mut key = [0; 8];
         key[..4].copy_from_slice(&first_slot.to_ne_bytes());
         key[4..6].copy_from_slice(&self.ethertype.to_be_bytes());
+        // Host byte order, as the program has shifted and masked the id; the EtherType is compared as it is in the frame.
         key[6..].copy_from_slice(&self.id.to_ne_bytes());
         key
     }
@@ -134,7 +135,7 @@ pub(super) fn address_key(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// The trie's key of a prefix: 16 bytes of address, and how many of their bits count.
+/// The trie's key of a prefix: an address of 16 bytes, and how many of its bits are significant.
 pub(super) fn prefix_key((address, bits): (IpAddr, u8)) -> Key<[u8; 16]> {
     let mapped = if address.is_ipv4() { MAPPED_BITS } else { 0 };
     Key::new(mapped + u32::from(bits), address_key(address))
@@ -146,7 +147,7 @@ pub(super) fn prefix_from_key(key: Key<[u8; 16]>) -> (IpAddr, u8) {
     (address, u8::try_from(key.prefix_len().saturating_sub(mapped)).unwrap_or(u8::MAX))
 }
 
-/// What a v4-mapped address has before the IPv4 part.
+/// Bits of a v4-mapped address in front of the IPv4 part.
 const MAPPED_BITS: u32 = 96;
 
 pub(super) fn address_from_key(key: [u8; 16]) -> IpAddr {
@@ -166,7 +167,7 @@ impl PortSet {
         Self { words: Box::new([0; WORDS]) }
     }
 
-    /// Adds a port; false when it was there.
+    /// Adds a port; false if the set contained it.
     pub fn insert(&mut self, port: u16) -> bool {
         let was = self.contains(port);
         self.words[usize::from(port / 64)] |= 1 << (port % 64);
@@ -180,26 +181,26 @@ impl PortSet {
         }
     }
 
-    /// Removes a port; false when it was not there.
+    /// Removes a port; false if the set did not contain it.
     pub fn remove(&mut self, port: u16) -> bool {
         let was = self.contains(port);
         self.words[usize::from(port / 64)] &= !(1 << (port % 64));
         was
     }
 
-    /// True when the port is in the set.
+    /// True if the set contains the port.
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {
         self.words[usize::from(port / 64)] & (1 << (port % 64)) != 0
     }
 
-    /// How many ports are in the set.
+    /// Number of ports in the set.
     #[must_use]
     pub fn len(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// True without any port.
+    /// True if the set contains no port.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
@@ -210,13 +211,13 @@ impl PortSet {
         (0..=u16::MAX).filter(|port| self.contains(*port))
     }
 
-    /// The ports that both sets have.
+    /// The ports in both sets.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         self.zip(other, |a, b| a & b)
     }
 
-    /// The ports that either set has.
+    /// The ports in either set.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         self.zip(other, |a, b| a | b)
@@ -226,10 +227,11 @@ impl PortSet {
         Self { words: Box::new(std::array::from_fn(|i| combine(self.words[i], other.words[i]))) }
     }
 
-    /// Bit `port % 8` of byte `port / 8`, as the program reads it.
+    /// Bit `port % 8` of byte `port / 8`, as `port_in` in steer.bpf.c reads it.
     pub(super) fn to_bytes(&self) -> [u8; WORDS * 8] {
         let mut bytes = [0; WORDS * 8];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(self.words.iter()) {
+            // Little endian on every host: bit n of a word is then bit n % 8 of its byte n / 8.
             chunk.copy_from_slice(&word.to_le_bytes());
         }
         bytes

@@ -1,4 +1,5 @@
-//! The socket map: which AF_XDP socket receives the packets of which queue. An empty slot means XDP_PASS.
+//! The socket map (XSKMAP): which AF_XDP socket receives the packets of which queue. The packets of an empty slot pass to the
+//! kernel, or are dropped within the grace period.
 
 use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -25,9 +26,9 @@ impl InterfaceSlots {
     }
 }
 
-/// A handle on the socket map that may go to another thread: the watchdog's way to let traffic pass to the kernel.
+/// A handle on the socket map that can be sent to another thread: with it the watchdog takes traffic from a worker.
 ///
-/// The kernel empties a slot by itself when its socket closes. A duplicate of the descriptor keeps a socket open.
+/// The kernel empties a slot when its socket is closed, that is, when the last duplicate of its descriptor is.
 #[derive(Clone)]
 pub struct SocketMap {
     map: Arc<Mutex<XskMap<MapData>>>,
@@ -54,34 +55,35 @@ impl SocketMap {
         self.interfaces.iter().find(|interface| interface.ifindex == ifindex).copied()
     }
 
-    /// Sends what a queue receives for Flowgate to this socket, which must be bound to that very queue: the kernel
-    /// drops packets for a socket of another one.
+    /// Redirects Flowgate's packets of a queue to this socket, which must be bound to the same queue: for a socket of another
+    /// queue the kernel drops them (net/xdp/xsk.c:xsk_rcv_check).
     ///
     /// # Errors
     ///
-    /// An interface that is not attached, a queue beyond the map, or what the kernel says.
+    /// An interface that is not attached, a queue beyond the map, or those of the kernel.
     pub fn set(&self, ifindex: u32, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteeringError> {
         let slot = self.slot(ifindex, queue)?;
         Ok(self.lock().set(slot, socket.as_raw_fd(), 0)?)
     }
 
-    /// Empties one slot; an empty one is fine.
+    /// Empties one slot, which can be empty already.
     ///
     /// # Errors
     ///
-    /// As [`set`](Self::set).
+    /// Those of [`set`](Self::set).
     pub fn clear(&self, ifindex: u32, queue: u32) -> Result<(), SteeringError> {
         let slot = self.slot(ifindex, queue)?;
         unset(&mut self.lock(), slot)
     }
 
-    /// Empties every slot: from here on the kernel has all traffic.
+    /// Empties every slot: no packet is redirected any more.
     ///
     /// # Errors
     ///
-    /// What the kernel says; the other slots are emptied all the same.
+    /// The first error of the kernel; the other slots are emptied nevertheless.
     pub fn clear_all(&self) -> Result<(), SteeringError> {
         let mut map = self.lock();
+        // Also slots of interfaces that are not configured any more. `fold` does not stop at an error.
         (0..map.len()).map(|slot| unset(&mut map, slot)).fold(Ok(()), Result::and)
     }
 
@@ -93,7 +95,7 @@ impl SocketMap {
     }
 
     fn lock(&self) -> MutexGuard<'_, XskMap<MapData>> {
-        // A panic under this lock cannot leave the kernel's map half written.
+        // Each update is one system call, so a panic under this lock leaves nothing half done.
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -101,6 +103,7 @@ impl SocketMap {
 fn unset(map: &mut XskMap<MapData>, slot: u32) -> Result<(), SteeringError> {
     match map.unset(slot) {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        // Depending on its version aya reports an empty slot in this way or as `KeyNotFound`.
         Err(MapError::SyscallError(call)) if call.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error.into()),
     }

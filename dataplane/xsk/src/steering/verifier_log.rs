@@ -1,4 +1,5 @@
-//! What an operator is told when the verifier refuses the program. Its log is thousands of lines: it goes into a file.
+//! Errors of a program that the verifier rejects. The verifier's log has thousands of lines: it goes into a file, and the error
+//! names that file.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -10,7 +11,7 @@ use aya::programs::ProgramError;
 use super::SteeringError;
 use super::kernel::Kernel;
 
-/// Where verifier_log happen and are written down.
+/// Writes verifier logs of this kernel into a directory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct VerifierLog<'a> {
     pub(super) kernel: &'a Kernel,
@@ -18,8 +19,8 @@ pub(super) struct VerifierLog<'a> {
 }
 
 impl VerifierLog<'_> {
-    /// The error for a program that was not loaded. Without a word of the verifier it was not about the program: a
-    /// missing capability for instance.
+    /// The error for a program that was not loaded. An empty log means that the program was not the cause, but for example a
+    /// missing capability.
     pub(super) fn explain(&self, program: &'static str, error: ProgramError) -> SteeringError {
         match error {
             ProgramError::LoadError { io_error, verifier_log } => {
@@ -38,7 +39,7 @@ impl VerifierLog<'_> {
         }
     }
 
-    /// Says where the log is, or how it ends where it cannot be written.
+    /// Returns where the log is, or the verifier's reason if the log cannot be written.
     fn save(&self, program: &str, log: &str) -> String {
         let path = self.dir.join(format!("{program}.verifier.log"));
         match self.write(&path, log) {
@@ -53,7 +54,7 @@ impl VerifierLog<'_> {
 
     fn write(&self, path: &Path, log: &str) -> io::Result<()> {
         fs::create_dir_all(self.dir)?;
-        // Whatever stands there is replaced and never followed: the folder may be one that others write to.
+        // A symbolic link is replaced and not followed: others may be able to write to the directory.
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -64,7 +65,7 @@ impl VerifierLog<'_> {
     }
 }
 
-/// The line that says why: the last one before the verifier's statistics.
+/// The line with the reason: the last one before the verifier's statistics.
 fn reason_in(log: &str) -> &str {
     const STATISTICS: [&str; 4] = ["verification time", "stack depth", "insns processed", "processed "];
     let is_reason =

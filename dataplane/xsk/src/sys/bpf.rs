@@ -1,7 +1,8 @@
 //! The bpf(2) commands for an XDP link and its program.
 //!
-//! aya has them too, but falls back to a netlink attachment when the kernel answers EINVAL, and such an attachment
-//! can be cleared by anybody and cannot be pinned. These never fall back: a link or an error.
+//! aya has them too, but falls back to a netlink attachment if the kernel returns EINVAL. Such an attachment cannot be
+//! pinned, and every privileged process can clear it. These functions return a link or an error, and aya has no
+//! BPF_LINK_DETACH.
 #![allow(unsafe_code, reason = "bpf(2) has no wrapper in libc or nix")]
 
 use std::ffi::CString;
@@ -13,6 +14,7 @@ use std::path::Path;
 pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
+// enum bpf_cmd
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -24,7 +26,7 @@ const BPF_XDP: u32 = 37; // enum bpf_attach_type
 const BPF_PROG_TYPE_XDP: u32 = 6; // enum bpf_prog_type
 const BPF_LINK_TYPE_XDP: u32 = 6; // enum bpf_link_type
 
-/// What the kernel knows of an XDP link.
+/// The kernel's description of an XDP link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct XdpLinkInfo {
     pub(crate) program_id: u32,
@@ -32,7 +34,7 @@ pub(crate) struct XdpLinkInfo {
     pub(crate) ifindex: u32,
 }
 
-/// Attaches a program to a device and hands back the link that holds it there.
+/// Attaches a program to a device. It stays attached as long as the returned link or a pin of it exists.
 pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
@@ -45,7 +47,7 @@ pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> 
     call_for_fd(BPF_LINK_CREATE, &attr)
 }
 
-/// Replaces the program of a link without a moment in between. ENOLINK: the device is gone.
+/// Replaces the program of a link atomically: every packet meets the old or the new one. ENOLINK: the device is gone.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
@@ -54,11 +56,12 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         flags: u32,
         old_prog_fd: u32,
     }
+    // Without BPF_F_REPLACE the old program does not matter.
     let attr = Attr { link_fd: fd(link), new_prog_fd: fd(program), flags: 0, old_prog_fd: 0 };
     call(BPF_LINK_UPDATE, &attr).map(|_| ())
 }
 
-/// Detaches a link from its device now, whoever else still holds it.
+/// Detaches a link from its device at once, even if pins or other processes still refer to it.
 pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
@@ -67,8 +70,9 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     call(BPF_LINK_DETACH, &Attr { link_fd: fd(link) }).map(|_| ())
 }
 
-/// Describes an XDP link; `None` when the descriptor is another kind of link.
+/// Describes an XDP link; `None` if the descriptor is another kind of link.
 pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<Option<XdpLinkInfo>> {
+    /// `struct bpf_link_info` with the XDP member of its union, and room for what newer kernels add.
     #[repr(C, align(8))]
     #[derive(Default)]
     struct Info {
@@ -96,15 +100,15 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<Option<XdpLinkInfo>>
         .then_some(XdpLinkInfo { program_id: info.prog_id, ifindex: info.ifindex }))
 }
 
-/// What the kernel knows of an XDP program.
+/// The kernel's description of an XDP program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ProgramInfo {
     /// The ids of the maps that it uses.
     pub(crate) map_ids: Vec<u32>,
 }
 
-/// Describes an XDP program; `None` when the descriptor is another kind of program, or uses more maps than any of ours.
-/// Asked by the descriptor and not by an id, this needs no CAP_SYS_ADMIN.
+/// Describes an XDP program; `None` if the descriptor is another kind of program, or uses more maps than any of ours. By
+/// descriptor, since a lookup by id needs CAP_SYS_ADMIN.
 pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<Option<ProgramInfo>> {
     const MAPS: usize = 64;
     /// The beginning of `struct bpf_prog_info`.
@@ -140,6 +144,7 @@ pub(crate) fn program_info(program: BorrowedFd<'_>) -> io::Result<Option<Program
     let info = unsafe { (&raw const info).read_volatile() };
     // SAFETY: the same of `ids`.
     let ids = unsafe { (&raw const ids).read_volatile() };
+    // The kernel writes at most `MAPS` ids, but reports the full count.
     let used = usize::try_from(info.map_count).ok().and_then(|count| ids.get(..count));
     Ok(used.filter(|_| info.kind == BPF_PROG_TYPE_XDP).map(|ids| ProgramInfo { map_ids: ids.to_vec() }))
 }
@@ -150,12 +155,12 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     call(BPF_OBJ_PIN, &path_attr(&path, fd(object))).map(|_| ())
 }
 
-/// Opens a pinned link. `None` when the path holds a map or a program.
+/// Opens a pinned link; `None` if the path is the pin of a map or a program.
 pub(crate) fn open_pinned_link(path: &Path) -> io::Result<Option<OwnedFd>> {
     let path = c_path(path)?;
     let object = call_for_fd(BPF_OBJ_GET, &path_attr(&path, 0))?;
-    // GET_INFO_BY_FD answers for every kind of object and the answers look alike; only the name of the anonymous
-    // inode tells them apart (bpf_link when it was created, bpf-link when it was opened again).
+    // BPF_OBJ_GET_INFO_BY_FD fills the same buffer for every kind of object, so only the name of the anonymous inode shows
+    // which one this is: bpf_link for a descriptor from BPF_LINK_CREATE, bpf-link from BPF_OBJ_GET (kernel/bpf/syscall.c).
     let kind = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()))?;
     let kind = kind.as_os_str().as_bytes();
     Ok((kind.ends_with(b"bpf_link") || kind.ends_with(b"bpf-link")).then_some(object))
@@ -186,7 +191,7 @@ fn call_for_fd<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// `attr` is the leading part of `union bpf_attr` that `command` reads; the kernel takes the rest as zero.
+/// `attr` is the leading part of `union bpf_attr` that `command` reads; the kernel fills the rest with zeros.
 fn call<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is readable for its size. The kernel writes only through addresses inside it, and the callers
     // above put there either a path that it reads or a local buffer with its length.

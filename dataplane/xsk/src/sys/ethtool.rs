@@ -1,5 +1,5 @@
-//! What ethtool's ioctl says of a device: how many receive queues it has, the name of its driver, and whether it takes
-//! VLAN tags off frames, which can be changed. (sysfs would show the devices of the namespace in which it was mounted.)
+//! ethtool's ioctl: a device's receive queues, its driver, and its RX VLAN offload. Not read from sysfs, which shows the
+//! devices of the network namespace in which it was mounted.
 #![allow(unsafe_code, reason = "the ethtool ioctl has no safe wrapper")]
 
 use std::io;
@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+// <linux/sockios.h> and <linux/ethtool.h>
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GFLAGS: u32 = 0x25;
@@ -15,7 +16,7 @@ const ETHTOOL_GCHANNELS: u32 = 0x3c;
 
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 
-/// Receive queues in use. An error when the driver does not say.
+/// Number of receive queues in use. An error if the driver has no channels to report.
 pub(crate) fn rx_queue_count(interface: &str) -> io::Result<u32> {
     #[repr(C)]
     #[derive(Default)]
@@ -29,7 +30,8 @@ pub(crate) fn rx_queue_count(interface: &str) -> io::Result<u32> {
     }
     let channels = Channels { cmd: ETHTOOL_GCHANNELS, ..Channels::default() };
     // SAFETY: a `struct ethtool_channels` of plain integers, which is what this command fills.
-    let channels = unsafe { ask(interface, channels) }?;
+    let channels = unsafe { ioctl(interface, channels) }?;
+    // A driver has separate queues or combined ones; some report none of both for their only one.
     Ok((channels.rx + channels.combined).max(1))
 }
 
@@ -58,19 +60,19 @@ pub(crate) fn driver(interface: &str) -> io::Result<String> {
         counts: [0; 5],
     };
     // SAFETY: a `struct ethtool_drvinfo` of plain integers, which is what this command fills.
-    let info = unsafe { ask(interface, info) }?;
+    let info = unsafe { ioctl(interface, info) }?;
     let len = info.driver.iter().position(|byte| *byte == 0).unwrap_or(info.driver.len());
     Ok(String::from_utf8_lossy(&info.driver[..len]).into_owned())
 }
 
-/// Whether the device takes VLAN tags off received frames and carries them beside (`rxvlan`).
+/// Whether the device moves VLAN tags of received frames into the packet's metadata (`rxvlan`).
 pub(crate) fn has_rx_vlan_offload(interface: &str) -> io::Result<bool> {
     flags(interface, ETHTOOL_GFLAGS, 0).map(|flags| flags & ETH_FLAG_RXVLAN != 0)
 }
 
-/// Has the device leave VLAN tags in frames. A driver may do otherwise without an error.
+/// Makes the device leave VLAN tags in frames. A driver can ignore that without an error: read it back.
 pub(crate) fn disable_rx_vlan_offload(interface: &str) -> io::Result<()> {
-    // All flags of the command are set at once: the others stay.
+    // The command sets all of its flags at once, so the others are passed as they are.
     let now = flags(interface, ETHTOOL_GFLAGS, 0)?;
     flags(interface, ETHTOOL_SFLAGS, now & !ETH_FLAG_RXVLAN).map(drop)
 }
@@ -82,15 +84,15 @@ fn flags(interface: &str, cmd: u32, data: u32) -> io::Result<u32> {
         data: u32,
     }
     // SAFETY: a `struct ethtool_value` of plain integers, which is what both commands read or fill.
-    unsafe { ask(interface, Value { cmd, data }) }.map(|value| value.data)
+    unsafe { ioctl(interface, Value { cmd, data }) }.map(|value| value.data)
 }
 
-/// Has the kernel fill `question`.
+/// Runs the command in the first field of `value`, and returns `value` as the kernel filled it.
 ///
 /// # Safety
 ///
-/// It is the complete struct that goes with the command in its first field, and any bytes are valid for it.
-unsafe fn ask<T>(interface: &str, mut question: T) -> io::Result<T> {
+/// `value` is the complete struct of that command, and any bytes are valid for its type.
+unsafe fn ioctl<T>(interface: &str, mut value: T) -> io::Result<T> {
     #[repr(C)]
     struct IfReq<T> {
         name: [u8; libc::IFNAMSIZ],
@@ -100,9 +102,10 @@ unsafe fn ask<T>(interface: &str, mut question: T) -> io::Result<T> {
     if interface.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut request = IfReq { name: [0; libc::IFNAMSIZ], data: &raw mut question, pad: [0; 16] };
+    let mut request = IfReq { name: [0; libc::IFNAMSIZ], data: &raw mut value, pad: [0; 16] };
     request.name[..interface.len()].copy_from_slice(interface.as_bytes());
 
+    // The ioctl goes to the device that is named; any socket of the namespace will do.
     let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: `request` is a complete `struct ifreq` whose data pointer leads to a live struct of the kind that the
     // command fills, as the caller promises.

@@ -1,5 +1,5 @@
-//! What xsk-rs leaves out about an AF_XDP socket: its options, and wakeups that report the link's state (xsk-rs
-//! swallows ENETDOWN).
+//! What xsk-rs lacks for an AF_XDP socket: its options, and wakeups that report the state of the link (xsk-rs discards
+//! ENETDOWN).
 #![allow(unsafe_code, reason = "socket options and wakeups on a raw AF_XDP descriptor")]
 
 use std::ffi::c_int;
@@ -11,7 +11,7 @@ use crate::{BusyPoll, XdpStatistics};
 // <linux/if_xdp.h> since 6.17; not yet in libc.
 const XDP_MAX_TX_SKB_BUDGET: c_int = 9;
 
-/// True when the kernel bound the socket in zero-copy mode.
+/// True if the kernel bound the socket in zero-copy mode.
 pub(crate) fn is_zero_copy(socket: BorrowedFd<'_>) -> io::Result<bool> {
     let mut flags: u32 = 0;
     let mut len = size_of_u32();
@@ -65,19 +65,20 @@ pub(crate) fn statistics(socket: BorrowedFd<'_>) -> io::Result<XdpStatistics> {
     })
 }
 
-/// Lets one send call of copy mode take the whole ring instead of 32 packets. ENOPROTOOPT on kernels before 6.17.
+/// Lets one send call in copy mode take the whole ring instead of 32 packets. ENOPROTOOPT before Linux 6.17.
 pub(crate) fn raise_tx_budget(socket: BorrowedFd<'_>, tx_ring_len: u32) -> io::Result<()> {
     set(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, tx_ring_len)
 }
 
-/// RxBuffer for a full TX ring of packets in flight: copy mode charges each to the socket's send buffer, and the
-/// default is worth less than 300 of them.
+/// Makes room for a full TX ring of packets in flight: copy mode charges each to the socket's send buffer, whose default is
+/// enough for less than 300.
 pub(crate) fn raise_send_buffer(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    // FORCE goes beyond net.core.wmem_max but needs CAP_NET_ADMIN in the initial user namespace.
     set(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes)
         .or_else(|_| set(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes))
 }
 
-/// Turns on preferred busy polling. ENOPROTOOPT on kernels before 5.11 and those without busy polling.
+/// Turns on preferred busy polling. ENOPROTOOPT before Linux 5.11 and in kernels without CONFIG_NET_RX_BUSY_POLL.
 pub(crate) fn set_busy_poll(socket: BorrowedFd<'_>, busy: BusyPoll) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, 1)?;
     set(socket, libc::SOL_SOCKET, libc::SO_BUSY_POLL, busy.microseconds)?;
@@ -87,6 +88,7 @@ pub(crate) fn set_busy_poll(socket: BorrowedFd<'_>, busy: BusyPoll) -> io::Resul
 /// Makes the kernel send what is in the TX ring.
 #[inline]
 pub(crate) fn kick_tx(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // Non-blocking is the only mode that AF_XDP has (net/xdp/xsk.c:__xsk_sendmsg): without the flag it is EOPNOTSUPP.
     // SAFETY: an empty send without an address: the kernel reads no memory of ours.
     let sent =
         unsafe { libc::sendto(socket.as_raw_fd(), ptr::null(), 0, libc::MSG_DONTWAIT, ptr::null(), 0) };
