@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Overrides, Wanted};
+use crate::config::{Overrides, RoleName, SourceOverride};
 
 /// A kernel-bypass L4 load balancer for Kubernetes Services.
 #[derive(Debug, Parser)]
@@ -46,9 +46,9 @@ pub(crate) struct RunArgs {
     /// The kubeconfig of the cluster to follow, instead of the source in the file.
     #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
     kubeconfig: Option<PathBuf>,
-    /// gateway or node, instead of the one in the file.
-    #[arg(long)]
-    role: Option<String>,
+    /// What this machine is to the cluster, instead of the role in the file.
+    #[arg(long, value_enum)]
+    role: Option<RoleName>,
     /// The name of this machine's Node object.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
@@ -60,13 +60,13 @@ pub(crate) struct RunArgs {
 impl RunArgs {
     pub(crate) fn overrides(&self) -> Overrides {
         let source = match (&self.manifests, &self.kubeconfig) {
-            (Some(dir), _) => Wanted::Manifests(dir.clone()),
-            (None, Some(path)) => Wanted::Kubeconfig(path.clone()),
-            (None, None) => Wanted::AsConfigured,
+            (Some(dir), _) => SourceOverride::Manifests(dir.clone()),
+            (None, Some(path)) => SourceOverride::Kubeconfig(path.clone()),
+            (None, None) => SourceOverride::None,
         };
         Overrides {
             source,
-            role: self.role.clone(),
+            role: self.role,
             node_name: self.node_name.clone(),
             interfaces: self.interfaces.clone(),
         }

@@ -18,9 +18,9 @@ use crate::config::Config;
 /// # Errors
 /// Another process has the tables, or there is no memory for them.
 pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
-    let (v4, v6) = (config.flow_capacity, config.flow_capacity_v6);
-    if config.keep_flows {
-        match open_kept(&config.flow_folder, [v4, v6]) {
+    let (v4, v6) = (config.flows.capacity, config.flows.capacity_v6);
+    if config.flows.keep {
+        match open_kept(&config.flow_folder(), [v4, v6]) {
             Ok((flows, origins)) => {
                 for (family, origin) in ["IPv4", "IPv6"].into_iter().zip(origins) {
                     if let Origin::Replaced(misfit) = origin {
@@ -37,7 +37,7 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
         }
     } else {
         // What is left there would be out of date by the time that flows are kept again.
-        remove(&config.flow_folder)?;
+        remove(&config.flow_folder())?;
     }
     Ok((Flows::new(v4, v6, HashKey::random())?, [Origin::Begun; 2]))
 }

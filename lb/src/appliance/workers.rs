@@ -102,7 +102,7 @@ impl Workers {
             "workers.count is {}, but an interface has {fewest} queues: each worker needs one of each",
             config.workers.count
         );
-        let affinity = Arc::new(AffinityTable::new(config.affinity_capacity));
+        let affinity = Arc::new(AffinityTable::new(config.flows.affinity_capacity));
         let short = Short::default();
         let proofs = Proofs::load(config);
         let mut workers = Self {
@@ -119,8 +119,8 @@ impl Workers {
             proofs,
             adoption: Adoption::default(),
             config: config.clone(),
-            frames: sockets::choose_frames(config, attached, config.zero_copy)?,
-            zero_copy: config.zero_copy,
+            frames: sockets::choose_frames(config, attached, config.xdp.zero_copy)?,
+            zero_copy: config.xdp.zero_copy,
             watchdog: Watchdog::new(config.workers.hang),
             started: false,
             to_be_adopted: origins.contains(&Origin::Restored),
@@ -198,7 +198,7 @@ impl Workers {
             number: post.number,
             core: post.core,
             idle_before_sleep: self.config.workers.idle_before_sleep,
-            timeouts: self.config.timeouts,
+            timeouts: self.config.flows.timeouts(),
             pipeline: self.config.pipeline,
         };
         let (shared, pipeline) = (self.shared.clone(), Pipeline::new(post.number));

@@ -9,7 +9,7 @@ use crate::config::Config;
 /// Compiles everything and opens nothing.
 #[expect(clippy::print_stdout, reason = "its report is its output")]
 pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
-    let ports = config.snat_ports.clone().collect();
+    let ports = config.snat.ports.clone().collect();
     let compile_config = config.compile_config(ports);
     let (report, place) = match &config.source {
         Source::Manifests(dir) => (flowgate_control::check(dir, &compile_config), dir.display().to_string()),

@@ -11,10 +11,10 @@ use crate::config::Config;
 /// Removes what a stopped flowgate left in place for its successor.
 #[expect(clippy::print_stdout, reason = "says what it did")]
 pub(crate) fn detach(config: &Config) -> anyhow::Result<ExitCode> {
-    let removed = steering::uninstall(&config.pin_dir).context("detaching")?;
-    flow_files::remove(&config.flow_folder).context("removing the flows")?;
+    let removed = steering::uninstall(&config.xdp.pin_dir).context("detaching")?;
+    flow_files::remove(&config.flow_folder()).context("removing the flows")?;
     prove::remove(config).context("removing what is known of the interfaces")?;
-    host::release_ports(&config.snat_ports)?;
+    host::release_ports(&config.snat.ports)?;
     println!("detached from {} interfaces, removed {} maps", removed.links, removed.maps);
     Ok(ExitCode::SUCCESS)
 }

@@ -38,11 +38,11 @@ use crate::metrics::{Extent, Metrics};
 pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
     init_log();
     anyhow::ensure!(
-        !config.interfaces.is_empty(),
+        !config.gateway.interfaces.is_empty(),
         "no interface to serve: set gateway.interfaces in the configuration, or pass --interface IF"
     );
-    let devices = host::devices(&config.interfaces, Path::new("/sys/class/net"))?;
-    let config = Config { interfaces: devices, ..config.clone() };
+    let mut config = config.clone();
+    config.gateway.interfaces = host::devices(&config.gateway.interfaces, Path::new("/sys/class/net"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     match local.block_on(&runtime, serve(&config))? {
@@ -63,7 +63,7 @@ enum Ended {
 /// Brings everything up, serves until a signal, and brings the workers down. Program, maps, links and flows
 /// stay for the next start. For a while the program holds the traffic for it; then all passes to the kernel.
 async fn serve(config: &Config) -> anyhow::Result<Ended> {
-    let admin = AdminServer::bind(&config.admin_socket)?;
+    let admin = AdminServer::bind(&config.admin.socket)?;
     let dns = config.dns.as_ref().map(dns::Server::bind).transpose()?;
     if let Some(dns) = &dns {
         let (addresses, domain) = (dns.addresses(), config.dns.as_ref().map(|dns| &dns.domain));
@@ -102,7 +102,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let publishing = Publishing { publisher, steering, answers_echo, tags: TagCare::default() };
     let appliance = Appliance { workers, publishing };
     let (mut supervisor, handle) =
-        Supervisor::new(appliance, unhealthy_reasons, reexecutions.clone(), config.grace);
+        Supervisor::new(appliance, unhealthy_reasons, reexecutions.clone(), config.xdp.grace);
     let handler = Handler { supervisor: handle.clone(), status: status_receiver.clone(), started };
     let metrics = Metrics::new(
         handle.clone(),
@@ -110,7 +110,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         &probe_counts,
         Extent {
             dns: dns.as_ref().map(dns::Server::counters),
-            detail: config.metrics_detail,
+            detail: config.metrics.detail,
             hangs: reexecutions.total(),
         },
     );
@@ -119,20 +119,20 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         flowgate_control::Config {
             compile: compile_config,
             source: config.source.clone(),
-            interfaces: config.interfaces.clone(),
+            interfaces: config.gateway.interfaces.clone(),
             requests: request_receiver,
             dns,
             status,
             desired,
             sync_metrics: health_inputs.sync_metrics.clone(),
             health: health::Config {
-                listen: config.health_listen,
+                listen: config.health.listen,
                 inputs: health_inputs,
                 counts: probe_counts,
             },
             shutdown: shutdown_receiver,
         },
-        sink(handle, config.grace),
+        sink(handle, config.xdp.grace),
     );
     let logged = log_reports(status_receiver);
     let signalled = signalled()?;
@@ -144,12 +144,12 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         }
         () = logged => Ok(Ended::Signal("ended")),
         () = admin.serve(Rc::new(handler)) => Ok(Ended::Signal("ended")),
-        () = metrics.serve(config.metrics_listen, &metrics_status) => Ok(Ended::Signal("ended")),
+        () = metrics.serve(config.metrics.listen, &metrics_status) => Ok(Ended::Signal("ended")),
         how = signalled => Ok(Ended::Signal(how)),
     };
     drop((shutdown, metrics));
     let Appliance { workers, mut publishing } = supervisor.appliance;
-    let cleared = stop_traffic(&mut publishing, config.grace);
+    let cleared = stop_traffic(&mut publishing, config.xdp.grace);
     match outcome {
         Ok(Ended::Hang(_)) => return outcome,
         Ok(Ended::Signal(how)) => {
@@ -173,17 +173,18 @@ fn stop_traffic(publishing: &mut Publishing, grace: Duration) -> Result<(), Stee
 fn attach(config: &Config) -> anyhow::Result<(Steering, PortSet)> {
     host::raise_locked_memory();
     let interfaces = config
+        .gateway
         .interfaces
         .iter()
-        .map(|name| InterfaceConfig { name: name.clone(), mode: config.xdp_mode })
+        .map(|name| InterfaceConfig { name: name.clone(), mode: config.xdp.mode })
         .collect();
     let steering = Steering::attach(&SteeringConfig {
-        pin_dir: config.pin_dir.clone(),
-        log_dir: config.log_folder.clone(),
+        pin_dir: config.xdp.pin_dir.clone(),
+        log_dir: config.log_folder(),
         interfaces,
     })?;
     steering.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
-    let snat_ports = host::reserve_ports(&config.snat_ports)?;
+    let snat_ports = host::reserve_ports(&config.snat.ports)?;
     steering.notices().iter().for_each(|notice| tracing::info!("{notice}"));
     for report in steering.report() {
         let (mode, queues) = (report.mode.name(), report.queues);
@@ -209,7 +210,7 @@ fn signalled() -> anyhow::Result<impl Future<Output = &'static str>> {
 fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> anyhow::Error {
     if steering.report().iter().all(|report| report.link == LinkOrigin::Fresh) {
         let undone = steering.detach().map_err(anyhow::Error::from);
-        let undone = undone.and_then(|_| host::release_ports(&config.snat_ports));
+        let undone = undone.and_then(|_| host::release_ports(&config.snat.ports));
         let undone = undone.and_then(|()| Ok(prove::remove(config)?));
         if let Err(left) = undone {
             tracing::error!("not all was undone, run `flowgate detach`: {left:#}");

@@ -14,7 +14,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use flowgate_control::model::NetState;
 use flowgate_control::source::manifests;
-use flowgate_control::{CompileConfig, LocalPods, NodeAddresses, Role, compile};
+use flowgate_control::{CompileConfig, LocalPods, NodeAddresses, compile};
 use flowgate_dataplane::pipeline::select::{Decision, Selection, select_backend};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{Backend, SourceClass, Tables};
@@ -23,7 +23,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::{host_name, parse_nodeport_addresses};
+use crate::config::{RoleName, host_name};
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {
@@ -31,8 +31,8 @@ pub(crate) struct TraceArgs {
     #[arg(long, value_name = "DIR")]
     manifests: PathBuf,
     /// What this machine is to the cluster.
-    #[arg(long, value_enum, default_value_t = RoleWord::Gateway)]
-    role: RoleWord,
+    #[arg(long, value_enum, default_value_t = RoleName::Gateway)]
+    role: RoleName,
     /// The Node whose addresses, zone and endpoints are this machine's [default: the host name].
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
@@ -57,12 +57,6 @@ pub(crate) struct TraceArgs {
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t = TraceOutput::Json)]
     output: TraceOutput,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum RoleWord {
-    Gateway,
-    Node,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -138,13 +132,12 @@ pub(crate) fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn tables(args: &TraceArgs) -> anyhow::Result<Tables> {
+    let nodeport_addresses =
+        args.nodeport_addresses.iter().map(|entry| entry.parse()).collect::<Result<_, _>>();
     let compile_config = CompileConfig {
-        role: match args.role {
-            RoleWord::Gateway => Role::Gateway,
-            RoleWord::Node => Role::Node,
-        },
+        role: args.role.into(),
         node_name: args.node_name.clone().unwrap_or_else(host_name).to_lowercase(),
-        nodeport_addresses: parse_nodeport_addresses(&args.nodeport_addresses)
+        nodeport_addresses: nodeport_addresses
             .map_err(|reason| anyhow::anyhow!("--nodeport-addresses: {reason}"))?,
         localhost_nodeports: args.localhost_nodeports,
         local_pods: match args.detect_local {

@@ -1,17 +1,24 @@
-//! The section `[dns]`. Never opens anything.
+//! The section `[dns]`: the server for the names of Services.
 
 use std::net::{IpAddr, SocketAddr};
 
 use flowgate_control::dns::{self, DNS_PORT, Upstream};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+
+use super::value::{first_repeated, parse_with};
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Dns {
-    pub(super) listen: Vec<String>,
-    pub(super) domain: String,
-    pub(super) ttl_s: u32,
-    pub(super) forward: Vec<String>,
+    /// Empty: no server.
+    #[serde(deserialize_with = "listen")]
+    pub(super) listen: Vec<SocketAddr>,
+    #[serde(deserialize_with = "domain")]
+    domain: String,
+    #[serde(deserialize_with = "ttl_s")]
+    ttl_s: u32,
+    #[serde(deserialize_with = "forward")]
+    forward: Vec<Upstream>,
 }
 
 impl Default for Dns {
@@ -20,43 +27,52 @@ impl Default for Dns {
             listen: Vec::new(),
             domain: "cluster.local".into(),
             ttl_s: 5,
-            forward: vec!["/etc/resolv.conf".into()],
+            forward: vec![Upstream::File("/etc/resolv.conf".into())],
         }
     }
 }
 
 impl Dns {
-    pub(super) const KEYS: &[&str] = &["listen", "domain", "ttl_s", "forward"];
-
-    /// What was meant; nothing if the server is off.
-    pub(super) fn meant(self) -> Result<Option<dns::Config>, (&'static str, String)> {
-        let mut listen = Vec::new();
-        for text in &self.listen {
-            let addr = socket_addr(text).ok_or_else(|| ("dns.listen", shape(text)))?;
-            if listen.contains(&addr) {
-                return Err(("dns.listen", format!("{addr} is listed twice")));
-            }
-            listen.push(addr);
-        }
-        if self.ttl_s > TTL_S_MAX {
-            return Err(("dns.ttl_s", format!("{} is above {TTL_S_MAX}", self.ttl_s)));
-        }
-        let upstream = |text: &String| {
-            if text.starts_with('/') {
-                return Ok(Upstream::File(text.into()));
-            }
-            let server = socket_addr(text).map(Upstream::Server);
-            server.ok_or_else(|| {
-                ("dns.forward", format!("{}, or a file such as /etc/resolv.conf", shape(text)))
-            })
-        };
-        let upstreams = self.forward.iter().map(upstream).collect::<Result<_, _>>()?;
-        if let Err(error) = dns::zone::Zone::new(&self.domain, self.ttl_s, Vec::new()) {
-            return Err(("dns.domain", error.to_string()));
-        }
-        let config = dns::Config { listen, domain: self.domain, ttl_s: self.ttl_s, upstreams };
-        Ok(Some(config).filter(|config| !config.listen.is_empty()))
+    /// The server's configuration; `None` if it listens nowhere.
+    pub(super) fn resolve(self) -> Option<dns::Config> {
+        let Self { listen, domain, ttl_s, forward } = self;
+        (!listen.is_empty()).then_some(dns::Config { listen, domain, ttl_s, upstreams: forward })
     }
+}
+
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
+    parse_with(deserializer, |list: Vec<String>| {
+        let address = |text: &String| socket_addr(text).ok_or_else(|| shape(text));
+        let addresses = list.iter().map(address).collect::<Result<Vec<_>, _>>()?;
+        match first_repeated(&addresses) {
+            Some(twice) => Err(format!("{twice} is listed twice")),
+            None => Ok(addresses),
+        }
+    })
+}
+
+fn domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    parse_with(deserializer, |domain: String| match dns::zone::Zone::new(&domain, 0, Vec::new()) {
+        Ok(_) => Ok(domain),
+        Err(error) => Err(error.to_string()),
+    })
+}
+
+fn ttl_s<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    parse_with(deserializer, |ttl_s: u32| {
+        if ttl_s > TTL_S_MAX { Err(format!("{ttl_s} is above {TTL_S_MAX}")) } else { Ok(ttl_s) }
+    })
+}
+
+fn forward<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Upstream>, D::Error> {
+    let upstream = |text: &String| {
+        if text.starts_with('/') {
+            return Ok(Upstream::File(text.into()));
+        }
+        let server = socket_addr(text).map(Upstream::Server);
+        server.ok_or_else(|| format!("{}, or a file such as /etc/resolv.conf", shape(text)))
+    };
+    parse_with(deserializer, |list: Vec<String>| list.iter().map(upstream).collect())
 }
 
 fn socket_addr(text: &str) -> Option<SocketAddr> {
@@ -68,18 +84,23 @@ fn shape(text: &str) -> String {
     format!("`{text}` is no address such as 127.0.0.1, 127.0.0.1:53 or [::1]:53")
 }
 
-/// Endpoints come and go faster than any longer time.
+/// Endpoints change faster than any longer time.
 const TTL_S_MAX: u32 = 3600;
 
 #[cfg(test)]
 mod tests {
+    use super::super::ConfigError;
+    use super::super::file::Sections;
     use super::*;
+
+    fn dns(keys: &str) -> Result<Option<dns::Config>, ConfigError> {
+        Sections::parse(&format!("[dns]\n{keys}"), "f.toml").map(|sections| sections.dns.resolve())
+    }
 
     #[test]
     fn the_dns_server_is_off_until_it_is_told_where_to_listen() {
-        assert_eq!(Dns::default().meant(), Ok(None));
-        let on = Dns { listen: vec!["127.0.0.1".into(), "[::1]:5353".into()], ..Dns::default() };
-        let config = on.meant().unwrap().unwrap();
+        assert_eq!(dns("").unwrap(), None);
+        let config = dns("listen = [\"127.0.0.1\", \"[::1]:5353\"]").unwrap().unwrap();
         assert_eq!(config.listen, ["127.0.0.1:53".parse().unwrap(), "[::1]:5353".parse().unwrap()]);
         assert_eq!((config.domain.as_str(), config.ttl_s), ("cluster.local", 5));
         assert_eq!(config.upstreams, [Upstream::File("/etc/resolv.conf".into())]);
@@ -87,16 +108,14 @@ mod tests {
 
     #[test]
     fn upstreams_are_addresses_files_or_none() {
-        let with = |forward: &[&str]| Dns {
-            listen: vec!["127.0.0.1".into()],
-            forward: forward.iter().map(|&text| text.to_owned()).collect(),
-            ..Dns::default()
+        let upstreams = |forward: &[&str]| {
+            let keys = format!("listen = [\"127.0.0.1\"]\nforward = {forward:?}");
+            dns(&keys).unwrap().unwrap().upstreams
         };
-        let upstreams = |dns: Dns| dns.meant().unwrap().unwrap().upstreams;
-        assert_eq!(upstreams(with(&[])), []);
+        assert_eq!(upstreams(&[]), []);
         let server = |text: &str| Upstream::Server(text.parse().unwrap());
         assert_eq!(
-            upstreams(with(&["192.0.2.53", "[2001:db8::53]:5353", "/run/resolv.conf"])),
+            upstreams(&["192.0.2.53", "[2001:db8::53]:5353", "/run/resolv.conf"]),
             [
                 server("192.0.2.53:53"),
                 server("[2001:db8::53]:5353"),
@@ -107,14 +126,16 @@ mod tests {
 
     #[test]
     fn what_cannot_be_meant_is_refused_with_its_key() {
-        let key = |dns: Dns| dns.meant().unwrap_err().0;
-        assert_eq!(key(Dns { listen: vec!["localhost".into()], ..Dns::default() }), "dns.listen");
-        let twice = vec!["127.0.0.1".into(), "127.0.0.1:53".into()];
-        assert_eq!(key(Dns { listen: twice, ..Dns::default() }), "dns.listen");
-        assert_eq!(key(Dns { forward: vec!["8.8.8".into()], ..Dns::default() }), "dns.forward");
-        assert_eq!(key(Dns { ttl_s: 3601, ..Dns::default() }), "dns.ttl_s");
+        let key = |keys: &str| match dns(keys) {
+            Err(ConfigError::Value { key, .. }) => key,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(key("listen = [\"localhost\"]"), "dns.listen");
+        assert_eq!(key("listen = [\"127.0.0.1\", \"127.0.0.1:53\"]"), "dns.listen");
+        assert_eq!(key("forward = [\"8.8.8\"]"), "dns.forward");
+        assert_eq!(key("ttl_s = 3601"), "dns.ttl_s");
         for domain in ["", ".", "a..b", "under_score.local", &"a.".repeat(100)] {
-            assert_eq!(key(Dns { domain: domain.into(), ..Dns::default() }), "dns.domain", "{domain}");
+            assert_eq!(key(&format!("domain = {domain:?}")), "dns.domain", "{domain}");
         }
     }
 }

@@ -195,20 +195,20 @@ impl Proofs {
         let boot = host::boot_id().map_or_else(|_| String::new(), |id| format!("{id:02x?}"));
         let wishes = Wishes {
             boot,
-            zero_copy: format!("{:?}", config.zero_copy),
-            mode: config.xdp_mode.into(),
+            zero_copy: format!("{:?}", config.xdp.zero_copy),
+            mode: config.xdp.mode.into(),
             frame_bytes: config.rings.frame_bytes,
-            prove: config.prove,
+            prove: config.xdp.prove,
         };
         let file = file(config);
         let left = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let records = left.map_or_else(BTreeMap::new, |(left, records)| wishes.inherit(&left, records));
         Self {
-            is_on: config.prove,
+            is_on: config.xdp.prove,
             file,
             wishes,
-            zero_copy: config.zero_copy,
-            xdp: config.xdp_mode,
+            zero_copy: config.xdp.zero_copy,
+            xdp: config.xdp.mode,
             saved: records.clone(),
             records,
             refused: BTreeMap::new(),
@@ -406,7 +406,7 @@ impl Proofs {
 
 /// Where they are kept: beside the admin socket.
 fn file(config: &Config) -> PathBuf {
-    config.admin_socket.with_file_name("proofs.json")
+    config.admin.socket.with_file_name("proofs.json")
 }
 
 /// Removes what a process left for its successor.

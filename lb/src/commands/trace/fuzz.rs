@@ -1,9 +1,10 @@
 //! Lines that are no packets, as a fuzz target: each is traced or answered with its error.
 
+use flowgate_control::Role;
 use flowgate_control::model::Desired;
 use flowgate_fuzz::{Feature, Rng, Target, feature};
 
-use super::{CompileConfig, LocalPods, NetState, Role, Tables, compile, read_packet, trace_one};
+use super::{CompileConfig, LocalPods, NetState, Tables, compile, read_packet, trace_one};
 
 const WORDS: &[&[u8]] = &[
     b"\"proto\":\"tcp\"",

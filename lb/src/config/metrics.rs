@@ -1,0 +1,34 @@
+//! The section `[metrics]`: the server of `/metrics`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::Deserialize;
+
+use super::value::listen;
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Metrics {
+    /// `None`: no server.
+    #[serde(deserialize_with = "listen")]
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) detail: MetricsDetail,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 10_249))),
+            detail: MetricsDetail::Services,
+        }
+    }
+}
+
+/// How finely the metrics of flows are broken down; each level has what those before it have.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MetricsDetail {
+    Totals,
+    Services,
+    Backends,
+}

@@ -1,0 +1,48 @@
+//! Helpers of the sections: values with rules of their own.
+
+use std::net::SocketAddr;
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+
+/// A value that contradicts another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Invalid {
+    /// With its section, such as `workers.cores`.
+    pub(super) key: &'static str,
+    /// What is wrong with it.
+    pub(super) reason: String,
+}
+
+/// Deserializes a `T` and parses it further; the error of `parse` is the reason for refusing the key.
+pub(super) fn parse_with<'de, D, T, U>(
+    deserializer: D,
+    parse: impl FnOnce(T) -> Result<U, String>,
+) -> Result<U, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    parse(T::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// The address of a server; `None` for `off`.
+pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    parse_with(deserializer, |text: String| {
+        if text == "off" {
+            return Ok(None);
+        }
+        let address: Option<SocketAddr> = text.parse().ok();
+        match address.filter(|address| address.port() != 0) {
+            Some(address) => Ok(Some(address)),
+            None => {
+                Err(format!("`{text}` is neither an address with a port such as \"0.0.0.0:10256\" nor off"))
+            }
+        }
+    })
+}
+
+/// The first item that is in the list twice.
+pub(super) fn first_repeated<T: PartialEq>(items: &[T]) -> Option<&T> {
+    items.iter().enumerate().find(|(i, item)| items[..*i].contains(item)).map(|(_, item)| item)
+}
