@@ -56,7 +56,7 @@ pub fn compare(options: &CompareOptions, flowgate: &Path, stop: &Stop) -> Result
     }
     cases::write_statuses(&plane.client())?;
     await_sentinel(&plane, &flowgate, &mut proxy, stop, "first")?;
-    print_line("changing some of them");
+    print_line("changing some of the Services");
     plane.apply(cases::CHANGES)?;
     plane.kubectl(&["delete", "service", "deleted"])?;
     await_sentinel(&plane, &flowgate, &mut proxy, stop, "second")?;

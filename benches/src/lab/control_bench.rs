@@ -76,7 +76,7 @@ pub fn control_bench(
     }
     let theirs = outcomes.pop().expect("there were two");
     let ours = outcomes.pop().expect("there were two");
-    print_line(format!("flowgate before there were Services: {baseline_rss_mb:.0} MB"));
+    print_line(format!("resident memory of flowgate without Services: {baseline_rss_mb:.0} MB"));
     Ok(ControlBenchReport::of(&ours, &theirs))
 }
 

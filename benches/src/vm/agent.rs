@@ -180,7 +180,7 @@ fn run(line: &[String], limit: Duration) -> io::Result<Reply> {
     let mut child = program(line)?.stdout(File::create(output)?).stderr(File::create(errors)?).spawn()?;
     let code = wait(&mut child, limit)?;
     if code.is_none() {
-        // It may have ended at this very moment, which is as good.
+        // It may have ended at this moment.
         let _ = child.kill();
         child.wait()?;
     }

@@ -56,7 +56,7 @@ impl SliceEvents {
                 return Err(Error::Timeout {
                     what: format!("the watch event of version {version}"),
                     after: EVENT_LIMIT,
-                    hint: "see whether the API server still runs".into(),
+                    hint: "check that the API server runs".into(),
                 });
             }
             let waited = self.times.changed.wait_timeout(events, left);

@@ -61,7 +61,7 @@ impl AnswerWatch {
                 return Err(Error::Timeout {
                     what: "an answer of the new endpoints".into(),
                     after: limit,
-                    hint: "look whether the forwarder runs and has seen the change".into(),
+                    hint: "check that the forwarder runs and has seen the change".into(),
                 });
             }
         }

@@ -275,7 +275,7 @@ fn pin_to(cpu: usize) -> Result<()> {
         set.set(cpu)?;
         sched_setaffinity(Pid::from_raw(0), &set)
     };
-    pin().map_err(Error::errno(format!("pin the generator to core {cpu} (is there such a core?)")))
+    pin().map_err(Error::errno(format!("pin the generator to core {cpu} (does this core exist?)")))
 }
 
 /// The outcome of a packet run at its sending end.

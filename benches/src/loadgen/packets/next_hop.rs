@@ -51,7 +51,7 @@ pub fn resolve(destination: Ipv4Addr) -> Result<NextHop> {
             return Err(Error::Timeout {
                 what: format!("the answer of {hop} to ARP on {}", route.dev),
                 after: NEIGHBOUR_LIMIT,
-                hint: "is it up, and on this link?".into(),
+                hint: "check that it is up and on this link".into(),
             });
         }
         // Any datagram makes the kernel resolve the neighbour; port 9 is discard.
