@@ -154,25 +154,7 @@ pub(crate) fn tables(family: Family) -> Tables {
         Family::V6 => IpAddr::V6(ipv6_of(addr)),
     };
     let backends: Vec<Ipv4Addr> = (1..=64).map(|n| Ipv4Addr::new(10, 244, 0, n + 10)).collect();
-    let endpoint = |addr: &Ipv4Addr| EndpointSpec { addr: ip(*addr), port: L4Port::new(8080), weight: 1 };
-    let service = ServiceSpec {
-        name: ServiceName { namespace: "default".into(), name: "bench".into(), port: "http".into() },
-        protocol: Protocol::Udp,
-        frontends: vec![FrontendSpec {
-            addr: ip(VIP),
-            port: L4Port::new(80),
-            kind: FrontendKind::ClusterIp,
-            treatments: PerSourceClass::same(TrafficPolicySpec {
-                endpoint_set: 0,
-                source_nat: SourceNat::Always,
-                when_empty: EmptyAction::Reject,
-            }),
-            allowed: None,
-        }],
-        endpoint_sets: vec![backends.iter().map(endpoint).collect()],
-        serving: Vec::new(),
-        affinity: None,
-    };
+    let service = service(ip(VIP), backends.iter().map(|addr| ip(*addr)));
     let (services, errors) = ServiceTable::build(&ServiceTable::default(), vec![Arc::new(service)], vec![]);
     assert!(errors.is_empty(), "{errors:?}");
     let interface = |name: &str, host: u8, addr: Ipv4Addr| InterfaceSpec {
@@ -217,5 +199,28 @@ pub(crate) fn tables(family: Family) -> Tables {
         routing: Arc::new(routing),
         snat: Arc::new(snat),
         sources: Arc::new(SourceClassifier::default()),
+    }
+}
+
+/// A UDP Service with source NAT.
+fn service(vip: IpAddr, backends: impl Iterator<Item = IpAddr>) -> ServiceSpec {
+    let endpoint = |addr| EndpointSpec { addr, port: L4Port::new(8080), weight: 1 };
+    ServiceSpec {
+        name: ServiceName { namespace: "default".into(), name: "bench".into(), port: "http".into() },
+        protocol: Protocol::Udp,
+        frontends: vec![FrontendSpec {
+            addr: vip,
+            port: L4Port::new(80),
+            kind: FrontendKind::ClusterIp,
+            treatments: PerSourceClass::same(TrafficPolicySpec {
+                endpoint_set: 0,
+                source_nat: SourceNat::Always,
+                when_empty: EmptyAction::Reject,
+            }),
+            allowed: None,
+        }],
+        endpoint_sets: vec![backends.map(endpoint).collect()],
+        serving: Vec::new(),
+        affinity: None,
     }
 }

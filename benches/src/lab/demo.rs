@@ -219,12 +219,17 @@ fn churn(
         Ok(removed)
     })?;
 
+    check_survivors(steps, load, &removed, stop)
+}
+
+/// Ends the load: only connections to the removed backend may have failed.
+fn check_survivors(steps: &mut Steps<'_>, load: StreamRun, removed: &str, stop: &Stop) -> Result<()> {
     steps.step("no connection to a living backend broke", |findings| {
         interrupt::sleep(stop, Duration::from_millis(500))?;
         let report = load.finish()?;
         let (mut broken, mut gone) = (0, 0);
         for (name, tally) in &report.by_backend {
-            *(if *name == removed { &mut gone } else { &mut broken }) += tally.broken;
+            *(if name == removed { &mut gone } else { &mut broken }) += tally.broken;
         }
         findings.detail(format!(
             "{} bytes in {} answers",

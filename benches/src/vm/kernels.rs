@@ -146,7 +146,9 @@ fn expect_refusal(store: &Store, kernel: &Kernel, flowgate: &Path, stop: &Stop) 
         }
         _ => {
             let said = last_lines(&ended.errors, 20);
-            Ok(Outcome::Failed(format!("the gateway did not refuse Linux {version} with a clear message:\n{said}")))
+            Ok(Outcome::Failed(format!(
+                "the gateway did not refuse Linux {version} with a clear message:\n{said}"
+            )))
         }
     }
 }
