@@ -26,7 +26,7 @@ use crate::vm::{self, TestProgram};
 pub enum LabCommand {
     /// Start the lab in the background: clients, backends with nginx, and a gateway, in network namespaces.
     Up(UpArgs),
-    /// End the lab and remove everything that it made.
+    /// End the lab and remove everything that it created.
     Down(InstanceArgs),
     /// Run kubectl against the API server of a lab that was started with --kubernetes.
     Kubectl(KubectlArgs),

@@ -167,7 +167,8 @@ fn be16(len: usize) -> [u8; 2] {
     u16::try_from(len).expect("a frame is shorter than 64 KiB").to_be_bytes()
 }
 
-/// The sum of 16-bit words in native byte order: by RFC 1071 section 2 (B) the sum does not depend on it.
+/// The sum of 16-bit words in native byte order, as the BPF program adds them: by RFC 1071 section 2 (B) the sum of
+/// byte-swapped words is the byte-swapped sum.
 fn native_sum(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|pair| u32::from(u16::from_ne_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum()
 }
