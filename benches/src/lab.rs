@@ -12,6 +12,7 @@ pub mod gateway;
 pub mod interrupt;
 pub mod kubernetes;
 pub mod manifests;
+pub(crate) mod output;
 pub mod sample;
 pub(crate) mod scratch;
 pub mod servers;

@@ -14,6 +14,7 @@ use crate::lab::control_bench::{ControlBenchOptions, control_bench};
 use crate::lab::demo::{DemoOptions, demo};
 use crate::lab::faults::{FaultOptions, case_names, faults};
 use crate::lab::interrupt;
+use crate::lab::output::print_line;
 use crate::lab::soak::{SoakOptions, soak};
 use crate::lab::supervisor::{DownOutcome, LabInstance, LabKind, UpOutcome, down, kubectl, supervise, up};
 use crate::vm::devices::{Device, DeviceOptions, device};
@@ -233,7 +234,7 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
     match command {
         LabCommand::Up(args) => args.start(flowgate),
         LabCommand::Down(instance) => {
-            super::loadgen::print(match down(&instance.instance())? {
+            print_line(match down(&instance.instance())? {
                 DownOutcome::Ended => "the lab is down",
                 DownOutcome::WasNotRunning => "no lab was running",
             });
@@ -288,7 +289,7 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
 
 /// Prints a report, one line of JSON, and turns its outcome into an exit code.
 fn finish(json: &str, success: bool) -> ExitCode {
-    super::loadgen::print(json);
+    print_line(json);
     exit_code(success)
 }
 
@@ -299,13 +300,13 @@ fn exit_code(success: bool) -> ExitCode {
 impl UpArgs {
     fn start(&self, flowgate: &Path) -> Result<ExitCode> {
         let instance = self.instance.instance();
-        let (first, state) = match up(&instance, flowgate, self.kind(), super::loadgen::print)? {
+        let (first, state) = match up(&instance, flowgate, self.kind(), |step| print_line(step))? {
             UpOutcome::Started(state) => (format!("the lab is up (process {})", state.pid), state),
             UpOutcome::AlreadyRunning(state) => {
                 (format!("the lab is already running (process {})", state.pid), state)
             }
         };
-        super::loadgen::print(&format!("{first}\n\n{}", state.guide(&instance, flowgate)));
+        print_line(&format!("{first}\n\n{}", state.guide(&instance, flowgate)));
         Ok(ExitCode::SUCCESS)
     }
 

@@ -1,6 +1,5 @@
 //! `flowgate loadgen packets|tcp|udp|http|sink`, in the network namespace of the process.
 
-use std::io::{self, Write as _};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::lab::interrupt;
+use crate::lab::output::print_line;
 use crate::loadgen::packets::{
     self, FlowRange, MacAddr, PacketKind, PacketOptions, Sink, SinkAction, SinkOptions,
 };
@@ -254,7 +254,7 @@ impl SinkArgs {
             report.seconds += rate.seconds;
             report.packets += rate.packets;
             if output == OutputFormat::Table {
-                print(&human_rate(rate.per_second));
+                print_line(&human_rate(rate.per_second));
             }
         }
         report.per_second = crate::loadgen::report::per_second(report.packets, report.seconds);
@@ -286,15 +286,9 @@ impl Report for SinkReport {
 }
 
 fn finish(report: &impl Report, output: OutputFormat) -> ExitCode {
-    print(&match output {
+    print_line(&match output {
         OutputFormat::Table => report.table(),
         OutputFormat::Json => report.json(),
     });
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// Prints a line to standard output.
-pub(super) fn print(text: &str) {
-    // A closed pipe is not an error.
-    let _ = writeln!(io::stdout().lock(), "{text}");
 }

@@ -9,8 +9,8 @@ mod test_bed;
 use std::path::Path;
 use std::time::Duration;
 
-use super::demo::print_line;
 use super::interrupt;
+use super::output::print_line;
 use crate::error::{Error, Result};
 use crate::loadgen::stop::Stop;
 use report::{Round, round_table};

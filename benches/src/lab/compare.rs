@@ -13,9 +13,9 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use super::demo::print_line;
 use super::interrupt;
 use super::kubernetes::{ControlPlane, NodeSpec, Programs};
+use super::output::print_line;
 use super::topology::GATEWAY_UPLINK;
 use crate::error::Result;
 use crate::loadgen::stop::Stop;

@@ -12,8 +12,8 @@ mod test_bed;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::demo::print_line;
 use super::interrupt;
+use super::output::print_line;
 use crate::clock;
 use crate::error::Result;
 use crate::loadgen::stop::Stop;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::gateway::last_lines;
 use super::interrupt;
+use super::output::print_line;
 use super::sample::{
     self, DUAL_STACK, DUAL_STACK_NODE_PORT, FILE_LEN, LOAD_BALANCER_IP, MYSQL, NGINX, PACKETS, PACKETS_SINK,
     SampleCluster, UDP_ECHO,
@@ -28,7 +29,6 @@ use crate::netns::{Namespace, find_program};
 use steps::{Findings, Steps};
 
 pub use steps::DemoOutcome;
-pub(super) use steps::print_line;
 
 const CONVERGENCE_LIMIT: Duration = Duration::from_secs(5);
 /// Lines of the gateway's log to show after a failure.

@@ -7,14 +7,15 @@ pub(super) mod case_result;
 pub(super) mod cases;
 pub(super) mod gateway_state;
 pub(super) mod load;
+pub(super) mod random;
 mod raw;
 mod report;
 pub(super) mod test_bed;
 
-use std::io::{self, Write as _};
 use std::path::Path;
 
 use super::interrupt;
+use super::output::print_progress;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::loadgen::stop::Stop;
@@ -88,10 +89,4 @@ pub fn faults(options: &FaultOptions, flowgate: &Path, stop: &Stop) -> Result<Fa
         report.add(case.name, result);
     }
     Ok(report)
-}
-
-/// Prints a line of progress to standard error; the report goes to standard output.
-pub(crate) fn print_progress(text: &str) {
-    // A closed pipe must not keep the lab from cleaning up.
-    let _ = writeln!(io::stderr().lock(), "{text}");
 }

@@ -8,14 +8,15 @@ mod memory;
 use std::path::Path;
 use std::time::Duration;
 
+use super::faults::CaseContext;
 use super::faults::case_result::CaseResult;
-use super::faults::cases::attack::Random;
 use super::faults::cases::flood::{ATTACK, attach_attacker};
 use super::faults::cases::leak::LeakDetector;
 use super::faults::load::{Load, Workload};
+use super::faults::random::Random;
 use super::faults::test_bed::{TestBed, TestBedOptions, datagram_targets, stream_targets};
-use super::faults::{CaseContext, print_progress};
 use super::interrupt;
+use super::output::print_progress;
 use crate::clock;
 use crate::error::Result;
 use crate::lab::gateway::rows;

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use crate::error::{Error, Result};
-use crate::lab::faults::print_progress;
 use crate::lab::interrupt;
+use crate::lab::output::print_progress;
 use crate::loadgen::stop::Stop;
 use test_bed::TestBed;
 

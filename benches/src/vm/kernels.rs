@@ -14,9 +14,9 @@ use serde::Serialize;
 use super::test_program::{TestMachine, TestProgram};
 use super::{Kernel, Store};
 use crate::error::{Error, Result};
-use crate::lab::faults::print_progress;
 use crate::lab::gateway::last_lines;
 use crate::lab::interrupt;
+use crate::lab::output::print_progress;
 use crate::loadgen::stop::Stop;
 
 /// What to run.

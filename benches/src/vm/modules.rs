@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::test_program::{TestMachine, TestProgram};
 use super::{Kernel, Store};
 use crate::error::Result;
-use crate::lab::faults::print_progress;
 use crate::lab::interrupt;
+use crate::lab::output::print_progress;
 use crate::loadgen::stop::Stop;
 
 /// Modules for the tests, besides those of the lab.

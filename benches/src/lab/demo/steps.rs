@@ -1,12 +1,12 @@
 //! The output of the demo: one line per step with its time and findings, as plain text.
 
 use std::fmt::Display;
-use std::io::{self, Write as _};
 use std::time::Instant;
 
 use crate::clock;
 use crate::error::Result;
 use crate::lab::interrupt;
+use crate::lab::output::print_line;
 use crate::loadgen::stop::Stop;
 
 /// Prints steps and collects failures.
@@ -99,10 +99,4 @@ impl DemoOutcome {
     pub fn is_success(&self) -> bool {
         self.failures.is_empty()
     }
-}
-
-/// Prints a line to standard output.
-pub(in crate::lab) fn print_line(text: impl Display) {
-    // A closed pipe must not keep the lab from cleaning up.
-    let _ = writeln!(io::stdout().lock(), "{text}");
 }

@@ -1,7 +1,7 @@
 //! The fault cases, grouped by what they disturb.
 
 mod address;
-pub(in crate::lab) mod attack;
+mod attack;
 mod control;
 mod disturb;
 mod drain;

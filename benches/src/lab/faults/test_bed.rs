@@ -3,13 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use super::CaseContext;
 use super::case_result::CaseResult;
 use super::gateway_state::stopped;
 use super::load::{Load, Workload};
-use super::{CaseContext, print_progress};
 use crate::error::{Error, Result};
 use crate::lab::gateway::{Gateway, GatewayOptions, last_lines, rows};
 use crate::lab::manifests::{L4Protocol, ServiceSpec};
+use crate::lab::output::print_progress;
 use crate::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer};
 use crate::lab::servers::http::{HttpServer, HttpServerOptions};
 use crate::lab::topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, ipv6_of};

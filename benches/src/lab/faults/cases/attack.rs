@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::gateway_state::event;
 use crate::lab::faults::load::{Load, Workload};
+use crate::lab::faults::random::Random;
 use crate::lab::faults::raw::{self, RawSender};
 use crate::lab::faults::test_bed::{TestBed, TestBedOptions, stream_targets};
 use crate::lab::faults::{Case, CaseContext};
@@ -74,17 +75,5 @@ impl Ends {
     fn of(flow: &Value) -> Option<Self> {
         let end = |name: &str| flow[name].as_str()?.parse().ok();
         Some(Self { client: end("client")?, vip: end("vip")?, snat: end("snat")?, backend: end("backend")? })
-    }
-}
-
-/// SplitMix64, so that a run can be repeated from its seed.
-pub(in crate::lab) struct Random(pub(in crate::lab) u64);
-
-impl Random {
-    pub(in crate::lab) fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        u32::try_from((mixed ^ (mixed >> 31)) >> 32).expect("it has 32 bits")
     }
 }

@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use super::attack::Random;
 use crate::error::{Error, Result};
 use crate::lab::faults::case_result::CaseResult;
+use crate::lab::faults::random::Random;
 use crate::lab::faults::raw::{self, RawSender};
 use crate::lab::faults::test_bed::{TestBed, datagram_targets};
 use crate::lab::faults::{Case, CaseContext};
