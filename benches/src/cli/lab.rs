@@ -306,7 +306,7 @@ impl UpArgs {
                 (format!("the lab is already running (process {})", state.pid), state)
             }
         };
-        print_line(&format!("{first}\n\n{}", state.guide(&instance, flowgate)));
+        print_line(format!("{first}\n\n{}", state.guide(&instance, flowgate)));
         Ok(ExitCode::SUCCESS)
     }
 

@@ -254,7 +254,7 @@ impl SinkArgs {
             report.seconds += rate.seconds;
             report.packets += rate.packets;
             if output == OutputFormat::Table {
-                print_line(&human_rate(rate.per_second));
+                print_line(human_rate(rate.per_second));
             }
         }
         report.per_second = crate::loadgen::report::per_second(report.packets, report.seconds);
@@ -286,7 +286,7 @@ impl Report for SinkReport {
 }
 
 fn finish(report: &impl Report, output: OutputFormat) -> ExitCode {
-    print_line(&match output {
+    print_line(match output {
         OutputFormat::Table => report.table(),
         OutputFormat::Json => report.json(),
     });
