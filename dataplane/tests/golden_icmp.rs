@@ -120,7 +120,7 @@ enum Kind {
 const KINDS: [Kind; 3] = [Kind::Unreachable, Kind::TooBig(1400), Kind::TimeExceeded];
 
 /// An error about the packet of `original`, of which `quoted` bytes are there.
-fn error(src: IpAddr, dst: IpAddr, hops: u8, kind: Kind, original: &[u8], quoted: usize) -> Vec<u8> {
+fn error([src, dst]: [IpAddr; 2], hops: u8, kind: Kind, original: &[u8], quoted: usize) -> Vec<u8> {
     let quote = &original[14..(14 + quoted).min(original.len())];
     let builder = header(src, dst, hops);
     let mut frame = Vec::new();
@@ -213,9 +213,13 @@ fn an_error_from_behind_reaches_the_client_with_the_packet_that_it_sent() {
             for (router, quoted) in [(backend.ip(), 1000), (backend.ip(), 48)] {
                 let was = udp(seen, backend, 61, b"question");
                 let original = udp(client, vip, 61, b"question");
-                let error_in = error(router, seen.ip(), 60, kind, &was, quoted);
+                let error_in = error([router, seen.ip()], 60, kind, &was, quoted);
                 let out = comes_out(&mut gateway, FAB0, error_in, UP0);
-                assert_eq!(out, error(vip.ip(), client.ip(), 59, kind, &original, quoted)[12..], "{kind:?}");
+                assert_eq!(
+                    out,
+                    error([vip.ip(), client.ip()], 59, kind, &original, quoted)[12..],
+                    "{kind:?}"
+                );
             }
         }
         assert_eq!(count(&gateway, Event::IcmpErrorsTranslated), 6);
@@ -230,9 +234,9 @@ fn an_error_from_before_reaches_the_backend_with_the_packet_that_it_sent() {
         for kind in KINDS {
             let was = udp(vip, client, 61, b"answer");
             let original = udp(backend, seen, 61, b"answer");
-            let error_in = error(ip(router), vip.ip(), 60, kind, &was, 1000);
+            let error_in = error([ip(router), vip.ip()], 60, kind, &was, 1000);
             let out = comes_out(&mut gateway, UP0, error_in, FAB0);
-            assert_eq!(out, error(seen.ip(), backend.ip(), 59, kind, &original, 1000)[12..], "{kind:?}");
+            assert_eq!(out, error([seen.ip(), backend.ip()], 59, kind, &original, 1000)[12..], "{kind:?}");
         }
     }
 }
@@ -245,9 +249,9 @@ fn a_backend_that_sees_its_clients_sees_their_routers_too() {
         assert_eq!(seen, client);
         let was = udp(vip, client, 61, b"answer");
         let original = udp(backend, client, 61, b"answer");
-        let error_in = error(ip(router), vip.ip(), 60, Kind::TooBig(1400), &was, 1000);
+        let error_in = error([ip(router), vip.ip()], 60, Kind::TooBig(1400), &was, 1000);
         let out = comes_out(&mut gateway, UP0, error_in, FAB0);
-        assert_eq!(out, error(ip(router), backend.ip(), 59, Kind::TooBig(1400), &original, 1000)[12..]);
+        assert_eq!(out, error([ip(router), backend.ip()], 59, Kind::TooBig(1400), &original, 1000)[12..]);
     }
 }
 
@@ -266,10 +270,10 @@ fn errors_about_a_connection_carry_its_checksum_as_far_as_they_quote_it() {
             let out = comes_out(
                 &mut gateway,
                 FAB0,
-                error(backend.ip(), seen.ip(), 64, Kind::TooBig(1280), &was, quoted),
+                error([backend.ip(), seen.ip()], 64, Kind::TooBig(1280), &was, quoted),
                 UP0,
             );
-            let wanted = error(vip.ip(), client.ip(), 63, Kind::TooBig(1280), &original, quoted);
+            let wanted = error([vip.ip(), client.ip()], 63, Kind::TooBig(1280), &original, quoted);
             assert_eq!(out, wanted[12..], "{l4_len}");
         }
     }
@@ -283,7 +287,7 @@ fn an_error_changes_nothing_of_its_flow() {
     gateway.wait(std::time::Duration::from_secs(5));
     gateway.receive(
         FAB0,
-        error(backend.ip(), seen.ip(), 64, Kind::Unreachable, &udp(seen, backend, 9, b"x"), 100),
+        error([backend.ip(), seen.ip()], 64, Kind::Unreachable, &udp(seen, backend, 9, b"x"), 100),
     );
     let after = gateway.flows.views().next().unwrap();
     assert_eq!(count(&gateway, Event::IcmpErrorsTranslated), 1);
@@ -302,18 +306,18 @@ fn errors_about_nothing_of_ours_go_nowhere() {
     let other = SocketAddr::new(seen.ip(), 40_099);
     gateway.receive(
         FAB0,
-        error(backend.ip(), seen.ip(), 64, Kind::Unreachable, &udp(other, backend, 9, b""), 100),
+        error([backend.ip(), seen.ip()], 64, Kind::Unreachable, &udp(other, backend, 9, b""), 100),
     );
     assert_eq!(dropped(&gateway, DropReason::NoFlow), 1);
     // Sent to somebody else than the sender of the packet.
-    gateway.receive(FAB0, error(backend.ip(), vip.ip(), 64, Kind::Unreachable, &was, 100));
+    gateway.receive(FAB0, error([backend.ip(), vip.ip()], 64, Kind::Unreachable, &was, 100));
     // At its last hop: no error about an error.
-    gateway.receive(FAB0, error(backend.ip(), seen.ip(), 1, Kind::Unreachable, &was, 100));
+    gateway.receive(FAB0, error([backend.ip(), seen.ip()], 1, Kind::Unreachable, &was, 100));
     assert_eq!(dropped(&gateway, DropReason::TtlExpired), 1);
     assert_eq!(count(&gateway, Event::ErrorsSent), 0);
     // Too short to tell.
-    gateway.receive(FAB0, error(backend.ip(), seen.ip(), 64, Kind::Unreachable, &was, 23));
-    let mut truncated = error(backend.ip(), seen.ip(), 64, Kind::Unreachable, &was, 100);
+    gateway.receive(FAB0, error([backend.ip(), seen.ip()], 64, Kind::Unreachable, &was, 23));
+    let mut truncated = error([backend.ip(), seen.ip()], 64, Kind::Unreachable, &was, 100);
     truncated.truncate(60);
     gateway.receive(FAB0, truncated);
     assert_eq!(dropped(&gateway, DropReason::Malformed), 1);
@@ -329,10 +333,10 @@ fn an_error_about_what_a_backend_does_besides_is_routed_as_it_is() {
     let out = comes_out(
         &mut gateway,
         FAB0,
-        error(backend.ip(), client.ip(), 64, Kind::Unreachable, &was, 100),
+        error([backend.ip(), client.ip()], 64, Kind::Unreachable, &was, 100),
         UP0,
     );
-    assert_eq!(out, error(backend.ip(), client.ip(), 63, Kind::Unreachable, &was, 100)[12..]);
+    assert_eq!(out, error([backend.ip(), client.ip()], 63, Kind::Unreachable, &was, 100)[12..]);
     assert_eq!((count(&gateway, Event::Routed), count(&gateway, Event::IcmpErrorsTranslated)), (1, 0));
 }
 
@@ -342,14 +346,14 @@ fn an_error_waits_for_its_neighbour() {
     let mut gateway = Gateway::new(&world);
     let Known { client, vip, seen, backend } = open(&mut gateway, "192.0.2.66:9", VIP);
     let was = udp(seen, backend, 9, b"question");
-    let error_in = error(backend.ip(), seen.ip(), 64, Kind::Unreachable, &was, 100);
+    let error_in = error([backend.ip(), seen.ip()], 64, Kind::Unreachable, &was, 100);
     assert!(gateway.receive(FAB0, error_in).is_empty());
     assert_eq!(count(&gateway, Event::Held), 1);
     world.neighbours.push(neighbour(0, "192.0.2.66", Some(66)));
     gateway.publish(&world);
     let out = comes_out(&mut gateway, FAB0, vec![0; 60], UP0);
     let original = udp(client, vip, 9, b"question");
-    assert_eq!(out, error(vip.ip(), client.ip(), 63, Kind::Unreachable, &original, 100)[12..]);
+    assert_eq!(out, error([vip.ip(), client.ip()], 63, Kind::Unreachable, &original, 100)[12..]);
 }
 
 #[test]
@@ -360,11 +364,15 @@ fn a_pod_that_reaches_itself_by_its_service_gets_its_errors() {
     let (seen, backend) = ends(&sent[0].1);
     assert_eq!((seen.ip(), backend.ip()), (ip("10.244.0.1"), pod.ip()));
     let was = udp(seen, backend, 9, b"question");
-    let out =
-        comes_out(&mut gateway, FAB0, error(backend.ip(), seen.ip(), 64, Kind::Unreachable, &was, 100), FAB0);
+    let out = comes_out(
+        &mut gateway,
+        FAB0,
+        error([backend.ip(), seen.ip()], 64, Kind::Unreachable, &was, 100),
+        FAB0,
+    );
     assert_eq!(
         out,
-        error(vip.ip(), pod.ip(), 63, Kind::Unreachable, &udp(pod, vip, 9, b"question"), 100)[12..]
+        error([vip.ip(), pod.ip()], 63, Kind::Unreachable, &udp(pod, vip, 9, b"question"), 100)[12..]
     );
 }
 
@@ -416,17 +424,17 @@ fn what_is_too_big_is_reported_by_an_address_of_the_interface_that_it_came_by() 
         let answer = udp(backend, seen, 60, &[7; 1400]);
         let quoted = if client.is_ipv4() { 576 - 28 } else { 1280 - 48 };
         let out = comes_out(&mut gateway, FAB0, answer.clone(), FAB0);
-        assert_eq!(out, error(ip(ours[1]), backend.ip(), 64, Kind::TooBig(1400), &answer, quoted)[12..]);
+        assert_eq!(out, error([ip(ours[1]), backend.ip()], 64, Kind::TooBig(1400), &answer, quoted)[12..]);
         // The question does not fit into the backends' link.
         (world.interfaces[0].mtu, world.interfaces[1].mtu) = (1500, 1300);
         gateway.publish(&world);
         let question = udp(client, vip, 60, &[7; 1400]);
         let out = comes_out(&mut gateway, UP0, question.clone(), UP0);
-        assert_eq!(out, error(ip(ours[0]), client.ip(), 64, Kind::TooBig(1300), &question, quoted)[12..]);
+        assert_eq!(out, error([ip(ours[0]), client.ip()], 64, Kind::TooBig(1300), &question, quoted)[12..]);
         // Used up hops are reported the same way.
         let last = udp(client, vip, 1, b"question");
         let out = comes_out(&mut gateway, UP0, last.clone(), UP0);
-        assert_eq!(out, error(ip(ours[0]), client.ip(), 64, Kind::TimeExceeded, &last, quoted)[12..]);
+        assert_eq!(out, error([ip(ours[0]), client.ip()], 64, Kind::TimeExceeded, &last, quoted)[12..]);
         assert_eq!(count(&gateway, Event::ErrorsSent), 3);
     }
 }

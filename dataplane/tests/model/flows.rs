@@ -211,8 +211,7 @@ pub(crate) fn compare(
     lives: &Lives,
     timeouts: &Timeouts,
     table: &[Listed],
-    now: u64,
-    opened: usize,
+    (now, opened): (u64, usize),
 ) -> Result<(), String> {
     // Each flow that begins may push out one for each of its directions.
     let crowded = [true, false].map(|v4| flows.is_crowded(v4));

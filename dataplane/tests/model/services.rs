@@ -134,7 +134,7 @@ pub(crate) fn rule(world: &World, lives: &Lives, bindings: &Bindings, tuple: &Tu
     let candidates = match service.affinity {
         Some(timeout) => {
             let timeout_ms = u64::try_from(timeout.as_millis()).unwrap();
-            bindings.narrow(lives, client, &port, candidates, now, timeout_ms)
+            bindings.narrow(lives, (client, &port), candidates, (now, timeout_ms))
         }
         None => candidates,
     };
@@ -194,11 +194,9 @@ impl Bindings {
     fn narrow(
         &self,
         lives: &Lives,
-        client: IpAddr,
-        port: &PortKey,
+        (client, port): (IpAddr, &PortKey),
         candidates: Vec<SocketAddr>,
-        now: u64,
-        timeout_ms: u64,
+        (now, timeout_ms): (u64, u64),
     ) -> Vec<SocketAddr> {
         let Some(binding) = self.0.get(&(client, lives.of_service(port))) else { return candidates };
         if now - binding.used > timeout_ms {

@@ -285,7 +285,7 @@ impl Model {
         let chance =
             chance.ok_or_else(|| format!("{:?} to {} is none of {ways:?}", decided.verdict, reply.src))?;
         let Some(Way::Open { egress, ether, .. }) = chance.way else { return Err("no way".into()) };
-        self.open(decided, segment, offer, chance, egress, reply)?;
+        self.open(decided, segment, offer, chance, (egress, reply))?;
         judge_translation(decided.before, decided.after, segment, &reply.reversed(), &ether)?;
         Ok((chance.backend, Fate::Sent(egress)))
     }
@@ -296,8 +296,7 @@ impl Model {
         segment: &Segment,
         offer: &Offer,
         chance: &Chance,
-        egress: InterfaceId,
-        reply: Tuple,
+        (egress, reply): (InterfaceId, Tuple),
     ) -> Result<(), Difference> {
         let (tuple, backend) = (segment.tuple, chance.backend);
         let source = reply.dst;

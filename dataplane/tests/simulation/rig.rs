@@ -209,7 +209,7 @@ impl Rig {
         let full = self.model.counts.iter().filter_map(|c| c.get("flow_table_full")).sum::<u64>();
         let tries = usize::try_from(opened + full).unwrap();
         let Model { flows, lives, timeouts, .. } = &mut self.model;
-        compare(flows, lives, timeouts, &table, self.now, tries)?;
+        compare(flows, lives, timeouts, &table, (self.now, tries))?;
         let used = self.flows.used_entries();
         if used == 2 * self.model.flows.0.len() {
             return Ok(sent);
