@@ -77,9 +77,9 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
     let (pool, opened) = FramePool::new(&umem, &ports).map_err(|e| failed("open sockets".into())(&e))?;
     let mut sockets: Vec<OwnedFd> = Vec::new();
     let mut queues = Vec::new();
-    for (port, id) in opened.into_iter().zip(0..) {
-        sockets.push(port.fd().try_clone_to_owned().map_err(Error::io("duplicate a socket"))?);
-        queues.push(RxQueue { interface: InterfaceId(id), checksums: RxChecksums::Complete, port });
+    for (socket, id) in opened.into_iter().zip(0..) {
+        sockets.push(socket.fd().try_clone_to_owned().map_err(Error::io("duplicate a socket"))?);
+        queues.push(RxQueue { interface: InterfaceId(id), checksums: RxChecksums::Complete, socket });
     }
     let publisher = Publisher::new();
     let flows = Flows::new(64, 64, HashKey::random()).map_err(|e| failed("flow table".into())(&e))?;

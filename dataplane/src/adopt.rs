@@ -1,27 +1,27 @@
-//! What the flows of an earlier process mean in the tables of this one. Never reads a clock.
+//! Adoption: flows that an earlier process left behind go on in this one.
 //!
-//! Numbers of Services and backends begin anew with each process, so both are found by what a client aims
-//! at and by what the backend answers from. A flow whose Service or backend is gone is treated as one of a
-//! removed backend.
+//! Ids of Services and backends are assigned anew by each process, so the Service is found by the address and port that the
+//! client used, and the backend by the address and port that it replies from. A flow whose Service or backend is gone is
+//! treated like one of a removed backend.
 
 use flowgate_flow::{Adopted, AffinityTable, FlowAddress, FlowTable, Flows, RestoredFlow};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{BackendId, Frontend, ServiceTable};
 
-/// What was taken over.
+/// What was adopted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Adoption {
-    /// Flows that go on.
+    /// Flows.
     pub flows: usize,
-    /// Those of them whose Service or backend is gone.
+    /// How many of them have lost their Service or backend.
     pub without_backend: usize,
-    /// Clients that stay with their backend.
+    /// Session affinity bindings.
     pub bindings: usize,
-    /// Halves of flows that an interrupted step had left.
+    /// Half flows that were removed: the process had ended while it inserted or removed one.
     pub cleared: usize,
 }
 
-/// Takes over the flows of an earlier process. Must have the tables alone: before any worker runs.
+/// Adopts the flows of an earlier process. The caller must be the only user of the tables: no worker runs yet.
 pub fn adopt(flows: &Flows, affinity: &AffinityTable, services: &ServiceTable) -> Adoption {
     let [v4, v6] = [adopt_family(&flows.v4, affinity, services), adopt_family(&flows.v6, affinity, services)];
     Adoption {
@@ -38,12 +38,13 @@ fn adopt_family<A: FlowAddress>(
     services: &ServiceTable,
 ) -> Adoption {
     let mut without_backend = 0;
-    let Adopted { flows, cleared } = flows.adopt(|kept| {
-        let found = frontend_of(kept, services).and_then(|frontend| {
-            let id = backend_of(kept, frontend, services)?;
+    let Adopted { flows, cleared } = flows.adopt(|flow| {
+        let found = frontend_of(flow, services).and_then(|frontend| {
+            let id = backend_of(flow, frontend, services)?;
             if frontend.affinity.is_some() {
-                let client = (kept.original.src.into(), frontend.service.0);
-                affinity.restore(client, id.to_bits(), kept.last_seen);
+                let client = (flow.original.src.into(), frontend.service.0);
+                // Affinity is not stored itself: the client's youngest flow says to which backend it was bound.
+                affinity.restore(client, id.to_bits(), flow.last_seen);
             }
             Some(id)
         });
@@ -54,21 +55,21 @@ fn adopt_family<A: FlowAddress>(
 }
 
 fn frontend_of<'a, A: FlowAddress>(
-    kept: &RestoredFlow<A>,
+    flow: &RestoredFlow<A>,
     services: &'a ServiceTable,
 ) -> Option<&'a Frontend> {
-    let aimed_at = &kept.original;
+    let original = &flow.original;
     services.frontend(&ServiceKey {
-        protocol: aimed_at.protocol,
-        addr: aimed_at.dst.into(),
-        port: aimed_at.dst_port,
+        protocol: original.protocol,
+        addr: original.dst.into(),
+        port: original.dst_port,
     })
 }
 
 fn backend_of<A: FlowAddress>(
-    kept: &RestoredFlow<A>,
+    flow: &RestoredFlow<A>,
     frontend: &Frontend,
     services: &ServiceTable,
 ) -> Option<BackendId> {
-    services.backends().find(frontend.service, kept.reply.src.into(), kept.reply.src_port)
+    services.backends().find(frontend.service, flow.reply.src.into(), flow.reply.src_port)
 }

@@ -1,29 +1,30 @@
-//! The words that device, pipeline and worker share: a burst of frames, what their checksums are worth, and who
-//! handles them. The ground floor of this crate; imports nothing of it.
+//! Types that device, pipeline and worker share: a burst of frames, the state of their checksums, and the worker's
+//! number. The ground floor of this crate: it imports nothing of it.
 
-/// Frames in a burst at most.
+/// Maximum number of frames in a burst. 64, so that sets of frames fit into the bits of a `u64`.
 pub const BURST: usize = 64;
 
-/// What the transport checksums of a device's frames are worth.
+/// The state of the transport checksums of received frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RxChecksums {
-    /// As they were on a wire: complete.
+    /// Complete, as on a wire.
     Complete,
-    /// A virtual device may leave them for another device to complete (`CHECKSUM_PARTIAL` in `linux/skbuff.h`).
+    /// A virtual device may have left only the sum of the pseudo header, for a device further on to complete
+    /// (`CHECKSUM_PARTIAL` in `linux/skbuff.h`).
     MayBePartial,
 }
 
-/// A frame whose bytes can be replaced by more or fewer.
+/// A frame whose length can change.
 pub trait FrameBuffer: AsMut<[u8]> {
-    /// Makes it `len` bytes long; false if there is no room. The content of added bytes is unspecified.
+    /// Sets the length in bytes; false if there is no room. The content of added bytes is unspecified.
     fn resize(&mut self, len: usize) -> bool;
 }
 
-/// Which worker, of how many.
+/// The number of a worker, and how many there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkerNumber {
-    /// From 0.
+    /// Counted from 0.
     pub index: usize,
-    /// All of them.
+    /// The number of workers.
     pub count: usize,
 }

@@ -1,4 +1,5 @@
-//! What a worker counts. Counting is plain addition; publishing is plain stores, once per burst.
+//! Counters of a worker. Counting is an addition to memory of its own; once per burst the values are stored where others read
+//! them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +9,7 @@ use flowgate_wire::refusal::IcmpError;
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict, reasons};
 
 reasons! {
-    /// What a worker counts beside the fate of packets.
+    /// What a worker counts besides verdicts.
     Event {
         /// Packets received.
         RxPackets = "rx_packets",
@@ -72,7 +73,7 @@ reasons! {
 const COUNT: usize =
     Event::ALL.len() + DropReason::ALL.len() + PassReason::ALL.len() + RejectReason::ALL.len();
 
-/// One worker's counts, its own to add to.
+/// The counters of one worker, in its own memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters([u64; COUNT]);
 
@@ -89,7 +90,7 @@ impl Counters {
         self.0[event.index()] += n;
     }
 
-    /// Counts a verdict under its reason; a packet that is sent or held is counted when it is.
+    /// Counts a verdict under its reason. Packets that are sent or held are counted as events by the worker.
     #[inline]
     pub fn count(&mut self, verdict: &Verdict) {
         if !matches!(verdict, Verdict::Transmit(_)) {
@@ -106,12 +107,12 @@ impl Counters {
             | Verdict::Reply => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
             Verdict::Reject(reason) => self.0[reject_index(reason)] += 1,
-            Verdict::IcmpError(problem) => self.0[drop_index(problem_reason(problem))] += 1,
+            Verdict::IcmpError(error) => self.0[drop_index(reason_of_error(error))] += 1,
             Verdict::Drop(reason) => self.0[drop_index(reason)] += 1,
         }
     }
 
-    /// How often the event was counted.
+    /// The count of an event.
     pub fn event(&self, event: Event) -> u64 {
         self.0[event.index()]
     }
@@ -121,12 +122,12 @@ impl Counters {
         self.0[drop_index(reason)]
     }
 
-    /// Packets that were the kernel's business, by reason.
+    /// Packets that were the kernel's business for this reason.
     pub fn passed(&self, reason: PassReason) -> u64 {
         self.0[pass_index(reason)]
     }
 
-    /// Packets refused for this reason.
+    /// Packets rejected for this reason.
     pub fn rejected(&self, reason: RejectReason) -> u64 {
         self.0[reject_index(reason)]
     }
@@ -144,7 +145,8 @@ impl Counters {
     }
 }
 
-/// One worker's counts as others see them, a burst behind at most. Cache lines of its own.
+/// The counters of one worker for readers in other threads, at most one burst old. On cache lines of their own, so that
+/// readers do not slow the worker's other memory down.
 #[derive(Debug)]
 pub struct SharedCounters(CachePadded<[AtomicU64; COUNT]>);
 
@@ -155,25 +157,27 @@ impl Default for SharedCounters {
 }
 
 impl SharedCounters {
-    /// Shows `now`; only the worker that owns the counts calls this.
+    /// Publishes `now`. Only the worker that owns the counters calls this.
     #[inline]
     pub fn publish(&self, now: &Counters) {
         for (shared, value) in self.0.iter().zip(now.0) {
+            // A load is cheaper than a store: most counters do not change in a burst, and a store would take the cache line
+            // away from readers.
             if shared.load(Ordering::Relaxed) != value {
                 shared.store(value, Ordering::Relaxed);
             }
         }
     }
 
-    /// The counts as last shown.
+    /// The counters as last published.
     pub fn read(&self) -> Counters {
         Counters(std::array::from_fn(|i| self.0[i].load(Ordering::Relaxed)))
     }
 }
 
-/// The reason under which packets with this problem are counted.
-const fn problem_reason(problem: IcmpError) -> DropReason {
-    match problem {
+/// The drop reason under which a packet is counted that an ICMP error answers.
+const fn reason_of_error(error: IcmpError) -> DropReason {
+    match error {
         IcmpError::TooBig(_) => DropReason::TooBig,
         IcmpError::TimeExceeded => DropReason::TtlExpired,
         IcmpError::PortUnreachable => DropReason::NoBackend,

@@ -1,4 +1,4 @@
-//! Where frames come from and go to. Never looks into one.
+//! Where frames come from and go to. A device does not look into frames.
 
 mod memory;
 mod xsk;
@@ -12,44 +12,44 @@ pub use xsk::{RxQueue, XskDevice};
 
 use crate::burst::{FrameBuffer, RxChecksums};
 
-/// A worker's queues. Queues are numbered from 0; each belongs to an interface.
+/// The queues of one worker. They are numbered from 0; each belongs to an interface.
 pub trait Device {
-    /// A frame that is this worker's for as long as it holds it.
+    /// A frame, owned by the worker until it gives it back.
     type Frame: FrameBuffer;
 
-    /// How many queues bring frames.
+    /// The number of receive queues.
     fn rx_queues(&self) -> usize;
 
     /// The interface that a queue belongs to.
     fn interface(&self, queue: usize) -> InterfaceId;
 
-    /// What the checksums of this queue's frames are worth.
+    /// Whether received frames of this queue may lack their transport checksums.
     fn checksums(&self, queue: usize) -> RxChecksums;
 
-    /// Appends received frames to `frames`, a burst at most.
+    /// Appends received frames to `frames`, at most [`BURST`](crate::BURST).
     fn rx_burst(&mut self, queue: usize, frames: &mut Vec<Self::Frame>);
 
-    /// Takes a frame to be sent by `egress`; it leaves with the next [`flush`](Device::flush).
+    /// Queues a frame for sending out of `egress`; it leaves with the next [`flush`](Device::flush).
     ///
     /// # Errors
     /// [`NotSent`]: the frame was recycled.
     fn send(&mut self, egress: InterfaceId, frame: Self::Frame) -> Result<(), NotSent>;
 
-    /// Takes back a frame that is not to be sent.
+    /// Gives back a frame that is not sent.
     fn recycle(&mut self, frame: Self::Frame);
 
-    /// Sends what was taken, reclaims what was sent, and gives free frames to the queues.
+    /// Sends queued frames, reclaims frames that were sent, and refills the receive queues with free frames.
     fn flush(&mut self);
 
-    /// Sleeps until a frame arrives or `timeout` is over.
+    /// Sleeps until a frame arrives, at most for `timeout`.
     fn wait(&mut self, timeout: Duration);
 
-    /// Panics if a frame was lost or doubled. Called between bursts in debug builds, when the worker
-    /// holds `held` frames.
+    /// Panics if a frame was lost or owned twice. Called between bursts in debug builds; the worker then owns `held`
+    /// frames.
     fn assert_no_leak(&self, held: usize);
 }
 
-/// Why a frame was not taken for sending.
+/// Why a frame was not queued for sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotSent {
     /// The transmit ring is full.

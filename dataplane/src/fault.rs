@@ -1,18 +1,18 @@
-//! Breaking a worker on purpose, for tests of what happens then. Not in packages.
+//! Faults that tests inject into a worker. Only with the feature `lab`, which the release binary does not have.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// How a worker breaks.
+/// How a worker is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Fault {
     /// Its thread panics.
     Panic = 1,
-    /// It does nothing for ever, and does not give up its core.
+    /// It spins for ever and keeps its core.
     Hang = 2,
 }
 
-/// The fault that waits for a worker.
+/// The fault that a worker is to suffer.
 #[derive(Debug, Default)]
 pub(crate) struct Injected(AtomicU8);
 
@@ -21,7 +21,7 @@ impl Injected {
         self.0.store(fault as u8, Ordering::Relaxed);
     }
 
-    /// Breaks the worker that calls it, if it is to be broken.
+    /// Called by the worker in its loop: suffers the injected fault, if any.
     pub(crate) fn strike(&self) {
         let waits = self.0.load(Ordering::Relaxed);
         assert!(waits != Fault::Panic as u8, "asked to panic");

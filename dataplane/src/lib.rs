@@ -1,8 +1,12 @@
 //! The worker engine: what happens to a packet between its arrival and its departure.
 //!
-//! [`pipeline`] decides and rewrites, a function of packet, time, tables and flows; [`device`] brings and
-//! takes frames; [`worker`] joins the two in a loop on its own core; [`watchdog`] sees when a worker
-//! hangs. Never knows Kubernetes, never resolves a name, never logs on the packet path.
+//! Read `pipeline.rs` first: [`pipeline`] decides about packets and rewrites them, a pure function of packet, time,
+//! tables and flows. [`device`] receives and sends frames, [`worker`] joins the two in a loop on a core of its own, and
+//! [`watchdog`] notices a worker that hangs. [`verdict`] lists every fate of a packet, [`counters`] everything that is
+//! counted.
+//!
+//! This crate knows neither Kubernetes nor names, and does not log on the packet path. Ids such as P801 or D1 in comments
+//! are behaviours of Services; `control/KUBERNETES.md` defines them.
 #![forbid(unsafe_code)]
 
 pub mod adopt;

@@ -1,9 +1,19 @@
-//! The way of a packet through a worker, for a burst at a time.
+//! The way of a burst of packets through a worker.
 //!
-//! Three passes over the burst, so that no packet waits for memory that could have been on its way:
-//! headers are prefetched; parsed, hashed and the tags of their buckets prefetched; then each packet is
-//! decided and rewritten, while the tags of one some way behind it are compared and its entry prefetched.
-//! Everything comes in as an argument. Never reads a clock, takes a lock, allocates, logs or makes a system call.
+//! Three passes over the burst hide the latency of memory. A flow table of a million flows is far larger than the caches:
+//! a lookup costs two misses (bucket, entry) of some 100 ns each, and a packet has less than that in all.
+//!
+//! 1. Prefetch the headers of all frames.
+//! 2. Parse and hash each packet, and prefetch the tags of its bucket in the flow table ([`staged`]).
+//! 3. Decide and rewrite each packet ([`router`]). Before that compare the tags of the packet [`AHEAD`] places further on
+//!    and prefetch its entry, so that the entry is in the cache when its turn comes.
+//!
+//! Which frame takes part in which loop is held in the bits of a `u64`, one per frame of the burst: `segments` are parsed
+//! L4 packets, `others` are not IPv4. A test of a bit is cheaper than an enum per frame, and the positions of set bits are
+//! walked without a branch per frame.
+//!
+//! Everything comes in as an argument: the pipeline reads no clock, takes no lock, allocates nothing, does not log and
+//! makes no system call.
 
 mod context;
 mod established;
@@ -34,13 +44,13 @@ pub(crate) use fragments::EXPECTED_MS;
 use router::Router;
 use staged::{Staged, stage};
 
-/// How many packets before its own the entry of a packet is asked for, at least. Fewer are not there in time, more push one
-/// another out of the first-level cache.
+/// How many packets ahead of its turn the entry of a packet is prefetched, at least. With fewer the entry comes too late;
+/// with more the entries push one another out of the first-level cache.
 const AHEAD: usize = 16;
 
-/// Decides a burst of frames and rewrites those that are to be sent.
+/// Decides about a burst of frames and rewrites those that are to be transmitted.
 pub trait Process {
-    /// Puts the fate of `frames[i]` into `verdicts[i]`. Both have the same length, [`BURST`] at most.
+    /// Puts the verdict on `frames[i]` into `verdicts[i]`. Both have the same length, at most [`BURST`].
     fn process<F: AsMut<[u8]>>(
         &mut self,
         frames: &mut [F],
@@ -50,11 +60,11 @@ pub trait Process {
         verdicts: &mut [Verdict],
     );
 
-    /// Neighbours that are to be resolved since the last call, each handed to `ask`.
-    fn drain_requests(&mut self, ask: impl FnMut(NeighbourKey));
+    /// Hands each neighbour that is to be resolved since the last call to `resolve`.
+    fn drain_requests(&mut self, resolve: impl FnMut(NeighbourKey));
 
-    /// Packets whose awaited fragment has come since the last call, each handed to `ready`: what waits for them is
-    /// to be decided again.
+    /// Hands each packet whose awaited fragment came since the last call to `ready`: the frames held for it are to be
+    /// decided again.
     fn drain_ready(&mut self, ready: impl FnMut(AwaitedFragment));
 
     /// Hands each new exhaustion event to `report`, which returns whether it was accepted.
@@ -79,8 +89,8 @@ impl Pipeline {
         }
     }
 
-    /// The passes for the frames of a burst that are no IPv4, given by the bits of `others`. A function of its
-    /// own, so that the loops over IPv4 keep their registers.
+    /// The second and third pass for the frames that are not IPv4: the bits of `others`. A function of its own, so that the
+    /// loops over IPv4 keep their registers. It takes what [`Process::process`] takes, and the bits.
     #[inline(never)]
     fn process_others<F: AsMut<[u8]>>(
         &mut self,
@@ -112,7 +122,7 @@ impl Pipeline {
             context.flows.v6.prefetch(&mut v6[i % BURST].probe);
         }
         for (n, i) in set_bits(others).enumerate() {
-            // Four at a time, so that their misses of the TLB overlap as well.
+            // Four at a time, so that their TLB misses overlap too: a page walk costs about as much as the cache miss.
             if n % 4 == 0 {
                 for next in ahead.by_ref().take(4) {
                     context.flows.v6.prefetch(&mut v6[next % BURST].probe);
@@ -152,6 +162,7 @@ impl Process for Pipeline {
         {
             let frame = frame.as_mut();
             if EtherType::of(frame) != Some(EtherType::Ipv4) {
+                // Staged by `process_others`: one loop with both families would need both sets of registers.
                 others |= 1 << i;
                 continue;
             }
@@ -160,8 +171,10 @@ impl Process for Pipeline {
                 Some(other) => *verdict = not_a_segment(other),
             }
         }
+        // Skipped for a burst of IPv6 only.
         if (others.count_ones() as usize) < frames.len() {
-            // Harmless for a frame that is no segment: an old probe, whose entry is loaded for nothing.
+            // Not only for `segments`: for any other frame this loads the entry of an old probe, which is harmless and
+            // cheaper than a branch.
             for staged in v4.iter_mut().take(AHEAD) {
                 context.flows.v4.prefetch(&mut staged.probe);
             }
@@ -182,8 +195,8 @@ impl Process for Pipeline {
         }
     }
 
-    fn drain_requests(&mut self, ask: impl FnMut(NeighbourKey)) {
-        self.router.requests.drain(ask);
+    fn drain_requests(&mut self, resolve: impl FnMut(NeighbourKey)) {
+        self.router.requests.drain(resolve);
     }
 
     fn drain_ready(&mut self, ready: impl FnMut(AwaitedFragment)) {
@@ -195,11 +208,12 @@ impl Process for Pipeline {
     }
 }
 
-/// The positions of the bits that are set, ascending.
+/// The positions of the set bits, ascending.
 #[inline(always)]
 fn set_bits(mut bits: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let position = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        // Clears the lowest set bit.
         bits &= bits - 1;
         Some(position)
     })

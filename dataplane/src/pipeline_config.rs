@@ -1,16 +1,16 @@
-//! What an operator may choose about single packets. Never read from a file here.
+//! What an operator may choose about the treatment of packets.
 
-/// How packets are treated where there is more than one good way.
+/// The treatment of packets where there is more than one good way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PipelineConfig {
-    /// Whether a TCP segment of a connection that is not known is answered with a reset, as its receiver
-    /// would (RFC 9293 section 3.10.7.1), and not dropped.
+    /// Whether a TCP segment of an unknown connection is answered with a reset, as its receiver would do (RFC 9293
+    /// section 3.10.7.1), rather than dropped.
     pub reset_unknown: bool,
-    /// Whether VIPs that are no addresses of the node answer echo requests.
+    /// Whether VIPs answer echo requests. The node's own addresses are answered for by its kernel.
     pub echo_vips: bool,
-    /// The largest TCP segment that the ends of a connection may offer each other.
+    /// The limit for the maximum segment size that the ends of a connection offer each other.
     pub mss_clamp: MssClamp,
-    /// The share of each flow table, in percent, that connections may take which nobody has answered.
+    /// The share of each flow table, in percent, that half-open connections may take.
     pub half_open_percent: u8,
 }
 

@@ -2,7 +2,7 @@
 
 use flowgate_flow::Tick;
 
-/// One worker's budget of something.
+/// A token bucket; each worker has its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TokenBucket {
     per_ms: u32,

@@ -1,38 +1,37 @@
-//! The fate of a packet. Each reason has one name and one counter, which output and metrics share.
+//! The fate of a packet. Each reason has one name and one counter, shared by output and metrics.
 
 use flowgate_tables::InterfaceId;
 use flowgate_tables::routing::NeighbourKey;
 use flowgate_wire::refusal::IcmpError;
 
-/// What happens to a packet. The pipeline has rewritten a packet that is to be sent.
+/// The fate of a packet. A packet to be transmitted has been rewritten already.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Send it by this interface.
+    /// Send it out of this interface.
     Transmit(InterfaceId),
-    /// The kernel's business. The XDP program passes such packets before they come here; a frame that
-    /// came all the same cannot be given back and ends, counted under its reason.
+    /// The kernel's business. The XDP program normally passes such packets to the kernel. AF_XDP cannot return a frame: one
+    /// that reached a worker is dropped and counted here.
     Pass(PassReason),
-    /// Its next hop is being resolved: decide again when the tables have changed. Nothing was rewritten.
+    /// Hold it until its next hop is resolved, then decide again. Nothing was rewritten.
     AwaitNeighbour(NeighbourKey),
-    /// Another fragment of its packet must be decided before it. Nothing was rewritten.
+    /// Hold it until another fragment of its packet was decided, then decide again. Nothing was rewritten.
     AwaitFragment(AwaitedFragment),
-    /// Tell its sender at once that nobody serves it (P502).
+    /// Drop it and send a TCP reset or an ICMP error to its sender (P502).
     Reject(RejectReason),
-    /// It ends here, and its sender is told what is wrong with it.
+    /// Drop it and send this ICMP error to its sender.
     IcmpError(IcmpError),
-    /// It became the answer to its sender: send it back by the interface that it came by.
+    /// It was rewritten into an echo reply: send it out of the interface that it came in by.
     Reply,
-    /// It ends here.
+    /// Drop it silently.
     Drop(DropReason),
 }
 
-/// A packet whose first fragment is missing, as the pipeline's fragment cache knows it. Nobody else looks inside: equal
-/// ones belong to one packet.
+/// Names a packet in the pipeline's fragment cache. Opaque to the worker: equal values mean the same packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AwaitedFragment {
     slot: u16,
-    /// Differs from the stamp of the slot's previous packet.
+    /// Tells the packet apart from earlier ones in the same slot.
     stamp: u32,
 }
 
@@ -50,15 +49,15 @@ macro_rules! reasons {
         pub enum $type { $($(#[doc = $doc])+ $variant,)+ }
 
         impl $type {
-            /// All of them, in the order of their counters.
+            /// All values, in the order of their counters.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
 
-            /// The name in output and metrics. It is API: it never changes.
+            /// The name in output and metrics: API, it does not change.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// What it means, in a sentence.
+            /// One sentence for people.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
             }
@@ -87,7 +86,7 @@ reasons! {
 }
 
 reasons! {
-    /// Why a packet is answered with a refusal.
+    /// Why a packet is rejected.
     RejectReason {
         /// The Service has no endpoint anywhere that could be chosen.
         NoEndpoint = "no_endpoint",
@@ -99,7 +98,7 @@ reasons! {
 }
 
 reasons! {
-    /// Why a packet ends here.
+    /// Why a packet is dropped.
     DropReason {
         /// A header contradicts the bytes that are there.
         Malformed = "malformed",

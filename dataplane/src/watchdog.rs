@@ -1,13 +1,13 @@
-//! Sees when a worker hangs. Never touches a worker: it says what has changed.
+//! Notices when a worker hangs: its heartbeat stands still. The supervisor polls it and acts on the changes.
 
 use std::time::{Duration, Instant};
 
-/// What has become of a worker.
+/// A change in the state of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The worker with this number has not moved for the time allowed.
+    /// The heartbeat of the worker with this number stood still for longer than allowed.
     Hangs(usize),
-    /// The worker with this number moves again.
+    /// The heartbeat of the worker with this number moves again.
     Recovers(usize),
 }
 
@@ -26,13 +26,13 @@ struct Seen {
 }
 
 impl Watchdog {
-    /// Watches workers, each of which may stand still for `allowed`.
+    /// Watches workers whose heartbeat may stand still for `allowed`.
     pub fn new(allowed: Duration) -> Self {
         Self { allowed, seen: Vec::new() }
     }
 
-    /// Looks at the heartbeat of each worker and says what has changed. A worker that does not run has
-    /// none, and is not said to hang.
+    /// Compares the heartbeats with those of the last call and returns what has changed. A worker that does not run has no
+    /// heartbeat and does not count as hanging.
     pub fn look(&mut self, heartbeats: &[Option<u64>], now: Instant) -> Vec<Change> {
         self.seen.resize_with(heartbeats.len(), || Seen { heartbeat: None, at: now, hanging: false });
         let mut changes = Vec::new();

@@ -1,4 +1,4 @@
-//! A device without a kernel: frames are vectors, queues are lists. For tests and benches.
+//! A device in ordinary memory, for tests and benches: frames are vectors, queues are lists.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::burst::{BURST, FrameBuffer, RxChecksums};
 /// A frame in ordinary memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryFrame(
-    /// Its bytes.
+    /// The bytes, from the Ethernet header on.
     pub Vec<u8>,
 );
 
@@ -28,7 +28,7 @@ impl FrameBuffer for MemoryFrame {
     }
 }
 
-/// One queue per interface, with what was received and not yet taken, and what was sent.
+/// A device with one queue per interface.
 #[derive(Debug)]
 pub struct MemoryDevice {
     rx: Vec<VecDeque<MemoryFrame>>,
@@ -51,17 +51,17 @@ impl MemoryDevice {
         }
     }
 
-    /// Lets a frame arrive.
+    /// Puts a frame into the receive queue of an interface.
     pub fn deliver(&mut self, interface: InterfaceId, frame: Vec<u8>) {
         self.rx[interface.index()].push_back(MemoryFrame(frame));
     }
 
-    /// What was sent by an interface since the last call.
+    /// Takes the frames that were sent out of an interface since the last call.
     pub fn take_sent(&mut self, interface: InterfaceId) -> Vec<MemoryFrame> {
         std::mem::take(&mut self.tx[interface.index()])
     }
 
-    /// Frames that were neither sent nor are waiting.
+    /// The number of frames that were given back without being sent.
     pub fn recycled(&self) -> usize {
         self.recycled.len()
     }

@@ -11,47 +11,47 @@ use crate::burst::{FrameBuffer, RxChecksums};
 /// One (interface, queue) socket of a worker.
 #[derive(Debug)]
 pub struct RxQueue {
-    /// The interface in the tables.
+    /// The interface, by its number in the tables.
     pub interface: InterfaceId,
-    /// What the checksums of its frames are worth.
+    /// The state of the checksums of its received frames.
     pub checksums: RxChecksums,
     /// The socket.
-    pub port: XskSocket,
+    pub socket: XskSocket,
 }
 
-/// The sockets of one worker over one packet memory, so that a frame received on one interface is sent
-/// by another without a copy.
+/// The sockets of one worker. They share one UMEM, so a frame received on one interface is sent out of another without a
+/// copy.
 #[derive(Debug)]
 pub struct XskDevice {
     pool: FramePool,
-    ports: Vec<XskSocket>,
+    sockets: Vec<XskSocket>,
     checksums: Vec<RxChecksums>,
     interfaces: Vec<InterfaceId>,
-    /// Position of the socket that sends for each interface.
-    tx_port: Vec<Option<usize>>,
+    /// For each interface the position of the socket that sends on it.
+    tx_socket: Vec<Option<usize>>,
     poller: Poller,
 }
 
 impl XskDevice {
-    /// Joins the sockets that were opened over `pool`; the first of an interface sends for it.
+    /// A device of the sockets that were opened over `pool`. Of several sockets on one interface the first sends.
     pub fn new(pool: FramePool, queues: Vec<RxQueue>) -> Self {
         let interface_count = queues.iter().map(|queue| queue.interface.index() + 1).max().unwrap_or(0);
-        let mut tx_port = vec![None; interface_count];
+        let mut tx_socket = vec![None; interface_count];
         for (position, queue) in queues.iter().enumerate().rev() {
-            tx_port[queue.interface.index()] = Some(position);
+            tx_socket[queue.interface.index()] = Some(position);
         }
         let checksums = queues.iter().map(|queue| queue.checksums).collect();
         let interfaces = queues.iter().map(|queue| queue.interface).collect();
-        let ports = queues.into_iter().map(|queue| queue.port).collect();
-        let mut device = Self { pool, ports, checksums, interfaces, tx_port, poller: Poller::new() };
+        let sockets = queues.into_iter().map(|queue| queue.socket).collect();
+        let mut device = Self { pool, sockets, checksums, interfaces, tx_socket, poller: Poller::new() };
         device.flush();
         device
     }
 
-    /// Sends a frame that somebody else made, at once: for a device that no worker has yet.
+    /// Sends a frame made elsewhere at once, for a device that no worker owns yet.
     ///
     /// # Errors
-    /// [`NotSent`]: there is no way to send it, no free frame, or it is longer than any.
+    /// [`NotSent`]: the interface has no socket, no frame is free, or the bytes do not fit into a frame.
     pub fn send_bytes(&mut self, egress: InterfaceId, bytes: &[u8]) -> Result<(), NotSent> {
         let mut frame = self.pool.take().ok_or(NotSent::RingFull)?;
         if !frame.resize(bytes.len()) {
@@ -65,8 +65,8 @@ impl XskDevice {
     }
 
     /// The sockets.
-    pub fn ports(&self) -> &[XskSocket] {
-        &self.ports
+    pub fn sockets(&self) -> &[XskSocket] {
+        &self.sockets
     }
 }
 
@@ -80,7 +80,7 @@ impl Device for XskDevice {
     type Frame = Frame;
 
     fn rx_queues(&self) -> usize {
-        self.ports.len()
+        self.sockets.len()
     }
 
     fn interface(&self, queue: usize) -> InterfaceId {
@@ -92,15 +92,15 @@ impl Device for XskDevice {
     }
 
     fn rx_burst(&mut self, queue: usize, frames: &mut Vec<Frame>) {
-        self.ports[queue].rx_burst(frames, BURST);
+        self.sockets[queue].rx_burst(frames, BURST);
     }
 
     fn send(&mut self, egress: InterfaceId, frame: Frame) -> Result<(), NotSent> {
-        let Some(position) = self.tx_port.get(egress.index()).copied().flatten() else {
+        let Some(position) = self.tx_socket.get(egress.index()).copied().flatten() else {
             self.pool.recycle(frame);
             return Err(NotSent::NoEgress);
         };
-        self.ports[position].tx_push(frame).map_err(|refused| {
+        self.sockets[position].tx_push(frame).map_err(|refused| {
             let reason =
                 if refused.reason == RefusedReason::RingFull { NotSent::RingFull } else { NotSent::NoEgress };
             self.pool.recycle(refused.frame);
@@ -113,22 +113,23 @@ impl Device for XskDevice {
     }
 
     fn flush(&mut self) {
-        for port in &mut self.ports {
-            port.flush();
-            port.reap(&mut self.pool);
-            port.refill(&mut self.pool);
+        for socket in &mut self.sockets {
+            // In this order: what the kernel has sent becomes free, and free frames can be received into.
+            socket.flush();
+            socket.reap(&mut self.pool);
+            socket.refill(&mut self.pool);
         }
     }
 
     fn wait(&mut self, timeout: Duration) {
-        // An error here would otherwise turn the pause into a spin.
-        if self.poller.wait(&self.ports, None, timeout).is_err() {
+        // On an error poll returns at once: without the sleep the worker would spin.
+        if self.poller.wait(&self.sockets, None, timeout).is_err() {
             std::thread::sleep(timeout);
         }
     }
 
     fn assert_no_leak(&self, held: usize) {
-        if let Err(error) = self.pool.audit(&self.ports).check(held) {
+        if let Err(error) = self.pool.audit(&self.sockets).check(held) {
             panic!("{error}");
         }
     }

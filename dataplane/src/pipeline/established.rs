@@ -1,8 +1,7 @@
-//! The way of most packets: their flow is known, goes on, and so does its next hop.
+//! The fast path: packets of an established flow whose next hop is resolved.
 //!
-//! One straight line in which nothing is called, so that all of it stays in registers. Never decides
-//! what becomes of a packet that is special in any way: it changes nothing and leaves that packet to
-//! [`Router::slow_path`], which starts over.
+//! One straight line without calls, so that everything stays in registers. A packet that is special in any way is left
+//! unchanged to [`Router::slow_path`], which starts over.
 
 use flowgate_flow::Found;
 use flowgate_tables::{BackendId, InterfaceId};
@@ -14,7 +13,7 @@ use crate::burst::RxChecksums;
 use crate::counters::{Counters, Event};
 
 impl Router {
-    /// Rewrites the packet and says by which interface it leaves.
+    /// Rewrites the packet and returns its egress interface; `None`, with nothing changed, for the slow path.
     #[inline(always)]
     pub(super) fn forward_established<A: Family>(
         frame: &mut [u8],
@@ -27,6 +26,7 @@ impl Router {
         let found = A::table(context.flows).find(probe, &packet.tuple)?;
         let next_hop = current_next_hop(&found, &context.tables.routing)?;
         let ether = next_hop.ether.as_ref()?;
+        // Everything that needs more than a comparison goes to the slow path: one branch that is almost never taken.
         if packet.ttl <= 1 || may_be_superseded(&found, packet, context) || packet.ip_len() > next_hop.mtu {
             return None;
         }
@@ -37,7 +37,7 @@ impl Router {
     }
 }
 
-/// Whether it takes a closer look to tell that the flow goes on.
+/// Whether the slow path must decide if the packet still belongs to the flow. May be true for one that does.
 #[inline(always)]
 fn may_be_superseded<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
     let flows = A::table(context.flows);

@@ -1,11 +1,11 @@
-//! Where the pipeline finds the part of each table that belongs to a family. Decides nothing.
+//! The parts of the tables that belong to an address family.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flowgate_flow::{FlowAddress, FlowTable, Flows};
 use flowgate_tables::{InterfaceId, SnatPool};
 
-/// A family that is forwarded.
+/// An address family that is forwarded: IPv4 or IPv6.
 pub trait Family: FlowAddress {
     /// Its flow table.
     fn table(flows: &Flows) -> &FlowTable<Self>;

@@ -1,5 +1,5 @@
-//! Control messages: an error about a packet of a flow goes to whom it is meant for, and VIPs answer echo requests
-//! where the operator wants it. A flow never learns of them: anybody can send one (RFC 5927).
+//! ICMP: errors about packets of a flow are translated and forwarded, and VIPs answer echo requests where the operator wants
+//! it. An error does not change the state of its flow: anybody can forge one (RFC 5927).
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -15,7 +15,7 @@ use crate::counters::Event;
 use crate::verdict::{DropReason, PassReason, Verdict};
 
 impl Router {
-    /// Decides a control message and rewrites it.
+    /// Decides about an ICMP message and rewrites it.
     #[cold]
     pub(super) fn control_message(&mut self, frame: &mut [u8], slow: &mut SlowPath<'_>) -> Verdict {
         match EtherType::of(frame) {
@@ -28,25 +28,25 @@ impl Router {
     fn control_message_of<A: Family>(&mut self, frame: &mut [u8], slow: &mut SlowPath<'_>) -> Verdict {
         let Ok(datagram) = A::datagram(frame) else { return Verdict::Drop(DropReason::Malformed) };
         match Message::of(frame, &datagram) {
-            Message::Error(quoted) => self.pass_error_on(frame, &datagram, &quoted, slow),
+            Message::Error(quoted) => self.forward_error(frame, &datagram, &quoted, slow),
             Message::EchoRequest => answer_echo(frame, &datagram, slow),
             Message::Other => Verdict::Pass(PassReason::NotL4),
         }
     }
 
-    /// The packet that an error is about went one way; the error goes the other, as an answer to it would.
-    fn pass_error_on<A: Family>(
+    /// Forwards an error in the reverse direction of the packet that it quotes, as a reply to that packet would be.
+    fn forward_error<A: Family>(
         &mut self,
         frame: &mut [u8],
         datagram: &Datagram<A>,
         quoted: &Quoted<A>,
         slow: &mut SlowPath<'_>,
     ) -> Verdict {
-        // RFC 1812 section 4.3.2.3: it is sent to the source of that packet.
+        // RFC 1812 section 4.3.2.3: an error is sent to the source of the packet that it quotes.
         if datagram.dst != quoted.tuple.src {
             return Verdict::Pass(PassReason::NotOurs);
         }
-        // Nobody is told that an error was lost (RFC 1122 section 3.2.2).
+        // RFC 1122 section 3.2.2: no ICMP error is sent about an ICMP error.
         if datagram.ttl <= 1 {
             return Verdict::Drop(DropReason::TtlExpired);
         }
@@ -88,29 +88,28 @@ impl Router {
     }
 }
 
-/// What the error becomes on its way in the direction of `found`, whose packets come as `answer`.
+/// The translation of an error that goes in the direction of `found`, whose packets arrive as `answer`.
 ///
-/// Its receiver has never heard of the address that the quoted packet had here, so it finds there what it sent
-/// itself. The sender of the error is replaced where that of an answer would be, since routes to it may not exist
-/// on the other side, and else is left.
+/// The quoted packet is translated back to what its sender had sent, or the sender would not find the connection. The source
+/// of the error is replaced where that of a reply would be, since the other side may have no route to it; otherwise it stays.
 fn new_error<A: Family>(sender: A, answer: &FiveTuple<A>, found: &Found<'_, A>) -> NewError<A> {
     let translation = &found.forwarding.translation;
     let src = if translation.src == answer.src { sender } else { translation.src };
     NewError { src, dst: translation.dst, about: translation.tuple(answer.protocol).reversed() }
 }
 
-/// Whether the error is about a packet to a backend whose clients keep their address, and not of a flow: routed as
-/// the kernel would have.
+/// Whether the error is about a packet to a backend whose clients' addresses are preserved, but of no flow: such a packet is
+/// routed as the kernel would.
 fn is_preserved_reply<A: Family>(answer: &FiveTuple<A>, context: &Context<'_>) -> bool {
     may_be_preserved_reply(answer, context) && !context.tables.sources.is_node(answer.dst.into())
 }
 
-/// P505 has other packets to a cluster IP refused; nothing says what becomes of an echo request, and kube-proxy's
-/// VIPs are silent in some of its modes and answer in others.
+/// P505 rejects other packets to a cluster IP. For echo requests there is no rule: VIPs of kube-proxy are silent in some of
+/// its modes and answer in others.
 fn answer_echo<A: Address>(frame: &mut [u8], datagram: &Datagram<A>, slow: &mut SlowPath<'_>) -> Verdict {
     let tables = slow.context.tables;
     let vip = datagram.dst.into();
-    // The node's own addresses are answered for by its kernel.
+    // The node's kernel answers for the node's own addresses.
     if !slow.context.config.echo_vips || !tables.services.is_vip(vip) || tables.sources.is_node(vip) {
         return Verdict::Pass(PassReason::NotOurs);
     }

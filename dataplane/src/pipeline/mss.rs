@@ -1,4 +1,4 @@
-//! How large the segments of a connection may be, where the operator limits it. Only SYNs come here.
+//! MSS clamping of SYNs and SYN-ACKs, where the operator wants it.
 
 use flowgate_tables::NextHop;
 use flowgate_tables::routing::Route;
@@ -9,7 +9,7 @@ use super::{Context, Family};
 use crate::counters::Event;
 use crate::pipeline_config::MssClamp;
 
-/// Lowers the segment size that a SYN or SYN-ACK offers, which has been translated and leaves by `next_hop`.
+/// Lowers the MSS option of a SYN or SYN-ACK, which has been translated and leaves through `next_hop`.
 #[cold]
 pub(super) fn clamp<A: Family>(
     frame: &mut [u8],
@@ -26,7 +26,8 @@ pub(super) fn clamp<A: Family>(
     slow.counters.add(Event::MssClamped, u64::from(mss::clamp(frame, packet, largest)));
 }
 
-/// What fits both ways: the segments that answer come back by the way to the sender.
+/// The largest segment that fits into the MTUs of both directions. The MSS option limits the segments of the other side, which
+/// come back on the way to the sender.
 fn segment_size<A: Family>(
     packet: &Packet<A>,
     next_hop: &NextHop,
@@ -42,6 +43,6 @@ fn segment_size<A: Family>(
         Route::None => None,
     };
     let mtu = back.unwrap_or(u16::MAX).min(next_hop.mtu);
-    // RFC 6691: less the headers without options.
+    // RFC 6691: the MTU less the fixed IP and TCP headers; senders subtract options themselves.
     mtu.saturating_sub(if A::IS_V4 { 40 } else { 60 })
 }

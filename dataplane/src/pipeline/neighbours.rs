@@ -1,23 +1,23 @@
-//! Neighbours that the worker has to ask the kernel for. Never asks itself.
+//! Neighbours to be resolved by the kernel. The worker passes them on between bursts.
 
 use flowgate_tables::routing::NeighbourKey;
 
 use crate::counters::{Counters, Event};
 
-/// Neighbours to be resolved, at most a handful between two drains, none twice.
+/// Neighbours to be resolved: a few between two drains, each once.
 #[derive(Debug, Default)]
 pub(super) struct NeighbourRequests {
-    asked: [Option<NeighbourKey>; 16],
+    wanted: [Option<NeighbourKey>; 16],
     len: usize,
 }
 
 impl NeighbourRequests {
     #[cold]
     pub(super) fn push(&mut self, neighbour: NeighbourKey, counters: &mut Counters) {
-        if self.asked[..self.len].contains(&Some(neighbour)) {
+        if self.wanted[..self.len].contains(&Some(neighbour)) {
             return;
         }
-        match self.asked.get_mut(self.len) {
+        match self.wanted.get_mut(self.len) {
             Some(free) => {
                 *free = Some(neighbour);
                 self.len += 1;
@@ -26,8 +26,8 @@ impl NeighbourRequests {
         }
     }
 
-    pub(super) fn drain(&mut self, ask: impl FnMut(NeighbourKey)) {
-        self.asked[..self.len].iter_mut().filter_map(Option::take).for_each(ask);
+    pub(super) fn drain(&mut self, resolve: impl FnMut(NeighbourKey)) {
+        self.wanted[..self.len].iter_mut().filter_map(Option::take).for_each(resolve);
         self.len = 0;
     }
 }

@@ -1,6 +1,5 @@
-//! Decides one packet after another, the common case first: established flows in a straight line
-//! ([`established`](super::established)), all others here and in the files beside, each for one kind of packet. Never looks
-//! at a second packet.
+//! Decides about one packet: established flows in a straight line ([`established`](super::established)), everything else
+//! on the slow path here and in the files beside, each for one kind of packet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -21,15 +20,14 @@ use crate::exhaustion::UnreportedExhaustions;
 use crate::token_bucket::TokenBucket;
 use crate::verdict::{PassReason, Verdict};
 
-/// Decides one packet after another: which source ports are this worker's own, and which neighbours it
-/// wants resolved.
+/// What decisions about single packets leave behind in a worker.
 #[derive(Debug)]
 pub(super) struct Router {
     pub(super) worker: WorkerNumber,
     pub(super) requests: NeighbourRequests,
     pub(super) fragments: Fragments,
-    /// How fast connections that nobody has answered may replace one another once they have their share of the
-    /// table: a flood then costs a look at headers, and established flows keep the worker's time.
+    /// Limits how fast half-open connections may evict one another once they have their share of the table. In a SYN flood
+    /// the rest is dropped after a look at the headers, which leaves the worker's time to established flows.
     pub(super) replacements: TokenBucket,
     pub(super) exhaustions: UnreportedExhaustions,
 }
@@ -45,7 +43,8 @@ impl Router {
         }
     }
 
-    /// Puts the fate of a packet into `verdict` and counts it.
+    /// Decides about a packet and counts the verdict. Its arguments are not bundled and the verdict is not returned: the fast
+    /// path is inlined into the loop over the burst, and a verdict is larger than what comes back in registers.
     #[inline(always)]
     pub(super) fn decide<A: Family>(
         &mut self,
@@ -66,7 +65,7 @@ impl Router {
         }
     }
 
-    /// Decides what is no segment and not decided yet, and counts it.
+    /// Decides about a frame that is no L4 packet (ICMP, fragments), if parsing did not, and counts the verdict.
     #[cold]
     pub(super) fn handle_non_l4(&mut self, frame: &mut [u8], slow: &mut SlowPath<'_>, verdict: &mut Verdict) {
         match *verdict {
@@ -82,8 +81,7 @@ impl Router {
         slow.counters.count(verdict);
     }
 
-    /// Decides any packet; those that [`forward_established`](Self::forward_established) serves never come
-    /// here.
+    /// Decides about any packet that [`forward_established`](Self::forward_established) left alone.
     #[cold]
     pub(super) fn slow_path<A: Family>(
         &mut self,
@@ -92,7 +90,7 @@ impl Router {
         slow: &mut SlowPath<'_>,
     ) -> Verdict {
         let Staged { packet, probe } = staged;
-        // RFC 1812 section 5.3.1, RFC 8200 section 3: a packet whose hops would be used up goes no further.
+        // RFC 1812 section 5.3.1, RFC 8200 section 3: a packet is not forwarded with a TTL or hop limit of zero.
         if packet.ttl <= 1 {
             return Verdict::IcmpError(IcmpError::TimeExceeded);
         }
@@ -141,7 +139,7 @@ impl Router {
             Ok(ether) => ether,
             Err(verdict) => return verdict,
         };
-        // Not before: a packet that is held comes back here and would be counted again.
+        // Only now: a packet that is held for its neighbour comes here again and would be tracked twice.
         track_slow(frame, found, packet, slow);
         let translation = &found.forwarding.translation;
         let verdict = self.send(frame, packet, translation, (next_hop, ether), slow);
@@ -151,8 +149,8 @@ impl Router {
         verdict
     }
 
-    /// Routes a packet as the kernel would have: the XDP program cannot tell the answers to clients whose
-    /// address is kept from what else their backend sends.
+    /// Routes a packet without translation, as the kernel would. By its source it may be the reply to a client whose address
+    /// is preserved, so the XDP program redirects all that such a backend sends; what is of no flow continues here.
     fn route<A: Family>(
         &mut self,
         frame: &mut [u8],
@@ -173,7 +171,7 @@ impl Router {
         verdict
     }
 
-    /// The Ethernet header towards a next hop, or the wish to have it resolved.
+    /// The Ethernet addresses towards a next hop. If they are not known, requests their resolution.
     pub(super) fn resolved<'n>(
         &mut self,
         next_hop: &'n NextHop,
@@ -201,7 +199,7 @@ impl Router {
         Verdict::Transmit(next_hop.egress)
     }
 
-    /// Looks the next hop up, for the first reply or again after a route change, and keeps it.
+    /// Looks up the next hop, for the first reply or again after a route change, and stores it in the flow.
     fn reroute<'a, A: Family>(
         &mut self,
         found: &Found<'_, A>,
@@ -217,7 +215,7 @@ impl Router {
     }
 }
 
-/// The next hop that is kept in the entry, unless routes have changed since.
+/// The next hop stored in the flow; `None` if routes have changed since it was stored.
 #[inline(always)]
 pub(super) fn current_next_hop<'a, A: Family>(
     found: &Found<'_, A>,
@@ -227,7 +225,7 @@ pub(super) fn current_next_hop<'a, A: Family>(
     routing.next_hop(NextHopId::from_bits(id))
 }
 
-/// Notes in the flow that this packet goes on, which is neither a reset nor comes after one.
+/// Tracks in the flow a packet that is neither a reset nor follows one.
 #[inline(always)]
 pub(super) fn track<A: Family>(
     frame: &[u8],
@@ -240,7 +238,7 @@ pub(super) fn track<A: Family>(
         Protocol::Udp => {}
         Protocol::Tcp => {
             found.saw_tcp(packet.tcp_flags);
-            // RFC 9293 section 3.1: without the flag the number means nothing.
+            // RFC 9293 section 3.1: without the flag the acknowledgement number means nothing.
             if packet.tcp_flags.intersects(TcpFlags::ACK) {
                 found.acknowledged(packet.tcp_acked(frame));
             }
@@ -249,8 +247,8 @@ pub(super) fn track<A: Family>(
     }
 }
 
-/// Notes in the flow that this packet goes on. A reset that cannot be an endpoint's changes nothing, not
-/// even how long the flow has been silent.
+/// Tracks any packet in the flow. A reset with a sequence number that no endpoint accepts changes nothing (RFC 5961 section
+/// 3.2), not even the idle time, so that blind resets cannot keep a flow alive.
 fn track_slow<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, slow: &mut SlowPath<'_>) {
     let flows = A::table(slow.context.flows);
     let flags = packet.tcp_flags;

@@ -1,11 +1,11 @@
-//! Packets between the passes of a burst: parsed, hashed, and their lookup begun. Decides nothing.
+//! The second pass of a burst: parse, hash, and begin the lookup in the flow table.
 
 use flowgate_flow::Probe;
 use flowgate_wire::{Address, Malformed, Packet, Parsed};
 
 use super::{Context, Family};
 
-/// A packet between the passes.
+/// A packet between the second and the third pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Staged<A> {
     pub(super) packet: Packet<A>,
@@ -17,7 +17,7 @@ impl<A: Address> Staged<A> {
 }
 
 impl<A: Family> Staged<A> {
-    /// Puts a packet here and starts its lookup.
+    /// Stores a packet and begins its lookup.
     #[inline(always)]
     fn put(&mut self, packet: Packet<A>, context: &Context<'_>) {
         self.probe = A::table(context.flows).probe(&packet.tuple);
@@ -25,7 +25,7 @@ impl<A: Family> Staged<A> {
     }
 }
 
-/// Parses a frame and starts its lookup; gives back what is no segment.
+/// Parses a frame and begins its lookup; returns the outcome of parsing if it is no L4 packet.
 #[inline(always)]
 pub(super) fn stage<A: Family>(
     frame: &[u8],
@@ -41,7 +41,7 @@ pub(super) fn stage<A: Family>(
     }
 }
 
-/// The same for a frame with anything unusual in it.
+/// The same for a frame with IP options, extension headers, or no L4 packet.
 #[cold]
 #[inline(never)]
 fn stage_slow<A: Family>(

@@ -96,25 +96,25 @@ pub(crate) fn open(
         .for_each(|feature| tracing::info!("{feature}"));
     let mut sockets = Vec::new();
     let mut queues = Vec::new();
-    for (port, interface) in opened.into_iter().zip(owners) {
+    for (socket, interface) in opened.into_iter().zip(owners) {
         let report = &attached[interface.index()];
-        let (worker, mode, queue) = (number.index, port.bind_mode().name(), port.queue());
+        let (worker, mode, queue) = (number.index, socket.bind_mode().name(), socket.queue());
         tracing::info!(worker, interface = report.interface, queue, mode, "AF_XDP socket");
         sockets.push(QueueSocket {
             interface: report.interface.clone(),
             ifindex: report.ifindex,
             queue,
             xdp: report.mode,
-            mode: port.bind_mode(),
-            fd: port.fd().try_clone_to_owned()?,
+            mode: socket.bind_mode(),
+            fd: socket.fd().try_clone_to_owned()?,
         });
         // A zero-copy NIC delivers what was on the wire; anything else may be a virtual device or the
         // kernel's own stack, and telling costs a few additions.
-        let checksums = match port.bind_mode() {
+        let checksums = match socket.bind_mode() {
             BindMode::ZeroCopy => RxChecksums::Complete,
             BindMode::Copy => RxChecksums::MayBePartial,
         };
-        queues.push(RxQueue { interface, checksums, port });
+        queues.push(RxQueue { interface, checksums, socket });
     }
     Ok((XskDevice::new(pool, queues), sockets))
 }
