@@ -1,7 +1,7 @@
-//! The loop of one worker: frames in, verdicts, frames out, and housekeeping in between.
+//! The loop of one worker: receive a burst, decide, send, and housekeeping in between.
 //!
-//! The only place that reads a clock. Busy while frames come; after a short silence it sleeps in the
-//! kernel until the next one. Never resolves, logs or publishes anything.
+//! The only place on the packet path that reads a clock. The loop polls while frames arrive; after a short idle time it sleeps
+//! in the kernel until the next frame. Neighbours are resolved, events logged and tables published by other threads.
 
 mod held;
 mod reject;
@@ -29,33 +29,33 @@ use held::{FOR_FRAGMENT, FOR_NEIGHBOUR, Held, HeldForFragment, HeldForNeighbour}
 use reject::Rejects;
 use sweeping::Sweeping;
 
-/// How a worker works.
+/// The configuration of one worker.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
-    /// Which one it is.
+    /// Its number.
     pub number: WorkerNumber,
-    /// The core it is bound to; none to let the kernel choose.
+    /// The core that it is pinned to; `None` to let the kernel choose.
     pub core: Option<usize>,
-    /// How long it polls without a frame before it sleeps.
+    /// For how long it polls without receiving a frame before it sleeps.
     pub idle_before_sleep: Duration,
-    /// How long flows may be silent.
+    /// Idle timeouts of flows.
     pub timeouts: Timeouts,
-    /// How packets are treated.
+    /// The operator's choices about the treatment of packets.
     pub pipeline: PipelineConfig,
 }
 
 /// What workers share.
 #[derive(Clone, Debug)]
 pub struct Shared {
-    /// All flows.
+    /// The flow tables of both families.
     pub flows: Arc<Flows>,
-    /// Which backends clients stay with.
+    /// Session affinity: the bindings of clients to backends.
     pub affinity: Arc<AffinityTable>,
-    /// Asks for a neighbour to be resolved.
+    /// Where neighbours are requested to be resolved.
     pub resolver: Resolver,
     /// Where new flows that were refused for lack of a resource are reported.
     pub exhaustion: ExhaustionReporter,
-    /// Where ticks count from.
+    /// The time that ticks are counted from.
     pub started: Instant,
 }
 
@@ -82,10 +82,10 @@ impl fmt::Debug for Resolver {
     }
 }
 
-/// What others see of a running worker.
+/// The state of a running worker for other threads.
 #[derive(Debug, Default)]
 pub struct WorkerState {
-    /// Its counts.
+    /// Its counters.
     pub counters: SharedCounters,
     heartbeat: AtomicU64,
     stop: AtomicBool,
@@ -95,29 +95,29 @@ pub struct WorkerState {
 }
 
 impl WorkerState {
-    /// Grows with every loop; a worker whose heartbeat stands still for long hangs or is dead.
+    /// Grows with every loop. A worker whose heartbeat stands still hangs or is dead.
     pub fn heartbeat(&self) -> u64 {
         self.heartbeat.load(Ordering::Relaxed)
     }
 
-    /// Breaks it, for tests.
+    /// Injects a fault, for tests.
     #[cfg(feature = "lab")]
     pub fn inject(&self, fault: crate::fault::Fault) {
         self.fault.set(fault);
     }
 
-    /// The core that it is bound to, once it runs and if it is.
+    /// The core that it is pinned to; `None` if it does not run yet or is not pinned.
     pub fn core(&self) -> Option<u64> {
         self.running_cpu.load(Ordering::Relaxed).checked_sub(1)
     }
 }
 
-/// A running worker.
+/// Handle of a running worker.
 #[derive(Debug)]
 pub struct WorkerHandle<D> {
-    /// Which one it is.
+    /// Its number.
     pub number: WorkerNumber,
-    /// What it shows of itself.
+    /// Its state.
     pub state: Arc<WorkerState>,
     thread: JoinHandle<D>,
 }
@@ -128,19 +128,19 @@ impl<D> WorkerHandle<D> {
         self.thread.is_finished()
     }
 
-    /// Asks it to stop, and waits for nothing.
-    pub fn ask_to_stop(&self) {
+    /// Requests it to stop, without waiting.
+    pub fn request_stop(&self) {
         self.state.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Asks it to stop and waits; gives the device back, or nothing if the worker panicked.
+    /// Stops it and waits until it has; returns its device, or `None` if the worker panicked.
     pub fn stop(self) -> Option<D> {
-        self.ask_to_stop();
+        self.request_stop();
         self.thread.join().ok()
     }
 }
 
-/// One worker: a device, a way to decide, and the loop that joins them.
+/// One worker: a device, a pipeline, and the loop that joins them.
 #[derive(Debug)]
 pub struct Worker<D: Device, P> {
     config: WorkerConfig,
@@ -152,13 +152,13 @@ pub struct Worker<D: Device, P> {
     counters: Counters,
     sweeping: Sweeping,
     frames: Vec<D::Frame>,
-    /// Where each of `frames` came in.
+    /// The interface by which each of `frames` came in.
     ingress: Box<[InterfaceId; BURST]>,
     held_for_neighbour: HeldForNeighbour<D::Frame>,
     held_for_fragment: HeldForFragment<D::Frame>,
-    /// The generation of the tables that held frames were decided by last.
+    /// The generation of the tables by which held frames were decided last.
     held_generation: u64,
-    asked: ResolveLimiter,
+    resolve_limiter: ResolveLimiter,
     rejects: Rejects,
 }
 
@@ -171,7 +171,7 @@ where
     /// Starts the worker on a thread of its own.
     ///
     /// # Errors
-    /// What the operating system says when it gives no thread.
+    /// The operating system refuses a thread.
     pub fn spawn(self) -> std::io::Result<WorkerHandle<D>> {
         let (number, state) = (self.config.number, Arc::clone(&self.state));
         let thread =
@@ -195,7 +195,7 @@ where
             } else if time.duration_since(last_frame) >= self.config.idle_before_sleep {
                 self.counters.add(Event::Sleeps, 1);
                 self.publish_counters();
-                // Held packets leave when the tables change, which no frame announces.
+                // New tables release held packets, and no frame wakes the worker for them.
                 self.device.wait(if self.held_for_neighbour.is_empty() { SLEEP } else { SHORT_SLEEP });
             }
         }
@@ -222,12 +222,12 @@ impl<D: Device, P: Process> Worker<D, P> {
             held_for_neighbour: HeldForNeighbour::new(FOR_NEIGHBOUR),
             held_for_fragment: HeldForFragment::new(FOR_FRAGMENT),
             held_generation: 0,
-            asked: ResolveLimiter::default(),
+            resolve_limiter: ResolveLimiter::default(),
             rejects: Rejects::default(),
         }
     }
 
-    /// The same, counting on from what a worker in its place had counted.
+    /// Continues the counters of the worker that it replaces, so that metrics do not go backwards.
     #[must_use]
     pub fn counting_from(mut self, counters: Counters) -> Self {
         self.counters = counters;
@@ -235,7 +235,7 @@ impl<D: Device, P: Process> Worker<D, P> {
         self
     }
 
-    /// What it shows of itself.
+    /// Its state, for other threads.
     pub fn state(&self) -> Arc<WorkerState> {
         Arc::clone(&self.state)
     }
@@ -245,7 +245,7 @@ impl<D: Device, P: Process> Worker<D, P> {
         &mut self.device
     }
 
-    /// One turn of the loop: a burst from each queue and a step of housekeeping. True if a frame came.
+    /// One iteration of the loop: a burst from each queue and a step of housekeeping. True if a frame was received.
     pub fn poll_once(&mut self, time: Instant) -> bool {
         let now = tick(time, self.shared.started);
         let mut received = false;
@@ -283,7 +283,7 @@ impl<D: Device, P: Process> Worker<D, P> {
         received
     }
 
-    /// Decides the frames of a burst and lets each go where it should.
+    /// Decides about the frames of a burst and carries the verdicts out.
     fn decide(&mut self, queue: usize, now: Tick, arrival: Arrival) {
         let checksums = self.device.checksums(queue);
         let mut verdicts = [Verdict::Pass(PassReason::NotOurs); BURST];
@@ -296,6 +296,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             timeouts: &self.config.timeouts,
             config: &self.config.pipeline,
         };
+        // The tables were borrowed once: all packets of the burst are decided by the same generation.
         self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
         let routing = &context.tables.routing;
         for ((mut frame, verdict), &ingress) in self.frames.drain(..).zip(verdicts).zip(&*self.ingress) {
@@ -336,10 +337,10 @@ impl<D: Device, P: Process> Worker<D, P> {
                         drop_frame(&mut self.device, &mut self.counters, DropReason::RejectUnanswered, frame);
                     }
                 }
-                Verdict::IcmpError(problem) => {
+                Verdict::IcmpError(error) => {
                     let own = routing.interfaces().get(ingress.index());
                     let own = own.map_or(&[][..], |interface| &interface.spec.addresses);
-                    if self.rejects.report(&mut frame, problem, own, now) {
+                    if self.rejects.report(&mut frame, error, own, now) {
                         self.counters.add(Event::ErrorsSent, 1);
                         send(&mut self.device, routing, &mut self.counters, ingress, frame);
                     } else {
@@ -352,14 +353,14 @@ impl<D: Device, P: Process> Worker<D, P> {
         }
     }
 
-    /// Decides held packets again once the tables have changed, and drops those that waited too long.
+    /// Decides about held packets again once the tables have changed, and drops those that were held for too long.
     fn revisit_held_for_neighbour(&mut self, now: Tick) {
         let generation = self.tables.current().generation;
         if generation != self.held_generation {
             self.held_generation = generation;
             self.held_for_neighbour.wake_all();
         }
-        // One that is too old is not admitted again: deciding it once more counts it as dropped.
+        // One that is too old is decided once more too: it is not admitted again and so counted as dropped.
         while let Some(held) =
             self.held_for_neighbour.pop_ready().or_else(|| self.held_for_neighbour.pop_expired(now))
         {
@@ -367,10 +368,10 @@ impl<D: Device, P: Process> Worker<D, P> {
         }
     }
 
-    /// Decides fragments again whose first has come, and drops those that waited in vain.
+    /// Decides about held fragments again whose first has arrived, and drops those that were held for too long.
     fn revisit_held_for_fragment(&mut self, now: Tick) {
         loop {
-            // A first fragment among those that are decided here may be waited for in turn.
+            // In a loop: a fragment that is decided here may make others ready in turn.
             let queue = &mut self.held_for_fragment;
             self.process.drain_ready(|of| queue.wake(of));
             let Some(held) = self.held_for_fragment.pop_ready() else { break };
@@ -388,9 +389,10 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 
     fn housekeeping(&mut self, now: Tick) {
-        let (resolver, asked, counters) = (&self.shared.resolver, &mut self.asked, &mut self.counters);
+        let (resolver, limiter, counters) =
+            (&self.shared.resolver, &mut self.resolve_limiter, &mut self.counters);
         self.process.drain_requests(|neighbour| {
-            if asked.is_new(neighbour, now) && !resolver.resolve(neighbour) {
+            if limiter.admits(neighbour, now) && !resolver.resolve(neighbour) {
                 counters.add(Event::ResolveOverflows, 1);
             }
         });
@@ -412,12 +414,12 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 }
 
-/// Takes the tag off a frame and says to which interface it belongs. A frame of a VLAN that is not served
-/// keeps its tag, by which the pipeline knows that it is not ours.
+/// Removes the VLAN tag of a frame and returns the interface that it belongs to. A frame of a VLAN that is not served keeps its
+/// tag, by which the pipeline sees that it is not ours.
 #[cold]
 fn untag<F: FrameBuffer>(frame: &mut F, device: InterfaceId, routing: &Routing) -> InterfaceId {
     match vlan::pop(frame) {
-        // A tag that only has a priority.
+        // Untagged, or a priority tag (VLAN identifier 0).
         None | Some(0) => device,
         Some(identifier) => routing.ingress(device, identifier).unwrap_or_else(|| {
             vlan::push(frame, identifier);
@@ -426,7 +428,7 @@ fn untag<F: FrameBuffer>(frame: &mut F, device: InterfaceId, routing: &Routing) 
     }
 }
 
-/// Hands a frame that is ready to the device of an interface, and counts what became of it.
+/// Queues a finished frame for sending out of an interface, and counts the outcome.
 #[inline]
 fn send<D: Device>(
     device: &mut D,
@@ -435,27 +437,27 @@ fn send<D: Device>(
     egress: InterfaceId,
     mut frame: D::Frame,
 ) {
-    let (port, tag) = routing.device(egress);
+    let (device_interface, tag) = routing.device(egress);
     if let Some(identifier) = tag
         && !vlan::push(&mut frame, identifier)
     {
         return drop_frame(device, counters, DropReason::TooBig, frame);
     }
-    match device.send(port, frame) {
+    match device.send(device_interface, frame) {
         Ok(()) => counters.add(Event::TxPackets, 1),
         Err(NotSent::RingFull) => counters.count(&Verdict::Drop(DropReason::TxRingFull)),
         Err(NotSent::NoEgress) => counters.count(&Verdict::Drop(DropReason::NoEgress)),
     }
 }
 
-/// Takes a frame back that was to go on and cannot, and counts it.
+/// Drops a frame that cannot be held or sent, and counts it.
 #[cold]
 fn drop_frame<D: Device>(device: &mut D, counters: &mut Counters, reason: DropReason, frame: D::Frame) {
     counters.count(&Verdict::Drop(reason));
     device.recycle(frame);
 }
 
-/// The neighbours asked for lately, so that a flood of packets does not become a flood of questions.
+/// The neighbours requested lately: a flood of packets must not become a flood of requests.
 #[derive(Debug, Default)]
 struct ResolveLimiter {
     lately: [Option<(NeighbourKey, Tick)>; 32],
@@ -463,8 +465,9 @@ struct ResolveLimiter {
 }
 
 impl ResolveLimiter {
-    fn is_new(&mut self, neighbour: NeighbourKey, now: Tick) -> bool {
-        let lately = |(other, at): (NeighbourKey, Tick)| other == neighbour && now.since(at) < ASK_AGAIN_MS;
+    fn admits(&mut self, neighbour: NeighbourKey, now: Tick) -> bool {
+        let lately =
+            |(other, at): (NeighbourKey, Tick)| other == neighbour && now.since(at) < REQUEST_AGAIN_MS;
         if self.lately.iter().flatten().copied().any(lately) {
             return false;
         }
@@ -474,7 +477,7 @@ impl ResolveLimiter {
     }
 }
 
-/// Whether a frame has been decided before.
+/// Whether a frame was held before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Arrival {
     JustNow,
@@ -482,7 +485,7 @@ enum Arrival {
 }
 
 impl Arrival {
-    /// When the frame came, which is `now` or before.
+    /// When the frame was received.
     fn since(self, now: Tick) -> Tick {
         match self {
             Self::JustNow => now,
@@ -502,11 +505,11 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// A neighbour is asked for again after this time.
-const ASK_AGAIN_MS: u32 = 100;
+/// A neighbour is requested again after this time in ms.
+const REQUEST_AGAIN_MS: u32 = 100;
 
-/// How long a worker sleeps at most while packets wait.
+/// Maximum sleep while packets are held: the tables that release them arrive without a frame.
 const SHORT_SLEEP: Duration = Duration::from_millis(1);
 
-/// An idle worker wakes at least this often, to expire flows and show that it lives.
+/// Maximum sleep of an idle worker, which wakes to expire flows and to move its heartbeat.
 const SLEEP: Duration = Duration::from_millis(100);

@@ -1,10 +1,9 @@
-//! Fragments of packets to and from Services: the first is decided as a whole packet would be, the others follow
-//! it. Nothing is reassembled.
+//! Fragments of packets to and from Services: the first is decided as a whole packet would be, the others are translated as
+//! it was. Nothing is reassembled.
 //!
-//! A fragment that comes before the first of its packet waits in the worker: [`Verdict::AwaitFragment`]. What a receiver
-//! would have to puzzle over goes no further: fragments that overlap end their whole packet (RFC 5722, RFC 8200
-//! section 4.5), headers that are cut up end at once (RFC 1858, RFC 7112). Never touches what a fragment carries,
-//! but for the transport header of the first.
+//! A fragment that arrives before the first of its packet is held by the worker: [`Verdict::AwaitFragment`]. Fragments that
+//! overlap make their whole packet be dropped (RFC 5722, RFC 8200 section 4.5), and so do fragments that cut up headers
+//! (RFC 1858, RFC 7112). Only the transport header of the first fragment is touched.
 
 mod cache;
 mod identification;
@@ -28,12 +27,12 @@ use crate::counters::Event;
 use crate::verdict::{AwaitedFragment, DropReason, PassReason, Verdict};
 use flowgate_wire::refusal::IcmpError;
 
-/// One worker's packets that come in fragments.
+/// The fragmented packets of one worker.
 #[derive(Debug)]
 pub(super) struct Fragments {
     cache: Cache,
     identifications: Identifications,
-    /// Packets that were waited for since the last call of `drain_ready`.
+    /// Awaited packets whose fragment came since the last call of `drain_ready`.
     ready: [Option<AwaitedFragment>; BURST],
     ready_count: usize,
 }
@@ -53,8 +52,8 @@ impl Fragments {
         self.ready_count = 0;
     }
 
-    /// Calls those that wait for the packet in `slot`. There is room for one packet a frame of a burst.
-    fn call(&mut self, slot: usize) {
+    /// Makes frames ready that are held for the packet in `slot`. There is room for one packet per frame of a burst.
+    fn wake(&mut self, slot: usize) {
         let is_awaited = std::mem::take(&mut self.cache.entry(slot).is_awaited);
         if is_awaited && let Some(free) = self.ready.get_mut(self.ready_count) {
             *free = Some(self.cache.awaited(slot));
@@ -67,19 +66,19 @@ impl Fragments {
         Verdict::AwaitFragment(self.cache.awaited(slot))
     }
 
-    /// Ends the other fragments of the packet in `slot`, those that wait included.
+    /// Sets the verdict on all further fragments of the packet in `slot`, those on hold included.
     fn end(&mut self, slot: usize, of_others: Verdict) {
         self.cache.entry(slot).state = State::Ended(of_others);
-        self.call(slot);
+        self.wake(slot);
     }
 
-    /// Ends all fragments of the packet in `slot` for a reason that holds for each of them.
+    /// Drops this and all further fragments of the packet in `slot`.
     fn drop_all(&mut self, slot: usize, reason: DropReason) -> Verdict {
         self.end(slot, Verdict::Drop(reason));
         Verdict::Drop(reason)
     }
 
-    /// None if the part may go on. One that overlaps ends its packet; a mere duplicate only itself.
+    /// `None` if the part may be forwarded. One that overlaps makes its packet be dropped, a duplicate only itself.
     fn unfit(&mut self, slot: usize, part: &Part) -> Option<Verdict> {
         match self.cache.entry(slot).ranges.fit(part) {
             Fit::New => None,
@@ -89,8 +88,7 @@ impl Fragments {
         }
     }
 
-    /// Notes that the part was sent on. A packet that is complete is forgotten, so that its identification may
-    /// come again.
+    /// Records that the part was forwarded. A complete packet is removed, so that its identification can be used again.
     fn sent(&mut self, slot: usize, part: &Part) {
         let ranges = &mut self.cache.entry(slot).ranges;
         ranges.add(part);
@@ -100,7 +98,7 @@ impl Fragments {
     }
 }
 
-/// A fragment between parsing and the decision.
+/// A parsed fragment.
 struct Piece<A> {
     datagram: Datagram<A>,
     fragment: Fragment,
@@ -109,7 +107,7 @@ struct Piece<A> {
 }
 
 impl Router {
-    /// Decides a frame that was parsed as a fragment.
+    /// Decides about a frame that was parsed as a fragment.
     #[cold]
     pub(super) fn fragment<A: Family>(&mut self, frame: &mut [u8], slow: &mut SlowPath<'_>) -> Verdict {
         let Ok(datagram) = A::datagram(frame) else { return Verdict::Drop(DropReason::Malformed) };
@@ -150,7 +148,7 @@ impl Router {
         self.fragments.cache.slot(key, hash, newcomer, context.now)
     }
 
-    /// Decides a first fragment as a whole packet with these ports would be, and keeps the decision for the others.
+    /// Decides about a first fragment as about a whole packet, and stores the decision for the others.
     fn first_fragment<A: Family>(
         &mut self,
         frame: &mut [u8],
@@ -175,7 +173,8 @@ impl Router {
             return self.fragments.drop_all(*slot, DropReason::Malformed);
         }
         if protocol == Protocol::Sctp && total.is_none() {
-            // How a change of ports changes its CRC depends on the length of the whole.
+            // The CRC covers the whole packet: how new ports change it depends on the distance from the end, which only the last
+            // fragment tells.
             return self.fragments.wait(*slot);
         }
         let sctp_len = total.map(|total| total.saturating_sub(fragment::l4_start(datagram, fragment)));
@@ -185,7 +184,7 @@ impl Router {
                 self.store_decision(frame, piece, &packet, (end, flow_hash), slow.context);
                 Verdict::Transmit(egress)
             }
-            // It comes back, and nothing was done.
+            // It is held and decided again; nothing was rewritten or stored.
             Verdict::AwaitNeighbour(_) => verdict,
             Verdict::Pass(_) => {
                 self.fragments.end(*slot, Verdict::Pass(PassReason::Fragment));
@@ -210,7 +209,7 @@ impl Router {
         flows.prefetch(&mut probe);
         let staged = Staged { packet: *packet, probe };
         let before = sctp_fields(frame, packet);
-        // A device can complete the checksum of a whole packet only, so none was left open here.
+        // The kernel completes a partial checksum before it fragments (ip_do_fragment in net/ipv4/ip_output.c).
         let complete = &mut SlowPath {
             context: slow.context,
             counters: slow.counters,
@@ -249,11 +248,11 @@ impl Router {
             flow_hash,
             end,
         });
-        self.fragments.call(*slot);
+        self.fragments.wake(*slot);
         self.fragments.sent(*slot, part);
     }
 
-    /// Sends a fragment that is not the first after the first, or lets it wait for that.
+    /// Decides about a fragment that is not the first: forwards it as the first was, or holds it until the first came.
     fn later_fragment<A: Family>(
         &mut self,
         frame: &mut [u8],
@@ -273,8 +272,8 @@ impl Router {
             let is_news = !part.more && ranges.total().is_none();
             ranges.learn_total(part);
             if is_news {
-                // A first fragment of SCTP may wait for this.
-                self.fragments.call(*slot);
+                // The first fragment of an SCTP packet may be held until the length is known.
+                self.fragments.wake(*slot);
             }
             return self.fragments.wait(*slot);
         };
@@ -290,7 +289,7 @@ impl Router {
         }
     }
 
-    /// Rewrites a fragment as the first of its packet was.
+    /// Translates a fragment as the first of its packet was.
     fn follow<A: Family>(
         &mut self,
         frame: &mut [u8],
@@ -327,8 +326,8 @@ impl Router {
     }
 }
 
-/// Whether a fragment that is not the first may belong to a packet of ours though it names another protocol: in
-/// IPv6 it names what its fragment header was followed by, which may be another extension header.
+/// Whether a fragment that is not the first may belong to an L4 packet though it names another protocol: the next header field
+/// of an IPv6 fragment header may name a further extension header.
 fn may_hide_protocol<A: Family>(protocol: u8) -> bool {
     !A::IS_V4 && protocol != A::ICMP && IPV6_EXTENSIONS.contains(&protocol)
 }
@@ -340,22 +339,23 @@ fn drop_unfit(unfit: Unfit) -> Verdict {
     })
 }
 
-/// A hash of two addresses and two numbers that nobody outside can foresee: that of the flow table, whose secret
-/// all workers share.
+/// A keyed hash of two addresses and two numbers: that of the flow table, whose secret all workers share, so that nobody
+/// outside can aim at one set of the cache.
 fn keyed_hash<A: Family>([src, dst]: [A; 2], numbers: [u16; 2], context: &Context<'_>) -> u32 {
     let [src_port, dst_port] = numbers.map(L4Port::new);
     let tuple = FiveTuple { protocol: Protocol::Udp, src, dst, src_port, dst_port };
     A::table(context.flows).probe(&tuple).hash().0
 }
 
-/// The ports and the checksum of an SCTP packet.
+/// The ports and the checksum of an SCTP packet, as they stand in its header.
 fn sctp_fields<A: Family>(frame: &[u8], packet: &Packet<A>) -> Option<([u8; 4], [u8; 4])> {
     let header = frame.get(usize::from(packet.l4_offset)..)?.first_chunk::<12>()?;
     let (fields, _) = header.as_chunks::<4>();
     (packet.tuple.protocol == Protocol::Sctp).then_some((fields[0], fields[2]))
 }
 
-/// Puts the checksum right that the translation computed over the first fragment alone.
+/// Corrects the checksum that the translation computed over the first fragment alone, from the one that was received for the
+/// whole packet: a CRC is linear, so the difference of the ports can be applied at its distance from the end.
 fn mend_sctp<A: Family>(
     frame: &mut [u8],
     packet: &Packet<A>,

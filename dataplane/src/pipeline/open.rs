@@ -1,4 +1,4 @@
-//! Beginning a flow: the slow path of the pipeline. Never touches packet bytes.
+//! Opening a flow: backend, source and entry for the first packet. Packet bytes are not touched here.
 
 use std::net::IpAddr;
 
@@ -17,15 +17,16 @@ use crate::counters::Event;
 use crate::exhaustion::ExhaustedResource;
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};
 
-/// Source ports tried before a flow is refused. With 95 % of a range in use, 128 random tries fail once
-/// in 700.
+/// Source ports that are tried before a flow is refused. With 95 % of a range in use, 128 random tries fail once in 700
+/// (0.95^128).
 const SNAT_ATTEMPTS: u32 = 128;
 
-/// Ports below are no ordinary client's (RFC 6335 section 6).
+/// The lowest source port given to a client whose address is preserved and whose own port is taken: those below are system
+/// ports (RFC 6335 section 6).
 const FIRST_PRESERVED_PORT: u32 = 1024;
 
 impl Router {
-    /// Opens a flow for a packet that has none, or says why not.
+    /// Opens a flow for a packet that has none, or returns the verdict on the packet.
     #[cold]
     pub(super) fn open<'a, A: Family>(
         &mut self,
@@ -61,10 +62,10 @@ impl Router {
             Some(Bound::Evicting(_)) => slow.counters.add(Event::AffinityEvictions, 1),
             Some(Bound::New(_) | Bound::Nobody) | None => {}
         }
-        // A Service port has endpoints of its own family only.
+        // The endpoints of a Service port are of its own family, so this does not fail; if it did, there would be no route.
         let backend_addr = A::from_ip(selection.backend.addr).ok_or(Verdict::Drop(DropReason::NoRoute))?;
         let (id, next_hop) = self.next_hop(selection.backend.addr, probe.hash().0, slow)?;
-        // No entry for a packet that cannot leave: a flood must not fill the table.
+        // Checked before the insertion: packets that cannot leave, as in a flood to a silent host, must not fill the table.
         self.resolved(next_hop, slow.counters)?;
         if packet.ip_len() > next_hop.mtu {
             return Err(Verdict::IcmpError(IcmpError::TooBig(next_hop.mtu)));
@@ -190,8 +191,8 @@ fn insert_any<'a, A: Family>(
     Err(Verdict::Drop(none_left))
 }
 
-/// Keeps connections that nobody has answered from taking more than their share of the table: the oldest of those
-/// in the way of the new one makes room.
+/// Keeps half-open connections within their share of the table: of those in the buckets of the new flow the oldest makes
+/// room.
 fn make_room_for_connection<A: Family>(
     tuple: &FiveTuple<A>,
     probe: &Probe,
@@ -208,15 +209,15 @@ fn make_room_for_connection<A: Family>(
     Err(Verdict::Drop(DropReason::HalfOpenLimit))
 }
 
-/// Whether connections that nobody has answered have their share of the table already.
+/// Whether half-open connections have reached their share of the table.
 fn has_too_many_half_open<A: Family>(context: &Context<'_>) -> bool {
     let flows = A::table(context.flows);
     let percent = u64::from(context.config.half_open_percent);
     u64::from(flows.half_open()) >= u64::from(flows.capacity_flows()) * percent / 100
 }
 
-/// The verdict on a segment of a connection that is not known and that it cannot open. RFC 9293 section
-/// 3.10.7.1: it is told so, and need not find out by its timeouts.
+/// The verdict on a segment of an unknown connection that does not open one. RFC 9293 section 3.10.7.1: a reset spares the
+/// sender its timeouts.
 fn no_connection<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
     let answered = packet.tuple.protocol == Protocol::Tcp && !packet.tcp_flags.intersects(TcpFlags::RST);
     if answered && context.config.reset_unknown {
@@ -238,7 +239,7 @@ fn no_service<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
     }
 }
 
-/// Whether a packet with this tuple comes from a backend whose clients keep their address.
+/// Whether a packet with this tuple comes from a backend whose clients' addresses are preserved.
 #[cold]
 pub(super) fn may_be_preserved_reply<A: Family>(tuple: &FiveTuple<A>, context: &Context<'_>) -> bool {
     let FiveTuple { protocol, src, src_port, .. } = *tuple;
@@ -285,7 +286,7 @@ impl<A: Family> ForwardTarget<'_, A> {
     }
 }
 
-/// The number of the `attempt`-th try: even steps over the whole range from a start that differs by flow.
+/// The number of the `attempt`-th try: even steps over the whole range, from a start that differs by flow.
 fn nth_choice(start: u32, attempt: u32) -> u32 {
     // The golden ratio of 2^32: consecutive multiples lie far apart (Knuth, TAOCP 3, section 6.4).
     start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)) >> 1

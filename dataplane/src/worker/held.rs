@@ -1,5 +1,5 @@
 //! Frames that are held until something is known: the Ethernet address of a neighbour, or the first fragment of a packet.
-//! Bounded in number and time. Never looks into a frame.
+//! Bounded in number and time.
 
 use std::collections::VecDeque;
 
@@ -10,12 +10,12 @@ use flowgate_tables::routing::NeighbourKey;
 use crate::pipeline::EXPECTED_MS;
 use crate::verdict::AwaitedFragment;
 
-/// A frame that is held for `K`.
+/// A frame that is held until `K` is known.
 #[derive(Debug)]
 pub(super) struct Held<F, K> {
     pub(super) frame: F,
     pub(super) key: K,
-    /// The receive queue that it came by.
+    /// The receive queue that it came in by.
     pub(super) queue: usize,
     pub(super) ingress: InterfaceId,
     pub(super) since: Tick,
@@ -28,34 +28,34 @@ impl<F, K> Held<F, K> {
     }
 }
 
-/// How many frames a queue holds, and for how long.
+/// The limits of a queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeldLimits {
-    /// In all.
+    /// Maximum number of frames.
     pub(super) total: usize,
-    /// For one key.
+    /// Maximum number of frames per key.
     pub(super) per_key: usize,
-    /// In milliseconds.
+    /// Maximum age in milliseconds.
     pub(super) age_ms: u32,
 }
 
-/// RFC 1122 section 2.3.2.2: at least one packet for each unresolved address should be saved. The kernel gives up on a
-/// neighbour after three seconds; a client sends its SYN again after one.
+/// RFC 1122 section 2.3.2.2: at least one packet per unresolved address should be saved. A second, since a client retransmits
+/// its SYN then; the kernel gives up on a neighbour after three.
 pub(super) const FOR_NEIGHBOUR: HeldLimits = HeldLimits { total: 64, per_key: 8, age_ms: 1_000 };
 
-/// 45 fragments are those of the largest packet at an MTU of 1,500, whatever their order.
+/// 45 fragments make up the largest packet at an MTU of 1,500.
 pub(super) const FOR_FRAGMENT: HeldLimits = HeldLimits { total: 128, per_key: 45, age_ms: EXPECTED_MS };
 
-/// The held frames of one worker, in the order in which they came.
+/// The held frames of one worker, in the order of arrival.
 #[derive(Debug)]
 pub(super) struct HeldQueue<F, K> {
     frames: VecDeque<Held<F, K>>,
     limits: HeldLimits,
 }
 
-/// Frames that wait for the Ethernet address of a neighbour.
+/// Frames held for the Ethernet address of a neighbour.
 pub(super) type HeldForNeighbour<F> = HeldQueue<F, NeighbourKey>;
-/// Fragments that wait for the first fragment of their packet.
+/// Fragments held for another fragment of their packet.
 pub(super) type HeldForFragment<F> = HeldQueue<F, AwaitedFragment>;
 
 impl<F, K: PartialEq> HeldQueue<F, K> {
@@ -63,9 +63,11 @@ impl<F, K: PartialEq> HeldQueue<F, K> {
         Self { frames: VecDeque::with_capacity(limits.total), limits }
     }
 
-    /// Holds a frame, unless the queue is full, there are enough for its key, or it was held for too long already (one that
-    /// is decided again may be held again).
+    /// Holds a frame. Gives it back if the queue is full, its key has its share, or it was held for too long already: a frame that
+    /// is decided again may have to be held again.
     pub(super) fn admit(&mut self, held: Held<F, K>, now: Tick) -> Result<(), F> {
+        // Counted at each admission, and searched linearly below: the queue has at most 128 frames, and only the slow path
+        // comes here.
         let same = self.frames.iter().filter(|other| other.key == held.key).count();
         if self.frames.len() >= self.limits.total
             || same >= self.limits.per_key
@@ -77,7 +79,7 @@ impl<F, K: PartialEq> HeldQueue<F, K> {
         Ok(())
     }
 
-    /// Makes the frames that wait for `key` ready.
+    /// Makes the frames ready that are held for `key`.
     pub(super) fn wake(&mut self, key: K) {
         self.frames.iter_mut().filter(|held| held.key == key).for_each(|held| held.is_ready = true);
     }
@@ -93,7 +95,7 @@ impl<F, K: PartialEq> HeldQueue<F, K> {
         self.frames.remove(position)
     }
 
-    /// A frame that has waited in vain.
+    /// A frame that was held for too long.
     pub(super) fn pop_expired(&mut self, now: Tick) -> Option<Held<F, K>> {
         let position = self.frames.iter().position(|held| self.is_expired(held, now))?;
         self.frames.remove(position)

@@ -1,5 +1,4 @@
-//! Turning a packet that goes no further into the answer to its sender, not more often than is decent.
-//! Never decides what is answered.
+//! Writes a TCP reset or an ICMP error over the packet that caused it, within a rate limit.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,14 +13,13 @@ use crate::token_bucket::TokenBucket;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rejects {
     errors: TokenBucket,
-    /// Apart, so that a flood of what deserves other errors cannot keep connections from finding their packet
-    /// size.
+    /// A bucket of its own, so that a flood of packets that cause other errors cannot keep path MTU discovery from working.
     too_big: TokenBucket,
 }
 
 impl Default for Rejects {
     fn default() -> Self {
-        // RFC 1812 section 4.3.2.8 and RFC 4443 section 2.4 (f) have errors limited.
+        // RFC 1812 section 4.3.2.8 and RFC 4443 section 2.4 (f) require a rate limit for errors.
         let bucket = TokenBucket::new(ICMP_PER_MS, ICMP_BURST);
         Self { errors: bucket, too_big: bucket }
     }
@@ -42,11 +40,11 @@ impl Rejects {
         let bytes = frame.as_mut();
         let packet = match A::parse(bytes) {
             Ok(Parsed::L4(packet)) => packet,
-            // What a reset must acknowledge is in the other fragments: it gets an error, as datagrams do.
+            // A reset must acknowledge the whole segment, whose length only all fragments tell: it gets an ICMP error.
             Ok(Parsed::Fragment) => return self.report(frame, IcmpError::PortUnreachable, &[], now),
             _ => return false,
         };
-        // A reset is never larger than its segment.
+        // Resets are not limited: one is never larger than the segment that caused it, so it does not amplify.
         if packet.tuple.protocol != Protocol::Tcp && !self.errors.take(now) {
             return false;
         }
@@ -61,31 +59,30 @@ impl Rejects {
     pub(crate) fn report<F: FrameBuffer>(
         &mut self,
         frame: &mut F,
-        problem: IcmpError,
+        error: IcmpError,
         own: &[IpAddr],
         now: Tick,
     ) -> bool {
-        let bucket =
-            if matches!(problem, IcmpError::TooBig(_)) { &mut self.too_big } else { &mut self.errors };
+        let bucket = if matches!(error, IcmpError::TooBig(_)) { &mut self.too_big } else { &mut self.errors };
         if !bucket.take(now) {
             return false;
         }
         match EtherType::of(frame.as_mut()) {
-            Some(EtherType::Ipv4) => report_family::<Ipv4Addr, F>(frame, problem, own),
-            Some(EtherType::Ipv6) => report_family::<Ipv6Addr, F>(frame, problem, own),
+            Some(EtherType::Ipv4) => report_family::<Ipv4Addr, F>(frame, error, own),
+            Some(EtherType::Ipv6) => report_family::<Ipv6Addr, F>(frame, error, own),
             _ => false,
         }
     }
 }
 
-fn report_family<A: Address, F: FrameBuffer>(frame: &mut F, problem: IcmpError, own: &[IpAddr]) -> bool {
+fn report_family<A: Address, F: FrameBuffer>(frame: &mut F, error: IcmpError, own: &[IpAddr]) -> bool {
     let bytes = frame.as_mut();
     let Ok(datagram) = A::datagram(bytes) else { return false };
-    // The error crosses routers, which RFC 4291 section 2.5.6 forbids a link-local address.
+    // RFC 4291 section 2.5.6: routers do not forward packets from a link-local address, and the error may cross some.
     let beyond_link = own.iter().filter(|addr| !matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local()));
     let from = beyond_link.copied().find_map(A::from_ip).unwrap_or(datagram.dst);
     let mut out = [0; REFUSAL_LEN_MAX];
-    let len = report(bytes, &datagram, problem, from, &mut out);
+    let len = report(bytes, &datagram, error, from, &mut out);
     replace(frame, len, &out)
 }
 
@@ -95,10 +92,10 @@ fn replace<F: FrameBuffer>(frame: &mut F, len: Option<usize>, with: &[u8; REFUSA
     true
 }
 
-/// ICMP errors that a worker sends in a millisecond at most, on average.
+/// Average number of ICMP errors that a worker sends per millisecond, at most.
 const ICMP_PER_MS: u32 = 1;
 
-/// ICMP errors at once.
+/// Maximum number of ICMP errors in a burst.
 const ICMP_BURST: u32 = 100;
 
 #[cfg(test)]
@@ -117,14 +114,14 @@ mod tests {
     #[test]
     fn a_flood_of_other_errors_does_not_keep_packets_from_being_found_too_big() {
         let mut rejects = Rejects::default();
-        let mut report = |problem| {
+        let mut report = |error| {
             let mut frame = Vec::new();
             etherparse::PacketBuilder::ethernet2([2; 6], [2; 6])
                 .ipv4([192, 0, 2, 9], [10, 96, 0, 1], 1)
                 .udp(4000, 53)
                 .write(&mut frame, b"x")
                 .unwrap();
-            rejects.report(&mut crate::device::MemoryFrame(frame), problem, &[], Tick(0))
+            rejects.report(&mut crate::device::MemoryFrame(frame), error, &[], Tick(0))
         };
         assert_eq!((0..500).filter(|_| report(IcmpError::TimeExceeded)).count(), 100);
         assert_eq!((0..500).filter(|_| report(IcmpError::TooBig(1400))).count(), 100);

@@ -1,5 +1,4 @@
-//! Ending flows that were silent too long or whose backend is gone, and forgetting next hops of earlier routes. Never
-//! touches a packet.
+//! The sweep: removes flows that were idle for too long or whose backend is gone, and clears next hops of earlier routes.
 
 use flowgate_flow::{Flows, Sweep, Tick, Timeouts};
 use flowgate_tables::{BackendId, Tables};
@@ -8,14 +7,14 @@ use hashbrown::HashMap;
 
 use super::WorkerNumber;
 
-/// One worker's shares of the sweeps over both flow tables, and what has become of removed backends.
+/// One worker's share of the sweeps over both flow tables, and the removed backends that still have flows.
 #[derive(Debug)]
 pub(super) struct Sweeping {
     v4: Sweep,
     v6: Sweep,
     swept_at: Tick,
     generation: u64,
-    /// Buckets still to be swept at once, since backends may have gone.
+    /// Buckets still to be swept in a hurry, since the new tables may lack backends.
     urgent: u32,
     draining: Draining,
 }
@@ -39,7 +38,7 @@ impl Sweeping {
         now.since(self.swept_at)
     }
 
-    /// Sweeps as many buckets as the time since the last step asks for; returns how many flows ended.
+    /// Sweeps as many buckets as are due since the last step; returns the number of removed flows.
     pub(super) fn step(&mut self, flows: &Flows, tables: &Tables, now: Tick, timeouts: &Timeouts) -> u32 {
         let elapsed_ms = self.since_last(now);
         self.swept_at = now;
@@ -47,11 +46,13 @@ impl Sweeping {
             self.generation = tables.generation;
             self.urgent = self.len();
         }
+        // In proportion to the time that has passed: a worker that slept or was busy catches up.
         let regular = u64::from(self.len()) * u64::from(elapsed_ms) / SWEEP_MS + 1;
         let regular = u32::try_from(regular).unwrap_or(u32::MAX);
         let urgent = self.urgent.min(URGENT_BUCKETS_PER_MS.saturating_mul(elapsed_ms));
         let buckets = regular.max(urgent);
         self.urgent = self.urgent.saturating_sub(buckets);
+        // Both tables are done at the same time, whatever their sizes.
         let of_v6 = u64::from(buckets) * u64::from(self.v6.len()) / u64::from(self.len().max(1)) + 1;
         let of_v6 = u32::try_from(of_v6).unwrap_or(u32::MAX);
         let Self { v4, v6, draining, .. } = self;
@@ -69,7 +70,7 @@ impl Sweeping {
     }
 }
 
-/// Removed backends that still have flows, and since when.
+/// Removed backends that still have flows, each with the time since when.
 #[derive(Debug)]
 struct Draining {
     since: HashMap<u32, Tick>,
@@ -82,8 +83,8 @@ impl Default for Draining {
 }
 
 impl Draining {
-    /// Whether a flow to this backend ends now. P801: those of a removed endpoint end at once if they are
-    /// datagrams, since nobody would tell their clients otherwise; connections may finish until the deadline.
+    /// Whether a flow to this backend ends now. P801: UDP flows to a removed endpoint end at once, since their clients would not
+    /// notice that it is gone; connections may finish until the deadline.
     fn is_superseded(
         &mut self,
         tables: &Tables,
@@ -102,7 +103,7 @@ impl Draining {
         match self.since.get(&backend) {
             Some(since) => now.since(*since) > allowed_ms,
             None => {
-                // Beyond the limit it is looked at again once another one is done.
+                // When the map is full, the deadline starts at a later sweep, once another backend is done.
                 if self.since.len() < DRAINING_MAX {
                     self.since.insert(backend, now);
                 }
@@ -111,7 +112,7 @@ impl Draining {
         }
     }
 
-    /// Forgets backends whose last flow must have been swept by now.
+    /// Forgets backends all of whose flows must have been swept: two sweeps after the deadline.
     fn forget_finished(&mut self, now: Tick, timeouts: &Timeouts) {
         if let Some(allowed_ms) = timeouts.drain_ms() {
             let last = allowed_ms.saturating_add(2 * u32::try_from(SWEEP_MS).unwrap_or(u32::MAX));
@@ -120,11 +121,11 @@ impl Draining {
     }
 }
 
-/// The whole table is swept once in this time. Timeouts are exceeded by at most as much.
+/// The whole table is swept once in this time, in ms. A flow outlives its timeout by at most as much.
 const SWEEP_MS: u64 = 16_000;
 
-/// After a new generation the sweep hurries, but never longer than some tens of microseconds a time.
+/// Buckets per ms of a hurried sweep, after new tables: some tens of microseconds per step.
 const URGENT_BUCKETS_PER_MS: u32 = 64;
 
-/// Removed backends with flows that are followed at once.
+/// Maximum number of removed backends whose deadlines are tracked at the same time.
 const DRAINING_MAX: usize = 4096;

@@ -1,13 +1,13 @@
-//! VLAN tags (IEEE 802.1Q) of frames: taken off when a frame comes in and put on when it leaves, so that
-//! nobody in between sees one. Never decides which network a frame belongs to.
+//! VLAN tags (IEEE 802.1Q): removed from a frame when it comes in and inserted when it leaves, so that the pipeline sees
+//! untagged frames only.
 
 use flowgate_wire::EtherType;
 use flowgate_wire::parse::CUSTOMER_TAG;
 
 use crate::burst::FrameBuffer;
 
-/// Takes the tag off a frame that has exactly one and gives back its VLAN identifier; zero for a frame that
-/// only has a priority. None for a frame without a tag, or with several.
+/// Removes the tag of a frame that has exactly one and returns its VLAN identifier; 0 for a priority tag. `None` for a frame
+/// without a tag or with several.
 pub(crate) fn pop<F: FrameBuffer>(frame: &mut F) -> Option<u16> {
     let bytes = frame.as_mut();
     let (&[_, .., kind_high, kind_low], &[tag_high, tag_low, inner_high, inner_low, ..]) =
@@ -25,7 +25,7 @@ pub(crate) fn pop<F: FrameBuffer>(frame: &mut F) -> Option<u16> {
     frame.resize(len - TAG_LEN).then_some(u16::from_be_bytes([tag_high, tag_low]) & IDENTIFIER)
 }
 
-/// Puts a tag with this VLAN identifier on a frame; false if it has no room for one.
+/// Inserts a tag with this VLAN identifier; false if the frame has no room for it.
 pub(crate) fn push<F: FrameBuffer>(frame: &mut F, identifier: u16) -> bool {
     let len = frame.as_mut().len();
     if len < ADDRESSES_LEN || !frame.resize(len + TAG_LEN) {
@@ -41,7 +41,7 @@ pub(crate) fn push<F: FrameBuffer>(frame: &mut F, identifier: u16) -> bool {
 
 const ADDRESSES_LEN: usize = 12;
 const TAG_LEN: usize = 4;
-/// The identifier is the lower twelve bits; above it are priority and drop eligibility.
+/// The lower twelve bits of the tag; above them are priority and drop eligibility.
 const IDENTIFIER: u16 = 0x0fff;
 
 #[cfg(test)]

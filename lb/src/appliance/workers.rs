@@ -301,7 +301,7 @@ impl Workers {
     /// # Errors
     /// A worker does not stop.
     pub(crate) fn pause(&mut self) -> anyhow::Result<()> {
-        self.ask_to_stop();
+        self.request_stop();
         for (worker, post) in self.posts.iter_mut().enumerate() {
             anyhow::ensure!(post.has_stopped_within(STOP_LIMIT), "worker {worker} does not stop");
             post.vacate();
@@ -385,17 +385,17 @@ impl Workers {
         }
     }
 
-    fn ask_to_stop(&self) {
+    fn request_stop(&self) {
         for post in &self.posts {
             if let Stage::Running(handle) = &post.stage {
-                handle.ask_to_stop();
+                handle.request_stop();
             }
         }
     }
 
     /// Stops all workers and waits for them, though not for one that hangs.
     pub(crate) fn stop(mut self) {
-        self.ask_to_stop();
+        self.request_stop();
         for (worker, post) in self.posts.iter_mut().enumerate() {
             if !self.watchdog.is_hanging(worker) && post.has_stopped_within(STOP_LIMIT) {
                 post.vacate();

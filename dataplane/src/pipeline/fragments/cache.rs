@@ -1,7 +1,7 @@
-//! The packets whose fragments are on their way. Fixed size; never looks at a frame and never allocates.
+//! Packets of which some fragments were seen: a set-associative cache of fixed size.
 //!
-//! Entries lie in sets of eight, chosen by a keyed hash. A packet whose first fragment came lately makes room only
-//! for others of its kind, so that fragments which belong to nothing cannot push it out.
+//! A keyed hash selects one of [`SETS`] sets of [`WAYS`] entries. A packet whose first fragment was decided lately is evicted
+//! only for another first fragment, so that a flood of later fragments, which cost a sender nothing, cannot evict it.
 
 use std::net::IpAddr;
 
@@ -21,30 +21,31 @@ pub(super) struct Key {
     pub(super) protocol: u8,
 }
 
-/// What was decided by the first fragment.
+/// The decision about the first fragment, which the others follow.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decided {
-    /// The addresses that its fragments get, both of one family.
+    /// Source and destination after translation, of one family.
     pub(super) pair: [IpAddr; 2],
-    /// Another identification; none when it stays.
+    /// The new identification; `None` when it stays.
     pub(super) id: Option<u32>,
-    /// The ports and protocol of its flow, to count its fragments there.
+    /// Source and destination port before translation: with the protocol they find the flow, whose counters include all
+    /// fragments.
     pub(super) ports: [L4Port; 2],
     pub(super) protocol: flowgate_wire::Protocol,
-    /// Chooses among several ways as the flow's hash does.
+    /// The flow's hash, so that all fragments take the same of several next hops (ECMP).
     pub(super) flow_hash: u32,
-    /// Where the packet must end by its transport header.
+    /// The length of the fragmentable part in bytes, if the transport header states it (UDP).
     pub(super) end: Option<u16>,
 }
 
-/// How far a packet is.
+/// The state of a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum State {
-    /// Its first fragment was not decided yet.
+    /// The first fragment was not decided yet.
     Expected,
-    /// Its fragments go on.
+    /// Fragments are forwarded.
     Decided(Decided),
-    /// Its fragments end.
+    /// All fragments get this verdict.
     Ended(Verdict),
 }
 
@@ -55,7 +56,7 @@ pub(super) struct Entry {
     since: Tick,
     pub(super) state: State,
     pub(super) ranges: Ranges,
-    /// Whether frames may wait for the first fragment.
+    /// Whether frames may be on hold for the first fragment.
     pub(super) is_awaited: bool,
 }
 
@@ -77,28 +78,29 @@ impl Entry {
         self.key.is_none() || now.since(self.since) > lifetime
     }
 
-    /// How gladly the entry is given up for another: none if it is kept.
-    fn worth_less_than(&self, newcomer: Newcomer, now: Tick) -> Option<(u8, u32)> {
+    /// Eviction priority and age in ms, higher first; `None` if the entry must not be evicted for this newcomer.
+    fn eviction_priority(&self, newcomer: Newcomer, now: Tick) -> Option<(u8, u32)> {
         let age = now.since(self.since);
         match (self.state, newcomer) {
             _ if self.is_superseded(now) => Some((3, age)),
             (State::Ended(_), _) => Some((2, age)),
             (State::Expected, _) => Some((1, age)),
             (State::Decided(_), Newcomer::First) => Some((0, age)),
-            // Fragments of one packet follow one another closely: after a flood of first ones there is room again.
+            // The fragments of one packet follow one another closely, so an old decision is hardly needed any more. Without
+            // this a flood of first fragments would shut out all others for LIFETIME_MS.
             (State::Decided(_), Newcomer::Later) => (age > EXPECTED_MS).then_some((0, age)),
         }
     }
 }
 
-/// Which fragment asks for an entry.
+/// The fragment that needs an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Newcomer {
     First,
     Later,
 }
 
-/// All of them.
+/// The cache of one worker.
 #[derive(Debug)]
 pub(super) struct Cache {
     entries: Box<[Entry]>,
@@ -110,13 +112,14 @@ impl Cache {
         Self { entries: vec![Entry::EMPTY; SETS * WAYS].into_boxed_slice(), stamp: 0 }
     }
 
-    /// The slot of the packet with this key and keyed hash, a new one if it is not there. None if there is no room.
+    /// The slot of the packet with this key and keyed hash, a new one if it has none. `None` if there is no room.
     ///
-    /// A first fragment that comes again after [`RENEW_MS`] is another packet: identifications of 16 bits come
-    /// round soon (RFC 4963), and duplicates follow one another closely.
+    /// A first fragment that comes again after [`RENEW_MS`] belongs to another packet: at high rates 16-bit identifications are
+    /// reused within seconds (RFC 4963), and duplicates of one packet follow one another closely.
     pub(super) fn slot(&mut self, key: Key, hash: u32, newcomer: Newcomer, now: Tick) -> Option<usize> {
         let first_slot = hash as usize % SETS * WAYS;
         let set = &mut self.entries[first_slot..first_slot + WAYS];
+        // Linear search: a set fits into a few cache lines, and only fragments come here.
         let known = set.iter().position(|entry| entry.key == Some(key) && !entry.is_superseded(now));
         let is_renewed = |entry: &Entry| {
             newcomer == Newcomer::First
@@ -125,13 +128,14 @@ impl Cache {
         };
         let way = match known {
             Some(way) if !is_renewed(&set[way]) => return Some(first_slot + way),
+            // The same key, another packet: the entry starts over, with a new stamp that frames on hold do not match.
             Some(way) => way,
             None => {
                 let candidates = set.iter().enumerate();
-                let given_up = candidates
-                    .filter_map(|(way, entry)| Some((entry.worth_less_than(newcomer, now)?, way)))
+                let victim = candidates
+                    .filter_map(|(way, entry)| Some((entry.eviction_priority(newcomer, now)?, way)))
                     .max()?;
-                given_up.1
+                victim.1
             }
         };
         self.stamp = self.stamp.wrapping_add(1);
@@ -143,7 +147,7 @@ impl Cache {
         &mut self.entries[slot]
     }
 
-    /// The name under which frames wait for the packet in `slot`.
+    /// The name under which frames are held for the packet in `slot`.
     pub(super) fn awaited(&self, slot: usize) -> AwaitedFragment {
         AwaitedFragment::new(u16::try_from(slot).unwrap_or(u16::MAX), self.entries[slot].stamp)
     }
@@ -156,13 +160,14 @@ impl Cache {
 const SETS: usize = 128;
 const WAYS: usize = 8;
 
-/// How long a packet's fragments go the way of its first. RFC 8200 section 4.5 lets receivers wait 60 s; what is
-/// bridged here is only the spread of fragments on their way.
+/// How long the decision about a first fragment is valid, in ms. Receivers wait up to 60 s (RFC 8200 section 4.5); here only
+/// the spread of fragments on their way has to be bridged.
 const LIFETIME_MS: u32 = 15_000;
 
-/// How long a first fragment is expected.
+/// How long a first fragment is awaited, in ms.
 pub(crate) const EXPECTED_MS: u32 = 1_000;
 
+/// After this time in ms a first fragment with a known key starts another packet.
 const RENEW_MS: u32 = 1_000;
 
 #[cfg(test)]
@@ -189,13 +194,13 @@ mod tests {
     #[test]
     fn what_belongs_to_nothing_pushes_no_decided_packet_out() {
         let mut cache = Cache::new();
-        let kept = cache.slot(key(0), 7, Newcomer::First, Tick(0)).unwrap();
-        cache.entry(kept).state = decided();
+        let decided_slot = cache.slot(key(0), 7, Newcomer::First, Tick(0)).unwrap();
+        cache.entry(decided_slot).state = decided();
         for id in 1..100 {
             assert!(cache.slot(key(id), 7, Newcomer::Later, Tick(1)).is_some());
         }
-        assert_eq!(cache.slot(key(0), 7, Newcomer::Later, Tick(2)), Some(kept));
-        assert!(matches!(cache.entry(kept).state, State::Decided(_)));
+        assert_eq!(cache.slot(key(0), 7, Newcomer::Later, Tick(2)), Some(decided_slot));
+        assert!(matches!(cache.entry(decided_slot).state, State::Decided(_)));
     }
 
     #[test]

@@ -1,16 +1,16 @@
-//! Identifications for packets whose source is replaced. Never looks at a packet.
+//! IP identifications for fragmented packets whose source address is replaced.
 //!
-//! Two clients may choose one identification; behind one source address a backend would mix their fragments
-//! (RFC 6864 section 4.3). RFC 7739 section 5.3 scatters counters by a keyed hash, so that nobody outside can
-//! guess the next value.
+//! Two clients may use the same identification; behind one source address a backend would mix up their fragments (RFC 6864
+//! section 4.3). Each pair of addresses starts at another value by a keyed hash, so that nobody outside can predict the next
+//! one (RFC 7739 section 5.3).
 
 use crate::burst::WorkerNumber;
 
-/// One worker's identifications.
+/// The identifications of one worker.
 ///
-/// Workers count in steps of a power of two, each with a remainder of its own, from a start that follows from
-/// the pair of addresses alone: no two workers give one identification to fragments between the same two
-/// addresses. A worker repeats one only after all of its own were given: 65,536 for IPv4, shared among the workers.
+/// Workers count in steps of a power of two from a start that depends on the pair of addresses alone, each with a remainder of
+/// its own: two workers never assign the same identification between the same two addresses, without sharing memory. A worker
+/// repeats one only after its share of all: for IPv4 65,536 divided by the (rounded up) number of workers.
 #[derive(Debug)]
 pub(super) struct Identifications {
     counters: Box<[u32; COUNTERS]>,
@@ -27,7 +27,7 @@ impl Identifications {
         }
     }
 
-    /// The next identification between two addresses, whose keyed hash this is. IPv4 takes the lower 16 bits.
+    /// The next identification between two addresses, given by their keyed hash. IPv4 uses the lower 16 bits.
     pub(super) fn next(&mut self, addresses_hash: u32) -> u32 {
         let counter = &mut self.counters[(addresses_hash >> 24) as usize];
         *counter = counter.wrapping_add(1);
@@ -36,8 +36,8 @@ impl Identifications {
     }
 }
 
-/// Pairs of addresses share a counter by their hash: sharing makes it run faster, never repeat sooner than a
-/// worker's share of all identifications.
+/// Number of counters. Pairs of addresses share a counter by their hash; sharing lets it advance faster, but not repeat earlier
+/// than after a worker's share of all identifications.
 const COUNTERS: usize = 256;
 
 #[cfg(test)]

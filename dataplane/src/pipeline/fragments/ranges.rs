@@ -1,46 +1,46 @@
-//! Which bytes of a packet have been seen. Never looks at a byte.
+//! Which bytes of a fragmented packet were forwarded.
 
 use flowgate_wire::fragment::Part;
 
-/// The bytes of one packet that were sent on, as disjoint ranges.
+/// The forwarded bytes of one packet, as disjoint ranges.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ranges {
-    /// In any order; the first `len` count.
+    /// Start and end in bytes, in any order; the first `len` are valid.
     ranges: [(u16, u16); RANGES_MAX],
     len: u8,
-    /// Where the last fragment ends, once it is known.
+    /// Length of the packet in bytes, once a last fragment was seen.
     total: Option<u16>,
 }
 
-/// What a part is to those seen before.
+/// The relation of a fragment to those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
-    /// Bytes that were not there.
+    /// None of its bytes was forwarded.
     New,
-    /// All its bytes were there. None of them go on, so it does no harm.
+    /// All its bytes were forwarded. It is dropped alone: networks duplicate packets, and it does no harm.
     Duplicate,
-    /// Some of its bytes were there, or it contradicts where the packet ends.
+    /// Some of its bytes were forwarded, or it contradicts the known length.
     Overlap,
-    /// It would be one range more than can be remembered.
+    /// It would need one range more than fits.
     Excess,
 }
 
 impl Ranges {
     pub(super) const EMPTY: Self = Self { ranges: [(0, 0); RANGES_MAX], len: 0, total: None };
 
-    /// Where the packet ends, if a last fragment said so.
+    /// Length of the packet in bytes, if known.
     pub(super) fn total(&self) -> Option<u16> {
         self.total
     }
 
-    /// Takes note of where the packet ends, before its last fragment is sent on. The first to say so wins.
+    /// Learns the length from a last fragment, possibly before it is forwarded. The first one counts.
     pub(super) fn learn_total(&mut self, part: &Part) {
         if !part.more && self.total.is_none() {
             self.total = Some(part.end);
         }
     }
 
-    /// What `part` is to those before it.
+    /// The relation of `part` to those before it.
     pub(super) fn fit(&self, part: &Part) -> Fit {
         let seen = &self.ranges[..usize::from(self.len)];
         if seen.iter().any(|&(start, end)| start <= part.start && part.end <= end) {
@@ -59,7 +59,7 @@ impl Ranges {
         }
     }
 
-    /// Adds a part that is [`Fit::New`].
+    /// Adds a part that is [`Fit::New`], merged with the ranges that it touches.
     pub(super) fn add(&mut self, part: &Part) {
         self.learn_total(part);
         let (mut start, mut end) = (part.start, part.end);
@@ -70,7 +70,7 @@ impl Ranges {
                 (start, end) = (start.min(other_start), end.max(other_end));
                 self.len -= 1;
                 self.ranges[i] = self.ranges[usize::from(self.len)];
-                // The larger range may touch one that was looked at before.
+                // Start over: the merged range may touch one that was compared before.
                 i = 0;
             } else {
                 i += 1;
@@ -82,14 +82,14 @@ impl Ranges {
         }
     }
 
-    /// Whether every byte of the packet was seen.
+    /// Whether every byte of the packet was forwarded.
     pub(super) fn is_complete(&self) -> bool {
         self.len == 1 && self.total.is_some_and(|total| self.ranges[0] == (0, total))
     }
 }
 
-/// Ranges remembered at most. The fragments of the largest packet at an MTU of 1,500 are 45, so this is enough for
-/// any order of them.
+/// Maximum number of ranges. The largest packet at an MTU of 1,500 has 45 fragments, of which at most 23 are apart from one
+/// another: enough for any order of arrival.
 const RANGES_MAX: usize = 24;
 
 #[cfg(test)]
