@@ -215,8 +215,7 @@ INLINE __u32 parse_ipv4(struct xdp_md *ctx, void *l3, void *end, struct target *
 	return parsed == PARSED ? PARSED_FIRST : parsed;
 }
 
-/* v4-mapped addresses do not appear in IPv6 packets. One that has them all the same must not match the IPv4 entries of the
- * maps. */
+/* v4-mapped addresses do not appear in IPv6 packets. One that has them nevertheless must not match IPv4 entries of the maps. */
 INLINE int is_mapped(const struct address *address)
 {
 	return !address->word[0] && !address->word[1] && address->word[2] == V4_MAPPED;

@@ -215,5 +215,5 @@ SEC("xdp") int flowgate_steer(struct xdp_md *ctx)
 	return action;
 }
 
-/* bpf_redirect_map is open to every licence; the string is what the kernel's loader asks for. */
+/* bpf_redirect_map is not restricted to GPL programs, but the kernel requires a licence string. */
 char _license[] SEC("license") = "Dual MIT/GPL";

@@ -1,4 +1,4 @@
-//! How fast this crate moves frames when nothing else happens to them: a bare forward from one veth to another.
+//! How fast this crate moves frames without any processing: forwards from one veth to another.
 //!
 //! Makes three anonymous namespaces, sends 60-byte UDP from the first with XDP live frames on core 0, forwards in the
 //! second on core 1, drops in the third. Needs root; `cargo run --release -p flowgate-xsk --example l2_forward [s]`.
@@ -81,7 +81,7 @@ struct Measured {
 impl Measured {
     fn print(mut self) {
         let rate = self.packets / self.seconds / 1e6;
-        // Medians: a burst during which another process had the core says nothing about this one.
+        // Medians, since bursts during which another process had the core would distort a mean.
         let mut median = |part: fn(&(u128, u128)) -> u128| {
             self.bursts.sort_unstable_by_key(part);
             self.bursts.get(self.bursts.len() / 2).map_or(0, part) / BURST as u128

@@ -1,4 +1,4 @@
-//! The loader through a process's life: start, restart, stale and foreign things in the way, uninstall.
+//! Attaching over the life of a process: start, restart, stale and foreign pins and programs, uninstall.
 
 mod common;
 
@@ -18,7 +18,7 @@ use flowgate_xsk::steering::{
 use common::{Namespace, PIN_DIR, counter, eventually, small_port, small_umem, tcp, udp};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
-/// Names the interface to the child of the kill test.
+/// Environment variable with the interface for the child of the kill test.
 const CHILD_OF: &str = "FLOWGATE_XSK_TEST_INTERFACE";
 
 fn vips(ports: &[u16]) -> SteeringSet {
@@ -26,7 +26,7 @@ fn vips(ports: &[u16]) -> SteeringSet {
     SteeringSet { vips: ports.iter().map(key).collect(), ..SteeringSet::default() }
 }
 
-/// The id of the XDP program that `ip` reports, and in which mode.
+/// The XDP program that `ip` reports: its mode and id.
 fn program_on(namespace: &Namespace, interface: &str) -> Option<(String, String)> {
     let show = format!("link show {interface}");
     let output = namespace
@@ -226,7 +226,7 @@ fn the_pins_of_an_earlier_version_are_replaced_or_added_and_the_others_kept() {
     assert_eq!(namespace.pins().expect("pins").len(), 18);
     assert_ne!(program_on(&namespace, "lb0"), old, "the old program reads maps that are no longer pinned");
 
-    // The VIP's address follows from its ports, though the old version had not noted it.
+    // The VIP's address follows from its ports, although the old version had no map for it.
     steering.remove_stale(&vips(&[80])).expect("remove");
     steering.add_new(&vips(&[80])).expect("add");
     let mut later = udp((VIP, 80), b"and so on");
@@ -297,7 +297,7 @@ fn a_link_whose_device_is_gone_is_replaced() {
 #[test]
 fn a_driver_without_native_xdp_falls_back_with_a_message() {
     let namespace = Namespace::new();
-    // A veth refuses native XDP while its peer's packets would not fit a page.
+    // A veth rejects native XDP if packets of its peer might not fit into a page (veth_xdp_set).
     namespace.veth("lb0", "peer0");
     namespace.ip("link set peer0 mtu 9000");
     namespace.ip("link set lb0 mtu 9000");
@@ -344,11 +344,11 @@ fn mistakes_in_the_configuration_are_named() {
     assert_eq!(error(&["nope0"]), "there is no interface nope0 here");
 }
 
-/// What a killed flowgate was: attached, serving, a socket in its slot. Started by the test below.
+/// The process that the test below starts and kills: attached, serving, with a socket in its slot.
 #[test]
 #[ignore = "the child of the test below"]
 fn child_that_serves_until_killed() {
-    // Run by hand, with every other ignored test, it has nothing to do.
+    // Started by hand among the ignored tests, it has nothing to do.
     let Ok(interface) = env::var(CHILD_OF) else { return };
     let config = SteeringConfig {
         pin_dir: PIN_DIR.into(),
@@ -397,7 +397,7 @@ fn a_killed_process_leaves_traffic_to_the_kernel_and_is_replaced_without_cleanin
     );
     assert_eq!(counter(&steering, Reason::PassNoWorker), 1);
 
-    // The kernel frees the dead socket's queue a moment later; binding waits for it.
+    // The kernel frees the queue of the dead socket a moment later, from a work queue; binding waits for it.
     let (_pool, ports) = namespace.pool(&["lb0"]);
     steering.set_socket(ifindex, 0, ports[0].fd()).expect("a slot");
     assert!(eventually(|| {

@@ -111,7 +111,7 @@ fn a_frame_goes_from_one_interface_to_another_without_a_copy() {
         rig.ports[1].flush();
         assert_eq!(right.receive().as_deref(), Some(&expected[..]), "round {round}");
         rig.check(0);
-        // Without this the completion ring fills up, and the kernel sends nothing that it could not report back.
+        // Otherwise the completion ring fills up, and the kernel sends nothing without an entry reserved there.
         rig.ports[1].reap(&mut rig.pool);
     }
     rig.settle();
@@ -121,7 +121,7 @@ fn a_frame_goes_from_one_interface_to_another_without_a_copy() {
 
 #[test]
 fn a_refill_right_behind_the_kernel_takes_the_room_that_there_is() {
-    // The kernel shows a packet an instant before it frees the packet's place in the fill ring.
+    // The kernel publishes a packet a moment before it frees the packet's entry in the fill ring.
     let mut rig = rig(1);
     let sender = rig.peers[0].packet_socket("peer");
     let sent = udp((VIP, 53), &[7; 18]);
@@ -219,7 +219,7 @@ fn frames_are_conserved_under_random_drops_and_bursts() {
                         if frame.set_len(len).is_err() {
                             assert!(len > frame.capacity());
                         }
-                        // Empty ones are refused and come back by being dropped.
+                        // An empty one is refused, and returns to the pool when it is dropped.
                         let _ = rig.ports[1 - side].tx_push(frame);
                     }
                     _ => {
@@ -286,7 +286,7 @@ fn a_frame_longer_than_its_chunk_cannot_be_made_and_an_empty_one_not_sent() {
     assert_eq!(refused.reason, RefusedReason::Empty);
     rig.pool.recycle(refused.frame);
 
-    // A packet that no chunk can hold is dropped by the kernel and counted; the port goes on.
+    // A packet that does not fit into a chunk is dropped by the kernel and counted; the socket goes on.
     let peer = rig.peers[0].packet_socket("peer");
     rig.peers[0].ip("link set peer mtu 2500");
     rig.gateway.ip("link set lb0 mtu 2500");
@@ -351,7 +351,7 @@ fn a_port_that_is_gone_leaves_its_queue_to_the_next_and_its_traffic_to_the_kerne
     let packet = udp((VIP, 53), b"to the kernel");
     peer.send(&packet);
     assert_eq!(kernel.receive(), Some(packet));
-    // Binding again right away works, whatever the kernel still has to clean up.
+    // Binding again works at once, although the kernel may still be cleaning up.
     let (_pool, ports) = gateway.pool(&["lb0"]);
     steering.set_socket(steering.report()[0].ifindex, 0, ports[0].fd()).expect("a slot");
 }

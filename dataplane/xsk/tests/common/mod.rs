@@ -1,6 +1,6 @@
 //! Network namespaces that belong to one test and vanish with it, and packets to send through them.
 //!
-//! A namespace here is anonymous: nothing refers to it but this process, so a crash leaves nothing behind.
+//! The namespaces are anonymous: only this process refers to them, so a crash leaves nothing behind.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(unsafe_code, reason = "packet sockets, to see frames as the kernel sees them")]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "constants of the C library")]
@@ -23,7 +23,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::geteuid;
 
-/// Where tests pin; in a private mount namespace, on a bpffs that the code under test mounts there itself.
+/// Pin directory of tests, in a private mount namespace and on a bpffs that the code under test mounts itself.
 pub const PIN_DIR: &str = "/mnt/bpf/flowgate";
 
 /// A network namespace with a mount namespace.
@@ -87,7 +87,7 @@ impl Namespace {
         other.quiet(far);
     }
 
-    /// Up, and without packets of the kernel's own.
+    /// Brings an interface up, without neighbour discovery or ARP of the kernel on it.
     fn quiet(&self, interface: &str) {
         let name = interface.to_owned();
         self.run(move || {
@@ -125,7 +125,7 @@ impl Namespace {
         self.run(|| PacketSocket::open(interface).expect("a packet socket"))
     }
 
-    /// The names in the pin directory; `None` when there is none.
+    /// The paths in the pin directory; `None` if there is none.
     pub fn pins(&self) -> Option<Vec<PathBuf>> {
         self.run(|| {
             let entries = fs::read_dir(Path::new(PIN_DIR)).ok()?;
@@ -206,7 +206,7 @@ pub fn receive(port: &mut XskSocket, pool: &mut FramePool, want: usize) -> Vec<F
     frames
 }
 
-/// Waits up to two seconds for something to become true.
+/// Waits up to two seconds for a condition.
 pub fn eventually(mut is_true: impl FnMut() -> bool) -> bool {
     (0..1000).any(|_| {
         let now = is_true();
@@ -254,7 +254,7 @@ impl PacketSocket {
         assert_eq!(usize::try_from(sent), Ok(frame.len()), "{}", io::Error::last_os_error());
     }
 
-    /// The next frame that came in from outside, if one does within half a second.
+    /// The next frame received from outside; `None` if there is none within half a second.
     pub fn receive(&self) -> Option<Vec<u8>> {
         for _ in 0..250 {
             if let Some(frame) = self.try_receive() {

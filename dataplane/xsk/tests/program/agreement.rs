@@ -1,4 +1,4 @@
-//! The program against its model: random frames, whole, mutated and cut off, have the same fate in both.
+//! The program against its model: random frames, whole, mutated and truncated, get the same decision from both.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use frames::{
     fragment, icmp, l4, tagged, v6,
 };
 
-/// Few enough to be done in a second or two: the model does not know that the program forgets fragments after 60 s.
+/// Few enough for a second or two: the program forgets fragments after 60 s, and the model does not.
 const CASES: u32 = 6000;
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What becomes of a frame that is ours.
+/// State of the slot, which decides what happens to a frame that is ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Slot {
     Socket,
@@ -34,7 +34,7 @@ struct End {
     port: u16,
 }
 
-/// What stands between an IPv6 header and the upper layer.
+/// What is between an IPv6 header and the upper layer.
 #[derive(Debug, Clone, Copy)]
 enum Extra {
     Options { kind: u8, len: u8, left: u8 },
@@ -52,9 +52,9 @@ struct Recipe {
     id: u16,
     options: u8,
     extras: Vec<Extra>,
-    /// The packet goes inside an ICMP message of this type.
+    /// The packet is put into an ICMP message of this type.
     error: Option<u8>,
-    /// The message goes to where the packet came from.
+    /// Whether the message is sent to the source of the packet.
     to_sender: bool,
     /// The packet is an ICMP message of this type.
     message: Option<u8>,
@@ -71,7 +71,7 @@ impl Recipe {
             frame = tagged(ethertype, id, &frame);
         }
         for (at, value) in &self.changes {
-            // Headers are what decides: 120 bytes hold most of them.
+            // Only headers matter, and most of them fit into 120 bytes.
             let end = frame.len().min(120);
             frame[12 + at.index(end - 12)] = *value;
         }
@@ -135,7 +135,7 @@ fn extra() -> impl Strategy<Value = Extra> {
     ]
 }
 
-/// Often nothing, sometimes a value.
+/// Mostly `None`, sometimes a value.
 fn sometimes<T: Clone + std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value = Option<T>> {
     prop::option::weighted(0.25, of)
 }
@@ -195,7 +195,7 @@ fn recipe() -> impl Strategy<Value = Recipe> {
 const UNALLOCATED: [u8; 4] = [198, 18, 3, 4];
 const UNALLOCATED6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xcccc, 0, 0, 0, 0, 0, 0x34);
 
-/// Everything that steering knows, with addresses in more than one of its sets.
+/// A set with something in every field, and addresses in more than one of them.
 fn everything(set: &mut SteeringSet, ifindex: u32) {
     for addr in [IpAddr::from(NODE), IpAddr::from(NODE6)] {
         set.vips.insert(VipKey { addr, port: 443, protocol: 6 });
@@ -208,7 +208,7 @@ fn everything(set: &mut SteeringSet, ifindex: u32) {
     set.vlans.insert(VlanKey { ifindex, ethertype: 0x88a8, id: 200 });
 }
 
-/// Runs random frames through both, and hands back the reasons that came up.
+/// Runs random frames through both, and returns the reasons that occurred.
 fn agree(slot: Slot) -> BTreeSet<&'static str> {
     let mut rig = rig();
     let ifindex = rig.ifindex;
@@ -221,7 +221,7 @@ fn agree(slot: Slot) -> BTreeSet<&'static str> {
     }
     let set = rig.steering.applied().clone();
     let (mut known, mut seen) = (model::Fragments::new(), BTreeSet::new());
-    // The seed is fixed: what this finds, it finds again.
+    // The seed is fixed, so that a failure can be reproduced.
     let config =
         Config { cases: CASES, rng_seed: RngSeed::Fixed(1), failure_persistence: None, ..Config::default() };
     let (known, seen_here) = (std::cell::RefCell::new(&mut known), std::cell::RefCell::new(&mut seen));
@@ -244,7 +244,7 @@ fn agree(slot: Slot) -> BTreeSet<&'static str> {
 }
 
 impl Rig {
-    /// The verdict on a frame, and the one counter that went up.
+    /// The verdict on a frame, and the one counter that was incremented.
     fn fate(&self, frame: &[u8]) -> (Verdict, &'static str) {
         let before = self.steering.counters().expect("counters");
         let verdict = self.steering.probe(self.ifindex, frame).expect("test run");

@@ -1,10 +1,10 @@
-//! What the program costs a packet. Not a test of anything: speed depends on the machine. Run it by
+//! Time of the program per packet. Asserts nothing, since speed depends on the machine. Run it by
 //! `cargo test -p flowgate-xsk --test program -- --ignored --nocapture cost`.
 
 use super::*;
 use frames::{DESTINATION, FRAGMENT, ICMP, TCP, UDP, V4, ethernet, extension, fragment, icmp, l4, v6};
 
-/// So many runs make one figure; the least of several is the one without disturbance.
+/// Runs per figure; of several figures the smallest is the least disturbed.
 const RUNS: u32 = 2_000_000;
 
 #[test]

@@ -1,4 +1,4 @@
-//! Fragments: the later ones follow the first one, as far as it is known.
+//! Fragments: later ones follow the decision on the first one if that is known.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ fn later_fragments_follow_the_first_one_to_the_worker() {
 #[test]
 fn fragments_of_the_nodes_own_datagrams_go_to_the_kernel() {
     let rig = rig();
-    // The same two hosts, and addresses that are ours by other ports.
+    // The same two hosts, with addresses that are ours on other ports.
     let [first, later] = pair(DNAT_ONLY, NODE, 7, (9, 9));
     rig.passes("to the node", &first, "pass_not_ours");
     rig.passes("to the node", &later, "pass_fragment");
@@ -72,7 +72,7 @@ fn each_datagram_is_told_from_the_others() {
     let tcp = V4 { id: 1, fragment: 2, ..V4::new(OTHER.into(), NODE.into(), TCP) }.with(b"and so on");
     rig.passes("another protocol", &ethernet(0x0800, &tcp), "pass_fragment");
 
-    // The id comes around: what is known of it is what its last first fragment said.
+    // The id is reused: the last first fragment with it decides.
     rig.passes("the id again", &pair(OTHER, NODE, 1, (9, 9))[0], "pass_not_ours");
     rig.passes("the id again", &pair(OTHER, NODE, 1, (9, 9))[1], "pass_fragment");
     rig.redirects("and again", &first, "redirect_nodeport");
@@ -119,14 +119,14 @@ fn a_first_fragment_without_its_ports_goes_to_the_kernel() {
     }
 }
 
-/// Lets all that is known of first fragments become older.
+/// Makes all entries of the map `fragments` older.
 fn age(rig: &Rig, by: Duration) {
     let pin = format!("{PIN_DIR}/fragments");
     let map = rig.namespace.run(|| MapData::from_pin(pin)).expect("the pinned map");
     let map = Map::from_map_data(map).expect("a map");
     let mut map: HashMap<_, [u8; 40], [u64; 2]> = map.try_into().expect("a hash map");
     let clock = || Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock"));
-    // A virtual machine may have booted less than that ago.
+    // A virtual machine may have booted less than this time ago.
     std::thread::sleep(by.saturating_sub(clock()));
     let now = clock();
     let seen = u64::try_from((now - by).as_nanos()).expect("a young machine");

@@ -1,4 +1,4 @@
-//! Frames put together from their layers, the inner one first. Checksums are left out: the program looks at none.
+//! Frames built from their layers, the inner one first. Without checksums, which the program does not read.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -20,19 +20,19 @@ pub fn ethernet(ethertype: u16, payload: &[u8]) -> Vec<u8> {
     [&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1], &ethertype.to_be_bytes()[..], payload].concat()
 }
 
-/// A frame with another tag in front of what it has.
+/// A frame with one more tag in front of its EtherType.
 pub fn tagged(ethertype: u16, id: u16, frame: &[u8]) -> Vec<u8> {
     [&frame[..12], &ethertype.to_be_bytes(), &id.to_be_bytes(), &frame[12..]].concat()
 }
 
-/// An IPv4 header's fields that tests care for.
+/// The fields of an IPv4 header that tests set.
 #[derive(Debug, Clone, Copy)]
 pub struct V4 {
     pub from: Ipv4Addr,
     pub to: Ipv4Addr,
     pub protocol: u8,
     pub id: u16,
-    /// Flags and offset as they stand in the header.
+    /// Flags and offset as in the header.
     pub fragment: u16,
     /// Words of NOP options.
     pub options: u8,
@@ -69,7 +69,7 @@ pub fn v6(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// An extension header with options or a route in it, `len` times 8 bytes beyond the first 8. For a routing header
-/// `left` says how many segments are left.
+/// `left`: segments left.
 pub fn extension(next: u8, len: u8, left: u8, payload: &[u8]) -> Vec<u8> {
     [&[next, len, 0, left, 0, 0, 0, 0][..], &vec![0; usize::from(len) * 8], payload].concat()
 }

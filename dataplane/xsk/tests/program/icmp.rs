@@ -8,7 +8,7 @@ use frames::{
 const ROUTER: [u8; 4] = [203, 0, 113, 1];
 const ROUTER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 1);
 
-/// An error of a router about a packet of ours, with as much of it as RFC 792 asks for.
+/// An error of a router about a packet of ours, with as much of it as RFC 792 requires.
 fn error(kind: u8, packet: &[u8], quoted: usize) -> Vec<u8> {
     let to = <[u8; 4]>::try_from(&packet[12..16]).expect("an address");
     let quoted = &packet[..packet.len().min(quoted)];
@@ -144,7 +144,7 @@ fn echo_requests_go_to_the_worker_where_it_answers_them() {
 fn neighbour_discovery_and_other_messages_go_to_the_kernel() {
     let mut rig = rig();
     rig.serve(SteeringSet::answer_echo);
-    // MLD, router and neighbour discovery, redirects, and types that nobody has yet.
+    // MLD, router and neighbour discovery, redirects, and unassigned types.
     for kind in [0, 5, 127, 130, 131, 132, 133, 134, 135, 136, 137, 143, 255] {
         for to in [VIP6, NODE6, "ff02::1".parse().expect("an address")] {
             let message = v6(OTHER6, to, ICMPV6, &icmp(kind, &VIP6.octets()));

@@ -99,7 +99,7 @@ fn ipv6_headers_that_contradict_themselves_go_to_the_kernel() {
             malformed("truncated", &whole[..len]);
         }
     }
-    // The same with a payload length that fits what is left, so that it is the headers inside that end early.
+    // The same with a payload length that matches the rest, so that the headers inside end early.
     for len in 14 + 40..whole.len() - 5 {
         let payload = u16::try_from(len - 54).expect("small");
         malformed("cut off", &with(whole[..len].to_vec(), 18, &payload.to_be_bytes()));

@@ -1,5 +1,5 @@
-//! The steering program packet by packet, run by the kernel's BPF_PROG_TEST_RUN: one packet in, verdict and exactly
-//! one counter out.
+//! The XDP program on single packets by BPF_PROG_TEST_RUN: for each, the verdict, and that exactly one counter is
+//! incremented.
 
 #![allow(unreachable_pub, reason = "modules of one test")]
 
@@ -93,7 +93,7 @@ impl Rig {
         self.steering.add_new(&set).expect("add");
     }
 
-    /// Expects a verdict and that exactly this counter went up by one.
+    /// Expects a verdict, and that exactly this counter is incremented by one.
     fn expect(&self, what: &str, packet: &[u8], verdict: Verdict, reason: &'static str) {
         let before = counted(&self.steering);
         let got = self.steering.probe(self.ifindex, packet).expect("test run");
@@ -165,7 +165,7 @@ fn p505_p506_what_is_aimed_at_cluster_ips_goes_to_the_worker_but_the_nodes_own_a
     let mut rig = rig();
     let mut set = SteeringSet { cluster_ips: [IpAddr::from(VIP)].into(), ..rig.steering.applied().clone() };
     set.service_cidrs.insert((IpAddr::from([198, 18, 0, 0]), 16));
-    // A range that covers the node itself takes nothing from it.
+    // A range that covers the node itself does not redirect the node's traffic.
     set.service_cidrs.insert((IpAddr::from(NODE), 32));
     rig.steering.add_new(&set).expect("add");
     let redirect = |what, packet: &[u8]| rig.expect(what, packet, Verdict::Redirect, "redirect_unserved");
@@ -215,7 +215,7 @@ fn a_header_that_contradicts_itself_goes_to_the_kernel() {
     let whole = tcp((VIP, 80));
     for (what, packet) in [("TCP", whole.clone()), ("UDP", udp((VIP, 53), b""))] {
         for len in 14..packet.len() {
-            // With the whole IP header its length is known.
+            // From the whole IP header on, the packet's length is known.
             let is_told = len >= 34;
             if is_told { truncated(what, &packet[..len]) } else { malformed(what, &packet[..len]) }
         }
@@ -249,7 +249,7 @@ fn whether_large_packets_arrive_whole_is_noted_for_each_interface() {
     rig.passes("of somebody else", &udp((OTHER, 9), &[0; 1100]), "pass_not_ours");
     assert_eq!(delivery(&rig), Delivery { truncated: 3, truncated_len: 1024, longest_whole: len });
 
-    // What is longer than any whole packet so far, and not ours, says as much.
+    // A longer packet that is not ours counts as well.
     rig.passes("of somebody else", &udp((OTHER, 9), &[0; 1400]), "pass_not_ours");
     assert_eq!(delivery(&rig).longest_whole, len + 200);
     rig.steering.reset_delivery(rig.ifindex).expect("forget");
@@ -269,7 +269,7 @@ fn a_queue_without_a_socket_passes_to_the_kernel() {
     rig.steering.set_socket(rig.ifindex, 0, ports[0].fd()).expect("a slot");
     rig.expect("socket back", &tcp((VIP, 80)), Verdict::Redirect, "redirect_vip");
 
-    // The kernel takes a closed socket out of the map by itself, as it does when a process is killed.
+    // The kernel removes a closed socket from the map, as it does when a process is killed.
     rig.namespace.run(|| drop(rig.sockets.take()));
     // A child of another test, between fork and exec, can keep the descriptor open for a moment.
     let passes = || rig.steering.probe(rig.ifindex, &tcp((VIP, 80))).expect("test run") == Verdict::Pass;

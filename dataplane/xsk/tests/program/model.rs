@@ -1,12 +1,12 @@
-//! What the steering program should decide, said once more in plain Rust and from the RFCs: the oracle of the
-//! property test. It shares no code with the program.
+//! The decisions of the XDP program in plain Rust, written from the RFCs: the oracle of the property test. Shares no code with
+//! the program.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use flowgate_xsk::steering::{SteeringSet, VipKey, VlanKey};
 
-/// What was decided for first fragments.
+/// Decisions on first fragments.
 pub type Fragments = HashMap<(IpAddr, IpAddr, u32, u8), bool>;
 
 /// A reason to pass, by its name.
@@ -32,7 +32,7 @@ struct Packet {
     protocol: u8,
     to_port: u16,
     from_port: u16,
-    /// Of a fragment: its id, and the protocol if that is part of what tells datagrams apart.
+    /// Of a fragment: its id, and the protocol if that is part of a datagram's key.
     id: u32,
     id_protocol: u8,
 }
@@ -193,7 +193,7 @@ fn parse_v6(l3: &[u8]) -> Result<Packet, Passed> {
     }
 }
 
-/// At most six; afterwards `protocol` is the upper layer's.
+/// Follows at most six extension headers; afterwards `protocol` is the upper layer's.
 fn extensions(mut packet: Packet, mut rest: &[u8]) -> Result<(Packet, &[u8]), Passed> {
     for count in 0.. {
         let kind = packet.protocol;
@@ -309,7 +309,7 @@ fn v4(bytes: &[u8]) -> IpAddr {
     IpAddr::from(<[u8; 4]>::try_from(bytes).expect("four bytes"))
 }
 
-/// A v4-mapped address is on no wire.
+/// v4-mapped addresses do not appear in packets.
 fn v6(bytes: &[u8]) -> Result<IpAddr, Passed> {
     let address = std::net::Ipv6Addr::from(<[u8; 16]>::try_from(bytes).expect("16 bytes"));
     if address.to_ipv4_mapped().is_some() { Err("pass_not_ours") } else { Ok(address.into()) }

@@ -1,4 +1,4 @@
-//! VLAN tags: looked into only where the VLAN is served.
+//! VLAN tags: frames are parsed only if their VLAN is served.
 
 use flowgate_xsk::steering::{ETHERTYPE_8021Q, Reason, VlanKey, XdpModePolicy};
 
@@ -42,7 +42,7 @@ fn a_tagged_frame_is_steered_like_an_untagged_one_where_its_vlan_is_served() {
     rig.redirects("without a tag", &six, "redirect_vip");
 }
 
-/// The kernel keeps a tag in the frame where no device was asked to carry it beside.
+/// The kernel leaves a tag in the frame if no device has an offload for it.
 #[test]
 fn a_tag_in_the_frame_reaches_the_program_in_both_modes() {
     for mode in [XdpModePolicy::Native, XdpModePolicy::Generic] {
