@@ -12,8 +12,8 @@
 //! # A frame cannot be used after it was handed over
 //!
 //! ```compile_fail,E0382
-//! fn send(port: &mut flowgate_xsk::XskSocket, mut frame: flowgate_xsk::Frame) {
-//!     let _ = port.tx_push(frame);
+//! fn send(socket: &mut flowgate_xsk::XskSocket, mut frame: flowgate_xsk::Frame) {
+//!     let _ = socket.tx_push(frame);
 //!     frame.as_mut()[0] = 1; // the kernel may be reading it: value used after move
 //! }
 //! ```
