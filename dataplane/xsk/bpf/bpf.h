@@ -22,7 +22,7 @@
 /* A function of its own, so that rare cases do not spill registers in the common one. It is global and not static: the
  * verifier checks a global function once, with unknown arguments (kernel/bpf/verifier.c:do_check_subprogs), and a static
  * one again for every path that leads to it. */
-#define OUTLINE __attribute__((noinline))
+#define NOINLINE __attribute__((noinline))
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
@@ -62,11 +62,11 @@ static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)BPF
  * only for pointers from the same addition of a variable offset, to which the verifier gives one id
  * (kernel/bpf/verifier.c:find_good_pkt_pointers). If the compiler added again before it reads, the verifier would know
  * nothing of the new sum. */
-#define MADE_ONCE(pointer)                                                  \
+#define OPAQUE(pointer)                                                     \
 	({                                                                  \
-		void *made_once = (pointer);                                \
-		asm volatile("" : "+r"(made_once));                         \
-		made_once;                                                  \
+		void *opaque = (pointer);                                   \
+		asm volatile("" : "+r"(opaque));                            \
+		opaque;                                                     \
 	})
 
 #endif

@@ -17,7 +17,7 @@
 #define IPV6_EXTENSIONS 6   /* extension headers that are followed */
 #define VLAN_ID 0x0fff	    /* IEEE 802.1Q, 9.6: the lower 12 bits of the TCI */
 #define V4_MAPPED HTONL(0xffff) /* third word of ::ffff:a.b.c.d (RFC 4291, 2.5.5.2) */
-#define FURTHEST 0x3fff	    /* offset behind which no header is looked for: all that are followed take less */
+#define MAX_OFFSET 0x3fff	    /* offset behind which no header is looked for: all that are followed take less */
 
 /* RFC 792. <linux/icmp.h> has the same numbers, but includes <sys/socket.h>, which clang cannot read for this target. */
 #define ICMP_ECHO 8
@@ -98,9 +98,9 @@ struct part {
 INLINE void *header_at(struct xdp_md *ctx, const struct part *part, __u32 size)
 {
 	void *end = (void *)(long)ctx->data_end;
-	if (part->len < size || part->offset > FURTHEST)
+	if (part->len < size || part->offset > MAX_OFFSET)
 		return 0;
-	void *header = MADE_ONCE((void *)(long)ctx->data + BOUNDED(part->offset, FURTHEST));
+	void *header = OPAQUE((void *)(long)ctx->data + BOUNDED(part->offset, MAX_OFFSET));
 	return header + size > end ? 0 : header;
 }
 
@@ -151,7 +151,7 @@ INLINE __u32 parse_embedded_ports(struct xdp_md *ctx, const struct part *l4, str
 
 /* ICMP, not fragmented. An error is sent to the source of the packet inside (RFC 792): one that is sent elsewhere is not
  * about a flow of ours. */
-OUTLINE __u32 parse_icmpv4(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
+NOINLINE __u32 parse_icmpv4(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
 {
 	struct part part = { offset, len };
 	struct icmp_header *icmp = header_at(ctx, &part, sizeof(*icmp));
@@ -198,7 +198,7 @@ INLINE __u32 parse_ipv4(struct xdp_md *ctx, void *l3, void *end, struct target *
 	to->source.word[3] = ip->saddr;
 	to->protocol = ip->protocol;
 
-	void *l4 = MADE_ONCE(l3 + header_len);
+	void *l4 = OPAQUE(l3 + header_len);
 	__u32 l4_len = total_len - header_len;
 	if (LIKELY(!(ip->frag_off & HTONS(IP_MORE | IP_OFFSET)))) {
 		if (UNLIKELY(ip->protocol == IPPROTO_ICMP))
@@ -279,7 +279,7 @@ INLINE __u32 walk_extensions(struct xdp_md *ctx, struct part *part, struct targe
 }
 
 /* As parse_icmpv4(). Neighbour discovery and MLD are ICMPv6 as well and pass. */
-OUTLINE __u32 parse_icmpv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
+NOINLINE __u32 parse_icmpv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
 {
 	struct part part = { offset, len };
 	struct icmp_header *icmp = header_at(ctx, &part, sizeof(*icmp));
@@ -314,7 +314,7 @@ OUTLINE __u32 parse_icmpv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct t
 }
 
 /* IPv6 in which the fixed header is not directly followed by one with ports. */
-OUTLINE __u32 parse_beyond_ipv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
+NOINLINE __u32 parse_ipv6_slow(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
 {
 	struct part part = { offset, len };
 	if (!to)
@@ -351,7 +351,7 @@ INLINE __u32 parse_ipv6(struct xdp_md *ctx, void *l3, void *end, struct target *
 	to->protocol = ip->nexthdr;
 	if (LIKELY(has_ports(to->protocol)))
 		return parse_ports(ip + 1, end, len, to);
-	return parse_beyond_ipv6(ctx, (void *)(ip + 1) - (void *)(long)ctx->data, len, to);
+	return parse_ipv6_slow(ctx, (void *)(ip + 1) - (void *)(long)ctx->data, len, to);
 }
 
 INLINE int is_tag(__be16 ethertype)

@@ -19,7 +19,7 @@
  * client's address.
  *
  * Written for the verifier of Linux 6.1, to be compiled by clang 14 or newer: no loops, and bounds of numbers and pointers
- * are proven where they are used (BOUNDED and MADE_ONCE in bpf.h).
+ * are proven where they are used (BOUNDED and OPAQUE in bpf.h).
  */
 #include "bpf.h"
 #include "maps.h"
@@ -137,7 +137,7 @@ INLINE __u32 steer_later_fragment(const struct target *to)
 }
 
 /* Everything except whole packets with ports. */
-OUTLINE __u32 steer_unusual(__u32 parsed, const struct target *of_caller)
+NOINLINE __u32 steer_slow(__u32 parsed, const struct target *of_caller)
 {
 	if (!of_caller) /* in a global function a pointer argument may be null, as far as the verifier knows */
 		return REASON_pass_malformed;
@@ -165,10 +165,10 @@ INLINE int in_grace_period(void)
 
 /* Records whether the interface delivers large packets whole. Queues may overwrite each other's lengths, which does no
  * harm: the next packets give the same. Returns an int, since the verifier wants a scalar from a global function. */
-OUTLINE int note_delivery(__u32 len, __u32 parsed)
+NOINLINE int note_delivery(__u32 len, __u32 parsed)
 {
-	__u32 place = interface;
-	struct delivery *delivery = bpf_map_lookup_elem(&deliveries, &place);
+	__u32 index = interface;
+	struct delivery *delivery = bpf_map_lookup_elem(&deliveries, &index);
 	if (!delivery)
 		return 0;
 	if (parsed == REASON_pass_truncated) {
@@ -193,7 +193,7 @@ SEC("xdp") int flowgate_steer(struct xdp_md *ctx)
 	if (LIKELY(reason == PARSED))
 		reason = steer(&to);
 	else if (reason > PARSED)
-		reason = steer_unusual(reason, &to);
+		reason = steer_slow(reason, &to);
 
 	if (!is_redirect(reason)) {
 		count(reason);
