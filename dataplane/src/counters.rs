@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
-use flowgate_wire::refusal::IcmpError;
+use flowgate_wire::reject::IcmpError;
 
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict, reasons};
 

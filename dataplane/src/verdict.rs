@@ -2,7 +2,7 @@
 
 use flowgate_tables::InterfaceId;
 use flowgate_tables::routing::NeighbourKey;
-use flowgate_wire::refusal::IcmpError;
+use flowgate_wire::reject::IcmpError;
 
 /// The fate of a packet. A packet to be transmitted has been rewritten already.
 #[must_use]

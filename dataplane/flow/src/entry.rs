@@ -14,7 +14,8 @@ use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flowgate_wire::checksum::Delta;
-use flowgate_wire::{FiveTuple, L4Port, Protocol, Translation};
+use flowgate_wire::family::L3Sum;
+use flowgate_wire::{Address, FiveTuple, L4Port, Protocol, Translation};
 
 use crate::address::{FlowAddress, PairCell};
 
@@ -91,7 +92,7 @@ impl NextHopRef {
 
 /// Everything about one direction that is decided when the flow begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Direction<A> {
+pub struct Direction<A: Address> {
     /// What its packets look like when they arrive.
     pub tuple: FiveTuple<A>,
     /// How they leave.
@@ -112,7 +113,7 @@ pub struct Entry<A: FlowAddress> {
     ports: AtomicU32,
     new_ports: AtomicU32,
     new_addrs: A::Pair,
-    l3: AtomicU16,
+    l3_sum: AtomicU16,
     l4_delta: AtomicU16,
     next_hop: AtomicU32,
     backend: AtomicU32,
@@ -129,7 +130,7 @@ const _: () = assert!(size_of::<Entry<Ipv6Addr>>() == 128, "an entry is two cach
 
 /// A consistent copy of the identity of an entry.
 #[derive(Clone, Copy, Debug)]
-pub struct Identity<A> {
+pub struct Identity<A: Address> {
     /// What its packets look like when they arrive.
     pub tuple: FiveTuple<A>,
     /// How they leave.
@@ -144,7 +145,7 @@ pub struct Identity<A> {
 
 /// What a packet needs from an entry.
 #[derive(Clone, Copy, Debug)]
-pub struct Forwarding<A> {
+pub struct Forwarding<A: Address> {
     /// How the packet leaves.
     pub translation: Translation<A>,
     /// Where it goes next.
@@ -217,7 +218,7 @@ impl<A: FlowAddress> Entry<A> {
         self.ports.store(pack_ports(tuple.src_port, tuple.dst_port), Ordering::Relaxed);
         self.new_addrs.store([translation.src, translation.dst]);
         self.new_ports.store(pack_ports(translation.src_port, translation.dst_port), Ordering::Relaxed);
-        self.l3.store(translation.l3, Ordering::Relaxed);
+        self.l3_sum.store(translation.l3_sum.to_bits(), Ordering::Relaxed);
         self.l4_delta.store(translation.l4_delta.to_bits(), Ordering::Relaxed);
         self.next_hop.store(next_hop.0, Ordering::Relaxed);
         self.backend.store(backend, Ordering::Relaxed);
@@ -328,9 +329,9 @@ impl<A: FlowAddress> Entry<A> {
     fn translation(&self) -> Translation<A> {
         let [src, dst] = self.new_addrs.load();
         let (src_port, dst_port) = unpack_ports(self.new_ports.load(Ordering::Relaxed));
-        let l3 = self.l3.load(Ordering::Relaxed);
+        let l3_sum = A::L3Sum::from_bits(self.l3_sum.load(Ordering::Relaxed));
         let l4_delta = Delta::from_bits(self.l4_delta.load(Ordering::Relaxed));
-        Translation { src, dst, src_port, dst_port, l3, l4_delta }
+        Translation { src, dst, src_port, dst_port, l3_sum, l4_delta }
     }
 }
 
@@ -381,7 +382,7 @@ mod tests {
             ports: AtomicU32::default(),
             new_ports: AtomicU32::default(),
             new_addrs: AtomicU64::default(),
-            l3: AtomicU16::default(),
+            l3_sum: AtomicU16::default(),
             l4_delta: AtomicU16::default(),
             next_hop: AtomicU32::default(),
             backend: AtomicU32::default(),

@@ -9,6 +9,8 @@ use std::cell::RefCell;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use flowgate_wire::hash::{SPLITMIX_STEP, splitmix};
+
 /// Runs all of `bodies` to their ends, interleaved as `seed` says.
 ///
 /// # Panics
@@ -89,11 +91,8 @@ impl Turn {
     }
 
     fn next_random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) >> 8
+        self.random = self.random.wrapping_add(SPLITMIX_STEP);
+        splitmix(self.random) >> 8
     }
 }
 

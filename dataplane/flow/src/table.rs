@@ -9,7 +9,7 @@ mod view;
 use std::fs::File;
 use std::hint;
 
-use flowgate_wire::{FiveTuple, Protocol};
+use flowgate_wire::{Address, FiveTuple, Protocol};
 
 use crate::address::FlowAddress;
 use crate::arch::prefetch;
@@ -78,7 +78,7 @@ pub struct Found<'a, A: FlowAddress> {
 
 /// A flow to be inserted.
 #[derive(Clone, Copy, Debug)]
-pub struct NewFlow<A> {
+pub struct NewFlow<A: Address> {
     /// As the client sends.
     pub original: Direction<A>,
     /// As the backend answers.

@@ -25,7 +25,7 @@ use super::{Context, Family, Staged};
 use crate::burst::{BURST, RxChecksums, WorkerNumber};
 use crate::counters::Event;
 use crate::verdict::{AwaitedFragment, DropReason, PassReason, Verdict};
-use flowgate_wire::refusal::IcmpError;
+use flowgate_wire::reject::IcmpError;
 
 /// The fragmented packets of one worker.
 #[derive(Debug)]
@@ -157,7 +157,7 @@ impl Router {
         slow: &mut SlowPath<'_>,
     ) -> Verdict {
         let Piece { datagram, fragment, part, slot } = piece;
-        let (packet, whole_len) = match fragment::first(frame, datagram, protocol) {
+        let (packet, whole_len) = match fragment::parse_first(frame, datagram, protocol) {
             Ok(first) => first,
             Err(unfit) => return drop_unfit(unfit),
         };

@@ -113,7 +113,7 @@ fn answer_echo<A: Address>(frame: &mut [u8], datagram: &Datagram<A>, slow: &mut 
     if !slow.context.config.echo_vips || !tables.services.is_vip(vip) || tables.sources.is_node(vip) {
         return Verdict::Pass(PassReason::NotOurs);
     }
-    match icmp::answer_echo(frame, datagram) {
+    match icmp::reply_to_echo(frame, datagram) {
         Some(()) => {
             slow.counters.add(Event::EchoesAnswered, 1);
             Verdict::Reply

@@ -6,7 +6,7 @@ use flowgate_flow::{Bound, Direction, Found, Inserted, NewFlow, NextHopRef, Prob
 use flowgate_tables::routing::Route;
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{Backend, NextHop, NextHopId};
-use flowgate_wire::refusal::IcmpError;
+use flowgate_wire::reject::IcmpError;
 use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 
 use super::context::SlowPath;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use flowgate_flow::{Found, NextHopRef, Probe};
 use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{BackendId, NextHop, NextHopId, Routing};
-use flowgate_wire::refusal::IcmpError;
+use flowgate_wire::reject::IcmpError;
 use flowgate_wire::rewrite::complete_checksum;
 use flowgate_wire::{EtherAddrs, EtherType, Packet, Protocol, TcpFlags, Translation};
 

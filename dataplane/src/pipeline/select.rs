@@ -14,6 +14,7 @@ use flowgate_tables::{
     UnmatchedDestination,
 };
 use flowgate_wire::FiveTuple;
+use flowgate_wire::hash::splitmix;
 
 use crate::verdict::{DropReason, RejectReason};
 
@@ -137,11 +138,4 @@ fn maglev_hash(tuple: &FiveTuple<IpAddr>) -> u32 {
     let mut x = addr(tuple.src).rotate_left(32) ^ addr(tuple.dst);
     x = splitmix(x ^ ports << 8 ^ u64::from(tuple.protocol.number()));
     (x >> 32) as u32
-}
-
-/// The finisher of SplitMix64 (Steele, Lea, Flood 2014).
-const fn splitmix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

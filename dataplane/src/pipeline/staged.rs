@@ -32,7 +32,7 @@ pub(super) fn stage<A: Family>(
     staged: &mut Staged<A>,
     context: &Context<'_>,
 ) -> Option<Result<Parsed<A>, Malformed>> {
-    match A::plain(frame) {
+    match A::parse_fast(frame) {
         Some(packet) => {
             staged.put(packet, context);
             None

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flowgate_flow::Tick;
-use flowgate_wire::refusal::{IcmpError, REFUSAL_LEN_MAX, refuse, report};
+use flowgate_wire::reject::{IcmpError, REJECT_LEN_MAX, reject, write_icmp_error};
 use flowgate_wire::{Address, EtherType, Parsed, Protocol};
 
 use crate::burst::FrameBuffer;
@@ -48,8 +48,8 @@ impl Rejects {
         if packet.tuple.protocol != Protocol::Tcp && !self.errors.take(now) {
             return false;
         }
-        let mut out = [0; REFUSAL_LEN_MAX];
-        let len = refuse(bytes, &packet, &mut out);
+        let mut out = [0; REJECT_LEN_MAX];
+        let len = reject(bytes, &packet, &mut out);
         replace(frame, len, &out)
     }
 
@@ -81,12 +81,12 @@ fn report_family<A: Address, F: FrameBuffer>(frame: &mut F, error: IcmpError, ow
     // RFC 4291 section 2.5.6: routers do not forward packets from a link-local address, and the error may cross some.
     let beyond_link = own.iter().filter(|addr| !matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local()));
     let from = beyond_link.copied().find_map(A::from_ip).unwrap_or(datagram.dst);
-    let mut out = [0; REFUSAL_LEN_MAX];
-    let len = report(bytes, &datagram, error, from, &mut out);
+    let mut out = [0; REJECT_LEN_MAX];
+    let len = write_icmp_error(bytes, &datagram, error, from, &mut out);
     replace(frame, len, &out)
 }
 
-fn replace<F: FrameBuffer>(frame: &mut F, len: Option<usize>, with: &[u8; REFUSAL_LEN_MAX]) -> bool {
+fn replace<F: FrameBuffer>(frame: &mut F, len: Option<usize>, with: &[u8; REJECT_LEN_MAX]) -> bool {
     let Some(len) = len.filter(|len| frame.resize(*len)) else { return false };
     frame.as_mut().copy_from_slice(&with[..len]);
     true

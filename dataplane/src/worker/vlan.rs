@@ -2,7 +2,7 @@
 //! untagged frames only.
 
 use flowgate_wire::EtherType;
-use flowgate_wire::parse::CUSTOMER_TAG;
+use flowgate_wire::header::ethertype;
 
 use crate::burst::FrameBuffer;
 
@@ -15,7 +15,7 @@ pub(crate) fn pop<F: FrameBuffer>(frame: &mut F) -> Option<u16> {
     else {
         return None;
     };
-    if [kind_high, kind_low] != CUSTOMER_TAG
+    if [kind_high, kind_low] != ethertype::VLAN
         || EtherType::from_wire([inner_high, inner_low]) == EtherType::Tag
     {
         return None;
@@ -33,7 +33,7 @@ pub(crate) fn push<F: FrameBuffer>(frame: &mut F, identifier: u16) -> bool {
     }
     let bytes = frame.as_mut();
     bytes.copy_within(ADDRESSES_LEN..len, ADDRESSES_LEN + TAG_LEN);
-    bytes[ADDRESSES_LEN..ADDRESSES_LEN + 2].copy_from_slice(&CUSTOMER_TAG);
+    bytes[ADDRESSES_LEN..ADDRESSES_LEN + 2].copy_from_slice(&ethertype::VLAN);
     bytes[ADDRESSES_LEN + 2..ADDRESSES_LEN + TAG_LEN]
         .copy_from_slice(&(identifier & IDENTIFIER).to_be_bytes());
     true

@@ -6,6 +6,8 @@
 
 use std::hash::Hasher;
 
+use flowgate_wire::hash::splitmix;
+
 /// Lookup table sizes by the number of members up to which they are used; prime, so that every skip
 /// visits every slot.
 ///
@@ -210,11 +212,8 @@ impl Turn {
 fn stable_hash(seed: u64, bytes: &[u8]) -> u64 {
     let mut hasher = Fnv1a(0xcbf2_9ce4_8422_2325 ^ seed);
     hasher.write(bytes);
-    let mut x = hasher.finish();
-    // Finisher of SplitMix64 (Steele, Lea, Flood 2014), since FNV mixes its last bytes poorly.
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+    // FNV mixes its last bytes poorly: they have passed through one multiplication only.
+    splitmix(hasher.finish())
 }
 
 struct Fnv1a(u64);

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use flowgate_fuzz::{Feature, Rng, feature};
-use flowgate_wire::refusal::{IcmpError, REFUSAL_LEN_MAX, refuse, report};
+use flowgate_wire::reject::{IcmpError, REJECT_LEN_MAX, reject, write_icmp_error};
 use flowgate_wire::{
     Address, EtherAddrs, EtherType, FiveTuple, L4Port, MacAddr, Packet, Parsed, Protocol, Translation,
 };
@@ -45,8 +45,8 @@ fn check_family<A: Address>(frame: &[u8], other: A) -> Feature {
     if let Ok(datagram) = &datagram {
         assert!(usize::from(datagram.l3_offset) + usize::from(datagram.ip_len()) <= frame.len());
         for problem in [IcmpError::PortUnreachable, IcmpError::TooBig(1280), IcmpError::TimeExceeded] {
-            let mut out = [0; REFUSAL_LEN_MAX];
-            if let Some(len) = report(frame, datagram, problem, other, &mut out) {
+            let mut out = [0; REJECT_LEN_MAX];
+            if let Some(len) = write_icmp_error(frame, datagram, problem, other, &mut out) {
                 let answer = etherparse::SlicedPacket::from_ethernet(&out[..len]);
                 assert!(!answer.unwrap().is_ip_payload_fragmented());
             }
@@ -56,8 +56,8 @@ fn check_family<A: Address>(frame: &[u8], other: A) -> Feature {
     let Ok(Parsed::L4(packet)) = &parsed else { return feature(&format!("{parsed:?} {}", datagram.is_ok())) };
     assert!(usize::from(packet.l4_offset) + usize::from(packet.l4_len) <= frame.len());
     agrees(frame, packet);
-    let mut out = [0; REFUSAL_LEN_MAX];
-    let refused = refuse(frame, packet, &mut out);
+    let mut out = [0; REJECT_LEN_MAX];
+    let refused = reject(frame, packet, &mut out);
     if packet.ttl > 2 {
         there_and_back(frame, packet, other);
     }

@@ -82,7 +82,7 @@ pub(crate) enum Fate {
     /// It goes back as the answer that it became.
     Answered,
     /// Its sender is told what is wrong with it, if it may be told.
-    Reported(flowgate_wire::refusal::IcmpError),
+    Reported(flowgate_wire::reject::IcmpError),
     /// Nobody sees it again.
     Ends,
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, PacketBuilderStep, TcpHeader, icmpv4, icmpv6};
 use etherparse::{IpHeaders, IpNumber, icmpv4::DestUnreachableHeader};
 use flowgate_wire::Protocol;
-use flowgate_wire::refusal::IcmpError;
+use flowgate_wire::reject::IcmpError;
 
 use super::checksums::sctp_checksum;
 use super::packet::{Kind, Segment, read};

@@ -6,7 +6,7 @@ use flowgate_dataplane::Verdict;
 use flowgate_tables::InterfaceId;
 use flowgate_tables::spec::RouteHopSpec;
 use flowgate_wire::Protocol;
-use flowgate_wire::refusal::IcmpError;
+use flowgate_wire::reject::IcmpError;
 
 use super::checksums::judge_translation;
 use super::flows::{Chosen, Direction, Flow, Noted, Side};

@@ -1,22 +1,24 @@
-//! Addresses, ports and protocols in the form they have on the wire. Never decides anything.
+//! Addresses, ports and protocols in the form they have on the wire.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::str::FromStr;
 
-/// A transport port, kept in network order; the host number is for people and configuration.
+use crate::header::ip_protocol;
+
+/// A transport port in network order; [`number`](Self::number) is for configuration and output.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct L4Port([u8; 2]);
 
 impl L4Port {
-    /// The port with this host number.
+    /// The port with this number in host order.
     #[inline]
     pub const fn new(number: u16) -> Self {
         Self(number.to_be_bytes())
     }
 
-    /// The two bytes as they stand in a header.
+    /// From the two bytes of a header.
     #[inline]
     pub const fn from_wire(bytes: [u8; 2]) -> Self {
         Self(bytes)
@@ -28,7 +30,7 @@ impl L4Port {
         self.0
     }
 
-    /// The number that people use.
+    /// The number in host order.
     #[inline]
     pub const fn number(self) -> u16 {
         u16::from_be_bytes(self.0)
@@ -64,21 +66,21 @@ impl fmt::Debug for L4Port {
 #[repr(u8)]
 pub enum Protocol {
     /// RFC 9293.
-    Tcp = 6,
+    Tcp = ip_protocol::TCP,
     /// RFC 768.
-    Udp = 17,
+    Udp = ip_protocol::UDP,
     /// RFC 9260.
-    Sctp = 132,
+    Sctp = ip_protocol::SCTP,
 }
 
 impl Protocol {
-    /// The protocol with this IANA number, if it is one of ours.
+    /// The protocol with this IANA number, if it is one of the three.
     #[inline]
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
-            6 => Some(Self::Tcp),
-            17 => Some(Self::Udp),
-            132 => Some(Self::Sctp),
+            ip_protocol::TCP => Some(Self::Tcp),
+            ip_protocol::UDP => Some(Self::Udp),
+            ip_protocol::SCTP => Some(Self::Sctp),
             _ => None,
         }
     }
@@ -105,7 +107,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// What was written where a protocol name belongs.
+/// A text that is no protocol name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownProtocol(
     /// The text found.
@@ -152,8 +154,7 @@ impl fmt::Debug for MacAddr {
     }
 }
 
-/// Protocol, source and destination of a packet, as it stands in its headers (RFC 6146 section 2 for
-/// the term). `A` is the address type of the family.
+/// Protocol, addresses and ports of a packet as they stand in its headers (the term is that of RFC 6146 section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FiveTuple<A> {
     /// Transport protocol.
@@ -175,7 +176,7 @@ pub type FiveTuple4 = FiveTuple<Ipv4Addr>;
 pub type FiveTuple6 = FiveTuple<Ipv6Addr>;
 
 impl<A> FiveTuple<A> {
-    /// The tuple of a packet that answers this one.
+    /// The tuple of a packet in the other direction.
     #[inline]
     #[must_use]
     pub fn reversed(self) -> Self {
@@ -190,7 +191,7 @@ impl<A> FiveTuple<A> {
 }
 
 impl<A: Into<IpAddr>> FiveTuple<A> {
-    /// The tuple with addresses of any family.
+    /// The same tuple with addresses of either family.
     #[inline]
     pub fn any_family(self) -> FiveTuple<IpAddr> {
         let Self { protocol, src, dst, src_port, dst_port } = self;

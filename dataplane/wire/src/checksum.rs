@@ -1,9 +1,9 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 //!
 //! One's complement sums do not depend on byte order as long as every word is read the same way
-//! (RFC 1071 section 2 B), so all sums here are over words in *memory* order: nothing is swapped.
-//! [`Sum`] is a running sum, [`Delta`] a folded difference, [`Checksum`] the two bytes in a header;
-//! the types differ so that none is taken for another. Never decides which packet deserves one.
+//! (RFC 1071 section 2 (B)), so all sums here are over words in *memory* order: nothing is swapped.
+//! [`Sum`] is a running sum, [`Delta`] a folded difference, [`Checksum`] the two bytes in a header:
+//! three types, so that none is taken for another.
 
 use crate::addr::L4Port;
 use crate::family::Address;
@@ -16,17 +16,17 @@ impl Sum {
     /// The empty sum.
     pub const ZERO: Self = Self(0);
 
-    /// Adds two bytes that stand at an even offset.
+    /// Adds one word: two bytes at an even offset.
     #[inline]
     #[must_use]
     pub const fn word(self, bytes: [u8; 2]) -> Self {
         Self(self.0 + u16::from_ne_bytes(bytes) as u64)
     }
 
-    /// The sum of two words, given as they stand in memory.
+    /// The sum of two words, given as four bytes in memory order.
     #[inline]
     #[must_use]
-    pub const fn half_words(both: u32) -> Self {
+    pub const fn two_words(both: u32) -> Self {
         Self(both as u64)
     }
 
@@ -54,6 +54,8 @@ impl Sum {
     /// Adds a run of bytes that starts at an even offset; an odd tail is padded with a zero byte.
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
+        // Four bytes at a time: a packet has fewer than 2^16 such numbers, so 64 bits hold their sum and no carry is
+        // lost before the fold.
         let mut sum = self.0;
         let (words, tail) = bytes.as_chunks::<4>();
         for word in words {
@@ -69,18 +71,18 @@ impl Sum {
         Self(sum)
     }
 
-    /// The pseudo header of a transport protocol (RFC 9293 section 3.1, RFC 768, RFC 8200 section 8.1: its
-    /// length has 32 bits there, of which the upper are zero).
+    /// The pseudo header of a transport protocol (RFC 9293 section 3.1, RFC 768, RFC 8200 section 8.1).
     #[inline]
     #[must_use]
     pub fn pseudo_header<A: Address>(src: A, dst: A, protocol: u8, l4_len: u16) -> Self {
         Self::ZERO.addr(src).addr(dst).protocol(protocol, l4_len)
     }
 
-    /// Adds what a pseudo header has besides addresses.
+    /// Adds the rest of a pseudo header: protocol and length.
     #[inline]
     #[must_use]
     pub const fn protocol(self, protocol: u8, l4_len: u16) -> Self {
+        // The length has 32 bits in IPv6; the upper ones are zero and add nothing.
         self.word([0, protocol]).word(l4_len.to_be_bytes())
     }
 
@@ -108,9 +110,8 @@ impl Delta {
     /// No change.
     pub const NONE: Self = Self(0);
 
-    /// What one TTL decrement does to the IPv4 header checksum.
-    ///
-    /// The TTL is the first byte of its word; in one's complement `~w + (w - k)` is `~k`, whatever `w`.
+    /// The change of the IPv4 header checksum by one TTL decrement.
+    // The TTL is the first byte of its word, and in one's complement `~w + (w - k)` is `~k` for every word `w`.
     pub const TTL_DECREMENT: Self = Self(!u16::from_ne_bytes([1, 0]));
 
     /// The change from words that sum to `old` to words that sum to `new`.
@@ -156,10 +157,12 @@ impl Checksum {
     #[inline]
     #[must_use]
     pub const fn update(self, delta: Delta) -> Self {
+        // Not the shorter `HC + m + ~m'` of RFC 1141: it gives 0xffff where a full sum gives 0x0000 (RFC 1624
+        // section 3), and receivers of the time took the former for a wrong checksum.
         Self((!add(!u16::from_ne_bytes(self.0), delta.0)).to_ne_bytes())
     }
 
-    /// RFC 768: a computed zero is sent as all ones, since zero means none.
+    /// RFC 768: a computed zero is sent as all ones, since zero means that there is none.
     #[inline]
     #[must_use]
     pub const fn or_all_ones(self) -> Self {
@@ -168,11 +171,11 @@ impl Checksum {
     }
 
     /// Whether the field holds the bare pseudo-header sum that Linux leaves for a device to complete
-    /// (`CHECKSUM_PARTIAL`; `net/ipv4/tcp_ipv4.c`, `__tcp_v4_send_check`). A complete checksum looks
-    /// like one by chance once in 2^16; completing it again then gives the same value.
+    /// (`CHECKSUM_PARTIAL`; `net/ipv4/tcp_ipv4.c`, `__tcp_v4_send_check`).
     #[inline]
     #[must_use]
     pub const fn is_partial(self, pseudo_header: Sum) -> bool {
+        // A complete checksum equals it by chance once in 2^16; completing it again then gives the same value.
         let field = u16::from_ne_bytes(self.0);
         field == pseudo_header.fold()
     }
@@ -186,10 +189,11 @@ const fn add(a: u16, b: u16) -> u16 {
     sum + carry as u16
 }
 
-/// A number plus itself with its halves swapped has in its upper half the sum of the halves, into which
-/// the lower half, the same sum, has carried.
+/// Folds 64 bits to 16 without a branch (RFC 1071 section 4.1 has a loop).
 #[inline]
 const fn fold(sum: u64) -> u16 {
+    // A number plus itself with its halves swapped: both halves of the result are the sum of the halves, and the carry
+    // out of the lower one has been added to the upper one, which is the end-around carry.
     let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
     (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }

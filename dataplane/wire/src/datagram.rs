@@ -1,8 +1,12 @@
-//! The IP header of a frame, whatever it carries. Never looks behind the last IP header.
+//! The IP header of a frame, whatever it carries: nothing behind the last IP header is read.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::parse::{ETHERNET_LEN, Malformed};
+use crate::checksum::Sum;
+use crate::family::Address;
+use crate::header::ip_protocol::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
+use crate::header::{ethernet, ipv4, ipv6};
+use crate::parse::Malformed;
 
 /// An IP packet whose lengths were checked against the frame it was parsed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,30 +15,30 @@ pub struct Datagram<A> {
     pub src: A,
     /// Destination address.
     pub dst: A,
-    /// Where the IP header starts in the frame.
+    /// Offset of the IP header in the frame.
     pub l3_offset: u16,
-    /// Where what it carries starts in the frame: after options and extension headers.
+    /// Offset of the payload in the frame: after options and extension headers.
     pub l4_offset: u16,
-    /// Bytes from there to the end of the packet; Ethernet padding is not counted.
+    /// Length of the payload; Ethernet padding is not counted.
     pub l4_len: u16,
-    /// Remaining hops.
+    /// TTL or hop limit.
     pub ttl: u8,
-    /// The IANA number of what it carries. An extension header that is none of ours to walk stands for itself.
+    /// IANA number of the payload. An extension header that is not walked counts as payload.
     pub protocol: u8,
-    /// Which part of a larger packet this is; none for a whole one.
+    /// `None` for a packet that is not fragmented.
     pub fragment: Option<Fragment>,
 }
 
 /// Which part of a larger packet a fragment is (RFC 791 section 3.2, RFC 8200 section 4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// What all fragments of one packet share; 16 bits in IPv4.
+    /// Identification, the same in all fragments of one packet; 16 bits in IPv4.
     pub id: u32,
-    /// Where its bytes belong in the payload of the packet, in bytes.
+    /// Position of its bytes in the payload of the packet, in bytes.
     pub offset: u16,
-    /// Whether others come behind it.
+    /// The flag "more fragments".
     pub more: bool,
-    /// Where the identification stands in the frame.
+    /// Offset of the identification in the frame.
     pub id_offset: u16,
 }
 
@@ -45,7 +49,7 @@ impl<A> Datagram<A> {
         self.l4_offset - self.l3_offset + self.l4_len
     }
 
-    /// What the packet carries, as far as it is in the frame.
+    /// The payload; empty if `frame` is shorter than the frame that was parsed.
     #[inline]
     pub fn payload<'f>(&self, frame: &'f [u8]) -> &'f [u8] {
         let from = usize::from(self.l4_offset);
@@ -53,64 +57,66 @@ impl<A> Datagram<A> {
     }
 }
 
-/// The IPv4 header after an Ethernet header.
+/// Parses the IPv4 header of a frame.
 pub(crate) fn v4(frame: &[u8]) -> Result<Datagram<Ipv4Addr>, Malformed> {
-    let head = frame.first_chunk::<{ ETHERNET_LEN + 20 }>().ok_or(Malformed::Truncated)?;
-    if head[14] >> 4 != 4 {
+    let ip = ipv4_header(frame).ok_or(Malformed::Truncated)?;
+    if ip[ipv4::VERSION_IHL] >> 4 != 4 {
         return Err(Malformed::Version);
     }
-    let header_len = u16::from(head[14] & 0x0f) * 4;
-    if header_len < 20 {
+    let header_len = u16::from(ip[ipv4::VERSION_IHL] & ipv4::IHL_MASK) * 4;
+    if header_len < IPV4_LEN {
         return Err(Malformed::HeaderLength);
     }
-    let total_len = u16::from_be_bytes([head[16], head[17]]);
-    if total_len < header_len || usize::from(total_len) + ETHERNET_LEN > frame.len() {
+    let total_len = u16_at(ip, ipv4::TOTAL_LEN);
+    if total_len < header_len || usize::from(total_len) + ethernet::LEN > frame.len() {
         return Err(Malformed::TotalLength);
     }
-    let flags_and_offset = u16::from_be_bytes([head[20], head[21]]);
-    let (offset, more) = ((flags_and_offset & 0x1fff) * 8, flags_and_offset & 0x2000 != 0);
+    let flags_and_offset = u16_at(ip, ipv4::FLAGS_FRAGMENT);
+    let offset = (flags_and_offset & ipv4::FRAGMENT_OFFSET_MASK) * 8;
+    let more = flags_and_offset & ipv4::MORE_FRAGMENTS != 0;
     let fragment = (offset != 0 || more).then(|| Fragment {
-        id: u32::from(u16::from_be_bytes([head[18], head[19]])),
+        id: u16_at(ip, ipv4::ID).into(),
         offset,
         more,
-        id_offset: 18,
+        id_offset: (ethernet::LEN + ipv4::ID) as u16,
     });
+    let [src, dst] = *ip[ipv4::SRC..].as_chunks::<4>().0 else { return Err(Malformed::Truncated) };
     Ok(Datagram {
-        src: Ipv4Addr::from_octets([head[26], head[27], head[28], head[29]]),
-        dst: Ipv4Addr::from_octets([head[30], head[31], head[32], head[33]]),
-        l3_offset: ETHERNET_LEN_U16,
-        l4_offset: ETHERNET_LEN_U16 + header_len,
+        src: Ipv4Addr::from_octets(src),
+        dst: Ipv4Addr::from_octets(dst),
+        l3_offset: ETHERNET_LEN,
+        l4_offset: ETHERNET_LEN + header_len,
         l4_len: total_len - header_len,
-        ttl: head[22],
-        protocol: head[23],
+        ttl: ip[ipv4::TTL],
+        protocol: ip[ipv4::PROTOCOL],
         fragment,
     })
 }
 
-/// The IPv6 header after an Ethernet header, and the extension headers behind it.
+/// Parses the IPv6 header of a frame and the extension headers behind it.
 ///
 /// Hop-by-hop, routing, fragment and destination options are walked, at most [`EXTENSIONS_MAX`]: RFC 8504
-/// section 5.3 lets a host limit them. A routing header that has hops left makes the destination one of
-/// many, so it stands for itself, and so does whatever comes behind a fragment that is not the first.
+/// section 5.3 allows a limit. A routing header with segments left is not walked, since its packet has another final
+/// destination, nor is what follows a fragment header of a later fragment, since that is the middle of a packet.
 pub(crate) fn v6(frame: &[u8]) -> Result<Datagram<Ipv6Addr>, Malformed> {
-    let head = frame.first_chunk::<{ ETHERNET_LEN + 40 }>().ok_or(Malformed::Truncated)?;
-    if head[14] >> 4 != 6 {
+    let ip = ipv6_header(frame).ok_or(Malformed::Truncated)?;
+    if ip[0] >> 4 != 6 {
         return Err(Malformed::Version);
     }
-    let payload_len = u16::from_be_bytes([head[18], head[19]]);
-    if usize::from(payload_len) + ETHERNET_LEN + 40 > frame.len() || payload_len > u16::MAX - 40 {
+    let payload_len = u16_at(ip, ipv6::PAYLOAD_LEN);
+    // The second condition keeps `ip_len`, which has 16 bits, from overflowing.
+    if usize::from(payload_len) + ethernet::LEN + ipv6::LEN > frame.len() || payload_len > u16::MAX - IPV6_LEN {
         return Err(Malformed::TotalLength);
     }
-    let (src, rest) = head[22..].split_first_chunk::<16>().ok_or(Malformed::Truncated)?;
-    let dst = rest.first_chunk::<16>().ok_or(Malformed::Truncated)?;
+    let [src, dst] = *ip[ipv6::SRC..].as_chunks::<16>().0 else { return Err(Malformed::Truncated) };
     let mut datagram = Datagram {
-        src: Ipv6Addr::from_octets(*src),
-        dst: Ipv6Addr::from_octets(*dst),
-        l3_offset: ETHERNET_LEN_U16,
-        l4_offset: ETHERNET_LEN_U16 + 40,
+        src: Ipv6Addr::from_octets(src),
+        dst: Ipv6Addr::from_octets(dst),
+        l3_offset: ETHERNET_LEN,
+        l4_offset: ETHERNET_LEN + IPV6_LEN,
         l4_len: payload_len,
-        ttl: head[21],
-        protocol: head[20],
+        ttl: ip[ipv6::HOP_LIMIT],
+        protocol: ip[ipv6::NEXT_HEADER],
         fragment: None,
     };
     if is_extension(datagram.protocol) {
@@ -122,50 +128,105 @@ pub(crate) fn v6(frame: &[u8]) -> Result<Datagram<Ipv6Addr>, Malformed> {
 #[cold]
 fn walk_extensions(frame: &[u8], datagram: &mut Datagram<Ipv6Addr>) -> Result<(), Malformed> {
     for _ in 0..EXTENSIONS_MAX {
+        // Behind the fragment header of a later fragment there is payload, whatever its next header field names.
         if !is_extension(datagram.protocol) || datagram.fragment.is_some_and(|part| part.offset != 0) {
             return Ok(());
         }
         let payload = datagram.payload(frame);
-        let &[next, len, third, segments_left, ..] = payload else { return Err(Malformed::Truncated) };
-        let header_len = match datagram.protocol {
-            FRAGMENT => 8,
-            _ => (u16::from(len) + 1) * 8,
-        };
+        let header = payload.first_chunk::<{ ipv6::EXTENSION_UNIT }>().ok_or(Malformed::Truncated)?;
+        let header_len = extension_len(datagram.protocol, header);
         if header_len > datagram.l4_len {
             return Err(Malformed::Truncated);
         }
         match datagram.protocol {
-            ROUTING if segments_left != 0 => return Ok(()),
-            // RFC 8200 section 4.5: a second fragment header makes no sense.
+            ROUTING if header[ipv6::SEGMENTS_LEFT] != 0 => return Ok(()),
+            // RFC 8200 section 4.5 has one fragment header; with two, the offset of the data would be ambiguous.
             FRAGMENT if datagram.fragment.is_some() => return Err(Malformed::HeaderLength),
-            FRAGMENT => datagram.fragment = fragment(payload, third, segments_left, datagram.l4_offset),
+            FRAGMENT => datagram.fragment = fragment(header, datagram.l4_offset),
             _ => {}
         }
-        datagram.protocol = next;
+        datagram.protocol = header[0];
         datagram.l4_offset += header_len;
         datagram.l4_len -= header_len;
     }
     Ok(())
 }
 
-/// RFC 6946: a fragment that is the whole packet is no fragment.
-fn fragment(header: &[u8], high: u8, low: u8, at: u16) -> Option<Fragment> {
-    let offset_and_more = u16::from_be_bytes([high, low]);
-    let (offset, more) = (offset_and_more & 0xfff8, offset_and_more & 1 == 1);
-    let id = u32::from_be_bytes(*header.get(4..)?.first_chunk::<4>()?);
-    (offset != 0 || more).then_some(Fragment { id, offset, more, id_offset: at + 4 })
+/// `None` for an atomic fragment, one that is the whole packet: RFC 6946 section 4 treats it as unfragmented.
+fn fragment(header: &[u8; ipv6::EXTENSION_UNIT], header_offset: u16) -> Option<Fragment> {
+    let offset_and_more = u16_at(header, ipv6::FRAGMENT_OFFSET);
+    let offset = offset_and_more & ipv6::FRAGMENT_OFFSET_MASK;
+    let more = offset_and_more & ipv6::MORE_FRAGMENTS != 0;
+    let id = u32::from_be_bytes(*header.last_chunk::<4>()?);
+    let id_offset = header_offset + ipv6::FRAGMENT_ID as u16;
+    (offset != 0 || more).then_some(Fragment { id, offset, more, id_offset })
 }
 
+/// Whether this is an extension header that is walked.
 pub(crate) const fn is_extension(protocol: u8) -> bool {
     matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
 }
 
-/// Extension headers that are walked at most.
+/// Length of an extension header in bytes. A fragment header has no length field: its second byte is reserved.
+pub(crate) fn extension_len(protocol: u8, header: &[u8; ipv6::EXTENSION_UNIT]) -> u16 {
+    let units = if protocol == FRAGMENT { 1 } else { u16::from(header[1]) + 1 };
+    units * ipv6::EXTENSION_UNIT as u16
+}
+
+/// The IPv4 header of an untagged frame, without options.
+#[inline(always)]
+pub(crate) fn ipv4_header(frame: &[u8]) -> Option<&[u8; ipv4::LEN]> {
+    // One length check for both headers; the compiler sees that the second step cannot fail.
+    frame.first_chunk::<{ ethernet::LEN + ipv4::LEN }>()?.last_chunk()
+}
+
+/// The fixed IPv6 header of an untagged frame.
+#[inline(always)]
+pub(crate) fn ipv6_header(frame: &[u8]) -> Option<&[u8; ipv6::LEN]> {
+    frame.first_chunk::<{ ethernet::LEN + ipv6::LEN }>()?.last_chunk()
+}
+
+/// Writes the IP header of a packet of our own with `payload_len` bytes of payload: no options, not to be fragmented.
+pub(crate) fn write_header<A: Address>(
+    header: &mut [u8],
+    pair: [A; 2],
+    protocol: u8,
+    payload_len: usize,
+) -> Option<()> {
+    let header = header.get_mut(..A::HEADER_LEN)?;
+    header.fill(0);
+    if A::IS_V4 {
+        let total_len = u16::try_from(A::HEADER_LEN + payload_len).ok()?;
+        header[ipv4::VERSION_IHL] = ipv4::VERSION_IHL_NO_OPTIONS;
+        header[ipv4::TOTAL_LEN..ipv4::ID].copy_from_slice(&total_len.to_be_bytes());
+        header[ipv4::FLAGS_FRAGMENT..ipv4::TTL].copy_from_slice(&ipv4::DONT_FRAGMENT.to_be_bytes());
+        header[ipv4::TTL] = DEFAULT_TTL;
+        header[ipv4::PROTOCOL] = protocol;
+        let checksum = Sum::ZERO.bytes(header).checksum();
+        header[ipv4::CHECKSUM..ipv4::SRC].copy_from_slice(&checksum.0);
+    } else {
+        let payload_len = u16::try_from(payload_len).ok()?;
+        header[0] = ipv6::VERSION;
+        header[ipv6::PAYLOAD_LEN..ipv6::NEXT_HEADER].copy_from_slice(&payload_len.to_be_bytes());
+        header[ipv6::NEXT_HEADER] = protocol;
+        header[ipv6::HOP_LIMIT] = DEFAULT_TTL;
+    }
+    // Updates the checksum over zero addresses that was written above.
+    A::write_pair(header, pair)
+}
+
+/// The two bytes at `at` in network order. `at` is a constant, so there is no bounds check at run time.
+#[inline(always)]
+pub(crate) fn u16_at<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// TTL and hop limit of packets of our own (the default that RFC 1700 recommends).
+pub(crate) const DEFAULT_TTL: u8 = 64;
+
+/// Most extension headers that are walked.
 pub const EXTENSIONS_MAX: usize = 6;
 
-const HOP_BY_HOP: u8 = 0;
-pub(crate) const ROUTING: u8 = 43;
-pub(crate) const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
-
-const ETHERNET_LEN_U16: u16 = 14;
+pub(crate) const ETHERNET_LEN: u16 = ethernet::LEN as u16;
+pub(crate) const IPV4_LEN: u16 = ipv4::LEN as u16;
+pub(crate) const IPV6_LEN: u16 = ipv6::LEN as u16;

@@ -1,53 +1,54 @@
-//! Echo requests to neighbours and what comes back of them (RFC 792, RFC 4443 section 4): whether a packet of a certain
-//! size gets there and back whole. Never decides whom to ask.
+//! Echo requests to neighbours and their replies (RFC 792, RFC 4443 section 4): whether a packet of a certain size gets
+//! there and back whole.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::datagram;
 use crate::family::Address;
-use crate::parse::ETHERNET_LEN;
-use crate::refusal::{HOPS, icmp_sum};
+use crate::header::{ethernet, ethertype, icmp, icmpv4, icmpv6, ipv4, ipv6};
+use crate::reject::icmp_pseudo_header;
 use crate::rewrite::EtherAddrs;
 
-/// The shortest IP packet that a request can be.
-pub const REQUEST_LEN_MIN: usize = Ipv6Addr::HEADER_LEN + ICMP_HEADER_LEN;
+/// The shortest IP packet that can hold a request of either family.
+pub const REQUEST_LEN_MIN: usize = ipv6::LEN + icmp::LEN;
 
-/// A question to one neighbour.
+/// An echo request to one neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Its Ethernet address, and that of the interface.
+    /// The neighbour's Ethernet address and the interface's.
     pub ether: EtherAddrs,
-    /// The VLAN identifier of the tag, if there is one (IEEE 802.1Q).
+    /// The VLAN identifier, for a frame with a tag (IEEE 802.1Q).
     pub vlan: Option<u16>,
     /// An address of the interface.
     pub src: IpAddr,
-    /// The neighbour; of the same family.
+    /// The neighbour's address, of the same family.
     pub dst: IpAddr,
-    /// Tells the questions of one asker from those of others.
+    /// The same in all requests of one sender.
     pub id: u16,
-    /// Tells the questions of one asker apart.
+    /// Different for each request of one sender.
     pub sequence: u16,
 }
 
-/// What came back of a request.
+/// An echo reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// Who answers.
+    /// The address of the neighbour that replied.
     pub src: IpAddr,
     /// As in the request.
     pub id: u16,
     /// As in the request.
     pub sequence: u16,
-    /// How long the IP packet says it is.
-    pub said_len: usize,
-    /// How much of it arrived.
+    /// Length of the packet according to its IP header.
+    pub ip_len: usize,
+    /// Bytes of it that arrived.
     pub arrived_len: usize,
-    /// Whether that is all of it, with the bytes that were sent.
+    /// Whether everything arrived, with the bytes that were sent.
     pub is_whole: bool,
 }
 
 impl Request {
-    /// Writes a frame with an IP packet of `packet_len` bytes that nobody may fragment, and says how long the frame is.
-    /// None if it does not fit, is too short for a request, or the families differ.
+    /// Writes a frame with an IP packet of `packet_len` bytes that must not be fragmented, and returns the length of the
+    /// frame. `None` if it does not fit, is too short for a request, or the families differ.
     pub fn write(&self, packet_len: usize, out: &mut [u8]) -> Option<usize> {
         match (self.src, self.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => self.write_as(src, dst, packet_len, out),
@@ -57,36 +58,36 @@ impl Request {
     }
 
     fn write_as<A: Address>(&self, src: A, dst: A, packet_len: usize, out: &mut [u8]) -> Option<usize> {
-        let l3_offset = if self.vlan.is_some() { ETHERNET_LEN + TAG_LEN } else { ETHERNET_LEN };
+        let l3_offset = l3_offset(self.vlan.is_some());
         let frame = out.get_mut(..l3_offset + packet_len)?;
         let (head, packet) = frame.split_at_mut(l3_offset);
-        head[..12].copy_from_slice(&self.ether.0);
+        head[..ethernet::ADDRS_LEN].copy_from_slice(&self.ether.0);
         if let Some(vlan) = self.vlan {
-            head[12..14].copy_from_slice(&ETHERTYPE_8021Q);
-            head[14..16].copy_from_slice(&vlan.to_be_bytes());
+            head[ethernet::ETHERTYPE..ethernet::LEN].copy_from_slice(&ethertype::VLAN);
+            head[ethernet::LEN..ethernet::LEN + 2].copy_from_slice(&vlan.to_be_bytes());
         }
         head[l3_offset - 2..].copy_from_slice(&A::ETHERTYPE);
 
-        let icmp_len = packet_len.checked_sub(A::HEADER_LEN).filter(|len| *len >= ICMP_HEADER_LEN)?;
+        let icmp_len = packet_len.checked_sub(A::HEADER_LEN).filter(|len| *len >= icmp::LEN)?;
         let (header, message) = packet.split_at_mut(A::HEADER_LEN);
-        write_header(header, src, dst, packet_len)?;
-        let (icmp, payload) = message.split_at_mut(ICMP_HEADER_LEN);
-        icmp.fill(0);
-        icmp[0] = if A::IS_V4 { ECHO_REQUEST } else { ECHO_REQUEST_V6 };
-        icmp[4..6].copy_from_slice(&self.id.to_be_bytes());
-        icmp[6..8].copy_from_slice(&self.sequence.to_be_bytes());
+        datagram::write_header(header, [src, dst], A::ICMP, icmp_len)?;
+        let (fixed, payload) = message.split_at_mut(icmp::LEN);
+        fixed.fill(0);
+        fixed[icmp::TYPE] = if A::IS_V4 { icmpv4::ECHO_REQUEST } else { icmpv6::ECHO_REQUEST };
+        fixed[icmp::ECHO_ID..icmp::ECHO_SEQUENCE].copy_from_slice(&self.id.to_be_bytes());
+        fixed[icmp::ECHO_SEQUENCE..].copy_from_slice(&self.sequence.to_be_bytes());
         payload.iter_mut().zip(pattern()).for_each(|(byte, fill)| *byte = fill);
-        let checksum = icmp_sum(src, dst, u16::try_from(icmp_len).ok()?).bytes(message).checksum();
-        message[2..4].copy_from_slice(&checksum.0);
+        let sum = icmp_pseudo_header(src, dst, u16::try_from(icmp_len).ok()?);
+        let checksum = sum.bytes(message).checksum();
+        message[icmp::CHECKSUM..icmp::CHECKSUM + 2].copy_from_slice(&checksum.0);
         Some(l3_offset + packet_len)
     }
 }
 
 impl Reply {
-    /// The reply that a received frame begins with, whole or not. None if it is something else. A tag is skipped.
+    /// The reply at the start of a received frame, whole or not; `None` if it is something else. A VLAN tag is skipped.
     pub fn read(frame: &[u8]) -> Option<Self> {
-        let is_tagged = frame.get(12..14)? == ETHERTYPE_8021Q;
-        let l3_offset = if is_tagged { ETHERNET_LEN + TAG_LEN } else { ETHERNET_LEN };
+        let l3_offset = l3_offset(frame.get(ethernet::ETHERTYPE..ethernet::LEN)? == ethertype::VLAN);
         let (head, packet) = frame.split_at_checked(l3_offset)?;
         let ethertype = [head[l3_offset - 2], head[l3_offset - 1]];
         if ethertype == Ipv4Addr::ETHERTYPE {
@@ -101,61 +102,45 @@ impl Reply {
     fn read_as<A: Address + Into<IpAddr>>(packet: &[u8]) -> Option<Self> {
         let (header, message) = packet.split_at_checked(A::HEADER_LEN)?;
         let [src, _] = A::read_pair(header)?;
-        let (said_len, protocol, is_fragment) = if A::IS_V4 {
-            let is_fragment = header[6] & MORE_FRAGMENTS_AND_OFFSET != 0 || header[7] != 0;
-            (u16::from_be_bytes([header[2], header[3]]).into(), header[9], is_fragment)
+        let field = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+        let (ip_len, protocol, is_fragment) = if A::IS_V4 {
+            let fragment = field(ipv4::FLAGS_FRAGMENT) & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET_MASK);
+            (field(ipv4::TOTAL_LEN).into(), header[ipv4::PROTOCOL], fragment != 0)
         } else {
-            (A::HEADER_LEN + usize::from(u16::from_be_bytes([header[4], header[5]])), header[6], false)
+            // An IPv6 fragment has another next header, which is checked below.
+            (A::HEADER_LEN + usize::from(field(ipv6::PAYLOAD_LEN)), header[ipv6::NEXT_HEADER], false)
         };
-        let has_options = A::IS_V4 && header[0] != 0x45;
-        let icmp = message.first_chunk::<ICMP_HEADER_LEN>()?;
-        let kind = if A::IS_V4 { ECHO_REPLY } else { ECHO_REPLY_V6 };
-        if protocol != A::ICMP || has_options || is_fragment || icmp[0] != kind {
+        let has_options = A::IS_V4 && header[ipv4::VERSION_IHL] != ipv4::VERSION_IHL_NO_OPTIONS;
+        let fixed = message.first_chunk::<{ icmp::LEN }>()?;
+        let kind = if A::IS_V4 { icmpv4::ECHO_REPLY } else { icmpv6::ECHO_REPLY };
+        if protocol != A::ICMP || has_options || is_fragment || fixed[icmp::TYPE] != kind {
             return None;
         }
-        // Short frames are padded (IEEE 802.3).
-        let arrived_len = packet.len().min(said_len);
-        let payload = packet.get(A::HEADER_LEN + ICMP_HEADER_LEN..arrived_len).unwrap_or_default();
+        // Short frames are padded (IEEE 802.3), so more may arrive than the packet has.
+        let arrived_len = packet.len().min(ip_len);
+        let payload = packet.get(A::HEADER_LEN + icmp::LEN..arrived_len).unwrap_or_default();
         Some(Self {
             src: src.into(),
-            id: u16::from_be_bytes([icmp[4], icmp[5]]),
-            sequence: u16::from_be_bytes([icmp[6], icmp[7]]),
-            said_len,
+            id: datagram::u16_at(fixed, icmp::ECHO_ID),
+            sequence: datagram::u16_at(fixed, icmp::ECHO_SEQUENCE),
+            ip_len,
             arrived_len,
-            is_whole: arrived_len == said_len && payload.iter().copied().eq(pattern().take(payload.len())),
+            is_whole: arrived_len == ip_len && payload.iter().copied().eq(pattern().take(payload.len())),
         })
     }
 }
 
-fn write_header<A: Address>(header: &mut [u8], src: A, dst: A, packet_len: usize) -> Option<()> {
-    if A::IS_V4 {
-        let [high, low] = u16::try_from(packet_len).ok()?.to_be_bytes();
-        header[..12].copy_from_slice(&[0x45, 0, high, low, 0, 0, DONT_FRAGMENT, 0, HOPS, A::ICMP, 0, 0]);
-        header[12..20].fill(0);
-        let checksum = crate::checksum::Sum::ZERO.bytes(header).checksum();
-        header[10..12].copy_from_slice(&checksum.0);
-    } else {
-        let [high, low] = u16::try_from(packet_len - A::HEADER_LEN).ok()?.to_be_bytes();
-        header[..8].copy_from_slice(&[0x60, 0, 0, 0, high, low, A::ICMP, HOPS]);
-    }
-    A::write_pair(header, [src, dst])
+/// Offset of the IP header in a frame.
+const fn l3_offset(is_tagged: bool) -> usize {
+    if is_tagged { ethernet::LEN + ethernet::TAG_LEN } else { ethernet::LEN }
 }
 
-/// What a request carries: bytes of which no two stretches of some length are alike.
+/// The payload of a request: no stretch of it equals another one at a different distance from its start.
 fn pattern() -> impl Iterator<Item = u8> {
-    // A prime below 256, so that a piece which begins anywhere else does not pass for the whole.
+    // The period is a prime below 256, so a piece that begins at a buffer boundary, which is a multiple of a power of
+    // two, does not pass for the beginning.
     (0_u8..251).cycle()
 }
-
-const ICMP_HEADER_LEN: usize = 8;
-const TAG_LEN: usize = 4;
-const ETHERTYPE_8021Q: [u8; 2] = [0x81, 0x00];
-const ECHO_REQUEST: u8 = 8;
-const ECHO_REPLY: u8 = 0;
-const ECHO_REQUEST_V6: u8 = 128;
-const ECHO_REPLY_V6: u8 = 129;
-const DONT_FRAGMENT: u8 = 0x40;
-const MORE_FRAGMENTS_AND_OFFSET: u8 = 0x3f;
 
 #[cfg(test)]
 mod tests {
@@ -175,11 +160,11 @@ mod tests {
         frame
     }
 
-    /// The frame that comes back.
+    /// The frame of the reply.
     fn answered(request: &Request, packet_len: usize) -> Vec<u8> {
         let mut frame = written(&Request { src: request.dst, dst: request.src, ..*request }, packet_len);
         let l4_offset = frame.len() - packet_len + if request.src.is_ipv4() { 20 } else { 40 };
-        frame[l4_offset] = if request.src.is_ipv4() { ECHO_REPLY } else { ECHO_REPLY_V6 };
+        frame[l4_offset] = if request.src.is_ipv4() { icmpv4::ECHO_REPLY } else { icmpv6::ECHO_REPLY };
         frame
     }
 
@@ -229,7 +214,7 @@ mod tests {
                     src: ask.dst,
                     id: 0x1234,
                     sequence: 7,
-                    said_len: 1500,
+                    ip_len: 1500,
                     arrived_len: 1500,
                     is_whole: true,
                 };

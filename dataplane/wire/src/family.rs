@@ -1,4 +1,4 @@
-//! What differs between IPv4 and IPv6: everything else is written once for both. Never decides anything.
+//! What differs between IPv4 and IPv6: everything else is written once for both, generic over [`Address`].
 
 use core::fmt;
 use core::hash::Hash;
@@ -6,6 +6,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::checksum::{Checksum, Delta, Sum};
 use crate::datagram::{self, Datagram};
+use crate::header::{ethernet, ethertype, ip_protocol, ipv4, ipv6};
 use crate::parse::{self, Malformed, Packet, Parsed};
 use crate::rewrite::{EtherAddrs, Translation};
 
@@ -21,40 +22,39 @@ pub trait Address:
     const HEADER_LEN: usize;
     /// The EtherType of the family.
     const ETHERTYPE: [u8; 2];
-    /// The protocol number of its control messages: ICMP or ICMPv6.
+    /// The protocol number of ICMP or ICMPv6.
     const ICMP: u8;
+    /// What a translation precomputes from both pairs of addresses: [`HeaderDelta`] or [`AddressSum`].
+    type L3Sum: L3Sum;
 
     /// The address, if it is of this family.
     fn from_ip(addr: IpAddr) -> Option<Self>;
 
-    /// What the address adds to a sum.
+    /// The one's complement sum of the address's words.
     fn sum(self) -> Sum;
 
-    /// What a translation keeps of the sums of both addresses before and after. IPv4: the change of the header
-    /// checksum, by them and one hop less. IPv6, which has no such checksum: the sum before.
-    fn l3(from: Sum, to: Sum) -> u16;
+    /// The sum of the addresses of a packet that arrives, for its pseudo header; `l3_sum` is that of the translation of
+    /// its flow.
+    fn pseudo_addresses(pair: [Self; 2], l3_sum: Self::L3Sum) -> Sum;
 
-    /// What the addresses of an arriving packet add to a sum, where a translation has kept `l3` of them.
-    fn pseudo_addresses(pair: [Self; 2], l3: u16) -> Sum;
-
-    /// The IP header of `frame`, whose EtherType says that it is of this family.
+    /// Parses the IP header of `frame`, whose EtherType is that of this family.
     ///
     /// # Errors
     /// [`Malformed`] when a length or version contradicts the bytes that are there.
     fn datagram(frame: &[u8]) -> Result<Datagram<Self>, Malformed>;
 
-    /// Parses `frame`, whose EtherType says that it is of this family.
+    /// Parses `frame`, whose EtherType is that of this family.
     ///
     /// # Errors
     /// [`Malformed`] when a length or version contradicts the bytes that are there.
     fn parse(frame: &[u8]) -> Result<Parsed<Self>, Malformed>;
 
-    /// What [`parse`](Self::parse) says of a frame without IP options or extension headers that holds a TCP or
-    /// UDP segment; none for all others. Quicker.
-    fn plain(frame: &[u8]) -> Option<Packet<Self>>;
+    /// The packet that [`parse`](Self::parse) finds in a frame without IP options or extension headers that holds a TCP
+    /// or UDP packet; `None` for all other frames, which need [`parse`](Self::parse).
+    fn parse_fast(frame: &[u8]) -> Option<Packet<Self>>;
 
-    /// Writes the Ethernet addresses, and addresses, hop limit and header checksum of a packet that is
-    /// translated. `head` are the bytes before its transport header.
+    /// Writes the Ethernet addresses, IP addresses, TTL and header checksum of a packet that is translated. `head` has
+    /// the bytes before its transport header.
     fn rewrite(
         head: &mut [u8],
         packet: &Packet<Self>,
@@ -62,14 +62,72 @@ pub trait Address:
         ether: &EtherAddrs,
     ) -> Option<()>;
 
-    /// The source and destination in the IP header at `header`.
+    /// Source and destination in the IP header at `header`.
     fn read_pair(header: &[u8]) -> Option<[Self; 2]>;
 
-    /// Writes source and destination into the IP header at `header` and keeps an IPv4 header checksum right.
+    /// Writes source and destination into the IP header at `header` and updates an IPv4 header checksum.
     fn write_pair(header: &mut [u8], pair: [Self; 2]) -> Option<()>;
 
-    /// Takes one from the hop limit in the IP header at `header` and keeps an IPv4 header checksum right.
-    fn decrement_hops(header: &mut [u8]) -> Option<()>;
+    /// Decrements TTL or hop limit in the IP header at `header` and updates an IPv4 header checksum. `None` if it is
+    /// zero already.
+    fn decrement_ttl(header: &mut [u8]) -> Option<()>;
+}
+
+/// 16 bits that a translation precomputes from the addresses before and after, so that no packet has to sum them.
+pub trait L3Sum: Copy + Eq + fmt::Debug + Send + Sync {
+    /// From the sums of both addresses before and after translation.
+    fn precompute(from: Sum, to: Sum) -> Self;
+
+    /// The form that a conntrack entry stores.
+    fn to_bits(self) -> u16;
+
+    /// The inverse of [`L3Sum::to_bits`].
+    fn from_bits(bits: u16) -> Self;
+}
+
+/// IPv4: the change of the header checksum, by new addresses and a TTL that is one less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct HeaderDelta(Delta);
+
+/// IPv6, whose header has no checksum: the folded sum of the addresses before translation. With it a checksum that was
+/// left to a device is recognised without summing 32 bytes of addresses per packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct AddressSum(u16);
+
+impl L3Sum for HeaderDelta {
+    #[inline]
+    fn precompute(from: Sum, to: Sum) -> Self {
+        Self(Delta::between(from, to).and(Delta::TTL_DECREMENT))
+    }
+
+    #[inline(always)]
+    fn to_bits(self) -> u16 {
+        self.0.to_bits()
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u16) -> Self {
+        Self(Delta::from_bits(bits))
+    }
+}
+
+impl L3Sum for AddressSum {
+    #[inline]
+    fn precompute(from: Sum, _to: Sum) -> Self {
+        Self(from.fold())
+    }
+
+    #[inline(always)]
+    fn to_bits(self) -> u16 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
 }
 
 mod sealed {
@@ -81,9 +139,10 @@ mod sealed {
 impl Address for Ipv4Addr {
     const UNSPECIFIED: Self = Self::UNSPECIFIED;
     const IS_V4: bool = true;
-    const HEADER_LEN: usize = 20;
-    const ETHERTYPE: [u8; 2] = [0x08, 0x00];
-    const ICMP: u8 = 1;
+    const HEADER_LEN: usize = ipv4::LEN;
+    const ETHERTYPE: [u8; 2] = ethertype::IPV4;
+    const ICMP: u8 = ip_protocol::ICMP;
+    type L3Sum = HeaderDelta;
 
     #[inline]
     fn from_ip(addr: IpAddr) -> Option<Self> {
@@ -95,17 +154,13 @@ impl Address for Ipv4Addr {
 
     #[inline]
     fn sum(self) -> Sum {
-        // Two words at once: folding adds the halves later (RFC 1071 section 2 A, any order).
-        Sum::half_words(u32::from_ne_bytes(self.octets()))
-    }
-
-    #[inline]
-    fn l3(from: Sum, to: Sum) -> u16 {
-        Delta::between(from, to).and(Delta::TTL_DECREMENT).to_bits()
+        // Two words at once: folding adds the halves later (RFC 1071 section 2 (A): any order).
+        Sum::two_words(u32::from_ne_bytes(self.octets()))
     }
 
     #[inline(always)]
-    fn pseudo_addresses([src, dst]: [Self; 2], _l3: u16) -> Sum {
+    fn pseudo_addresses([src, dst]: [Self; 2], _l3_sum: HeaderDelta) -> Sum {
+        // The 16 bits of an IPv4 translation hold the header delta; two additions are cheap.
         src.sum().and(dst.sum())
     }
 
@@ -119,8 +174,8 @@ impl Address for Ipv4Addr {
     }
 
     #[inline(always)]
-    fn plain(frame: &[u8]) -> Option<Packet<Self>> {
-        parse::plain_v4(frame)
+    fn parse_fast(frame: &[u8]) -> Option<Packet<Self>> {
+        parse::fast_v4(frame)
     }
 
     #[inline]
@@ -130,47 +185,56 @@ impl Address for Ipv4Addr {
         translation: &Translation<Self>,
         ether: &EtherAddrs,
     ) -> Option<()> {
-        let head = head.first_chunk_mut::<34>()?;
-        head[..12].copy_from_slice(&ether.0);
-        head[22] = packet.ttl - 1;
-        let checksum = Checksum([head[24], head[25]]).update(Delta::from_bits(translation.l3));
-        head[24..26].copy_from_slice(&checksum.0);
-        head[26..30].copy_from_slice(&translation.src.octets());
-        head[30..34].copy_from_slice(&translation.dst.octets());
+        // One length check for both headers; the split that follows costs nothing.
+        let head = head.first_chunk_mut::<{ ethernet::LEN + ipv4::LEN }>()?;
+        let (ethernet, ip) = head.split_at_mut(ethernet::LEN);
+        ethernet[..ethernet::ADDRS_LEN].copy_from_slice(&ether.0);
+        ip[ipv4::TTL] = packet.ttl - 1;
+        // RFC 1624: updated and not computed anew, so that a header that was damaged on the way stays damaged.
+        let checksum = Checksum([ip[ipv4::CHECKSUM], ip[ipv4::CHECKSUM + 1]]).update(translation.l3_sum.0);
+        ip[ipv4::CHECKSUM..ipv4::CHECKSUM + 2].copy_from_slice(&checksum.0);
+        ip[ipv4::SRC..ipv4::DST].copy_from_slice(&translation.src.octets());
+        ip[ipv4::DST..ipv4::LEN].copy_from_slice(&translation.dst.octets());
         Some(())
     }
 
     fn read_pair(header: &[u8]) -> Option<[Self; 2]> {
-        let (pair, _) = header.get(12..20)?.as_chunks::<4>();
+        let (pair, _) = header.get(ipv4::SRC..ipv4::LEN)?.as_chunks::<4>();
         Some([Self::from_octets(*pair.first()?), Self::from_octets(*pair.get(1)?)])
     }
 
     fn write_pair(header: &mut [u8], [src, dst]: [Self; 2]) -> Option<()> {
         let [old_src, old_dst] = Self::read_pair(header)?;
-        let header = header.first_chunk_mut::<20>()?;
-        let delta = Delta::between(old_src.sum().and(old_dst.sum()), src.sum().and(dst.sum()));
-        let checksum = Checksum([header[10], header[11]]).update(delta);
-        header[10..12].copy_from_slice(&checksum.0);
-        header[12..16].copy_from_slice(&src.octets());
-        header[16..20].copy_from_slice(&dst.octets());
+        let header = header.first_chunk_mut::<{ ipv4::LEN }>()?;
+        update_header_checksum(
+            header,
+            Delta::between(old_src.sum().and(old_dst.sum()), src.sum().and(dst.sum())),
+        );
+        header[ipv4::SRC..ipv4::DST].copy_from_slice(&src.octets());
+        header[ipv4::DST..].copy_from_slice(&dst.octets());
         Some(())
     }
 
-    fn decrement_hops(header: &mut [u8]) -> Option<()> {
-        let header = header.first_chunk_mut::<20>()?;
-        header[8] = header[8].checked_sub(1)?;
-        let checksum = Checksum([header[10], header[11]]).update(Delta::TTL_DECREMENT);
-        header[10..12].copy_from_slice(&checksum.0);
+    fn decrement_ttl(header: &mut [u8]) -> Option<()> {
+        let header = header.first_chunk_mut::<{ ipv4::LEN }>()?;
+        header[ipv4::TTL] = header[ipv4::TTL].checked_sub(1)?;
+        update_header_checksum(header, Delta::TTL_DECREMENT);
         Some(())
     }
+}
+
+fn update_header_checksum(header: &mut [u8; ipv4::LEN], delta: Delta) {
+    let checksum = Checksum([header[ipv4::CHECKSUM], header[ipv4::CHECKSUM + 1]]).update(delta);
+    header[ipv4::CHECKSUM..ipv4::CHECKSUM + 2].copy_from_slice(&checksum.0);
 }
 
 impl Address for Ipv6Addr {
     const UNSPECIFIED: Self = Self::UNSPECIFIED;
     const IS_V4: bool = false;
-    const HEADER_LEN: usize = 40;
-    const ETHERTYPE: [u8; 2] = [0x86, 0xdd];
-    const ICMP: u8 = 58;
+    const HEADER_LEN: usize = ipv6::LEN;
+    const ETHERTYPE: [u8; 2] = ethertype::IPV6;
+    const ICMP: u8 = ip_protocol::ICMPV6;
+    type L3Sum = AddressSum;
 
     #[inline]
     fn from_ip(addr: IpAddr) -> Option<Self> {
@@ -182,19 +246,16 @@ impl Address for Ipv6Addr {
 
     #[inline]
     fn sum(self) -> Sum {
+        // Four quarters of 32 bits in a sum of 64: no carry to look after before the fold.
         let bits = u128::from_ne_bytes(self.octets());
-        let quarter = |shift: u32| Sum::half_words(((bits >> shift) & 0xffff_ffff) as u32);
+        let quarter = |shift: u32| Sum::two_words(((bits >> shift) & 0xffff_ffff) as u32);
         quarter(0).and(quarter(32)).and(quarter(64)).and(quarter(96))
     }
 
-    #[inline]
-    fn l3(from: Sum, _to: Sum) -> u16 {
-        from.fold()
-    }
-
     #[inline(always)]
-    fn pseudo_addresses(_pair: [Self; 2], l3: u16) -> Sum {
-        Sum::half_words(l3.into())
+    fn pseudo_addresses(_pair: [Self; 2], l3_sum: AddressSum) -> Sum {
+        // The packet was found by its addresses, so they are those of the flow.
+        Sum::two_words(l3_sum.0.into())
     }
 
     #[inline]
@@ -207,8 +268,8 @@ impl Address for Ipv6Addr {
     }
 
     #[inline(always)]
-    fn plain(frame: &[u8]) -> Option<Packet<Self>> {
-        parse::plain_v6(frame)
+    fn parse_fast(frame: &[u8]) -> Option<Packet<Self>> {
+        parse::fast_v6(frame)
     }
 
     #[inline]
@@ -218,30 +279,31 @@ impl Address for Ipv6Addr {
         translation: &Translation<Self>,
         ether: &EtherAddrs,
     ) -> Option<()> {
-        // RFC 8200 has no checksum in the header.
-        let head = head.first_chunk_mut::<54>()?;
-        head[..12].copy_from_slice(&ether.0);
-        head[21] = packet.ttl - 1;
-        head[22..38].copy_from_slice(&translation.src.octets());
-        head[38..54].copy_from_slice(&translation.dst.octets());
+        // RFC 8200 section 3: the header has no checksum, so addresses and hop limit are all that changes.
+        let head = head.first_chunk_mut::<{ ethernet::LEN + ipv6::LEN }>()?;
+        let (ethernet, ip) = head.split_at_mut(ethernet::LEN);
+        ethernet[..ethernet::ADDRS_LEN].copy_from_slice(&ether.0);
+        ip[ipv6::HOP_LIMIT] = packet.ttl - 1;
+        ip[ipv6::SRC..ipv6::DST].copy_from_slice(&translation.src.octets());
+        ip[ipv6::DST..ipv6::LEN].copy_from_slice(&translation.dst.octets());
         Some(())
     }
 
     fn read_pair(header: &[u8]) -> Option<[Self; 2]> {
-        let (pair, _) = header.get(8..40)?.as_chunks::<16>();
+        let (pair, _) = header.get(ipv6::SRC..ipv6::LEN)?.as_chunks::<16>();
         Some([Self::from_octets(*pair.first()?), Self::from_octets(*pair.get(1)?)])
     }
 
     fn write_pair(header: &mut [u8], [src, dst]: [Self; 2]) -> Option<()> {
-        let header = header.first_chunk_mut::<40>()?;
-        header[8..24].copy_from_slice(&src.octets());
-        header[24..40].copy_from_slice(&dst.octets());
+        let header = header.first_chunk_mut::<{ ipv6::LEN }>()?;
+        header[ipv6::SRC..ipv6::DST].copy_from_slice(&src.octets());
+        header[ipv6::DST..].copy_from_slice(&dst.octets());
         Some(())
     }
 
-    fn decrement_hops(header: &mut [u8]) -> Option<()> {
-        let header = header.first_chunk_mut::<40>()?;
-        header[7] = header[7].checked_sub(1)?;
+    fn decrement_ttl(header: &mut [u8]) -> Option<()> {
+        let header = header.first_chunk_mut::<{ ipv6::LEN }>()?;
+        header[ipv6::HOP_LIMIT] = header[ipv6::HOP_LIMIT].checked_sub(1)?;
         Some(())
     }
 }

@@ -1,22 +1,23 @@
-//! Fragments of a packet (RFC 791 section 3.2, RFC 8200 section 4.5): what each holds, and how it is rewritten.
-//! Never remembers one and never decides what becomes of it.
+//! Fragments of a packet (RFC 791 section 3.2, RFC 8200 section 4.5): which bytes each holds, and how it is rewritten.
+//! Stateless: the fragment cache is in the data plane.
 
 use crate::addr::{FiveTuple, L4Port, Protocol};
 use crate::checksum::{Checksum, Delta, Sum};
-use crate::datagram::{Datagram, Fragment};
+use crate::datagram::{Datagram, Fragment, u16_at};
 use crate::family::Address;
+use crate::header::{ethernet, ipv4, ipv6, tcp, udp};
 use crate::parse::{Malformed, Packet, TcpFlags, sctp_flags};
 use crate::rewrite::EtherAddrs;
-use crate::sctp;
+use crate::{header, sctp};
 
 /// The bytes of a fragment in the packet that it is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Where they begin, in bytes of what was cut up.
+    /// Position of the first, in the fragmentable part of the packet.
     pub start: u16,
-    /// Where they end: the first byte behind them.
+    /// Position behind the last.
     pub end: u16,
-    /// Whether others come behind it.
+    /// The flag "more fragments".
     pub more: bool,
 }
 
@@ -34,14 +35,15 @@ impl Part {
     /// The bytes that `fragment` of `datagram` holds.
     ///
     /// # Errors
-    /// [`Unfit`] when they are none, end within a unit of eight bytes though others follow, would end beyond the
-    /// largest packet, or lie within the transport header.
+    /// [`Unfit`] when there are none, when their number is no multiple of eight though others follow, when they end
+    /// beyond the largest packet, or when they begin within the transport header.
     pub fn of<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> Result<Self, Unfit> {
         let too_long = Unfit::Malformed(Malformed::TotalLength);
         let len = datagram.ip_len() + datagram.l3_offset - part_offset(datagram, fragment);
         if len == 0 || (fragment.more && !len.is_multiple_of(UNIT)) {
             return Err(too_long);
         }
+        // Offset plus length beyond the largest packet is the "ping of death".
         let end = fragment.offset.checked_add(len).ok_or(too_long)?;
         // RFC 791 section 3.1: the total length counts the header; RFC 8200 section 3: the payload length does not.
         if A::IS_V4 && usize::from(end) > usize::from(u16::MAX) - A::HEADER_LEN {
@@ -55,12 +57,12 @@ impl Part {
     }
 }
 
-/// The packet whose first fragment `frame` is, as far as it is there: `l4_len` are the bytes in this fragment. With
-/// it the length of the transport packet in what was cut up, where a header tells it.
+/// Parses the first fragment of a packet: `l4_len` counts the bytes in this fragment. The second value is the length of
+/// the whole transport packet, which only UDP has in its header.
 ///
 /// # Errors
 /// [`Unfit`] when the transport header is not whole or contradicts itself.
-pub fn first<A: Address>(
+pub fn parse_first<A: Address>(
     frame: &[u8],
     datagram: &Datagram<A>,
     protocol: Protocol,
@@ -73,23 +75,25 @@ pub fn first<A: Address>(
     }
     let (l4_checksum, tcp_flags, whole_len) = match protocol {
         Protocol::Tcp => {
-            let tcp = l4.first_chunk::<20>().ok_or(Unfit::Tiny)?;
-            let data_offset = u16::from(tcp[12] >> 4) * 4;
-            if data_offset < 20 {
+            let tcp = l4.first_chunk::<{ tcp::LEN }>().ok_or(Unfit::Tiny)?;
+            let data_offset = u16::from(tcp[tcp::DATA_OFFSET] >> 4) * 4;
+            if usize::from(data_offset) < tcp::LEN {
                 return Err(malformed);
             }
+            // RFC 7112 section 5: options in a later fragment would escape whoever filters by them.
             if data_offset > l4_len {
                 return Err(Unfit::Tiny);
             }
-            (Checksum([tcp[16], tcp[17]]), TcpFlags(tcp[13]), None)
+            (Checksum([tcp[tcp::CHECKSUM], tcp[tcp::CHECKSUM + 1]]), TcpFlags(tcp[tcp::FLAGS]), None)
         }
         Protocol::Udp => {
-            let udp = l4.first_chunk::<8>().ok_or(Unfit::Tiny)?;
-            let whole_len = u16::from_be_bytes([udp[4], udp[5]]);
+            let udp = l4.first_chunk::<{ udp::LEN }>().ok_or(Unfit::Tiny)?;
+            let whole_len = u16_at(udp, udp::DATAGRAM_LEN);
+            // A datagram that is whole in its first fragment leaves nothing for the others.
             if whole_len <= l4_len {
                 return Err(malformed);
             }
-            (Checksum([udp[6], udp[7]]), TcpFlags::default(), Some(whole_len))
+            (Checksum([udp[udp::CHECKSUM], udp[udp::CHECKSUM + 1]]), TcpFlags::default(), Some(whole_len))
         }
         Protocol::Sctp => (Checksum::NONE, sctp_flags(l4).map_err(Unfit::Malformed)?, None),
     };
@@ -103,15 +107,13 @@ pub fn first<A: Address>(
     Ok((packet, whole_len))
 }
 
-/// Bytes between the begin of what was cut up and the transport header: extension headers that only the
-/// destination reads.
+/// Position of the transport header in the fragmentable part: behind extension headers that only the destination reads.
 pub fn l4_start<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> u16 {
     datagram.l4_offset - part_offset(datagram, fragment)
 }
 
-/// Rewrites a fragment that has no transport header: Ethernet addresses, hops less one, addresses,
-/// identification. Its hops must be above 1. None leaves the frame of another fragment broken, which parsing
-/// excludes.
+/// Rewrites a fragment that has no transport header: Ethernet addresses, TTL less one, IP addresses. Its TTL must be
+/// above 1. `None` only for a frame that `datagram` was not parsed from.
 pub fn rewrite<A: Address>(
     frame: &mut [u8],
     datagram: &Datagram<A>,
@@ -119,13 +121,12 @@ pub fn rewrite<A: Address>(
     ether: &EtherAddrs,
 ) -> Option<()> {
     let (ethernet, header) = frame.split_at_mut_checked(usize::from(datagram.l3_offset))?;
-    *ethernet.first_chunk_mut::<12>()? = ether.0;
-    A::decrement_hops(header)?;
+    *ethernet.first_chunk_mut::<{ ethernet::ADDRS_LEN }>()? = ether.0;
+    A::decrement_ttl(header)?;
     A::write_pair(header, pair)
 }
 
-/// Writes another identification into `fragment` and keeps an IPv4 header checksum right. IPv4 takes the lower
-/// 16 bits.
+/// Writes another identification into `fragment` and updates an IPv4 header checksum. IPv4 takes the lower 16 bits.
 pub fn write_identification<A: Address>(
     frame: &mut [u8],
     datagram: &Datagram<A>,
@@ -142,35 +143,40 @@ pub fn write_identification<A: Address>(
     let field = frame.get_mut(at..)?.first_chunk_mut::<2>()?;
     let delta = Delta::between(Sum::ZERO.word(*field), Sum::ZERO.word(new));
     *field = new;
-    let checksum = frame.get_mut(usize::from(datagram.l3_offset) + 10..)?.first_chunk_mut::<2>()?;
+    let checksum = frame.get_mut(usize::from(datagram.l3_offset) + ipv4::CHECKSUM..)?.first_chunk_mut::<2>()?;
     *checksum = Checksum(*checksum).update(delta).0;
     Some(())
 }
 
-/// What the checksum of an SCTP packet becomes when `ports`, its first four bytes, were changed: `received` is the
-/// old one, `len` the length of the whole packet in bytes.
+/// The checksum of a fragmented SCTP packet after its first four bytes, the ports, were changed from one of `ports` to
+/// the other: `received` is the old one, `len` the length of the whole packet in bytes.
 ///
-/// The CRC of a sum is the sum of the CRCs, so only the change and its distance from the end count, and a wrong
-/// checksum stays wrong. Zero stays zero: it stands for none (RFC 9653).
+/// The other fragments are not needed: the CRC changes by the CRC of the change and its distance from the end alone. A
+/// wrong checksum stays wrong, and zero stays zero, since it stands for none (RFC 9653).
 pub fn sctp_checksum(received: [u8; 4], ports: [[u8; 4]; 2], len: u16) -> [u8; 4] {
     sctp::update(received, ports, len)
 }
 
-/// Where what was cut up begins in the frame.
+/// Offset in the frame of the fragmentable part.
 fn part_offset<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> u16 {
-    if A::IS_V4 { datagram.l4_offset } else { fragment.id_offset + 4 }
-}
-
-/// Bytes of the transport header that a first fragment must hold; for SCTP with the head of a chunk.
-const fn header_len(protocol: Protocol) -> u16 {
-    match protocol {
-        Protocol::Tcp => 20,
-        Protocol::Udp => 8,
-        Protocol::Sctp => 16,
+    // IPv6: it begins behind the fragment header, whose last field is the identification of four bytes.
+    if A::IS_V4 {
+        datagram.l4_offset
+    } else {
+        fragment.id_offset + (ipv6::EXTENSION_UNIT - ipv6::FRAGMENT_ID) as u16
     }
 }
 
-/// Fragments begin at multiples of this.
+/// Bytes of the transport header that a first fragment must hold; for SCTP with the header of the first chunk.
+const fn header_len(protocol: Protocol) -> u16 {
+    match protocol {
+        Protocol::Tcp => tcp::LEN as u16,
+        Protocol::Udp => udp::LEN as u16,
+        Protocol::Sctp => (header::sctp::LEN + header::sctp::CHUNK_LEN) as u16,
+    }
+}
+
+/// Fragments begin at multiples of this many bytes.
 const UNIT: u16 = 8;
 
 #[cfg(test)]
@@ -218,7 +224,7 @@ mod tests {
     fn a_first_fragment_holds_its_header_whole() {
         let ask = |frame: &[u8]| {
             let datagram = Ipv4Addr::datagram(frame).unwrap();
-            first(frame, &datagram, Protocol::from_number(datagram.protocol).unwrap())
+            parse_first(frame, &datagram, Protocol::from_number(datagram.protocol).unwrap())
         };
         let udp = [0x0f, 0xa0, 0, 53, 0, 40, 0xab, 0xcd, 1, 2, 3, 4, 5, 6, 7, 8];
         let (packet, whole_len) = ask(&v4(17, 0x2000, &udp)).unwrap();
@@ -252,7 +258,7 @@ mod tests {
         let fragment = datagram.fragment.unwrap();
         assert_eq!(Part::of(&datagram, &fragment), Ok(Part { start: 0, end: 24, more: true }));
         assert_eq!(l4_start(&datagram, &fragment), 8);
-        assert!(first(&frame, &datagram, Protocol::Udp).is_ok());
+        assert!(parse_first(&frame, &datagram, Protocol::Udp).is_ok());
         write_identification(&mut frame, &datagram, &fragment, 7).unwrap();
         assert_eq!(Ipv6Addr::datagram(&frame).unwrap().fragment.unwrap().id, 7);
     }

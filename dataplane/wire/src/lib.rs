@@ -1,10 +1,10 @@
 //! Headers, addresses and checksums: what the bytes of a frame mean.
 //!
-//! Parses a frame once into a value whose offsets are proven ([`parse`]), translates it in place
-//! ([`rewrite`]), as it does errors about what it translated ([`icmp`]), answers what nobody serves ([`refusal`]), asks hosts for an echo ([`echo`]),
-//! lowers the segment size of connections ([`mss`]) and keeps checksums right ([`checksum`]). All of it is written
-//! once for both families ([`family`]). Never knows a service, a backend or a flow; never allocates; holds
-//! no unsafe code.
+//! Read [`parse`] first: a frame is parsed once into a [`Packet`] whose offsets are proven. [`rewrite`] translates it in
+//! place, [`icmp`] translates errors about it, [`reject`] writes resets and ICMP errors, [`mss`] clamps segment sizes,
+//! [`fragment`] handles fragments, [`echo`] measures paths, [`checksum`] has the arithmetic and [`header`] every number.
+//! All of it is written once for IPv4 and IPv6; [`family::Address`] has what differs. Nothing here knows a Service, a
+//! backend or a flow, allocates, or is unsafe. Ids such as P502 in the tests are defined in `control/KUBERNETES.md`.
 #![forbid(unsafe_code)]
 
 pub mod addr;
@@ -13,10 +13,12 @@ pub mod datagram;
 pub mod echo;
 pub mod family;
 pub mod fragment;
+pub mod hash;
+pub mod header;
 pub mod icmp;
 pub mod mss;
 pub mod parse;
-pub mod refusal;
+pub mod reject;
 pub mod rewrite;
 mod sctp;
 

@@ -1,60 +1,59 @@
-//! The maximum segment size that the ends of a TCP connection tell each other (RFC 9293 section 3.7.1). Never decides
-//! how large it may be.
+//! MSS clamping: lowers the maximum segment size that the ends of a TCP connection announce (RFC 9293 section 3.7.1).
 
 use crate::addr::Protocol;
 use crate::checksum::{Checksum, Delta, Sum};
 use crate::family::Address;
+use crate::header::tcp::{self, OPTION_END, OPTION_MSS, OPTION_MSS_LEN, OPTION_NOP};
 use crate::parse::{Packet, TcpFlags};
 
 /// Lowers the maximum segment size in a SYN or SYN-ACK to `largest` bytes; a smaller one stays, and none is added.
-/// The checksum is updated in `frame`, where `packet` may have been translated already. Says whether it was lowered.
+/// The checksum is updated in `frame`, where `packet` may have been translated already. Returns whether the size was
+/// lowered.
 #[cold]
 pub fn clamp<A: Address>(frame: &mut [u8], packet: &Packet<A>, largest: u16) -> bool {
     if packet.tuple.protocol != Protocol::Tcp || !packet.tcp_flags.intersects(TcpFlags::SYN) {
         return false;
     }
     let from = usize::from(packet.l4_offset);
-    let Some(tcp) = frame.get_mut(from..from + usize::from(packet.l4_len)) else { return false };
-    let Some(header_len) = tcp.get(12).map(|byte| usize::from(byte >> 4) * 4) else { return false };
-    let Some(header) = tcp.get_mut(..header_len) else { return false };
-    let Some((fixed, options)) = header.split_first_chunk_mut::<20>() else { return false };
-    let Some(at) = position(options) else { return false };
+    let Some(segment) = frame.get_mut(from..from + usize::from(packet.l4_len)) else { return false };
+    let Some(header_len) = segment.get(tcp::DATA_OFFSET).map(|byte| usize::from(byte >> 4) * 4) else {
+        return false;
+    };
+    let Some(header) = segment.get_mut(..header_len) else { return false };
+    let Some((fixed, options)) = header.split_first_chunk_mut::<{ tcp::LEN }>() else { return false };
+    let Some(at) = mss_position(options) else { return false };
     let Some(size) = options.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<2>()) else { return false };
     if u16::from_be_bytes(*size) <= largest {
         return false;
     }
-    // It may stand at an odd offset, so that words of the sum lie across it.
+    // Options are not aligned, so the value may lie across two words of the checksum.
     let before = size_sum(*size, at);
     *size = largest.to_be_bytes();
     let delta = Delta::between(before, size_sum(*size, at));
-    let checksum = Checksum([fixed[16], fixed[17]]).update(delta);
-    fixed[16..18].copy_from_slice(&checksum.0);
+    let checksum = Checksum([fixed[tcp::CHECKSUM], fixed[tcp::CHECKSUM + 1]]).update(delta);
+    fixed[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&checksum.0);
     true
 }
 
-/// What two bytes at an offset add to a sum.
+/// The sum of two bytes at an offset: the upper halves of two words if it is odd.
 const fn size_sum([high, low]: [u8; 2], at: usize) -> Sum {
     if at.is_multiple_of(2) { Sum::ZERO.word([high, low]) } else { Sum::ZERO.word([0, high]).word([low, 0]) }
 }
 
-/// Where the maximum segment size stands among the options.
-fn position(options: &[u8]) -> Option<usize> {
+/// Offset of the maximum segment size among the options.
+fn mss_position(options: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
         match *options.get(at..)? {
-            [NO_OPERATION, ..] => at += 1,
-            [MAXIMUM_SEGMENT_SIZE, 4, _, _, ..] => return Some(at + 2),
-            [END, ..] | [MAXIMUM_SEGMENT_SIZE, ..] => return None,
-            // A length counts kind and length; a smaller one would not lead on.
+            [OPTION_NOP, ..] => at += 1,
+            [OPTION_MSS, OPTION_MSS_LEN, _, _, ..] => return Some(at + 2),
+            [OPTION_END, ..] | [OPTION_MSS, ..] => return None,
+            // The length counts kind and length bytes, so it is at least 2; a smaller one would loop for ever.
             [_, len, ..] if len >= 2 => at += usize::from(len),
             _ => return None,
         }
     }
 }
-
-const END: u8 = 0;
-const NO_OPERATION: u8 = 1;
-const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 
 #[cfg(test)]
 mod tests {

@@ -1,24 +1,17 @@
-//! From the bytes of a frame to a packet whose offsets are proven. Never changes a byte.
+//! From the bytes of a frame to a [`Packet`] whose offsets are proven; reads only.
 //!
-//! Three outcomes (ours, not ours, malformed) are three answers: see [`parse`].
+//! [`Address::parse`] has three outcomes: ours (`Ok(Parsed::L4)`), not ours (the other variants of [`Parsed`]) and
+//! malformed (`Err`). [`Address::parse_fast`] finds the common case of the first in fewer instructions.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::addr::{FiveTuple, L4Port, Protocol};
 use crate::checksum::{Checksum, Sum};
-use crate::datagram::{self, Datagram};
+use crate::datagram::{self, Datagram, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, ipv4_header, ipv6_header, u16_at};
 use crate::family::Address;
+use crate::header::{ethernet, ethertype, ip_protocol, ipv4, ipv6, sctp, tcp, udp};
 
-/// Length of an Ethernet header without tags.
-pub const ETHERNET_LEN: usize = 14;
-
-/// The EtherType of a VLAN tag (IEEE 802.1Q).
-pub const CUSTOMER_TAG: [u8; 2] = [0x81, 0x00];
-
-/// The EtherType of the outer tag of a provider's network (IEEE 802.1ad).
-pub const SERVICE_TAG: [u8; 2] = [0x88, 0xa8];
-
-/// What the EtherType of a frame says.
+/// What the EtherType of a frame announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EtherType {
     /// An IPv4 packet follows.
@@ -32,29 +25,28 @@ pub enum EtherType {
 }
 
 impl EtherType {
-    /// That of `frame`; none when it ends within its Ethernet header.
+    /// The EtherType of `frame`; `None` when it ends within its Ethernet header.
     #[inline]
     pub fn of(frame: &[u8]) -> Option<Self> {
-        let head = frame.first_chunk::<ETHERNET_LEN>()?;
-        Some(Self::from_wire([head[12], head[13]]))
+        let header = frame.first_chunk::<{ ethernet::LEN }>()?;
+        Some(Self::from_wire([header[ethernet::ETHERTYPE], header[ethernet::ETHERTYPE + 1]]))
     }
 
-    /// What the two bytes of an EtherType say.
+    /// The EtherType with these two bytes.
     #[inline]
     pub const fn from_wire(bytes: [u8; 2]) -> Self {
         match bytes {
-            Ipv4Addr::ETHERTYPE => Self::Ipv4,
-            Ipv6Addr::ETHERTYPE => Self::Ipv6,
-            CUSTOMER_TAG | SERVICE_TAG => Self::Tag,
+            ethertype::IPV4 => Self::Ipv4,
+            ethertype::IPV6 => Self::Ipv6,
+            ethertype::VLAN | ethertype::QINQ => Self::Tag,
             _ => Self::Other,
         }
     }
 }
 
 /// What a well-formed IP packet of one family holds.
-///
-/// Its tag has a byte of its own: within the packet, as a niche, it would lie where the protocol does, and
-/// the compiler then keeps both in memory.
+// `repr(u8)` gives the discriminant a byte of its own. As a niche it would share the byte of the packet's protocol, and
+// the compiler then keeps the whole packet in memory instead of registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Parsed<A> {
@@ -64,11 +56,11 @@ pub enum Parsed<A> {
     Icmp,
     /// A fragment of a packet, the first one included.
     Fragment,
-    /// A protocol that has no ports we know.
+    /// Any other protocol.
     NotL4,
 }
 
-/// Why the bytes of a frame cannot be what its headers say.
+/// How the bytes of a frame contradict its headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
     /// The frame ends within a header.
@@ -93,17 +85,17 @@ pub enum Malformed {
 pub struct Packet<A> {
     /// The five-tuple as the headers have it.
     pub tuple: FiveTuple<A>,
-    /// Where the IP header starts in the frame.
+    /// Offset of the IP header in the frame.
     pub l3_offset: u16,
-    /// Where the transport header starts in the frame.
+    /// Offset of the transport header in the frame.
     pub l4_offset: u16,
-    /// Bytes from the transport header to the end of the packet; Ethernet padding is not counted.
+    /// Length from the transport header to the end of the packet; Ethernet padding is not counted.
     pub l4_len: u16,
-    /// Remaining hops.
+    /// TTL or hop limit.
     pub ttl: u8,
-    /// The TCP flags; for SCTP what its first chunk comes to; none for UDP.
+    /// The TCP flags; for SCTP the flags that its first chunk corresponds to; none for UDP.
     pub tcp_flags: TcpFlags,
-    /// The transport checksum as received; none for SCTP, whose CRC is computed anew.
+    /// The transport checksum as received; [`Checksum::NONE`] for SCTP, whose CRC is computed anew.
     pub l4_checksum: Checksum,
 }
 
@@ -114,7 +106,7 @@ pub type Packet4 = Packet<Ipv4Addr>;
 pub type Packet6 = Packet<Ipv6Addr>;
 
 impl<A: Address> Packet<A> {
-    /// A value to fill room with that no packet has.
+    /// Fills the unused places of an array; no parsed packet is equal to it.
     pub const EMPTY: Self = Self {
         tuple: FiveTuple {
             protocol: Protocol::Udp,
@@ -131,7 +123,7 @@ impl<A: Address> Packet<A> {
         l4_checksum: Checksum::NONE,
     };
 
-    /// The transport header and what follows, of the frame that this was parsed from.
+    /// The transport header and payload, in the frame that this was parsed from.
     pub(crate) fn l4<'a>(&self, frame: &'a [u8]) -> Option<&'a [u8]> {
         frame.get(usize::from(self.l4_offset)..)?.get(..usize::from(self.l4_len))
     }
@@ -145,18 +137,18 @@ impl<A: Address> Packet<A> {
     /// The upper half of the acknowledgement number of a TCP segment.
     #[inline]
     pub fn tcp_acked(&self, frame: &[u8]) -> u16 {
-        let at = usize::from(self.l4_offset) + 8;
+        let at = usize::from(self.l4_offset) + tcp::ACKNOWLEDGEMENT;
         frame.get(at..at + 2).map_or(0, |high| u16::from_be_bytes([high[0], high[1]]))
     }
 
     /// The sequence number of a TCP segment; zero for other protocols.
     pub fn tcp_sequence(&self, frame: &[u8]) -> u32 {
-        let at = usize::from(self.l4_offset) + 4;
+        let at = usize::from(self.l4_offset) + tcp::SEQUENCE;
         let field = frame.get(at..at + 4).and_then(|field| field.first_chunk::<4>());
         field.filter(|_| self.tuple.protocol == Protocol::Tcp).map_or(0, |field| u32::from_be_bytes(*field))
     }
 
-    /// Whether the transport checksum still waits for a device to complete it.
+    /// Whether the transport checksum was left to a device to complete: see [`Checksum::is_partial`].
     #[inline]
     pub fn has_partial_checksum(&self) -> bool {
         let FiveTuple { protocol, src, dst, .. } = self.tuple;
@@ -210,104 +202,116 @@ impl TcpFlags {
 
 /// Parses an IPv4 frame.
 pub(crate) fn v4(frame: &[u8]) -> Result<Parsed<Ipv4Addr>, Malformed> {
-    whole(frame, &datagram::v4(frame)?)
+    unfragmented(frame, &datagram::v4(frame)?)
 }
 
 /// Parses an IPv6 frame.
 pub(crate) fn v6(frame: &[u8]) -> Result<Parsed<Ipv6Addr>, Malformed> {
-    whole(frame, &datagram::v6(frame)?)
+    unfragmented(frame, &datagram::v6(frame)?)
 }
 
-fn whole<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<A>, Malformed> {
+fn unfragmented<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<A>, Malformed> {
     if datagram.fragment.is_some() {
         return Ok(Parsed::Fragment);
     }
     transport(frame, datagram)
 }
 
-/// The segment of an IPv4 frame without IP options, which nearly all are: every offset is a constant. None for
-/// everything else, which [`v4`] tells apart.
+/// A TCP or UDP packet in an IPv4 frame without IP options, so that every offset is a constant. `None` for all other
+/// frames, malformed ones included: [`v4`] tells them apart.
 #[inline(always)]
-pub(crate) fn plain_v4(frame: &[u8]) -> Option<Packet4> {
-    let head = frame.first_chunk::<{ ETHERNET_LEN + 20 }>()?;
-    let total_len = u16::from_be_bytes([head[16], head[17]]);
-    // RFC 791: any fragment has "more fragments" set or an offset.
-    let is_fragment = u16::from_be_bytes([head[20], head[21]]) & 0x3fff != 0;
-    let fits = total_len >= 20 && usize::from(total_len) + ETHERNET_LEN <= frame.len();
-    if head[14] != 0x45 || is_fragment || !fits || !matches!(head[23], 6 | 17) {
+pub(crate) fn fast_v4(frame: &[u8]) -> Option<Packet4> {
+    let ip = ipv4_header(frame)?;
+    let total_len = u16_at(ip, ipv4::TOTAL_LEN);
+    // RFC 791: every fragment has "more fragments" set, an offset, or both.
+    let is_fragment =
+        u16_at(ip, ipv4::FLAGS_FRAGMENT) & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET_MASK) != 0;
+    let fits = total_len >= IPV4_LEN && usize::from(total_len) + ethernet::LEN <= frame.len();
+    // One comparison checks the version and that there are no options.
+    let has_options = ip[ipv4::VERSION_IHL] != ipv4::VERSION_IHL_NO_OPTIONS;
+    if has_options || is_fragment || !fits || !is_tcp_or_udp(ip[ipv4::PROTOCOL]) {
         return None;
     }
+    let [src, dst] = *ip[ipv4::SRC..].as_chunks::<4>().0 else { return None };
     let datagram = Datagram {
-        src: Ipv4Addr::from_octets([head[26], head[27], head[28], head[29]]),
-        dst: Ipv4Addr::from_octets([head[30], head[31], head[32], head[33]]),
-        l3_offset: ETHERNET_LEN_U16,
-        l4_offset: ETHERNET_LEN_U16 + 20,
-        l4_len: total_len - 20,
-        ttl: head[22],
-        protocol: head[23],
+        src: Ipv4Addr::from_octets(src),
+        dst: Ipv4Addr::from_octets(dst),
+        l3_offset: ETHERNET_LEN,
+        l4_offset: ETHERNET_LEN + IPV4_LEN,
+        l4_len: total_len - IPV4_LEN,
+        ttl: ip[ipv4::TTL],
+        protocol: ip[ipv4::PROTOCOL],
         fragment: None,
     };
-    segment(transport(frame, &datagram))
+    packet_of(transport(frame, &datagram))
 }
 
-/// The segment of an IPv6 frame without extension headers; none for everything else.
+/// A TCP or UDP packet in an IPv6 frame without extension headers; `None` for all other frames.
 #[inline(always)]
-pub(crate) fn plain_v6(frame: &[u8]) -> Option<Packet6> {
-    let head = frame.first_chunk::<{ ETHERNET_LEN + 40 }>()?;
-    let payload_len = u16::from_be_bytes([head[18], head[19]]);
-    let fits = payload_len <= u16::MAX - 40 && usize::from(payload_len) + ETHERNET_LEN + 40 <= frame.len();
-    if head[14] >> 4 != 6 || !fits || !matches!(head[20], 6 | 17) {
+pub(crate) fn fast_v6(frame: &[u8]) -> Option<Packet6> {
+    let ip = ipv6_header(frame)?;
+    let payload_len = u16_at(ip, ipv6::PAYLOAD_LEN);
+    let fits = payload_len <= u16::MAX - IPV6_LEN
+        && usize::from(payload_len) + ethernet::LEN + ipv6::LEN <= frame.len();
+    if ip[0] >> 4 != 6 || !fits || !is_tcp_or_udp(ip[ipv6::NEXT_HEADER]) {
         return None;
     }
-    let [src, dst] = *head[22..].as_chunks::<16>().0 else { return None };
+    let [src, dst] = *ip[ipv6::SRC..].as_chunks::<16>().0 else { return None };
     let datagram = Datagram {
         src: Ipv6Addr::from_octets(src),
         dst: Ipv6Addr::from_octets(dst),
-        l3_offset: ETHERNET_LEN_U16,
-        l4_offset: ETHERNET_LEN_U16 + 40,
+        l3_offset: ETHERNET_LEN,
+        l4_offset: ETHERNET_LEN + IPV6_LEN,
         l4_len: payload_len,
-        ttl: head[21],
-        protocol: head[20],
+        ttl: ip[ipv6::HOP_LIMIT],
+        protocol: ip[ipv6::NEXT_HEADER],
         fragment: None,
     };
-    segment(transport(frame, &datagram))
+    packet_of(transport(frame, &datagram))
 }
 
 #[inline(always)]
-fn segment<A>(parsed: Result<Parsed<A>, Malformed>) -> Option<Packet<A>> {
+const fn is_tcp_or_udp(protocol: u8) -> bool {
+    matches!(protocol, ip_protocol::TCP | ip_protocol::UDP)
+}
+
+#[inline(always)]
+fn packet_of<A>(parsed: Result<Parsed<A>, Malformed>) -> Option<Packet<A>> {
     match parsed {
         Ok(Parsed::L4(packet)) => Some(packet),
         _ => None,
     }
 }
 
-/// The transport header of a whole packet, whose lengths were checked.
+/// The transport header of an unfragmented packet, whose IP lengths were checked.
 #[inline(always)]
 fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<A>, Malformed> {
     let &Datagram { src, dst, l3_offset, l4_offset, l4_len, ttl, protocol, .. } = datagram;
     let l4 = &frame[usize::from(l4_offset)..usize::from(l4_offset) + usize::from(l4_len)];
+    // Checksums and ports are taken as two-byte chunks: one 16-bit load each, where indexing makes two of 8 bits.
     let (protocol, checksum, tcp_flags) = match protocol {
-        6 => {
-            let tcp = l4.first_chunk::<20>().ok_or(Malformed::Truncated)?;
-            let data_offset = u16::from(tcp[12] >> 4) * 4;
-            if data_offset < 20 || data_offset > l4_len {
+        ip_protocol::TCP => {
+            let tcp = l4.first_chunk::<{ tcp::LEN }>().ok_or(Malformed::Truncated)?;
+            let data_offset = u16::from(tcp[tcp::DATA_OFFSET] >> 4) * 4;
+            if usize::from(data_offset) < tcp::LEN || data_offset > l4_len {
                 return Err(Malformed::L4Length);
             }
-            (Protocol::Tcp, tcp.as_chunks::<2>().0[8], TcpFlags(tcp[13]))
+            (Protocol::Tcp, tcp.as_chunks::<2>().0[tcp::CHECKSUM / 2], TcpFlags(tcp[tcp::FLAGS]))
         }
-        17 => {
-            let udp = l4.first_chunk::<8>().ok_or(Malformed::Truncated)?;
-            // RFC 768 has the length count the datagram; shorter than the packet would be a second truth.
-            if u16::from_be_bytes([udp[4], udp[5]]) != l4_len {
+        ip_protocol::UDP => {
+            let udp = l4.first_chunk::<{ udp::LEN }>().ok_or(Malformed::Truncated)?;
+            // RFC 768 has this field give the length of the datagram. If it differed from that of the IP packet, we and
+            // the backend could disagree about where the data ends.
+            if u16_at(udp, udp::DATAGRAM_LEN) != l4_len {
                 return Err(Malformed::L4Length);
             }
-            (Protocol::Udp, udp.as_chunks::<2>().0[3], TcpFlags::default())
+            (Protocol::Udp, udp.as_chunks::<2>().0[udp::CHECKSUM / 2], TcpFlags::default())
         }
-        132 => (Protocol::Sctp, Checksum::NONE.0, sctp_flags(l4)?),
+        ip_protocol::SCTP => (Protocol::Sctp, Checksum::NONE.0, sctp_flags(l4)?),
         other if other == A::ICMP => return Ok(Parsed::Icmp),
         _ => return Ok(Parsed::NotL4),
     };
-    // All begin with the ports.
+    // All three protocols begin with source and destination port.
     let [src_port, dst_port, ..] = *l4.as_chunks::<2>().0 else { return Err(Malformed::Truncated) };
     let (src_port, dst_port) = (L4Port::from_wire(src_port), L4Port::from_wire(dst_port));
     if src_port == L4Port::new(0) || dst_port == L4Port::new(0) {
@@ -324,20 +328,19 @@ fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<
     }))
 }
 
-/// What the first chunk of an SCTP packet comes to in terms of TCP (RFC 9260 sections 3.2 and 4).
+/// The TCP flags that the first chunk of an SCTP packet corresponds to (RFC 9260 sections 3.2 and 4), so that the flow
+/// table has one state machine for both.
 #[cold]
 pub(crate) fn sctp_flags(l4: &[u8]) -> Result<TcpFlags, Malformed> {
-    let header = l4.first_chunk::<16>().ok_or(Malformed::Truncated)?;
-    Ok(match header[12] {
-        1 => TcpFlags::SYN,
-        2 => TcpFlags::SYN.union(TcpFlags::ACK),
-        6 => TcpFlags::RST.union(TcpFlags::ACK),
-        7 | 8 | 14 => TcpFlags::FIN.union(TcpFlags::ACK),
+    let header = l4.first_chunk::<{ sctp::LEN + sctp::CHUNK_LEN }>().ok_or(Malformed::Truncated)?;
+    Ok(match header[sctp::LEN] {
+        sctp::INIT => TcpFlags::SYN,
+        sctp::INIT_ACK => TcpFlags::SYN.union(TcpFlags::ACK),
+        sctp::ABORT => TcpFlags::RST.union(TcpFlags::ACK),
+        sctp::SHUTDOWN | sctp::SHUTDOWN_ACK | sctp::SHUTDOWN_COMPLETE => TcpFlags::FIN.union(TcpFlags::ACK),
         _ => TcpFlags::ACK,
     })
 }
-
-const ETHERNET_LEN_U16: u16 = 14;
 
 #[cfg(test)]
 mod tests {
@@ -462,30 +465,30 @@ mod tests {
         let mut frame = Vec::new();
         let builder = PacketBuilder::ethernet2([1; 6], [2; 6]).ipv6([1; 16], [2; 16], 9).udp(1234, 80);
         builder.write(&mut frame, b"x").unwrap();
-        let plain = plain_v6(&frame).unwrap();
+        let plain = fast_v6(&frame).unwrap();
         assert_eq!((plain.tuple.dst, plain.l4_offset, plain.l4_len, plain.ttl), ([2; 16].into(), 54, 9, 9));
         // Destination options of eight bytes.
         frame.splice(54..54, [17, 0, 1, 4, 0, 0, 0, 0]);
         (frame[19], frame[20]) = (17, 60);
-        assert_eq!(plain_v6(&frame), None);
+        assert_eq!(fast_v6(&frame), None);
         let Ok(Parsed::L4(packet)) = v6(&frame) else { panic!("not a packet") };
         assert_eq!((packet.tuple, packet.l4_offset, packet.l4_len), (plain.tuple, 62, 9));
     }
 
     proptest! {
         #[test]
-        fn plain_ipv6_is_what_the_whole_parser_says(
+        fn fast_ipv6_is_what_the_whole_parser_gives(
             src in any::<u128>(), dst in any::<u128>(), payload in proptest::collection::vec(any::<u8>(), 0..40),
             tcp in any::<bool>(), at in any::<proptest::sample::Index>(), byte in any::<u8>(), cut in 0..4_usize,
         ) {
             let builder = PacketBuilder::ethernet2([1; 6], [2; 6]).ipv6(src.to_be_bytes(), dst.to_be_bytes(), 64);
             let mut frame = Vec::new();
             if tcp { builder.tcp(1, 2, 3, 4).write(&mut frame, &payload).unwrap() } else { builder.udp(1, 2).write(&mut frame, &payload).unwrap() }
-            prop_assert!(plain_v6(&frame).is_some());
+            prop_assert!(fast_v6(&frame).is_some());
             let at = at.index(frame.len());
             frame[at] = byte;
             frame.truncate(frame.len() - cut);
-            match (plain_v6(&frame), v6(&frame)) {
+            match (fast_v6(&frame), v6(&frame)) {
                 (Some(packet), whole) => prop_assert_eq!(whole, Ok(Parsed::L4(packet))),
                 (None, Ok(Parsed::L4(packet))) => prop_assert!(packet.l4_offset > 54 || packet.tuple.protocol == Protocol::Sctp),
                 (None, _) => {}
@@ -499,7 +502,7 @@ mod tests {
                 bytes[14] = 0x40 | (bytes[14] & 0x0f);
                 if shape > 1 { bytes[20] = 0x40; bytes[21] = 0; bytes[23] = if shape == 2 { 6 } else { 17 }; }
             }
-            if let Some(packet) = plain_v4(&bytes) {
+            if let Some(packet) = fast_v4(&bytes) {
                 prop_assert_eq!(parse(&bytes), Ok(Parsed::L4(packet)));
             }
             if let Ok(Parsed::L4(packet)) = parse(&bytes) {

@@ -1,10 +1,11 @@
-//! Translating a packet in place. Never decides where a packet goes.
+//! Translates a packet in place: addresses, ports, TTL, checksums. Where it goes is decided elsewhere.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::addr::{FiveTuple, L4Port, MacAddr, Protocol};
 use crate::checksum::{Checksum, Delta, Sum};
-use crate::family::Address;
+use crate::family::{Address, L3Sum};
+use crate::header::{ethernet, ports, tcp, udp};
 use crate::parse::Packet;
 use crate::sctp;
 
@@ -13,23 +14,23 @@ use crate::sctp;
 #[repr(transparent)]
 pub struct EtherAddrs(
     /// The bytes in wire order.
-    pub [u8; 12],
+    pub [u8; ethernet::ADDRS_LEN],
 );
 
 impl EtherAddrs {
-    /// A header towards `dst` from `src`.
+    /// The addresses of a frame to `dst` from `src`.
     pub fn new(dst: MacAddr, src: MacAddr) -> Self {
-        let mut bytes = [0; 12];
-        bytes[..6].copy_from_slice(&dst.0);
-        bytes[6..].copy_from_slice(&src.0);
+        let mut bytes = [0; ethernet::ADDRS_LEN];
+        bytes[..ethernet::ADDR_LEN].copy_from_slice(&dst.0);
+        bytes[ethernet::ADDR_LEN..].copy_from_slice(&src.0);
         Self(bytes)
     }
 }
 
-/// New addresses and ports for every packet of one direction of a flow, and what they do to the
-/// checksums: decided once per flow, applied to each packet.
+/// New addresses and ports for every packet of one direction of a flow, and the checksum changes that follow: computed
+/// once per flow, applied to each packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Translation<A> {
+pub struct Translation<A: Address> {
     /// New source address.
     pub src: A,
     /// New destination address.
@@ -38,9 +39,9 @@ pub struct Translation<A> {
     pub src_port: L4Port,
     /// New destination port.
     pub dst_port: L4Port,
-    /// What [`Address::l3`] keeps of the addresses.
-    pub l3: u16,
-    /// Change of the transport checksum: addresses (by the pseudo header) and ports.
+    /// IPv4: change of the header checksum. IPv6: sum of the addresses before translation.
+    pub l3_sum: A::L3Sum,
+    /// Change of the transport checksum by ports and, since the pseudo header covers them, addresses.
     pub l4_delta: Delta,
 }
 
@@ -51,7 +52,7 @@ pub type Translation4 = Translation<Ipv4Addr>;
 pub type Translation6 = Translation<Ipv6Addr>;
 
 impl<A: Address> Translation<A> {
-    /// The translation that turns packets of `from` into packets of `to`. Both have one protocol.
+    /// The translation that turns packets of `from` into packets of `to`. Both have the same protocol.
     pub fn between(from: &FiveTuple<A>, to: &FiveTuple<A>) -> Self {
         let addrs = |t: &FiveTuple<A>| Sum::ZERO.addr(t.src).addr(t.dst);
         let all = |t: &FiveTuple<A>| addrs(t).port(t.src_port).port(t.dst_port);
@@ -60,21 +61,21 @@ impl<A: Address> Translation<A> {
             dst: to.dst,
             src_port: to.src_port,
             dst_port: to.dst_port,
-            l3: A::l3(addrs(from), addrs(to)),
+            l3_sum: A::L3Sum::precompute(addrs(from), addrs(to)),
             l4_delta: Delta::between(all(from), all(to)),
         }
     }
 
-    /// Whether the transport checksum of an arriving packet of this direction still waits for a device to complete it:
-    /// [`Packet::has_partial_checksum`], in less time.
+    /// Whether the transport checksum of an arriving packet of this direction was left to a device to complete. The
+    /// result is that of [`Packet::has_partial_checksum`]; here the addresses are summed already.
     #[inline(always)]
     pub fn finds_partial_checksum(&self, packet: &Packet<A>) -> bool {
         let FiveTuple { protocol, src, dst, .. } = packet.tuple;
-        let pseudo_header = A::pseudo_addresses([src, dst], self.l3);
+        let pseudo_header = A::pseudo_addresses([src, dst], self.l3_sum);
         packet.l4_checksum.is_partial(pseudo_header.protocol(protocol.number(), packet.l4_len))
     }
 
-    /// What packets of this direction look like once they are translated.
+    /// The five-tuple of packets of this direction after translation.
     #[inline]
     pub fn tuple(&self, protocol: Protocol) -> FiveTuple<A> {
         let Self { src, dst, src_port, dst_port, .. } = *self;
@@ -83,8 +84,7 @@ impl<A: Address> Translation<A> {
 
     /// Rewrites `packet` in `frame`: Ethernet addresses, TTL less one, addresses, ports, checksums.
     ///
-    /// `frame` must be the one that `packet` was parsed from, and its TTL above 1: the caller decides
-    /// what happens to a packet whose hops are used up. A UDP checksum of zero stays zero (RFC 768).
+    /// `frame` must be the one that `packet` was parsed from, and its TTL above 1: the caller handles expired ones.
     #[inline(always)]
     pub fn apply(&self, frame: &mut [u8], packet: &Packet<A>, ether: &EtherAddrs) {
         let l4_offset = usize::from(packet.l4_offset);
@@ -92,18 +92,21 @@ impl<A: Address> Translation<A> {
         let Some(()) = A::rewrite(head, packet, self, ether) else { return };
         match packet.tuple.protocol {
             Protocol::Udp => {
-                let Some(udp) = l4.first_chunk_mut::<8>() else { return };
-                udp[..2].copy_from_slice(&self.src_port.wire());
-                udp[2..4].copy_from_slice(&self.dst_port.wire());
+                let Some(udp) = l4.first_chunk_mut::<{ udp::LEN }>() else { return };
+                udp[ports::SRC..ports::DST].copy_from_slice(&self.src_port.wire());
+                udp[ports::DST..ports::LEN].copy_from_slice(&self.dst_port.wire());
+                // RFC 768: zero means that the sender computed none. There is nothing to update then, and an update
+                // that comes to zero is sent as all ones.
                 if packet.l4_checksum != Checksum::NONE {
-                    udp[6..8].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).or_all_ones().0);
+                    udp[udp::CHECKSUM..].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).or_all_ones().0);
                 }
             }
             Protocol::Tcp => {
-                let Some(tcp) = l4.first_chunk_mut::<18>() else { return };
-                tcp[..2].copy_from_slice(&self.src_port.wire());
-                tcp[2..4].copy_from_slice(&self.dst_port.wire());
-                tcp[16..18].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).0);
+                let Some(tcp) = l4.first_chunk_mut::<{ tcp::CHECKSUM + 2 }>() else { return };
+                tcp[ports::SRC..ports::DST].copy_from_slice(&self.src_port.wire());
+                tcp[ports::DST..ports::LEN].copy_from_slice(&self.dst_port.wire());
+                // The field is written from the value that was parsed, so it is not loaded a second time.
+                tcp[tcp::CHECKSUM..].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).0);
             }
             Protocol::Sctp => {
                 if let Some(sctp) = l4.get_mut(..usize::from(packet.l4_len)) {
@@ -114,9 +117,8 @@ impl<A: Address> Translation<A> {
     }
 }
 
-/// Computes the transport checksum of `packet` in full and writes it: for a packet whose checksum was
-/// left to a device. Works before or after a translation, from the addresses that `frame` has now. The CRC
-/// of SCTP needs none of this: its translation computes it anyway.
+/// Computes the transport checksum of `packet` in full and writes it, for a packet whose checksum was left to a device
+/// (`CHECKSUM_PARTIAL`). Works before or after translation: the addresses are those that `frame` has now.
 #[cold]
 pub fn complete_checksum<A: Address>(frame: &mut [u8], packet: &Packet<A>) {
     let (head, l4) = frame.split_at_mut(usize::from(packet.l4_offset));
@@ -124,11 +126,13 @@ pub fn complete_checksum<A: Address>(frame: &mut [u8], packet: &Packet<A>) {
     let (Some([src, dst]), Some(l4)) = (addrs, l4.get_mut(..usize::from(packet.l4_len))) else { return };
     let protocol = packet.tuple.protocol;
     let at = match protocol {
-        Protocol::Udp => 6,
-        Protocol::Tcp => 16,
+        Protocol::Udp => udp::CHECKSUM,
+        Protocol::Tcp => tcp::CHECKSUM,
+        // Its translation computes the CRC anyway.
         Protocol::Sctp => return,
     };
     let Some(field) = l4.get_mut(at..at + 2) else { return };
+    // The field counts as zero in its own sum (RFC 1071 section 1).
     field.copy_from_slice(&[0, 0]);
     let checksum = Sum::pseudo_header(src, dst, protocol.number(), packet.l4_len).bytes(l4).checksum();
     let checksum = if protocol == Protocol::Udp { checksum.or_all_ones() } else { checksum };
@@ -162,7 +166,7 @@ mod tests {
         }
     }
 
-    /// Asks etherparse, which sums everything anew.
+    /// Compares with etherparse, which computes both checksums in full.
     fn checksums_are_right(frame: &[u8]) -> bool {
         let sliced = SlicedPacket::from_ethernet(frame).unwrap();
         let Some(etherparse::NetSlice::Ipv4(ip)) = sliced.net else { return false };

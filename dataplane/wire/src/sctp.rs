@@ -1,54 +1,59 @@
-//! SCTP (RFC 9260): ports, and the CRC32c over the whole packet. Never decides anything.
+//! SCTP (RFC 9260): translation of ports, and the CRC32c over the whole packet.
 
 use crate::addr::L4Port;
+use crate::header::ports;
+use crate::header::sctp::{ABORT, CHECKSUM, CHUNK_LEN, INIT, LEN, TAG};
 
-/// Writes new ports into an SCTP packet and computes its checksum.
-///
-/// The checksum covers all bytes, so one that was wrong must stay wrong, or an error on the way would be
-/// hidden from the receiver: the difference from the right one is kept. A checksum of zero was left to a
-/// device, or to nobody (RFC 9653), and a right one is as good to both.
+/// Writes new ports into an SCTP packet and computes its checksum. One that was wrong stays wrong.
 #[cold]
 pub(crate) fn translate(packet: &mut [u8], src_port: L4Port, dst_port: L4Port) {
     let Some(received) = packet.get(CHECKSUM..CHECKSUM + 4).and_then(|field| field.first_chunk::<4>()) else {
         return;
     };
     let received = u32::from_le_bytes(*received);
+    // A right checksum over damaged bytes would hide the damage from the receiver, so the difference is carried over.
+    // Zero is no checksum: it was left to a device, or not wanted (RFC 9653), and a right one suits both.
     let error = if received == 0 { 0 } else { received ^ checksum(packet) };
-    packet[..2].copy_from_slice(&src_port.wire());
-    packet[2..4].copy_from_slice(&dst_port.wire());
+    packet[ports::SRC..ports::DST].copy_from_slice(&src_port.wire());
+    packet[ports::DST..ports::LEN].copy_from_slice(&dst_port.wire());
     let sent = checksum(packet) ^ error;
     packet[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sent.to_le_bytes());
 }
 
-/// The tag that answers to a packet must carry, if its first chunk is an INIT (RFC 9260 section 3.3.2).
+/// The initiate tag of a packet whose first chunk is an INIT: replies must carry it (RFC 9260 section 3.3.2).
 #[cold]
 pub(crate) fn initiate_tag(packet: &[u8]) -> Option<[u8; 4]> {
-    let head = packet.first_chunk::<{ HEADER_LEN + 8 }>()?;
-    (head[HEADER_LEN] == INIT).then_some([head[16], head[17], head[18], head[19]])
+    let (_, chunk) = packet.split_first_chunk::<LEN>()?;
+    let (chunk, value) = chunk.split_first_chunk::<CHUNK_LEN>()?;
+    let tag = value.first_chunk::<4>()?;
+    (chunk[0] == INIT).then_some(*tag)
 }
 
-/// The refusal of an INIT with this tag, from the first to the second port (RFC 9260 section 8.4 (3)).
+/// An ABORT that rejects an INIT with this tag (RFC 9260 section 8.4 (3)).
 #[cold]
 pub(crate) fn abort([src, dst]: [L4Port; 2], tag: [u8; 4]) -> [u8; ABORT_LEN] {
     let mut packet = [0; ABORT_LEN];
-    packet[..2].copy_from_slice(&src.wire());
-    packet[2..4].copy_from_slice(&dst.wire());
-    packet[4..8].copy_from_slice(&tag);
-    packet[HEADER_LEN..].copy_from_slice(&[ABORT, 0, 0, 4]);
+    packet[ports::SRC..ports::DST].copy_from_slice(&src.wire());
+    packet[ports::DST..ports::LEN].copy_from_slice(&dst.wire());
+    packet[TAG..CHECKSUM].copy_from_slice(&tag);
+    // Type, flags, length: no cause follows.
+    packet[LEN..].copy_from_slice(&[ABORT, 0, 0, CHUNK_LEN as u8]);
     let checksum = checksum(&packet);
     packet[CHECKSUM..CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
     packet
 }
 
-/// What the checksum of a packet of `len` bytes becomes when its first four are changed from one of `ports` to the
-/// other: see [`crate::fragment::sctp_checksum`].
+/// The checksum of a packet of `len` bytes after its first four, the ports, were changed: see
+/// [`crate::fragment::sctp_checksum`].
 #[cold]
 pub(crate) fn update(received: [u8; 4], [old, new]: [[u8; 4]; 2], len: u16) -> [u8; 4] {
     if received == [0; 4] {
         return received;
     }
+    // CRCs are linear: the CRC of two packets that differ in four bytes differs by that of the difference, followed by
+    // as many zero bytes as there are behind it.
     let change = crc32c::crc32c(&old) ^ crc32c::crc32c(&new);
-    let behind = usize::from(len).saturating_sub(4);
+    let behind = usize::from(len).saturating_sub(ports::LEN);
     (u32::from_le_bytes(received) ^ crc32c::crc32c_combine(change, 0, behind)).to_le_bytes()
 }
 
@@ -59,16 +64,8 @@ fn checksum(packet: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(crc, &[0; 4]), after)
 }
 
-const CHECKSUM: usize = 8;
-
-const INIT: u8 = 1;
-const ABORT: u8 = 6;
-
 /// Length of a packet that holds an ABORT without a cause (RFC 9260 section 3.3.7).
-pub(crate) const ABORT_LEN: usize = HEADER_LEN + 4;
-
-/// Length of the common header (RFC 9260 section 3.1).
-pub(crate) const HEADER_LEN: usize = 12;
+pub(crate) const ABORT_LEN: usize = LEN + CHUNK_LEN;
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use flowgate_wire::hash::{SPLITMIX_STEP, splitmix};
+
 use crate::id::InterfaceId;
 
 /// One way of a route.
@@ -56,12 +58,9 @@ impl Paths {
     }
 }
 
-/// The finalizer of SplitMix64: a bijection without visible pattern.
+/// One output of SplitMix64: the finisher alone would map zero to zero.
 const fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    splitmix(value.wrapping_add(SPLITMIX_STEP))
 }
 
 #[cfg(test)]

@@ -215,7 +215,7 @@ fn try_all<A: Address>(frame: &[u8]) {
                 assert_eq!(after.tuple, new.about);
             }
         }
-        Message::EchoRequest => drop(answer_echo(&mut out, &datagram)),
+        Message::EchoRequest => drop(reply_to_echo(&mut out, &datagram)),
         Message::Other => {}
     }
     let mut out = frame.to_vec();
@@ -298,7 +298,7 @@ fn an_echo_request_becomes_its_answer() {
     }
     let datagram = Ipv4Addr::datagram(&frame).unwrap();
     assert_eq!(Message::of(&frame, &datagram), Message::EchoRequest);
-    answer_echo(&mut frame, &datagram).unwrap();
+    reply_to_echo(&mut frame, &datagram).unwrap();
     assert_eq!(frame, wanted);
 
     let ip = |text: &str| text.parse::<Ipv6Addr>().unwrap();
@@ -312,7 +312,7 @@ fn an_echo_request_becomes_its_answer() {
     let mut frame = build(client, vip, Icmpv6Type::EchoRequest(echo), 3);
     let datagram = Ipv6Addr::datagram(&frame).unwrap();
     assert_eq!(Message::of(&frame, &datagram), Message::EchoRequest);
-    answer_echo(&mut frame, &datagram).unwrap();
+    reply_to_echo(&mut frame, &datagram).unwrap();
     assert_eq!(frame[12..], build(vip, client, Icmpv6Type::EchoReply(echo), 64)[12..]);
 }
 
@@ -329,7 +329,7 @@ fn nobody_answers_the_echo_request_of_a_group_or_with_options() {
     };
     let answered = |frame: &mut Vec<u8>| {
         let datagram = Ipv4Addr::datagram(frame).unwrap();
-        answer_echo(frame, &datagram).is_some()
+        reply_to_echo(frame, &datagram).is_some()
     };
     assert!(answered(&mut build([192, 0, 2, 1])));
     assert!(!answered(&mut build([224, 0, 0, 1])));

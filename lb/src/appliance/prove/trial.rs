@@ -131,9 +131,9 @@ impl Trial {
                 self.has_answered[position] = true;
                 self.large_since.get_or_insert(now);
             }
-        } else if reply.is_whole && reply.said_len >= usize::from(witness.mtu) {
-            self.finding = Some(Finding::Proven { witness: witness.addr, bytes: reply.said_len });
-        } else if reply.arrived_len < reply.said_len {
+        } else if reply.is_whole && reply.ip_len >= usize::from(witness.mtu) {
+            self.finding = Some(Finding::Proven { witness: witness.addr, bytes: reply.ip_len });
+        } else if reply.arrived_len < reply.ip_len {
             self.most_arrived = self.most_arrived.max(Some(reply.arrived_len));
         }
     }
@@ -199,7 +199,7 @@ mod tests {
             src: request.dst,
             id: request.id,
             sequence: request.sequence,
-            said_len: len,
+            ip_len: len,
             arrived_len: len,
             is_whole: true,
         }
