@@ -1,119 +1,95 @@
-//! The forwarding information base: longest prefix match for both address families. Never resolves a
-//! neighbour.
+//! The forwarding information base: values by prefix of one address family, found by longest prefix match. Which
+//! neighbour a route leads to is resolved in `routing.rs`.
 
-use std::fmt::Debug;
-use std::hash::Hash;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use prefix_trie::{Prefix, PrefixMap};
 
-use hashbrown::HashMap;
-
-/// An address family whose prefixes a [`Fib`] can hold.
-pub trait FibAddr: Copy + private::Sealed {
-    /// The address as a number, the first bit of the address on top.
-    type Bits: Copy + Debug + Eq + Ord + Hash;
-    /// Length of an address in bits.
-    const BITS: u8;
-
-    /// The first `len` bits of the address, the others zero; a longer `len` than an address has keeps all.
-    fn masked(self, len: u8) -> Self::Bits;
-}
-
-impl FibAddr for Ipv4Addr {
-    type Bits = u32;
-    const BITS: u8 = 32;
-
-    #[inline]
-    fn masked(self, len: u8) -> u32 {
-        self.to_bits() & u32::MAX.checked_shl(u32::from(32 - len.min(32))).unwrap_or(0)
-    }
-}
-
-impl FibAddr for Ipv6Addr {
-    type Bits = u128;
-    const BITS: u8 = 128;
-
-    #[inline]
-    fn masked(self, len: u8) -> u128 {
-        self.to_bits() & u128::MAX.checked_shl(u32::from(128 - len.min(128))).unwrap_or(0)
-    }
-}
-
-mod private {
-    pub trait Sealed {}
-    impl Sealed for std::net::Ipv4Addr {}
-    impl Sealed for std::net::Ipv6Addr {}
-}
-
-/// Values by prefix of one address family; the longest prefix that covers an address wins.
+/// Values by prefix of one address family: `P` is [`ipnet::Ipv4Net`] or [`ipnet::Ipv6Net`].
 ///
-/// One hash map per prefix length that occurs, tried from the longest: a gateway has a handful of
-/// lengths, and only a new flow asks.
+/// Looked up when a flow is opened or its next hop has to be found anew, not for each packet.
 #[derive(Clone, Debug)]
-pub struct Fib<A: FibAddr, T> {
-    by_len: Vec<(u8, HashMap<A::Bits, T>)>,
+pub struct Fib<P: Prefix, T> {
+    prefixes: PrefixMap<P, T>,
 }
 
-impl<A: FibAddr, T> Default for Fib<A, T> {
+impl<P: Prefix, T> Default for Fib<P, T> {
     fn default() -> Self {
-        Self { by_len: Vec::new() }
+        Self { prefixes: PrefixMap::new() }
     }
 }
 
-impl<A: FibAddr, T: PartialEq> PartialEq for Fib<A, T> {
+impl<P: Prefix + PartialEq, T: PartialEq> PartialEq for Fib<P, T> {
     fn eq(&self, other: &Self) -> bool {
-        self.by_len == other.by_len
+        // `PrefixMap::eq` (0.8.4) compares entries pairwise up to the end of the shorter map, so it takes an empty map
+        // for equal to every other. The lengths have to be compared here.
+        self.len() == other.len() && self.prefixes == other.prefixes
     }
 }
 
-impl<A: FibAddr, T> Fib<A, T> {
-    /// Adds a prefix and returns the value it had. Bits of `addr` beyond `len` do not matter; `len` is
-    /// at most that of an address.
-    pub fn insert(&mut self, addr: A, len: u8, value: T) -> Option<T> {
-        let len = len.min(A::BITS);
-        let at = match self.by_len.binary_search_by(|(l, _)| len.cmp(l)) {
-            Ok(at) => at,
-            Err(at) => {
-                self.by_len.insert(at, (len, HashMap::new()));
-                at
-            }
-        };
-        self.by_len[at].1.insert(addr.masked(len), value)
+impl<P: Prefix, T> Fib<P, T> {
+    /// Adds a prefix and returns the value it had. Bits of the address beyond the length do not matter.
+    pub fn insert(&mut self, prefix: P, value: T) -> Option<T> {
+        // The map stores a prefix as given, and with its surplus bits it would compare unequal to the same prefix.
+        self.prefixes.insert(P::from_repr_len(prefix.mask(), prefix.prefix_len()), value)
     }
 
-    /// The value of the longest prefix that covers `addr`.
-    pub fn lookup(&self, addr: A) -> Option<&T> {
-        self.by_len.iter().find_map(|(len, prefixes)| prefixes.get(&addr.masked(*len)))
+    /// The value of the longest prefix that covers an address.
+    pub fn lookup(&self, addr: impl Into<P>) -> Option<&T> {
+        self.prefixes.get_lpm(&addr.into()).map(|(_, value)| value)
     }
 
-    /// Whether exactly this prefix is in.
-    pub fn contains(&self, addr: A, len: u8) -> bool {
-        let exact = self.by_len.iter().find(|(l, _)| *l == len);
-        exact.is_some_and(|(_, prefixes)| prefixes.contains_key(&addr.masked(len)))
+    /// Whether exactly this prefix is in the table.
+    pub fn contains(&self, prefix: &P) -> bool {
+        self.prefixes.contains_key(prefix)
     }
 
-    /// How many prefixes there are.
+    /// The number of prefixes.
     pub fn len(&self) -> usize {
-        self.by_len.iter().map(|(_, prefixes)| prefixes.len()).sum()
+        self.prefixes.len()
     }
 
-    /// Whether there is none.
+    /// Whether there is no prefix.
     pub fn is_empty(&self) -> bool {
-        self.by_len.is_empty()
+        self.prefixes.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use ipnet::{Ipv4Net, Ipv6Net};
     use proptest::prelude::*;
+
+    use super::*;
+
+    fn net4(addr: Ipv4Addr, len: u8) -> Ipv4Net {
+        Ipv4Net::new(addr, len).unwrap()
+    }
+
+    fn net6(addr: Ipv6Addr, len: u8) -> Ipv6Net {
+        Ipv6Net::new(addr, len).unwrap()
+    }
+
+    #[test]
+    fn a_table_with_more_prefixes_is_another_one_and_the_bits_behind_a_prefix_do_not_count() {
+        let mut few = Fib::default();
+        few.insert(net4(Ipv4Addr::new(10, 0, 0, 1), 8), 1);
+        assert!(few != Fib::default() && Fib::default() != few);
+        let mut more = few.clone();
+        more.insert(net4(Ipv4Addr::new(192, 0, 2, 0), 24), 2);
+        assert!(few != more && more != few);
+        let mut same = Fib::default();
+        same.insert(net4(Ipv4Addr::new(10, 9, 9, 9), 8), 1);
+        assert!(few == same);
+    }
 
     #[test]
     fn the_longest_prefix_wins_and_the_default_route_covers_the_rest() {
         let mut fib = Fib::default();
-        fib.insert(Ipv4Addr::UNSPECIFIED, 0, "default");
-        fib.insert(Ipv4Addr::new(10, 1, 2, 3), 8, "ten");
-        fib.insert(Ipv4Addr::new(10, 1, 0, 0), 16, "ten-one");
-        fib.insert(Ipv4Addr::new(10, 1, 2, 3), 32, "host");
+        fib.insert(net4(Ipv4Addr::UNSPECIFIED, 0), "default");
+        fib.insert(net4(Ipv4Addr::new(10, 1, 2, 3), 8), "ten");
+        fib.insert(net4(Ipv4Addr::new(10, 1, 0, 0), 16), "ten-one");
+        fib.insert(net4(Ipv4Addr::new(10, 1, 2, 3), 32), "host");
         let at = |a, b, c, d| *fib.lookup(Ipv4Addr::new(a, b, c, d)).unwrap();
         assert_eq!(at(10, 1, 2, 3), "host");
         assert_eq!(at(10, 1, 2, 4), "ten-one");
@@ -125,8 +101,8 @@ mod tests {
     #[test]
     fn a_prefix_given_twice_has_the_later_value() {
         let mut fib = Fib::default();
-        assert_eq!(fib.insert(Ipv4Addr::new(10, 0, 0, 1), 8, 1), None);
-        assert_eq!(fib.insert(Ipv4Addr::new(10, 9, 9, 9), 8, 2), Some(1));
+        assert_eq!(fib.insert(net4(Ipv4Addr::new(10, 0, 0, 1), 8), 1), None);
+        assert_eq!(fib.insert(net4(Ipv4Addr::new(10, 9, 9, 9), 8), 2), Some(1));
         assert_eq!(fib.lookup(Ipv4Addr::new(10, 3, 3, 3)), Some(&2));
     }
 
@@ -134,9 +110,9 @@ mod tests {
     fn an_ipv6_prefix_is_compared_over_all_its_bits() {
         let ip = |text: &str| text.parse::<Ipv6Addr>().unwrap();
         let mut fib = Fib::default();
-        fib.insert(Ipv6Addr::UNSPECIFIED, 0, "default");
-        fib.insert(ip("2001:db8::"), 64, "link");
-        fib.insert(ip("2001:db8::1"), 128, "host");
+        fib.insert(net6(Ipv6Addr::UNSPECIFIED, 0), "default");
+        fib.insert(net6(ip("2001:db8::"), 64), "link");
+        fib.insert(net6(ip("2001:db8::1"), 128), "host");
         for (addr, value) in [
             ("2001:db8::1", "host"),
             ("2001:db8::2", "link"),
@@ -155,7 +131,7 @@ mod tests {
         ) {
             let mut fib = Fib::default();
             for (i, &(addr, len)) in prefixes.iter().enumerate() {
-                fib.insert(Ipv6Addr::from_bits(addr), len, i);
+                fib.insert(net6(Ipv6Addr::from_bits(addr), len), i);
             }
             for probe in probes.iter().copied().chain(prefixes.iter().map(|p| p.0 ^ 1)) {
                 let covers = |addr: u128, len: u8| (addr ^ probe).leading_zeros() >= u32::from(len);
@@ -176,7 +152,7 @@ mod tests {
         ) {
             let mut fib = Fib::default();
             for (i, &(addr, len)) in prefixes.iter().enumerate() {
-                fib.insert(Ipv4Addr::from_bits(addr), len, i);
+                fib.insert(net4(Ipv4Addr::from_bits(addr), len), i);
             }
             // Random addresses hardly ever fall into a long prefix: aim at the prefixes themselves too.
             for probe in probes.iter().copied().chain(prefixes.iter().map(|p| p.0 ^ 1)) {

@@ -1,12 +1,12 @@
-//! Interfaces, routes and next hops. Never asks the kernel: netlink state is handed in.
+//! Interfaces, routes and next hops, built from the netlink state that control hands in.
 
 mod multipath;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use flowgate_wire::{EtherAddrs, MacAddr};
 use hashbrown::HashMap;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use self::multipath::{Hop, Paths};
 use crate::fib::Fib;
@@ -22,12 +22,12 @@ pub struct Interface {
     pub spec: InterfaceSpec,
 }
 
-/// Where to send a frame so that it reaches a neighbour.
+/// How a frame reaches a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
-    /// The Ethernet addresses to write; none while the neighbour is not resolved.
+    /// The Ethernet addresses to write; `None` while the neighbour is not resolved.
     pub ether: Option<EtherAddrs>,
-    /// The way out.
+    /// The interface by which the frame leaves.
     pub egress: InterfaceId,
     /// Largest IP packet, in bytes.
     pub mtu: u16,
@@ -35,18 +35,18 @@ pub struct NextHop {
     pub addr: IpAddr,
 }
 
-/// The answer to "how does a packet get there".
+/// The result of a route lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// By this next hop, resolved or not.
+    /// To this next hop, resolved or not.
     Via(NextHopId),
-    /// By this neighbour, of which the kernel has not heard yet: ask it to resolve the address.
+    /// To this neighbour, which the kernel's table does not have: request its resolution.
     Unknown(NeighbourKey),
-    /// No route covers the destination, or none of the ways of the best one can be taken.
+    /// No route covers the destination, or the best one has no usable path.
     None,
 }
 
-/// Which neighbour: a key of the neighbour table, whether its Ethernet address is known or not.
+/// Key of the neighbour table, for resolved and unresolved neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NeighbourKey {
     /// The link it is on.
@@ -55,13 +55,13 @@ pub struct NeighbourKey {
     pub addr: IpAddr,
 }
 
-/// Why a description cannot become routing tables.
+/// Why routing tables cannot be built from a description.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoutingError {
-    /// More interfaces than can be numbered.
+    /// More than [`InterfaceId::MAX`] interfaces.
     #[error("{0} interfaces: at most {max} can be served", max = InterfaceId::MAX)]
     TooManyInterfaces(usize),
-    /// More neighbours than can be numbered.
+    /// More than [`NextHopId::MAX`] neighbours.
     #[error("more than {max} neighbours", max = NextHopId::MAX)]
     TooManyNextHops,
     /// A route or neighbour names an interface that is not served.
@@ -88,23 +88,22 @@ pub enum RoutingError {
 #[derive(Clone, Debug, Default)]
 pub struct Routing {
     interfaces: Vec<Interface>,
-    /// The device of each interface, and the tag of its frames.
+    /// The device and the VLAN identifier of each interface.
     devices: Vec<(InterfaceId, Option<u16>)>,
     /// VLAN interfaces by device and identifier.
     vlans: HashMap<(InterfaceId, u16), InterfaceId>,
-    fib4: Fib<Ipv4Addr, Paths>,
-    fib6: Fib<Ipv6Addr, Paths>,
+    fib4: Fib<Ipv4Net, Paths>,
+    fib6: Fib<Ipv6Net, Paths>,
     next_hops: Vec<Option<NextHop>>,
     by_neighbour: HashMap<NeighbourKey, NextHopId>,
     epoch: u8,
 }
 
 impl Routing {
-    /// Builds the tables; next hops keep their numbers.
+    /// Builds the tables; next hops that `previous` has keep their numbers.
     ///
-    /// The epoch is raised when a conntrack entry's next hop may no longer be right: a route or the set of
-    /// ways that it can take changed, an interface got another number, or the number of a forgotten
-    /// neighbour was given away.
+    /// The epoch is raised when next hops that conntrack entries have stored may be wrong: a route or its usable paths
+    /// changed, an interface got another number, or the number of a removed neighbour was reused.
     ///
     /// # Errors
     /// [`RoutingError`]: the description contradicts itself; nothing is built.
@@ -120,41 +119,43 @@ impl Routing {
         let interfaces =
             interfaces.into_iter().zip(0..).map(|(spec, id)| Interface { id: InterfaceId(id), spec });
         let mut next = Self { interfaces: interfaces.collect(), epoch: previous.epoch, ..Self::default() };
-        next.number_vlans()?;
+        next.index_vlans()?;
         let mut resolved = HashMap::with_capacity(neighbours.len());
         for neighbour in neighbours {
-            let egress = next.numbered(neighbour.interface, || format!("neighbour {}", neighbour.addr))?;
+            let egress =
+                next.interface_id(neighbour.interface, || format!("neighbour {}", neighbour.addr))?;
             resolved.insert(NeighbourKey { egress, addr: neighbour.addr }, neighbour.mac);
         }
-        let reused = next.number_next_hops(previous, &resolved)?;
+        let reused = next.assign_next_hops(previous, &resolved)?;
         next.add_routes(routes)?;
+        // Paths compare by value: a neighbour that only moved to another Ethernet address changes no epoch, since its next
+        // hop is updated in place.
         let routes_changed = next.fib4 != previous.fib4 || next.fib6 != previous.fib6;
-        if reused || routes_changed || !next.numbers_interfaces_as(previous) {
+        if reused || routes_changed || !next.has_interface_ids_of(previous) {
             next.epoch = next.epoch.wrapping_add(1);
         }
         Ok(next)
     }
 
-    /// The way to a destination. `spread`, a hash of the flow, chooses among several; the choice stays as
-    /// long as the way can be taken.
-    pub fn route(&self, dst: IpAddr, spread: u32) -> Route {
+    /// The route to a destination. Of several paths `flow_hash` selects one, the same for as long as it is usable.
+    pub fn route(&self, dst: IpAddr, flow_hash: u32) -> Route {
         let paths = match dst {
             IpAddr::V4(v4) => self.fib4.lookup(v4),
             IpAddr::V6(v6) => self.fib6.lookup(v6),
         };
-        let Some(hop) = paths.and_then(|paths| paths.pick(spread)) else { return Route::None };
+        let Some(hop) = paths.and_then(|paths| paths.pick(flow_hash)) else { return Route::None };
+        // On-link: the destination is its own next hop.
         let neighbour = NeighbourKey { egress: hop.egress, addr: hop.via.unwrap_or(dst) };
         self.by_neighbour.get(&neighbour).map_or(Route::Unknown(neighbour), |&id| Route::Via(id))
     }
 
-    /// The device whose rings carry the frames of an interface, and the VLAN identifier of their tag. A
-    /// device is its own.
+    /// The device that carries the frames of an interface, and the VLAN identifier of their tag. A device is its own.
     #[inline]
     pub fn device(&self, interface: InterfaceId) -> (InterfaceId, Option<u16>) {
         self.devices.get(interface.index()).copied().unwrap_or((interface, None))
     }
 
-    /// The interface to which a frame with this VLAN identifier belongs that a device received.
+    /// The interface on which a frame with this VLAN identifier arrives, by the device that received it.
     #[inline]
     pub fn ingress(&self, device: InterfaceId, vlan: u16) -> Option<InterfaceId> {
         self.vlans.get(&(device, vlan)).copied()
@@ -166,7 +167,7 @@ impl Routing {
         !self.vlans.is_empty()
     }
 
-    /// The next hop with this number, unless its neighbour was forgotten.
+    /// The next hop with this number, unless its neighbour was removed.
     #[inline]
     pub fn next_hop(&self, id: NextHopId) -> Option<&NextHop> {
         self.next_hops.get(id.index())?.as_ref()
@@ -182,14 +183,18 @@ impl Routing {
         &self.interfaces
     }
 
-    /// Differs from that of the generation before when stored next hops must be looked up again.
+    /// Conntrack entries look their next hop up again when the epoch differs from the one that they stored.
     #[inline]
     pub const fn epoch(&self) -> u8 {
         self.epoch
     }
 
-    /// The number of the interface at a position.
-    fn numbered(&self, interface: usize, what: impl FnOnce() -> String) -> Result<InterfaceId, RoutingError> {
+    /// The interface at a position of the description; `what` names the reference in an error.
+    fn interface_id(
+        &self,
+        interface: usize,
+        what: impl FnOnce() -> String,
+    ) -> Result<InterfaceId, RoutingError> {
         let count = self.interfaces.len();
         match self.interfaces.get(interface) {
             Some(found) => Ok(found.id),
@@ -197,7 +202,7 @@ impl Routing {
         }
     }
 
-    fn number_vlans(&mut self) -> Result<(), RoutingError> {
+    fn index_vlans(&mut self) -> Result<(), RoutingError> {
         for Interface { id, spec } in &self.interfaces {
             let Some(VlanSpec { parent, id: vlan }) = spec.vlan else {
                 self.devices.push((*id, None));
@@ -212,33 +217,33 @@ impl Routing {
         Ok(())
     }
 
-    fn numbers_interfaces_as(&self, previous: &Self) -> bool {
+    fn has_interface_ids_of(&self, previous: &Self) -> bool {
         let same_name = |(a, b): (&Interface, &Interface)| a.spec.name == b.spec.name;
         self.devices == previous.devices && self.interfaces.iter().zip(&previous.interfaces).all(same_name)
     }
 
-    /// Of the routes with one prefix the cheapest that can be taken counts. If none can, the prefix leads
-    /// nowhere: a shorter one is another way, which nobody chose for it.
+    /// Of the routes with one prefix, the usable one with the lowest metric counts.
     fn add_routes(&mut self, routes: &[RouteSpec]) -> Result<(), RoutingError> {
         let mut sorted: Vec<&RouteSpec> = routes.iter().collect();
-        // The lowest metric is inserted last and stays.
+        // Descending: the lowest metric is inserted last and stays.
         sorted.sort_by_key(|route| std::cmp::Reverse(route.metric));
         for route in sorted {
             let mut hops = Vec::with_capacity(route.hops.len());
             for hop in &route.hops {
-                let egress = self.numbered(hop.interface, || format!("route to {}", route.prefix))?;
+                let egress = self.interface_id(hop.interface, || format!("route to {}", route.prefix))?;
                 hops.push(Hop::new(egress, hop.via, hop.weight));
             }
             let usable = self.usable(&hops);
+            // A route whose paths are all down replaces no usable one. Alone it is inserted all the same, without paths:
+            // as in the kernel, its destinations are unreachable and do not fall through to a shorter prefix.
             let is_down = usable.is_empty() && !hops.is_empty();
             let paths = Paths::new(usable);
-            let len = route.prefix.prefix_len();
             match route.prefix {
-                IpNet::V4(prefix) if !(is_down && self.fib4.contains(prefix.addr(), len)) => {
-                    self.fib4.insert(prefix.addr(), len, paths);
+                IpNet::V4(prefix) if !(is_down && self.fib4.contains(&prefix)) => {
+                    self.fib4.insert(prefix, paths);
                 }
-                IpNet::V6(prefix) if !(is_down && self.fib6.contains(prefix.addr(), len)) => {
-                    self.fib6.insert(prefix.addr(), len, paths);
+                IpNet::V6(prefix) if !(is_down && self.fib6.contains(&prefix)) => {
+                    self.fib6.insert(prefix, paths);
                 }
                 IpNet::V4(_) | IpNet::V6(_) => {}
             }
@@ -246,13 +251,13 @@ impl Routing {
         Ok(())
     }
 
-    /// The ways that can be taken: by interfaces that are up, and of those, by routers that answer if there
-    /// is one.
+    /// The usable paths: by interfaces that are up, and of those, by routers that are resolved if any is.
     fn usable(&self, hops: &[Hop]) -> Vec<Hop> {
         let is_up = |hop: &&Hop| self.interfaces[hop.egress.index()].spec.up;
         let up: Vec<Hop> = hops.iter().filter(is_up).copied().collect();
         let answers = |hop: &&Hop| hop.via.is_none_or(|addr| self.is_resolved(hop.egress, addr));
         let answering: Vec<Hop> = up.iter().filter(answers).copied().collect();
+        // With no resolved router all are left, so that packets request the resolution of one.
         if answering.is_empty() { up } else { answering }
     }
 
@@ -261,8 +266,8 @@ impl Routing {
         id.and_then(|&id| self.next_hop(id)).is_some_and(|hop| hop.ether.is_some())
     }
 
-    /// Returns whether a number went from one neighbour to another.
-    fn number_next_hops(
+    /// Gives every neighbour a number; returns whether one was reused for another neighbour.
+    fn assign_next_hops(
         &mut self,
         previous: &Self,
         resolved: &HashMap<NeighbourKey, Option<MacAddr>>,
@@ -271,10 +276,11 @@ impl Routing {
         let mut added = Vec::new();
         for (&neighbour, &mac) in resolved {
             match previous.by_neighbour.get(&neighbour) {
-                Some(&id) => self.place(id, neighbour, mac),
+                Some(&id) => self.insert(id, neighbour, mac),
                 None => added.push((neighbour, mac)),
             }
         }
+        // Sorted, since a hash map has no order: the same changes give the same numbers in every run.
         added.sort_unstable();
         let mut free: Vec<usize> =
             (0..self.next_hops.len()).rev().filter(|&i| self.next_hops[i].is_none()).collect();
@@ -285,14 +291,15 @@ impl Routing {
                 self.next_hops.len() - 1
             });
             let number = u32::try_from(index).ok().filter(|&n| n < NextHopId::MAX);
-            self.place(NextHopId(number.ok_or(RoutingError::TooManyNextHops)?), neighbour, mac);
+            self.insert(NextHopId(number.ok_or(RoutingError::TooManyNextHops)?), neighbour, mac);
         }
         Ok(reused)
     }
 
-    fn place(&mut self, id: NextHopId, neighbour: NeighbourKey, mac: Option<MacAddr>) {
+    fn insert(&mut self, id: NextHopId, neighbour: NeighbourKey, mac: Option<MacAddr>) {
         let NeighbourKey { egress, addr } = neighbour;
         let interface = &self.interfaces[egress.index()].spec;
+        // Frames for an interface that is down would wait in its ring; unresolved, their packets are held instead.
         let ether = mac.filter(|_| interface.up).map(|mac| EtherAddrs::new(mac, interface.mac));
         self.next_hops[id.index()] = Some(NextHop { ether, egress, mtu: interface.mtu, addr });
         self.by_neighbour.insert(neighbour, id);

@@ -1,51 +1,54 @@
-//! Source addresses and ports for translated flows. Never hands out a port: workers do.
+//! Source addresses and ports for SNAT: which there are, and which worker may use which port.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use fixedbitset::FixedBitSet;
+
 use crate::id::InterfaceId;
 
-/// A set of transport ports.
+/// A set of transport ports: one bit for each of the 65,536.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PortSet {
-    words: Box<[u64; 1024]>,
+    ports: FixedBitSet,
 }
 
 impl Default for PortSet {
     fn default() -> Self {
-        Self { words: Box::new([0; 1024]) }
+        // Full size from the start: sets are equal only if their capacities are.
+        Self { ports: FixedBitSet::with_capacity(PORTS) }
     }
 }
 
 impl PortSet {
     /// Adds a port.
     pub fn insert(&mut self, port: u16) {
-        self.words[usize::from(port / 64)] |= 1 << (port % 64);
+        self.ports.insert(port.into());
     }
 
-    /// Takes a port out.
+    /// Removes a port.
     pub fn remove(&mut self, port: u16) {
-        self.words[usize::from(port / 64)] &= !(1 << (port % 64));
+        self.ports.remove(port.into());
     }
 
-    /// Whether the port is in.
+    /// Whether the port is in the set.
     pub fn contains(&self, port: u16) -> bool {
-        self.words[usize::from(port / 64)] & 1 << (port % 64) != 0
+        self.ports.contains(port.into())
     }
 
     /// The ports in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
-        (0..=u16::MAX).filter(|&port| self.contains(port))
+        self.ports.ones().filter_map(|port| u16::try_from(port).ok())
     }
 
-    /// How many there are.
+    /// The number of ports.
     pub fn len(&self) -> usize {
-        self.words.iter().map(|word| word.count_ones() as usize).sum()
+        self.ports.count_ones(..)
     }
 
-    /// Whether there is none.
+    /// Whether there is no port.
     pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|&word| word == 0)
+        self.ports.is_clear()
     }
 }
 
@@ -63,18 +66,18 @@ impl fmt::Debug for PortSet {
     }
 }
 
-/// Where translated flows get their source from.
+/// Source addresses and ports of translated flows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnatPool {
     by_interface: Vec<Addresses>,
-    /// Every address once, ascending.
+    /// Addresses of new flows, without repetition, ascending.
     all: Vec<IpAddr>,
-    /// The same and those that only flows of earlier may have.
-    answered: Vec<IpAddr>,
+    /// The same and the addresses of older flows, ascending.
+    reply_addresses: Vec<IpAddr>,
     ports: Vec<u16>,
 }
 
-/// What flows that leave by one interface may use.
+/// The addresses for flows that leave by one interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Addresses {
     v4: Vec<Ipv4Addr>,
@@ -82,23 +85,23 @@ struct Addresses {
 }
 
 impl SnatPool {
-    /// A pool with the addresses that flows leaving by each interface may use.
+    /// A pool with the addresses of each interface, by its number, and ports for all of them; port 0 is left out.
     pub fn new(by_interface: &[Vec<IpAddr>], ports: &PortSet) -> Self {
         let mut all: Vec<IpAddr> = by_interface.iter().flatten().copied().collect();
         all.sort_unstable();
         all.dedup();
         let by_interface = by_interface.iter().map(|addresses| Addresses::new(addresses)).collect();
-        let answered = all.clone();
-        Self { by_interface, all, answered, ports: ports.iter().filter(|&port| port != 0).collect() }
+        let reply_addresses = all.clone();
+        Self { by_interface, all, reply_addresses, ports: ports.iter().filter(|&port| port != 0).collect() }
     }
 
-    /// The same pool, which also takes answers to these addresses: flows that began with one of them go on when new
-    /// flows get another.
+    /// The same pool, with further addresses to which replies are translated back: their flows go on although new flows
+    /// get another address.
     #[must_use]
-    pub fn answering_at(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
-        self.answered.extend(addresses);
-        self.answered.sort_unstable();
-        self.answered.dedup();
+    pub fn with_reply_addresses(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.reply_addresses.extend(addresses);
+        self.reply_addresses.sort_unstable();
+        self.reply_addresses.dedup();
         self
     }
 
@@ -114,15 +117,15 @@ impl SnatPool {
         self.by_interface.get(egress.index()).map_or(&[], |addresses| &addresses.v6)
     }
 
-    /// Whether answers to flows may come to the address.
+    /// Whether replies to translated flows may arrive at the address.
     #[inline]
-    pub fn contains(&self, addr: IpAddr) -> bool {
-        self.answered.binary_search(&addr).is_ok()
+    pub fn is_reply_address(&self, addr: IpAddr) -> bool {
+        self.reply_addresses.binary_search(&addr).is_ok()
     }
 
-    /// Every address that answers to flows may come to, ascending.
-    pub fn answered_addresses(&self) -> &[IpAddr] {
-        &self.answered
+    /// Every address at which replies to translated flows may arrive, ascending.
+    pub fn reply_addresses(&self) -> &[IpAddr] {
+        &self.reply_addresses
     }
 
     /// Every address that new flows may get, without repetition, ascending.
@@ -138,6 +141,8 @@ impl SnatPool {
     /// The ports of one worker: no two workers share one.
     #[inline]
     pub fn worker_ports(&self, worker: usize, worker_count: usize) -> &[u16] {
+        // Disjoint slices: workers choose ports without synchronising, and two flows that differ in nothing but the client
+        // never compete for one.
         let len = self.ports.len();
         let at = |n: usize| len * n / worker_count.max(1);
         self.ports.get(at(worker)..at(worker + 1)).unwrap_or(&[])
@@ -156,6 +161,9 @@ impl Addresses {
         families
     }
 }
+
+/// Ports that there are.
+const PORTS: usize = 1 << 16;
 
 #[cfg(test)]
 mod tests {
@@ -200,7 +208,11 @@ mod tests {
             );
         }
         assert!(pool.addresses_v4(InterfaceId(2)).is_empty());
-        assert!(pool.contains(shared) && pool.contains(ip("10.0.0.1")) && !pool.contains(ip("10.0.0.2")));
+        assert!(
+            pool.is_reply_address(shared)
+                && pool.is_reply_address(ip("10.0.0.1"))
+                && !pool.is_reply_address(ip("10.0.0.2"))
+        );
         assert_eq!(pool.all_addresses(), [ip("10.0.0.1"), ip("192.0.2.1"), shared]);
     }
 
@@ -208,11 +220,11 @@ mod tests {
     fn flows_keep_an_address_that_new_ones_do_not_get() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let pool = SnatPool::new(&[vec![ip("192.0.2.2")]], &PortSet::default());
-        let pool = pool.answering_at([ip("192.0.2.1"), ip("192.0.2.2")]);
+        let pool = pool.with_reply_addresses([ip("192.0.2.1"), ip("192.0.2.2")]);
         assert_eq!(pool.addresses_v4(InterfaceId(0)), [Ipv4Addr::new(192, 0, 2, 2)]);
         assert_eq!(pool.all_addresses(), [ip("192.0.2.2")]);
-        assert_eq!(pool.answered_addresses(), [ip("192.0.2.1"), ip("192.0.2.2")]);
-        assert!(pool.contains(ip("192.0.2.1")) && !pool.contains(ip("192.0.2.3")));
+        assert_eq!(pool.reply_addresses(), [ip("192.0.2.1"), ip("192.0.2.2")]);
+        assert!(pool.is_reply_address(ip("192.0.2.1")) && !pool.is_reply_address(ip("192.0.2.3")));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Routing tables from descriptions.
 
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::spec::RouteHopSpec;
 
