@@ -93,14 +93,14 @@ fn render(case: &str, role: Role) -> String {
     for service in tables.services.services() {
         writeln!(out, "{} ({})", service.spec.name, service.spec.protocol).unwrap();
         for frontend in &service.spec.frontends {
-            let treated = frontend.treatments.map(|treatment| {
-                let nat = match treatment.source_nat {
+            let treated = frontend.policies.map(|policy| {
+                let nat = match policy.source_nat {
                     SourceNat::Always => "snat",
                     SourceNat::PreserveClient => "keep client",
                 };
-                let set = &service.spec.endpoint_sets[treatment.endpoint_set];
+                let set = &service.spec.endpoint_sets[policy.endpoint_set];
                 let endpoints: Vec<String> = set.iter().map(|e| format!("{}:{}", e.addr, e.port)).collect();
-                match (endpoints.is_empty(), treatment.when_empty) {
+                match (endpoints.is_empty(), policy.when_empty) {
                     (false, _) => format!("{nat} -> {}", endpoints.join(" ")),
                     (true, EmptyAction::Reject) => format!("{nat} -> reject"),
                     (true, EmptyAction::Drop) => format!("{nat} -> drop"),

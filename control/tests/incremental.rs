@@ -93,18 +93,18 @@ fn meaning(tables: &Tables) -> String {
         let backend = services.backends().get(id).expect("a set names backends that exist");
         format!("{}:{}", backend.addr, backend.port)
     };
-    let treated = |treatment: &TrafficPolicy| {
-        let set: BTreeSet<String> = treatment.backends.members().iter().map(|id| backend(*id)).collect();
+    let treated = |policy: &TrafficPolicy| {
+        let set: BTreeSet<String> = policy.backends.members().iter().map(|id| backend(*id)).collect();
         let picks: Vec<String> = (0..32_u32)
-            .map(|n| treatment.backends.pick(n.wrapping_mul(0x9e37_79b9)).map_or_else(String::new, backend))
+            .map(|n| policy.backends.pick(n.wrapping_mul(0x9e37_79b9)).map_or_else(String::new, backend))
             .collect();
-        format!("{set:?} {:?} {:?} {picks:?}", treatment.source_nat, treatment.when_empty)
+        format!("{set:?} {:?} {:?} {picks:?}", policy.source_nat, policy.when_empty)
     };
     for frontend in services.frontends() {
         let service = services.service(frontend.service).expect("a frontend names a Service that exists");
         let mut line = format!("{:?} {:?} {}", frontend.key, frontend.kind, service.spec.name);
-        for treatment in frontend.treatments.all() {
-            write!(line, "\n  {}", treated(treatment)).unwrap();
+        for policy in frontend.policies.all() {
+            write!(line, "\n  {}", treated(policy)).unwrap();
         }
         write!(line, "\n  {:?} {:?}", frontend.allowed, frontend.affinity).unwrap();
         lines.insert(line);
@@ -112,7 +112,7 @@ fn meaning(tables: &Tables) -> String {
     lines.extend(services.services().iter().map(|service| format!("{:?}", service.spec)));
     lines.extend(services.reply_sources().map(|source| format!("reply {source:?}")));
     lines.extend(services.cluster_ips().map(|ip| format!("cluster IP {ip}")));
-    let unallocated = services.unserved(ip("10.96.0.77")) == Some(UnmatchedDestination::Unallocated);
+    let unallocated = services.unmatched(ip("10.96.0.77")) == Some(UnmatchedDestination::Unallocated);
     lines.insert(format!("ranges {:?} {unallocated}", services.service_cidrs()));
     lines.insert(format!("own 192.0.2.1 {:?}", tables.sources.class(ip("192.0.2.1"))));
     lines.insert(format!("own 192.0.2.2 {:?}", tables.sources.class(ip("192.0.2.2"))));

@@ -142,15 +142,15 @@ fn p505_p506_a_port_that_no_service_has_is_refused_and_an_unused_cluster_ip_is_s
     gateway.receive(UP0, udp(CLIENT, "10.96.0.80:80", b"another protocol"));
     gateway.receive(UP0, tcp(CLIENT, "10.96.0.81:80", "S"));
     gateway.receive(UP0, tcp(CLIENT, "203.0.113.7:81", "S"));
-    golden("unserved", &gateway);
+    golden("unmatched", &gateway);
 }
 
 #[test]
 fn p302_endpoints_that_the_policy_excludes_make_it_silent() {
     let mut world = World::new();
-    let treatments = world.services[2].frontends[0].treatments;
-    world.services[2].frontends[0].treatments =
-        treatments.map(|t| TrafficPolicySpec { when_empty: EmptyAction::Drop, ..*t });
+    let policies = world.services[2].frontends[0].policies;
+    world.services[2].frontends[0].policies =
+        policies.map(|t| TrafficPolicySpec { when_empty: EmptyAction::Drop, ..*t });
     let mut gateway = Gateway::new(&world);
     gateway.receive(UP0, tcp(CLIENT, "10.96.0.99:80", "S"));
     golden("policy_drop", &gateway);

@@ -64,8 +64,8 @@ fn kept(name: &str, vip: &str, backend: &str) -> ServiceSpec {
     let mut spec = service6(name, Protocol::Udp, vip, backend);
     let frontend = &mut spec.frontends[0];
     frontend.kind = FrontendKind::LoadBalancer;
-    frontend.treatments = frontend
-        .treatments
+    frontend.policies = frontend
+        .policies
         .map(|t| flowgate_tables::spec::TrafficPolicySpec { source_nat: SourceNat::PreserveClient, ..*t });
     spec
 }

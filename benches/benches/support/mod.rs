@@ -212,7 +212,7 @@ fn service(vip: IpAddr, backends: impl Iterator<Item = IpAddr>) -> ServiceSpec {
             addr: vip,
             port: L4Port::new(80),
             kind: FrontendKind::ClusterIp,
-            treatments: PerSourceClass::same(TrafficPolicySpec {
+            policies: PerSourceClass::same(TrafficPolicySpec {
                 endpoint_set: 0,
                 source_nat: SourceNat::Always,
                 when_empty: EmptyAction::Reject,

@@ -71,7 +71,7 @@ pub(super) fn compile_snat(
     // Which address is the primary one changes with the addresses: the flows of the last one go on.
     let own = net.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied());
     let pool = SnatPool::new(&by_interface, &config.snat.ports)
-        .answering_at(own.filter(|addr| !is_configured_family(addr, config)));
+        .with_reply_addresses(own.filter(|addr| !is_configured_family(addr, config)));
     (if pool == **previous { Arc::clone(previous) } else { Arc::new(pool) }, entries)
 }
 

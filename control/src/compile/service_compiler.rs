@@ -55,22 +55,22 @@ impl ServiceCompiler<'_> {
             }
             // P206, P501
             let when_empty = if endpoints.any_usable(ipv4) { EmptyAction::Drop } else { EmptyAction::Reject };
-            let treatment = |policy: &Policy, sets: &mut Sets<'_>| TrafficPolicySpec {
+            let policy = |policy: &Policy, sets: &mut Sets<'_>| TrafficPolicySpec {
                 endpoint_set: sets.position(policy.scope, ipv4),
                 source_nat: policy.source_nat,
                 when_empty,
             };
             let policies = self.policies(&wanted);
-            let treatments = PerSourceClass {
-                outside: treatment(&policies.outside, &mut sets),
-                pod: treatment(&policies.pod, &mut sets),
-                node: treatment(&policies.node, &mut sets),
+            let policies = PerSourceClass {
+                outside: policy(&policies.outside, &mut sets),
+                pod: policy(&policies.pod, &mut sets),
+                node: policy(&policies.node, &mut sets),
             };
             frontends.push(FrontendSpec {
                 addr: wanted.addr,
                 port: L4Port::new(wanted.port),
                 kind: wanted.kind,
-                treatments,
+                policies,
                 allowed: self.allowed(&wanted),
             });
         }

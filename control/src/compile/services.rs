@@ -127,7 +127,7 @@ fn compile_one(
 /// Names the Services that are reached by an address and port that translated flows use as source.
 pub(super) fn snat_overlaps(desired: &Desired, services: &ServiceTable, snat: &SnatPool) -> Vec<Entry> {
     let taken = |frontend: &&FrontendSpec| {
-        snat.contains(frontend.addr) && snat.ports().binary_search(&frontend.port.number()).is_ok()
+        snat.is_reply_address(frontend.addr) && snat.ports().binary_search(&frontend.port.number()).is_ok()
     };
     let mut entries = Vec::new();
     for service in services.services() {

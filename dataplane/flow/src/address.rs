@@ -12,7 +12,7 @@ pub trait FlowAddress: Address {
     type Pair: PairCell<Self>;
 
     /// The part of a multilinear hash that two addresses make, modulo 2^64.
-    fn weigh(pair: [Self; 2], key: &[u64; 8]) -> u64;
+    fn pair_hash(pair: [Self; 2], key: &[u64; 8]) -> u64;
 }
 
 /// Two addresses that several threads may read and write, word by word. They keep the order of the wire in
@@ -30,7 +30,7 @@ impl FlowAddress for Ipv4Addr {
     type Pair = AtomicU64;
 
     #[inline]
-    fn weigh([src, dst]: [Self; 2], key: &[u64; 8]) -> u64 {
+    fn pair_hash([src, dst]: [Self; 2], key: &[u64; 8]) -> u64 {
         let word = |addr: Self| u64::from(u32::from_ne_bytes(addr.octets()));
         key[0].wrapping_mul(word(src)).wrapping_add(key[1].wrapping_mul(word(dst)))
     }
@@ -64,7 +64,7 @@ impl FlowAddress for Ipv6Addr {
     type Pair = [AtomicU64; 4];
 
     #[inline(always)]
-    fn weigh([src, dst]: [Self; 2], key: &[u64; 8]) -> u64 {
+    fn pair_hash([src, dst]: [Self; 2], key: &[u64; 8]) -> u64 {
         // Half as many multiplications as words (Lemire and Kaser 2014, "multilinear-HM"): a product of two
         // sums of key and word instead of two products.
         let ([a, b], [c, d]) = (halves(src), halves(dst));

@@ -42,13 +42,13 @@ impl<A: FlowAddress> FlowTable<A> {
         // Halves first: a flow is whole only if both can be found by their tuples.
         for index in self.used_indices() {
             if !self.is_in_place(index) {
-                self.clear_any(index);
+                self.clear_unchecked(index);
                 adopted.cleared += 1;
             }
         }
         for index in self.used_indices().inspect(|index| self.fetch_next(*index)) {
             let Some(kept) = self.whole_flow(index) else {
-                self.clear_any(index);
+                self.clear_unchecked(index);
                 adopted.cleared += 1;
                 continue;
             };
@@ -106,8 +106,8 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Frees a slot whatever is in it.
-    fn clear_any(&self, index: EntryIndex) {
-        self.entry(index).lock_any();
+    fn clear_unchecked(&self, index: EntryIndex) {
+        self.entry(index).lock_unchecked();
         self.free(index);
     }
 }

@@ -17,10 +17,10 @@ pub struct AffinityTable {
     sets: Box<[Mutex<BindingSet>]>,
 }
 
-type BindingSet = [Option<Binding>; SET_BINDINGS];
+type BindingSet = [Option<BoundClient>; SET_BINDINGS];
 
 #[derive(Clone, Copy, Debug)]
-struct Binding {
+struct BoundClient {
     client: IpAddr,
     service: u32,
     backend: u32,
@@ -29,23 +29,23 @@ struct Binding {
 
 /// What became of a client's wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound {
+pub enum Binding {
     /// It stays with this backend.
     Existing(u32),
     /// It is bound to this backend now.
     New(u32),
-    /// As [`Bound::New`], and another client's binding was forgotten for want of room.
+    /// As [`Binding::New`], and another client's binding was forgotten for want of room.
     Evicting(u32),
     /// There is no backend to bind it to.
-    Nobody,
+    NoBackend,
 }
 
-impl Bound {
+impl Binding {
     /// The backend.
     pub const fn backend(self) -> Option<u32> {
         match self {
             Self::Existing(backend) | Self::New(backend) | Self::Evicting(backend) => Some(backend),
-            Self::Nobody => None,
+            Self::NoBackend => None,
         }
     }
 }
@@ -60,14 +60,14 @@ impl AffinityTable {
     /// The backend for a new connection of `client` to `service`: that of its last one, unless that was
     /// longer ago than `timeout_ms` or `may_be_chosen` says no; else the one that `choose` gives. Either
     /// way the time starts anew (P703).
-    pub fn place(
+    pub fn get_or_assign(
         &self,
         (client, service): (IpAddr, u32),
         now: Tick,
         timeout_ms: u32,
         may_be_chosen: impl Fn(u32) -> bool,
-        choose: impl FnOnce() -> Option<u32>,
-    ) -> Bound {
+        assign: impl FnOnce() -> Option<u32>,
+    ) -> Binding {
         let mut set = self.set(client, service);
         let own =
             set.iter().position(|slot| slot.is_some_and(|b| b.client == client && b.service == service));
@@ -76,19 +76,19 @@ impl AffinityTable {
             && may_be_chosen(binding.backend)
         {
             binding.used = now;
-            return Bound::Existing(binding.backend);
+            return Binding::Existing(binding.backend);
         }
-        let Some(backend) = choose() else {
+        let Some(backend) = assign() else {
             // P704: a binding to a backend that is gone is gone too.
             if let Some(at) = own {
                 set[at] = None;
             }
-            return Bound::Nobody;
+            return Binding::NoBackend;
         };
         let at = own.unwrap_or_else(|| oldest(&set, now));
         let evicts = own.is_none() && set[at].is_some();
-        set[at] = Some(Binding { client, service, backend, used: now });
-        if evicts { Bound::Evicting(backend) } else { Bound::New(backend) }
+        set[at] = Some(BoundClient { client, service, backend, used: now });
+        if evicts { Binding::Evicting(backend) } else { Binding::New(backend) }
     }
 
     /// Binds a client as it was bound by an earlier process, unless it is bound since a later time. False
@@ -100,7 +100,7 @@ impl AffinityTable {
         let later = own.and_then(|at| set[at]).is_some_and(|binding| binding.used.since(used) > 0);
         let Some(at) = own.or_else(|| set.iter().position(Option::is_none)) else { return false };
         if !later {
-            set[at] = Some(Binding { client, service, backend, used });
+            set[at] = Some(BoundClient { client, service, backend, used });
         }
         true
     }
@@ -127,7 +127,8 @@ impl AffinityTable {
 
 /// A free place, else the one used longest ago.
 fn oldest(set: &BindingSet, now: Tick) -> usize {
-    let age = |slot: &Option<Binding>| slot.map_or(u64::MAX, |binding| u64::from(now.since(binding.used)));
+    let age =
+        |slot: &Option<BoundClient>| slot.map_or(u64::MAX, |binding| u64::from(now.since(binding.used)));
     let oldest = set.iter().enumerate().max_by_key(|(_, slot)| age(slot));
     oldest.map_or(0, |(at, _)| at)
 }
@@ -147,8 +148,8 @@ mod tests {
         IpAddr::V4(n.into())
     }
 
-    fn place(table: &AffinityTable, n: u32, now: u32, choice: u32) -> Bound {
-        table.place((client(n), 1), Tick(now), TIMEOUT_MS, |_| true, || Some(choice))
+    fn place(table: &AffinityTable, n: u32, now: u32, choice: u32) -> Binding {
+        table.get_or_assign((client(n), 1), Tick(now), TIMEOUT_MS, |_| true, || Some(choice))
     }
 
     #[test]
@@ -157,7 +158,7 @@ mod tests {
         for (backend, used) in [(7, 50), (8, 90), (9, 70)] {
             assert!(table.restore((client(1), 1), backend, Tick(used)));
         }
-        assert_eq!(place(&table, 1, 90 + TIMEOUT_MS, 5), Bound::Existing(8));
+        assert_eq!(place(&table, 1, 90 + TIMEOUT_MS, 5), Binding::Existing(8));
         for n in 2..9 {
             assert!(table.restore((client(n), 1), 7, Tick(1)));
         }
@@ -167,19 +168,23 @@ mod tests {
     #[test]
     fn p703_a_client_stays_until_it_was_idle_for_the_timeout() {
         let table = AffinityTable::new(64);
-        assert_eq!(place(&table, 1, 0, 7), Bound::New(7));
-        assert_eq!(place(&table, 1, TIMEOUT_MS, 8), Bound::Existing(7));
-        assert_eq!(place(&table, 1, 2 * TIMEOUT_MS, 8), Bound::Existing(7), "each connection starts it anew");
-        assert_eq!(place(&table, 1, 3 * TIMEOUT_MS + 1, 8), Bound::New(8));
+        assert_eq!(place(&table, 1, 0, 7), Binding::New(7));
+        assert_eq!(place(&table, 1, TIMEOUT_MS, 8), Binding::Existing(7));
+        assert_eq!(
+            place(&table, 1, 2 * TIMEOUT_MS, 8),
+            Binding::Existing(7),
+            "each connection starts it anew"
+        );
+        assert_eq!(place(&table, 1, 3 * TIMEOUT_MS + 1, 8), Binding::New(8));
     }
 
     #[test]
     fn p704_a_backend_that_may_not_be_chosen_any_more_loses_its_clients() {
         let table = AffinityTable::new(64);
         let key = (client(1), 1);
-        table.place(key, Tick(0), TIMEOUT_MS, |_| true, || Some(7));
-        assert_eq!(table.place(key, Tick(1), TIMEOUT_MS, |b| b != 7, || Some(9)), Bound::New(9));
-        assert_eq!(table.place(key, Tick(2), TIMEOUT_MS, |_| false, || None), Bound::Nobody);
+        table.get_or_assign(key, Tick(0), TIMEOUT_MS, |_| true, || Some(7));
+        assert_eq!(table.get_or_assign(key, Tick(1), TIMEOUT_MS, |b| b != 7, || Some(9)), Binding::New(9));
+        assert_eq!(table.get_or_assign(key, Tick(2), TIMEOUT_MS, |_| false, || None), Binding::NoBackend);
         assert!(table.is_empty());
     }
 
@@ -187,7 +192,9 @@ mod tests {
     fn p702_each_service_port_binds_for_itself() {
         let table = AffinityTable::new(64);
         let place = |service, choice| {
-            table.place((client(1), service), Tick(0), TIMEOUT_MS, |_| true, || Some(choice)).backend()
+            table
+                .get_or_assign((client(1), service), Tick(0), TIMEOUT_MS, |_| true, || Some(choice))
+                .backend()
         };
         assert_eq!(
             (place(1, 7), place(2, 8), place(1, 9), place(2, 9)),
@@ -198,11 +205,11 @@ mod tests {
     #[test]
     fn a_full_set_forgets_the_binding_used_longest_ago() {
         let table = AffinityTable::new(1);
-        (0..8).for_each(|n| assert_eq!(place(&table, n, n + 1, n), Bound::New(n)));
-        assert_eq!(place(&table, 0, 50, 99), Bound::Existing(0));
-        assert_eq!(place(&table, 8, 60, 8), Bound::Evicting(8));
-        assert_eq!(place(&table, 1, 61, 77), Bound::Evicting(77), "the second was the oldest");
-        assert_eq!(place(&table, 0, 62, 99), Bound::Existing(0));
+        (0..8).for_each(|n| assert_eq!(place(&table, n, n + 1, n), Binding::New(n)));
+        assert_eq!(place(&table, 0, 50, 99), Binding::Existing(0));
+        assert_eq!(place(&table, 8, 60, 8), Binding::Evicting(8));
+        assert_eq!(place(&table, 1, 61, 77), Binding::Evicting(77), "the second was the oldest");
+        assert_eq!(place(&table, 0, 62, 99), Binding::Existing(0));
     }
 
     proptest! {
@@ -215,7 +222,7 @@ mod tests {
             let mut now = 0;
             for (who, service, pause, choice) in asks {
                 now += pause;
-                let bound = table.place((client(who), service), Tick(now), 100, |b| b != 0, || Some(choice));
+                let bound = table.get_or_assign((client(who), service), Tick(now), 100, |b| b != 0, || Some(choice));
                 let kept = oracle.get(&(who, service)).filter(|(b, at)| *b != 0 && now - at <= 100);
                 let wanted = kept.map_or(choice, |(b, _)| *b);
                 oracle.insert((who, service), (wanted, now));

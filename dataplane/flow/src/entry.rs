@@ -245,7 +245,7 @@ impl<A: FlowAddress> Entry<A> {
     }
 
     /// Makes the sequence word odd whatever is in the entry. For whoever has the table alone.
-    pub(crate) fn lock_any(&self) {
+    pub(crate) fn lock_unchecked(&self) {
         self.sequence.fetch_or(1, Ordering::AcqRel);
     }
 
@@ -271,7 +271,7 @@ impl<A: FlowAddress> Entry<A> {
 
     /// Notes the upper half of an acknowledgement number.
     #[inline]
-    pub(crate) fn acknowledged(&self, high: u16) {
+    pub(crate) fn record_ack(&self, high: u16) {
         let bytes = self.acked_and_bytes.load(Ordering::Relaxed) & BYTES_MASK;
         self.acked_and_bytes.store(u64::from(high) << BYTES_BITS | bytes, Ordering::Relaxed);
     }
@@ -398,10 +398,10 @@ mod tests {
         let entry = entry();
         entry.acked_and_bytes.store(BYTES_MASK, Ordering::Relaxed);
         entry.touch(Tick(1), 1500);
-        entry.acknowledged(0xffff);
+        entry.record_ack(0xffff);
         assert_eq!((entry.acked(), entry.counts()), (0xffff, (1, 1499)));
         entry.touch(Tick(1), 1);
-        entry.acknowledged(7);
+        entry.record_ack(7);
         assert_eq!((entry.acked(), entry.counts()), (7, (2, 1500)));
     }
 

@@ -8,6 +8,17 @@ use crate::table::FlowTable;
 use crate::tags::BUCKET_SLOTS;
 use crate::timeouts::Timeouts;
 
+/// What is the same for all entries of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct SweepContext<'a> {
+    /// The time.
+    pub now: Tick,
+    /// How long flows may be idle.
+    pub timeouts: &'a Timeouts,
+    /// The routing epoch whose next hops stay.
+    pub epoch: u8,
+}
+
 /// One worker's share of the sweep: walks its buckets in small steps, over and over.
 #[derive(Clone, Debug)]
 pub struct Sweep {
@@ -36,25 +47,22 @@ impl Sweep {
         self.len() == 0
     }
 
-    /// Looks at the next `buckets` buckets and removes flows that were silent too long, or that
-    /// `is_stale` (protocol, backend) condemns. Next hops that were looked up in another routing epoch than `epoch`
-    /// are forgotten, so that none is taken for a current one when epochs come round: they do after 256 route changes.
-    /// Returns how many flows were removed.
+    /// Visits the next `buckets` buckets and removes flows that were idle for too long, or whose backend `is_stale`
+    /// (protocol, backend) rejects. Forgets next hops of other routing epochs. Returns the number of flows removed.
     pub fn step<A: FlowAddress>(
         &mut self,
         flows: &FlowTable<A>,
         buckets: u32,
-        now: Tick,
-        timeouts: &Timeouts,
-        epoch: u8,
+        context: SweepContext<'_>,
         mut is_stale: impl FnMut(Protocol, u32) -> bool,
     ) -> u32 {
         let mut removed = 0;
         for _ in 0..buckets.min(self.len()) {
             for slot in flows.used_slots(self.next) {
                 let index = EntryIndex(self.next * BUCKET_SLOTS + slot);
-                flows.entry(index).forget_next_hop_unless(epoch);
-                removed += u32::from(expire(flows, index, now, timeouts, &mut is_stale));
+                // Epochs have eight bits: after 256 route changes a stored next hop would count as current again.
+                flows.entry(index).forget_next_hop_unless(context.epoch);
+                removed += u32::from(expire(flows, index, context, &mut is_stale));
             }
             self.next += 1;
             if self.next >= self.to {
@@ -68,8 +76,7 @@ impl Sweep {
 fn expire<A: FlowAddress>(
     flows: &FlowTable<A>,
     index: EntryIndex,
-    now: Tick,
-    timeouts: &Timeouts,
+    context: SweepContext<'_>,
     is_stale: &mut impl FnMut(Protocol, u32) -> bool,
 ) -> bool {
     let entry = flows.entry(index);
@@ -80,5 +87,6 @@ fn expire<A: FlowAddress>(
         return false;
     }
     let condemned = whole && is_stale(identity.tuple.protocol, identity.backend);
-    (condemned || flows.is_entry_expired(index, now, timeouts)) && flows.remove_flow(index, &identity)
+    (condemned || flows.is_entry_expired(index, context.now, context.timeouts))
+        && flows.remove_flow(index, &identity)
 }

@@ -42,7 +42,7 @@ impl HashKey {
         let [s0, s1] = tuple.src_port.wire();
         let [d0, d1] = tuple.dst_port.wire();
         let sum = added
-            .wrapping_add(A::weigh([tuple.src, tuple.dst], addrs))
+            .wrapping_add(A::pair_hash([tuple.src, tuple.dst], addrs))
             .wrapping_add(ports.wrapping_mul(u64::from(u32::from_ne_bytes([s0, s1, d0, d1]))))
             .wrapping_add(protocol.wrapping_mul(u64::from(tuple.protocol.number())));
         FlowHash(mix((sum >> 32) as u32))

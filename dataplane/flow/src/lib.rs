@@ -32,10 +32,10 @@ pub mod timeouts;
 
 pub use address::FlowAddress;
 pub use adopt::{Adopted, RestoredFlow};
-pub use affinity::{AffinityTable, Bound};
+pub use affinity::{AffinityTable, Binding};
 pub use arch::prefetch;
 pub use entry::{Direction, EntryIndex, NextHopRef, Side, Tick};
-pub use expiry::Sweep;
+pub use expiry::{Sweep, SweepContext};
 pub use flows::Flows;
 pub use hash::{FlowHash, HashKey};
 pub use memory::OutOfMemory;

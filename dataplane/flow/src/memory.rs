@@ -53,7 +53,7 @@ impl<E: SharedRecord> Memory<E> {
         let bytes = len_bytes::<E>(bucket_count);
         let mapped = MmapOptions::new().len(bytes).map_anon().map(MmapRaw::from);
         let refused = |source| OutOfMemory { bytes, flows, source };
-        let memory = Self::over(mapped.map_err(refused)?, bucket_count);
+        let memory = Self::from_mapping(mapped.map_err(refused)?, bucket_count);
         match memory.mapping.advise(Advice::PopulateWrite) {
             Err(error) if error.kind() == ErrorKind::OutOfMemory => Err(refused(error)),
             // Kernels before 5.14 do not know this advice: there the faults come one by one.
@@ -68,13 +68,14 @@ impl<E: SharedRecord> Memory<E> {
         let refused = |source| OutOfMemory { bytes, flows, source };
         let len = i64::try_from(bytes).unwrap_or(i64::MAX);
         fallocate(file, FallocateFlags::empty(), 0, len).map_err(|errno| refused(errno.into()))?;
-        let memory = Self::over(MmapOptions::new().len(bytes).map_raw(file).map_err(refused)?, bucket_count);
+        let memory =
+            Self::from_mapping(MmapOptions::new().len(bytes).map_raw(file).map_err(refused)?, bucket_count);
         // Only spares the first packets the page faults.
         let _ = memory.mapping.advise(Advice::PopulateWrite);
         Ok(memory)
     }
 
-    fn over(mapping: MmapRaw, bucket_count: u32) -> Self {
+    fn from_mapping(mapping: MmapRaw, bucket_count: u32) -> Self {
         // Fewer TLB misses where the kernel has huge pages to give; without them it works all the same.
         let _ = mapping.advise(Advice::HugePage);
         let entries_offset = entries_offset(bucket_count);

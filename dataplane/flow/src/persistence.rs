@@ -1,6 +1,6 @@
 //! A flow table in a file that outlives the process, and what such a file says of itself.
 //!
-//! The table comes first, its label is the last page. A file is used again only by a process that reads
+//! The table comes first, its header is the last page. A file is used again only by a process that reads
 //! it alike, in the same boot: ticks and the addresses of this machine mean nothing in another. Never
 //! looks into an entry: what a dead process left half done is put right by [`crate::adopt`].
 
@@ -26,7 +26,7 @@ pub struct PersistConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// There was no file.
-    Begun,
+    Created,
     /// There was one that is of no use: flows begin anew.
     Replaced(Incompatible),
     /// An earlier process left them: they have to be adopted before anybody uses them.
@@ -36,8 +36,8 @@ pub enum Origin {
 /// Why a file of flows is of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Incompatible {
-    /// It has no label, or a damaged one: its beginning was cut short, or it is something else.
-    Unlabelled,
+    /// It has no header, or a damaged one: its beginning was cut short, or it is something else.
+    NoHeader,
     /// It was written by a version that lays out entries in another way.
     Layout,
     /// The machine was started anew since.
@@ -52,7 +52,7 @@ pub enum Incompatible {
 impl fmt::Display for Incompatible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unlabelled => f.write_str("it is no whole flow table"),
+            Self::NoHeader => f.write_str("it is no whole flow table"),
             Self::Layout => f.write_str("another version wrote it"),
             Self::Boot => f.write_str("the machine was started anew since"),
             Self::Capacity(flows) => write!(f, "it is made for {flows} flows"),
@@ -91,7 +91,7 @@ pub enum PersistError {
 
 /// What a file must have in common with the process that uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Label {
+pub(crate) struct Header {
     /// Bytes of an entry: stands for the address family too.
     pub(crate) entry_bytes: u32,
     pub(crate) bucket_count: u32,
@@ -100,7 +100,7 @@ pub(crate) struct Label {
     pub(crate) key: HashKey,
 }
 
-/// A file with its label read, locked for as long as it is open.
+/// A file with its header read, locked for as long as it is open.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) file: File,
@@ -108,24 +108,24 @@ pub(crate) struct Opened {
     pub(crate) origin: Origin,
 }
 
-/// Opens the file of a table with this label, `len` bytes long without the label; the hash key is that
-/// of the file if there is one. One that is of no use is replaced by an empty one: call [`Opened::label`]
+/// Opens the file of a table with this header, `len` bytes long without the header; the hash key is that
+/// of the file if there is one. One that is of no use is replaced by an empty one: call [`Opened::header`]
 /// once its memory is there.
-pub(crate) fn open(path: &Path, wanted: &Label, len: u64) -> Result<Opened, PersistError> {
+pub(crate) fn open(path: &Path, wanted: &Header, len: u64) -> Result<Opened, PersistError> {
     let failed = |source| PersistError::Io { path: path.to_owned(), source };
     let origin = match File::options().read(true).write(true).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Origin::Begun,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Origin::Created,
         Err(source) => return Err(failed(source)),
         Ok(file) => {
             lock(&file, path)?;
             match read(&file, wanted, len).map_err(failed)? {
                 Ok(key) => return Ok(Opened { file, key, origin: Origin::Restored }),
-                Err(misfit) => Origin::Replaced(misfit),
+                Err(reason) => Origin::Replaced(reason),
             }
         }
     };
     // Its memory goes back before as much again is asked for.
-    if origin != Origin::Begun {
+    if origin != Origin::Created {
         fs::remove_file(path).map_err(failed)?;
     }
     let options = File::options().read(true).write(true).create_new(true).mode(0o600).clone();
@@ -134,9 +134,9 @@ pub(crate) fn open(path: &Path, wanted: &Label, len: u64) -> Result<Opened, Pers
     Ok(Opened { file, key: wanted.key, origin })
 }
 
-/// Writes the label of a new file: from here on it is whole.
-pub(crate) fn write_label(file: &File, label: &Label, len: u64) -> io::Result<()> {
-    file.write_all_at(&label.to_page(), len)
+/// Writes the header of a new file: from here on it is whole.
+pub(crate) fn write_header(file: &File, header: &Header, len: u64) -> io::Result<()> {
+    file.write_all_at(&header.to_page(), len)
 }
 
 /// Removes a table that no process uses. One that does not exist is fine.
@@ -162,30 +162,30 @@ fn lock(file: &File, path: &Path) -> Result<(), PersistError> {
 }
 
 /// The key of a file that fits, or why it does not.
-fn read(file: &File, wanted: &Label, len: u64) -> io::Result<Result<HashKey, Incompatible>> {
+fn read(file: &File, wanted: &Header, len: u64) -> io::Result<Result<HashKey, Incompatible>> {
     let file_len = file.metadata()?.len();
-    let mut page = [0; LABEL_BYTES];
+    let mut page = [0; HEADER_BYTES];
     let Some(offset) = file_len.checked_sub(page.len() as u64) else {
-        return Ok(Err(Incompatible::Unlabelled));
+        return Ok(Err(Incompatible::NoHeader));
     };
     file.read_exact_at(&mut page, offset)?;
-    Ok(match Label::from_page(&page) {
-        Err(misfit) => Err(misfit),
-        Ok(label) if label.entry_bytes != wanted.entry_bytes => Err(Incompatible::Layout),
-        Ok(label) if label.boot != wanted.boot => Err(Incompatible::Boot),
-        Ok(label) if label.capacity_flows != wanted.capacity_flows => {
-            Err(Incompatible::Capacity(label.capacity_flows))
+    Ok(match Header::from_page(&page) {
+        Err(reason) => Err(reason),
+        Ok(header) if header.entry_bytes != wanted.entry_bytes => Err(Incompatible::Layout),
+        Ok(header) if header.boot != wanted.boot => Err(Incompatible::Boot),
+        Ok(header) if header.capacity_flows != wanted.capacity_flows => {
+            Err(Incompatible::Capacity(header.capacity_flows))
         }
-        Ok(label) if label.bucket_count != wanted.bucket_count => Err(Incompatible::Layout),
-        Ok(_) if offset != len => Err(Incompatible::Unlabelled),
-        Ok(label) => Ok(label.key),
+        Ok(header) if header.bucket_count != wanted.bucket_count => Err(Incompatible::Layout),
+        Ok(_) if offset != len => Err(Incompatible::NoHeader),
+        Ok(header) => Ok(header.key),
     })
 }
 
-impl Label {
-    fn to_page(self) -> [u8; LABEL_BYTES] {
+impl Header {
+    fn to_page(self) -> [u8; HEADER_BYTES] {
         let Self { entry_bytes, bucket_count, capacity_flows, boot, key } = self;
-        let mut page = [0; LABEL_BYTES];
+        let mut page = [0; HEADER_BYTES];
         let numbers = [LAYOUT, entry_bytes, bucket_count, capacity_flows].map(u32::to_ne_bytes);
         let parts = [MAGIC.as_slice(), numbers.as_flattened(), &boot];
         let words = key.0.map(u64::to_ne_bytes);
@@ -196,14 +196,14 @@ impl Label {
         page
     }
 
-    fn from_page(page: &[u8; LABEL_BYTES]) -> Result<Self, Incompatible> {
-        let (sum, rest) = page.split_first_chunk().ok_or(Incompatible::Unlabelled)?;
+    fn from_page(page: &[u8; HEADER_BYTES]) -> Result<Self, Incompatible> {
+        let (sum, rest) = page.split_first_chunk().ok_or(Incompatible::NoHeader)?;
         if u64::from_ne_bytes(*sum) != checksum(rest) {
-            return Err(Incompatible::Unlabelled);
+            return Err(Incompatible::NoHeader);
         }
         let mut rest = rest;
         if take(&mut rest)? != *MAGIC {
-            return Err(Incompatible::Unlabelled);
+            return Err(Incompatible::NoHeader);
         }
         if u32::from_ne_bytes(take(&mut rest)?) != LAYOUT {
             return Err(Incompatible::Layout);
@@ -220,12 +220,12 @@ impl Label {
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Incompatible> {
-    let (first, behind) = rest.split_first_chunk().ok_or(Incompatible::Unlabelled)?;
+    let (first, behind) = rest.split_first_chunk().ok_or(Incompatible::NoHeader)?;
     *rest = behind;
     Ok(*first)
 }
 
-/// FNV-1a: tells a label from what is none. Nobody chooses these bytes.
+/// FNV-1a: tells a header from what is none. Nobody chooses these bytes.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes
         .iter()
@@ -237,13 +237,13 @@ const LAYOUT: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"flowgate";
 const CHECKSUM_BYTES: usize = 8;
-const LABEL_BYTES: usize = crate::memory::PAGE_BYTES;
+const HEADER_BYTES: usize = crate::memory::PAGE_BYTES;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LABEL: Label = Label {
+    const HEADER: Header = Header {
         entry_bytes: 64,
         bucket_count: 10,
         capacity_flows: 131,
@@ -253,12 +253,12 @@ mod tests {
 
     #[test]
     fn a_label_is_read_as_written_and_any_change_of_it_is_seen() {
-        let page = LABEL.to_page();
-        assert_eq!(Label::from_page(&page), Ok(LABEL));
+        let page = HEADER.to_page();
+        assert_eq!(Header::from_page(&page), Ok(HEADER));
         for at in 0..page.len() {
             let mut damaged = page;
             damaged[at] ^= 0x10;
-            assert_eq!(Label::from_page(&damaged), Err(Incompatible::Unlabelled), "byte {at}");
+            assert_eq!(Header::from_page(&damaged), Err(Incompatible::NoHeader), "byte {at}");
         }
     }
 
@@ -266,36 +266,36 @@ mod tests {
     fn a_file_is_used_again_only_by_whoever_reads_it_alike() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flows");
-        let make = |label: &Label| {
-            let opened = open(&path, label, 8192).unwrap();
+        let make = |header: &Header| {
+            let opened = open(&path, header, 8192).unwrap();
             if opened.origin != Origin::Restored {
-                write_label(&opened.file, label, 8192).unwrap();
+                write_header(&opened.file, header, 8192).unwrap();
             }
             (opened.origin, opened.key)
         };
-        assert_eq!(make(&LABEL).0, Origin::Begun);
+        assert_eq!(make(&HEADER).0, Origin::Created);
         assert_eq!(
-            make(&Label { key: HashKey([8; HashKey::WORDS]), ..LABEL }),
+            make(&Header { key: HashKey([8; HashKey::WORDS]), ..HEADER }),
             (Origin::Restored, HashKey([7; HashKey::WORDS]))
         );
-        for (label, misfit) in [
-            (Label { boot: [1; 16], ..LABEL }, Incompatible::Boot),
-            (Label { capacity_flows: 500, boot: [1; 16], ..LABEL }, Incompatible::Capacity(131)),
-            (Label { entry_bytes: 128, capacity_flows: 500, boot: [1; 16], ..LABEL }, Incompatible::Layout),
+        for (header, reason) in [
+            (Header { boot: [1; 16], ..HEADER }, Incompatible::Boot),
+            (Header { capacity_flows: 500, boot: [1; 16], ..HEADER }, Incompatible::Capacity(131)),
+            (Header { entry_bytes: 128, capacity_flows: 500, boot: [1; 16], ..HEADER }, Incompatible::Layout),
         ] {
-            assert_eq!(make(&label).0, Origin::Replaced(misfit));
-            assert_eq!(make(&label).0, Origin::Restored);
+            assert_eq!(make(&header).0, Origin::Replaced(reason));
+            assert_eq!(make(&header).0, Origin::Restored);
         }
         fs::write(&path, "something else").unwrap();
-        assert_eq!(make(&LABEL).0, Origin::Replaced(Incompatible::Unlabelled));
+        assert_eq!(make(&HEADER).0, Origin::Replaced(Incompatible::NoHeader));
     }
 
     #[test]
     fn a_file_that_is_in_use_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flows");
-        let opened = open(&path, &LABEL, 8192).unwrap();
-        assert!(matches!(open(&path, &LABEL, 8192), Err(PersistError::InUse(_))));
+        let opened = open(&path, &HEADER, 8192).unwrap();
+        assert!(matches!(open(&path, &HEADER, 8192), Err(PersistError::InUse(_))));
         assert!(matches!(remove(&path), Err(PersistError::InUse(_))));
         drop(opened);
         remove(&path).unwrap();

@@ -31,10 +31,10 @@ impl TcpSeen {
     }
 
     /// The notes after a segment with these flags. A reset counts only if its sequence number is right, so
-    /// it has notes of its own: [`TcpSeen::and_reset`].
+    /// it has notes of its own: [`TcpSeen::with_reset`].
     #[inline]
     #[must_use]
-    pub const fn after(self, flags: TcpFlags) -> Self {
+    pub const fn with_flags(self, flags: TcpFlags) -> Self {
         let mut bits = self.0;
         if flags.intersects(TcpFlags::SYN) {
             bits |= Self::SYN;
@@ -50,13 +50,13 @@ impl TcpSeen {
 
     /// The notes of the direction that has sent a reset that counts.
     #[must_use]
-    pub const fn and_reset(self) -> Self {
+    pub const fn with_reset(self) -> Self {
         Self(self.0 | Self::RST)
     }
 
     /// The notes of the direction that was sent a reset that counts.
     #[must_use]
-    pub const fn and_reset_from_peer(self) -> Self {
+    pub const fn with_reset_from_peer(self) -> Self {
         Self(self.0 | Self::RST_FROM_PEER)
     }
 
@@ -68,17 +68,17 @@ impl TcpSeen {
 
     /// The notes as if no reset had been sent by either side.
     #[must_use]
-    pub const fn revived(self) -> Self {
+    pub const fn without_reset(self) -> Self {
         Self(self.0 & !(Self::RST | Self::RST_FROM_PEER))
     }
 
     /// Whether this direction has acknowledged anything.
-    pub const fn has_acknowledged(self) -> bool {
+    pub const fn has_sent_ack(self) -> bool {
         self.has(Self::ACK)
     }
 
     /// Whether this direction has sent a SYN.
-    pub const fn has_synchronised(self) -> bool {
+    pub const fn has_sent_syn(self) -> bool {
         self.has(Self::SYN)
     }
 
@@ -148,34 +148,35 @@ mod tests {
     fn a_connection_goes_through_its_phases() {
         let (mut client, mut server) = (TcpSeen::default(), TcpSeen::default());
         let (syn, ack, fin) = (TcpFlags::SYN, TcpFlags::ACK, TcpFlags::FIN);
-        client = client.after(syn);
+        client = client.with_flags(syn);
         assert_eq!(TcpPhase::of(client, server), TcpPhase::SynSent);
-        server = server.after(syn.union(ack));
+        server = server.with_flags(syn.union(ack));
         assert_eq!(TcpPhase::of(client, server), TcpPhase::SynReceived);
-        client = client.after(ack);
+        client = client.with_flags(ack);
         assert_eq!(TcpPhase::of(client, server), TcpPhase::Established);
-        server = server.after(fin.union(ack));
+        server = server.with_flags(fin.union(ack));
         assert_eq!(TcpPhase::of(client, server), TcpPhase::HalfClosed);
-        client = client.after(fin.union(ack));
+        client = client.with_flags(fin.union(ack));
         assert_eq!(TcpPhase::of(client, server), TcpPhase::TimeWait);
-        server = server.and_reset();
+        server = server.with_reset();
         assert_eq!(TcpPhase::of(client, server), TcpPhase::Reset);
     }
 
     #[test]
     fn a_connection_whose_reset_was_not_taken_lives_on() {
         let flags = TcpFlags::SYN.union(TcpFlags::ACK);
-        let (client, server) = (TcpSeen::default().after(flags), TcpSeen::default().after(flags));
-        assert_eq!(TcpPhase::of(client.and_reset(), server.and_reset_from_peer()), TcpPhase::Reset);
-        assert!(server.and_reset_from_peer().is_reset_by_peer());
-        let (client, server) = (client.and_reset().revived(), server.and_reset_from_peer().revived());
+        let (client, server) = (TcpSeen::default().with_flags(flags), TcpSeen::default().with_flags(flags));
+        assert_eq!(TcpPhase::of(client.with_reset(), server.with_reset_from_peer()), TcpPhase::Reset);
+        assert!(server.with_reset_from_peer().is_reset_by_peer());
+        let (client, server) =
+            (client.with_reset().without_reset(), server.with_reset_from_peer().without_reset());
         assert_eq!(TcpPhase::of(client, server), TcpPhase::Established);
     }
 
     #[test]
     fn a_refused_connection_is_reset() {
-        let client = TcpSeen::default().after(TcpFlags::SYN);
-        let server = TcpSeen::default().after(TcpFlags::RST.union(TcpFlags::ACK)).and_reset();
+        let client = TcpSeen::default().with_flags(TcpFlags::SYN);
+        let server = TcpSeen::default().with_flags(TcpFlags::RST.union(TcpFlags::ACK)).with_reset();
         assert!(TcpPhase::of(client, server).is_closing());
     }
 }

@@ -2,7 +2,7 @@
 //! What makes room when the table is full is in `table/eviction.rs`.
 
 mod eviction;
-mod silence;
+mod idle;
 mod tcp;
 mod view;
 
@@ -16,7 +16,7 @@ use crate::arch::prefetch;
 use crate::entry::{Direction, Entry, EntryIndex, Forwarding, Identity, NextHopRef, Side, Tick};
 use crate::hash::{FlowHash, HashKey};
 use crate::memory::{self, Memory, OutOfMemory};
-use crate::persistence::{self, Label, Opened, Origin, PersistConfig, PersistError};
+use crate::persistence::{self, Header, Opened, Origin, PersistConfig, PersistError};
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
 pub use view::FlowView;
@@ -108,7 +108,7 @@ impl<A: FlowAddress> FlowTable<A> {
     /// [`OutOfMemory`]: the kernel gives no such mapping.
     pub fn new(capacity_flows: u32, key: HashKey) -> Result<Self, OutOfMemory> {
         let (capacity_flows, bucket_count) = dimensions(capacity_flows);
-        Ok(Self::over(Memory::new(bucket_count, capacity_flows)?, capacity_flows, key, None))
+        Ok(Self::from_memory(Memory::new(bucket_count, capacity_flows)?, capacity_flows, key, None))
     }
 
     /// The same in a file that outlives the process. Where the file holds flows already
@@ -123,20 +123,20 @@ impl<A: FlowAddress> FlowTable<A> {
     ) -> Result<(Self, Origin), PersistError> {
         let (capacity_flows, bucket_count) = dimensions(capacity_flows);
         let entry_bytes = u32::try_from(size_of::<Entry<A>>()).expect("an entry is a few cache lines");
-        let label = Label { entry_bytes, bucket_count, capacity_flows, boot: persist.boot, key };
+        let header = Header { entry_bytes, bucket_count, capacity_flows, boot: persist.boot, key };
         let len = memory::len_bytes::<Entry<A>>(bucket_count) as u64;
-        let Opened { file, key, origin } = persistence::open(&persist.path, &label, len)?;
+        let Opened { file, key, origin } = persistence::open(&persist.path, &header, len)?;
         let path = || persist.path.clone();
         let memory = Memory::in_file(&file, bucket_count, capacity_flows)
             .map_err(|source| PersistError::OutOfMemory { path: path(), source })?;
         if origin != Origin::Restored {
-            persistence::write_label(&file, &label, len)
+            persistence::write_header(&file, &header, len)
                 .map_err(|source| PersistError::Io { path: path(), source })?;
         }
-        Ok((Self::over(memory, capacity_flows, key, Some(file)), origin))
+        Ok((Self::from_memory(memory, capacity_flows, key, Some(file)), origin))
     }
 
-    fn over(memory: Memory<Entry<A>>, capacity_flows: u32, key: HashKey, file: Option<File>) -> Self {
+    fn from_memory(memory: Memory<Entry<A>>, capacity_flows: u32, key: HashKey, file: Option<File>) -> Self {
         let insert_locks = (0..INSERT_LOCKS).map(|_| SpinLock::default()).collect();
         let half_open = AtomicU32::new(0);
         Self { key, memory, capacity_flows, half_open, insert_locks, _lock: file }
@@ -221,14 +221,14 @@ impl<A: FlowAddress> FlowTable<A> {
     /// The reply direction becomes visible first: nobody can answer a packet that was not sent yet.
     pub fn insert(&self, flow: &NewFlow<A>, now: Tick) -> Inserted<'_, A> {
         let NewFlow { original, reply, backend } = flow;
-        let reply_index = match self.insert_one(Side::Reply, reply, *backend, EntryIndex::NONE, now) {
-            OneInserted::New(index) => index,
-            OneInserted::Existing(holder) => return Inserted::ReplyTaken(holder),
-            OneInserted::Full => return Inserted::Full,
+        let reply_index = match self.insert_direction(Side::Reply, reply, *backend, EntryIndex::NONE, now) {
+            DirectionInserted::New(index) => index,
+            DirectionInserted::Existing(holder) => return Inserted::ReplyTaken(holder),
+            DirectionInserted::Full => return Inserted::Full,
         };
-        let outcome = self.insert_one(Side::Original, original, *backend, reply_index, now);
+        let outcome = self.insert_direction(Side::Original, original, *backend, reply_index, now);
         match outcome {
-            OneInserted::New(index) => {
+            DirectionInserted::New(index) => {
                 self.entry(reply_index).set_peer(index);
                 if original.tuple.protocol != Protocol::Udp {
                     self.half_open.fetch_add(1, Ordering::Relaxed);
@@ -240,12 +240,12 @@ impl<A: FlowAddress> FlowTable<A> {
                     None => Inserted::Full,
                 }
             }
-            OneInserted::Existing(found) => {
-                self.remove_one(reply_index, &reply.tuple);
+            DirectionInserted::Existing(found) => {
+                self.remove_direction(reply_index, &reply.tuple);
                 Inserted::Existing(found)
             }
-            OneInserted::Full => {
-                self.remove_one(reply_index, &reply.tuple);
+            DirectionInserted::Full => {
+                self.remove_direction(reply_index, &reply.tuple);
                 Inserted::Full
             }
         }
@@ -291,43 +291,43 @@ impl<A: FlowAddress> FlowTable<A> {
         };
         let Some(tuple) = peers_with(original, reply) else {
             // Only this direction is left. If it ever had another, whoever removed that one removed the flow.
-            return self.remove_one(index, &identity.tuple) && identity.peer == EntryIndex::NONE;
+            return self.remove_direction(index, &identity.tuple) && identity.peer == EntryIndex::NONE;
         };
         if !self.entry(original).lock(&tuple) {
             return false;
         }
-        if tuple.protocol != Protocol::Udp && !Self::has_synchronised(self.entry(reply)) {
-            self.forget_half_open();
+        if tuple.protocol != Protocol::Udp && !Self::has_sent_syn(self.entry(reply)) {
+            self.decrement_half_open();
         }
         if let Some(reply_tuple) = peers_with(reply, original) {
-            self.remove_one(reply, &reply_tuple);
+            self.remove_direction(reply, &reply_tuple);
         }
         self.free(original);
         true
     }
 
-    fn insert_one(
+    fn insert_direction(
         &self,
         side: Side,
         direction: &Direction<A>,
         backend: u32,
         peer: EntryIndex,
         now: Tick,
-    ) -> OneInserted<'_, A> {
+    ) -> DirectionInserted<'_, A> {
         let tuple = &direction.tuple;
         let hash = self.key.hash(tuple);
         let _guard = self.insert_locks[hash.0 as usize % INSERT_LOCKS].lock();
         if let Some(found) = self.lookup(tuple) {
-            return OneInserted::Existing(found);
+            return DirectionInserted::Existing(found);
         }
         let buckets = hash.buckets(self.memory.bucket_count());
         let claimed = self.claim(buckets, hash.tag()).or_else(|| {
             self.evict_from(buckets, now);
             self.claim(buckets, hash.tag())
         });
-        let Some(index) = claimed else { return OneInserted::Full };
+        let Some(index) = claimed else { return DirectionInserted::Full };
         self.entry(index).write(side, direction, backend, peer, now);
-        OneInserted::New(index)
+        DirectionInserted::New(index)
     }
 
     /// A free slot: in the first bucket while it has room to spare, since lookups begin there; else in
@@ -341,7 +341,7 @@ impl<A: FlowAddress> FlowTable<A> {
         claim_in(first).or_else(|| claim_in(second))
     }
 
-    fn remove_one(&self, index: EntryIndex, tuple: &FiveTuple<A>) -> bool {
+    fn remove_direction(&self, index: EntryIndex, tuple: &FiveTuple<A>) -> bool {
         let locked = self.entry(index).lock(tuple);
         if locked {
             self.free(index);
@@ -385,7 +385,7 @@ impl<A: FlowAddress> Found<'_, A> {
     }
 }
 
-enum OneInserted<'a, A: FlowAddress> {
+enum DirectionInserted<'a, A: FlowAddress> {
     New(EntryIndex),
     Existing(Found<'a, A>),
     Full,

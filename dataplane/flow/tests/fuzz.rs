@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use flowgate_flow::{
-    Direction, FlowAddress, FlowTable, FlowView, HashKey, Inserted, NewFlow, NextHopRef, Sweep, TcpPhase,
-    Tick, Timeouts,
+    Direction, FlowAddress, FlowTable, FlowView, HashKey, Inserted, NewFlow, NextHopRef, Sweep, SweepContext,
+    TcpPhase, Tick, Timeouts,
 };
 use flowgate_fuzz::{Feature, Rng, Target, feature};
 use flowgate_wire::{FiveTuple, L4Port, Protocol, TcpFlags, Translation};
@@ -135,7 +135,7 @@ impl<A: FlowAddress> Pair<A> {
         let (Some(found), Some(known)) = (found, known) else { return "not found" };
         found.touch(Tick(self.now), 60);
         if tuple.protocol != Protocol::Udp {
-            found.saw_tcp(flags);
+            found.record_tcp_flags(flags);
         }
         let side = usize::from(known.reply == *tuple);
         known.packets[side] += 1;
@@ -157,7 +157,8 @@ impl<A: FlowAddress> Pair<A> {
             ..Timeouts::default()
         };
         let (now, buckets) = (self.now, self.sweep.len());
-        let removed = self.sweep.step(&self.table, buckets, Tick(now), &timeouts, 0, |_, _| false);
+        let context = SweepContext { now: Tick(now), timeouts: &timeouts, epoch: 0 };
+        let removed = self.sweep.step(&self.table, buckets, context, |_, _| false);
         let before = self.list.len();
         let left: Vec<FiveTuple<IpAddr>> = self.table.flows().map(|flow| flow.original).collect();
         self.list.retain(|flow| {

@@ -7,7 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flowgate_flow::interleave::run;
-use flowgate_flow::{Direction, FlowTable, HashKey, Inserted, NewFlow, NextHopRef, Sweep, Tick, Timeouts};
+use flowgate_flow::{
+    Direction, FlowTable, HashKey, Inserted, NewFlow, NextHopRef, Sweep, SweepContext, Tick, Timeouts,
+};
 use flowgate_wire::{FiveTuple, L4Port, Protocol, Translation};
 
 type Table = FlowTable<Ipv4Addr>;
@@ -225,5 +227,6 @@ fn a_full_table_gives_each_slot_to_one_flow() {
 fn sweep(table: &Table, now: u32) {
     let mut sweep = Sweep::new(table, 0, 1);
     let buckets = sweep.len();
-    sweep.step(table, buckets, Tick(now), &Timeouts::default(), EPOCH, |_, _| false);
+    let context = SweepContext { now: Tick(now), timeouts: &Timeouts::default(), epoch: EPOCH };
+    sweep.step(table, buckets, context, |_, _| false);
 }

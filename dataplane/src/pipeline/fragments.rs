@@ -10,7 +10,7 @@ mod identification;
 mod ranges;
 
 use flowgate_tables::InterfaceId;
-use flowgate_wire::fragment::{self, Part, Unfit};
+use flowgate_wire::fragment::{self, FragmentRange, InvalidFragment};
 use flowgate_wire::{Datagram, FiveTuple, Fragment, L4Port, Packet, Protocol};
 
 pub(crate) use cache::EXPECTED_MS;
@@ -79,7 +79,7 @@ impl Fragments {
     }
 
     /// `None` if the part may be forwarded. One that overlaps makes its packet be dropped, a duplicate only itself.
-    fn unfit(&mut self, slot: usize, part: &Part) -> Option<Verdict> {
+    fn unfit(&mut self, slot: usize, part: &FragmentRange) -> Option<Verdict> {
         match self.cache.entry(slot).ranges.fit(part) {
             Fit::New => None,
             Fit::Duplicate => Some(Verdict::Drop(DropReason::FragmentDuplicate)),
@@ -89,7 +89,7 @@ impl Fragments {
     }
 
     /// Records that the part was forwarded. A complete packet is removed, so that its identification can be used again.
-    fn sent(&mut self, slot: usize, part: &Part) {
+    fn sent(&mut self, slot: usize, part: &FragmentRange) {
         let ranges = &mut self.cache.entry(slot).ranges;
         ranges.add(part);
         if ranges.is_complete() {
@@ -102,7 +102,7 @@ impl Fragments {
 struct Piece<A> {
     datagram: Datagram<A>,
     fragment: Fragment,
-    part: Part,
+    part: FragmentRange,
     slot: usize,
 }
 
@@ -117,7 +117,7 @@ impl Router {
         if protocol.is_none() && (is_first || !may_hide_protocol::<A>(datagram.protocol)) {
             return Verdict::Pass(PassReason::NotL4);
         }
-        let part = match Part::of(&datagram, &fragment) {
+        let part = match FragmentRange::of(&datagram, &fragment) {
             Ok(part) => part,
             Err(unfit) => return drop_unfit(unfit),
         };
@@ -332,10 +332,10 @@ fn may_hide_protocol<A: Family>(protocol: u8) -> bool {
     !A::IS_V4 && protocol != A::ICMP && IPV6_EXTENSIONS.contains(&protocol)
 }
 
-fn drop_unfit(unfit: Unfit) -> Verdict {
+fn drop_unfit(unfit: InvalidFragment) -> Verdict {
     Verdict::Drop(match unfit {
-        Unfit::Tiny => DropReason::FragmentTiny,
-        Unfit::Malformed(_) => DropReason::Malformed,
+        InvalidFragment::Tiny => DropReason::FragmentTiny,
+        InvalidFragment::Malformed(_) => DropReason::Malformed,
     })
 }
 

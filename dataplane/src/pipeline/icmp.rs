@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flowgate_flow::Found;
-use flowgate_wire::icmp::{self, Message, NewError, Quoted};
+use flowgate_wire::icmp::{self, Message, Quoted, TranslatedError};
 use flowgate_wire::{Address, Datagram, EtherType, FiveTuple};
 
 use super::context::SlowPath;
@@ -92,10 +92,10 @@ impl Router {
 ///
 /// The quoted packet is translated back to what its sender had sent, or the sender would not find the connection. The source
 /// of the error is replaced where that of a reply would be, since the other side may have no route to it; otherwise it stays.
-fn new_error<A: Family>(sender: A, answer: &FiveTuple<A>, found: &Found<'_, A>) -> NewError<A> {
+fn new_error<A: Family>(sender: A, answer: &FiveTuple<A>, found: &Found<'_, A>) -> TranslatedError<A> {
     let translation = &found.forwarding.translation;
     let src = if translation.src == answer.src { sender } else { translation.src };
-    NewError { src, dst: translation.dst, about: translation.tuple(answer.protocol).reversed() }
+    TranslatedError { src, dst: translation.dst, about: translation.tuple(answer.protocol).reversed() }
 }
 
 /// Whether the error is about a packet to a backend whose clients' addresses are preserved, but of no flow: such a packet is

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use flowgate_flow::{Bound, Direction, Found, Inserted, NewFlow, NextHopRef, Probe};
+use flowgate_flow::{Binding, Direction, Found, Inserted, NewFlow, NextHopRef, Probe};
 use flowgate_tables::routing::Route;
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{Backend, NextHop, NextHopId};
@@ -58,9 +58,9 @@ impl Router {
             Decision::NotOurs => return Err(no_service(packet, slow.context)),
         };
         match selection.bound {
-            Some(Bound::Existing(_)) => slow.counters.add(Event::AffinityKept, 1),
-            Some(Bound::Evicting(_)) => slow.counters.add(Event::AffinityEvictions, 1),
-            Some(Bound::New(_) | Bound::Nobody) | None => {}
+            Some(Binding::Existing(_)) => slow.counters.add(Event::AffinityKept, 1),
+            Some(Binding::Evicting(_)) => slow.counters.add(Event::AffinityEvictions, 1),
+            Some(Binding::New(_) | Binding::NoBackend) | None => {}
         }
         // The endpoints of a Service port are of its own family, so this does not fail; if it did, there would be no route.
         let backend_addr = A::from_ip(selection.backend.addr).ok_or(Verdict::Drop(DropReason::NoRoute))?;
@@ -231,7 +231,8 @@ fn no_connection<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdic
 fn no_service<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
     let snat = &context.tables.snat;
     let FiveTuple { protocol, dst, dst_port, .. } = packet.tuple;
-    let is_reply = snat.ports().binary_search(&dst_port.number()).is_ok() && snat.contains(dst.into());
+    let is_reply =
+        snat.ports().binary_search(&dst_port.number()).is_ok() && snat.is_reply_address(dst.into());
     match (is_reply, protocol) {
         (false, _) => Verdict::Pass(PassReason::NotOurs),
         (true, Protocol::Tcp) => no_connection(packet, context),

@@ -237,13 +237,13 @@ pub(super) fn track<A: Family>(
     match packet.tuple.protocol {
         Protocol::Udp => {}
         Protocol::Tcp => {
-            found.saw_tcp(packet.tcp_flags);
+            found.record_tcp_flags(packet.tcp_flags);
             // RFC 9293 section 3.1: without the flag the acknowledgement number means nothing.
             if packet.tcp_flags.intersects(TcpFlags::ACK) {
-                found.acknowledged(packet.tcp_acked(frame));
+                found.record_ack(packet.tcp_acknowledgement_high(frame));
             }
         }
-        Protocol::Sctp => found.saw_tcp(packet.tcp_flags),
+        Protocol::Sctp => found.record_tcp_flags(packet.tcp_flags),
     }
 }
 
@@ -253,7 +253,7 @@ fn track_slow<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>,
     let flows = A::table(slow.context.flows);
     let flags = packet.tcp_flags;
     if flags.intersects(TcpFlags::RST) {
-        if !flows.reset(found, packet.tcp_sequence(frame)) {
+        if !flows.record_reset(found, packet.tcp_sequence(frame)) {
             slow.counters.add(Event::ResetsIgnored, 1);
             return;
         }

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use flowgate_flow::{AffinityTable, Bound, Tick};
+use flowgate_flow::{AffinityTable, Binding, Tick};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{
     Backend, BackendId, BackendSet, EmptyAction, Frontend, SourceClass, Tables, TrafficPolicy,
@@ -43,7 +43,7 @@ pub struct Selection<'a> {
     /// Whether the client's address is replaced by one of ours.
     pub source_nat: bool,
     /// The affinity binding; `None` where the Service has no session affinity.
-    pub bound: Option<Bound>,
+    pub bound: Option<Binding>,
 }
 
 /// What session affinity needs.
@@ -65,7 +65,7 @@ pub fn select_backend<'a>(
     let services = &*tables.services;
     let key = ServiceKey { protocol: tuple.protocol, addr: tuple.dst, port: tuple.dst_port };
     let Some(frontend) = services.frontend(&key) else {
-        return match services.unserved(tuple.dst) {
+        return match services.unmatched(tuple.dst) {
             // The node's own addresses are its own, whatever a range says.
             Some(_) if tables.sources.class(tuple.dst) == SourceClass::Node => Decision::NotOurs,
             Some(UnmatchedDestination::ClusterIp) => Decision::Reject(RejectReason::UnknownPort),
@@ -77,7 +77,7 @@ pub fn select_backend<'a>(
     if !frontend.admits(tuple.src) {
         return Decision::Drop(DropReason::SourceNotAllowed);
     }
-    let policy = frontend.treatment(tables.sources.class(tuple.src));
+    let policy = frontend.policy(tables.sources.class(tuple.src));
     let backends = &*policy.backends;
     let pick = || backends.pick(maglev_hash(tuple));
     let (chosen, bound) = match (frontend.affinity, affinity) {
@@ -112,9 +112,9 @@ impl AffinityContext<'_> {
         timeout: Duration,
         backends: &BackendSet,
         pick: impl FnOnce() -> Option<BackendId>,
-    ) -> Bound {
+    ) -> Binding {
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        self.affinity.place(
+        self.affinity.get_or_assign(
             client,
             self.now,
             timeout_ms,

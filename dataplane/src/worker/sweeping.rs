@@ -1,6 +1,6 @@
 //! The sweep: removes flows that were idle for too long or whose backend is gone, and clears next hops of earlier routes.
 
-use flowgate_flow::{Flows, Sweep, Tick, Timeouts};
+use flowgate_flow::{Flows, Sweep, SweepContext, Tick, Timeouts};
 use flowgate_tables::{BackendId, Tables};
 use flowgate_wire::Protocol;
 use hashbrown::HashMap;
@@ -59,9 +59,9 @@ impl Sweeping {
         draining.forget_finished(now, timeouts);
         let mut is_superseded =
             |protocol: Protocol, backend| draining.is_superseded(tables, protocol, backend, now, timeouts);
-        let epoch = tables.routing.epoch();
-        v4.step(&flows.v4, buckets, now, timeouts, epoch, &mut is_superseded)
-            + v6.step(&flows.v6, of_v6, now, timeouts, epoch, &mut is_superseded)
+        let context = SweepContext { now, timeouts, epoch: tables.routing.epoch() };
+        v4.step(&flows.v4, buckets, context, &mut is_superseded)
+            + v6.step(&flows.v6, of_v6, context, &mut is_superseded)
     }
 
     /// Buckets of both shares.

@@ -76,7 +76,7 @@ impl BackendTable {
         let mut added = Vec::new();
         for key in keys {
             match self.by_key.get(&key) {
-                Some(&id) => next.place(key, id),
+                Some(&id) => next.insert(key, id),
                 None => added.push(key),
             }
         }
@@ -99,7 +99,7 @@ impl BackendTable {
             });
             let slot_number =
                 u32::try_from(slot).ok().filter(|&n| n < BackendId::SLOTS_MAX - 1).ok_or(TooManyBackends)?;
-            next.place(key, BackendId::new(slot_number, next.epochs[slot]));
+            next.insert(key, BackendId::new(slot_number, next.epochs[slot]));
         }
         Ok(next)
     }
@@ -108,7 +108,7 @@ impl BackendTable {
         self.by_key.get(key).copied()
     }
 
-    fn place(&mut self, key: BackendKey, id: BackendId) {
+    fn insert(&mut self, key: BackendKey, id: BackendId) {
         let (service, addr, port) = key;
         self.slots[id.slot()] = Some(Backend { id, service, addr, port });
         self.by_key.insert(key, id);

@@ -1,6 +1,6 @@
 //! Maglev consistent hashing (Eisenbud et al., NSDI 2016, section 3.4). Never knows what a backend is.
 //!
-//! Each member has a permutation of the slots that follows from its name alone; members take turns to
+//! Each member has a permutation of the slots that follows from its name alone; members take permutations to
 //! claim their next free slot until the lookup table is full. Every node that knows the same members
 //! builds the same table, and when a member comes or goes few slots of the others move.
 
@@ -63,11 +63,11 @@ impl Maglev {
         }
         let size = table_size(members.len());
         let slots = if members.len() <= NIBBLE_MEMBERS {
-            Slots::in_nibbles(&fill(members, size, u8::MAX))
+            Slots::in_nibbles(&populate(members, size, u8::MAX))
         } else if members.len() < usize::from(u8::MAX) {
-            Slots::Byte(fill(members, size, u8::MAX).into())
+            Slots::Byte(populate(members, size, u8::MAX).into())
         } else {
-            Slots::Word(fill(members, size, u16::MAX).into())
+            Slots::Word(populate(members, size, u16::MAX).into())
         };
         Self { slots }
     }
@@ -117,27 +117,27 @@ impl Slots {
 const NIBBLE_MEMBERS: usize = 16;
 
 /// The member of each slot; `free` is a number that no member has.
-fn fill<S: Slot>(members: &[Member<'_>], size: u32, free: S) -> Vec<S> {
-    let mut turns: Vec<Turn> =
-        members.iter().zip(0..).map(|(m, number)| Turn::new(m, number, size)).collect();
-    // The paper lets members take turns in a fixed order; by name, so that all nodes agree.
-    turns.sort_unstable_by_key(|turn| turn.name_hash);
+fn populate<S: Slot>(members: &[Member<'_>], size: u32, free: S) -> Vec<S> {
+    let mut permutations: Vec<Permutation> =
+        members.iter().zip(0..).map(|(m, number)| Permutation::new(m, number, size)).collect();
+    // The paper lets members take permutations in a fixed order; by name, so that all nodes agree.
+    permutations.sort_unstable_by_key(|permutation| permutation.name_hash);
     let heaviest = u32::from(members.iter().map(|m| m.weight.max(1)).max().unwrap_or(1));
     let mut slots = vec![free; size as usize];
     let mut left = size;
     while left > 0 {
-        for turn in &mut turns {
-            // A member of half the weight takes every second turn.
-            turn.credit += turn.weight;
-            if turn.credit < heaviest {
+        for permutation in &mut permutations {
+            // A member of half the weight takes every second permutation.
+            permutation.credit += permutation.weight;
+            if permutation.credit < heaviest {
                 continue;
             }
-            turn.credit -= heaviest;
+            permutation.credit -= heaviest;
             if left == 0 {
                 break;
             }
-            let slot = turn.next_free(&slots, size, free);
-            slots[slot] = S::of(turn.number);
+            let slot = permutation.next_free(&slots, size, free);
+            slots[slot] = S::of(permutation.number);
             left -= 1;
         }
     }
@@ -168,7 +168,7 @@ impl Slot for u16 {
     }
 }
 
-struct Turn {
+struct Permutation {
     name_hash: u64,
     number: u16,
     weight: u32,
@@ -177,7 +177,7 @@ struct Turn {
     skip: u32,
 }
 
-impl Turn {
+impl Permutation {
     fn new(member: &Member<'_>, number: u16, size: u32) -> Self {
         let name_hash = stable_hash(0, member.name);
         let reduce = |hash: u64, modulus: u32| {

@@ -63,7 +63,7 @@ pub struct Frontend {
     /// The Service port it leads to.
     pub service: ServiceId,
     /// How new flows are treated, by who sends them.
-    pub treatments: PerSourceClass<TrafficPolicy>,
+    pub policies: PerSourceClass<TrafficPolicy>,
     /// Who may reach it; none for everybody.
     pub allowed: Option<Arc<[IpNet]>>,
     /// How long after its last connection a client stays with its backend.
@@ -73,8 +73,8 @@ pub struct Frontend {
 impl Frontend {
     /// How a new flow from a source of this class is treated.
     #[inline]
-    pub const fn treatment(&self, class: SourceClass) -> &TrafficPolicy {
-        self.treatments.of(class)
+    pub const fn policy(&self, class: SourceClass) -> &TrafficPolicy {
+        self.policies.of(class)
     }
 
     /// Whether a client may reach it (P401).
@@ -136,7 +136,7 @@ pub enum ServiceError {
         /// The protocol.
         protocol: Protocol,
     },
-    /// A frontend's treatment names an endpoint set that its Service does not have.
+    /// A frontend's policy names an endpoint set that its Service does not have.
     #[error("{name}: frontend {addr}:{port} names endpoint set {set}, which does not exist")]
     NoSuchSet {
         /// The Service.
@@ -203,7 +203,7 @@ impl ServiceTable {
     }
 
     /// Why a destination without a frontend is ours all the same, if it is.
-    pub fn unserved(&self, addr: IpAddr) -> Option<UnmatchedDestination> {
+    pub fn unmatched(&self, addr: IpAddr) -> Option<UnmatchedDestination> {
         if self.cluster_ips.contains(&addr) {
             Some(UnmatchedDestination::ClusterIp)
         } else if self.service_cidrs.iter().any(|net| net.contains(&addr)) {

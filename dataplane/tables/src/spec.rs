@@ -92,7 +92,7 @@ pub struct ServiceSpec {
     pub protocol: Protocol,
     /// The addresses and ports that clients aim at.
     pub frontends: Vec<FrontendSpec>,
-    /// The sets of endpoints that frontends choose from; a treatment names one by position.
+    /// The sets of endpoints that frontends choose from; a policy names one by position.
     pub endpoint_sets: Vec<Vec<EndpointSpec>>,
     /// All endpoints that still answer: their flows go on, whether or not a set has them (P803).
     pub serving: Vec<(IpAddr, L4Port)>,
@@ -111,7 +111,7 @@ pub struct FrontendSpec {
     /// Where it comes from.
     pub kind: FrontendKind,
     /// How new flows are treated, by who sends them.
-    pub treatments: PerSourceClass<TrafficPolicySpec>,
+    pub policies: PerSourceClass<TrafficPolicySpec>,
     /// Who may reach it; none for everybody (P401).
     pub allowed: Option<Arc<[IpNet]>>,
 }

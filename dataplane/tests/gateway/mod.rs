@@ -46,9 +46,9 @@ impl World {
         });
         let mut kept = service("kept", Protocol::Tcp, "203.0.113.7:80", 8080, &[12]);
         kept.frontends[0].kind = FrontendKind::LoadBalancer;
-        let treatments = kept.frontends[0].treatments;
-        kept.frontends[0].treatments =
-            treatments.map(|t| TrafficPolicySpec { source_nat: SourceNat::PreserveClient, ..*t });
+        let policies = kept.frontends[0].policies;
+        kept.frontends[0].policies =
+            policies.map(|t| TrafficPolicySpec { source_nat: SourceNat::PreserveClient, ..*t });
         Self {
             services: vec![
                 web,
@@ -307,7 +307,7 @@ pub(crate) fn service(
             addr: IpAddr::V4(addr),
             port: L4Port::new(port),
             kind: FrontendKind::ClusterIp,
-            treatments: PerSourceClass::same(TrafficPolicySpec {
+            policies: PerSourceClass::same(TrafficPolicySpec {
                 endpoint_set: 0,
                 source_nat: SourceNat::Always,
                 when_empty: EmptyAction::Reject,

@@ -114,18 +114,18 @@ pub(crate) fn frontend<'w>(world: &'w World, tuple: &Tuple) -> Option<(&'w Servi
 
 /// Applies the rules to a first packet at time `now`.
 pub(crate) fn rule(world: &World, lives: &Lives, bindings: &Bindings, tuple: &Tuple, now: u64) -> Rule {
-    let Some((service, frontend)) = frontend(world, tuple) else { return unserved(world, tuple.dst.ip()) };
+    let Some((service, frontend)) = frontend(world, tuple) else { return unmatched(world, tuple.dst.ip()) };
     let client = tuple.src.ip();
     if frontend.allowed.as_ref().is_some_and(|ranges| !ranges.iter().any(|net| net.contains(&client))) {
         return Rule::Drop("source_not_allowed");
     }
     let is_node = is_own_address(world, client);
-    let treatment: &TrafficPolicySpec =
-        if is_node { &frontend.treatments.node } else { &frontend.treatments.outside };
-    let set = &service.endpoint_sets[treatment.endpoint_set];
+    let policy: &TrafficPolicySpec =
+        if is_node { &frontend.policies.node } else { &frontend.policies.outside };
+    let set = &service.endpoint_sets[policy.endpoint_set];
     let candidates: Vec<SocketAddr> = set.iter().map(|e| SocketAddr::new(e.addr, e.port.number())).collect();
     if candidates.is_empty() {
-        return match treatment.when_empty {
+        return match policy.when_empty {
             EmptyAction::Reject => Rule::Reject("no_endpoint"),
             EmptyAction::Drop => Rule::Drop("no_backend"),
         };
@@ -138,12 +138,7 @@ pub(crate) fn rule(world: &World, lives: &Lives, bindings: &Bindings, tuple: &Tu
         }
         None => candidates,
     };
-    Rule::Serve(Offer {
-        port,
-        candidates,
-        source_nat: treatment.source_nat,
-        bound: service.affinity.is_some(),
-    })
+    Rule::Serve(Offer { port, candidates, source_nat: policy.source_nat, bound: service.affinity.is_some() })
 }
 
 /// Whether the address is one of the node's.
@@ -152,7 +147,7 @@ pub(crate) fn is_own_address(world: &World, addr: IpAddr) -> bool {
 }
 
 /// P505, P506.
-fn unserved(world: &World, dst: IpAddr) -> Rule {
+fn unmatched(world: &World, dst: IpAddr) -> Rule {
     if is_own_address(world, dst) {
         return Rule::NotOurs;
     }
@@ -172,7 +167,7 @@ pub(crate) fn may_answer_kept(world: &World, tuple: &Tuple) -> bool {
         let kept = service
             .frontends
             .iter()
-            .flat_map(|f| [f.treatments.outside, f.treatments.pod, f.treatments.node])
+            .flat_map(|f| [f.policies.outside, f.policies.pod, f.policies.node])
             .filter(|t| t.source_nat == SourceNat::PreserveClient);
         kept.flat_map(|t| &service.endpoint_sets[t.endpoint_set])
             .any(|e| e.addr == tuple.src.ip() && e.port.number() == tuple.src.port())

@@ -71,7 +71,7 @@ fn describe_world(story: &mut String, world: &crate::model::world::World) {
         )
         .unwrap();
         for f in &service.frontends {
-            writeln!(story, "    {}:{} {:?} allowed {:?}", f.addr, f.port, f.treatments, f.allowed).unwrap();
+            writeln!(story, "    {}:{} {:?} allowed {:?}", f.addr, f.port, f.policies, f.allowed).unwrap();
         }
     }
     for i in &world.interfaces {

@@ -108,13 +108,13 @@ fn interface(name: &str, host: u8, net: Net, random: &mut Rng) -> InterfaceSpec 
 fn service(number: u8, random: &mut Rng) -> ServiceSpec {
     let protocol = [Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Sctp][random.usize(..4)];
     let v4 = random.bool();
-    let treatment = |random: &mut Rng| TrafficPolicySpec {
+    let policy = |random: &mut Rng| TrafficPolicySpec {
         endpoint_set: random.usize(..2),
         source_nat: if random.u8(..3) == 0 { SourceNat::PreserveClient } else { SourceNat::Always },
         when_empty: if random.bool() { EmptyAction::Reject } else { EmptyAction::Drop },
     };
     let frontend = |addr: IpAddr, port, kind, random: &mut Rng| {
-        let (outside, pod, node) = (treatment(random), treatment(random), treatment(random));
+        let (outside, pod, node) = (policy(random), policy(random), policy(random));
         let ranges =
             if v4 { ["192.0.2.8/30", "198.51.100.0/24"] } else { ["2001:db8:1::8/126", "2001:db8:2::/64"] };
         let allowed = (random.u8(..6) == 0).then(|| ranges.map(|net| net.parse().unwrap()).to_vec().into());
@@ -122,7 +122,7 @@ fn service(number: u8, random: &mut Rng) -> ServiceSpec {
             addr,
             port: L4Port::new(port),
             kind,
-            treatments: PerSourceClass { outside, pod, node },
+            policies: PerSourceClass { outside, pod, node },
             allowed,
         }
     };

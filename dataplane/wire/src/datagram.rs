@@ -105,7 +105,8 @@ pub(crate) fn v6(frame: &[u8]) -> Result<Datagram<Ipv6Addr>, Malformed> {
     }
     let payload_len = u16_at(ip, ipv6::PAYLOAD_LEN);
     // The second condition keeps `ip_len`, which has 16 bits, from overflowing.
-    if usize::from(payload_len) + ethernet::LEN + ipv6::LEN > frame.len() || payload_len > u16::MAX - IPV6_LEN {
+    if usize::from(payload_len) + ethernet::LEN + ipv6::LEN > frame.len() || payload_len > u16::MAX - IPV6_LEN
+    {
         return Err(Malformed::TotalLength);
     }
     let [src, dst] = *ip[ipv6::SRC..].as_chunks::<16>().0 else { return Err(Malformed::Truncated) };

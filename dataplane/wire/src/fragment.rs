@@ -12,7 +12,7 @@ use crate::{header, sctp};
 
 /// The bytes of a fragment in the packet that it is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct FragmentRange {
     /// Position of the first, in the fragmentable part of the packet.
     pub start: u16,
     /// Position behind the last.
@@ -23,7 +23,7 @@ pub struct Part {
 
 /// Why a fragment cannot be part of any packet that may be forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfit {
+pub enum InvalidFragment {
     /// It is the first and does not hold its headers whole (RFC 7112), or it would overwrite the transport header
     /// of the first (RFC 1858, RFC 3128).
     Tiny,
@@ -31,14 +31,14 @@ pub enum Unfit {
     Malformed(Malformed),
 }
 
-impl Part {
+impl FragmentRange {
     /// The bytes that `fragment` of `datagram` holds.
     ///
     /// # Errors
-    /// [`Unfit`] when there are none, when their number is no multiple of eight though others follow, when they end
+    /// [`InvalidFragment`] when there are none, when their number is no multiple of eight though others follow, when they end
     /// beyond the largest packet, or when they begin within the transport header.
-    pub fn of<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> Result<Self, Unfit> {
-        let too_long = Unfit::Malformed(Malformed::TotalLength);
+    pub fn of<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> Result<Self, InvalidFragment> {
+        let too_long = InvalidFragment::Malformed(Malformed::TotalLength);
         let len = datagram.ip_len() + datagram.l3_offset - part_offset(datagram, fragment);
         if len == 0 || (fragment.more && !len.is_multiple_of(UNIT)) {
             return Err(too_long);
@@ -51,7 +51,7 @@ impl Part {
         }
         let start = fragment.offset;
         match Protocol::from_number(datagram.protocol) {
-            Some(protocol) if start != 0 && start < header_len(protocol) => Err(Unfit::Tiny),
+            Some(protocol) if start != 0 && start < header_len(protocol) => Err(InvalidFragment::Tiny),
             _ => Ok(Self { start, end, more: fragment.more }),
         }
     }
@@ -61,33 +61,33 @@ impl Part {
 /// the whole transport packet, which only UDP has in its header.
 ///
 /// # Errors
-/// [`Unfit`] when the transport header is not whole or contradicts itself.
+/// [`InvalidFragment`] when the transport header is not whole or contradicts itself.
 pub fn parse_first<A: Address>(
     frame: &[u8],
     datagram: &Datagram<A>,
     protocol: Protocol,
-) -> Result<(Packet<A>, Option<u16>), Unfit> {
+) -> Result<(Packet<A>, Option<u16>), InvalidFragment> {
     let &Datagram { src, dst, l3_offset, l4_offset, l4_len, ttl, .. } = datagram;
     let l4 = datagram.payload(frame);
-    let malformed = Unfit::Malformed(Malformed::L4Length);
+    let malformed = InvalidFragment::Malformed(Malformed::L4Length);
     if l4_len < header_len(protocol) {
-        return Err(Unfit::Tiny);
+        return Err(InvalidFragment::Tiny);
     }
     let (l4_checksum, tcp_flags, whole_len) = match protocol {
         Protocol::Tcp => {
-            let tcp = l4.first_chunk::<{ tcp::LEN }>().ok_or(Unfit::Tiny)?;
+            let tcp = l4.first_chunk::<{ tcp::LEN }>().ok_or(InvalidFragment::Tiny)?;
             let data_offset = u16::from(tcp[tcp::DATA_OFFSET] >> 4) * 4;
             if usize::from(data_offset) < tcp::LEN {
                 return Err(malformed);
             }
             // RFC 7112 section 5: options in a later fragment would escape whoever filters by them.
             if data_offset > l4_len {
-                return Err(Unfit::Tiny);
+                return Err(InvalidFragment::Tiny);
             }
             (Checksum([tcp[tcp::CHECKSUM], tcp[tcp::CHECKSUM + 1]]), TcpFlags(tcp[tcp::FLAGS]), None)
         }
         Protocol::Udp => {
-            let udp = l4.first_chunk::<{ udp::LEN }>().ok_or(Unfit::Tiny)?;
+            let udp = l4.first_chunk::<{ udp::LEN }>().ok_or(InvalidFragment::Tiny)?;
             let whole_len = u16_at(udp, udp::DATAGRAM_LEN);
             // A datagram that is whole in its first fragment leaves nothing for the others.
             if whole_len <= l4_len {
@@ -95,12 +95,12 @@ pub fn parse_first<A: Address>(
             }
             (Checksum([udp[udp::CHECKSUM], udp[udp::CHECKSUM + 1]]), TcpFlags::default(), Some(whole_len))
         }
-        Protocol::Sctp => (Checksum::NONE, sctp_flags(l4).map_err(Unfit::Malformed)?, None),
+        Protocol::Sctp => (Checksum::NONE, sctp_flags(l4).map_err(InvalidFragment::Malformed)?, None),
     };
-    let [s0, s1, d0, d1, ..] = *l4 else { return Err(Unfit::Tiny) };
+    let [s0, s1, d0, d1, ..] = *l4 else { return Err(InvalidFragment::Tiny) };
     let (src_port, dst_port) = (L4Port::from_wire([s0, s1]), L4Port::from_wire([d0, d1]));
     if src_port == L4Port::new(0) || dst_port == L4Port::new(0) {
-        return Err(Unfit::Malformed(Malformed::PortZero));
+        return Err(InvalidFragment::Malformed(Malformed::PortZero));
     }
     let tuple = FiveTuple { protocol, src, dst, src_port, dst_port };
     let packet = Packet { tuple, l3_offset, l4_offset, l4_len, ttl, tcp_flags, l4_checksum };
@@ -143,7 +143,8 @@ pub fn write_identification<A: Address>(
     let field = frame.get_mut(at..)?.first_chunk_mut::<2>()?;
     let delta = Delta::between(Sum::ZERO.word(*field), Sum::ZERO.word(new));
     *field = new;
-    let checksum = frame.get_mut(usize::from(datagram.l3_offset) + ipv4::CHECKSUM..)?.first_chunk_mut::<2>()?;
+    let checksum =
+        frame.get_mut(usize::from(datagram.l3_offset) + ipv4::CHECKSUM..)?.first_chunk_mut::<2>()?;
     *checksum = Checksum(*checksum).update(delta).0;
     Some(())
 }
@@ -200,22 +201,22 @@ mod tests {
         frame
     }
 
-    fn part(frame: &[u8]) -> Result<Part, Unfit> {
+    fn part(frame: &[u8]) -> Result<FragmentRange, InvalidFragment> {
         let datagram = Ipv4Addr::datagram(frame).unwrap();
-        Part::of(&datagram, &datagram.fragment.unwrap())
+        FragmentRange::of(&datagram, &datagram.fragment.unwrap())
     }
 
     #[test]
     fn a_part_lies_within_the_largest_packet_and_outside_of_the_header() {
-        assert_eq!(part(&v4(17, 0x2000, &[0; 16])), Ok(Part { start: 0, end: 16, more: true }));
-        assert_eq!(part(&v4(17, 2, &[0; 3])), Ok(Part { start: 16, end: 19, more: false }));
-        let too_long = Err(Unfit::Malformed(Malformed::TotalLength));
+        assert_eq!(part(&v4(17, 0x2000, &[0; 16])), Ok(FragmentRange { start: 0, end: 16, more: true }));
+        assert_eq!(part(&v4(17, 2, &[0; 3])), Ok(FragmentRange { start: 16, end: 19, more: false }));
+        let too_long = Err(InvalidFragment::Malformed(Malformed::TotalLength));
         assert_eq!(part(&v4(17, 0x2000, &[0; 15])), too_long);
         assert_eq!(part(&v4(17, 2, &[])), too_long);
         // The ping of death.
         assert_eq!(part(&v4(17, 0x1fff, &[0; 8])), too_long);
-        assert_eq!(part(&v4(6, 1, &[0; 8])), Err(Unfit::Tiny));
-        assert_eq!(part(&v4(6, 2, &[0; 8])), Err(Unfit::Tiny));
+        assert_eq!(part(&v4(6, 1, &[0; 8])), Err(InvalidFragment::Tiny));
+        assert_eq!(part(&v4(6, 2, &[0; 8])), Err(InvalidFragment::Tiny));
         assert!(part(&v4(6, 3, &[0; 8])).is_ok());
         assert!(part(&v4(17, 1, &[0; 8])).is_ok());
     }
@@ -230,13 +231,13 @@ mod tests {
         let (packet, whole_len) = ask(&v4(17, 0x2000, &udp)).unwrap();
         assert_eq!((packet.tuple.src_port, packet.tuple.dst_port), (L4Port::new(4000), L4Port::new(53)));
         assert_eq!((packet.l4_len, whole_len, packet.l4_checksum.0), (16, Some(40), [0xab, 0xcd]));
-        assert_eq!(ask(&v4(6, 0x2000, &[0; 16])), Err(Unfit::Tiny));
+        assert_eq!(ask(&v4(6, 0x2000, &[0; 16])), Err(InvalidFragment::Tiny));
         let mut options_elsewhere = [1; 24];
         options_elsewhere[12] = 0x70;
-        assert_eq!(ask(&v4(6, 0x2000, &options_elsewhere)), Err(Unfit::Tiny));
+        assert_eq!(ask(&v4(6, 0x2000, &options_elsewhere)), Err(InvalidFragment::Tiny));
         let mut short = udp;
         short[5] = 16;
-        assert_eq!(ask(&v4(17, 0x2000, &short)), Err(Unfit::Malformed(Malformed::L4Length)));
+        assert_eq!(ask(&v4(17, 0x2000, &short)), Err(InvalidFragment::Malformed(Malformed::L4Length)));
     }
 
     /// An IPv6 fragment with destination options in what was cut up.
@@ -256,7 +257,10 @@ mod tests {
         let mut frame = v6();
         let datagram = Ipv6Addr::datagram(&frame).unwrap();
         let fragment = datagram.fragment.unwrap();
-        assert_eq!(Part::of(&datagram, &fragment), Ok(Part { start: 0, end: 24, more: true }));
+        assert_eq!(
+            FragmentRange::of(&datagram, &fragment),
+            Ok(FragmentRange { start: 0, end: 24, more: true })
+        );
         assert_eq!(l4_start(&datagram, &fragment), 8);
         assert!(parse_first(&frame, &datagram, Protocol::Udp).is_ok());
         write_identification(&mut frame, &datagram, &fragment, 7).unwrap();

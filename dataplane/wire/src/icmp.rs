@@ -37,7 +37,7 @@ pub struct Quoted<A> {
 
 /// The addresses of an error after translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NewError<A> {
+pub struct TranslatedError<A> {
     /// New source.
     pub src: A,
     /// New destination.
@@ -57,7 +57,9 @@ impl<A: Address> Message<A> {
             return Self::Other;
         }
         let message = datagram.payload(frame);
-        let Some((header, quote)) = message.split_first_chunk::<{ header::icmp::LEN }>() else { return Self::Other };
+        let Some((header, quote)) = message.split_first_chunk::<{ header::icmp::LEN }>() else {
+            return Self::Other;
+        };
         match header[header::icmp::TYPE] {
             kind if kind == echo_request::<A>() => Self::EchoRequest,
             kind if is_error::<A>(kind) => quoted(quote, datagram).map_or(Self::Other, Self::Error),
@@ -74,7 +76,7 @@ pub fn translate<A: Address>(
     frame: &mut [u8],
     datagram: &Datagram<A>,
     quoted: &Quoted<A>,
-    to: &NewError<A>,
+    to: &TranslatedError<A>,
     ether: &EtherAddrs,
 ) -> Option<()> {
     let (head, message) = frame.split_at_mut_checked(usize::from(datagram.l4_offset))?;
@@ -158,8 +160,8 @@ fn transport_of<A: Address>(quote: &[u8]) -> Option<(u8, usize)> {
             break;
         }
         let extension = quote.get(at..)?.first_chunk::<{ ipv6::EXTENSION_UNIT }>()?;
-        let is_later_fragment =
-            protocol == FRAGMENT && u16_at(extension, ipv6::FRAGMENT_OFFSET) & ipv6::FRAGMENT_OFFSET_MASK != 0;
+        let is_later_fragment = protocol == FRAGMENT
+            && u16_at(extension, ipv6::FRAGMENT_OFFSET) & ipv6::FRAGMENT_OFFSET_MASK != 0;
         let is_en_route = protocol == ROUTING && extension[ipv6::SEGMENTS_LEFT] != 0;
         if is_later_fragment || is_en_route {
             return None;
@@ -195,7 +197,8 @@ fn translate_quote<A: Address>(
         // RFC 792 has errors quote no more than eight bytes of the segment, before the checksum of TCP.
         Protocol::Tcp => update(l4, tcp::CHECKSUM, delta).unwrap_or(()),
         Protocol::Udp => {
-            if let Some(field) = l4.get_mut(udp::CHECKSUM..udp::LEN).and_then(|field| field.first_chunk_mut::<2>())
+            if let Some(field) =
+                l4.get_mut(udp::CHECKSUM..udp::LEN).and_then(|field| field.first_chunk_mut::<2>())
                 && *field != Checksum::NONE.0
             {
                 *field = Checksum(*field).update(delta).or_all_ones().0;

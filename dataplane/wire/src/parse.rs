@@ -136,7 +136,7 @@ impl<A: Address> Packet<A> {
 
     /// The upper half of the acknowledgement number of a TCP segment.
     #[inline]
-    pub fn tcp_acked(&self, frame: &[u8]) -> u16 {
+    pub fn tcp_acknowledgement_high(&self, frame: &[u8]) -> u16 {
         let at = usize::from(self.l4_offset) + tcp::ACKNOWLEDGEMENT;
         frame.get(at..at + 2).map_or(0, |high| u16::from_be_bytes([high[0], high[1]]))
     }

@@ -98,7 +98,8 @@ impl<A: Address> Translation<A> {
                 // RFC 768: zero means that the sender computed none. There is nothing to update then, and an update
                 // that comes to zero is sent as all ones.
                 if packet.l4_checksum != Checksum::NONE {
-                    udp[udp::CHECKSUM..].copy_from_slice(&packet.l4_checksum.update(self.l4_delta).or_all_ones().0);
+                    udp[udp::CHECKSUM..]
+                        .copy_from_slice(&packet.l4_checksum.update(self.l4_delta).or_all_ones().0);
                 }
             }
             Protocol::Tcp => {

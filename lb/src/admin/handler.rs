@@ -96,7 +96,7 @@ impl Inspection<'_> {
         let frontend = |spec: &flowgate_tables::spec::FrontendSpec| view::Frontend {
             kind: spec.kind.name().into(),
             address: SocketAddr::new(spec.addr, spec.port.number()).to_string(),
-            source_nat: match spec.treatments.outside.source_nat {
+            source_nat: match spec.policies.outside.source_nat {
                 SourceNat::Always => "always".into(),
                 SourceNat::PreserveClient => "keep-client".into(),
             },

@@ -39,7 +39,7 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
         // What is left there would be out of date by the time that flows are kept again.
         remove(&config.flow_folder())?;
     }
-    Ok((Flows::new(v4, v6, HashKey::random())?, [Origin::Begun; 2]))
+    Ok((Flows::new(v4, v6, HashKey::random())?, [Origin::Created; 2]))
 }
 
 fn open_kept(folder: &Path, capacities: [u32; 2]) -> anyhow::Result<(Flows, [Origin; 2])> {

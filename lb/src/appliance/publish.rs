@@ -89,7 +89,7 @@ fn steering_set(tables: &Tables) -> SteeringSet {
         Some((tables.routing.interfaces().get(vlan.parent)?.spec.ifindex, vlan.id))
     }));
     set.own_addresses = interfaces.flat_map(|interface| &interface.spec.addresses).copied().collect();
-    set.snat_addresses = tables.snat.answered_addresses().iter().copied().collect();
+    set.snat_addresses = tables.snat.reply_addresses().iter().copied().collect();
     for &port in tables.snat.ports() {
         set.snat_ports.insert(port);
     }

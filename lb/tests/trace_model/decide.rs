@@ -54,7 +54,7 @@ pub(crate) fn decide(cluster: &Cluster, machine: &Machine, packet: &Packet) -> E
         way(cluster, machine, service, port, packet.dst).map(|way| (*service, *port, way))
     });
     let Some((service, port, way)) = found.next() else {
-        return silent(unserved(cluster, machine, packet.dst.ip()), None);
+        return silent(unmatched(cluster, machine, packet.dst.ip()), None);
     };
     // P308: what comes to 127.0.0.0/8 from elsewhere is dropped.
     if way == Way::Localhost && !machine.owns(cluster, packet.src.ip()) {
@@ -123,7 +123,7 @@ fn way(cluster: &Cluster, machine: &Machine, service: &Service, port: &Port, dst
 }
 
 /// P307, P316, P505, P506
-fn unserved(cluster: &Cluster, machine: &Machine, ip: IpAddr) -> &'static str {
+fn unmatched(cluster: &Cluster, machine: &Machine, ip: IpAddr) -> &'static str {
     let is_cluster_ip = |service: &&Service| {
         is_served(service, ip.is_ipv4()) && cluster_ip(service, ip.is_ipv4()) == Some(ip)
     };

@@ -97,7 +97,7 @@ fn flows_outlive_the_table_with_all_that_was_noted_of_them() {
 fn outlive<A: FlowAddress>() {
     let kept = Kept::<A>::new();
     let (table, origin) = kept.open();
-    assert_eq!(origin, Origin::Begun);
+    assert_eq!(origin, Origin::Created);
     for number in 0..100 {
         let Inserted::New(found) = table.insert(&flow(number), Tick(5)) else { panic!("{number}") };
         found.touch(Tick(10 + u32::from(number)), 100);

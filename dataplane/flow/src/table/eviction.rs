@@ -33,7 +33,7 @@ impl<A: FlowAddress> FlowTable<A> {
             let entry = self.entry(index);
             let identity = entry.identity().filter(|identity| identity.side == Side::Original)?;
             let reply = self.peer_of(entry)?;
-            (identity.tuple.protocol != Protocol::Udp && !Self::has_synchronised(reply)).then_some(())
+            (identity.tuple.protocol != Protocol::Udp && !Self::has_sent_syn(reply)).then_some(())
         };
         let count = (0..self.bucket_count())
             .flat_map(|bucket| self.used_slots(bucket).map(move |slot| entry_index(bucket, slot)))
@@ -44,8 +44,8 @@ impl<A: FlowAddress> FlowTable<A> {
 
     /// Notes that the reply direction `found` carries a SYN: the connection is no longer half open.
     pub fn mark_replied(&self, found: &Found<'_, A>) {
-        if found.side() == Side::Reply && !Self::has_synchronised(found.entry) {
-            self.forget_half_open();
+        if found.side() == Side::Reply && !Self::has_sent_syn(found.entry) {
+            self.decrement_half_open();
         }
     }
 
@@ -57,15 +57,15 @@ impl<A: FlowAddress> FlowTable<A> {
             let is_linked = self.peer_of(entry).is_some();
             identity.tuple.protocol != Protocol::Udp
                 && is_linked
-                && reply.is_some_and(|reply| !Self::has_synchronised(reply))
+                && reply.is_some_and(|reply| !Self::has_sent_syn(reply))
         })
     }
 
-    pub(super) fn has_synchronised(entry: &Entry<A>) -> bool {
-        TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed)).has_synchronised()
+    pub(super) fn has_sent_syn(entry: &Entry<A>) -> bool {
+        TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed)).has_sent_syn()
     }
 
-    pub(super) fn forget_half_open(&self) {
+    pub(super) fn decrement_half_open(&self) {
         // Never below zero, whatever races: it would lock everybody out.
         let less = |count: u32| Some(count.saturating_sub(1));
         let _ = self.half_open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);

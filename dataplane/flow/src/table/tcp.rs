@@ -21,17 +21,17 @@ impl<A: FlowAddress> FlowTable<A> {
     /// where it has acknowledged. Only the upper half of that number is known here, and no window is larger
     /// than 2^30 bytes, but few are larger than [`RESET_WINDOW`]. One that answers a SYN is told by its
     /// acknowledgement, so any will do.
-    pub fn reset(&self, found: &Found<'_, A>, sequence: u32) -> bool {
+    pub fn record_reset(&self, found: &Found<'_, A>, sequence: u32) -> bool {
         let Some(peer) = self.peer_of(found.entry) else { return false };
         let seen = |entry: &Entry<A>| TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
         let beyond = ((sequence >> 16) as u16).wrapping_sub(peer.acked()).wrapping_add(1);
-        if seen(peer).has_acknowledged() && beyond > RESET_WINDOW + 1 {
+        if seen(peer).has_sent_ack() && beyond > RESET_WINDOW + 1 {
             return false;
         }
-        found.entry.tcp_seen.store(seen(found.entry).and_reset().to_bits(), Ordering::Relaxed);
+        found.entry.tcp_seen.store(seen(found.entry).with_reset().to_bits(), Ordering::Relaxed);
         // Rare enough for two cores to meet at one line. Its owner may overwrite it: then the phase is that
         // of a reset connection all the same.
-        peer.tcp_seen.store(seen(peer).and_reset_from_peer().to_bits(), Ordering::Relaxed);
+        peer.tcp_seen.store(seen(peer).with_reset_from_peer().to_bits(), Ordering::Relaxed);
         true
     }
 
@@ -46,7 +46,7 @@ impl<A: FlowAddress> FlowTable<A> {
     pub fn undo_reset(&self, found: &Found<'_, A>) {
         for entry in [Some(found.entry), self.peer_of(found.entry)].into_iter().flatten() {
             let seen = TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
-            entry.tcp_seen.store(seen.revived().to_bits(), Ordering::Relaxed);
+            entry.tcp_seen.store(seen.without_reset().to_bits(), Ordering::Relaxed);
         }
     }
 
@@ -64,15 +64,15 @@ impl<A: FlowAddress> FlowTable<A> {
 impl<A: FlowAddress> Found<'_, A> {
     /// Notes the upper half of the acknowledgement number of a TCP segment of this direction.
     #[inline]
-    pub fn acknowledged(&self, high: u16) {
-        self.entry.acknowledged(high);
+    pub fn record_ack(&self, high: u16) {
+        self.entry.record_ack(high);
     }
 
     /// Notes the flags of a TCP segment of this direction.
     #[inline]
-    pub fn saw_tcp(&self, flags: TcpFlags) {
+    pub fn record_tcp_flags(&self, flags: TcpFlags) {
         let seen = self.entry.tcp_seen.load(Ordering::Relaxed);
-        let after = TcpSeen::from_bits(seen).after(flags).to_bits();
+        let after = TcpSeen::from_bits(seen).with_flags(flags).to_bits();
         if after != seen {
             self.entry.tcp_seen.store(after, Ordering::Relaxed);
         }

@@ -10,7 +10,7 @@ use flowgate_wire::{Address, FiveTuple, L4Port, TcpFlags, Translation};
 use proptest::prelude::*;
 
 use super::*;
-use crate::expiry::Sweep;
+use crate::expiry::{Sweep, SweepContext};
 use crate::state::TcpPhase;
 use crate::timeouts::Timeouts;
 
@@ -65,6 +65,10 @@ fn v4(tuple: &FiveTuple<IpAddr>) -> FiveTuple<Ipv4Addr> {
 
 fn udp(client: u32, port: u16, snat_port: u16) -> NewFlow<Ipv4Addr> {
     flow(tuple(Protocol::Udp, client, port), reply_tuple(Protocol::Udp, snat_port), snat_port.into())
+}
+
+fn at(now: u32, timeouts: &Timeouts, epoch: u8) -> SweepContext<'_> {
+    SweepContext { now: Tick(now), timeouts, epoch }
 }
 
 #[test]
@@ -176,7 +180,7 @@ fn silent_flows_expire_and_busy_ones_stay() {
     table.insert(&busy, Tick(0));
     let mut sweep = Sweep::new(&table, 0, 1);
     let timeouts = Timeouts::default();
-    let step = |sweep: &mut Sweep, now| sweep.step(&table, u32::MAX, Tick(now), &timeouts, 0, |_, _| false);
+    let step = |sweep: &mut Sweep, now| sweep.step(&table, u32::MAX, at(now, &timeouts, 0), |_, _| false);
     table.lookup(&busy.reply.tuple).unwrap().touch(Tick(29_000), 60);
     assert_eq!(step(&mut sweep, 30_000), 0);
     assert_eq!(step(&mut sweep, 30_001), 1);
@@ -196,14 +200,14 @@ fn a_tcp_flow_expires_by_its_phase() {
         table.insert(&flow, Tick(0));
         let see = |tuple: &FiveTuple<Ipv4Addr>, flags: &TcpFlags| {
             let found = table.lookup(tuple).unwrap();
-            found.saw_tcp(*flags);
-            assert!(!flags.intersects(TcpFlags::RST) || table.reset(&found, 0));
+            found.record_tcp_flags(*flags);
+            assert!(!flags.intersects(TcpFlags::RST) || table.record_reset(&found, 0));
         };
         original.iter().for_each(|flags| see(&flow.original.tuple, flags));
         reply.iter().for_each(|flags| see(&flow.reply.tuple, flags));
         let mut sweep = Sweep::new(&table, 0, 1);
         [9, 11, 31, 61, 3_601, 432_001].into_iter().find(|&seconds| {
-            sweep.step(&table, u32::MAX, Tick(seconds * 1000), &timeouts, 0, |_, _| false) == 1
+            sweep.step(&table, u32::MAX, at(seconds * 1000, &timeouts, 0), |_, _| false) == 1
         })
     };
     let (syn, ack, fin, rst) = (TcpFlags::SYN, TcpFlags::ACK, TcpFlags::FIN, TcpFlags::RST);
@@ -224,17 +228,17 @@ fn a_reset_counts_only_within_the_window_and_until_its_receiver_goes_on() {
     table.insert(&flow, Tick(0));
     let (client, server) =
         (table.lookup(&flow.original.tuple).unwrap(), table.lookup(&flow.reply.tuple).unwrap());
-    client.saw_tcp(TcpFlags::SYN);
-    server.saw_tcp(TcpFlags::SYN.union(TcpFlags::ACK));
-    client.saw_tcp(TcpFlags::ACK);
+    client.record_tcp_flags(TcpFlags::SYN);
+    server.record_tcp_flags(TcpFlags::SYN.union(TcpFlags::ACK));
+    client.record_tcp_flags(TcpFlags::ACK);
     let acked = 0xffff_8000_u32;
-    server.acknowledged((acked >> 16) as u16);
+    server.record_ack((acked >> 16) as u16);
     for outside in [acked.wrapping_sub(1 << 17), acked.wrapping_add(17 << 20), acked.wrapping_add(1 << 31)] {
-        assert!(!table.reset(&client, outside), "{outside:#x}");
+        assert!(!table.record_reset(&client, outside), "{outside:#x}");
         assert_eq!(table.tcp_phase(&client), TcpPhase::Established);
     }
     for inside in [acked, acked.wrapping_add(1000), acked.wrapping_add(15 << 20)] {
-        assert!(table.reset(&client, inside), "{inside:#x}");
+        assert!(table.record_reset(&client, inside), "{inside:#x}");
         assert_eq!((table.tcp_phase(&client), table.is_reset_by_peer(&server)), (TcpPhase::Reset, true));
         table.undo_reset(&server);
         assert_eq!(
@@ -251,7 +255,7 @@ fn flows_of_a_condemned_backend_are_swept_at_once() {
     table.insert(&udp(2, 1, 40_001), Tick(0));
     let mut sweep = Sweep::new(&table, 0, 1);
     let removed =
-        sweep.step(&table, u32::MAX, Tick(1), &Timeouts::default(), 0, |_, backend| backend == 40_000);
+        sweep.step(&table, u32::MAX, at(1, &Timeouts::default(), 0), |_, backend| backend == 40_000);
     assert_eq!(removed, 1);
     assert!(table.lookup(&udp(2, 1, 40_001).reply.tuple).is_some());
 }
@@ -266,7 +270,7 @@ fn the_sweep_forgets_next_hops_of_other_epochs_and_keeps_current_ones() {
     table.lookup(&tuples[0]).unwrap().set_next_hop(old);
     table.lookup(&tuples[1]).unwrap().set_next_hop(new);
     let mut sweep = Sweep::new(&table, 0, 1);
-    sweep.step(&table, u32::MAX, Tick(1), &Timeouts::default(), 8, |_, _| false);
+    sweep.step(&table, u32::MAX, at(1, &Timeouts::default(), 8), |_, _| false);
     let stored = tuples.map(|tuple| table.lookup(&tuple).unwrap().forwarding.next_hop);
     assert_eq!(stored, [NextHopRef::NONE, new]);
 }
@@ -351,7 +355,7 @@ fn no_torn_entry_is_ever_found() {
         assert!(table.remove(&table.lookup(&v4(&view.original)).unwrap()));
     }
     let mut sweep = Sweep::new(&table, 0, 1);
-    sweep.step(&table, u32::MAX, Tick(30_000_000), &Timeouts::default(), 0, |_, _| true);
+    sweep.step(&table, u32::MAX, at(30_000_000, &Timeouts::default(), 0), |_, _| true);
     assert_eq!(table.used_entries(), 0, "every slot is free again");
 }
 
@@ -416,7 +420,7 @@ proptest! {
                 }
                 Operation::Expire { seconds } => {
                     now += seconds * 1000;
-                    sweep.step(&table, u32::MAX, Tick(now), &Timeouts::default(), 0, |_, _| false);
+                    sweep.step(&table, u32::MAX, at(now, &Timeouts::default(), 0), |_, _| false);
                     model.retain(|_, (_, last_seen)| now - *last_seen <= 30_000);
                 }
             }
@@ -446,7 +450,7 @@ fn half_open_connections_are_counted_until_they_are_answered_or_gone() {
         let reply = table.lookup(&reply_tuple(Protocol::Tcp, 40_000 + port)).unwrap();
         for _ in 0..2 {
             table.mark_replied(&reply);
-            reply.saw_tcp(TcpFlags::SYN.union(TcpFlags::ACK));
+            reply.record_tcp_flags(TcpFlags::SYN.union(TcpFlags::ACK));
         }
     }
     assert_eq!(table.half_open(), 6);
@@ -474,6 +478,6 @@ fn a_taken_reply_tells_whether_its_flow_may_make_room() {
     table.insert(&tcp(1, 1000, 40_000), Tick(1));
     let Inserted::ReplyTaken(holder) = table.insert(&tcp(2, 1000, 40_000), Tick(5)) else { panic!("taken") };
     assert_eq!(table.evictable_idle_ms(&holder, Tick(5)), Some(4));
-    holder.saw_tcp(TcpFlags::SYN.union(TcpFlags::ACK));
+    holder.record_tcp_flags(TcpFlags::SYN.union(TcpFlags::ACK));
     assert_eq!(table.evictable_idle_ms(&holder, Tick(5)), None);
 }

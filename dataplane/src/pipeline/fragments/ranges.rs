@@ -1,6 +1,6 @@
 //! Which bytes of a fragmented packet were forwarded.
 
-use flowgate_wire::fragment::Part;
+use flowgate_wire::fragment::FragmentRange;
 
 /// The forwarded bytes of one packet, as disjoint ranges.
 #[derive(Clone, Copy, Debug)]
@@ -34,14 +34,14 @@ impl Ranges {
     }
 
     /// Learns the length from a last fragment, possibly before it is forwarded. The first one counts.
-    pub(super) fn learn_total(&mut self, part: &Part) {
+    pub(super) fn learn_total(&mut self, part: &FragmentRange) {
         if !part.more && self.total.is_none() {
             self.total = Some(part.end);
         }
     }
 
     /// The relation of `part` to those before it.
-    pub(super) fn fit(&self, part: &Part) -> Fit {
+    pub(super) fn fit(&self, part: &FragmentRange) -> Fit {
         let seen = &self.ranges[..usize::from(self.len)];
         if seen.iter().any(|&(start, end)| start <= part.start && part.end <= end) {
             return Fit::Duplicate;
@@ -60,7 +60,7 @@ impl Ranges {
     }
 
     /// Adds a part that is [`Fit::New`], merged with the ranges that it touches.
-    pub(super) fn add(&mut self, part: &Part) {
+    pub(super) fn add(&mut self, part: &FragmentRange) {
         self.learn_total(part);
         let (mut start, mut end) = (part.start, part.end);
         let mut i = 0;
@@ -97,8 +97,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn part(start: u16, end: u16, more: bool) -> Part {
-        Part { start, end, more }
+    fn part(start: u16, end: u16, more: bool) -> FragmentRange {
+        FragmentRange { start, end, more }
     }
 
     #[test]

@@ -28,10 +28,10 @@ impl Hop {
         Self { egress, via, weight: f64::from(weight.max(1)), seed }
     }
 
-    /// Lower is better. Over all values of `spread` exponentially distributed with the weight as its rate, so
+    /// Lower is better. Over all values of `flow_hash` exponentially distributed with the weight as its rate, so
     /// that a way has the lowest score with the probability that is its share.
-    fn score(&self, spread: u32) -> f64 {
-        let uniform = ((mix(self.seed ^ u64::from(spread)) >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;
+    fn score(&self, flow_hash: u32) -> f64 {
+        let uniform = ((mix(self.seed ^ u64::from(flow_hash)) >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;
         -uniform.ln() / self.weight
     }
 }
@@ -46,12 +46,12 @@ impl Paths {
     }
 
     /// Weighted rendezvous hashing (Thaler and Ravishankar, RFC 2991 section 3): the same way for the same
-    /// `spread`, and when the set changes only flows of a way that went, or to a way that came, move.
-    pub(super) fn pick(&self, spread: u32) -> Option<&Hop> {
+    /// `flow_hash`, and when the set changes only flows of a way that went, or to a way that came, move.
+    pub(super) fn pick(&self, flow_hash: u32) -> Option<&Hop> {
         match &*self.0 {
             [only] => Some(only),
             several => {
-                let better = |a: &&Hop, b: &&Hop| a.score(spread).total_cmp(&b.score(spread));
+                let better = |a: &&Hop, b: &&Hop| a.score(flow_hash).total_cmp(&b.score(flow_hash));
                 several.iter().min_by(better)
             }
         }

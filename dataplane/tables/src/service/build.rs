@@ -41,10 +41,10 @@ impl ServiceTable {
                 id
             });
             next.ids.insert(key, id);
-            normalize(&mut spec);
+            sort_endpoint_sets(&mut spec);
             accepted.push((id, spec));
         }
-        next.backends = match previous.backends.rebuilt(previous.kept_backends(&accepted).into_iter()) {
+        next.backends = match previous.backends.rebuilt(previous.backends_with_slots(&accepted).into_iter()) {
             Ok(backends) => backends,
             Err(error) => return (previous.clone(), vec![error.into()]),
         };
@@ -58,19 +58,19 @@ impl ServiceTable {
 
     /// Every backend that has a slot: those of the sets, those that still answer, and all former ones of a
     /// Service port that has none left, whose flows nobody may end before there is another (P804).
-    fn kept_backends(&self, accepted: &[(ServiceId, Arc<ServiceSpec>)]) -> Vec<BackendKey> {
+    fn backends_with_slots(&self, accepted: &[(ServiceId, Arc<ServiceSpec>)]) -> Vec<BackendKey> {
         let mut keys = Vec::with_capacity(self.backends.len());
-        let mut bereft: HashSet<ServiceId> = HashSet::new();
+        let mut without_endpoints: HashSet<ServiceId> = HashSet::new();
         for (id, spec) in accepted {
             let before = keys.len();
             keys.extend(spec.endpoint_sets.iter().flatten().map(|e| (*id, e.addr, e.port)));
             keys.extend(spec.serving.iter().map(|&(addr, port)| (*id, addr, port)));
             if keys.len() == before {
-                bereft.insert(*id);
+                without_endpoints.insert(*id);
             }
         }
-        if !bereft.is_empty() {
-            let former = self.backends.iter().filter(|backend| bereft.contains(&backend.service));
+        if !without_endpoints.is_empty() {
+            let former = self.backends.iter().filter(|backend| without_endpoints.contains(&backend.service));
             keys.extend(former.map(|backend| (backend.service, backend.addr, backend.port)));
         }
         keys
@@ -90,7 +90,7 @@ impl ServiceTable {
             }
         };
         let threads = thread::available_parallelism().map_or(1, usize::from);
-        if accepted.len().abs_diff(previous.services.len()) < MANY || threads == 1 {
+        if accepted.len().abs_diff(previous.services.len()) < PARALLEL_BUILD_MIN || threads == 1 {
             return accepted.iter().map(build).collect();
         }
         // Lookup tables take most of the time of a start with thousands of Services.
@@ -139,7 +139,7 @@ impl ServiceTable {
         for spec in frontends {
             let (addr, port) = (spec.addr, spec.port);
             let missing = spec
-                .treatments
+                .policies
                 .all()
                 .into_iter()
                 .map(|t| t.endpoint_set)
@@ -164,28 +164,28 @@ impl ServiceTable {
             if spec.kind != FrontendKind::NodePort {
                 self.vips.insert(addr);
             }
-            for treatment in spec.treatments.all() {
-                if treatment.source_nat == SourceNat::PreserveClient {
-                    let endpoints = &endpoint_sets[treatment.endpoint_set];
+            for policy in spec.policies.all() {
+                if policy.source_nat == SourceNat::PreserveClient {
+                    let endpoints = &endpoint_sets[policy.endpoint_set];
                     let source = |e: &EndpointSpec| ServiceKey { addr: e.addr, port: e.port, ..key };
                     self.reply_sources.extend(endpoints.iter().map(source));
                 }
             }
-            let treatments = spec.treatments.map(|treatment| TrafficPolicy {
-                backends: Arc::clone(&service.backend_sets[treatment.endpoint_set]),
-                source_nat: treatment.source_nat,
-                when_empty: treatment.when_empty,
+            let policies = spec.policies.map(|policy| TrafficPolicy {
+                backends: Arc::clone(&service.backend_sets[policy.endpoint_set]),
+                source_nat: policy.source_nat,
+                when_empty: policy.when_empty,
             });
             let (allowed, affinity) = (spec.allowed.clone(), *affinity);
             let frontend =
-                Frontend { key, kind: spec.kind, service: service.id, treatments, allowed, affinity };
+                Frontend { key, kind: spec.kind, service: service.id, policies, allowed, affinity };
             self.frontends.insert(key, frontend);
         }
     }
 }
 
 /// Brings endpoint sets into the order that they are compared in.
-fn normalize(spec: &mut Arc<ServiceSpec>) {
+fn sort_endpoint_sets(spec: &mut Arc<ServiceSpec>) {
     let key = |endpoint: &EndpointSpec| (endpoint.addr, endpoint.port);
     if spec.endpoint_sets.iter().all(|set| set.is_sorted_by(|a, b| key(a) < key(b))) {
         return;
@@ -197,4 +197,4 @@ fn normalize(spec: &mut Arc<ServiceSpec>) {
 }
 
 /// From so many Services that come or go at once their tables are built on all cores.
-const MANY: usize = 256;
+const PARALLEL_BUILD_MIN: usize = 256;

@@ -16,7 +16,7 @@ fn spec(name: &str, vip: u8, endpoints: &[u8]) -> ServiceSpec {
             addr: ip(vip),
             port: L4Port::new(80),
             kind: FrontendKind::ClusterIp,
-            treatments: PerSourceClass::same(TREATMENT),
+            policies: PerSourceClass::same(TREATMENT),
             allowed: None,
         }],
         endpoint_sets: vec![
@@ -38,7 +38,7 @@ fn build(previous: &ServiceTable, specs: Vec<ServiceSpec>) -> (ServiceTable, Vec
 }
 
 fn picks(table: &ServiceTable, vip: u8, hash: u32) -> Option<BackendId> {
-    table.frontend(&key(vip)).unwrap().treatment(SourceClass::Outside).backends.pick(hash)
+    table.frontend(&key(vip)).unwrap().policy(SourceClass::Outside).backends.pick(hash)
 }
 
 fn key(vip: u8) -> ServiceKey {
@@ -94,7 +94,7 @@ fn a_name_given_twice_is_refused_once() {
 #[test]
 fn answers_are_expected_from_backends_whose_clients_are_kept() {
     let mut kept = spec("kept", 1, &[11]);
-    kept.frontends[0].treatments.pod.source_nat = SourceNat::PreserveClient;
+    kept.frontends[0].policies.pod.source_nat = SourceNat::PreserveClient;
     let (table, _) = build(&ServiceTable::default(), vec![kept, spec("web", 2, &[12])]);
     let source = |host| ServiceKey { port: L4Port::new(8080), ..key(host) };
     assert!(table.is_reply_source(&source(11)) && !table.is_reply_source(&source(12)));
@@ -110,7 +110,7 @@ fn an_empty_set_picks_nobody() {
 #[test]
 fn a_set_that_does_not_exist_is_named() {
     let mut wrong = spec("web", 1, &[]);
-    wrong.frontends[0].treatments.node.endpoint_set = 3;
+    wrong.frontends[0].policies.node.endpoint_set = 3;
     let (_, errors) = build(&ServiceTable::default(), vec![wrong]);
     assert!(errors[0].to_string().contains("endpoint set 3"));
 }
@@ -174,9 +174,9 @@ fn other_ports_of_a_cluster_ip_and_unused_ones_are_known() {
     let specs = vec![Arc::new(spec("web", 1, &[11]))];
     let range = "10.0.0.0/28".parse().unwrap();
     let (table, _) = ServiceTable::build(&ServiceTable::default(), specs, vec![range]);
-    assert_eq!(table.unserved(ip(1)), Some(UnmatchedDestination::ClusterIp));
-    assert_eq!(table.unserved(ip(2)), Some(UnmatchedDestination::Unallocated));
-    assert_eq!(table.unserved(ip(200)), None);
+    assert_eq!(table.unmatched(ip(1)), Some(UnmatchedDestination::ClusterIp));
+    assert_eq!(table.unmatched(ip(2)), Some(UnmatchedDestination::Unallocated));
+    assert_eq!(table.unmatched(ip(200)), None);
 }
 
 #[test]

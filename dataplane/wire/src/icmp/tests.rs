@@ -106,7 +106,7 @@ fn check<A: Address>(
         frame[last] ^= wrong;
         wanted[last] ^= wrong;
     }
-    let new = NewError { src: new_src, dst: to.src, about: *to };
+    let new = TranslatedError { src: new_src, dst: to.src, about: *to };
     translate(&mut frame, &datagram, &quoted, &new, &ETHER).unwrap();
     let is_checksum_cut = match from.protocol {
         Protocol::Tcp => cut + 4 == 17,
@@ -205,7 +205,8 @@ fn try_all<A: Address>(frame: &[u8]) {
     let mut out = frame.to_vec();
     match Message::of(frame, &datagram) {
         Message::Error(quoted) => {
-            let new = NewError { src: datagram.dst, dst: datagram.src, about: quoted.tuple.reversed() };
+            let new =
+                TranslatedError { src: datagram.dst, dst: datagram.src, about: quoted.tuple.reversed() };
             let before = out.len();
             let done = translate(&mut out, &datagram, &quoted, &new, &ETHER);
             assert_eq!(done.is_some(), datagram.ttl > 0);
@@ -274,7 +275,7 @@ fn a_quoted_datagram_without_checksum_stays_without() {
     quote[26..28].copy_from_slice(&[0, 0]);
     let mut frame = error(from.dst, from.src, 64, 1, &quote);
     let (datagram, quoted) = quoted_in::<Ipv4Addr>(&frame).unwrap();
-    let new = NewError { src: to.dst, dst: to.src, about: to };
+    let new = TranslatedError { src: to.dst, dst: to.src, about: to };
     translate(&mut frame, &datagram, &quoted, &new, &ETHER).unwrap();
     assert_eq!(frame[68..70], [0, 0]);
     assert!(checksum_is_right(&frame));
