@@ -1,4 +1,4 @@
-//! Backends and their slots, which outlive generations. Never picks one.
+//! Backends and their slots, which are the same in all generations.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 
 use crate::id::{BackendId, ServiceId};
 
-/// One endpoint of one Service port as the data plane sees it.
+/// One endpoint of one Service port, as the data plane sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// Its identity across generations.
@@ -20,10 +20,10 @@ pub struct Backend {
     pub port: L4Port,
 }
 
-/// Who owns which slot: the key of a backend across generations.
+/// What identifies a backend across generations.
 pub(crate) type BackendKey = (ServiceId, IpAddr, L4Port);
 
-/// All backends by slot. Slots keep their owner from generation to generation.
+/// All backends by slot.
 #[derive(Clone, Debug, Default)]
 pub struct BackendTable {
     slots: Vec<Option<Backend>>,
@@ -43,9 +43,10 @@ impl BackendTable {
         self.id_of(&(service, addr, port))
     }
 
-    /// Whether the backend has not been removed. One byte is read.
+    /// Whether the backend has not been removed.
     #[inline]
     pub fn is_current(&self, id: BackendId) -> bool {
+        // Asked for each packet, so it reads one byte of a dense array and not the backend itself.
         self.epochs.get(id.slot()) == Some(&id.epoch())
     }
 
@@ -54,19 +55,17 @@ impl BackendTable {
         self.slots.iter().flatten()
     }
 
-    /// How many there are.
+    /// The number of backends.
     pub fn len(&self) -> usize {
         self.by_key.len()
     }
 
-    /// Whether there is none.
+    /// Whether there is no backend.
     pub fn is_empty(&self) -> bool {
         self.by_key.is_empty()
     }
 
-    /// The table that has exactly `keys`, those of `self` in their old slots.
-    ///
-    /// A freed slot's epoch is raised at once, so that stale entries are told from current ones.
+    /// The table with exactly the backends `keys`; those that `self` has stay in their slots.
     pub(crate) fn rebuilt(&self, keys: impl Iterator<Item = BackendKey>) -> Result<Self, TooManyBackends> {
         let mut next = Self {
             slots: vec![None; self.slots.len()],
@@ -80,14 +79,16 @@ impl BackendTable {
                 None => added.push(key),
             }
         }
-        let kept = |slot: usize| next.slots[slot].is_some();
-        let free: Vec<usize> = (0..self.slots.len()).rev().filter(|&slot| !kept(slot)).collect();
+        // Reversed, so that `pop` gives the lowest free slot and the table stays short.
+        let mut free: Vec<usize> =
+            (0..self.slots.len()).rev().filter(|&slot| next.slots[slot].is_none()).collect();
         for &slot in &free {
+            // Raised when the slot is freed and not when it is given away: entries of the removed backend are stale from
+            // this generation on.
             if self.slots[slot].is_some() {
                 next.epochs[slot] = next.epochs[slot].wrapping_add(1);
             }
         }
-        let mut free = free;
         for key in added {
             if next.by_key.contains_key(&key) {
                 continue;
@@ -97,6 +98,7 @@ impl BackendTable {
                 next.epochs.push(0);
                 next.slots.len() - 1
             });
+            // The last slot with epoch 255 would be `BackendId::NONE`.
             let slot_number =
                 u32::try_from(slot).ok().filter(|&n| n < BackendId::SLOTS_MAX - 1).ok_or(TooManyBackends)?;
             next.insert(key, BackendId::new(slot_number, next.epochs[slot]));
@@ -115,7 +117,7 @@ impl BackendTable {
     }
 }
 
-/// More backends than slots can be numbered.
+/// There are more backends than slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("more than {} backends", BackendId::SLOTS_MAX)]
 pub struct TooManyBackends;
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_keeps_its_slot_while_others_come_and_go() {
+    fn a_backend_stays_in_its_slot_while_others_come_and_go() {
         let first = BackendTable::default().rebuilt([1, 2, 3].map(key).into_iter()).unwrap();
         let kept = first.id_of(&key(2)).unwrap();
         let second = first.rebuilt([2, 4, 5].map(key).into_iter()).unwrap();

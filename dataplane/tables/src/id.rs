@@ -1,23 +1,23 @@
-//! The numbers by which tables and conntrack entries refer to one another. Imports nothing of this crate.
+//! The numbers by which tables and conntrack entries refer to one another.
 
-/// Numbers a Service port; keeps its number across generations.
+/// Number of a Service port; the same in all generations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct ServiceId(pub u32);
 
-/// A backend: its slot and how often the slot had been given away before.
+/// A backend: its slot, and the epoch of the slot, which counts its earlier owners.
 ///
-/// A conntrack entry keeps one. When the backend is removed and the slot goes to another, the epoch
-/// differs and the entry is seen to be stale.
+/// Conntrack entries store it. Once the backend is removed the slot has another epoch, so the entry is recognised as
+/// stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct BackendId(u32);
 
 impl BackendId {
-    /// Slots that can be numbered; the last one is that of [`NONE`](Self::NONE).
+    /// Number of slots; the last one belongs to [`NONE`](Self::NONE).
     pub const SLOTS_MAX: u32 = 1 << SLOT_BITS;
 
-    /// That of no backend: never current.
+    /// No backend: never current.
     pub const NONE: Self = Self(u32::MAX);
 
     pub(crate) const fn new(slot: u32, epoch: u8) -> Self {
@@ -27,10 +27,11 @@ impl BackendId {
     /// The slot in the backend table.
     #[inline]
     pub const fn slot(self) -> usize {
+        // The slot is in the lower 24 bits and the epoch above it: one 32-bit field of the entry.
         (self.0 & (Self::SLOTS_MAX - 1)) as usize
     }
 
-    /// How often the slot had been given away before, modulo 256.
+    /// The number of earlier owners of the slot, modulo 256.
     #[inline]
     pub const fn epoch(self) -> u8 {
         (self.0 >> SLOT_BITS) as u8
@@ -49,13 +50,13 @@ impl BackendId {
     }
 }
 
-/// Numbers an interface: the devices in the order of the configuration, then their VLANs.
+/// Number of an interface: devices in the order of the configuration, then their VLANs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct InterfaceId(pub u8);
 
 impl InterfaceId {
-    /// Interfaces at most.
+    /// Largest number of interfaces.
     pub const MAX: usize = u8::MAX as usize;
 
     /// Position among the interfaces.
@@ -65,13 +66,13 @@ impl InterfaceId {
     }
 }
 
-/// Numbers a next hop; keeps its number while interface and address stay.
+/// Number of a next hop; the same in all generations that have its interface and address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct NextHopId(pub(crate) u32);
 
 impl NextHopId {
-    /// Next hops at most: a conntrack entry keeps 24 bits.
+    /// Largest number of next hops: a conntrack entry has 24 bits for one.
     pub const MAX: u32 = 1 << 24;
 
     /// Position in the table.

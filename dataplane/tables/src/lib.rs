@@ -1,8 +1,10 @@
-//! The contract between control and workers: immutable tables, published whole.
+//! The contract between control and workers: immutable tables, published as a whole.
 //!
-//! Control builds a [`Tables`] from plain descriptions ([`spec`]); building checks every cross reference
-//! once, so that a worker follows indices without doubt. Parts that did not change are shared by `Arc`
-//! with the previous generation. Nothing here is edited in place, reads a clock or touches packet bytes.
+//! Read [`spec`] first, the desired state that control describes, then [`service`] and [`routing`], which are built from
+//! it. Building checks every cross reference once, so that workers follow indices without further checks; parts that did
+//! not change are shared by `Arc` with the previous generation. [`publish`] makes a generation current. Nothing is
+//! edited in place, reads a clock or touches packet bytes. Ids such as P206 and D1 are defined in
+//! `control/KUBERNETES.md`.
 #![forbid(unsafe_code)]
 
 pub mod backend;
@@ -28,7 +30,7 @@ pub use snat::{PortSet, SnatPool};
 pub use source::{PerSourceClass, SourceClass, SourceClassifier};
 pub use spec::{EmptyAction, FrontendKind, SourceNat};
 
-/// One generation of everything that a worker needs to decide the fate of a packet.
+/// One generation of everything that workers look up.
 #[derive(Clone, Debug)]
 pub struct Tables {
     /// Counts up by one with each published generation.
@@ -39,12 +41,12 @@ pub struct Tables {
     pub routing: Arc<Routing>,
     /// Source addresses and ports for translated flows.
     pub snat: Arc<SnatPool>,
-    /// Who is a pod of this node, and who is the node.
+    /// Which source addresses are pods of this node, and which the node itself.
     pub sources: Arc<SourceClassifier>,
 }
 
 impl Tables {
-    /// The generation before the first: no service, no route.
+    /// The generation before the first: no Service, no route.
     pub fn empty() -> Self {
         Self {
             generation: 0,

@@ -1,19 +1,18 @@
-//! Maglev consistent hashing (Eisenbud et al., NSDI 2016, section 3.4). Never knows what a backend is.
+//! Maglev consistent hashing (Eisenbud et al., NSDI 2016, section 3.4).
 //!
-//! Each member has a permutation of the slots that follows from its name alone; members take permutations to
-//! claim their next free slot until the lookup table is full. Every node that knows the same members
-//! builds the same table, and when a member comes or goes few slots of the others move.
+//! Each member has a permutation of the slots that follows from its name alone. Members take turns to claim the next free
+//! slot of their permutation until the lookup table is full. Every node that knows the same members builds the same
+//! table, and when a member comes or goes few slots of the others move.
 
 use std::hash::Hasher;
 
 use flowgate_wire::hash::splitmix;
 
-/// Lookup table sizes by the number of members up to which they are used; prime, so that every skip
-/// visits every slot.
-///
-/// Measured on removal of one member: of the flows that had another member, 0.4 % move with 10 members
-/// in 32,749 slots and 0.9 % with 100; a quarter of the slots moves 2 to 3 %. Crossing a border moves
-/// most new flows once, so the borders are few and lie where a Service rarely crosses them.
+/// Lookup table sizes by the largest number of members for which they are used; prime, so that every skip visits every
+/// slot.
+// Measured on removal of one member: of the flows of other members, 0.4 % move with 10 members in 32,749 slots and 0.9 %
+// with 100; with a quarter of the slots 2 to 3 % move. Another size moves most new flows once, so the limits are few and
+// lie where a Service rarely crosses them.
 const SIZES: [(usize, u32); 4] = [(1, 1), (100, 32_749), (1_000, 131_071), (usize::MAX, 655_373)];
 
 /// A lookup table over members numbered from 0.
@@ -22,10 +21,11 @@ pub struct Maglev {
     slots: Slots,
 }
 
-/// Most Services have few members: thousands of tables take a quarter of the memory with half a byte a slot.
+/// The member of each slot, in as few bits as the number of members needs.
+// Most Services have few members: with half a byte per slot thousands of tables take a quarter of the memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Slots {
-    /// The slot of even number is in the low half of its byte.
+    /// Even slots are in the low halves of their bytes.
     Nibble {
         pairs: Box<[u8]>,
         len: usize,
@@ -40,10 +40,10 @@ impl Default for Slots {
     }
 }
 
-/// What the table is built from: a name that is the same on every node, and a share.
+/// One member to build a table from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// Identifies the member.
+    /// Identifies the member; the same on every node.
     pub name: &'a [u8],
     /// Its share relative to the others; 0 counts as 1.
     pub weight: u16,
@@ -72,10 +72,10 @@ impl Maglev {
         Self { slots }
     }
 
-    /// The member for a flow with this hash; none when there is no member.
+    /// The member for a flow with this hash; `None` when there is no member.
     #[inline]
     pub fn pick(&self, maglev_hash: u32) -> Option<usize> {
-        // Multiply and shift instead of a division: maps the hash evenly onto the slots.
+        // Multiply and shift (Lemire 2019) in place of a division: maps the hash evenly onto the slots.
         let slot = ((u64::from(maglev_hash) * self.slots.len() as u64) >> 32) as usize;
         self.slots.get(slot)
     }
@@ -116,18 +116,19 @@ impl Slots {
 /// Members at most whose numbers fit into half a byte.
 const NIBBLE_MEMBERS: usize = 16;
 
-/// The member of each slot; `free` is a number that no member has.
+/// Fills the lookup table; `free` marks a free slot and is the number of no member.
 fn populate<S: Slot>(members: &[Member<'_>], size: u32, free: S) -> Vec<S> {
     let mut permutations: Vec<Permutation> =
         members.iter().zip(0..).map(|(m, number)| Permutation::new(m, number, size)).collect();
-    // The paper lets members take permutations in a fixed order; by name, so that all nodes agree.
+    // The paper has members take turns in a fixed order. Here it is that of the names' hashes, so that all nodes agree
+    // whatever order their members are in.
     permutations.sort_unstable_by_key(|permutation| permutation.name_hash);
     let heaviest = u32::from(members.iter().map(|m| m.weight.max(1)).max().unwrap_or(1));
     let mut slots = vec![free; size as usize];
     let mut left = size;
     while left > 0 {
         for permutation in &mut permutations {
-            // A member of half the weight takes every second permutation.
+            // Weights: a member that has half the weight of the heaviest takes every second turn.
             permutation.credit += permutation.weight;
             if permutation.credit < heaviest {
                 continue;
@@ -149,8 +150,8 @@ pub fn table_size(member_count: usize) -> u32 {
     SIZES.iter().find(|(up_to, _)| member_count <= *up_to).map_or(1, |(_, size)| *size)
 }
 
-/// A member's number as a slot keeps it. A byte where it fits: the whole table lies in the fastest cache
-/// while it is filled.
+/// A member's number as a slot stores it.
+// One byte where it fits: claiming walks the table at random, and one of bytes lies in the L1 cache.
 trait Slot: Copy + PartialEq {
     /// The number, which fits.
     fn of(number: u16) -> Self;
@@ -168,6 +169,7 @@ impl Slot for u16 {
     }
 }
 
+/// One member's permutation of the slots: `slot`, `slot + skip`, `slot + 2 * skip` and so on, modulo the table size.
 struct Permutation {
     name_hash: u64,
     number: u16,
@@ -188,6 +190,8 @@ impl Permutation {
             number,
             weight: u32::from(member.weight.max(1)),
             credit: 0,
+            // The paper's offset and skip: two independent hashes of the name. As the size is prime, every skip from 1
+            // to size - 1 visits each slot once.
             slot: reduce(name_hash, size),
             skip: reduce(stable_hash(1, member.name), (size - 1).max(1)) + 1,
         }
@@ -196,6 +200,7 @@ impl Permutation {
     fn next_free<S: Slot>(&mut self, slots: &[S], size: u32, free: S) -> usize {
         loop {
             let slot = self.slot as usize;
+            // Subtraction in place of a remainder: this loop is where building spends its time.
             self.slot += self.skip;
             if self.slot >= size {
                 self.slot -= size;
@@ -207,8 +212,9 @@ impl Permutation {
     }
 }
 
-/// A hash that is the same on every node, build and version: FNV-1a with a finisher. No attacker picks
-/// the names of endpoints, so it need not be keyed.
+/// A hash that is the same on every node and in every version: FNV-1a with a finisher. It needs no key, since no attacker
+/// chooses the addresses of endpoints.
+// Another hash would be as good, but moves flows between gateways of different versions: a test pins the result.
 fn stable_hash(seed: u64, bytes: &[u8]) -> u64 {
     let mut hasher = Fnv1a(0xcbf2_9ce4_8422_2325 ^ seed);
     hasher.write(bytes);
@@ -260,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn no_member_no_choice_and_one_member_takes_all() {
+    fn no_member_no_pick_and_one_member_takes_all() {
         assert_eq!(Maglev::build(&[]).pick(7), None);
         let one = build(&names([3]));
         assert!((0..=u32::MAX).step_by(1 << 22).all(|hash| one.pick(hash) == Some(0)));
@@ -291,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_members_does_not_decide() {
+    fn the_order_of_members_does_not_matter() {
         let forward = names(0..20);
         let backward: Vec<_> = forward.iter().rev().cloned().collect();
         let (a, b) = (build(&forward), build(&backward));

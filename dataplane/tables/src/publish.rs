@@ -1,4 +1,4 @@
-//! Making a generation current and retiring the one before. Never blocks a reader.
+//! Makes a generation current and retires the one before; readers take no lock.
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use arc_swap::{ArcSwap, Cache};
 
 use crate::Tables;
 
-/// The one writer. Holds every retired generation until no reader refers to it, so that memory is
-/// freed here and never on a worker.
+/// The one writer. Holds every retired generation until no reader refers to it, so that memory is freed on its thread and
+/// not on a worker's.
 #[derive(Debug)]
 pub struct Publisher {
     current: Arc<ArcSwap<Tables>>,
@@ -26,16 +26,18 @@ impl Publisher {
         Self { current: Arc::new(ArcSwap::from_pointee(Tables::empty())), retired: Vec::new() }
     }
 
-    /// Makes `tables` current and frees those retired generations that nobody holds any more.
+    /// Makes `tables` current and frees the retired generations that no reader holds.
     pub fn publish(&mut self, tables: Tables) {
+        // The swap releases what was written while the tables were built; a reader's load acquires it (arc-swap).
         let previous = self.current.swap(Arc::new(tables));
         self.retired.push(previous);
         self.collect();
     }
 
-    /// Frees retired generations that nobody else holds; returns how many are still held.
+    /// Frees retired generations that no reader holds; returns the number that are still held.
     pub fn collect(&mut self) -> usize {
-        // A reader can only clone the current generation, so a count of one cannot grow again.
+        // Readers clone only the current generation, so a retired one whose count is one has ours as its last reference
+        // and the count cannot grow again. Dropped by a worker instead, a large table would cost it milliseconds.
         self.retired.retain(|tables| Arc::strong_count(tables) > 1);
         self.retired.len()
     }
@@ -45,7 +47,7 @@ impl Publisher {
         self.current.load_full()
     }
 
-    /// A reader of its own for one thread.
+    /// A new reader, for one thread.
     pub fn reader(&self) -> TablesReader {
         TablesReader { cache: Cache::new(Arc::clone(&self.current)) }
     }
@@ -58,9 +60,11 @@ pub struct TablesReader {
 }
 
 impl TablesReader {
-    /// The current generation; call it once per burst. Costs one load while nothing was published.
+    /// The current generation. To be called once per burst, so that a burst sees one generation.
     #[inline]
     pub fn current(&mut self) -> &Tables {
+        // One load and a comparison while nothing was published: the cache holds its own reference, so the count that all
+        // readers share is touched only after a publication.
         self.cache.load()
     }
 }
@@ -108,7 +112,7 @@ mod tests {
         for number in 1..2_000 {
             publisher.publish(generation(number));
             witnesses.push(Arc::downgrade(&publisher.current()));
-            // Whoever is not retired and not current must have been freed right here.
+            // Every generation that is neither retired nor current must have been freed by `publish`.
             let held = publisher.retired.len() + 1;
             let alive = witnesses.iter().filter(|w| w.strong_count() > 0).count();
             assert!(alive <= held, "{alive} alive, {held} accounted for");

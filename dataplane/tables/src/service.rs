@@ -1,4 +1,4 @@
-//! Services, their frontends and the sets of backends behind them. Never sees a packet.
+//! Services, their frontends and the sets of backends behind them.
 
 mod build;
 
@@ -16,7 +16,7 @@ use crate::maglev::Maglev;
 use crate::source::{PerSourceClass, SourceClass};
 use crate::spec::{EmptyAction, FrontendKind, ServiceName, ServiceSpec, SourceNat};
 
-/// What a client aims at: a VIP, or an address of the node for a NodePort.
+/// Destination of clients: a VIP, or an address of the node for a NodePort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
     /// Transport protocol.
@@ -27,7 +27,7 @@ pub struct ServiceKey {
     pub port: L4Port,
 }
 
-/// The backends that a frontend chooses from.
+/// The backends that new flows to a frontend are spread over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackendSet {
     members: Vec<BackendId>,
@@ -35,72 +35,72 @@ pub struct BackendSet {
 }
 
 impl BackendSet {
-    /// The backend for a flow with this hash; none when the set is empty.
+    /// The backend for a flow with this hash; `None` when the set is empty.
     #[inline]
     pub fn pick(&self, maglev_hash: u32) -> Option<BackendId> {
         self.members.get(self.lookup_table.pick(maglev_hash)?).copied()
     }
 
-    /// All of them, ascending.
+    /// All backends of the set, ascending.
     pub fn members(&self) -> &[BackendId] {
         &self.members
     }
 
-    /// Whether a backend is among them.
+    /// Whether the backend is in the set.
     #[inline]
     pub fn contains(&self, backend: BackendId) -> bool {
         self.members.binary_search(&backend).is_ok()
     }
 }
 
-/// One address and port that clients aim at, with everything a new flow to it needs.
+/// One address and port that clients send to, with everything that a new flow needs.
 #[derive(Clone, Debug)]
 pub struct Frontend {
-    /// What clients aim at.
+    /// Protocol, address and port.
     pub key: ServiceKey,
     /// Where it comes from.
     pub kind: FrontendKind,
     /// The Service port it leads to.
     pub service: ServiceId,
-    /// How new flows are treated, by who sends them.
+    /// The traffic policy for each class of sources.
     pub policies: PerSourceClass<TrafficPolicy>,
-    /// Who may reach it; none for everybody.
+    /// Client ranges that may reach it; `None`: all.
     pub allowed: Option<Arc<[IpNet]>>,
-    /// How long after its last connection a client stays with its backend.
+    /// Timeout of session affinity, for a Service that has it (P701).
     pub affinity: Option<Duration>,
 }
 
 impl Frontend {
-    /// How a new flow from a source of this class is treated.
+    /// The policy for new flows from sources of this class.
     #[inline]
     pub const fn policy(&self, class: SourceClass) -> &TrafficPolicy {
         self.policies.of(class)
     }
 
-    /// Whether a client may reach it (P401).
+    /// Whether the client may reach it (P401).
     #[inline]
     pub fn admits(&self, client: IpAddr) -> bool {
         self.allowed.as_ref().is_none_or(|ranges| ranges.iter().any(|net| net.contains(&client)))
     }
 }
 
-/// How new flows to a frontend are treated.
+/// What happens to new flows to a frontend.
 #[derive(Clone, Debug)]
 pub struct TrafficPolicy {
-    /// Who may be chosen.
+    /// The backends to choose from.
     pub backends: Arc<BackendSet>,
-    /// Whether the client's address is replaced.
+    /// Whether the source of a flow is replaced.
     pub source_nat: SourceNat,
-    /// What happens when nobody may be chosen.
+    /// What happens to a new flow when the set is empty.
     pub when_empty: EmptyAction,
 }
 
-/// Why an address and port that no Service has is ours all the same.
+/// Why a destination without a frontend is not left to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnmatchedDestination {
     /// Another port of a cluster IP that is in use (P505).
     ClusterIp,
-    /// An address that cluster IPs are taken from and that no Service has (P506).
+    /// An unallocated address in a range of cluster IPs (P506).
     Unallocated,
 }
 
@@ -111,19 +111,19 @@ pub struct Service {
     pub id: ServiceId,
     /// The description it was built from.
     pub spec: Arc<ServiceSpec>,
-    /// Its sets, in the order of the description.
+    /// Its backend sets, in the order of the description.
     pub backend_sets: Vec<Arc<BackendSet>>,
 }
 
-/// Why a description cannot become tables. Names the Service that must change.
+/// Why (a part of) a description is left out of the tables. Names the Service that has to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ServiceError {
     /// Two Service ports claim the same address, port and protocol; the first keeps it.
     #[error("{loser}: {} {}:{} belongs to {winner} already", key.protocol, key.addr, key.port)]
     FrontendTaken {
-        /// Who had it first, in the order of names.
+        /// The Service that has it, by the order of names.
         winner: ServiceName,
-        /// Who is refused this frontend.
+        /// The Service that does not get it.
         loser: ServiceName,
         /// The contested key.
         key: ServiceKey,
@@ -148,7 +148,7 @@ pub enum ServiceError {
         /// The position it names.
         set: usize,
     },
-    /// More backends than can be numbered; nothing was built.
+    /// More backends than slots; nothing was built.
     #[error(transparent)]
     TooManyBackends(#[from] crate::backend::TooManyBackends),
 }
@@ -162,10 +162,10 @@ pub struct ServiceTable {
     ids: HashMap<(ServiceName, Protocol), ServiceId>,
     next_id: u32,
     backends: BackendTable,
-    /// Where answers to clients whose address is kept come from.
+    /// Backends whose replies go to clients with preserved addresses.
     reply_sources: HashSet<ServiceKey>,
     cluster_ips: HashSet<IpAddr>,
-    /// The addresses of all frontends that are no NodePorts.
+    /// The addresses of all frontends except NodePorts.
     vips: HashSet<IpAddr>,
     service_cidrs: Vec<IpNet>,
 }
@@ -182,12 +182,12 @@ impl ServiceTable {
         self.frontends.values()
     }
 
-    /// Whether a packet with this source may be an answer to a client whose address is kept.
+    /// Whether a packet with this source may be a reply to a client whose address is preserved.
     pub fn is_reply_source(&self, source: &ServiceKey) -> bool {
         self.reply_sources.contains(source)
     }
 
-    /// Where answers to clients whose address is kept come from, in no order.
+    /// Backends whose replies go to clients with preserved addresses, in no order.
     pub fn reply_sources(&self) -> impl Iterator<Item = &ServiceKey> {
         self.reply_sources.iter()
     }
@@ -202,7 +202,7 @@ impl ServiceTable {
         self.services.get(*self.positions.get(&id)?).map(AsRef::as_ref)
     }
 
-    /// Why a destination without a frontend is ours all the same, if it is.
+    /// Why a destination without a frontend is not left to the kernel, if so.
     pub fn unmatched(&self, addr: IpAddr) -> Option<UnmatchedDestination> {
         if self.cluster_ips.contains(&addr) {
             Some(UnmatchedDestination::ClusterIp)
@@ -213,7 +213,7 @@ impl ServiceTable {
         }
     }
 
-    /// Whether a Service has the address to itself, by whatever port: one that is no NodePort's.
+    /// Whether the address is that of a frontend, with any port, that is no NodePort.
     pub fn is_vip(&self, addr: IpAddr) -> bool {
         self.vips.contains(&addr)
     }

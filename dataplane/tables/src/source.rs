@@ -1,16 +1,16 @@
-//! Where packets come from, as far as the rules of Services care. Never sees a packet.
+//! Classes of source addresses: traffic policies differ by where a packet comes from.
 
 use std::net::IpAddr;
 
 use hashbrown::HashSet;
 use ipnet::IpNet;
 
-/// Who sends a packet.
+/// Where a packet comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceClass {
     /// A client outside the node.
     Outside,
-    /// A pod of this node, as far as the detector of local traffic can tell (P601).
+    /// A pod of this node, as far as the configured detection of local traffic can tell (P601).
     Pod,
     /// The node itself.
     Node,
@@ -50,13 +50,13 @@ impl<T> PerSourceClass<T> {
 }
 
 impl<T: Clone> PerSourceClass<T> {
-    /// The same value for everybody.
+    /// The same value for every class.
     pub fn same(value: T) -> Self {
         Self { outside: value.clone(), pod: value.clone(), node: value }
     }
 }
 
-/// Tells the classes apart by address.
+/// Maps source addresses to classes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SourceClassifier {
     pods: Vec<IpNet>,
@@ -64,16 +64,16 @@ pub struct SourceClassifier {
 }
 
 impl SourceClassifier {
-    /// Pods have addresses in `pods`; without a range of a family nobody of it is known to be a pod
-    /// (P601). `node` are the node's own addresses.
+    /// Pods have addresses in `pods`; a family without a range there has no pods (P601). `node` are the node's own
+    /// addresses.
     pub fn new(pods: Vec<IpNet>, node: impl IntoIterator<Item = IpAddr>) -> Self {
         Self { pods, node: node.into_iter().collect() }
     }
 
-    /// The class of a source address. A pod that shares the node's address is the pod, as for kube-proxy,
-    /// whose rules ask for pods first.
+    /// The class of a source address.
     #[inline]
     pub fn class(&self, addr: IpAddr) -> SourceClass {
+        // Pods first, as in the rules of kube-proxy: an address of the node within the pods' range counts as a pod.
         if self.pods.iter().any(|net| net.contains(&addr)) {
             SourceClass::Pod
         } else if self.is_node(addr) {
@@ -83,7 +83,7 @@ impl SourceClassifier {
         }
     }
 
-    /// Whether the address is the node's own.
+    /// Whether the address is one of the node's own.
     pub fn is_node(&self, addr: IpAddr) -> bool {
         addr.is_loopback() || self.node.contains(&addr)
     }

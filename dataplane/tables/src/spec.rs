@@ -1,4 +1,4 @@
-//! What control asks for: plain values with names in place of indices. Never holds a table.
+//! The desired state, as control describes it: plain values, with names and positions in place of numbers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::source::PerSourceClass;
 
-/// Names one port of one Service for people: `namespace/name:port`, without the colon for an unnamed port.
+/// Name of one port of one Service: `namespace/name:port`, without the colon for an unnamed port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName {
     /// Namespace of the Service.
@@ -31,7 +31,7 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// Where a frontend comes from.
+/// The field of a Service that a frontend comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FrontendKind {
     /// `spec.clusterIPs`.
@@ -56,13 +56,12 @@ impl FrontendKind {
     }
 }
 
-/// Whether the backend sees the client's address.
+/// Whether the source of a flow is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceNat {
-    /// The source is replaced by an address and port of ours, so that replies come back here.
+    /// The source is replaced by an address and port of the gateway, so that replies come back (full NAT).
     Always,
-    /// The client's address is kept; replies must be routed through us. A backend that is its own client
-    /// is never kept: it would answer itself (P605).
+    /// The client's address is preserved (DNAT only); replies must be routed through the gateway.
     PreserveClient,
 }
 
@@ -70,58 +69,58 @@ impl SourceNat {
     /// Whether the source of a flow from `client` to `backend` is replaced.
     #[inline]
     pub fn applies(self, client: IpAddr, backend: IpAddr) -> bool {
+        // P605: a backend that is its own client would reply to itself without passing the gateway.
         self == Self::Always || client == backend
     }
 }
 
-/// What happens to a new flow when no backend may be chosen (P206, P501).
+/// What happens to a new flow without a backend (P206, P501).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EmptyAction {
-    /// No endpoint is usable anywhere.
+    /// Rejected: no endpoint is usable anywhere.
     Reject,
-    /// Endpoints exist, but none that this policy may use.
+    /// Dropped: endpoints exist, but none that this policy may use.
     Drop,
 }
 
-/// One port of one Service with everything that leads to it and everything that serves it.
+/// One port of one Service, with its frontends and endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec {
     /// Its name; with the protocol unique among all.
     pub name: ServiceName,
     /// Its protocol.
     pub protocol: Protocol,
-    /// The addresses and ports that clients aim at.
+    /// The addresses and ports that clients send to.
     pub frontends: Vec<FrontendSpec>,
-    /// The sets of endpoints that frontends choose from; a policy names one by position.
+    /// Endpoint sets; a traffic policy refers to one by position.
     pub endpoint_sets: Vec<Vec<EndpointSpec>>,
-    /// All endpoints that still answer: their flows go on, whether or not a set has them (P803).
+    /// All endpoints that still serve: their flows go on, whether or not they are in a set (P803).
     pub serving: Vec<(IpAddr, L4Port)>,
-    /// How long after its last connection a client stays with its backend; none to place each connection
-    /// by itself (P701).
+    /// Timeout of session affinity; `None` for a Service without it (P701).
     pub affinity: Option<Duration>,
 }
 
-/// One address and port that clients aim at.
+/// One address and port that clients send to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendSpec {
     /// The VIP, or an address of the node for a NodePort.
     pub addr: IpAddr,
-    /// The port clients aim at.
+    /// The port.
     pub port: L4Port,
     /// Where it comes from.
     pub kind: FrontendKind,
-    /// How new flows are treated, by who sends them.
+    /// The traffic policy for each class of sources.
     pub policies: PerSourceClass<TrafficPolicySpec>,
-    /// Who may reach it; none for everybody (P401).
+    /// Client ranges that may reach it (P401); `None`: all.
     pub allowed: Option<Arc<[IpNet]>>,
 }
 
-/// How new flows to a frontend are treated.
+/// What happens to new flows to a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TrafficPolicySpec {
     /// Position in [`ServiceSpec::endpoint_sets`].
     pub endpoint_set: usize,
-    /// Whether the client's address is replaced.
+    /// Whether the source of a flow is replaced.
     pub source_nat: SourceNat,
     /// What happens to a new flow when the set is empty.
     pub when_empty: EmptyAction,
@@ -134,12 +133,11 @@ pub struct EndpointSpec {
     pub addr: IpAddr,
     /// Its port.
     pub port: L4Port,
-    /// Its share of the new flows, relative to the others of its set; at least 1.
+    /// Its share of new flows, relative to the others of its set; at least 1.
     pub weight: u16,
 }
 
-/// One network interface that workers serve. The devices come first, in the order of the configuration;
-/// VLAN interfaces follow them.
+/// One network interface that workers serve. Devices come first, in the order of the configuration, then VLANs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceSpec {
     /// Kernel name.
@@ -148,17 +146,17 @@ pub struct InterfaceSpec {
     pub ifindex: u32,
     /// Ethernet address.
     pub mac: MacAddr,
-    /// Largest IP packet that it carries, in bytes.
+    /// MTU: largest IP packet, in bytes.
     pub mtu: u16,
     /// Whether it is up and has a carrier.
     pub up: bool,
     /// Its own addresses, the primary one of each family first.
     pub addresses: Vec<IpAddr>,
-    /// For an interface that is a VLAN of a device: which one. None for a device.
+    /// Device and identifier of a VLAN interface; `None` for a device.
     pub vlan: Option<VlanSpec>,
 }
 
-/// The VLAN that an interface is.
+/// A VLAN of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VlanSpec {
     /// Position of the device whose frames carry the tag.
@@ -172,41 +170,39 @@ pub struct VlanSpec {
 pub struct RouteSpec {
     /// Destinations it covers.
     pub prefix: IpNet,
-    /// The ways it may take. Without one, the destinations cannot be reached, even if a shorter prefix
-    /// covers them.
+    /// Its paths. Without one the destinations are unreachable, even if a shorter prefix covers them.
     pub hops: Vec<RouteHopSpec>,
     /// Lower wins among routes with the same prefix.
     pub metric: u32,
 }
 
-/// One way of a route.
+/// One path of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteHopSpec {
     /// Position of the interface.
     pub interface: usize,
-    /// The router, or none for destinations on the link. A router of the other family is asked for by that
-    /// family (RFC 5549).
+    /// The router; `None` for destinations on the link. It may be of the other family (RFC 5549).
     pub via: Option<IpAddr>,
-    /// Its share of the flows, relative to the other ways; at least 1.
+    /// Its share of the flows, relative to the other paths; at least 1.
     pub weight: u16,
 }
 
-/// One neighbour that the kernel knows.
+/// One entry of the kernel's neighbour table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NeighbourSpec {
     /// Position of the interface.
     pub interface: usize,
     /// Its address on the link.
     pub addr: IpAddr,
-    /// Its Ethernet address, if resolved.
+    /// Its Ethernet address; `None` while it is not resolved.
     pub mac: Option<MacAddr>,
 }
 
-/// Where translated flows get their source from.
+/// Source addresses and ports for translated flows.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct SnatSpec {
-    /// Addresses for every interface. A family without any uses each interface's own primary address.
+    /// Addresses for every interface. A family without one uses each interface's own primary address.
     pub addresses: Vec<IpAddr>,
-    /// Ports that may be used as source.
+    /// Source ports.
     pub ports: crate::snat::PortSet,
 }

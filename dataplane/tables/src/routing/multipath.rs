@@ -1,4 +1,4 @@
-//! Which of the ways of a route a flow takes. Never looks at interfaces or neighbours.
+//! ECMP: which of the paths of a route a flow takes.
 
 use std::net::IpAddr;
 
@@ -6,13 +6,13 @@ use flowgate_wire::hash::{SPLITMIX_STEP, splitmix};
 
 use crate::id::InterfaceId;
 
-/// One way of a route.
+/// One path of a route.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Hop {
     pub(super) egress: InterfaceId,
     pub(super) via: Option<IpAddr>,
     weight: f64,
-    /// Follows from egress and router alone, so that a way keeps its flows whatever the others are.
+    /// Follows from egress and router alone, so that a path has the same flows whatever the other paths are.
     seed: u64,
 }
 
@@ -20,6 +20,7 @@ impl Hop {
     pub(super) fn new(egress: InterfaceId, via: Option<IpAddr>, weight: u16) -> Self {
         let router = match via {
             None => 0,
+            // The bit above the address tells it from an IPv6 router with the same number, and 0.0.0.0 from none.
             Some(IpAddr::V4(v4)) => u128::from(v4.to_bits()) | 1 << 32,
             Some(IpAddr::V6(v6)) => v6.to_bits(),
         };
@@ -28,15 +29,16 @@ impl Hop {
         Self { egress, via, weight: f64::from(weight.max(1)), seed }
     }
 
-    /// Lower is better. Over all values of `flow_hash` exponentially distributed with the weight as its rate, so
-    /// that a way has the lowest score with the probability that is its share.
+    /// The lowest score wins.
     fn score(&self, flow_hash: u32) -> f64 {
+        // -ln(u) / w is exponentially distributed with rate w, and the smallest of several such numbers is the i-th with
+        // probability w_i / sum(w): each path gets its share. The upper 52 bits fill a mantissa; 0.5 keeps u from zero.
         let uniform = ((mix(self.seed ^ u64::from(flow_hash)) >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;
         -uniform.ln() / self.weight
     }
 }
 
-/// The ways of a route that can be taken; none for a destination that cannot be reached.
+/// The usable paths of a route; empty for an unreachable destination.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Paths(Box<[Hop]>);
 
@@ -45,8 +47,8 @@ impl Paths {
         Self(hops.into_boxed_slice())
     }
 
-    /// Weighted rendezvous hashing (Thaler and Ravishankar, RFC 2991 section 3): the same way for the same
-    /// `flow_hash`, and when the set changes only flows of a way that went, or to a way that came, move.
+    /// Weighted rendezvous hashing (highest random weight, RFC 2991 section 3): when the set changes, only flows of a
+    /// removed path, or to an added one, move.
     pub(super) fn pick(&self, flow_hash: u32) -> Option<&Hop> {
         match &*self.0 {
             [only] => Some(only),
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn only_flows_of_a_way_that_goes_move() {
+    fn only_flows_of_a_removed_path_move() {
         let all = Paths::new(vec![hop(1, 2), hop(2, 2), hop(3, 1)]);
         let left = Paths::new(vec![hop(3, 1), hop(1, 2)]);
         for flow in 0..10_000 {
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_without_a_way_leads_nowhere() {
+    fn a_route_without_a_path_leads_nowhere() {
         assert_eq!(Paths::default().pick(7), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Building a service table from descriptions. Never edits a table that is published.
+//! Builds a service table from descriptions; the published table before it stays as it is.
 
 use std::sync::Arc;
 use std::thread;
@@ -16,8 +16,8 @@ use crate::maglev::{Maglev, Member};
 use crate::spec::{EndpointSpec, ServiceSpec};
 
 impl ServiceTable {
-    /// Builds the table that holds exactly `specs`; what is unchanged against `previous` is shared with
-    /// it, slots and numbers are kept. What is refused is left out and named; the rest is built.
+    /// Builds the table with exactly `specs`. What is unchanged since `previous` is shared with it, and slots and numbers
+    /// stay the same. What is invalid is left out and returned as an error; the rest is built.
     ///
     /// `service_cidrs` are the ranges that cluster IPs are taken from.
     pub fn build(
@@ -26,6 +26,7 @@ impl ServiceTable {
         service_cidrs: Vec<IpNet>,
     ) -> (Self, Vec<ServiceError>) {
         let mut errors = Vec::new();
+        // By name: which of two contending Services wins must not depend on the order of events.
         specs.sort_by(|a, b| (&a.name, a.protocol).cmp(&(&b.name, b.protocol)));
         let mut next = Self { next_id: previous.next_id, service_cidrs, ..Self::default() };
         let mut accepted = Vec::with_capacity(specs.len());
@@ -56,8 +57,8 @@ impl ServiceTable {
         (next, errors)
     }
 
-    /// Every backend that has a slot: those of the sets, those that still answer, and all former ones of a
-    /// Service port that has none left, whose flows nobody may end before there is another (P804).
+    /// The keys of all backends that have a slot: those of the sets, those that still serve, and all former ones of a
+    /// Service port that has no endpoint left (P804).
     fn backends_with_slots(&self, accepted: &[(ServiceId, Arc<ServiceSpec>)]) -> Vec<BackendKey> {
         let mut keys = Vec::with_capacity(self.backends.len());
         let mut without_endpoints: HashSet<ServiceId> = HashSet::new();
@@ -65,6 +66,7 @@ impl ServiceTable {
             let before = keys.len();
             keys.extend(spec.endpoint_sets.iter().flatten().map(|e| (*id, e.addr, e.port)));
             keys.extend(spec.serving.iter().map(|&(addr, port)| (*id, addr, port)));
+            // P804: with no endpoint to go to, ending the flows of the former ones would only break them.
             if keys.len() == before {
                 without_endpoints.insert(*id);
             }
@@ -76,7 +78,7 @@ impl ServiceTable {
         keys
     }
 
-    /// The Services in the order of `accepted`; those that did not change are those of `previous`.
+    /// The Services in the order of `accepted`; unchanged ones are shared with `previous`.
     fn build_services(
         &self,
         previous: &Self,
@@ -84,6 +86,7 @@ impl ServiceTable {
     ) -> Vec<Arc<Service>> {
         let build = |(id, spec): &(ServiceId, Arc<ServiceSpec>)| {
             let old = previous.positions.get(id).map(|&at| &previous.services[at]);
+            // Pointers first: comparing the specs of thousands of Services takes longer than building the few that changed.
             match old.filter(|old| Arc::ptr_eq(&old.spec, spec) || old.spec == *spec) {
                 Some(unchanged) => Arc::clone(unchanged),
                 None => Arc::new(self.build_service(*id, spec, old.map(AsRef::as_ref))),
@@ -93,7 +96,7 @@ impl ServiceTable {
         if accepted.len().abs_diff(previous.services.len()) < PARALLEL_BUILD_MIN || threads == 1 {
             return accepted.iter().map(build).collect();
         }
-        // Lookup tables take most of the time of a start with thousands of Services.
+        // Filling lookup tables takes most of the time of a start with thousands of Services.
         let share = accepted.len().div_ceil(threads);
         thread::scope(|scope| {
             let parts: Vec<_> = accepted
@@ -120,7 +123,9 @@ impl ServiceTable {
         let backend = |e: &EndpointSpec| self.backends.id_of(&(id, e.addr, e.port));
         let mut members: Vec<(BackendId, &EndpointSpec)> =
             endpoints.iter().map(|e| (backend(e).expect("every endpoint was given a slot"), e)).collect();
+        // `BackendSet::contains` searches by id.
         members.sort_unstable_by_key(|(id, _)| *id);
+        // Named by address and not by id: ids differ between nodes, the lookup tables must not.
         let names: Vec<String> = members.iter().map(|(_, e)| format!("{}:{}", e.addr, e.port)).collect();
         let named: Vec<Member<'_>> = names
             .iter()
@@ -164,6 +169,7 @@ impl ServiceTable {
             if spec.kind != FrontendKind::NodePort {
                 self.vips.insert(addr);
             }
+            // Replies of these backends are not addressed to us, so they are recognised by where they come from.
             for policy in spec.policies.all() {
                 if policy.source_nat == SourceNat::PreserveClient {
                     let endpoints = &endpoint_sets[policy.endpoint_set];
@@ -184,10 +190,11 @@ impl ServiceTable {
     }
 }
 
-/// Brings endpoint sets into the order that they are compared in.
+/// Sorts endpoint sets, so that equal sets compare equal whatever order they arrived in.
 fn sort_endpoint_sets(spec: &mut Arc<ServiceSpec>) {
     let key = |endpoint: &EndpointSpec| (endpoint.addr, endpoint.port);
     if spec.endpoint_sets.iter().all(|set| set.is_sorted_by(|a, b| key(a) < key(b))) {
+        // Sorted already, as they usually are: `make_mut` would copy a spec that the previous generation shares.
         return;
     }
     for set in &mut Arc::make_mut(spec).endpoint_sets {
@@ -196,5 +203,5 @@ fn sort_endpoint_sets(spec: &mut Arc<ServiceSpec>) {
     }
 }
 
-/// From so many Services that come or go at once their tables are built on all cores.
+/// From this many Services added or removed at once, tables are built on all cores.
 const PARALLEL_BUILD_MIN: usize = 256;
