@@ -13,7 +13,7 @@ DEVICE ?= igb
 KERNEL ?= sid
 QUEUES ?= 1
 
-.PHONY: build lab kubernetes demo test lint gates bench bench-lab compare-kube-proxy bench-control fuzz simulate faults soak kernels vm vm-tests clean deps root
+.PHONY: build lab kubernetes demo test lint gates bench bench-lab compare-kube-proxy bench-control fuzz simulate mutants faults soak kernels vm vm-tests clean deps root
 
 # What operators run: target/release/flowgate, and its symbols in flowgate.dwp beside it.
 build: deps
@@ -31,22 +31,34 @@ kubernetes:
 demo: root lab
 	$(FLOWGATE) lab demo
 
-# Everything: gates, format, lints, unit, property, golden, fuzz replay, and the network tests, which need root.
-test: root gates lint kubernetes
-	$(CARGO) test --workspace $(WITH_LAB)
-	$(CARGO) test -p flowgate-flow --features interleave --test interleave
+# Everything: gates, format, lints, unit, property, golden, fuzz replay, and the network tests, which need root. Each stage
+# says how long it took, and the end repeats all of them.
+STAGE := .ci/stage
+test: root deps
+	@rm -f target/stages
+	@$(STAGE) kubernetes $(MAKE) --no-print-directory kubernetes
+	@$(STAGE) gates $(MAKE) --no-print-directory gates
+	@$(STAGE) lint $(MAKE) --no-print-directory lint
+	@$(STAGE) compile $(CARGO) test --workspace $(WITH_LAB) --no-run
+	@$(STAGE) tests $(CARGO) test --workspace $(WITH_LAB)
+	@$(STAGE) interleave $(CARGO) test -p flowgate-flow --features interleave --test interleave
+	@$(STAGE) --summary
 
-# Who imports whom, how long files are, names that were given up, and paths in documents: .ci/gates, a command each.
+# Who imports whom, how long files are, names that were given up, paths that documents name, shell scripts, and crates from
+# outside: .ci/gates, one command each.
 gates: deps
 	@.ci/gates/imports
 	@.ci/gates/sizes
 	@.ci/gates/words
 	@.ci/gates/paths
+	@.ci/gates/scripts
+	@.ci/gates/dependencies
 
 lint: deps
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets $(WITH_LAB) -- -D warnings
 	$(CARGO) clippy -p flowgate -- -D warnings
+	@.ci/gates/docs
 
 # Criterion benches of the pipeline and its parts; ends with one line of JSON.
 bench: deps
@@ -78,6 +90,10 @@ fuzz: deps
 # Whole conversations against an independent model, one run a seed; ends with one line of JSON.
 simulate: deps
 	SEEDS=$(SEEDS) $(CARGO) test -q --release -p flowgate-dataplane --test simulate
+
+# Small changes made to the code, each of which a test should notice: SHARD=0/8 make mutants takes an eighth of them.
+mutants: deps
+	@.ci/mutants
 
 # Everything that can break around a gateway, done to a real one under load; ends with one line of JSON.
 faults: root lab
