@@ -1,7 +1,7 @@
 //! Turns Kubernetes objects and kernel network state into tables.
 //!
 //! Values flow one way: a [`source`] and [`netlink`] send what they saw to [`reconcile`], which folds
-//! changes, calls [`compile`] and hands the tables to a sink that the binary supplies. [`model`] says what
+//! changes, calls [`compile()`] and hands the tables to a sink that the binary supplies. [`model`] says what
 //! the objects mean, [`report`] what is wrong with them, [`health`] whether all this works, and [`dns`] answers
 //! for their names. Nothing here sees a packet or the data plane.
 #![forbid(unsafe_code)]
