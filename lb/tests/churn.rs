@@ -4,25 +4,18 @@
 
 mod support;
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
-    thread,
-    time::Duration,
-};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Result;
-use flowgate_benches::{
-    lab::{
-        manifests::{L4Protocol, ServiceSpec},
-        servers::{
-            echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer},
-            http::{HttpServer, HttpServerOptions},
-        },
-        topology::Host,
-    },
-    loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamReport, StreamRun},
-};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer};
+use flowgate_benches::lab::servers::http::{HttpServer, HttpServerOptions};
+use flowgate_benches::lab::topology::Host;
+use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamReport, StreamRun};
+
 use support::{Lab, ask_by_udp, eventually, get, one_at_a_time, snmp};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];

@@ -4,17 +4,19 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf};
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::Result;
-use flowgate_benches::{
-    lab::manifests::{L4Protocol, ManifestDir, ServiceSpec},
-    netns::Namespace,
-};
+use flowgate_benches::lab::manifests::{L4Protocol, ManifestDir, ServiceSpec};
+use flowgate_benches::netns::Namespace;
+use tempfile::TempDir;
+
 use support::{
     Ended, FLOWGATE, Lab, eventually, flowgate, flowgate_here, get, pins, rows, text, xdp_program,
 };
-use tempfile::TempDir;
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 /// What is wrong, by file; the line is that of the object.

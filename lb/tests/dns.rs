@@ -4,20 +4,15 @@
 
 mod support;
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
-};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
 use anyhow::{Context as _, Result};
-use flowgate_benches::lab::{
-    manifests::{L4Protocol, ServiceSpec},
-    topology::GATEWAY_UPLINK,
-};
-use hickory_proto::{
-    op::{Message, Query, ResponseCode},
-    rr::{Name, RecordType},
-};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::topology::GATEWAY_UPLINK;
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
+
 use support::{LIMIT, Lab, eventually, flowgate};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];

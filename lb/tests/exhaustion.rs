@@ -5,17 +5,14 @@
 
 mod support;
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    time::Duration,
-};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use flowgate_benches::lab::{
-    manifests::{L4Protocol, ServiceSpec},
-    servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer},
-};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer};
+
 use support::{Lab, eventually, number, rows, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];

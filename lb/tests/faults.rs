@@ -5,10 +5,8 @@
 #[cfg(not(feature = "lab"))]
 compile_error!("these tests need the lab: `make test`, or `cargo test --features flowgate/lab`");
 
-use std::{
-    process::Command,
-    sync::{Mutex, PoisonError},
-};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;

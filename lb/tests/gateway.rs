@@ -4,22 +4,19 @@
 
 mod support;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Result;
-use flowgate_benches::{
-    lab::{
-        manifests::{L4Protocol, ServiceSpec},
-        servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer},
-        topology::{GATEWAY_FABRIC, GATEWAY_UPLINK},
-    },
-    loadgen::{
-        progress::ProgressOutput,
-        stop::Stop,
-        stream::{self, Exchange, Greeting, StreamOptions},
-        udp::{self, UdpOptions},
-    },
-};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer};
+use flowgate_benches::lab::topology::{GATEWAY_FABRIC, GATEWAY_UPLINK};
+use flowgate_benches::loadgen::progress::ProgressOutput;
+use flowgate_benches::loadgen::stop::Stop;
+use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions};
+use flowgate_benches::loadgen::udp::{self, UdpOptions};
+
 use support::{Lab, eventually, get, get_from_here, number, one_at_a_time, rows, snmp, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];

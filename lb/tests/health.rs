@@ -7,7 +7,9 @@ mod support;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use anyhow::Result;
-use flowgate_benches::{lab::topology::GATEWAY_UPLINK, netns::Namespace};
+use flowgate_benches::lab::topology::GATEWAY_UPLINK;
+use flowgate_benches::netns::Namespace;
+
 use support::{Lab, eventually, get, http_answer, rows, sample, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];

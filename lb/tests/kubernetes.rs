@@ -5,29 +5,20 @@
 
 mod support;
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    thread,
-    time::Duration,
-};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use flowgate_benches::{
-    lab::{
-        kubernetes::{
-            ClusterOptions, KubernetesCluster,
-            bulk::{self, BulkOptions},
-        },
-        sample::{NGINX, node_port_address},
-    },
-    loadgen::{
-        report::Report as _,
-        stream::{self, Exchange, Reuse, StreamOptions, StreamReport, StreamRun},
-    },
-    netns::Namespace,
-};
+use flowgate_benches::lab::kubernetes::bulk::{self, BulkOptions};
+use flowgate_benches::lab::kubernetes::{ClusterOptions, KubernetesCluster};
+use flowgate_benches::lab::sample::{NGINX, node_port_address};
+use flowgate_benches::loadgen::report::Report as _;
+use flowgate_benches::loadgen::stream::{self, Exchange, Reuse, StreamOptions, StreamReport, StreamRun};
+use flowgate_benches::netns::Namespace;
 use serde_json::Value;
+
 use support::{FLOWGATE, get, number, one_at_a_time, rows, text};
 
 /// For what passes through controllers, API and gateway, all on a machine that may be busy with other tests.

@@ -4,27 +4,20 @@
 
 mod support;
 
-use std::{
-    fs,
-    net::{SocketAddr, TcpStream},
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use flowgate_benches::{
-    lab::{
-        gateway::{Gateway, GatewayOptions},
-        manifests::{L4Protocol, ServiceSpec},
-        servers::{
-            echo::{EchoAnswer, EchoOptions, TcpEchoServer},
-            http::HttpServer,
-        },
-        topology::{GATEWAY_UPLINK, Topology, TopologyOptions, UPLINK},
-    },
-    loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun},
-    netns::Namespace,
-};
+use flowgate_benches::lab::gateway::{Gateway, GatewayOptions};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer};
+use flowgate_benches::lab::servers::http::HttpServer;
+use flowgate_benches::lab::topology::{GATEWAY_UPLINK, Topology, TopologyOptions, UPLINK};
+use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun};
+use flowgate_benches::netns::Namespace;
+
 use support::{FLOWGATE, Lab, admin, eventually, get, number, one_at_a_time, rows, snmp, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];

@@ -4,29 +4,22 @@
 
 mod support;
 
-use std::{
-    fs,
-    io::Read as _,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::fs;
+use std::io::Read as _;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use flowgate_benches::{
-    lab::{
-        gateway::{Gateway, GatewayOptions},
-        manifests::{L4Protocol, ServiceSpec},
-        topology::{FABRIC, Topology, TopologyOptions, UPLINK},
-    },
-    netns::Namespace,
-};
+use flowgate_benches::lab::gateway::{Gateway, GatewayOptions};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::topology::{FABRIC, Topology, TopologyOptions, UPLINK};
+use flowgate_benches::netns::Namespace;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
+
 use support::{FLOWGATE, Lab, eventually, flowgate, get, pins, rows, snmp, text, xdp_program};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];

@@ -4,20 +4,18 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, time::Duration};
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Result;
-use flowgate_benches::{
-    lab::{
-        manifests::{L4Protocol, ServiceSpec},
-        servers::{
-            echo::{EchoAnswer, EchoOptions, TcpEchoServer},
-            http::{HttpServer, HttpServerOptions},
-        },
-        topology::{FABRIC, GATEWAY_FABRIC, GATEWAY_UPLINK, UPLINK},
-    },
-    loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun},
-};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer};
+use flowgate_benches::lab::servers::http::{HttpServer, HttpServerOptions};
+use flowgate_benches::lab::topology::{FABRIC, GATEWAY_FABRIC, GATEWAY_UPLINK, UPLINK};
+use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun};
+
 use support::{LIMIT, Lab, eventually, flowgate, get, one_at_a_time, pins};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];

@@ -5,16 +5,13 @@
 
 mod support;
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
-};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Result;
-use flowgate_benches::lab::{
-    manifests::{L4Protocol, ServiceSpec},
-    topology::{FABRIC, Host, ipv6_of},
-};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::topology::{FABRIC, Host, ipv6_of};
+
 use support::{Lab, eventually, get_from_here, number, rows};
 
 const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);

@@ -1,24 +1,19 @@
 //! An active-backup bond as uplink: Flowgate serves its ports, and follows the kernel to the one that sends.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Result;
-use flowgate_benches::{
-    lab::{
-        gateway::{Gateway, GatewayOptions},
-        manifests::{L4Protocol, ServiceSpec},
-        topology::{
-            GATEWAY_UPLINK, HOST_INTERFACE, SERVICE_RANGE, Topology, TopologyOptions, UPLINK, ipv6_of,
-        },
-    },
-    loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun},
+use flowgate_benches::lab::gateway::{Gateway, GatewayOptions};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::topology::{
+    GATEWAY_UPLINK, HOST_INTERFACE, SERVICE_RANGE, Topology, TopologyOptions, UPLINK, ipv6_of,
 };
+use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun};
 
-use super::{
-    CLUSTER_IP, EchoServers, SERVER_PORT,
-    support::{FLOWGATE, Lab, eventually},
-    talk::PATIENCE,
-};
+use super::support::{FLOWGATE, Lab, eventually};
+use super::talk::PATIENCE;
+use super::{CLUSTER_IP, EchoServers, SERVER_PORT};
 
 const PORTS: [&str; 2] = ["port0", "port1"];
 

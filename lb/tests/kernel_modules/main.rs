@@ -15,13 +15,9 @@ mod vlan;
 use std::process::Command;
 
 use anyhow::Result;
-use flowgate_benches::{
-    lab::{
-        servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer},
-        topology::Topology,
-    },
-    netns::Namespace,
-};
+use flowgate_benches::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer, UdpEchoServer};
+use flowgate_benches::lab::topology::Topology;
+use flowgate_benches::netns::Namespace;
 
 /// The ClusterIP of the one Service that a test has.
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];

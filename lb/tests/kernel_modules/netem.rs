@@ -1,25 +1,18 @@
 //! Networks that lose, delay, reorder and duplicate packets, on both sides of the gateway.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use flowgate_benches::{
-    lab::{
-        manifests::{L4Protocol, ServiceSpec},
-        topology::{HOST_INTERFACE, ipv6_of},
-    },
-    loadgen::{
-        progress::ProgressOutput,
-        stop::Stop,
-        udp::{self, UdpOptions},
-    },
-};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::topology::{HOST_INTERFACE, ipv6_of};
+use flowgate_benches::loadgen::progress::ProgressOutput;
+use flowgate_benches::loadgen::stop::Stop;
+use flowgate_benches::loadgen::udp::{self, UdpOptions};
 
-use super::{
-    CLUSTER_IP, EchoServers, SERVER_PORT, run,
-    support::{LIMIT, Lab, ask_by_udp, eventually, snmp},
-    talk::{TCP, Talk},
-};
+use super::support::{LIMIT, Lab, ask_by_udp, eventually, snmp};
+use super::talk::{TCP, Talk};
+use super::{CLUSTER_IP, EchoServers, SERVER_PORT, run};
 
 const CONNECTIONS: usize = 4;
 const BODY: usize = 200_000;

@@ -1,22 +1,16 @@
 //! Associations between real SCTP sockets. Those verify the CRC32c of each packet, and drop in silence what is wrong.
 
-use std::{
-    fs,
-    net::{IpAddr, SocketAddr},
-};
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
-use flowgate_benches::lab::{
-    gateway::{Gateway, GatewayOptions},
-    manifests::{L4Protocol, ServiceSpec},
-    topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, ipv6_of},
-};
+use flowgate_benches::lab::gateway::{Gateway, GatewayOptions};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, ipv6_of};
 
-use super::{
-    CLUSTER_IP, NODE_PORT, SERVER_PORT,
-    support::{FLOWGATE, Lab, eventually, rows, text},
-    talk::{SCTP, SctpEchoServer, Talk},
-};
+use super::support::{FLOWGATE, Lab, eventually, rows, text};
+use super::talk::{SCTP, SctpEchoServer, Talk};
+use super::{CLUSTER_IP, NODE_PORT, SERVER_PORT};
 
 const SERVICE_PORT: u16 = 2905;
 /// From one byte over what fills a packet to many of them.

@@ -1,15 +1,11 @@
 //! Conversations over sockets whose bytes are compared, one by one, with what was sent.
 
-use std::{
-    io::{self, Read as _, Write as _},
-    net::{IpAddr, Shutdown, SocketAddr},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flowgate_benches::netns::Namespace;

@@ -4,23 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use flowgate_benches::{
-    lab::{
-        manifests::{L4Protocol, ServiceSpec},
-        topology::{HOST_INTERFACE, SERVICE_RANGE, UPLINK, ipv6_of},
-    },
-    loadgen::{
-        progress::ProgressOutput,
-        stop::Stop,
-        udp::{self, UdpOptions},
-    },
-};
+use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
+use flowgate_benches::lab::topology::{HOST_INTERFACE, SERVICE_RANGE, UPLINK, ipv6_of};
+use flowgate_benches::loadgen::progress::ProgressOutput;
+use flowgate_benches::loadgen::stop::Stop;
+use flowgate_benches::loadgen::udp::{self, UdpOptions};
 
-use super::{
-    CLUSTER_IP, EchoServers, NODE_PORT, SERVER_PORT, run,
-    support::{LIMIT, Lab, eventually, rows, text},
-    talk::{TCP, Talk},
-};
+use super::support::{LIMIT, Lab, eventually, rows, text};
+use super::talk::{TCP, Talk};
+use super::{CLUSTER_IP, EchoServers, NODE_PORT, SERVER_PORT, run};
 
 const VLAN_ID: u16 = 100;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);

@@ -5,29 +5,23 @@
 #[cfg(not(feature = "lab"))]
 compile_error!("these tests need the lab: `make test`, or `cargo test --features flowgate/lab`");
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
-    os::unix::net::UnixStream,
-    path::Path,
-    process::{Command, ExitStatus},
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use flowgate_benches::{
-    lab::{
-        gateway::{Gateway, GatewayOptions},
-        manifests::ServiceSpec,
-        servers::http::{HttpServer, HttpServerOptions},
-        topology::{Topology, TopologyOptions},
-        wait,
-    },
-    netns::{Namespace, guarded},
-};
+use flowgate_benches::lab::gateway::{Gateway, GatewayOptions};
+use flowgate_benches::lab::manifests::ServiceSpec;
+use flowgate_benches::lab::servers::http::{HttpServer, HttpServerOptions};
+use flowgate_benches::lab::topology::{Topology, TopologyOptions};
+use flowgate_benches::lab::wait;
+use flowgate_benches::netns::{Namespace, guarded};
 use serde_json::Value;
 
 pub(crate) use flowgate_benches::lab::gateway::rows;

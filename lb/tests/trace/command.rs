@@ -1,12 +1,10 @@
 //! Runs `flowgate trace` and reads its answers. Knows nothing of what they should be.
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
-use std::{
-    collections::BTreeSet,
-    fs::{self, File},
-    path::Path,
-    process::{Command, Output, Stdio},
-};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use serde::Deserialize;
 use tempfile::TempDir;

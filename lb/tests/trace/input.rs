@@ -2,10 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::{
-    command::{Traced, parse},
-    world::{As, World, service},
-};
+use crate::command::{Traced, parse};
+use crate::world::{As, World, service};
 
 fn web() -> Traced {
     World::web(json!({"ports": [{"name": "http", "port": 80}]})).traced(As::Node)

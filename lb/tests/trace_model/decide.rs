@@ -1,19 +1,15 @@
 //! The first packet of a flow, step by step as D1 to D6. Slow and plain: every Service is asked about every packet.
 //! Written from the rules; shares nothing with the code under test.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::{
-    cluster::{Cluster, Port, Service},
-    endpoints::{PortEndpoints, cluster_ip, is_served},
-    machine::Machine,
-    packets::Packet,
-};
+use crate::cluster::{Cluster, Port, Service};
+use crate::endpoints::{PortEndpoints, cluster_ip, is_served};
+use crate::machine::Machine;
+use crate::packets::Packet;
 
 /// What must become of a packet.
 #[derive(Debug)]

@@ -3,10 +3,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{
-    cluster::{Cluster, Endpoint, Port, Service},
-    machine::Machine,
-};
+use crate::cluster::{Cluster, Endpoint, Port, Service};
+use crate::machine::Machine;
 
 /// All endpoints of one family of a Service port.
 pub(crate) struct PortEndpoints<'a> {

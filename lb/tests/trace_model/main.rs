@@ -13,11 +13,9 @@ mod machine;
 mod packets;
 mod random;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    env,
-    net::SocketAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::net::SocketAddr;
 
 use command::{Answer, Traced};
 use decide::{Expected, decide};

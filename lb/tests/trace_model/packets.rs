@@ -4,10 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fastrand::Rng;
 
-use crate::{
-    cluster::{Cluster, Port},
-    random::{PROTOCOLS, one_of, pod},
-};
+use crate::cluster::{Cluster, Port};
+use crate::random::{PROTOCOLS, one_of, pod};
 
 #[derive(Debug)]
 pub(crate) struct Packet {

@@ -8,10 +8,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use fastrand::Rng;
 use ipnet::IpNet;
 
-use crate::{
-    cluster::{Cluster, Node, Port, Service},
-    machine::Machine,
-};
+use crate::cluster::{Cluster, Node, Port, Service};
+use crate::machine::Machine;
 
 pub(crate) const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 const LABELS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];

@@ -1,10 +1,8 @@
 //! Random endpoints, slices and objects of the old API. What two objects say of one address differs only where a rule
 //! says whom to believe.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv6Addr},
-};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
 
 use fastrand::Rng;
 
