@@ -1,5 +1,5 @@
-//! What the tests of the binary share: the lab with a running gateway, its JSON answers, clients, and what the kernels
-//! of the namespaces counted.
+//! Helpers of the tests of the binary: the lab with a running gateway, its JSON output, clients, and kernel counters of
+//! namespaces.
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
 #[cfg(not(feature = "lab"))]
@@ -29,11 +29,11 @@ pub(crate) use flowgate_benches::lab::wait::LIMIT;
 
 /// The binary under test.
 pub(crate) const FLOWGATE: &str = env!("CARGO_BIN_EXE_flowgate");
-/// Where every lab gateway pins, on the bpffs of its own namespace.
+/// The pin directory of every lab gateway, on the bpffs of its namespace.
 pub(crate) const PIN_DIR: &str = "/sys/fs/bpf/flowgate";
 const STEP: Duration = Duration::from_millis(10);
 
-/// Network and gateway; the gateway ends first.
+/// Network and gateway; fields drop in this order, the gateway first.
 pub(crate) struct Lab {
     pub(crate) gateway: Gateway,
     pub(crate) topology: Topology,
@@ -45,7 +45,7 @@ impl Lab {
         Self::start(backends, "")
     }
 
-    /// The same with more lines of configuration.
+    /// [`Self::with_backends`] with more lines of configuration.
     pub(crate) fn start(backends: u8, extra_config: &str) -> Result<Self> {
         let topology = Topology::build(TopologyOptions { backends, ..TopologyOptions::default() })?;
         let mut options = GatewayOptions::new(FLOWGATE);
@@ -85,7 +85,7 @@ impl Lab {
         sample(&exposition, name)
     }
 
-    /// A count of `show workers`, over all of them.
+    /// An event count of `show workers`, summed over the workers.
     pub(crate) fn event(&self, name: &str) -> Result<u64> {
         let workers = self.show("workers")?;
         let events = rows(&workers).flat_map(|worker| rows(&worker["events"]));
@@ -94,7 +94,7 @@ impl Lab {
         Ok(counts.iter().sum())
     }
 
-    /// Packets that workers dropped, by reason; empty if none.
+    /// Packets that workers dropped, by reason.
     pub(crate) fn drops(&self) -> Result<BTreeMap<String, u64>> {
         let drops = self.show("drops")?;
         let reasons = Self::drop_reasons();
@@ -128,29 +128,29 @@ impl Lab {
         })
     }
 
-    /// The id of the XDP program on an interface of the gateway, as the kernel says.
+    /// The id of the XDP program on an interface of the gateway, from the kernel.
     pub(crate) fn xdp_program(&self, interface: &str) -> Result<Option<u64>> {
         xdp_program(self.topology.gateway(), interface)
     }
 
-    /// The pins with their inodes: who pins anew gets another one.
+    /// The pins with their inodes: a new pin gets another inode.
     pub(crate) fn pins(&self) -> Result<BTreeMap<String, u64>> {
         pins(self.topology.gateway())
     }
 }
 
-/// The id of the XDP program on an interface, as the kernel says.
+/// The id of the XDP program on an interface, from the kernel.
 pub(crate) fn xdp_program(namespace: &Namespace, interface: &str) -> Result<Option<u64>> {
     let links: Value = serde_json::from_str(&namespace.ip(&format!("-j -d link show dev {interface}"))?)?;
     Ok(links[0]["xdp"]["prog"]["id"].as_u64())
 }
 
-/// All that is pinned in a namespace, by path, with the inodes.
+/// All pins in a namespace: path and inode.
 pub(crate) fn pins(namespace: &Namespace) -> Result<BTreeMap<String, u64>> {
     fn walk(folder: &Path, found: &mut BTreeMap<String, u64>) -> io::Result<()> {
         for entry in fs::read_dir(folder)? {
             let (path, meta) = entry.and_then(|entry| Ok((entry.path(), entry.metadata()?)))?;
-            // The kernel's own: maps.debug and progs.debug.
+            // Every bpffs holds maps.debug and progs.debug.
             if path.extension().is_some_and(|extension| extension == "debug") {
                 continue;
             }
@@ -190,7 +190,7 @@ pub(crate) fn eventually_within(
     failure.map_or(Ok(()), Err)
 }
 
-/// Tests that keep a core busy run one at a time.
+/// A lock for tests that keep a core busy, so that they run one at a time.
 pub(crate) fn one_at_a_time() -> MutexGuard<'static, ()> {
     static HEAVY: Mutex<()> = Mutex::new(());
     HEAVY.lock().unwrap_or_else(PoisonError::into_inner)
@@ -206,13 +206,13 @@ pub(crate) fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("{value} is no count"))
 }
 
-/// One HTTP request on a connection of its own; the name of the backend that answered.
+/// One HTTP request on a new connection; returns the name of the backend that answered.
 pub(crate) fn get(client: &Namespace, target: impl Into<SocketAddr>) -> Result<String> {
     let target = target.into();
     client.enter(|| get_from_here(target))?
 }
 
-/// The same in the calling thread's namespace.
+/// [`get`] in the calling thread's namespace.
 pub(crate) fn get_from_here(target: SocketAddr) -> Result<String> {
     let answer = http_answer(target, "/")?;
     let name = answer.lines().find_map(|line| line.strip_prefix("x-backend: "));
@@ -225,7 +225,7 @@ pub(crate) fn sample(exposition: &str, name: &str) -> Result<f64> {
     line.with_context(|| format!("no {name} in\n{exposition}"))?.parse().context("a number")
 }
 
-/// The whole answer to a GET, as text.
+/// The complete response to a GET, as text.
 pub(crate) fn http_answer(target: SocketAddr, path: &str) -> Result<String> {
     let exchange = || -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&target, LIMIT)?;
@@ -239,7 +239,7 @@ pub(crate) fn http_answer(target: SocketAddr, path: &str) -> Result<String> {
     exchange().with_context(|| format!("asking {target}{path}"))
 }
 
-/// Who answers a datagram from this source port.
+/// The name of the backend that answers a datagram from this source port.
 pub(crate) fn ask_by_udp(source_port: u16, target: SocketAddr) -> Result<String> {
     let exchange = || {
         let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
@@ -282,7 +282,7 @@ pub(crate) fn check_refusals(lab: &Lab, service: &ServiceSpec, cluster_ip: IpAdd
     })
 }
 
-/// The answer to one question on an admin socket.
+/// The response to one request on an admin socket.
 pub(crate) fn admin(socket: &Path, question: &str) -> Result<String> {
     let exchange = || -> io::Result<String> {
         let mut stream = UnixStream::connect(socket)?;
@@ -297,7 +297,7 @@ pub(crate) fn admin(socket: &Path, question: &str) -> Result<String> {
 
 /// A counter of `/proc/net/snmp` in a namespace.
 pub(crate) fn snmp(namespace: &Namespace, protocol: &str, counter: &str) -> Result<u64> {
-    // `/proc/net` would be that of the main thread.
+    // `/proc/net` is `/proc/self/net`, the namespace of the main thread.
     let table = namespace.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))?;
     let prefix = format!("{protocol}:");
     let mut lines = table.lines().filter_map(|line| line.strip_prefix(&prefix)).map(str::split_whitespace);
@@ -315,7 +315,7 @@ pub(crate) fn snmp6(namespace: &Namespace, counter: &str) -> Result<u64> {
     value.with_context(|| format!("no {counter} in {table}"))
 }
 
-/// How a command ended.
+/// Exit status and output of a command.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
@@ -324,7 +324,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// Whether it ended with exit code 1 and one sentence that holds `reason` and says nothing twice.
+    /// Whether it exited with code 1 and printed one line that contains `reason`, without repetition.
     pub(crate) fn is_refusal(&self, reason: &str) -> bool {
         let mut sentences = self.stderr.lines().filter_map(|line| line.strip_prefix("flowgate: "));
         let (Some(sentence), None) = (sentences.next(), sentences.next()) else { return false };
@@ -334,7 +334,7 @@ impl Ended {
     }
 }
 
-/// Runs flowgate in a namespace to its end, at most [`LIMIT`].
+/// Runs flowgate in a namespace, at most for [`LIMIT`].
 pub(crate) fn flowgate(namespace: &Namespace, arguments: &[&str]) -> Result<Ended> {
     let folder = tempfile::tempdir()?;
     let (out, err) = (folder.path().join("out"), folder.path().join("err"));
@@ -344,7 +344,7 @@ pub(crate) fn flowgate(namespace: &Namespace, arguments: &[&str]) -> Result<Ende
     Ok(Ended { status, stdout: fs::read_to_string(out)?, stderr: fs::read_to_string(err)? })
 }
 
-/// Runs flowgate where the test runs; for commands that open nothing.
+/// Runs flowgate in the namespace of the test; for commands without network access.
 pub(crate) fn flowgate_here(arguments: &[&str]) -> Result<Ended> {
     let output = Command::new(FLOWGATE).args(arguments).output()?;
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
