@@ -20,7 +20,7 @@ use super::{Answer, Answerer, Question, view};
 use crate::appliance::Appliance;
 use crate::appliance::sockets::{QueueSocket, SOCKET_DROPS};
 use crate::appliance::supervisor::SupervisorHandle;
-use crate::appliance::workers::Post;
+use crate::appliance::workers::WorkerSlot;
 
 /// Answers what people ask of a running flowgate: has the supervisor look.
 #[derive(Clone)]
@@ -76,7 +76,7 @@ impl Inspection<'_> {
             crate::admin::Fault::Panic => Fault::Panic,
             crate::admin::Fault::Hang => Fault::Hang,
         };
-        match self.appliance.workers.posts.get(worker).map(|post| post.inject(fault)) {
+        match self.appliance.workers.slots.get(worker).map(|slot| slot.inject(fault)) {
             Some(true) => Answer::Workers(Vec::new()),
             _ => Answer::Error(format!("there is no worker {worker}")),
         }
@@ -196,13 +196,13 @@ impl Inspection<'_> {
                 fell_back: proof.fell_back,
             }
         };
-        let row = |(index, post): (usize, &Post)| {
-            let counters = post.counters();
+        let row = |(index, slot): (usize, &WorkerSlot)| {
+            let counters = slot.counters();
             view::Worker {
                 worker: index,
-                core: post.core(),
+                core: slot.core(),
                 state: workers.state(index).into(),
-                queues: post.sockets.iter().map(queue).collect(),
+                queues: slot.sockets.iter().map(queue).collect(),
                 rx_packets: counters.event(Event::RxPackets),
                 tx_packets: counters.event(Event::TxPackets),
                 drops: counters.dropped_total(),
@@ -212,7 +212,7 @@ impl Inspection<'_> {
                 events: Event::ALL.iter().map(|e| (e.name().into(), counters.event(*e))).collect(),
             }
         };
-        workers.posts.iter().enumerate().map(row).collect()
+        workers.slots.iter().enumerate().map(row).collect()
     }
 
     fn drops(&self) -> Result<Vec<view::Drop>, String> {
@@ -231,13 +231,13 @@ impl Inspection<'_> {
             .collect();
         let workers = &self.appliance.workers;
         let sockets: Vec<_> =
-            workers.posts.iter().flat_map(|post| &post.sockets).filter_map(QueueSocket::statistics).collect();
+            workers.slots.iter().flat_map(|slot| &slot.sockets).filter_map(QueueSocket::statistics).collect();
         rows.extend(
             SOCKET_DROPS.iter().map(|(reason, meaning, count)| {
                 row("socket", reason, sockets.iter().map(count).sum(), meaning)
             }),
         );
-        let total = workers.posts.iter().fold(Counters::default(), |sum, post| sum.plus(&post.counters()));
+        let total = workers.slots.iter().fold(Counters::default(), |sum, slot| sum.plus(&slot.counters()));
         rows.extend(DropReason::ALL.iter().map(|r| row("worker", r.name(), total.dropped(*r), r.meaning())));
         rows.extend(
             RejectReason::ALL.iter().map(|r| row("worker", r.name(), total.rejected(*r), r.meaning())),

@@ -267,7 +267,7 @@ fn go_to_planned_modes(
             apply(workers, &mut publishing.steering, grace)?;
         }
         workers.restarts.fallback += 1;
-        workers.go_on(&publishing.given())
+        workers.resume(&publishing.start_context())
     });
     if let Err(error) = goes_on {
         tracing::error!("the sockets cannot be opened in another mode yet: {error:#}");
@@ -363,7 +363,7 @@ fn apply(workers: &mut Workers, steering: &mut Steering, grace: Grace) -> anyhow
                 }
             }
         }
-        workers.open_posts(steering.report())?;
+        workers.open_slots(steering.report())?;
         note_modes(workers, steering.report());
         forget_deliveries(steering)?;
     }

@@ -6,7 +6,7 @@ use flowgate_tables::{FrontendKind, Publisher, Tables};
 use flowgate_xsk::steering::{AttachReport, Device, Steering, SteeringError, SteeringSet, VipKey};
 
 use super::vlan_offload::TagCare;
-use super::workers::Given;
+use super::workers::StartContext;
 
 /// The tables that workers see, and the maps that the XDP program sees.
 #[derive(Debug)]
@@ -21,8 +21,12 @@ pub(crate) struct Publishing {
 
 impl Publishing {
     /// What workers are given now.
-    pub(crate) fn given(&self) -> Given<'_> {
-        Given { attached: self.steering.report(), publisher: &self.publisher, map: self.steering.sockets() }
+    pub(crate) fn start_context(&self) -> StartContext<'_> {
+        StartContext {
+            attached: self.steering.report(),
+            publisher: &self.publisher,
+            map: self.steering.sockets(),
+        }
     }
 
     /// The devices of all interfaces as they are now.

@@ -138,7 +138,7 @@ impl Supervisor {
 
     fn look_after_workers(&mut self, now: Instant) -> Option<usize> {
         let Appliance { workers, publishing } = &mut self.appliance;
-        let hanging = workers.watch(&publishing.given(), now);
+        let hanging = workers.watch(&publishing.start_context(), now);
         let worker = hanging.first().copied()?;
         if self.reexecutions.may_go_on() {
             return Some(worker);
@@ -153,7 +153,7 @@ impl Supervisor {
         let devices = self.appliance.publishing.devices();
         let settled = devices == self.seen;
         self.seen.clone_from(&devices);
-        let due = devices != self.opened_for || self.appliance.workers.to_be_reopened;
+        let due = devices != self.opened_for || self.appliance.workers.needs_reopen;
         if !due || !settled || devices.iter().all(Option::is_none) {
             return;
         }
@@ -174,7 +174,7 @@ impl Supervisor {
         if let Err(error) = prove::forget_deliveries(&mut publishing.steering) {
             tracing::error!("what the interfaces deliver is not watched: {error:#}");
         }
-        if let Err(error) = workers.reopen(&publishing.given()) {
+        if let Err(error) = workers.reopen(&publishing.start_context()) {
             tracing::error!("the sockets cannot be opened anew yet: {error:#}");
         }
     }
@@ -183,7 +183,7 @@ impl Supervisor {
     /// loses its traffic to the kernel when that time is over.
     fn prolong_grace(&mut self, now: Instant) {
         let due = self.grace_set_at.is_none_or(|at| now.duration_since(at) >= GRACE_EVERY);
-        if self.grace.is_zero() || !due || !self.appliance.workers.are_well() {
+        if self.grace.is_zero() || !due || !self.appliance.workers.are_healthy() {
             return;
         }
         self.grace_set_at = Some(now);
@@ -199,11 +199,11 @@ fn now() -> Instant {
 
 /// Shows which workers are not healthy.
 fn show_unhealthy_reasons(workers: &Workers, unhealthy_reasons: &watch::Sender<Arc<[String]>>) {
-    let states = (0..workers.posts.len()).map(|index| (index, workers.state(index)));
+    let states = (0..workers.slots.len()).map(|index| (index, workers.state(index)));
     let unwell = states
         .filter(|(_, state)| ["hanging", "dead"].contains(state))
         .map(|(index, state)| format!("worker {index} is {state}: its traffic passes to the kernel"));
-    let no_sockets = workers.to_be_reopened.then(|| "no sockets after a change of the interfaces".to_owned());
+    let no_sockets = workers.needs_reopen.then(|| "no sockets after a change of the interfaces".to_owned());
     let unwell: Arc<[String]> = unwell.chain(no_sockets).collect();
     unhealthy_reasons.send_if_modified(|shown| {
         let changed = *shown != unwell;

@@ -28,7 +28,7 @@ pub(crate) struct Workers {
     pub(crate) shared: Shared,
     /// Services whose new flows were refused.
     pub(crate) short: Short,
-    pub(crate) posts: Vec<Post>,
+    pub(crate) slots: Vec<WorkerSlot>,
     pub(crate) restarts: Restarts,
     /// In which modes the interfaces are known to work.
     pub(crate) proofs: Proofs,
@@ -41,9 +41,9 @@ pub(crate) struct Workers {
     watchdog: Watchdog,
     started: bool,
     /// Whether the flows are those of an earlier process and nobody has adopted them yet.
-    to_be_adopted: bool,
+    adoption_is_due: bool,
     /// Whether the sockets could not be opened after a change of the interfaces.
-    pub(crate) to_be_reopened: bool,
+    pub(crate) needs_reopen: bool,
 }
 
 /// How often workers were put in the place of others, by reason.
@@ -57,22 +57,22 @@ pub(crate) struct Restarts {
     pub(crate) fallback: u64,
 }
 
-/// What a worker is given.
-pub(crate) struct Given<'a> {
+/// What a worker is context.
+pub(crate) struct StartContext<'a> {
     pub(crate) attached: &'a [AttachReport],
     pub(crate) publisher: &'a Publisher,
     pub(crate) map: SocketMap,
 }
 
-/// The place of a worker; it stays when the worker is replaced.
-pub(crate) struct Post {
+/// One worker number with its core and sockets. It stays when its worker is replaced.
+pub(crate) struct WorkerSlot {
     number: WorkerNumber,
     core: Option<usize>,
     pub(crate) sockets: Vec<QueueSocket>,
     stage: Stage,
-    /// What the workers before the present one had counted.
+    /// Counters of the workers before the present one.
     counted: Counters,
-    /// When workers here panicked lately.
+    /// When workers of this slot panicked in the last minute.
     panics: VecDeque<Instant>,
 }
 
@@ -80,8 +80,8 @@ enum Stage {
     /// Its sockets are open.
     Ready(XskDevice),
     Running(WorkerHandle<XskDevice>),
-    /// Nobody works here.
-    Vacant,
+    /// It has neither worker nor sockets.
+    Empty,
 }
 
 impl Workers {
@@ -114,7 +114,7 @@ impl Workers {
                 started,
             },
             short,
-            posts: Vec::new(),
+            slots: Vec::new(),
             restarts: Restarts::default(),
             proofs,
             adoption: Adoption::default(),
@@ -123,15 +123,15 @@ impl Workers {
             zero_copy: config.xdp.zero_copy,
             watchdog: Watchdog::new(config.workers.hang),
             started: false,
-            to_be_adopted: origins.contains(&Origin::Restored),
-            to_be_reopened: false,
+            adoption_is_due: origins.contains(&Origin::Restored),
+            needs_reopen: false,
         };
-        workers.open_posts(attached)?;
+        workers.open_slots(attached)?;
         Ok(workers)
     }
 
     /// Opens all sockets, in the modes in which the interfaces are known to work; on an error everything stays as it is.
-    pub(crate) fn open_posts(&mut self, attached: &[AttachReport]) -> anyhow::Result<()> {
+    pub(crate) fn open_slots(&mut self, attached: &[AttachReport]) -> anyhow::Result<()> {
         let (wanted, possible) = (self.config.workers.count, sockets::workers_possible(attached));
         let count = if wanted == 0 { possible } else { wanted.min(possible) };
         let cores = sockets::choose_cores(&self.config, count)?;
@@ -141,12 +141,12 @@ impl Workers {
         if let Some(reason) = &frames.why_copy {
             tracing::warn!("AF_XDP works in copy mode: {reason}");
         }
-        let mut posts = Vec::new();
+        let mut slots = Vec::new();
         for (index, core) in cores.into_iter().enumerate() {
             let number = WorkerNumber { index, count };
             let (device, sockets) = sockets::open(&self.config, attached, number, &frames)?;
             let stage = Stage::Ready(device);
-            posts.push(Post {
+            slots.push(WorkerSlot {
                 number,
                 core,
                 sockets,
@@ -155,13 +155,13 @@ impl Workers {
                 panics: VecDeque::new(),
             });
         }
-        // What was counted where nobody works any more stays in the sum.
-        for (index, post) in std::mem::take(&mut self.posts).into_iter().enumerate() {
-            let heir = index.min(posts.len() - 1);
-            posts[heir].counted = posts[heir].counted.plus(&post.counted);
-            posts[heir].panics.extend(post.panics);
+        // Counters only grow: those of slots that no longer exist are added to the last one.
+        for (index, slot) in std::mem::take(&mut self.slots).into_iter().enumerate() {
+            let target = index.min(slots.len() - 1);
+            slots[target].counted = slots[target].counted.plus(&slot.counted);
+            slots[target].panics.extend(slot.panics);
         }
-        self.posts = posts;
+        self.slots = slots;
         (self.frames, self.zero_copy) = (frames, zero_copy);
         Ok(())
     }
@@ -171,13 +171,13 @@ impl Workers {
     ///
     /// # Errors
     /// The kernel refuses a thread or a slot.
-    pub(crate) fn start(&mut self, given: &Given<'_>) -> anyhow::Result<()> {
+    pub(crate) fn start(&mut self, context: &StartContext<'_>) -> anyhow::Result<()> {
         if self.started {
             return Ok(());
         }
-        if std::mem::take(&mut self.to_be_adopted) {
+        if std::mem::take(&mut self.adoption_is_due) {
             self.adoption =
-                adopt(&self.shared.flows, &self.shared.affinity, &given.publisher.current().services);
+                adopt(&self.shared.flows, &self.shared.affinity, &context.publisher.current().services);
             let Adoption { flows, without_backend, bindings, cleared } = self.adoption;
             tracing::info!(
                 flows,
@@ -188,26 +188,26 @@ impl Workers {
             );
         }
         self.started = true;
-        (0..self.posts.len()).try_for_each(|index| self.start_one(index, given))
+        (0..self.slots.len()).try_for_each(|index| self.start_one(index, context))
     }
 
-    fn start_one(&mut self, index: usize, given: &Given<'_>) -> anyhow::Result<()> {
-        let post = &mut self.posts[index];
-        let Stage::Ready(device) = std::mem::replace(&mut post.stage, Stage::Vacant) else { return Ok(()) };
+    fn start_one(&mut self, index: usize, context: &StartContext<'_>) -> anyhow::Result<()> {
+        let slot = &mut self.slots[index];
+        let Stage::Ready(device) = std::mem::replace(&mut slot.stage, Stage::Empty) else { return Ok(()) };
         let config = WorkerConfig {
-            number: post.number,
-            core: post.core,
+            number: slot.number,
+            core: slot.core,
             idle_before_sleep: self.config.workers.idle_before_sleep,
             timeouts: self.config.flows.timeouts(),
             pipeline: self.config.pipeline,
         };
-        let (shared, pipeline) = (self.shared.clone(), Pipeline::new(post.number));
-        let worker = Worker::new(config, shared, given.publisher.reader(), device, pipeline);
-        let handle = worker.counting_from(post.counted).spawn();
-        post.stage = Stage::Running(handle.with_context(|| format!("starting worker {index}"))?);
-        for socket in &post.sockets {
+        let (shared, pipeline) = (self.shared.clone(), Pipeline::new(slot.number));
+        let worker = Worker::new(config, shared, context.publisher.reader(), device, pipeline);
+        let handle = worker.counting_from(slot.counted).spawn();
+        slot.stage = Stage::Running(handle.with_context(|| format!("starting worker {index}"))?);
+        for socket in &slot.sockets {
             socket
-                .connect(&given.map)
+                .connect(&context.map)
                 .with_context(|| format!("{} queue {}", socket.interface, socket.queue))?;
         }
         Ok(())
@@ -215,59 +215,60 @@ impl Workers {
 
     /// Looks after the workers: one that has panicked gets a successor, and those that have begun to hang
     /// are told.
-    pub(crate) fn watch(&mut self, given: &Given<'_>, now: Instant) -> Vec<usize> {
+    pub(crate) fn watch(&mut self, context: &StartContext<'_>, now: Instant) -> Vec<usize> {
         if !self.started {
             return Vec::new();
         }
-        if !self.to_be_reopened {
-            (0..self.posts.len()).for_each(|index| self.succeed(index, given, now));
+        if !self.needs_reopen {
+            (0..self.slots.len()).for_each(|index| self.respawn(index, context, now));
         }
-        let heartbeats: Vec<_> = self.posts.iter().map(Post::heartbeat).collect();
+        let heartbeats: Vec<_> = self.slots.iter().map(WorkerSlot::heartbeat).collect();
         let mut hanging = Vec::new();
         for change in self.watchdog.look(&heartbeats, now) {
             match change {
                 Change::Hangs(worker) => {
                     tracing::error!(worker, "worker hangs");
-                    self.posts[worker].for_each_socket("take its traffic away", |s| s.disconnect(&given.map));
+                    self.slots[worker]
+                        .for_each_socket("take its traffic away", |s| s.disconnect(&context.map));
                     hanging.push(worker);
                 }
                 Change::Recovers(worker) => {
                     tracing::info!(worker, "worker moves again: it gets its traffic back");
-                    self.posts[worker].for_each_socket("give its traffic back", |s| s.connect(&given.map));
+                    self.slots[worker].for_each_socket("give its traffic back", |s| s.connect(&context.map));
                 }
             }
         }
         hanging
     }
 
-    /// Puts another worker in the place of one that has panicked, unless that happens all the time.
-    fn succeed(&mut self, index: usize, given: &Given<'_>, now: Instant) {
-        let post = &mut self.posts[index];
-        match &post.stage {
+    /// Starts another worker in the slot of one that has panicked, at most [`PANICS_MAX`] times per [`PANICS_WINDOW`].
+    fn respawn(&mut self, index: usize, context: &StartContext<'_>, now: Instant) {
+        let slot = &mut self.slots[index];
+        match &slot.stage {
             Stage::Running(handle) if !handle.is_finished() => return,
             Stage::Ready(_) => return,
-            Stage::Running(_) | Stage::Vacant => {}
+            Stage::Running(_) | Stage::Empty => {}
         }
-        if matches!(post.stage, Stage::Vacant) && !post.may_try_again(now) {
+        if matches!(slot.stage, Stage::Empty) && !slot.may_try_again(now) {
             return;
         }
         tracing::error!(worker = index, "worker is dead");
         let mut frames = self.frames.clone();
-        if frames.zero_copy == ZeroCopy::Auto && post.sockets.iter().any(|s| s.mode == BindMode::Copy) {
+        if frames.zero_copy == ZeroCopy::Auto && slot.sockets.iter().any(|s| s.mode == BindMode::Copy) {
             // The same devices refused it: asking again costs time.
             frames.zero_copy = ZeroCopy::Off;
         }
-        post.vacate();
-        post.panics.push_back(now);
-        if !post.may_try_again(now) {
+        slot.teardown();
+        slot.panics.push_back(now);
+        if !slot.may_try_again(now) {
             tracing::error!(worker = index, "no other worker takes its place: it would be the same again");
             return;
         }
-        let opened = sockets::open(&self.config, given.attached, post.number, &frames);
+        let opened = sockets::open(&self.config, context.attached, slot.number, &frames);
         let replaced = opened.and_then(|(device, sockets)| {
-            let post = &mut self.posts[index];
-            (post.stage, post.sockets) = (Stage::Ready(device), sockets);
-            self.start_one(index, given)
+            let slot = &mut self.slots[index];
+            (slot.stage, slot.sockets) = (Stage::Ready(device), sockets);
+            self.start_one(index, context)
         });
         match replaced {
             Ok(()) => {
@@ -275,7 +276,7 @@ impl Workers {
                 tracing::info!(worker = index, "another worker has taken its place");
             }
             Err(error) => {
-                self.posts[index].vacate();
+                self.slots[index].teardown();
                 tracing::error!(worker = index, "no worker can take its place yet: {error:#}");
             }
         }
@@ -286,28 +287,28 @@ impl Workers {
     /// # Errors
     /// What is missing, with its interface and queue. Then nobody works until another call has more luck, unless no
     /// frame is long enough for an interface: then all go on as they are.
-    pub(crate) fn reopen(&mut self, given: &Given<'_>) -> anyhow::Result<()> {
+    pub(crate) fn reopen(&mut self, context: &StartContext<'_>) -> anyhow::Result<()> {
         // What cannot be served as it is now stops nobody who works.
-        sockets::choose_frames(&self.config, given.attached, self.proofs.zero_copy())?;
+        sockets::choose_frames(&self.config, context.attached, self.proofs.zero_copy())?;
         self.pause()?;
-        self.open_posts(given.attached)?;
+        self.open_slots(context.attached)?;
         self.restarts.interface += 1;
-        self.go_on(given)
+        self.resume(context)
     }
 
-    /// Ends all workers and closes their sockets. Nobody works until sockets are open again and [`Self::go_on`] is
+    /// Ends all workers and closes their sockets. Nobody works until sockets are open again and [`Self::resume`] is
     /// called.
     ///
     /// # Errors
     /// A worker does not stop.
     pub(crate) fn pause(&mut self) -> anyhow::Result<()> {
         self.request_stop();
-        for (worker, post) in self.posts.iter_mut().enumerate() {
-            anyhow::ensure!(post.has_stopped_within(STOP_LIMIT), "worker {worker} does not stop");
-            post.vacate();
+        for (worker, slot) in self.slots.iter_mut().enumerate() {
+            anyhow::ensure!(slot.has_stopped_within(STOP_LIMIT), "worker {worker} does not stop");
+            slot.teardown();
         }
         self.watchdog = Watchdog::new(self.config.workers.hang);
-        self.to_be_reopened = true;
+        self.needs_reopen = true;
         Ok(())
     }
 
@@ -315,28 +316,31 @@ impl Workers {
     ///
     /// # Errors
     /// The kernel refuses a thread or a slot.
-    pub(crate) fn go_on(&mut self, given: &Given<'_>) -> anyhow::Result<()> {
-        self.to_be_reopened = false;
+    pub(crate) fn resume(&mut self, context: &StartContext<'_>) -> anyhow::Result<()> {
+        self.needs_reopen = false;
         if self.started {
-            (0..self.posts.len()).try_for_each(|index| self.start_one(index, given))?;
+            (0..self.slots.len()).try_for_each(|index| self.start_one(index, context))?;
         }
         Ok(())
     }
 
     /// Closes sockets that no worker has.
     pub(crate) fn close(&mut self) {
-        self.posts.iter_mut().filter(|post| matches!(post.stage, Stage::Ready(_))).for_each(Post::vacate);
+        self.slots
+            .iter_mut()
+            .filter(|slot| matches!(slot.stage, Stage::Ready(_)))
+            .for_each(WorkerSlot::teardown);
     }
 
     /// Whether sockets are open, and in the modes in which the interfaces are known to work.
     pub(crate) fn is_open_as_planned(&self) -> bool {
-        let is_open = |post: &Post| !matches!(post.stage, Stage::Vacant);
-        self.posts.iter().all(is_open) && self.zero_copy == self.proofs.zero_copy()
+        let is_open = |slot: &WorkerSlot| !matches!(slot.stage, Stage::Empty);
+        self.slots.iter().all(is_open) && self.zero_copy == self.proofs.zero_copy()
     }
 
     /// Whether the workers have been started and have sockets.
     pub(crate) fn is_serving(&self) -> bool {
-        self.started && !self.to_be_reopened
+        self.started && !self.needs_reopen
     }
 
     /// Sends a frame by a socket that no worker has yet.
@@ -344,9 +348,9 @@ impl Workers {
     /// # Errors
     /// There is none, or no room in it.
     pub(crate) fn send(&mut self, interface: InterfaceId, frame: &[u8]) -> io::Result<()> {
-        let ready = self.posts.iter_mut().find_map(|post| match &mut post.stage {
+        let ready = self.slots.iter_mut().find_map(|slot| match &mut slot.stage {
             Stage::Ready(device) => Some(device),
-            Stage::Running(_) | Stage::Vacant => None,
+            Stage::Running(_) | Stage::Empty => None,
         });
         let sent = ready.map(|device| device.send_bytes(interface, frame));
         sent.ok_or(io::ErrorKind::NotConnected)?.map_err(|not_sent| io::Error::other(format!("{not_sent:?}")))
@@ -354,7 +358,7 @@ impl Workers {
 
     /// In which mode an interface works, if it has sockets.
     pub(crate) fn mode(&self, interface: &str) -> Option<Mode> {
-        let mut sockets = self.posts.iter().flat_map(|post| &post.sockets);
+        let mut sockets = self.slots.iter().flat_map(|slot| &slot.sockets);
         let socket = sockets.find(|socket| socket.interface == interface)?;
         Some(Mode::of(socket.xdp, socket.mode))
     }
@@ -370,24 +374,24 @@ impl Workers {
     }
 
     /// Whether every place has a worker that moves, as far as is known.
-    pub(crate) fn are_well(&self) -> bool {
-        (0..self.posts.len()).all(|worker| self.state(worker) == "running")
+    pub(crate) fn are_healthy(&self) -> bool {
+        (0..self.slots.len()).all(|worker| self.state(worker) == "running")
     }
 
     /// `starting`, `running`, `hanging` or `dead`.
     pub(crate) fn state(&self, worker: usize) -> &'static str {
-        match &self.posts[worker].stage {
+        match &self.slots[worker].stage {
             Stage::Ready(_) => "starting",
             Stage::Running(handle) if handle.is_finished() => "dead",
             Stage::Running(_) if self.watchdog.is_hanging(worker) => "hanging",
             Stage::Running(_) => "running",
-            Stage::Vacant => "dead",
+            Stage::Empty => "dead",
         }
     }
 
     fn request_stop(&self) {
-        for post in &self.posts {
-            if let Stage::Running(handle) = &post.stage {
+        for slot in &self.slots {
+            if let Stage::Running(handle) = &slot.stage {
                 handle.request_stop();
             }
         }
@@ -396,9 +400,9 @@ impl Workers {
     /// Stops all workers and waits for them, though not for one that hangs.
     pub(crate) fn stop(mut self) {
         self.request_stop();
-        for (worker, post) in self.posts.iter_mut().enumerate() {
-            if !self.watchdog.is_hanging(worker) && post.has_stopped_within(STOP_LIMIT) {
-                post.vacate();
+        for (worker, slot) in self.slots.iter_mut().enumerate() {
+            if !self.watchdog.is_hanging(worker) && slot.has_stopped_within(STOP_LIMIT) {
+                slot.teardown();
             } else {
                 tracing::error!(worker, "worker does not stop: it ends with the process");
             }
@@ -406,12 +410,12 @@ impl Workers {
     }
 }
 
-impl Post {
-    /// What workers here have counted.
+impl WorkerSlot {
+    /// Counters of all workers that this slot has had.
     pub(crate) fn counters(&self) -> Counters {
         match &self.stage {
             Stage::Running(handle) => handle.state.counters.read(),
-            Stage::Ready(_) | Stage::Vacant => self.counted,
+            Stage::Ready(_) | Stage::Empty => self.counted,
         }
     }
 
@@ -419,11 +423,11 @@ impl Post {
     pub(crate) fn core(&self) -> Option<u64> {
         match &self.stage {
             Stage::Running(handle) => handle.state.core(),
-            Stage::Ready(_) | Stage::Vacant => None,
+            Stage::Ready(_) | Stage::Empty => None,
         }
     }
 
-    /// Breaks the worker here, if there is one.
+    /// Injects a fault into the worker. `false`: no worker runs.
     #[cfg(feature = "lab")]
     pub(crate) fn inject(&self, fault: flowgate_dataplane::fault::Fault) -> bool {
         let running = if let Stage::Running(handle) = &self.stage { Some(handle) } else { None };
@@ -437,11 +441,11 @@ impl Post {
         }
     }
 
-    /// Takes away the worker, who must have stopped or be about to, and its sockets.
-    fn vacate(&mut self) {
+    /// Empties the slot. Its worker must have stopped, or waits for nothing else before it does.
+    fn teardown(&mut self) {
         self.counted = self.counters();
         self.sockets.clear();
-        if let Stage::Running(handle) = std::mem::replace(&mut self.stage, Stage::Vacant) {
+        if let Stage::Running(handle) = std::mem::replace(&mut self.stage, Stage::Empty) {
             drop(handle.stop());
         }
     }
@@ -449,7 +453,7 @@ impl Post {
     fn has_stopped_within(&self, limit: Duration) -> bool {
         let finished = || match &self.stage {
             Stage::Running(handle) => handle.is_finished(),
-            Stage::Ready(_) | Stage::Vacant => true,
+            Stage::Ready(_) | Stage::Empty => true,
         };
         (0..limit.as_millis() / STEP.as_millis()).any(|_| {
             let done = finished();

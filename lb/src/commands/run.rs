@@ -241,7 +241,7 @@ fn publish(
         publishing.steering.set_grace_period(grace)?;
     }
     publishing.publish(update)?;
-    workers.start(&publishing.given())?;
+    workers.start(&publishing.start_context())?;
     tracing::info!(generation, services, backends, "published");
     Ok(())
 }

@@ -6,11 +6,11 @@ use flowgate_xsk::{BindMode, XdpStatistics};
 
 use super::families::{Families, Kind, Labels, Number};
 use crate::appliance::sockets::{QueueSocket, SOCKET_DROPS, SocketCount};
-use crate::appliance::workers::{Post, Restarts, Workers};
+use crate::appliance::workers::{Restarts, WorkerSlot, Workers};
 
 /// Every count of every worker.
 pub(super) fn add_workers(families: &mut Families, workers: &Workers, hangs: u64) {
-    let states = (0..workers.posts.len())
+    let states = (0..workers.slots.len())
         .map(|index| (worker_label(index), Number::from(workers.state(index) == "running")));
     let help = "Whether the worker runs: 0 when it hangs or is dead, and its traffic passes to the kernel.";
     families.add(Kind::Gauge, "flowgate_worker_running", help, states);
@@ -28,7 +28,7 @@ pub(super) fn add_workers(families: &mut Families, workers: &Workers, hangs: u64
     });
     let help = "First packets of flows to a Service that were dropped for want of ports or of room.";
     families.add(Kind::Counter, "flowgate_refused_flows", help, refused);
-    let counters: Vec<Counters> = workers.posts.iter().map(Post::counters).collect();
+    let counters: Vec<Counters> = workers.slots.iter().map(WorkerSlot::counters).collect();
     add_counters(families, &counters);
 }
 
@@ -52,10 +52,10 @@ fn add_counters(families: &mut Families, counters: &[Counters]) {
 /// What the kernel counts of every socket.
 pub(super) fn add_sockets(families: &mut Families, workers: &Workers) {
     let sockets: Vec<_> = workers
-        .posts
+        .slots
         .iter()
         .enumerate()
-        .flat_map(|(w, post)| post.sockets.iter().map(move |s| (w, s)))
+        .flat_map(|(w, slot)| slot.sockets.iter().map(move |s| (w, s)))
         .collect();
     let zero_copy = sockets
         .iter()
