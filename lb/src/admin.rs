@@ -1,6 +1,5 @@
-//! The admin socket: one question as a line of JSON, one answer as a line of JSON.
-//!
-//! Both sides share the types of [`view`]. Never changes anything: it only shows, but for tests.
+//! The admin socket: requests and responses, each one line of JSON. Client and server share the types of [`view`].
+//! Requests change nothing, except for the faults of the lab.
 
 mod client;
 pub(crate) mod handler;
@@ -10,16 +9,16 @@ pub(crate) mod view;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use client::ask;
-pub(crate) use server::{AdminServer, Answerer};
+pub(crate) use client::request;
+pub(crate) use server::{AdminServer, Handler};
 
 /// Where a running flowgate answers unless the configuration says otherwise.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/flowgate/admin.sock";
 
-/// What can be asked.
+/// What a client can request. The JSON form is API.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "show")]
-pub(crate) enum Question {
+pub(crate) enum Request {
     Services,
     Backends,
     Flows {
@@ -27,7 +26,7 @@ pub(crate) enum Question {
     },
     /// Who has the most flows.
     Users {
-        by: By,
+        by: GroupBy,
         limit: usize,
     },
     Neighbours,
@@ -51,10 +50,10 @@ pub(crate) enum Fault {
     Hang,
 }
 
-/// What makes flows one user's.
+/// By what flows are summed.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum By {
+pub(crate) enum GroupBy {
     /// The client's address.
     Client,
     /// The Service port.
@@ -65,14 +64,14 @@ pub(crate) enum By {
     Snat,
 }
 
-/// What comes back.
+/// The response to a [`Request`]; `Error` to any. The JSON form is API.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Answer {
+pub(crate) enum Response {
     Services(Vec<view::Service>),
     Backends(Vec<view::Backend>),
     Flows(view::Flows),
-    Users(Vec<view::User>),
+    Users(Vec<view::TopTalker>),
     Neighbours(Vec<view::Neighbour>),
     Workers(Vec<view::Worker>),
     Drops(Vec<view::Drop>),

@@ -91,8 +91,8 @@ pub(crate) struct ShowArgs {
     #[arg(long, value_name = "N")]
     pub(crate) top: Option<usize>,
     /// With --top: whose flows are added up.
-    #[arg(long, value_enum, default_value_t = crate::admin::By::Client, requires = "top")]
-    pub(crate) by: crate::admin::By,
+    #[arg(long, value_enum, default_value_t = crate::admin::GroupBy::Client, requires = "top")]
+    pub(crate) by: crate::admin::GroupBy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

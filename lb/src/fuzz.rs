@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flowgate_fuzz::{Feature, Rng, Target, feature};
 
-use crate::admin::{AdminServer, Answer, Answerer, Question};
+use crate::admin::{AdminServer, Handler, Request, Response};
 use crate::config::{Config, Overrides};
 
 const KEYS: &[&[u8]] = &[
@@ -70,12 +70,12 @@ fn load(path: &Path, text: &[u8]) -> Feature {
     }
 }
 
-/// Answers everything alike.
-struct Parrot;
+/// Responds with the request itself, as an error.
+struct EchoHandler;
 
-impl Answerer for Parrot {
-    async fn answer(&self, question: Question) -> Answer {
-        Answer::Error(format!("{question:?}"))
+impl Handler for EchoHandler {
+    async fn handle(&self, request: Request) -> Response {
+        Response::Error(format!("{request:?}"))
     }
 }
 
@@ -92,7 +92,7 @@ fn whatever_is_asked_on_the_admin_socket_each_line_gets_an_answer() {
             let server = async {
                 let server = AdminServer::bind(&path).unwrap();
                 bound.send(()).unwrap();
-                tokio::select! { () = server.serve(Rc::new(Parrot)) => {}, _ = ended => {} }
+                tokio::select! { () = server.serve(Rc::new(EchoHandler)) => {}, _ = ended => {} }
             };
             tokio::task::LocalSet::new().block_on(&runtime, server);
         }
@@ -122,7 +122,7 @@ fn ask(path: &Path, input: &[u8]) -> Feature {
         assert_eq!(answers.len(), asked, "an answer for each line");
     }
     let shape = |line: &&str| {
-        let Ok(Answer::Error(words)) = serde_json::from_str(line) else { panic!("no answer: {line}") };
+        let Ok(Response::Error(words)) = serde_json::from_str(line) else { panic!("no answer: {line}") };
         words.chars().filter(|c| c.is_ascii_alphabetic()).take(40).collect::<String>()
     };
     feature(&answers.iter().map(shape).collect::<Vec<_>>())

@@ -1,4 +1,4 @@
-//! What the admin socket answers, put together from what the parts show of themselves.
+//! Responds to admin requests with what the parts of the appliance show.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,30 +16,30 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::top_talkers;
-use super::{Answer, Answerer, Question, view};
+use super::{Handler, Request, Response, view};
 use crate::appliance::Appliance;
 use crate::appliance::sockets::{QueueSocket, SOCKET_DROPS};
 use crate::appliance::supervisor::SupervisorHandle;
 use crate::appliance::workers::WorkerSlot;
 
-/// Answers what people ask of a running flowgate: has the supervisor look.
+/// Responds to admin requests. Each is carried out by the supervisor, which owns the appliance.
 #[derive(Clone)]
-pub(crate) struct Handler {
+pub(crate) struct AdminHandler {
     pub(crate) supervisor: SupervisorHandle,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) started: Instant,
 }
 
-impl Answerer for Handler {
-    async fn answer(&self, question: Question) -> Answer {
+impl Handler for AdminHandler {
+    async fn handle(&self, request: Request) -> Response {
         let Self { supervisor, status, started } = self.clone();
         let look =
-            move |appliance: &mut Appliance| Inspection { appliance, status, started }.answer(question);
-        supervisor.ask(look).await.unwrap_or_else(|ending| Answer::Error(ending.to_string()))
+            move |appliance: &mut Appliance| Inspection { appliance, status, started }.respond(request);
+        supervisor.ask(look).await.unwrap_or_else(|ending| Response::Error(ending.to_string()))
     }
 }
 
-/// One look at what serves.
+/// The appliance at the time of one request.
 struct Inspection<'a> {
     appliance: &'a mut Appliance,
     status: watch::Receiver<Status>,
@@ -47,21 +47,21 @@ struct Inspection<'a> {
 }
 
 impl Inspection<'_> {
-    fn answer(mut self, question: Question) -> Answer {
+    fn respond(mut self, request: Request) -> Response {
         let tables = self.appliance.publishing.publisher.current();
-        match question {
-            Question::Services => Answer::Services(self.services(&tables)),
-            Question::Backends => Answer::Backends(self.backends(&tables)),
-            Question::Flows { limit } => Answer::Flows(self.flows(limit)),
-            Question::Users { by, limit } => {
-                Answer::Users(top_talkers::top(self.flow_table().views(), &tables, by, limit))
+        match request {
+            Request::Services => Response::Services(self.services(&tables)),
+            Request::Backends => Response::Backends(self.backends(&tables)),
+            Request::Flows { limit } => Response::Flows(self.flows(limit)),
+            Request::TopTalkers { by, limit } => {
+                Response::TopTalkers(top_talkers::top(self.flow_table().views(), &tables, by, limit))
             }
-            Question::Neighbours => Answer::Neighbours(neighbours(&tables)),
-            Question::Workers => Answer::Workers(self.show_workers()),
-            Question::Drops => self.drops().map_or_else(Answer::Error, Answer::Drops),
+            Request::Neighbours => Response::Neighbours(neighbours(&tables)),
+            Request::Workers => Response::Workers(self.show_workers()),
+            Request::Drops => self.drops().map_or_else(Response::Error, Response::Drops),
             #[cfg(feature = "lab")]
-            Question::Fault { worker, fault } => self.break_worker(worker, fault),
-            Question::Tables => Answer::Tables(Box::new(self.show_tables(&tables))),
+            Request::Fault { worker, fault } => self.break_worker(worker, fault),
+            Request::Tables => Response::Tables(Box::new(self.show_tables(&tables))),
         }
     }
 
@@ -70,15 +70,15 @@ impl Inspection<'_> {
     }
 
     #[cfg(feature = "lab")]
-    fn break_worker(&self, worker: usize, fault: crate::admin::Fault) -> Answer {
+    fn break_worker(&self, worker: usize, fault: crate::admin::Fault) -> Response {
         use flowgate_dataplane::fault::Fault;
         let fault = match fault {
             crate::admin::Fault::Panic => Fault::Panic,
             crate::admin::Fault::Hang => Fault::Hang,
         };
         match self.appliance.workers.slots.get(worker).map(|slot| slot.inject(fault)) {
-            Some(true) => Answer::Workers(Vec::new()),
-            _ => Answer::Error(format!("there is no worker {worker}")),
+            Some(true) => Response::Workers(Vec::new()),
+            _ => Response::Error(format!("there is no worker {worker}")),
         }
     }
 
@@ -114,7 +114,7 @@ impl Inspection<'_> {
     }
 
     fn backends(&self, tables: &Tables) -> Vec<view::Backend> {
-        // By backend, and by address for those that were removed and only have old flows left.
+        // GroupBy backend, and by address for those that were removed and only have old flows left.
         let mut current: HashMap<BackendId, Load> = HashMap::new();
         let mut removed: HashMap<String, Load> = HashMap::new();
         for flow in self.flow_table().views() {

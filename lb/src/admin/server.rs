@@ -1,4 +1,4 @@
-//! Answering on the admin socket, on the control thread.
+//! The server side of the admin socket, on the control thread.
 
 use std::fs;
 use std::io;
@@ -11,11 +11,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
-use super::{Answer, Question};
+use super::{Request, Response};
 
-/// Whoever knows the answers.
-pub(crate) trait Answerer {
-    async fn answer(&self, question: Question) -> Answer;
+/// Responds to requests. A test has a second implementation.
+pub(crate) trait Handler {
+    async fn handle(&self, request: Request) -> Response;
 }
 
 /// Why there is no admin socket.
@@ -31,7 +31,7 @@ pub(crate) enum AdminError {
     },
 }
 
-/// Listens until dropped, and then takes its socket away.
+/// Listens until dropped, and then removes its socket.
 #[derive(Debug)]
 pub(crate) struct AdminServer {
     listener: UnixListener,
@@ -39,7 +39,7 @@ pub(crate) struct AdminServer {
 }
 
 impl AdminServer {
-    /// Takes the socket; one that a dead process left is replaced.
+    /// Creates the socket, and replaces one that a process left which has ended.
     pub(crate) fn bind(path: &Path) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Io { path: path.to_owned(), source };
         if let Some(dir) = path.parent() {
@@ -58,15 +58,15 @@ impl AdminServer {
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Answers one question after another for each connection, until cancelled.
-    pub(crate) async fn serve(self, answerer: Rc<impl Answerer + 'static>) {
+    /// Serves connections, each in a task of its own, until cancelled.
+    pub(crate) async fn serve(self, handler: Rc<impl Handler + 'static>) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let answerer = Rc::clone(&answerer);
+                    let handler = Rc::clone(&handler);
                     tokio::task::spawn_local(async move {
-                        // A client that goes away in between has nobody to tell.
-                        let _ = timeout(PATIENCE, converse(stream, &*answerer)).await;
+                        // An error here means that the client has closed the connection: nobody is left to report it to.
+                        let _ = timeout(CONNECTION_TIMEOUT, serve_connection(stream, &*handler)).await;
                     });
                 }
                 Err(error) => {
@@ -80,25 +80,25 @@ impl AdminServer {
 
 impl Drop for AdminServer {
     fn drop(&mut self) {
-        // If it is gone already there is nothing left to take away.
+        // It may be gone already.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-async fn converse(stream: UnixStream, answerer: &impl Answerer) -> io::Result<()> {
+async fn serve_connection(stream: UnixStream, handler: &impl Handler) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read.take(QUESTION_MAX_BYTES)).lines();
+    let mut lines = BufReader::new(read.take(REQUEST_MAX_BYTES)).lines();
     while let Some(line) = lines.next_line().await? {
-        let answer = match serde_json::from_str(&line) {
-            Ok(question) => answerer.answer(question).await,
-            Err(error) => Answer::Error(format!("the question makes no sense: {error}")),
+        let response = match serde_json::from_str(&line) {
+            Ok(request) => handler.handle(request).await,
+            Err(error) => Response::Error(format!("the request makes no sense: {error}")),
         };
-        let mut text = serde_json::to_vec(&answer)?;
+        let mut text = serde_json::to_vec(&response)?;
         text.push(b'\n');
         write.write_all(&text).await?;
     }
     Ok(())
 }
 
-const PATIENCE: Duration = Duration::from_secs(10);
-const QUESTION_MAX_BYTES: u64 = 64 * 1024;
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_MAX_BYTES: u64 = 64 * 1024;

@@ -1,4 +1,4 @@
-//! Who uses the flow table and the source ports. Never changes anything.
+//! Flows and source ports in use, summed by client, Service, backend or source address.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -7,15 +7,15 @@ use std::net::SocketAddr;
 use flowgate_flow::{FlowView, TcpPhase};
 use flowgate_tables::{BackendId, ServiceId, Tables};
 
-use super::{By, view};
+use super::{GroupBy, view};
 
-/// The `limit` users with the most flows, those with the same number by name.
+/// The `limit` groups with the most flows, in descending order, then by name.
 pub(super) fn top(
     flows: impl Iterator<Item = FlowView>,
     tables: &Tables,
-    by: By,
+    by: GroupBy,
     limit: usize,
-) -> Vec<view::User> {
+) -> Vec<view::TopTalker> {
     let names: HashMap<ServiceId, String> =
         tables.services.services().iter().map(|s| (s.id, s.spec.name.to_string())).collect();
     let service = |flow: &FlowView| {
@@ -23,31 +23,31 @@ pub(super) fn top(
         let name = backend.and_then(|backend| names.get(&backend.service)).cloned();
         name.unwrap_or_else(|| "(removed)".into())
     };
-    let mut users: HashMap<String, Use> = HashMap::new();
+    let mut groups: HashMap<String, Usage> = HashMap::new();
     for flow in flows {
         let name = match by {
-            By::Client => flow.original.src.to_string(),
-            By::Service => service(&flow),
-            By::Backend => SocketAddr::new(flow.reply.src, flow.reply.src_port.number()).to_string(),
-            By::Snat => flow.reply.dst.to_string(),
+            GroupBy::Client => flow.original.src.to_string(),
+            GroupBy::Service => service(&flow),
+            GroupBy::Backend => SocketAddr::new(flow.reply.src, flow.reply.src_port.number()).to_string(),
+            GroupBy::Snat => flow.reply.dst.to_string(),
         };
-        users.entry(name).or_default().add(&flow);
+        groups.entry(name).or_default().add(&flow);
     }
-    let mut rows: Vec<view::User> = users.into_iter().map(|(name, used)| used.row(name)).collect();
+    let mut rows: Vec<view::TopTalker> = groups.into_iter().map(|(name, usage)| usage.row(name)).collect();
     rows.sort_by(|a, b| (Reverse(a.flows), &a.name).cmp(&(Reverse(b.flows), &b.name)));
     rows.truncate(limit);
     rows
 }
 
 #[derive(Default)]
-struct Use {
+struct Usage {
     flows: usize,
     unanswered: usize,
     sources: HashSet<SocketAddr>,
     bytes: u64,
 }
 
-impl Use {
+impl Usage {
     fn add(&mut self, flow: &FlowView) {
         self.flows += 1;
         let is_unanswered = flow.tcp_phase.map_or(!flow.answered, |phase| phase == TcpPhase::SynSent);
@@ -56,9 +56,9 @@ impl Use {
         self.bytes += flow.bytes[0] + flow.bytes[1];
     }
 
-    fn row(self, name: String) -> view::User {
+    fn row(self, name: String) -> view::TopTalker {
         let Self { flows, unanswered, sources, bytes } = self;
-        view::User { name, flows, unanswered, source_ports: sources.len(), bytes }
+        view::TopTalker { name, flows, unanswered, source_ports: sources.len(), bytes }
     }
 }
 
@@ -99,15 +99,18 @@ mod tests {
         ];
         let by = |by, limit| {
             let rows = top(flows.iter().cloned(), &Tables::empty(), by, limit);
-            let row = |u: view::User| (u.name, u.flows, u.unanswered, u.source_ports, u.bytes);
+            let row = |u: view::TopTalker| (u.name, u.flows, u.unanswered, u.source_ports, u.bytes);
             rows.into_iter().map(row).collect::<Vec<_>>()
         };
         assert_eq!(
-            by(By::Client, 2),
+            by(GroupBy::Client, 2),
             [("192.0.2.1".into(), 2, 1, 1, 200), ("192.0.2.2".into(), 1, 1, 1, 100)]
         );
-        assert_eq!(by(By::Backend, 1), [("10.1.0.1:80".into(), 3, 1, 3, 300)]);
-        assert_eq!(by(By::Snat, 9), [("10.0.0.1".into(), 3, 2, 2, 300), ("10.0.0.2".into(), 1, 0, 1, 100)]);
-        assert_eq!(by(By::Service, 9), [("(removed)".into(), 4, 2, 3, 400)]);
+        assert_eq!(by(GroupBy::Backend, 1), [("10.1.0.1:80".into(), 3, 1, 3, 300)]);
+        assert_eq!(
+            by(GroupBy::Snat, 9),
+            [("10.0.0.1".into(), 3, 2, 2, 300), ("10.0.0.2".into(), 1, 0, 1, 100)]
+        );
+        assert_eq!(by(GroupBy::Service, 9), [("(removed)".into(), 4, 2, 3, 400)]);
     }
 }

@@ -63,7 +63,7 @@ pub(crate) struct Flow {
 
 /// Somebody who has flows.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct User {
+pub(crate) struct TopTalker {
     /// An address, a backend or a Service port.
     pub(crate) name: String,
     pub(crate) flows: usize,

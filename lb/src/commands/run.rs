@@ -23,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::AdminServer;
-use crate::admin::handler::Handler;
+use crate::admin::handler::AdminHandler;
 use crate::appliance::Appliance;
 use crate::appliance::publish::Publishing;
 use crate::appliance::reexec::Reexecutions;
@@ -103,7 +103,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let appliance = Appliance { workers, publishing };
     let (mut supervisor, handle) =
         Supervisor::new(appliance, unhealthy_reasons, reexecutions.clone(), config.xdp.grace);
-    let handler = Handler { supervisor: handle.clone(), status: status_receiver.clone(), started };
+    let handler = AdminHandler { supervisor: handle.clone(), status: status_receiver.clone(), started };
     let metrics = Metrics::new(
         handle.clone(),
         health_inputs.clone(),

@@ -4,49 +4,49 @@ use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::admin::{self, Answer, Question};
+use crate::admin::{self, Request, Response};
 use crate::cli::{Output, ShowArgs, What};
 
 /// Asks and prints.
 #[expect(clippy::print_stdout, reason = "printing is what it is for")]
 pub(crate) fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
-    let question = match args.what {
-        What::Services => Question::Services,
-        What::Backends => Question::Backends,
+    let request = match args.what {
+        What::Services => Request::Services,
+        What::Backends => Request::Backends,
         What::Flows if args.top.is_some() => {
-            Question::Users { by: args.by, limit: args.top.unwrap_or_default() }
+            Request::TopTalkers { by: args.by, limit: args.top.unwrap_or_default() }
         }
-        What::Flows => Question::Flows { limit: args.limit },
-        What::Neighbours => Question::Neighbours,
-        What::Workers => Question::Workers,
-        What::Drops => Question::Drops,
-        What::Tables => Question::Tables,
+        What::Flows => Request::Flows { limit: args.limit },
+        What::Neighbours => Request::Neighbours,
+        What::Workers => Request::Workers,
+        What::Drops => Request::Drops,
+        What::Tables => Request::Tables,
     };
-    let answer = admin::ask(&args.socket, question)?;
+    let response = admin::request(&args.socket, request)?;
     match args.output {
-        Output::Json => println!("{}", json(&answer)?),
-        Output::Table => println!("{}", table(&answer)),
+        Output::Json => println!("{}", json(&response)?),
+        Output::Table => println!("{}", table(&response)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn json(answer: &Answer) -> serde_json::Result<String> {
-    match answer {
-        Answer::Services(rows) => serde_json::to_string_pretty(rows),
-        Answer::Backends(rows) => serde_json::to_string_pretty(rows),
-        Answer::Flows(flows) => serde_json::to_string_pretty(flows),
-        Answer::Users(rows) => serde_json::to_string_pretty(rows),
-        Answer::Neighbours(rows) => serde_json::to_string_pretty(rows),
-        Answer::Workers(rows) => serde_json::to_string_pretty(rows),
-        Answer::Drops(rows) => serde_json::to_string_pretty(rows),
-        Answer::Tables(tables) => serde_json::to_string_pretty(tables),
-        Answer::Error(error) => serde_json::to_string_pretty(error),
+fn json(response: &Response) -> serde_json::Result<String> {
+    match response {
+        Response::Services(rows) => serde_json::to_string_pretty(rows),
+        Response::Backends(rows) => serde_json::to_string_pretty(rows),
+        Response::Flows(flows) => serde_json::to_string_pretty(flows),
+        Response::TopTalkers(rows) => serde_json::to_string_pretty(rows),
+        Response::Neighbours(rows) => serde_json::to_string_pretty(rows),
+        Response::Workers(rows) => serde_json::to_string_pretty(rows),
+        Response::Drops(rows) => serde_json::to_string_pretty(rows),
+        Response::Tables(tables) => serde_json::to_string_pretty(tables),
+        Response::Error(error) => serde_json::to_string_pretty(error),
     }
 }
 
-fn table(answer: &Answer) -> String {
-    match answer {
-        Answer::Services(rows) => grid(
+fn table(response: &Response) -> String {
+    match response {
+        Response::Services(rows) => grid(
             ["SERVICE", "PROTOCOL", "FRONTENDS", "BACKENDS", "FLOWS"],
             &[3, 4],
             rows.iter().map(|s| {
@@ -56,7 +56,7 @@ fn table(answer: &Answer) -> String {
                 [s.service.clone(), s.protocol.clone(), frontends.join("\n"), backends, flows]
             }),
         ),
-        Answer::Backends(rows) => grid(
+        Response::Backends(rows) => grid(
             ["SERVICE", "BACKEND", "STATE", "FLOWS", "PACKETS", "BYTES"],
             &[3, 4, 5],
             rows.iter().map(|b| {
@@ -64,7 +64,7 @@ fn table(answer: &Answer) -> String {
                 [b.service.clone(), b.address.clone(), b.state.clone(), b.flows.to_string(), packets, bytes]
             }),
         ),
-        Answer::Flows(flows) => {
+        Response::Flows(flows) => {
             let body = grid(
                 ["PROTOCOL", "CLIENT", "VIP", "SNAT", "BACKEND", "STATE", "IDLE", "PACKETS", "BYTES"],
                 &[6, 7, 8],
@@ -78,7 +78,7 @@ fn table(answer: &Answer) -> String {
             );
             format!("{body}\n{} of {} flows, room for {}", flows.flows.len(), flows.total, flows.capacity)
         }
-        Answer::Users(rows) => grid(
+        Response::TopTalkers(rows) => grid(
             ["USER", "FLOWS", "UNANSWERED", "SOURCE PORTS", "BYTES"],
             &[1, 2, 3, 4],
             rows.iter().map(|u| {
@@ -87,7 +87,7 @@ fn table(answer: &Answer) -> String {
                 [u.name.clone(), flows, unanswered, ports, u.bytes.to_string()]
             }),
         ),
-        Answer::Neighbours(rows) => grid(
+        Response::Neighbours(rows) => grid(
             ["NEIGHBOUR", "INTERFACE", "ETHERNET", "MTU"],
             &[3],
             rows.iter().map(|n| {
@@ -95,7 +95,7 @@ fn table(answer: &Answer) -> String {
                 [n.address.clone(), n.interface.clone(), mac, n.mtu.to_string()]
             }),
         ),
-        Answer::Workers(rows) => {
+        Response::Workers(rows) => {
             let body = grid(
                 ["WORKER", "CORE", "STATE", "QUEUES", "RECEIVED", "SENT", "DROPPED", "NEW FLOWS"],
                 &[4, 5, 6, 7],
@@ -117,14 +117,14 @@ fn table(answer: &Answer) -> String {
             let remarks = remarks(rows);
             if remarks.is_empty() { body } else { format!("{body}\n{}", remarks.join("\n")) }
         }
-        Answer::Drops(rows) => grid(
+        Response::Drops(rows) => grid(
             ["AT", "REASON", "PACKETS", "MEANING"],
             &[2],
             rows.iter()
                 .filter(|d| d.packets > 0)
                 .map(|d| [d.at.clone(), d.reason.clone(), d.packets.to_string(), d.meaning.clone()]),
         ),
-        Answer::Tables(t) => {
+        Response::Tables(t) => {
             let mut rows = vec![
                 ["generation".into(), t.generation.to_string()],
                 ["source".into(), t.source.clone()],
@@ -148,7 +148,7 @@ fn table(answer: &Answer) -> String {
             rows.extend(t.report.iter().map(|line| ["report".into(), line.clone()]));
             grid(["", ""], &[], rows.into_iter())
         }
-        Answer::Error(error) => error.clone(),
+        Response::Error(error) => error.clone(),
     }
 }
 
