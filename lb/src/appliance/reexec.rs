@@ -1,5 +1,6 @@
-//! Replacing the process by a new one of the same program, when a thread of it cannot be ended otherwise. The
-//! flow table outlives it; everything else begins anew under the same process id.
+//! Executing the program again in the same process, the only way to get rid of a worker thread that hangs: a thread
+//! cannot be ended from outside. The process id stays, and so does the flow table, which is in a file; everything else
+//! starts from the beginning.
 
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -10,36 +11,36 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::time::{ClockId, clock_gettime};
 
-/// How often the program has replaced itself so far, and when lately. It travels in the environment.
+/// When the program has executed itself. Passed to the next one in the environment, since nothing else outlives exec(2).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Reexecutions {
+pub(crate) struct ExecHistory {
     total: u64,
-    /// Seconds of the monotonic clock, the oldest first.
-    lately: Vec<u64>,
+    /// Those within [`WINDOW_S`], in seconds of the monotonic clock, the oldest first.
+    recent: Vec<u64>,
 }
 
-impl Reexecutions {
-    /// Those before this start.
-    pub(crate) fn so_far() -> Self {
+impl ExecHistory {
+    /// The history that the environment holds; empty in the first process.
+    pub(crate) fn from_env() -> Self {
         env::var(VARIABLE).ok().and_then(|text| Self::parse(&text)).unwrap_or_default()
     }
 
-    /// How many there were.
+    /// The number of executions after the first.
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
-    /// Whether one more would not be a loop.
-    pub(crate) fn may_go_on(&self) -> bool {
-        self.may_go_on_at(seconds())
+    /// Whether the program may execute itself once more: fewer than [`IN_WINDOW`] times in [`WINDOW_S`].
+    pub(crate) fn within_limit(&self) -> bool {
+        self.within_limit_at(seconds())
     }
 
-    fn may_go_on_at(&self, now: u64) -> bool {
-        self.lately.iter().filter(|at| now.saturating_sub(**at) < WINDOW_S).count() < IN_WINDOW
+    fn within_limit_at(&self, now: u64) -> bool {
+        self.recent.iter().filter(|at| now.saturating_sub(**at) < WINDOW_S).count() < IN_WINDOW
     }
 
-    /// Replaces this process by a new one with the same arguments. Returns only when that fails.
-    pub(crate) fn again(&self) -> anyhow::Error {
+    /// Executes the program with the same arguments. Returns only if that fails.
+    pub(crate) fn exec_again(&self) -> anyhow::Error {
         let program = match program() {
             Ok(program) => program,
             Err(error) => return error,
@@ -54,27 +55,27 @@ impl Reexecutions {
     }
 
     fn with_one_at(&self, now: u64) -> Self {
-        let mut lately: Vec<_> =
-            self.lately.iter().copied().filter(|at| now.saturating_sub(*at) < WINDOW_S).collect();
-        lately.push(now);
-        Self { total: self.total + 1, lately }
+        let mut recent: Vec<_> =
+            self.recent.iter().copied().filter(|at| now.saturating_sub(*at) < WINDOW_S).collect();
+        recent.push(now);
+        Self { total: self.total + 1, recent }
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let (total, lately) = text.split_once(':')?;
-        let lately = lately.split(',').filter(|at| !at.is_empty()).map(str::parse).collect::<Result<_, _>>();
-        Some(Self { total: total.parse().ok()?, lately: lately.ok()? })
+        let (total, recent) = text.split_once(':')?;
+        let recent = recent.split(',').filter(|at| !at.is_empty()).map(str::parse).collect::<Result<_, _>>();
+        Some(Self { total: total.parse().ok()?, recent: recent.ok()? })
     }
 }
 
-impl std::fmt::Display for Reexecutions {
+impl std::fmt::Display for ExecHistory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lately: Vec<_> = self.lately.iter().map(u64::to_string).collect();
-        write!(f, "{}:{}", self.total, lately.join(","))
+        let recent: Vec<_> = self.recent.iter().map(u64::to_string).collect();
+        write!(f, "{}:{}", self.total, recent.join(","))
     }
 }
 
-/// The file that this process runs. One that was replaced on disk meanwhile is still there for it.
+/// The program's file. If it was replaced on disk, `/proc/self/exe` still leads to the one that runs.
 fn program() -> anyhow::Result<PathBuf> {
     let program = env::current_exe().context("asking which program this is")?;
     Ok(if program.exists() { program } else { "/proc/self/exe".into() })
@@ -86,7 +87,7 @@ fn seconds() -> u64 {
 
 const VARIABLE: &str = "FLOWGATE_REEXECUTED";
 
-/// A process that hangs more often than so many times in this time is left alone: its traffic passes.
+/// Beyond so many executions in this time a hanging worker stays, and its traffic passes to the kernel.
 const IN_WINDOW: usize = 3;
 const WINDOW_S: u64 = 600;
 
@@ -96,15 +97,15 @@ mod tests {
 
     #[test]
     fn a_loop_ends_and_what_was_long_ago_does_not_count() {
-        let mut past = Reexecutions::default();
+        let mut past = ExecHistory::default();
         for at in [10, 20, 30] {
-            assert!(past.may_go_on_at(at));
+            assert!(past.within_limit_at(at));
             past = past.with_one_at(at);
-            assert_eq!(Reexecutions::parse(&past.to_string()), Some(past.clone()));
+            assert_eq!(ExecHistory::parse(&past.to_string()), Some(past.clone()));
         }
-        assert!(!past.may_go_on_at(40));
-        assert!(past.may_go_on_at(10 + WINDOW_S));
-        assert_eq!(past.with_one_at(25 + WINDOW_S), Reexecutions { total: 4, lately: vec![30, 625] });
-        assert_eq!(Reexecutions::parse("garbage"), None);
+        assert!(!past.within_limit_at(40));
+        assert!(past.within_limit_at(10 + WINDOW_S));
+        assert_eq!(past.with_one_at(25 + WINDOW_S), ExecHistory { total: 4, recent: vec![30, 625] });
+        assert_eq!(ExecHistory::parse("garbage"), None);
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::Appliance;
 use super::prove::{self, Prover};
-use super::reexec::Reexecutions;
+use super::reexec::ExecHistory;
 use super::workers::Workers;
 
 /// Owns what serves.
@@ -20,7 +20,7 @@ pub(crate) struct Supervisor {
     requests: mpsc::Receiver<Request>,
     prover: Prover,
     unhealthy_reasons: watch::Sender<Arc<[String]>>,
-    reexecutions: Reexecutions,
+    exec_history: ExecHistory,
     /// Grace period: how long the XDP program drops Flowgate's traffic for a successor after this process has ended.
     grace: Duration,
     grace_set_at: Option<Instant>,
@@ -68,7 +68,7 @@ impl Supervisor {
     pub(crate) fn new(
         appliance: Appliance,
         unhealthy_reasons: watch::Sender<Arc<[String]>>,
-        reexecutions: Reexecutions,
+        exec_history: ExecHistory,
         grace: Duration,
     ) -> (Self, SupervisorHandle) {
         let (sender, requests) = mpsc::channel(REQUESTS_WAITING);
@@ -78,7 +78,7 @@ impl Supervisor {
             requests,
             prover: Prover::new(grace),
             unhealthy_reasons,
-            reexecutions,
+            exec_history,
             grace,
             grace_set_at: None,
             looked_at: None,
@@ -140,7 +140,7 @@ impl Supervisor {
         let Appliance { workers, publishing } = &mut self.appliance;
         let hanging = workers.watch(&publishing.start_context(), now);
         let worker = hanging.first().copied()?;
-        if self.reexecutions.may_go_on() {
+        if self.exec_history.within_limit() {
             return Some(worker);
         }
         tracing::error!("this happens again and again: the process is left alone");

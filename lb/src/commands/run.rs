@@ -26,7 +26,7 @@ use crate::admin::AdminServer;
 use crate::admin::handler::AdminHandler;
 use crate::appliance::Appliance;
 use crate::appliance::publish::Publishing;
-use crate::appliance::reexec::Reexecutions;
+use crate::appliance::reexec::ExecHistory;
 use crate::appliance::supervisor::{Supervisor, SupervisorHandle};
 use crate::appliance::vlan_offload::TagCare;
 use crate::appliance::workers::Workers;
@@ -47,7 +47,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
     let local = tokio::task::LocalSet::new();
     match local.block_on(&runtime, serve(&config))? {
         Ended::Signal(_) => Ok(ExitCode::SUCCESS),
-        Ended::Hang(reexecutions) => Err(reexecutions.again()),
+        Ended::Hang(exec_history) => Err(exec_history.exec_again()),
     }
 }
 
@@ -57,7 +57,7 @@ enum Ended {
     /// A signal, by its name for people.
     Signal(&'static str),
     /// A worker hangs: only another process gets rid of it.
-    Hang(Reexecutions),
+    Hang(ExecHistory),
 }
 
 /// Brings everything up, serves until a signal, and brings the workers down. Program, maps, links and flows
@@ -84,7 +84,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         drop(workers);
         return Err(undo_attach(config, steering, error));
     }
-    let reexecutions = Reexecutions::so_far();
+    let exec_history = ExecHistory::from_env();
     let compile_config = config.compile_config(snat_ports);
     let (status, status_receiver) = watch::channel(Status::default());
     let (desired, desired_receiver) = watch::channel(Arc::default());
@@ -102,7 +102,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let publishing = Publishing { publisher, steering, answers_echo, tags: TagCare::default() };
     let appliance = Appliance { workers, publishing };
     let (mut supervisor, handle) =
-        Supervisor::new(appliance, unhealthy_reasons, reexecutions.clone(), config.xdp.grace);
+        Supervisor::new(appliance, unhealthy_reasons, exec_history.clone(), config.xdp.grace);
     let handler = AdminHandler { supervisor: handle.clone(), status: status_receiver.clone(), started };
     let metrics = Metrics::new(
         handle.clone(),
@@ -111,7 +111,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         Extent {
             dns: dns.as_ref().map(dns::Server::counters),
             detail: config.metrics.detail,
-            hangs: reexecutions.total(),
+            hangs: exec_history.total(),
         },
     );
     let metrics_status = status.clone();
@@ -140,7 +140,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         ended = control => ended.context("the control plane").map(|()| Ended::Signal("ended")),
         worker = supervisor.until_a_worker_hangs() => {
             tracing::error!(worker, "the process begins anew; its flows go on");
-            Ok(Ended::Hang(reexecutions))
+            Ok(Ended::Hang(exec_history))
         }
         () = logged => Ok(Ended::Signal("ended")),
         () = admin.serve(Rc::new(handler)) => Ok(Ended::Signal("ended")),
