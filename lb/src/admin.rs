@@ -25,7 +25,8 @@ pub(crate) enum Request {
         limit: usize,
     },
     /// Who has the most flows.
-    Users {
+    #[serde(rename = "users")]
+    TopTalkers {
         by: GroupBy,
         limit: usize,
     },
@@ -71,7 +72,8 @@ pub(crate) enum Response {
     Services(Vec<view::Service>),
     Backends(Vec<view::Backend>),
     Flows(view::Flows),
-    Users(Vec<view::TopTalker>),
+    #[serde(rename = "users")]
+    TopTalkers(Vec<view::TopTalker>),
     Neighbours(Vec<view::Neighbour>),
     Workers(Vec<view::Worker>),
     Drops(Vec<view::Drop>),

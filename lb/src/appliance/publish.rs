@@ -20,7 +20,7 @@ pub(crate) struct Publishing {
 }
 
 impl Publishing {
-    /// What workers are given now.
+    /// What workers are started with now.
     pub(crate) fn start_context(&self) -> StartContext<'_> {
         StartContext {
             attached: self.steering.report(),

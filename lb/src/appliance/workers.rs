@@ -57,7 +57,7 @@ pub(crate) struct Restarts {
     pub(crate) fallback: u64,
 }
 
-/// What a worker is context.
+/// What starting a worker needs of the appliance's other parts.
 pub(crate) struct StartContext<'a> {
     pub(crate) attached: &'a [AttachReport],
     pub(crate) publisher: &'a Publisher,
