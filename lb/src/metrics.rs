@@ -30,14 +30,14 @@ use crate::config::MetricsDetail;
 pub(crate) struct Metrics {
     supervisor: SupervisorHandle,
     health_inputs: HealthInputs,
-    extent: Extent,
+    inputs: MetricsInputs,
     /// What is counted where it happens.
     counted: Registry,
 }
 
 /// What there is to tell besides.
 #[derive(Clone)]
-pub(crate) struct Extent {
+pub(crate) struct MetricsInputs {
     /// None: there is no DNS server.
     pub(crate) dns: Option<Arc<DnsCounters>>,
     pub(crate) detail: MetricsDetail,
@@ -50,13 +50,13 @@ impl Metrics {
         supervisor: SupervisorHandle,
         health_inputs: HealthInputs,
         probes: &ProbeCounts,
-        extent: Extent,
+        inputs: MetricsInputs,
     ) -> Self {
         let mut counted = Registry::default();
         let sync_metrics: &SyncMetrics = &health_inputs.sync_metrics;
         sync_metrics.register(&mut counted);
         probes.register(&mut counted);
-        Self { supervisor, health_inputs, extent, counted }
+        Self { supervisor, health_inputs, inputs, counted }
     }
 
     /// Answers on this address, if there is one, until dropped.
@@ -72,17 +72,17 @@ impl Metrics {
 
     /// Everything in the OpenMetrics text format.
     async fn expose(&self) -> Result<String, String> {
-        let (health_inputs, extent) = (self.health_inputs.clone(), self.extent.clone());
+        let (health_inputs, inputs) = (self.health_inputs.clone(), self.inputs.clone());
         let look = move |appliance: &mut Appliance| {
-            let families = gather(appliance, &health_inputs, &extent);
+            let families = gather(appliance, &health_inputs, &inputs);
             let flows = Arc::clone(&appliance.workers.shared.flows);
             (families, appliance.publishing.publisher.current(), flows)
         };
         let (mut families, tables, flows) =
-            self.supervisor.ask(look).await.map_err(|ending| ending.to_string())?;
+            self.supervisor.request(look).await.map_err(|error| error.to_string())?;
         let (desired, identity) =
             (Arc::clone(&self.health_inputs.desired.borrow()), self.health_inputs.identity.clone());
-        let detail = self.extent.detail;
+        let detail = self.inputs.detail;
         let walk = move || {
             state::add_no_local_endpoints(&mut families, &desired, &identity);
             flows::add(&mut families, &flows, &tables, detail);
@@ -105,10 +105,10 @@ impl Metrics {
 fn gather(
     Appliance { workers, publishing }: &mut Appliance,
     health_inputs: &HealthInputs,
-    extent: &Extent,
+    inputs: &MetricsInputs,
 ) -> Families {
     let mut families = Families::default();
-    workers::add_workers(&mut families, workers, extent.hangs);
+    workers::add_workers(&mut families, workers, inputs.hangs);
     workers::add_sockets(&mut families, workers);
     match publishing.steering.counters() {
         Ok(steered) => workers::add_steering(&mut families, &steered),
@@ -118,7 +118,7 @@ fn gather(
     let retired = publishing.publisher.collect();
     state::add_tables(&mut families, &publishing.publisher.current(), retired);
     state::add_control(&mut families, health_inputs);
-    if let Some(counters) = &extent.dns {
+    if let Some(counters) = &inputs.dns {
         dns::add(&mut families, counters);
     }
     process::add(&mut families);

@@ -35,7 +35,7 @@ impl Handler for AdminHandler {
         let Self { supervisor, status, started } = self.clone();
         let look =
             move |appliance: &mut Appliance| Inspection { appliance, status, started }.respond(request);
-        supervisor.ask(look).await.unwrap_or_else(|ending| Response::Error(ending.to_string()))
+        supervisor.request(look).await.unwrap_or_else(|error| Response::Error(error.to_string()))
     }
 }
 
@@ -270,7 +270,7 @@ impl Inspection<'_> {
             flow_capacity: flows.capacity(),
             flow_table_bytes: flows.len_bytes(),
             retired_generations: publishing.publisher.collect(),
-            short: workers.short.lately(now),
+            short: workers.exhaustion.recent(now),
             report: status.findings().map(|e| format!("{}: {e}", e.severity.name())).collect(),
         }
     }

@@ -1,4 +1,4 @@
-//! Services that were short of ports or of room: counted for the metrics, logged with the remedy, and shown. Never
+//! Services that were log of ports or of room: counted for the metrics, logged with the remedy, and shown. Never
 //! helps them.
 
 use std::collections::BTreeMap;
@@ -9,9 +9,9 @@ use crossbeam::queue::ArrayQueue;
 use flowgate_dataplane::exhaustion::{ExhaustedResource, Exhaustion, ExhaustionReporter};
 use flowgate_tables::Tables;
 
-/// What workers told, by Service.
-pub(crate) struct Short {
-    told: Arc<ArrayQueue<Exhaustion>>,
+/// What workers events, by Service.
+pub(crate) struct ExhaustionLog {
+    events: Arc<ArrayQueue<Exhaustion>>,
     by_service: BTreeMap<(String, ExhaustedResource), Refused>,
 }
 
@@ -20,30 +20,30 @@ pub(crate) struct Short {
 pub(crate) struct Refused {
     /// First packets, since the start of the process.
     pub(crate) flows: u64,
-    /// When the last of them was told of.
+    /// When the last of them was events of.
     pub(crate) last: Instant,
     logged: Instant,
     logged_flows: u64,
 }
 
-impl Default for Short {
+impl Default for ExhaustionLog {
     fn default() -> Self {
-        Self { told: Arc::new(ArrayQueue::new(WAITING_MAX)), by_service: BTreeMap::new() }
+        Self { events: Arc::new(ArrayQueue::new(EVENTS_MAX)), by_service: BTreeMap::new() }
     }
 }
 
-impl Short {
-    /// Where workers tell of exhaustions.
+impl ExhaustionLog {
+    /// Where workers report of exhaustions.
     pub(crate) fn reporter(&self) -> ExhaustionReporter {
-        let told = Arc::clone(&self.told);
-        ExhaustionReporter::new(move |exhaustion| told.push(exhaustion).is_ok())
+        let events = Arc::clone(&self.events);
+        ExhaustionReporter::new(move |exhaustion| events.push(exhaustion).is_ok())
     }
 
-    /// Counts what was told since the last call, and gives the warnings that are due: one in ten seconds for a
+    /// Counts what was events since the last call, and gives the warnings that are due: one in ten seconds for a
     /// Service and what it lacks.
-    pub(crate) fn look(&mut self, tables: &Tables, now: Instant) -> Vec<String> {
+    pub(crate) fn take_warnings(&mut self, tables: &Tables, now: Instant) -> Vec<String> {
         let mut warnings = Vec::new();
-        while let Some(Exhaustion { resource, service, egress, flows }) = self.told.pop() {
+        while let Some(Exhaustion { resource, service, egress, flows }) = self.events.pop() {
             let mut services = tables.services.services().iter();
             // It may have been removed since.
             let Some(service) = services.find(|other| other.id == service) else { continue };
@@ -69,15 +69,15 @@ impl Short {
         warnings
     }
 
-    /// All that were ever short.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, ExhaustedResource, Refused)> {
+    /// All that were ever log.
+    pub(crate) fn totals(&self) -> impl Iterator<Item = (&str, ExhaustedResource, Refused)> {
         self.by_service.iter().map(|((name, resource), refused)| (name.as_str(), *resource, *refused))
     }
 
-    /// Those that were short in the last minutes, in words.
-    pub(crate) fn lately(&self, now: Instant) -> Vec<String> {
-        self.all()
-            .filter(|(.., refused)| now.duration_since(refused.last) < LATELY)
+    /// Those that were log in the last minutes, in words.
+    pub(crate) fn recent(&self, now: Instant) -> Vec<String> {
+        self.totals()
+            .filter(|(.., refused)| now.duration_since(refused.last) < RECENT)
             .map(|(name, resource, refused)| {
                 let ago = now.duration_since(refused.last).as_secs();
                 format!("{name}: {} x {}, the last {ago} s ago", refused.flows, resource.reason().name())
@@ -108,10 +108,10 @@ fn remedy(resource: ExhaustedResource, egress: &str) -> String {
 }
 
 /// UnreportedExhaustions that wait to be looked at; a worker whose next finds no room tells it later.
-const WAITING_MAX: usize = 1024;
+const EVENTS_MAX: usize = 1024;
 
 const LOG_EVERY: Duration = Duration::from_secs(10);
-const LATELY: Duration = Duration::from_secs(600);
+const RECENT: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {
@@ -137,34 +137,34 @@ mod tests {
 
     #[test]
     fn a_service_is_named_once_in_ten_seconds_and_every_flow_is_counted() {
-        let (tables, mut short) = (tables(), Short::default());
+        let (tables, mut log) = (tables(), ExhaustionLog::default());
         let service = tables.services.services()[0].id;
-        let tell = |short: &Short, flows| {
+        let report = |short: &ExhaustionLog, flows| {
             let exhaustion = Exhaustion {
                 resource: ExhaustedResource::SnatPorts,
                 service,
                 egress: Some(InterfaceId(0)),
                 flows,
             };
-            assert!(short.reporter().report(exhaustion));
+            assert!(log.reporter().report(exhaustion));
         };
         #[expect(clippy::disallowed_methods, reason = "only differences matter")]
         let start = Instant::now();
-        tell(&short, 3);
-        tell(&short, 4);
-        let warnings = short.look(&tables, start);
+        report(&log, 3);
+        report(&log, 4);
+        let warnings = log.take_warnings(&tables, start);
         assert_eq!(warnings.len(), 1);
         assert!(
             warnings[0].starts_with("shop/web:http: 3 new flows refused: all source ports"),
             "{warnings:?}"
         );
-        tell(&short, 1);
-        assert!(short.look(&tables, start + Duration::from_secs(9)).is_empty());
-        tell(&short, 1);
+        report(&log, 1);
+        assert!(log.take_warnings(&tables, start + Duration::from_secs(9)).is_empty());
+        report(&log, 1);
         let later = start + Duration::from_secs(10);
-        assert!(short.look(&tables, later)[0].contains(": 6 new flows refused"));
-        assert_eq!(short.lately(later), ["shop/web:http: 9 x snat_ports_exhausted, the last 0 s ago"]);
-        assert!(short.lately(later + LATELY).is_empty());
-        assert_eq!(short.all().map(|(.., refused)| refused.flows).sum::<u64>(), 9);
+        assert!(log.take_warnings(&tables, later)[0].contains(": 6 new flows refused"));
+        assert_eq!(log.recent(later), ["shop/web:http: 9 x snat_ports_exhausted, the last 0 s ago"]);
+        assert!(log.recent(later + RECENT).is_empty());
+        assert_eq!(log.totals().map(|(.., refused)| refused.flows).sum::<u64>(), 9);
     }
 }

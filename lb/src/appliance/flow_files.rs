@@ -20,12 +20,12 @@ use crate::config::Config;
 pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
     let (v4, v6) = (config.flows.capacity, config.flows.capacity_v6);
     if config.flows.keep {
-        match open_kept(&config.flow_folder(), [v4, v6]) {
+        match open_persistent(&config.flow_folder(), [v4, v6]) {
             Ok((flows, origins)) => {
                 for (family, origin) in ["IPv4", "IPv6"].into_iter().zip(origins) {
-                    if let Origin::Replaced(misfit) = origin {
+                    if let Origin::Replaced(incompatible) = origin {
                         tracing::warn!(
-                            "flows of {family} begin anew, the last process left some of no use: {misfit}"
+                            "flows of {family} begin anew, the last process left some of no use: {incompatible}"
                         );
                     }
                 }
@@ -42,7 +42,7 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
     Ok((Flows::new(v4, v6, HashKey::random())?, [Origin::Created; 2]))
 }
 
-fn open_kept(folder: &Path, capacities: [u32; 2]) -> anyhow::Result<(Flows, [Origin; 2])> {
+fn open_persistent(folder: &Path, capacities: [u32; 2]) -> anyhow::Result<(Flows, [Origin; 2])> {
     prepare(folder)?;
     Ok(Flows::persistent(capacities, HashKey::random(), folder, host::boot_id()?)?)
 }

@@ -541,7 +541,7 @@ fn tell(workers: &Workers, interface: &str) {
 }
 
 /// How often there is a look at what is to be tried.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const CHECK_EVERY: Duration = Duration::from_millis(500);
 /// How long an interface is left alone after a trial that nobody answered; four times as long after each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is tried.

@@ -5,7 +5,7 @@ use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{FrontendKind, Publisher, Tables};
 use flowgate_xsk::steering::{AttachReport, Device, Steering, SteeringError, SteeringSet, VipKey};
 
-use super::vlan_offload::TagCare;
+use super::vlan_offload::VlanOffload;
 use super::workers::StartContext;
 
 /// The tables that workers see, and the maps that the XDP program sees.
@@ -16,7 +16,7 @@ pub(crate) struct Publishing {
     /// Whether workers answer the echo requests that VIPs receive.
     pub(crate) answers_echo: bool,
     /// What devices with VLANs were told.
-    pub(crate) tags: TagCare,
+    pub(crate) vlan_offload: VlanOffload,
 }
 
 impl Publishing {
@@ -38,7 +38,7 @@ impl Publishing {
     /// is new is sent up only once they know it.
     pub(crate) fn publish(&mut self, update: Update) -> Result<(), SteeringError> {
         self.follow_devices(&update.tables);
-        self.tags.follow(&update.tables.routing);
+        self.vlan_offload.configure(&update.tables.routing);
         let mut wanted = steering_set(&update.tables);
         if self.answers_echo {
             wanted.answer_echo();

@@ -1,4 +1,4 @@
-//! The supervisor: owns workers and publishing, looks after everything that may break while traffic flows, and does what
+//! The supervisor: owns workers and publishing, checks after everything that may break while traffic flows, and does what
 //! the others ask of it, one request after the other. Holds the traffic for a successor, through the steering program, as
 //! long as there is reason to expect one.
 
@@ -24,7 +24,7 @@ pub(crate) struct Supervisor {
     /// Grace period: how long the XDP program drops Flowgate's traffic for a successor after this process has ended.
     grace: Duration,
     grace_set_at: Option<Instant>,
-    looked_at: Option<Instant>,
+    interfaces_checked_at: Option<Instant>,
     /// The devices as the sockets were opened for, and as they were seen last.
     opened_for: Vec<Option<Device>>,
     seen: Vec<Option<Device>>,
@@ -42,25 +42,25 @@ pub(crate) struct SupervisorHandle {
 /// The process is ending: nobody answers any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("flowgate is ending")]
-pub(crate) struct Ending;
+pub(crate) struct ShuttingDown;
 
 impl SupervisorHandle {
     /// Has the supervisor do something, and hands back what came of it. It must be short: workers are not watched
     /// meanwhile.
     ///
     /// # Errors
-    /// [`Ending`].
-    pub(crate) async fn ask<R: 'static>(
+    /// [`ShuttingDown`].
+    pub(crate) async fn request<R: 'static>(
         &self,
         what: impl FnOnce(&mut Appliance) -> R + 'static,
-    ) -> Result<R, Ending> {
-        let (reply, answer) = oneshot::channel();
+    ) -> Result<R, ShuttingDown> {
+        let (reply, result) = oneshot::channel();
         let request: Request = Box::new(move |appliance| {
             // Who asked may have gone away.
             let _ = reply.send(what(appliance));
         });
-        self.requests.send(request).await.map_err(|_closed| Ending)?;
-        answer.await.map_err(|_closed| Ending)
+        self.requests.send(request).await.map_err(|_closed| ShuttingDown)?;
+        result.await.map_err(|_closed| ShuttingDown)
     }
 }
 
@@ -81,7 +81,7 @@ impl Supervisor {
             exec_history,
             grace,
             grace_set_at: None,
-            looked_at: None,
+            interfaces_checked_at: None,
             opened_for: devices.clone(),
             seen: devices,
         };
@@ -96,11 +96,11 @@ impl Supervisor {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks
         };
-        let (mut looks, mut proofs) = (every(LOOK_EVERY), every(prove::LOOK_EVERY));
+        let (mut checks, mut proofs) = (every(CHECK_EVERY), every(prove::CHECK_EVERY));
         loop {
             tokio::select! {
-                _ = looks.tick() => {
-                    if let Some(worker) = self.look() {
+                _ = checks.tick() => {
+                    if let Some(worker) = self.check() {
                         return worker;
                     }
                 }
@@ -111,32 +111,32 @@ impl Supervisor {
         }
     }
 
-    fn look(&mut self) -> Option<usize> {
+    fn check(&mut self) -> Option<usize> {
         // A late tick tells when it was due. Workers would seem to have stood still since then.
         let now = now();
-        if let Some(worker) = self.look_after_workers(now) {
+        if let Some(worker) = self.check_workers(now) {
             return Some(worker);
         }
-        if self.looked_at.is_none_or(|at| now.duration_since(at) >= INTERFACES_EVERY) {
-            self.looked_at = Some(now);
-            self.look_after_interfaces();
+        if self.interfaces_checked_at.is_none_or(|at| now.duration_since(at) >= INTERFACES_EVERY) {
+            self.interfaces_checked_at = Some(now);
+            self.check_interfaces();
         }
         self.prolong_grace(now);
-        self.look_after_services(now);
-        show_unhealthy_reasons(&self.appliance.workers, &self.unhealthy_reasons);
+        self.report_exhaustion(now);
+        publish_unhealthy_reasons(&self.appliance.workers, &self.unhealthy_reasons);
         self.appliance.publishing.publisher.collect();
         None
     }
 
     /// Says whose new flows are refused, and what would help.
-    fn look_after_services(&mut self, now: Instant) {
+    fn report_exhaustion(&mut self, now: Instant) {
         let tables = self.appliance.publishing.publisher.current();
-        for warning in self.appliance.workers.short.look(&tables, now) {
+        for warning in self.appliance.workers.exhaustion.take_warnings(&tables, now) {
             tracing::warn!("{warning}");
         }
     }
 
-    fn look_after_workers(&mut self, now: Instant) -> Option<usize> {
+    fn check_workers(&mut self, now: Instant) -> Option<usize> {
         let Appliance { workers, publishing } = &mut self.appliance;
         let hanging = workers.watch(&publishing.start_context(), now);
         let worker = hanging.first().copied()?;
@@ -147,9 +147,9 @@ impl Supervisor {
         None
     }
 
-    /// Opens the sockets anew when an interface has come, gone or changed. Two looks must agree: a device may
+    /// Opens the sockets anew when an interface has come, gone or changed. Two checks must agree: a device may
     /// be in the middle of it.
-    fn look_after_interfaces(&mut self) {
+    fn check_interfaces(&mut self) {
         let devices = self.appliance.publishing.devices();
         let settled = devices == self.seen;
         self.seen.clone_from(&devices);
@@ -198,7 +198,7 @@ fn now() -> Instant {
 }
 
 /// Shows which workers are not healthy.
-fn show_unhealthy_reasons(workers: &Workers, unhealthy_reasons: &watch::Sender<Arc<[String]>>) {
+fn publish_unhealthy_reasons(workers: &Workers, unhealthy_reasons: &watch::Sender<Arc<[String]>>) {
     let states = (0..workers.slots.len()).map(|index| (index, workers.state(index)));
     let unwell = states
         .filter(|(_, state)| ["hanging", "dead"].contains(state))
@@ -213,7 +213,7 @@ fn show_unhealthy_reasons(workers: &Workers, unhealthy_reasons: &watch::Sender<A
 }
 
 /// How often heartbeats are looked at and retired generations freed.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const CHECK_EVERY: Duration = Duration::from_millis(100);
 /// How often devices are looked at.
 const INTERFACES_EVERY: Duration = Duration::from_millis(200);
 /// How often the grace period is prolonged.

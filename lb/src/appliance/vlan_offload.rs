@@ -5,16 +5,16 @@ use std::collections::BTreeSet;
 use flowgate_tables::Routing;
 use flowgate_xsk::RxVlanOffload;
 
-/// The devices that were told, by their indexes: one that is made anew is told again.
+/// The devices that were configured, by their indexes: one that is made anew is configured again.
 #[derive(Debug, Default)]
-pub(crate) struct TagCare {
-    told: BTreeSet<u32>,
+pub(crate) struct VlanOffload {
+    configured: BTreeSet<u32>,
 }
 
-impl TagCare {
-    /// Tells the devices of these interfaces that have VLANs and were not told yet.
-    pub(crate) fn follow(&mut self, routing: &Routing) {
-        for interface in self.untold(routing) {
+impl VlanOffload {
+    /// Tells the devices of these interfaces that have VLANs and were not configured yet.
+    pub(crate) fn configure(&mut self, routing: &Routing) {
+        for interface in self.unconfigured(routing) {
             match RxVlanOffload::turn_off(&interface) {
                 RxVlanOffload::Off => {}
                 RxVlanOffload::TurnedOff => tracing::info!(
@@ -36,12 +36,13 @@ impl TagCare {
         }
     }
 
-    fn untold(&mut self, routing: &Routing) -> Vec<String> {
+    fn unconfigured(&mut self, routing: &Routing) -> Vec<String> {
         let interfaces = routing.interfaces();
         let parents = interfaces.iter().filter_map(|interface| interface.spec.vlan.as_ref());
         let devices = parents.filter_map(|vlan| interfaces.get(vlan.parent)).map(|device| &device.spec);
-        let untold = devices.filter(|device| device.ifindex != 0 && self.told.insert(device.ifindex));
-        untold.map(|device| device.name.clone()).collect()
+        let unconfigured =
+            devices.filter(|device| device.ifindex != 0 && self.configured.insert(device.ifindex));
+        unconfigured.map(|device| device.name.clone()).collect()
     }
 }
 
@@ -77,9 +78,9 @@ mod tests {
 
     #[test]
     fn a_device_with_vlans_is_told_once_and_again_when_it_was_made_anew() {
-        let mut care = TagCare::default();
-        assert_eq!(care.untold(&routing(4)), ["fab0"]);
-        assert_eq!(care.untold(&routing(4)), [""; 0]);
-        assert_eq!(care.untold(&routing(5)), ["fab0"]);
+        let mut offload = VlanOffload::default();
+        assert_eq!(offload.unconfigured(&routing(4)), ["fab0"]);
+        assert_eq!(offload.unconfigured(&routing(4)), [""; 0]);
+        assert_eq!(offload.unconfigured(&routing(5)), ["fab0"]);
     }
 }

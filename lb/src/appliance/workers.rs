@@ -17,7 +17,7 @@ use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap};
 use flowgate_xsk::{BindMode, ZeroCopy};
 
-use super::exhaustion::Short;
+use super::exhaustion::ExhaustionLog;
 use super::frames::Frames;
 use super::prove::{Mode, Proofs, Shown};
 use super::sockets::{self, QueueSocket};
@@ -26,8 +26,8 @@ use crate::config::Config;
 /// All workers.
 pub(crate) struct Workers {
     pub(crate) shared: Shared,
-    /// Services whose new flows were refused.
-    pub(crate) short: Short,
+    /// New flows that were refused, by Service.
+    pub(crate) exhaustion: ExhaustionLog,
     pub(crate) slots: Vec<WorkerSlot>,
     pub(crate) restarts: Restarts,
     /// In which modes the interfaces are known to work.
@@ -103,17 +103,17 @@ impl Workers {
             config.workers.count
         );
         let affinity = Arc::new(AffinityTable::new(config.flows.affinity_capacity));
-        let short = Short::default();
+        let exhaustion = ExhaustionLog::default();
         let proofs = Proofs::load(config);
         let mut workers = Self {
             shared: Shared {
                 flows: Arc::new(flows),
                 affinity,
                 resolver,
-                exhaustion: short.reporter(),
+                exhaustion: exhaustion.reporter(),
                 started,
             },
-            short,
+            exhaustion,
             slots: Vec::new(),
             restarts: Restarts::default(),
             proofs,

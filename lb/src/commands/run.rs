@@ -28,11 +28,11 @@ use crate::appliance::Appliance;
 use crate::appliance::publish::Publishing;
 use crate::appliance::reexec::ExecHistory;
 use crate::appliance::supervisor::{Supervisor, SupervisorHandle};
-use crate::appliance::vlan_offload::TagCare;
+use crate::appliance::vlan_offload::VlanOffload;
 use crate::appliance::workers::Workers;
 use crate::appliance::{flow_files, host, prove};
 use crate::config::Config;
-use crate::metrics::{Extent, Metrics};
+use crate::metrics::{Metrics, MetricsInputs};
 
 /// Serves until a signal ends it.
 pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
@@ -99,7 +99,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
     let answers_echo = config.pipeline.echo_vips;
-    let publishing = Publishing { publisher, steering, answers_echo, tags: TagCare::default() };
+    let publishing = Publishing { publisher, steering, answers_echo, vlan_offload: VlanOffload::default() };
     let appliance = Appliance { workers, publishing };
     let (mut supervisor, handle) =
         Supervisor::new(appliance, unhealthy_reasons, exec_history.clone(), config.xdp.grace);
@@ -108,7 +108,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         handle.clone(),
         health_inputs.clone(),
         &probe_counts,
-        Extent {
+        MetricsInputs {
             dns: dns.as_ref().map(dns::Server::counters),
             detail: config.metrics.detail,
             hangs: exec_history.total(),
@@ -224,7 +224,7 @@ fn sink(supervisor: SupervisorHandle, grace: Duration) -> impl AsyncFnMut(Update
     let mut is_first = true;
     async move |update: Update| {
         let begins = std::mem::take(&mut is_first);
-        supervisor.ask(move |appliance| publish(appliance, update, begins.then_some(grace))).await?
+        supervisor.request(move |appliance| publish(appliance, update, begins.then_some(grace))).await?
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) fn add_workers(families: &mut Families, workers: &Workers, hangs: u64
     families.add(Kind::Counter, "flowgate_worker_restarts", help, restarts);
     let help = "Flows that were taken over from an earlier process at the start.";
     families.gauge("flowgate_flows_adopted", help, workers.adoption.flows);
-    let refused = workers.short.all().map(|(service, resource, refused)| {
+    let refused = workers.exhaustion.totals().map(|(service, resource, refused)| {
         let labels = vec![("service", service.to_owned()), ("reason", resource.reason().name().to_owned())];
         (labels, refused.flows.into())
     });
