@@ -13,14 +13,14 @@
 //! At most three neighbours of an interface are asked, with at most nine small packets and nine large ones; one that
 //! nobody answers is tried four times more within two minutes. What was found is remembered beside the admin socket,
 //! so that a restart tries nothing again. Where nobody answers at all, the steering program's notes of what the interface
-//! delivers still tell a driver that cuts packets ([`delivery`]).
+//! delivers still tell a driver that cuts packets ([`truncation`]).
 
-mod ask;
-mod delivery;
+mod exchange;
+mod probe;
 mod proofs;
 mod tap;
-mod trial;
-mod witness;
+mod targets;
+mod truncation;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,14 +31,14 @@ use flowgate_tables::{InterfaceId, Routing};
 use flowgate_xsk::steering::{AttachReport, LinkOrigin, Steering, XdpMode};
 use tokio::task::{JoinError, JoinHandle};
 
-use self::trial::{Finding, Witness};
+use self::probe::{Finding, Target};
 use super::Appliance;
 use super::publish::Publishing;
 use super::workers::Workers;
 
-use self::delivery::Pieces;
 use self::proofs::Outcome;
-pub(crate) use self::proofs::{Mode, Proofs, Shown, remove};
+pub(crate) use self::proofs::{Mode, ProofStatus, Proofs, remove};
+use self::truncation::TruncationDetector;
 
 /// Proves what nobody has tried yet, by sockets that have no traffic yet. Sockets and XDP programs are in the modes
 /// that follow from it afterwards.
@@ -77,52 +77,53 @@ pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steerin
 pub(super) struct Prover {
     /// Grace period that is set again and again while sockets are opened anew.
     grace: Duration,
-    rounds: BTreeMap<String, Rounds>,
-    pieces: BTreeMap<String, Pieces>,
+    attempts: BTreeMap<String, Attempts>,
+    detectors: BTreeMap<String, TruncationDetector>,
     tried: Vec<ModeAndPlan>,
     /// Interfaces that are being tried now, on a thread of their own.
-    asking: Option<JoinHandle<Found>>,
+    running: Option<JoinHandle<Found>>,
 }
 
 /// What was asked, and what came of it.
-pub(super) type Found = (Vec<Question>, io::Result<Vec<Finding>>);
+pub(super) type Found = (Vec<PendingProbe>, io::Result<Vec<Finding>>);
 
 impl Prover {
     pub(super) fn new(grace: Duration) -> Self {
-        let (rounds, pieces, tried) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { grace, rounds, pieces, tried, asking: None }
+        let (attempts, detectors, tried) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        Self { grace, attempts, detectors, tried, running: None }
     }
 
     /// Begins to try what is to be tried, and looks at what is known.
     pub(super) fn look(&mut self, appliance: &mut Appliance, now: Instant) {
         let Appliance { workers, publishing } = appliance;
-        if self.asking.is_some() || !workers.is_serving() {
+        if self.running.is_some() || !workers.is_serving() {
             return;
         }
         note_modes(workers, publishing.steering.report());
-        let open = open_questions(workers, publishing, &mut self.rounds, now);
+        let open = due_probes(workers, publishing, &mut self.attempts, now);
         if open.is_empty() {
             return self.act(appliance);
         }
-        self.asking = Some(tokio::task::spawn_blocking(move || {
+        self.running = Some(tokio::task::spawn_blocking(move || {
             let devices: Vec<_> =
-                open.iter().map(|question| (question.ifindex, question.witnesses.clone())).collect();
-            let found = ask::ask(&devices, |tap, at, frame| tap.send(&open[at].link.address, frame));
+                open.iter().map(|pending| (pending.ifindex, pending.targets.clone())).collect();
+            let found =
+                exchange::run_probes(&devices, |tap, at, frame| tap.send(&open[at].link.address, frame));
             (open, found)
         }));
     }
 
-    /// What came of a trial; waits for ever while there is none.
+    /// What came of a probe; waits for ever while there is none.
     pub(super) async fn found(&mut self) -> Result<Found, JoinError> {
-        let found = match &mut self.asking {
-            Some(asking) => asking.await,
+        let found = match &mut self.running {
+            Some(running) => running.await,
             None => std::future::pending().await,
         };
-        self.asking = None;
+        self.running = None;
         found
     }
 
-    /// Goes by what came of a trial.
+    /// Goes by what came of a probe.
     pub(super) fn conclude(&mut self, appliance: &mut Appliance, found: Result<Found, JoinError>) {
         match found {
             Ok((open, Ok(found))) => conclude(appliance, &open, &found),
@@ -133,14 +134,18 @@ impl Prover {
     }
 
     fn act(&mut self, appliance: &mut Appliance) {
-        watch_deliveries(&mut appliance.workers, &appliance.publishing, &mut self.pieces);
+        watch_deliveries(&mut appliance.workers, &appliance.publishing, &mut self.detectors);
         go_to_planned_modes(appliance, &mut self.tried, self.grace);
         appliance.workers.proofs.save_changes();
     }
 }
 
 /// Notes which interfaces that nobody could prove cut what they deliver. Those that were proven do not, whatever comes.
-fn watch_deliveries(workers: &mut Workers, publishing: &Publishing, pieces: &mut BTreeMap<String, Pieces>) {
+fn watch_deliveries(
+    workers: &mut Workers,
+    publishing: &Publishing,
+    detectors: &mut BTreeMap<String, TruncationDetector>,
+) {
     if !workers.proofs.is_on() {
         return;
     }
@@ -150,37 +155,37 @@ fn watch_deliveries(workers: &mut Workers, publishing: &Publishing, pieces: &mut
         let is_open = |mode| mode == Mode::ZeroCopy && workers.proofs.is_open(interface, mode, chunk_len);
         let Some(mode) = workers.mode(interface).filter(|mode| is_open(*mode)) else { continue };
         let Ok(delivery) = publishing.steering.delivery(report.ifindex) else { continue };
-        let Some(len) = pieces.entry(interface.clone()).or_default().look(delivery) else { continue };
+        let Some(len) = detectors.entry(interface.clone()).or_default().look(delivery) else { continue };
         let how = Outcome::Lost(format!("packets are cut to frames of {len} bytes in {mode}"));
         note(workers, interface, mode, chunk_len, how);
     }
 }
 
 /// An interface that is to be tried while workers have its sockets.
-pub(super) struct Question {
+pub(super) struct PendingProbe {
     interface: String,
     ifindex: u32,
     mode: Mode,
     chunk_len: u32,
     link: tap::Link,
-    witnesses: Vec<Witness>,
+    targets: Vec<Target>,
 }
 
 /// How often an interface was tried in one mode without an answer, and when it is tried again.
 #[derive(Clone, Copy, Debug)]
-struct Rounds {
+struct Attempts {
     of: (Mode, u32, u32),
     count: usize,
     next: Instant,
 }
 
 /// What is to be asked now. Notes what stands in the way of the others.
-fn open_questions(
+fn due_probes(
     workers: &mut Workers,
     publishing: &Publishing,
-    rounds: &mut BTreeMap<String, Rounds>,
+    attempts: &mut BTreeMap<String, Attempts>,
     now: Instant,
-) -> Vec<Question> {
+) -> Vec<PendingProbe> {
     if !workers.proofs.is_on() {
         return Vec::new();
     }
@@ -193,20 +198,20 @@ fn open_questions(
             continue;
         }
         let key = (mode, chunk_len, report.ifindex);
-        let round = rounds.entry(interface.clone()).or_insert(Rounds { of: key, count: 0, next: now });
+        let round = attempts.entry(interface.clone()).or_insert(Attempts { of: key, count: 0, next: now });
         if round.of != key {
-            *round = Rounds { of: key, count: 0, next: now };
+            *round = Attempts { of: key, count: 0, next: now };
         }
-        if round.count >= ROUNDS_MAX || now < round.next {
+        if round.count >= ATTEMPTS_MAX || now < round.next {
             continue;
         }
-        let witnesses = witness::of(&tables.routing, device, report.mtu, round.count);
-        match obstacle(interface, &witnesses) {
+        let targets = targets::of(&tables.routing, device, report.mtu, round.count);
+        match obstacle(interface, &targets) {
             Ok(link) => {
                 round.next = now + FIRST_PAUSE * 4_u32.pow(u32::try_from(round.count).unwrap_or_default());
                 round.count += 1;
                 let (interface, ifindex) = (interface.clone(), report.ifindex);
-                open.push(Question { interface, ifindex, mode, chunk_len, link, witnesses });
+                open.push(PendingProbe { interface, ifindex, mode, chunk_len, link, targets });
             }
             Err(why) => {
                 workers.proofs.note(interface, mode, chunk_len, Outcome::Unproven(why));
@@ -217,9 +222,9 @@ fn open_questions(
 }
 
 /// Notes what was found while workers had the sockets.
-fn conclude(Appliance { workers, publishing }: &mut Appliance, open: &[Question], found: &[Finding]) {
-    for (question, finding) in open.iter().zip(found) {
-        let Question { interface, ifindex, mode, chunk_len, .. } = question;
+fn conclude(Appliance { workers, publishing }: &mut Appliance, open: &[PendingProbe], found: &[Finding]) {
+    for (pending, finding) in open.iter().zip(found) {
+        let PendingProbe { interface, ifindex, mode, chunk_len, .. } = pending;
         let is_same = |report: &AttachReport| report.interface == *interface && report.ifindex == *ifindex;
         let still = publishing.steering.report().iter().any(is_same);
         if !still || workers.mode(interface) != Some(*mode) || workers.chunk_len() != *chunk_len {
@@ -369,7 +374,7 @@ fn apply(workers: &mut Workers, steering: &mut Steering, grace: Grace) -> anyhow
     }
 }
 
-/// Holds the trials of these interfaces, by the sockets that no worker has yet.
+/// Holds the probes of these interfaces, by the sockets that no worker has yet.
 fn try_out(
     workers: &mut Workers,
     attached: &[AttachReport],
@@ -381,10 +386,10 @@ fn try_out(
     wait_for_carriers(interfaces.iter().map(|(device, _)| &attached[device.index()]).collect());
     for &(device, mode) in interfaces {
         let report = &attached[device.index()];
-        let witnesses = witness::of(routing, device, report.mtu, 0);
-        match obstacle(&report.interface, &witnesses) {
+        let targets = targets::of(routing, device, report.mtu, 0);
+        match obstacle(&report.interface, &targets) {
             Ok(link) => {
-                devices.push((report.ifindex, witnesses));
+                devices.push((report.ifindex, targets));
                 asked.push((device, mode, link));
             }
             Err(why) => outcomes.push((report.interface.clone(), mode, Outcome::Unproven(why))),
@@ -394,7 +399,7 @@ fn try_out(
         return outcomes;
     }
     let links: Vec<_> = asked.iter().map(|(.., link)| *link).collect();
-    let found = ask_by_sockets(&devices, &links, |at, frame| workers.send(asked[at].0, frame));
+    let found = probe_by_sockets(&devices, &links, |at, frame| workers.send(asked[at].0, frame));
     match found {
         Ok(found) => outcomes.extend(asked.into_iter().zip(found).map(|((device, mode, _), finding)| {
             let interface = attached[device.index()].interface.clone();
@@ -407,25 +412,26 @@ fn try_out(
 
 /// Asks by sockets, and where nobody answers also by the kernel: if that gets an answer, and the socket once more does not,
 /// the socket sends nothing.
-fn ask_by_sockets(
-    devices: &[(u32, Vec<Witness>)],
+fn probe_by_sockets(
+    devices: &[(u32, Vec<Target>)],
     links: &[tap::Link],
     mut send: impl FnMut(usize, &[u8]) -> io::Result<()>,
 ) -> io::Result<Vec<Finding>> {
-    let mut found = ask::ask(devices, |_, at, frame| send(at, frame))?;
-    let silent: Vec<_> = (0..found.len()).filter(|at| found[*at].witness().is_none()).collect();
+    let mut found = exchange::run_probes(devices, |_, at, frame| send(at, frame))?;
+    let silent: Vec<_> = (0..found.len()).filter(|at| found[*at].target().is_none()).collect();
     if silent.is_empty() {
         return Ok(found);
     }
     let again: Vec<_> = silent.iter().map(|at| devices[*at].clone()).collect();
-    let by_kernel = ask::ask(&again, |tap, at, frame| tap.send(&links[silent[at]].address, frame))?;
-    if by_kernel.iter().all(|finding| finding.witness().is_none()) {
+    let by_kernel =
+        exchange::run_probes(&again, |tap, at, frame| tap.send(&links[silent[at]].address, frame))?;
+    if by_kernel.iter().all(|finding| finding.target().is_none()) {
         return Ok(found);
     }
-    let by_socket = ask::ask(&again, |_, at, frame| send(silent[at], frame))?;
+    let by_socket = exchange::run_probes(&again, |_, at, frame| send(silent[at], frame))?;
     for (at, (by_kernel, by_socket)) in silent.into_iter().zip(by_kernel.into_iter().zip(by_socket)) {
-        found[at] = match (by_kernel.witness(), by_socket.witness()) {
-            (Some(witness), None) => Finding::Mute { witness },
+        found[at] = match (by_kernel.target(), by_socket.target()) {
+            (Some(target), None) => Finding::Mute { target },
             _ => by_socket,
         };
     }
@@ -458,9 +464,9 @@ fn note_modes(workers: &mut Workers, attached: &[AttachReport]) {
 }
 
 /// Why an interface cannot be tried now.
-fn obstacle(interface: &str, witnesses: &[Witness]) -> Result<tap::Link, String> {
+fn obstacle(interface: &str, targets: &[Target]) -> Result<tap::Link, String> {
     let link = tap::link(interface).filter(|link| link.is_running).ok_or("no carrier")?;
-    if witnesses.is_empty() { Err("no neighbour is known yet".to_owned()) } else { Ok(link) }
+    if targets.is_empty() { Err("no neighbour is known yet".to_owned()) } else { Ok(link) }
 }
 
 /// A device may renegotiate its link when a program is attached or sockets are bound, igb for some seconds. One that takes
@@ -503,27 +509,27 @@ enum Sender {
 /// A finding in words.
 fn outcome(finding: Finding, mode: Mode, sender: Sender) -> Outcome {
     match finding {
-        Finding::Proven { witness, bytes } => {
+        Finding::Proven { target, bytes } => {
             let by = if sender == Sender::Kernel { ", sent by the kernel" } else { "" };
-            Outcome::Proven(format!("{bytes} bytes to {witness} and back{by}"))
+            Outcome::Proven(format!("{bytes} bytes to {target} and back{by}"))
         }
         Finding::Silent { asked: 1 } => {
             Outcome::Unproven("the one neighbour asked does not answer".to_owned())
         }
         Finding::Silent { asked } => Outcome::Unproven(format!("none of {asked} neighbours answers")),
-        Finding::Lost { witness, bytes, arrived: Some(arrived) } => Outcome::Lost(format!(
-            "of packets of {bytes} bytes from {witness} only {arrived} bytes arrive in {mode}"
+        Finding::Lost { target, bytes, arrived: Some(arrived) } => Outcome::Lost(format!(
+            "of packets of {bytes} bytes from {target} only {arrived} bytes arrive in {mode}"
         )),
         // By the kernel only receiving is tried, and packets that arrive in no piece at all are lost by anybody: no reason
         // to interrupt who is served.
-        Finding::Lost { witness, bytes, arrived: None } if sender == Sender::Kernel => {
-            Outcome::Unproven(format!("packets of {bytes} bytes get no answer from {witness}"))
+        Finding::Lost { target, bytes, arrived: None } if sender == Sender::Kernel => {
+            Outcome::Unproven(format!("packets of {bytes} bytes get no answer from {target}"))
         }
-        Finding::Mute { witness } => Outcome::Lost(format!(
-            "{witness} answers what the kernel sends, and nothing that the AF_XDP socket sends in {mode}"
+        Finding::Mute { target } => Outcome::Lost(format!(
+            "{target} answers what the kernel sends, and nothing that the AF_XDP socket sends in {mode}"
         )),
-        Finding::Lost { witness, bytes, arrived: None } => {
-            Outcome::Lost(format!("packets of {bytes} bytes get no answer from {witness} in {mode}"))
+        Finding::Lost { target, bytes, arrived: None } => {
+            Outcome::Lost(format!("packets of {bytes} bytes get no answer from {target} in {mode}"))
         }
     }
 }
@@ -542,10 +548,10 @@ fn tell(workers: &Workers, interface: &str) {
 
 /// How often there is a look at what is to be tried.
 pub(super) const CHECK_EVERY: Duration = Duration::from_millis(500);
-/// How long an interface is left alone after a trial that nobody answered; four times as long after each further one.
+/// How long an interface is left alone after a probe that nobody answered; four times as long after each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is tried.
-const ROUNDS_MAX: usize = 4;
+const ATTEMPTS_MAX: usize = 4;
 const CARRIER_LOOKS: usize = 20;
 /// For a program that was attached just now.
 const CARRIER_LOOKS_FRESH: usize = 400;

@@ -19,7 +19,7 @@ use flowgate_xsk::{BindMode, ZeroCopy};
 
 use super::exhaustion::ExhaustionLog;
 use super::frames::Frames;
-use super::prove::{Mode, Proofs, Shown};
+use super::prove::{Mode, ProofStatus, Proofs};
 use super::sockets::{self, QueueSocket};
 use crate::config::Config;
 
@@ -364,7 +364,7 @@ impl Workers {
     }
 
     /// What is known of an interface.
-    pub(crate) fn proof(&self, interface: &str) -> Shown {
+    pub(crate) fn proof(&self, interface: &str) -> ProofStatus {
         self.proofs.shown(interface, self.mode(interface), self.chunk_len())
     }
 

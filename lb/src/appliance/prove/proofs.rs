@@ -54,20 +54,20 @@ impl fmt::Display for Mode {
 
 /// What a proof holds for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Subject {
+pub(crate) struct ProvenDevice {
     pub(super) ifindex: u32,
     pub(super) driver: String,
     pub(super) mtu: u32,
 }
 
-impl Subject {
+impl ProvenDevice {
     fn of(report: &AttachReport) -> Self {
         let driver = Driver::of(&report.interface).to_string();
         Self { ifindex: report.ifindex, driver, mtu: report.mtu }
     }
 }
 
-/// How a trial ended.
+/// How a probe ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Outcome {
@@ -82,7 +82,7 @@ pub(crate) enum Outcome {
 /// What is known of an interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
-    subject: Subject,
+    subject: ProvenDevice,
     /// What the kernel gave it at first.
     best: Mode,
     /// The modes in which packets were lost, and how.
@@ -92,12 +92,12 @@ struct Record {
 }
 
 impl Record {
-    fn new(subject: Subject, best: Mode) -> Self {
+    fn new(subject: ProvenDevice, best: Mode) -> Self {
         Self { subject, best, lost: BTreeMap::new(), outcome: None }
     }
 
     /// A record of an interface that had native mode and is to have it again.
-    fn native_again(subject: Subject) -> Self {
+    fn native_again(subject: ProvenDevice) -> Self {
         // Zero copy follows by itself, if the kernel gives it.
         Self::new(subject, Mode::Copy)
     }
@@ -117,7 +117,7 @@ impl Record {
 
 /// What people are told of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shown {
+pub(crate) struct ProofStatus {
     /// `proven`, `unproven`, `path` or `off`.
     pub(crate) state: &'static str,
     pub(crate) detail: String,
@@ -125,25 +125,25 @@ pub(crate) struct Shown {
     pub(crate) fell_back: Option<String>,
 }
 
-/// What was asked for when the proofs were made; other wishes need other proofs.
+/// What was asked for when the proofs were made; other conditions need other proofs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Wishes {
+struct ProofConditions {
     boot: String,
     zero_copy: String,
-    mode: WantedMode,
+    mode: ModePolicy,
     frame_bytes: u32,
     prove: bool,
 }
 
 /// [`XdpModePolicy`] for the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum WantedMode {
+enum ModePolicy {
     Auto,
     Native,
     Generic,
 }
 
-impl From<XdpModePolicy> for WantedMode {
+impl From<XdpModePolicy> for ModePolicy {
     fn from(wanted: XdpModePolicy) -> Self {
         match wanted {
             XdpModePolicy::Auto => Self::Auto,
@@ -153,19 +153,19 @@ impl From<XdpModePolicy> for WantedMode {
     }
 }
 
-impl Wishes {
-    /// What of an earlier process's records is worth something now. Other wishes need other proofs; but a pinned link stays
+impl ProofConditions {
+    /// What of an earlier process's records is worth something now. Other conditions need other proofs; but a pinned link stays
     /// in the mode that the earlier process gave it, so that it has to be known who shall have native mode again.
     fn inherit(&self, left: &Self, mut records: BTreeMap<String, Record>) -> BTreeMap<String, Record> {
         if self == left {
             return records;
         }
-        if self.boot != left.boot || self.mode != WantedMode::Auto {
+        if self.boot != left.boot || self.mode != ModePolicy::Auto {
             return BTreeMap::new();
         }
         records.retain(|interface, record| {
             let had_native = record.best.xdp() == XdpMode::Native;
-            let was_forced = left.mode == WantedMode::Generic;
+            let was_forced = left.mode == ModePolicy::Generic;
             had_native || (was_forced && Driver::of(interface).native_mode_defect().is_none())
         });
         for record in records.values_mut() {
@@ -180,7 +180,7 @@ impl Wishes {
 pub(crate) struct Proofs {
     is_on: bool,
     file: PathBuf,
-    wishes: Wishes,
+    conditions: ProofConditions,
     zero_copy: ZeroCopy,
     xdp: XdpModePolicy,
     records: BTreeMap<String, Record>,
@@ -193,7 +193,7 @@ impl Proofs {
     /// What an earlier process left, as far as it is worth something.
     pub(crate) fn load(config: &Config) -> Self {
         let boot = host::boot_id().map_or_else(|_| String::new(), |id| format!("{id:02x?}"));
-        let wishes = Wishes {
+        let conditions = ProofConditions {
             boot,
             zero_copy: format!("{:?}", config.xdp.zero_copy),
             mode: config.xdp.mode.into(),
@@ -202,11 +202,11 @@ impl Proofs {
         };
         let file = file(config);
         let left = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let records = left.map_or_else(BTreeMap::new, |(left, records)| wishes.inherit(&left, records));
+        let records = left.map_or_else(BTreeMap::new, |(left, records)| conditions.inherit(&left, records));
         Self {
             is_on: config.xdp.prove,
             file,
-            wishes,
+            conditions,
             zero_copy: config.xdp.zero_copy,
             xdp: config.xdp.mode,
             saved: records.clone(),
@@ -223,7 +223,7 @@ impl Proofs {
         self.saved.clone_from(&self.records);
         let written = || -> io::Result<()> {
             let next = self.file.with_extension("next");
-            fs::write(&next, serde_json::to_vec(&(&self.wishes, &self.records))?)?;
+            fs::write(&next, serde_json::to_vec(&(&self.conditions, &self.records))?)?;
             fs::rename(next, &self.file)
         };
         if let Err(error) = written() {
@@ -248,7 +248,7 @@ impl Proofs {
             let Some(report) = attached.iter().find(|report| report.interface == *interface) else {
                 return false;
             };
-            let now = Subject::of(report);
+            let now = ProvenDevice::of(report);
             if report.queues == 0 || record.subject == now {
                 return true;
             }
@@ -275,7 +275,7 @@ impl Proofs {
     /// Notes in which mode an interface works now; the first time, that is the best there is.
     pub(super) fn note_mode(&mut self, report: &AttachReport, mode: Mode) {
         let is_zero_copy_wanted = self.zero_copy() != ZeroCopy::Off;
-        let new = || Record::new(Subject::of(report), mode);
+        let new = || Record::new(ProvenDevice::of(report), mode);
         let record = self.records.entry(report.interface.clone()).or_insert_with(new);
         let was_refused = record.best == Mode::ZeroCopy && mode == Mode::Copy && is_zero_copy_wanted;
         if mode < record.best || was_refused {
@@ -312,7 +312,7 @@ impl Proofs {
         (may_be_lost || !record.lost.contains_key(&mode)) && !record.outcome.as_ref().is_some_and(is_known)
     }
 
-    /// Whether a trial in this mode has not even been held.
+    /// Whether a probe in this mode has not even been held.
     pub(super) fn is_untried(&self, interface: &str, mode: Mode, chunk_len: u32) -> bool {
         let record = self.records.get(interface);
         let tried = record.and_then(|record| record.outcome.as_ref());
@@ -321,7 +321,7 @@ impl Proofs {
             && tried.is_none_or(|(of, len, _)| (*of, *len) != (mode, chunk_len))
     }
 
-    /// Notes how a trial ended; whether that changes the mode in which an interface should work.
+    /// Notes how a probe ended; whether that changes the mode in which an interface should work.
     pub(super) fn note(&mut self, interface: &str, mode: Mode, chunk_len: u32, outcome: Outcome) -> bool {
         let before = self.plan(interface);
         let Some(record) = self.records.get_mut(interface) else { return false };
@@ -366,13 +366,13 @@ impl Proofs {
     }
 
     /// What people are told of an interface that works in this mode, if it has sockets.
-    pub(crate) fn shown(&self, interface: &str, mode: Option<Mode>, chunk_len: u32) -> Shown {
+    pub(crate) fn shown(&self, interface: &str, mode: Option<Mode>, chunk_len: u32) -> ProofStatus {
         let state = |state, detail: &str| (state, detail.to_owned());
         let (state_without, detail_without) =
             if self.is_on { ("unproven", "not tried yet") } else { ("off", "xdp.prove is false") };
         let record = self.records.get(interface).filter(|_| self.is_on);
         let (Some(record), Some(mode)) = (record, mode) else {
-            return Shown { state: state_without, detail: detail_without.to_owned(), fell_back: None };
+            return ProofStatus { state: state_without, detail: detail_without.to_owned(), fell_back: None };
         };
         let is_path = record.is_lost_everywhere(self.floor(record));
         let outcome = record.outcome.as_ref().filter(|(of, len, _)| (*of, *len) == (mode, chunk_len));
@@ -386,7 +386,7 @@ impl Proofs {
             (None, None) => state("unproven", "not tried yet"),
         };
         let fell_back = (!is_path && mode > record.best).then(|| self.how(record, mode)).flatten();
-        Shown { state, detail, fell_back }
+        ProofStatus { state, detail, fell_back }
     }
 
     /// How packets were lost in the modes before `mode`, or in that itself; by others of the packet memory, if not here.

@@ -9,7 +9,7 @@ fn proofs(zero_copy: ZeroCopy, xdp: XdpModePolicy) -> Proofs {
     Proofs {
         is_on: true,
         file: PathBuf::new(),
-        wishes: Wishes {
+        conditions: ProofConditions {
             boot: "this".into(),
             zero_copy: format!("{zero_copy:?}"),
             mode: xdp.into(),
@@ -41,7 +41,7 @@ fn lost(how: &str) -> Outcome {
 }
 
 fn state(proofs: &Proofs, interface: &str, mode: Mode) -> (&'static str, String, Option<String>) {
-    let Shown { state, detail, fell_back } = proofs.shown(interface, Some(mode), LEN);
+    let ProofStatus { state, detail, fell_back } = proofs.shown(interface, Some(mode), LEN);
     (state, detail, fell_back)
 }
 

@@ -1,4 +1,4 @@
-//! Holding trials of several interfaces at once: sends what is due, takes in what arrives. At most a second long.
+//! Holding probes of several interfaces at once: sends what is due, takes in what arrives. At most a second long.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -6,27 +6,27 @@ use std::time::{Duration, Instant};
 
 use flowgate_wire::echo::Reply;
 
+use super::probe::{Finding, Probe, Target};
 use super::tap::Tap;
-use super::trial::{Finding, Trial, Witness};
 
-/// Asks the witnesses of each device, given by its index; the findings come in the same order. `send` sends a frame by
+/// Asks the targets of each device, given by its index; the findings come in the same order. `send` sends a frame by
 /// the device at that position.
-pub(super) fn ask(
-    devices: &[(u32, Vec<Witness>)],
+pub(super) fn run_probes(
+    devices: &[(u32, Vec<Target>)],
     mut send: impl FnMut(&Tap, usize, &[u8]) -> io::Result<()>,
 ) -> io::Result<Vec<Finding>> {
     let first = u16::try_from(RandomState::new().build_hasher().finish() & 0x7fff).unwrap_or_default();
     let ids = first..first + u16::try_from(devices.len()).unwrap_or(u16::MAX >> 1);
     let tap = Tap::open(ids.start, ids.end)?;
-    let trial =
-        |(id, (ifindex, witnesses)): (u16, &(u32, Vec<Witness>))| Trial::new(*ifindex, id, witnesses.clone());
-    let mut trials: Vec<Trial> = ids.zip(devices).map(trial).collect();
+    let probe =
+        |(id, (ifindex, targets)): (u16, &(u32, Vec<Target>))| Probe::new(*ifindex, id, targets.clone());
+    let mut probes: Vec<Probe> = ids.zip(devices).map(probe).collect();
     let mut frame = vec![0; FRAME_LEN_MAX];
     let start = now();
     loop {
         let elapsed = now().duration_since(start);
-        for (position, trial) in trials.iter_mut().enumerate() {
-            for (request, packet_len) in trial.due(elapsed) {
+        for (position, probe) in probes.iter_mut().enumerate() {
+            for (request, packet_len) in probe.due(elapsed) {
                 let len = request.write(packet_len, &mut frame);
                 // One that cannot be sent is one that is not answered.
                 if let Some(Err(error)) = len.map(|len| send(&tap, position, &frame[..len])) {
@@ -34,14 +34,14 @@ pub(super) fn ask(
                 }
             }
         }
-        let findings: Option<Vec<_>> = trials.iter().map(Trial::finding).collect();
+        let findings: Option<Vec<_>> = probes.iter().map(Probe::finding).collect();
         if let Some(findings) = findings {
             return Ok(findings);
         }
         let Some((ifindex, len)) = tap.receive(&mut frame, STEP)? else { continue };
         if let Some(reply) = Reply::read(&frame[..len]) {
             let elapsed = now().duration_since(start);
-            trials.iter_mut().for_each(|trial| trial.receive(ifindex, &reply, elapsed));
+            probes.iter_mut().for_each(|probe| probe.receive(ifindex, &reply, elapsed));
         }
     }
 }

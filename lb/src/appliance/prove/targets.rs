@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use flowgate_tables::routing::Route;
 use flowgate_tables::{InterfaceId, Routing};
 
-use super::trial::{WITNESSES_MAX, Witness};
+use super::probe::{TARGETS_MAX, Target};
 
-/// The neighbours of a device and of the VLANs on it whose Ethernet addresses are known, as many as are worth asking:
+/// The neighbours of a device and of the VLANs on it whose Ethernet addresses are known, as many as are worth running:
 /// those with the largest packets first (of a VLAN with smaller ones nothing follows for the others), then routers. `round` has others asked each time, if there are more.
-pub(super) fn of(routing: &Routing, device: InterfaceId, mtu: u32, round: usize) -> Vec<Witness> {
+pub(super) fn of(routing: &Routing, device: InterfaceId, mtu: u32, round: usize) -> Vec<Target> {
     let mut routers = Vec::new();
     for everything in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
         if let Route::Via(id) = routing.route(everything, 0) {
@@ -20,11 +20,11 @@ pub(super) fn of(routing: &Routing, device: InterfaceId, mtu: u32, round: usize)
     let mut hops: Vec<_> =
         routing.next_hops().filter(|(_, hop)| routing.device(hop.egress).0 == device).collect();
     hops.sort_by_key(|(id, hop)| (Reverse(hop.mtu), !routers.contains(id), hop.addr.is_ipv6(), *id));
-    let mut found: Vec<Witness> = hops
+    let mut found: Vec<Target> = hops
         .into_iter()
         .filter_map(|(_, hop)| {
             let spec = &routing.interfaces().get(hop.egress.index())?.spec;
-            Some(Witness {
+            Some(Target {
                 ether: hop.ether?,
                 vlan: routing.device(hop.egress).1,
                 own: own_address(&spec.addresses, hop.addr)?,
@@ -33,10 +33,10 @@ pub(super) fn of(routing: &Routing, device: InterfaceId, mtu: u32, round: usize)
             })
         })
         .collect();
-    if found.len() > WITNESSES_MAX {
-        let others = round * WITNESSES_MAX % found.len();
+    if found.len() > TARGETS_MAX {
+        let others = round * TARGETS_MAX % found.len();
         found.rotate_left(others);
-        found.truncate(WITNESSES_MAX);
+        found.truncate(TARGETS_MAX);
     }
     found
 }
@@ -98,8 +98,8 @@ mod tests {
         neighbours.push(NeighbourSpec { mac: None, ..neighbour(1, "10.244.0.7") });
         let routing = Routing::build(&Routing::default(), interfaces, &routes, &neighbours).unwrap();
         let asked = |device, round| -> Vec<_> {
-            let witnesses = of(&routing, InterfaceId(device), 1500, round);
-            witnesses.iter().map(|w| (w.addr.to_string(), w.own.to_string(), w.vlan, w.mtu)).collect()
+            let targets = of(&routing, InterfaceId(device), 1500, round);
+            targets.iter().map(|w| (w.addr.to_string(), w.own.to_string(), w.vlan, w.mtu)).collect()
         };
         let is = |addr: &str, own: &str, vlan, mtu| (addr.to_owned(), own.to_owned(), vlan, mtu);
         assert_eq!(
@@ -127,7 +127,7 @@ mod tests {
         let routing = Routing::build(&Routing::default(), interfaces, &[], &neighbours).unwrap();
         let asked = |round| of(&routing, InterfaceId(0), 1500, round).into_iter().map(|w| w.addr);
         let mut all: Vec<_> = (0..3).flat_map(asked).collect();
-        assert_eq!(asked(0).count(), WITNESSES_MAX);
+        assert_eq!(asked(0).count(), TARGETS_MAX);
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 7);

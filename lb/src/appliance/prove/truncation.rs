@@ -12,13 +12,13 @@ const LARGE: u32 = 1000;
 
 /// The pieces of one length that an interface has delivered so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pieces {
+pub(super) struct TruncationDetector {
     len: u32,
     /// The count when that length was seen first.
     from: u64,
 }
 
-impl Pieces {
+impl TruncationDetector {
     /// Takes what is noted now, and says at which length packets are cut, if they are.
     pub(super) fn look(&mut self, now: Delivery) -> Option<u32> {
         if now.truncated == 0 || now.truncated < self.from {
@@ -44,42 +44,46 @@ mod tests {
 
     #[test]
     fn pieces_of_one_length_and_nothing_longer_mean_that_packets_are_cut() {
-        let mut pieces = Pieces::default();
-        assert_eq!(pieces.look(delivery(0, 0, 0)), None);
-        assert_eq!(pieces.look(delivery(3, 1024, 1000)), None);
-        assert_eq!(pieces.look(delivery(9, 1024, 1000)), None, "two of the first three may have been others");
-        assert_eq!(pieces.look(delivery(10, 1024, 1000)), Some(1024));
+        let mut detector = TruncationDetector::default();
+        assert_eq!(detector.look(delivery(0, 0, 0)), None);
+        assert_eq!(detector.look(delivery(3, 1024, 1000)), None);
+        assert_eq!(
+            detector.look(delivery(9, 1024, 1000)),
+            None,
+            "two of the first three may have been others"
+        );
+        assert_eq!(detector.look(delivery(10, 1024, 1000)), Some(1024));
     }
 
     #[test]
     fn an_interface_that_delivers_longer_packets_whole_is_not_to_blame() {
-        let mut pieces = Pieces::default();
-        assert_eq!(pieces.look(delivery(1, 1024, 1514)), None);
-        assert_eq!(pieces.look(delivery(1000, 1024, 1514)), None);
+        let mut detector = TruncationDetector::default();
+        assert_eq!(detector.look(delivery(1, 1024, 1514)), None);
+        assert_eq!(detector.look(delivery(1000, 1024, 1514)), None);
     }
 
     #[test]
     fn pieces_of_many_lengths_are_the_senders() {
-        let mut pieces = Pieces::default();
+        let mut detector = TruncationDetector::default();
         for (count, len) in (1..200).zip((900..).step_by(3)) {
-            assert_eq!(pieces.look(delivery(count * 5, len, 0)), None);
+            assert_eq!(detector.look(delivery(count * 5, len, 0)), None);
         }
     }
 
     #[test]
     fn short_pieces_are_the_senders() {
-        let mut pieces = Pieces::default();
+        let mut detector = TruncationDetector::default();
         for count in 1..100 {
-            assert_eq!(pieces.look(delivery(count, 60, 0)), None);
+            assert_eq!(detector.look(delivery(count, 60, 0)), None);
         }
     }
 
     #[test]
     fn counting_begins_anew_with_the_program() {
-        let mut pieces = Pieces::default();
-        assert_eq!(pieces.look(delivery(100, 1024, 0)), None);
-        assert_eq!(pieces.look(delivery(0, 0, 0)), None);
-        assert_eq!(pieces.look(delivery(5, 1024, 0)), None);
-        assert_eq!(pieces.look(delivery(12, 1024, 0)), Some(1024));
+        let mut detector = TruncationDetector::default();
+        assert_eq!(detector.look(delivery(100, 1024, 0)), None);
+        assert_eq!(detector.look(delivery(0, 0, 0)), None);
+        assert_eq!(detector.look(delivery(5, 1024, 0)), None);
+        assert_eq!(detector.look(delivery(12, 1024, 0)), Some(1024));
     }
 }

@@ -1,4 +1,4 @@
-//! One interface on trial: whom to ask what, when to ask again, and what the answers prove. Never sends or waits.
+//! One interface on probe: whom to ask what, when to ask again, and what the answers prove. Never sends or waits.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use flowgate_wire::echo::{REQUEST_LEN_MIN, Reply, Request};
 
 /// A neighbour that may answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Witness {
+pub(super) struct Target {
     pub(super) ether: EtherAddrs,
     pub(super) vlan: Option<u16>,
     /// An address of the interface.
@@ -18,38 +18,36 @@ pub(super) struct Witness {
     pub(super) mtu: u16,
 }
 
-/// What a trial has shown.
+/// What a probe has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::appliance) enum Finding {
     /// A packet of so many bytes came back whole from this neighbour.
-    Proven { witness: IpAddr, bytes: usize },
+    Proven { target: IpAddr, bytes: usize },
     /// Nobody answers even a small one.
     Silent { asked: usize },
     /// This neighbour answers small packets, but one of so many bytes never came back whole; at most, so much of one.
-    Lost { witness: IpAddr, bytes: usize, arrived: Option<usize> },
+    Lost { target: IpAddr, bytes: usize, arrived: Option<usize> },
     /// This neighbour answers what the kernel sends, and nothing that the socket sends.
-    Mute { witness: IpAddr },
+    Mute { target: IpAddr },
 }
 
 impl Finding {
     /// Who has answered anything.
-    pub(super) fn witness(&self) -> Option<IpAddr> {
+    pub(super) fn target(&self) -> Option<IpAddr> {
         match self {
-            Self::Proven { witness, .. } | Self::Lost { witness, .. } | Self::Mute { witness } => {
-                Some(*witness)
-            }
+            Self::Proven { target, .. } | Self::Lost { target, .. } | Self::Mute { target } => Some(*target),
             Self::Silent { .. } => None,
         }
     }
 }
 
-/// The trial of one interface.
+/// The probe of one interface.
 #[derive(Clone, Debug)]
-pub(super) struct Trial {
+pub(super) struct Probe {
     pub(super) ifindex: u32,
     /// Tells its requests from those of all others.
     id: u16,
-    witnesses: Vec<Witness>,
+    targets: Vec<Target>,
     /// Which of them have answered a small packet.
     has_answered: Vec<bool>,
     small_sent: usize,
@@ -62,14 +60,14 @@ pub(super) struct Trial {
 /// A request, and how long its packet is to be.
 pub(super) type Due = (Request, usize);
 
-impl Trial {
-    pub(super) fn new(ifindex: u32, id: u16, mut witnesses: Vec<Witness>) -> Self {
-        witnesses.truncate(WITNESSES_MAX);
+impl Probe {
+    pub(super) fn new(ifindex: u32, id: u16, mut targets: Vec<Target>) -> Self {
+        targets.truncate(TARGETS_MAX);
         Self {
             ifindex,
             id,
-            has_answered: vec![false; witnesses.len()],
-            witnesses,
+            has_answered: vec![false; targets.len()],
+            targets,
             small_sent: 0,
             large_since: None,
             large_sent: 0,
@@ -83,35 +81,35 @@ impl Trial {
         self.finding
     }
 
-    /// What is to be sent by `now`, the time since the trials began. May come to a finding by itself.
+    /// What is to be sent by `now`, the time since the probes began. May come to a finding by itself.
     pub(super) fn due(&mut self, now: Duration) -> Vec<Due> {
         if self.finding.is_some() {
             return Vec::new();
         }
         let Some(since) = self.large_since else {
-            if now >= GIVE_UP_SMALL || self.witnesses.is_empty() {
-                self.finding = Some(Finding::Silent { asked: self.witnesses.len() });
+            if now >= GIVE_UP_SMALL || self.targets.is_empty() {
+                self.finding = Some(Finding::Silent { asked: self.targets.len() });
                 return Vec::new();
             }
             let mut due = Vec::new();
             if SMALL_AT.get(self.small_sent).is_some_and(|at| now >= *at) {
-                due.extend((0..self.witnesses.len()).map(|at| self.request(at, false)));
+                due.extend((0..self.targets.len()).map(|at| self.request(at, false)));
                 self.small_sent += 1;
             }
             return due;
         };
         let now = now.saturating_sub(since);
         if now >= GIVE_UP_LARGE {
-            self.finding = self.first_answering().map(|witness| Finding::Lost {
-                witness: witness.addr,
-                bytes: witness.mtu.into(),
+            self.finding = self.first_answering().map(|target| Finding::Lost {
+                target: target.addr,
+                bytes: target.mtu.into(),
                 arrived: self.most_arrived,
             });
             return Vec::new();
         }
         let mut due = Vec::new();
         if LARGE_AT.get(self.large_sent).is_some_and(|at| now >= *at) {
-            let answering = (0..self.witnesses.len()).filter(|at| self.has_answered[*at]);
+            let answering = (0..self.targets.len()).filter(|at| self.has_answered[*at]);
             due.extend(answering.map(|at| self.request(at, true)));
             self.large_sent += 1;
         }
@@ -121,8 +119,8 @@ impl Trial {
     /// Takes in what arrived.
     pub(super) fn receive(&mut self, ifindex: u32, reply: &Reply, now: Duration) {
         let position = usize::from(reply.sequence & WITNESS_MASK);
-        let Some(witness) = self.witnesses.get(position).copied() else { return };
-        let is_ours = ifindex == self.ifindex && reply.id == self.id && reply.src == witness.addr;
+        let Some(target) = self.targets.get(position).copied() else { return };
+        let is_ours = ifindex == self.ifindex && reply.id == self.id && reply.src == target.addr;
         if self.finding.is_some() || !is_ours {
             return;
         }
@@ -131,38 +129,37 @@ impl Trial {
                 self.has_answered[position] = true;
                 self.large_since.get_or_insert(now);
             }
-        } else if reply.is_whole && reply.ip_len >= usize::from(witness.mtu) {
-            self.finding = Some(Finding::Proven { witness: witness.addr, bytes: reply.ip_len });
+        } else if reply.is_whole && reply.ip_len >= usize::from(target.mtu) {
+            self.finding = Some(Finding::Proven { target: target.addr, bytes: reply.ip_len });
         } else if reply.arrived_len < reply.ip_len {
             self.most_arrived = self.most_arrived.max(Some(reply.arrived_len));
         }
     }
 
     fn request(&self, position: usize, is_large: bool) -> Due {
-        let witness = self.witnesses[position];
+        let target = self.targets[position];
         let sent = if is_large { self.large_sent } else { self.small_sent };
         let kind = if is_large { LARGE } else { 0 };
         let number = u16::try_from(sent << ATTEMPT_SHIFT | position).unwrap_or_default();
         let request = Request {
-            ether: witness.ether,
-            vlan: witness.vlan,
-            src: witness.own,
-            dst: witness.addr,
+            ether: target.ether,
+            vlan: target.vlan,
+            src: target.own,
+            dst: target.addr,
             id: self.id,
             sequence: kind | number,
         };
-        (request, if is_large { witness.mtu.into() } else { REQUEST_LEN_MIN })
+        (request, if is_large { target.mtu.into() } else { REQUEST_LEN_MIN })
     }
 
-    fn first_answering(&self) -> Option<Witness> {
-        let answering =
-            self.witnesses.iter().zip(&self.has_answered).find(|(_, has_answered)| **has_answered);
-        answering.map(|(witness, _)| *witness)
+    fn first_answering(&self) -> Option<Target> {
+        let answering = self.targets.iter().zip(&self.has_answered).find(|(_, has_answered)| **has_answered);
+        answering.map(|(target, _)| *target)
     }
 }
 
 /// So many neighbours of an interface are asked at most.
-pub(super) const WITNESSES_MAX: usize = 3;
+pub(super) const TARGETS_MAX: usize = 3;
 /// When a small packet is sent, and sent again.
 const SMALL_AT: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(250)];
 /// When a large one is: longer, since its loss has consequences, and routers limit how much they answer.
@@ -183,15 +180,15 @@ mod tests {
     const ID: u16 = 77;
     const IFINDEX: u32 = 5;
 
-    fn trial(hosts: u8) -> Trial {
-        let witness = |host| Witness {
+    fn probe(hosts: u8) -> Probe {
+        let target = |host| Target {
             ether: EtherAddrs([2; 12]),
             vlan: None,
             own: [10, 0, 0, 1].into(),
             addr: [10, 0, 0, host].into(),
             mtu: 1500,
         };
-        Trial::new(IFINDEX, ID, (10..10 + hosts).map(witness).collect())
+        Probe::new(IFINDEX, ID, (10..10 + hosts).map(target).collect())
     }
 
     fn echo(request: &Request, len: usize) -> Reply {
@@ -205,21 +202,21 @@ mod tests {
         }
     }
 
-    /// Runs a trial against hosts that answer as `answer` says; what it found, when, and how much it sent.
-    fn run(mut trial: Trial, answer: impl Fn(&Request, usize) -> Option<Reply>) -> (Finding, u128, usize) {
+    /// Runs a probe against hosts that answer as `answer` says; what it found, when, and how much it sent.
+    fn run(mut probe: Probe, answer: impl Fn(&Request, usize) -> Option<Reply>) -> (Finding, u128, usize) {
         let mut sent = 0;
         for elapsed in (0..2000).map(Duration::from_millis) {
-            for (request, len) in trial.due(elapsed) {
+            for (request, len) in probe.due(elapsed) {
                 sent += 1;
                 if let Some(reply) = answer(&request, len) {
-                    trial.receive(IFINDEX, &reply, elapsed);
+                    probe.receive(IFINDEX, &reply, elapsed);
                 }
             }
-            if let Some(finding) = trial.finding() {
+            if let Some(finding) = probe.finding() {
                 return (finding, elapsed.as_millis(), sent);
             }
         }
-        panic!("{trial:?} has no end");
+        panic!("{probe:?} has no end");
     }
 
     fn host(host: u8) -> IpAddr {
@@ -228,58 +225,58 @@ mod tests {
 
     #[test]
     fn whoever_answers_proves_it_in_two_packets() {
-        let (finding, at, sent) = run(trial(1), |request, len| Some(echo(request, len)));
-        assert_eq!(finding, Finding::Proven { witness: host(10), bytes: 1500 });
+        let (finding, at, sent) = run(probe(1), |request, len| Some(echo(request, len)));
+        assert_eq!(finding, Finding::Proven { target: host(10), bytes: 1500 });
         assert_eq!((at, sent), (1, 2));
     }
 
     #[test]
     fn one_of_several_is_enough() {
         let only_last = |request: &Request, len| (request.dst == host(12)).then(|| echo(request, len));
-        let (finding, ..) = run(trial(9), only_last);
-        assert_eq!(finding, Finding::Proven { witness: host(12), bytes: 1500 });
+        let (finding, ..) = run(probe(9), only_last);
+        assert_eq!(finding, Finding::Proven { target: host(12), bytes: 1500 });
         // The first drops large packets, the second does not.
         let (finding, ..) =
-            run(trial(2), |request, len| (request.dst == host(11) || len < 100).then(|| echo(request, len)));
-        assert_eq!(finding, Finding::Proven { witness: host(11), bytes: 1500 });
+            run(probe(2), |request, len| (request.dst == host(11) || len < 100).then(|| echo(request, len)));
+        assert_eq!(finding, Finding::Proven { target: host(11), bytes: 1500 });
     }
 
     #[test]
     fn silence_proves_nothing_and_is_short() {
-        let (finding, at, sent) = run(trial(9), |_, _| None);
-        assert_eq!(finding, Finding::Silent { asked: WITNESSES_MAX });
-        assert_eq!((at, sent), (400, 3 * WITNESSES_MAX));
-        assert_eq!(run(trial(0), |_, _| None), (Finding::Silent { asked: 0 }, 0, 0));
+        let (finding, at, sent) = run(probe(9), |_, _| None);
+        assert_eq!(finding, Finding::Silent { asked: TARGETS_MAX });
+        assert_eq!((at, sent), (400, 3 * TARGETS_MAX));
+        assert_eq!(run(probe(0), |_, _| None), (Finding::Silent { asked: 0 }, 0, 0));
     }
 
     #[test]
     fn large_packets_that_never_come_back_are_lost_after_four() {
-        let (finding, at, sent) = run(trial(1), |request, len| (len < 100).then(|| echo(request, len)));
-        assert_eq!(finding, Finding::Lost { witness: host(10), bytes: 1500, arrived: None });
+        let (finding, at, sent) = run(probe(1), |request, len| (len < 100).then(|| echo(request, len)));
+        assert_eq!(finding, Finding::Lost { target: host(10), bytes: 1500, arrived: None });
         assert_eq!((at, sent), (1000, 1 + 4));
     }
 
     #[test]
     fn a_large_packet_that_comes_in_pieces_is_lost_and_its_length_is_known() {
-        let (finding, ..) = run(trial(1), |request, len| {
+        let (finding, ..) = run(probe(1), |request, len| {
             let arrived_len = len.min(1010);
             Some(Reply { arrived_len, is_whole: arrived_len == len, ..echo(request, len) })
         });
-        assert_eq!(finding, Finding::Lost { witness: host(10), bytes: 1500, arrived: Some(1010) });
+        assert_eq!(finding, Finding::Lost { target: host(10), bytes: 1500, arrived: Some(1010) });
     }
 
     #[test]
     fn a_lost_packet_is_sent_again() {
         let late = |request: &Request, len| (request.sequence & 0x0200 != 0).then(|| echo(request, len));
-        let (finding, at, _) = run(trial(1), late);
-        assert_eq!(finding, Finding::Proven { witness: host(10), bytes: 1500 });
+        let (finding, at, _) = run(probe(1), late);
+        assert_eq!(finding, Finding::Proven { target: host(10), bytes: 1500 });
         assert_eq!(at, 250 + 250);
     }
 
     #[test]
     fn what_others_were_told_does_not_count() {
         for other in 0..4 {
-            let (finding, ..) = run(trial(1), |request, len| {
+            let (finding, ..) = run(probe(1), |request, len| {
                 let mut reply = echo(request, len);
                 match other {
                     0 => reply.id += 1,
@@ -292,7 +289,7 @@ mod tests {
             });
             assert_eq!(finding, Finding::Silent { asked: 1 }, "{other}");
         }
-        let mut elsewhere = trial(1);
+        let mut elsewhere = probe(1);
         let (request, len) = elsewhere.due(Duration::ZERO)[0];
         elsewhere.receive(IFINDEX + 1, &echo(&request, len), Duration::ZERO);
         assert_eq!(elsewhere.due(Duration::from_millis(1)), [], "no large packet is due");
