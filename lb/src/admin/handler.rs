@@ -114,7 +114,7 @@ impl Inspection<'_> {
     }
 
     fn backends(&self, tables: &Tables) -> Vec<view::Backend> {
-        // GroupBy backend, and by address for those that were removed and only have old flows left.
+        // By backend, and by address for those that were removed and only have old flows left.
         let mut current: HashMap<BackendId, Load> = HashMap::new();
         let mut removed: HashMap<String, Load> = HashMap::new();
         for flow in self.flow_table().views() {

@@ -1,5 +1,5 @@
-//! Services that were log of ports or of room: counted for the metrics, logged with the remedy, and shown. Never
-//! helps them.
+//! New flows that were refused for lack of source ports or table space, by Service: counted for the metrics, logged with
+//! the remedy, and shown by `flowgate show tables`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crossbeam::queue::ArrayQueue;
 use flowgate_dataplane::exhaustion::{ExhaustedResource, Exhaustion, ExhaustionReporter};
 use flowgate_tables::Tables;
 
-/// What workers events, by Service.
+/// What workers have reported, by Service and resource.
 pub(crate) struct ExhaustionLog {
     events: Arc<ArrayQueue<Exhaustion>>,
     by_service: BTreeMap<(String, ExhaustedResource), Refused>,
@@ -20,7 +20,7 @@ pub(crate) struct ExhaustionLog {
 pub(crate) struct Refused {
     /// First packets, since the start of the process.
     pub(crate) flows: u64,
-    /// When the last of them was events of.
+    /// When the last of them was reported.
     pub(crate) last: Instant,
     logged: Instant,
     logged_flows: u64,
@@ -33,14 +33,14 @@ impl Default for ExhaustionLog {
 }
 
 impl ExhaustionLog {
-    /// Where workers report of exhaustions.
+    /// The workers' end of the queue.
     pub(crate) fn reporter(&self) -> ExhaustionReporter {
         let events = Arc::clone(&self.events);
         ExhaustionReporter::new(move |exhaustion| events.push(exhaustion).is_ok())
     }
 
-    /// Counts what was events since the last call, and gives the warnings that are due: one in ten seconds for a
-    /// Service and what it lacks.
+    /// Counts what was reported since the last call and returns the warnings that are due, at most one per
+    /// [`LOG_EVERY`] for a Service and a resource.
     pub(crate) fn take_warnings(&mut self, tables: &Tables, now: Instant) -> Vec<String> {
         let mut warnings = Vec::new();
         while let Some(Exhaustion { resource, service, egress, flows }) = self.events.pop() {
@@ -69,12 +69,12 @@ impl ExhaustionLog {
         warnings
     }
 
-    /// All that were ever log.
+    /// All counts since the start of the process.
     pub(crate) fn totals(&self) -> impl Iterator<Item = (&str, ExhaustedResource, Refused)> {
         self.by_service.iter().map(|((name, resource), refused)| (name.as_str(), *resource, *refused))
     }
 
-    /// Those that were log in the last minutes, in words.
+    /// Those of the last ten minutes, in words.
     pub(crate) fn recent(&self, now: Instant) -> Vec<String> {
         self.totals()
             .filter(|(.., refused)| now.duration_since(refused.last) < RECENT)
@@ -107,7 +107,7 @@ fn remedy(resource: ExhaustedResource, egress: &str) -> String {
     }
 }
 
-/// UnreportedExhaustions that wait to be looked at; a worker whose next finds no room tells it later.
+/// Reports that wait to be taken. A worker that finds the queue full merges further ones and reports them later.
 const EVENTS_MAX: usize = 1024;
 
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -139,7 +139,7 @@ mod tests {
     fn a_service_is_named_once_in_ten_seconds_and_every_flow_is_counted() {
         let (tables, mut log) = (tables(), ExhaustionLog::default());
         let service = tables.services.services()[0].id;
-        let report = |short: &ExhaustionLog, flows| {
+        let report = |log: &ExhaustionLog, flows| {
             let exhaustion = Exhaustion {
                 resource: ExhaustedResource::SnatPorts,
                 service,

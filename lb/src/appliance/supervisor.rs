@@ -1,4 +1,4 @@
-//! The supervisor: owns workers and publishing, checks after everything that may break while traffic flows, and does what
+//! The supervisor: owns workers and publishing, checks everything that may break while traffic flows, and does what
 //! the others ask of it, one request after the other. Holds the traffic for a successor, through the steering program, as
 //! long as there is reason to expect one.
 

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use flowgate_tables::Routing;
 use flowgate_xsk::RxVlanOffload;
 
-/// The devices that were configured, by their indexes: one that is made anew is configured again.
+/// Indexes of the devices that were configured. One that is created anew has another index, and is configured again.
 #[derive(Debug, Default)]
 pub(crate) struct VlanOffload {
     configured: BTreeSet<u32>,
 }
 
 impl VlanOffload {
-    /// Tells the devices of these interfaces that have VLANs and were not configured yet.
+    /// Turns the offload off on the devices of these interfaces that have VLANs and were not configured yet.
     pub(crate) fn configure(&mut self, routing: &Routing) {
         for interface in self.unconfigured(routing) {
             match RxVlanOffload::turn_off(&interface) {

@@ -8,7 +8,7 @@ use flowgate_tables::{InterfaceId, Routing};
 
 use super::probe::{TARGETS_MAX, Target};
 
-/// The neighbours of a device and of the VLANs on it whose Ethernet addresses are known, as many as are worth running:
+/// The neighbours of a device and of the VLANs on it whose Ethernet addresses are known, as many as are worth probing:
 /// those with the largest packets first (of a VLAN with smaller ones nothing follows for the others), then routers. `round` has others asked each time, if there are more.
 pub(super) fn of(routing: &Routing, device: InterfaceId, mtu: u32, round: usize) -> Vec<Target> {
     let mut routers = Vec::new();
