@@ -48,6 +48,7 @@ fn adopt_family<A: FlowAddress>(
             }
             Some(id)
         });
+        // Not removed here: the sweep ends it as it ends flows of any removed backend, with the same deadline.
         without_backend += usize::from(found.is_none());
         found.unwrap_or(BackendId::NONE).to_bits()
     });

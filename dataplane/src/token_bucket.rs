@@ -19,12 +19,14 @@ impl TokenBucket {
 
     /// Takes a token; false if there is none.
     pub(crate) fn take(&mut self, now: Tick) -> bool {
+        // Refilled when a token is taken: no timer. The multiplication saturates after a long idle time.
         let earned = now.since(self.filled).saturating_mul(self.per_ms);
         if earned > 0 {
             self.filled = now;
             self.left = self.left.saturating_add(earned).min(self.burst);
         }
         let has_one = self.left > 0;
+        // Without a branch: most calls take one.
         self.left -= u32::from(has_one);
         has_one
     }

@@ -37,6 +37,7 @@ impl Watchdog {
         self.seen.resize_with(heartbeats.len(), || Seen { heartbeat: None, at: now, hanging: false });
         let mut changes = Vec::new();
         for (worker, (seen, heartbeat)) in self.seen.iter_mut().zip(heartbeats).enumerate() {
+            // Any change counts, not only growth: a worker that was replaced starts at zero again.
             let moves = *heartbeat != seen.heartbeat || heartbeat.is_none();
             if moves {
                 *seen = Seen { heartbeat: *heartbeat, at: now, hanging: seen.hanging };

@@ -183,12 +183,14 @@ where
         if let Some(core) = self.config.core
             && core_affinity::set_for_current(core_affinity::CoreId { id: core })
         {
+            // Plus one, so that zero means not pinned.
             self.state.running_cpu.store(core as u64 + 1, Ordering::Relaxed);
         }
         let mut last_frame = now();
         while !self.state.stop.load(Ordering::Relaxed) {
             #[cfg(feature = "lab")]
             self.state.fault.strike();
+            // Read once per iteration: a clock read costs as much as a packet.
             let time = now();
             if self.poll_once(time) {
                 last_frame = time;
@@ -249,11 +251,13 @@ impl<D: Device, P: Process> Worker<D, P> {
     pub fn poll_once(&mut self, time: Instant) -> bool {
         let now = tick(time, self.shared.started);
         let mut received = false;
+        // One burst per queue and iteration, so that a busy interface does not starve the others.
         for queue in 0..self.device.rx_queues() {
             received |= self.burst(queue, now);
         }
         self.revisit_held_for_neighbour(now);
         self.revisit_held_for_fragment(now);
+        // After all queues: one wakeup of the kernel per interface then sends what came in by any of them.
         self.device.flush();
         if received {
             self.counters.add(Event::BusyLoops, 1);
@@ -273,6 +277,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             let device = self.device.interface(queue);
             let routing = &self.tables.current().routing;
             self.ingress[..self.frames.len()].fill(device);
+            // Only then are headers read here; otherwise the first touch is the pipeline's, after its prefetch.
             if routing.has_vlans() {
                 for (frame, ingress) in self.frames.iter_mut().zip(self.ingress.iter_mut()) {
                     *ingress = untag(frame, device, routing);
@@ -285,6 +290,7 @@ impl<D: Device, P: Process> Worker<D, P> {
 
     /// Decides about the frames of a burst and carries the verdicts out.
     fn decide(&mut self, queue: usize, now: Tick, arrival: Arrival) {
+        // On the stack: a verdict is a few bytes, and 64 of them stay in the first-level cache.
         let checksums = self.device.checksums(queue);
         let mut verdicts = [Verdict::Pass(PassReason::NotOurs); BURST];
         let verdicts = &mut verdicts[..self.frames.len()];
@@ -305,6 +311,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                     send(&mut self.device, routing, &mut self.counters, egress, frame)
                 }
                 Verdict::AwaitNeighbour(neighbour) => {
+                    // With the time of its arrival: one that is decided again and held again does not start over.
                     let held = Held::new(frame, neighbour, (queue, ingress), arrival.since(now));
                     match self.held_for_neighbour.admit(held, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
@@ -355,6 +362,7 @@ impl<D: Device, P: Process> Worker<D, P> {
 
     /// Decides about held packets again once the tables have changed, and drops those that were held for too long.
     fn revisit_held_for_neighbour(&mut self, now: Tick) {
+        // A resolved neighbour comes as a new generation of the tables: there is no other signal.
         let generation = self.tables.current().generation;
         if generation != self.held_generation {
             self.held_generation = generation;
@@ -397,6 +405,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             }
         });
         self.process.drain_exhaustions(|exhaustion| self.shared.exhaustion.report(exhaustion));
+        // Ticks are milliseconds: at full load most iterations end here.
         if self.sweeping.since_last(now) == 0 {
             return;
         }
@@ -409,6 +418,7 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 
     fn publish_counters(&self) {
+        // Relaxed stores: readers need each value whole, and no order among them.
         self.state.counters.publish(&self.counters);
         self.state.heartbeat.fetch_add(1, Ordering::Relaxed);
     }

@@ -37,6 +37,7 @@ impl XskDevice {
     pub fn new(pool: FramePool, queues: Vec<RxQueue>) -> Self {
         let interface_count = queues.iter().map(|queue| queue.interface.index() + 1).max().unwrap_or(0);
         let mut tx_socket = vec![None; interface_count];
+        // In reverse, so that the first socket of an interface is written last and stays.
         for (position, queue) in queues.iter().enumerate().rev() {
             tx_socket[queue.interface.index()] = Some(position);
         }
@@ -44,6 +45,7 @@ impl XskDevice {
         let interfaces = queues.iter().map(|queue| queue.interface).collect();
         let sockets = queues.into_iter().map(|queue| queue.socket).collect();
         let mut device = Self { pool, sockets, checksums, interfaces, tx_socket, poller: Poller::new() };
+        // Fills the fill rings: until then the kernel has no memory to receive into.
         device.flush();
         device
     }
@@ -101,6 +103,7 @@ impl Device for XskDevice {
             return Err(NotSent::NoEgress);
         };
         self.sockets[position].tx_push(frame).map_err(|refused| {
+            // A frame that was refused is still ours: it goes back to the pool, or it would be lost for ever.
             let reason =
                 if refused.reason == RefusedReason::RingFull { NotSent::RingFull } else { NotSent::NoEgress };
             self.pool.recycle(refused.frame);

@@ -42,9 +42,12 @@ impl Router {
 fn may_be_superseded<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
     let flows = A::table(context.flows);
     if packet.tuple.protocol != Protocol::Udp {
+        // SYN and RST change the state of a connection, and after a reset of the peer a packet may refute it. For SCTP the
+        // parser sets the same flags for the chunks that correspond.
         let special = TcpFlags::SYN.union(TcpFlags::RST);
         return packet.tcp_flags.intersects(special) || flows.is_reset_by_peer(found);
     }
+    // P801: UDP has no end of its own, so the removal of the backend and the idle timeout end it.
     let backends = context.tables.services.backends();
     !backends.is_current(BackendId::from_bits(found.forwarding.backend))
         || flows.may_be_expired(found, context.now)

@@ -54,6 +54,7 @@ impl Fragments {
 
     /// Makes frames ready that are held for the packet in `slot`. There is room for one packet per frame of a burst.
     fn wake(&mut self, slot: usize) {
+        // Taken, so that one packet is put down once however many of its fragments are on hold.
         let is_awaited = std::mem::take(&mut self.cache.entry(slot).is_awaited);
         if is_awaited && let Some(free) = self.ready.get_mut(self.ready_count) {
             *free = Some(self.cache.awaited(slot));
@@ -114,6 +115,7 @@ impl Router {
         let Some(fragment) = datagram.fragment else { return Verdict::Pass(PassReason::NotL4) };
         let protocol = Protocol::from_number(datagram.protocol);
         let is_first = fragment.offset == 0;
+        // Without ports there is no Service: the kernel reassembles it, if it is for the kernel.
         if protocol.is_none() && (is_first || !may_hide_protocol::<A>(datagram.protocol)) {
             return Verdict::Pass(PassReason::NotL4);
         }
@@ -141,6 +143,8 @@ impl Router {
         newcomer: Newcomer,
         context: &Context<'_>,
     ) -> Option<usize> {
+        // RFC 791 section 3.2 has the protocol in the key. In IPv6 later fragments may name another one than the first, since
+        // their next header field is that of the fragment header.
         let protocol = if A::IS_V4 { datagram.protocol } else { 0 };
         let key = Key { src: datagram.src.into(), dst: datagram.dst.into(), id: fragment.id, protocol };
         let [high, low] = [(fragment.id >> 16) as u16, (fragment.id & 0xffff) as u16];
@@ -164,11 +168,13 @@ impl Router {
         if let State::Ended(verdict) = self.fragments.cache.entry(*slot).state {
             return verdict;
         }
+        // Also for a first fragment: an attacker may send a second one over it, to change the ports that a filter saw.
         if let Some(verdict) = self.fragments.unfit(*slot, part) {
             return verdict;
         }
         let end = whole_len.map(|len| fragment::l4_start(datagram, fragment).saturating_add(len));
         let total = self.fragments.cache.entry(*slot).ranges.total();
+        // The last fragment came first, and the transport header names another length.
         if end.is_some_and(|end| total.is_some_and(|total| total != end)) {
             return self.fragments.drop_all(*slot, DropReason::Malformed);
         }
@@ -269,6 +275,7 @@ impl Router {
         }
         let State::Decided(decided) = state else {
             let ranges = &mut self.fragments.cache.entry(*slot).ranges;
+            // Learned before the fragment may go on: an SCTP packet needs its length to be decided at all.
             let is_news = !part.more && ranges.total().is_none();
             ranges.learn_total(part);
             if is_news {
@@ -277,6 +284,7 @@ impl Router {
             }
             return self.fragments.wait(*slot);
         };
+        // A last fragment must end where the transport header says, and no other may.
         if decided.end.is_some_and(|end| part.end > end || (part.more == (part.end == end))) {
             return self.fragments.drop_all(*slot, DropReason::Malformed);
         }
@@ -300,6 +308,7 @@ impl Router {
         if datagram.ttl <= 1 {
             return Err(Verdict::IcmpError(IcmpError::TimeExceeded));
         }
+        // Routed anew rather than by a stored next hop: routes may change between two fragments.
         let [src, dst] = decided.pair;
         let (_, next_hop) = self.next_hop(dst, decided.flow_hash, slow)?;
         let ether = self.resolved(next_hop, slow.counters)?;
@@ -315,6 +324,7 @@ impl Router {
             dst_port: decided.ports[1],
         };
         if let Some(found) = A::table(slow.context.flows).lookup(&tuple) {
+            // Keeps the flow from expiring while only fragments come, and counts their bytes.
             found.touch(slow.context.now, datagram.ip_len());
         }
         let rewritten = fragment::rewrite(frame, datagram, pair.into(), ether);

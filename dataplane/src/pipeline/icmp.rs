@@ -53,6 +53,7 @@ impl Router {
         let answer = quoted.tuple.reversed();
         let flows = A::table(slow.context.flows);
         let probe = flows.probe(&answer);
+        // Not prefetched: errors are rare. By the reply's tuple, since the flow is stored under both.
         let found = flows.find_again(&probe, &answer);
         if found.is_none() && !is_preserved_reply(&answer, slow.context) {
             return Verdict::Drop(DropReason::NoFlow);
@@ -70,6 +71,7 @@ impl Router {
             Ok(ether) => ether,
             Err(verdict) => return verdict,
         };
+        // Dropped in silence, unlike other packets: no error about an error.
         if datagram.ip_len() > next_hop.mtu {
             return Verdict::Drop(DropReason::TooBig);
         }

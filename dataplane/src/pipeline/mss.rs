@@ -35,6 +35,7 @@ fn segment_size<A: Family>(
     context: &Context<'_>,
 ) -> u16 {
     let routing = &context.tables.routing;
+    // Where the way back is not resolved yet, the interface's MTU is the best guess.
     let back = match routing.route(packet.tuple.src.into(), flow_hash) {
         Route::Via(id) => routing.next_hop(id).map(|hop| hop.mtu),
         Route::Unknown(neighbour) => {

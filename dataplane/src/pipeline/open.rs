@@ -38,10 +38,13 @@ impl Router {
         let tuple = &packet.tuple;
         let any = tuple.any_family();
         let key = ServiceKey { protocol: any.protocol, addr: any.dst, port: any.dst_port };
+        // A TCP segment without SYN, or an SCTP chunk that is no INIT, belongs to a connection that we do not know: a backend
+        // selected for it would not know it either.
         let opens = tuple.protocol == Protocol::Udp || packet.tcp_flags.opens();
         if !opens && tables.services.frontend(&key).is_some() {
             return Err(no_connection(packet, slow.context));
         }
+        // Before anything that costs more: in a SYN flood this is where nearly all of it ends.
         if tuple.protocol != Protocol::Udp
             && has_too_many_half_open::<A>(slow.context)
             && let Some(frontend) = tables.services.frontend(&key)
@@ -57,6 +60,7 @@ impl Router {
             Decision::Drop(reason) => return Err(Verdict::Drop(reason)),
             Decision::NotOurs => return Err(no_service(packet, slow.context)),
         };
+        // Counted apart: a new binding is the ordinary case of the first connection.
         match selection.bound {
             Some(Binding::Existing(_)) => slow.counters.add(Event::AffinityKept, 1),
             Some(Binding::Evicting(_)) => slow.counters.add(Event::AffinityEvictions, 1),
@@ -67,6 +71,7 @@ impl Router {
         let (id, next_hop) = self.next_hop(selection.backend.addr, probe.hash().0, slow)?;
         // Checked before the insertion: packets that cannot leave, as in a flood to a silent host, must not fill the table.
         self.resolved(next_hop, slow.counters)?;
+        // Likewise before the insertion: the sender comes again with smaller packets, and only then is there a flow.
         if packet.ip_len() > next_hop.mtu {
             return Err(Verdict::IcmpError(IcmpError::TooBig(next_hop.mtu)));
         }
@@ -100,6 +105,7 @@ impl Router {
                 Ok((id, next_hop))
             }
             Route::Unknown(neighbour) => {
+                // On-link, and never resolved so far: not in the tables, so there is no next hop with an id yet.
                 self.requests.push(neighbour, slow.counters);
                 Err(Verdict::AwaitNeighbour(neighbour))
             }
@@ -202,6 +208,8 @@ fn make_room_for_connection<A: Family>(
         return Ok(());
     }
     let flows = A::table(slow.context.flows);
+    // Only within the two buckets of the new flow: the oldest of the whole table would have to be searched for. When neither
+    // has one, the connection waits for the next retransmission of its SYN.
     if flows.evict_half_open(probe, slow.context.now) {
         slow.counters.add(Event::HalfOpenReplaced, 1);
         return Ok(());
@@ -219,6 +227,7 @@ fn has_too_many_half_open<A: Family>(context: &Context<'_>) -> bool {
 /// The verdict on a segment of an unknown connection that does not open one. RFC 9293 section 3.10.7.1: a reset spares the
 /// sender its timeouts.
 fn no_connection<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
+    // RFC 9293 section 3.5.2, group 1: never a reset for a reset, or two peers would exchange them for ever.
     let answered = packet.tuple.protocol == Protocol::Tcp && !packet.tcp_flags.intersects(TcpFlags::RST);
     if answered && context.config.reset_unknown {
         Verdict::Reject(RejectReason::NoConnection)
@@ -231,6 +240,7 @@ fn no_connection<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdic
 fn no_service<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
     let snat = &context.tables.snat;
     let FiveTuple { protocol, dst, dst_port, .. } = packet.tuple;
+    // The XDP program redirects by address and port of SNAT alone, so a late or forged reply comes here too.
     let is_reply =
         snat.ports().binary_search(&dst_port.number()).is_ok() && snat.is_reply_address(dst.into());
     match (is_reply, protocol) {
@@ -244,6 +254,7 @@ fn no_service<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
 #[cold]
 pub(super) fn may_be_preserved_reply<A: Family>(tuple: &FiveTuple<A>, context: &Context<'_>) -> bool {
     let FiveTuple { protocol, src, src_port, .. } = *tuple;
+    // By address and port alone: which of its clients it replies to cannot be told without a flow.
     let source = ServiceKey { protocol, addr: src.into(), port: src_port };
     context.tables.services.is_reply_source(&source)
 }

@@ -94,9 +94,12 @@ impl Router {
         if packet.ttl <= 1 {
             return Verdict::IcmpError(IcmpError::TimeExceeded);
         }
+        // Two lookups: `find` uses what the second pass prefetched and may miss a flow that another worker, or an earlier packet
+        // of this burst, has inserted since; `find_again` reads the buckets anew.
         let flows = A::table(slow.context.flows);
         let known = match flows.find(probe, &packet.tuple).or_else(|| flows.find_again(probe, &packet.tuple))
         {
+            // Removed at once rather than reused: the new connection gets a backend and a port of its own.
             Some(over) if is_superseded(&over, packet, slow.context) => {
                 slow.counters.add(Event::FlowsReplaced, u64::from(flows.remove(&over)));
                 None
@@ -165,6 +168,7 @@ impl Router {
             Ok(ether) => ether,
             Err(verdict) => return verdict,
         };
+        // The identity, so that one function does the TTL and the Ethernet header for all packets.
         let unchanged = Translation::between(&packet.tuple, &packet.tuple);
         let verdict = self.send(frame, packet, &unchanged, (next_hop, ether), slow);
         slow.counters.add(Event::Routed, u64::from(matches!(verdict, Verdict::Transmit(_))));
@@ -209,6 +213,8 @@ impl Router {
         let routing = &slow.context.tables.routing;
         let dst: IpAddr = found.forwarding.translation.dst.into();
         let (id, next_hop) = self.next_hop(dst, probe.hash().0, slow)?;
+        // A plain store, though both directions of other workers may do the same: all of them store a next hop of the
+        // current routes or one of the epoch before, which the next packet looks up again.
         found.set_next_hop(NextHopRef::new(id.to_bits(), routing.epoch()));
         slow.counters.add(Event::Rerouted, u64::from(found.forwarding.next_hop != NextHopRef::NONE));
         Ok(next_hop)

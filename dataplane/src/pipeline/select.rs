@@ -78,6 +78,7 @@ pub fn select_backend<'a>(
         return Decision::Drop(DropReason::SourceNotAllowed);
     }
     let policy = frontend.policy(tables.sources.class(tuple.src));
+    // A closure, since an affinity binding makes the pick unnecessary.
     let backends = &*policy.backends;
     let pick = || backends.pick(maglev_hash(tuple));
     let (chosen, bound) = match (frontend.affinity, affinity) {
@@ -88,6 +89,7 @@ pub fn select_backend<'a>(
         }
         _ => (pick(), None),
     };
+    // `None` also for a bound backend that is not in these tables any more.
     match chosen.and_then(|id| services.backends().get(id)) {
         Some(backend) => Decision::Forward(Selection {
             frontend,

@@ -44,6 +44,7 @@ impl Sweeping {
         self.swept_at = now;
         if tables.generation != self.generation {
             self.generation = tables.generation;
+            // The whole share once, in a hurry: P801 ends UDP flows to removed endpoints at once, not within 16 s.
             self.urgent = self.len();
         }
         // In proportion to the time that has passed: a worker that slept or was busy catches up.
@@ -101,6 +102,8 @@ impl Draining {
         }
         let Some(allowed_ms) = timeouts.drain_ms() else { return false };
         match self.since.get(&backend) {
+            // Counted from the first sweep that met the backend, up to SWEEP_MS after its removal: workers need not be told
+            // when that was.
             Some(since) => now.since(*since) > allowed_ms,
             None => {
                 // When the map is full, the deadline starts at a later sweep, once another backend is done.
