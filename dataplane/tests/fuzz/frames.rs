@@ -22,8 +22,8 @@ use crate::model::packet::{Kind, Segment, has_extensions, hex, read};
 use crate::model::services::{frontend, may_answer_kept};
 use crate::model::world::World;
 use crate::simulation::network::Network;
-use crate::simulation::rig::Setup;
 use crate::simulation::spy::{Record, Spy};
+use crate::simulation::test_bed::Setup;
 use crate::simulation::worlds::setup;
 
 /// A few frames of clients and servers, as hosts would send them.

@@ -11,7 +11,7 @@ pub(crate) mod control;
 pub(crate) mod flows;
 pub(crate) mod packet;
 pub(crate) mod places;
-pub(crate) mod refusal;
+pub(crate) mod reject;
 pub(crate) mod services;
 pub(crate) mod verdicts;
 pub(crate) mod world;

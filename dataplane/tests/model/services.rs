@@ -134,7 +134,7 @@ pub(crate) fn rule(world: &World, lives: &Lives, bindings: &Bindings, tuple: &Tu
     let candidates = match service.affinity {
         Some(timeout) => {
             let timeout_ms = u64::try_from(timeout.as_millis()).unwrap();
-            bindings.narrow(lives, (client, &port), candidates, (now, timeout_ms))
+            bindings.candidates_of_client(lives, (client, &port), candidates, (now, timeout_ms))
         }
         None => candidates,
     };
@@ -186,7 +186,7 @@ struct Binding {
 }
 
 impl Bindings {
-    fn narrow(
+    fn candidates_of_client(
         &self,
         lives: &Lives,
         (client, port): (IpAddr, &PortKey),

@@ -40,7 +40,7 @@ impl Model {
             return self.reported(decided, IcmpError::TimeExceeded);
         }
         if let Some((at, side)) = self.flows.find(&segment.tuple) {
-            if !self.is_over(at, segment, decided.now) {
+            if !self.is_superseded(at, segment, decided.now) {
                 self.count(decided.worker, "flow_hits");
                 return self.known(decided, segment, at, side);
             }
@@ -51,7 +51,7 @@ impl Model {
     }
 
     /// Whether a flow must give way to a new one for this packet.
-    fn is_over(&self, at: usize, segment: &Segment, now: u64) -> bool {
+    fn is_superseded(&self, at: usize, segment: &Segment, now: u64) -> bool {
         let flow = &self.flows.0[at];
         if flow.is_connection() {
             // A direct connection of the client with this backend is seen by its answer only.

@@ -5,11 +5,11 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub(crate) mod frames;
+pub(crate) mod held;
 pub(crate) mod network;
 pub(crate) mod peers;
 pub(crate) mod report;
-pub(crate) mod rig;
 pub(crate) mod run;
 pub(crate) mod spy;
-pub(crate) mod waiting;
+pub(crate) mod test_bed;
 pub(crate) mod worlds;

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::rig::Step;
 use super::run::{Failure, replay};
+use super::test_bed::Step;
 use crate::model::packet::{Kind, hex, read};
 
 /// Leaves out whatever the difference does not need, for as long as that takes less than `tries` replays.

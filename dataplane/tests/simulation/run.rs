@@ -6,7 +6,7 @@ use fastrand::Rng;
 use flowgate_dataplane::BURST;
 
 use super::network::Network;
-use super::rig::{Frames, Rig, Setup, Step};
+use super::test_bed::{Frames, Setup, Step, TestBed};
 use super::worlds::{changed, setup};
 use crate::model::Difference;
 
@@ -45,42 +45,42 @@ pub(crate) fn run(seed: u64) -> Result<Tally, Box<Failure>> {
 /// # Errors
 /// Gateway and model differ.
 pub(crate) fn replay(setup: &Setup, steps: &[Step]) -> Result<(), Difference> {
-    let mut rig = Rig::new(setup);
+    let mut test_bed = TestBed::new(setup);
     for step in steps {
-        rig.step(step)?;
+        test_bed.step(step)?;
     }
-    rig.end()
+    test_bed.end()
 }
 
 fn play(setup: &Setup, random: &mut Rng, steps: &mut Vec<Step>, tally: &mut Tally) -> Result<(), Difference> {
-    let mut rig = Rig::new(setup);
+    let mut test_bed = TestBed::new(setup);
     let mut network = Network::new(random);
     let mut world = setup.world.clone();
     for _ in 0..random.usize(50..250) {
         let pause_ms = pause(random);
         for _ in 0..random.usize(..4) {
-            network.stir(&world, rig.now() + pause_ms, random);
+            network.stir(&world, test_bed.now() + pause_ms, random);
         }
         if random.u8(..12) == 0 {
             world = changed(&world, random);
             steps.push(Step::Publish(Arc::new(world.clone())));
-            rig.step(&steps[steps.len() - 1])?;
+            test_bed.step(&steps[steps.len() - 1])?;
         }
         let crowded = setup.capacity_flows == 1 || world.snat_ports.len() < 100;
         let mut pause_ms = pause_ms;
         for (worker, frames) in
-            by_worker(network.arrived(rig.now() + pause_ms), setup.workers, crowded, random)
+            by_worker(network.arrived(test_bed.now() + pause_ms), setup.workers, crowded, random)
         {
             tally.frames += frames.len();
             steps.push(Step::Turn { worker, pause_ms, frames });
-            let sent = rig.step(&steps[steps.len() - 1])?;
+            let sent = test_bed.step(&steps[steps.len() - 1])?;
             pause_ms = 0;
             tally.sent += sent.len();
-            tally.flows = tally.flows.max(rig.flow_count());
-            network.receive(&sent, rig.now(), random);
+            tally.flows = tally.flows.max(test_bed.flow_count());
+            network.receive(&sent, test_bed.now(), random);
         }
     }
-    rig.end()
+    test_bed.end()
 }
 
 /// Frames for each worker's turn: one at a time when the table is small or ports are few, for then it matters which

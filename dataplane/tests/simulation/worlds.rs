@@ -13,7 +13,7 @@ use flowgate_tables::{EmptyAction, FrontendKind, PerSourceClass, SourceNat};
 use flowgate_wire::{L4Port, MacAddr, Protocol};
 
 use super::network::{Net, addr};
-use super::rig::Setup;
+use super::test_bed::Setup;
 use crate::model::world::{World, neighbour, route};
 
 /// What a run begins with.

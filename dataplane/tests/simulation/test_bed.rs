@@ -17,12 +17,12 @@ use flowgate_flow::{AffinityTable, FlowView, Flows, HashKey, Timeouts};
 use flowgate_tables::{BackendId, InterfaceId, Publisher};
 use flowgate_wire::FiveTuple;
 
+use super::held::{Held, HeldFrames};
 use super::spy::{Record, Spy};
-use super::waiting::{Held, Waiting};
 use crate::model::flows::{Listed, compare};
 use crate::model::packet::{Tuple, hex};
 use crate::model::places::Neighbour;
-use crate::model::refusal::{Allowances, refusal, report};
+use crate::model::reject::{TokenBuckets, icmp_error, reject};
 use crate::model::world::World;
 use crate::model::{Decided, Difference, Fate, Model};
 
@@ -52,16 +52,16 @@ pub(crate) enum Step {
 pub(crate) type Frames = Vec<(InterfaceId, Vec<u8>)>;
 
 /// One worker with what the model knows of it.
-struct Seat {
+struct WorkerSlot {
     worker: Worker<MemoryDevice, Spy>,
     records: Rc<RefCell<Vec<Record>>>,
-    waiting: Waiting,
-    allowances: Allowances,
+    held: HeldFrames,
+    buckets: TokenBuckets,
 }
 
 /// Gateway and model.
-pub(crate) struct Rig {
-    seats: Vec<Seat>,
+pub(crate) struct TestBed {
+    slots: Vec<WorkerSlot>,
     flows: Arc<Flows>,
     publisher: Publisher,
     started: Instant,
@@ -71,7 +71,7 @@ pub(crate) struct Rig {
     asked_at: Vec<(usize, Neighbour, u64)>,
 }
 
-impl Rig {
+impl TestBed {
     pub(crate) fn new(setup: &Setup) -> Self {
         let flows = Arc::new(Flows::new(setup.capacity_flows, setup.capacity_flows, setup.key).unwrap());
         let affinity = Arc::new(AffinityTable::new(8192));
@@ -80,7 +80,7 @@ impl Rig {
         #[expect(clippy::disallowed_methods, reason = "only differences matter")]
         let started = Instant::now();
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let seat = |index| {
+        let slot = |index| {
             let number = WorkerNumber { index, count: setup.workers };
             let records = Rc::new(RefCell::new(Vec::new()));
             let config = WorkerConfig {
@@ -105,13 +105,14 @@ impl Rig {
             let device = MemoryDevice::new(setup.world.interfaces.len(), 4096);
             let spy = Spy::new(Pipeline::new(number), Rc::clone(&records));
             let worker = Worker::new(config, shared, publisher.reader(), device, spy);
-            Seat { worker, records, waiting: Waiting::default(), allowances: Allowances::default() }
+            WorkerSlot { worker, records, held: HeldFrames::default(), buckets: TokenBuckets::default() }
         };
-        let seats = (0..setup.workers).map(seat).collect();
+        let slots = (0..setup.workers).map(slot).collect();
         let model = Model::new(&setup.world, setup.timeouts, setup.config, setup.workers);
-        let mut rig = Self { seats, flows, publisher, started, now: 0, model, asked, asked_at: Vec::new() };
-        rig.grow_old(setup.age_ms);
-        rig
+        let mut test_bed =
+            Self { slots, flows, publisher, started, now: 0, model, asked, asked_at: Vec::new() };
+        test_bed.grow_old(setup.age_ms);
+        test_bed
     }
 
     /// Lets the workers idle until they are this old. Ticks wrap after 49 days; a worker turns far more
@@ -119,9 +120,9 @@ impl Rig {
     fn grow_old(&mut self, age_ms: u64) {
         while self.now < age_ms {
             self.now = age_ms.min(self.now + 20 * 24 * 3_600_000);
-            for seat in &mut self.seats {
-                seat.worker.poll_once(self.started + Duration::from_millis(self.now));
-                seat.waiting.due(self.publisher.current().generation, self.now);
+            for slot in &mut self.slots {
+                slot.worker.poll_once(self.started + Duration::from_millis(self.now));
+                slot.held.due(self.publisher.current().generation, self.now);
             }
         }
     }
@@ -157,7 +158,7 @@ impl Rig {
     /// # Errors
     /// Something is.
     pub(crate) fn end(&mut self) -> Result<(), Difference> {
-        for worker in (0..self.seats.len()).cycle().take(8 * self.seats.len()) {
+        for worker in (0..self.slots.len()).cycle().take(8 * self.slots.len()) {
             self.step(&Step::Turn { worker, pause_ms: 20_000, frames: vec![] })?;
         }
         match self.flows.used_entries() {
@@ -168,16 +169,16 @@ impl Rig {
 
     fn turn(&mut self, worker: usize, frames: &Frames) -> Result<Frames, Difference> {
         let interfaces = self.model.world.interfaces.len();
-        let seat = &mut self.seats[worker];
+        let slot = &mut self.slots[worker];
         for (by, frame) in frames {
-            seat.worker.device().deliver(*by, frame.clone());
+            slot.worker.device().deliver(*by, frame.clone());
         }
-        seat.worker.poll_once(self.started + Duration::from_millis(self.now));
-        let records = seat.records.take();
+        slot.worker.poll_once(self.started + Duration::from_millis(self.now));
+        let records = slot.records.take();
         let mut records = records.into_iter();
         let sent: Frames = (0..interfaces)
             .map(|i| InterfaceId(u8::try_from(i).unwrap()))
-            .flat_map(|i| seat.worker.device().take_sent(i).into_iter().map(move |frame| (i, frame.0)))
+            .flat_map(|i| slot.worker.device().take_sent(i).into_iter().map(move |frame| (i, frame.0)))
             .collect();
         let table = self.table();
         let opened_before = self.opened();
@@ -195,8 +196,8 @@ impl Rig {
             }
         }
         let generation = self.publisher.current().generation;
-        for _ in 0..self.seats[worker].waiting.due(generation, self.now) {
-            let Some(held) = self.seats[worker].waiting.leave() else { break };
+        for _ in 0..self.slots[worker].held.due(generation, self.now) {
+            let Some(held) = self.slots[worker].held.leave() else { break };
             self.decided(worker, held, false, records.next(), &mut wanted)?;
         }
         if let Some(record) = records.next() {
@@ -237,14 +238,14 @@ impl Rig {
         let Record { before, after, verdict } = &record;
         let decided = Decided { worker, now: self.now, before, after, verdict: *verdict };
         let fate = self.model.judge(&decided).map_err(|what| format!("{what}\n  frame {}", hex(before)))?;
-        let seat = &mut self.seats[worker];
+        let slot = &mut self.slots[worker];
         match fate {
             Fate::Sent(egress) => wanted.push((egress, record.after)),
             Fate::Ends => {}
             Fate::Answered => {
                 wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), record.after));
             }
-            Fate::Refused => match refusal(before, &mut seat.allowances, self.now) {
+            Fate::Refused => match reject(before, &mut slot.buckets, self.now) {
                 Some(answer) => {
                     wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), answer));
                     self.model.count(worker, "rejects_sent");
@@ -253,14 +254,14 @@ impl Rig {
             },
             Fate::Reported(problem) => {
                 let own = &self.model.world.interfaces[held.ingress].addresses;
-                if let Some(answer) = report(before, problem, own, &mut seat.allowances, self.now) {
+                if let Some(answer) = icmp_error(before, problem, own, &mut slot.buckets, self.now) {
                     wanted.push((InterfaceId(u8::try_from(held.ingress).unwrap()), answer));
                     self.model.count(worker, "errors_sent");
                 }
             }
             Fate::Waits(neighbour) => {
                 self.asked_at.push((worker, neighbour, u64::MAX));
-                if seat.waiting.admit(Held { neighbour, ..held }, self.now) {
+                if slot.held.admit(Held { neighbour, ..held }, self.now) {
                     if is_new {
                         self.model.count(worker, "held");
                     }
@@ -287,7 +288,7 @@ impl Rig {
     }
 
     fn compare_counts(&self, worker: usize) -> Result<(), Difference> {
-        let counters = self.seats[worker].worker.state().counters.read();
+        let counters = self.slots[worker].worker.state().counters.read();
         let wanted = &self.model.counts[worker];
         for (name, count) in counted(&counters) {
             let wanted = wanted.get(name).copied().unwrap_or(0);

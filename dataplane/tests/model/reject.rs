@@ -13,18 +13,18 @@ use super::packet::{Kind, Segment, read};
 /// How many ICMP errors of a kind one worker may send: a hundred at once, one a millisecond on average
 /// (RFC 1812 section 4.3.2.8).
 #[derive(Clone, Copy, Debug)]
-struct Allowance {
+struct TokenBucket {
     tokens: u64,
     filled: u64,
 }
 
-impl Default for Allowance {
+impl Default for TokenBucket {
     fn default() -> Self {
         Self { tokens: 100, filled: 0 }
     }
 }
 
-impl Allowance {
+impl TokenBucket {
     fn take(&mut self, now: u64) -> bool {
         self.tokens = (self.tokens + now - self.filled).min(100);
         self.filled = now;
@@ -36,17 +36,17 @@ impl Allowance {
 
 /// What one worker may send: errors about sizes apart, so that connections find their packet size in a flood.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Allowances {
-    errors: Allowance,
-    too_big: Allowance,
+pub(crate) struct TokenBuckets {
+    errors: TokenBucket,
+    too_big: TokenBucket,
 }
 
 /// The answer to a frame that nobody serves; none when it gets none.
-pub(crate) fn refusal(frame: &[u8], allowances: &mut Allowances, now: u64) -> Option<Vec<u8>> {
+pub(crate) fn reject(frame: &[u8], buckets: &mut TokenBuckets, now: u64) -> Option<Vec<u8>> {
     let Kind::Segment(segment) = read(frame) else { return None };
     let dst = segment.tuple.dst.ip();
     if segment.tuple.protocol != Protocol::Tcp {
-        let taken = allowances.errors.take(now);
+        let taken = buckets.errors.take(now);
         if segment.tuple.protocol == Protocol::Sctp
             && let Some(tag) = initiate_tag(frame, &segment)
         {
@@ -83,19 +83,19 @@ fn abort(frame: &[u8], segment: &Segment, tag: [u8; 4]) -> Vec<u8> {
 }
 
 /// The ICMP error about a frame, from the first of `own` of its family; none when it gets none.
-pub(crate) fn report(
+pub(crate) fn icmp_error(
     frame: &[u8],
     problem: IcmpError,
     own: &[IpAddr],
-    allowances: &mut Allowances,
+    buckets: &mut TokenBuckets,
     now: u64,
 ) -> Option<Vec<u8>> {
     let Kind::Segment(segment) = read(frame) else { return None };
     let dst = segment.tuple.dst.ip();
     let from = own.iter().copied().find(|addr| addr.is_ipv4() == dst.is_ipv4()).unwrap_or(dst);
     let kind = match problem {
-        IcmpError::TooBig(_) => &mut allowances.too_big,
-        IcmpError::PortUnreachable | IcmpError::TimeExceeded => &mut allowances.errors,
+        IcmpError::TooBig(_) => &mut buckets.too_big,
+        IcmpError::PortUnreachable | IcmpError::TimeExceeded => &mut buckets.errors,
     };
     kind.take(now).then(|| error(frame, &segment, problem, from)).flatten()
 }

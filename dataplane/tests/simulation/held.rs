@@ -6,7 +6,7 @@ use crate::model::places::Neighbour;
 
 /// Packets that one worker holds.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Waiting {
+pub(crate) struct HeldFrames {
     held: VecDeque<Held>,
     generation: u64,
 }
@@ -21,7 +21,7 @@ pub(crate) struct Held {
     pub(crate) since: u64,
 }
 
-impl Waiting {
+impl HeldFrames {
     /// Whether the packet may wait: at most 64, eight for one neighbour, and a second.
     pub(crate) fn admit(&mut self, packet: Held, now: u64) -> bool {
         let same = self.held.iter().filter(|other| other.neighbour == packet.neighbour).count();
