@@ -1,6 +1,6 @@
 //! `lab faults`: fault injection on a real gateway under load, one case after the other.
 //!
-//! Each case has a network and a gateway of its own. Its [`CaseResult`] holds the connections that were lost although
+//! Each case has a network and a gateway of its own. Its `CaseResult` holds the connections that were lost although
 //! their backend lived, the longest time without an answer, and failed expectations.
 
 pub(super) mod case_result;
