@@ -1,9 +1,9 @@
-//! `flowgate run`: wiring, in the order in which things must come up. Control plane, publishing, watchdog, admin socket and
-//! metrics share one thread.
+//! `flowgate run`: brings the parts up in the right order and down again. Control plane, supervisor, admin socket and metrics
+//! share one thread; each worker has its own.
 //!
-//! Until the first generation is published no socket is in the socket map, so all traffic passes to the
-//! kernel or, if an earlier process ended a moment ago, is held by the XDP program; from then on a packet
-//! that the program sends up finds tables that know it, and the flows of that process.
+//! No socket is in the socket map before the first generation of the tables is published. Until then all traffic passes to
+//! the kernel, or is dropped during the grace period of an earlier process. So a packet that reaches a worker always finds
+//! tables, and the flows of that process.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -34,7 +34,11 @@ use crate::appliance::{flow_files, host, prove};
 use crate::config::Config;
 use crate::metrics::{Metrics, MetricsInputs};
 
-/// Serves until a signal ends it.
+/// Serves until a signal.
+///
+/// # Errors
+/// The start fails, or the control plane ends. If a worker hangs the program is executed again, and this returns only when
+/// that fails.
 pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
     init_log();
     anyhow::ensure!(
@@ -60,30 +64,17 @@ enum Ended {
     Hang(ExecHistory),
 }
 
-/// Brings everything up, serves until a signal, and brings the workers down. Program, maps, links and flows
-/// stay for the next start. For a while the program holds the traffic for it; then all passes to the kernel.
+/// Brings everything up, serves until a signal, and brings it down again. Program, maps, links and flows stay for the next
+/// start.
 async fn serve(config: &Config) -> anyhow::Result<Ended> {
+    // The servers' sockets come first: an address that is in use ends the start before anything is attached.
     let admin = AdminServer::bind(&config.admin.socket)?;
-    let dns = config.dns.as_ref().map(dns::Server::bind).transpose()?;
-    if let Some(dns) = &dns {
-        let (addresses, domain) = (dns.addresses(), config.dns.as_ref().map(|dns| &dns.domain));
-        tracing::info!(?addresses, ?domain, "DNS listens");
-    }
-    let (mut steering, snat_ports) = attach(config)?;
-    let publisher = Publisher::new();
+    let dns = bind_dns(config)?;
+    let (steering, snat_ports) = attach(config)?;
     let started = clock_start();
     let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
     let resolver = Resolver::new(move |neighbour| requests.try_send(neighbour).is_ok());
-    let opened = flow_files::open(config)
-        .and_then(|flows| Workers::open(config, steering.report(), flows, resolver, started));
-    let mut workers = match opened {
-        Ok(workers) => workers,
-        Err(error) => return Err(undo_attach(config, steering, error)),
-    };
-    if let Err(error) = prove::before_traffic(&mut workers, &mut steering).await {
-        drop(workers);
-        return Err(undo_attach(config, steering, error));
-    }
+    let appliance = open_appliance(config, steering, resolver, started).await?;
     let exec_history = ExecHistory::from_env();
     let compile_config = config.compile_config(snat_ports);
     let (status, status_receiver) = watch::channel(Status::default());
@@ -98,42 +89,29 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     };
     let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
-    let answers_echo = config.pipeline.echo_vips;
-    let publishing = Publishing { publisher, steering, answers_echo, vlan_offload: VlanOffload::default() };
-    let appliance = Appliance { workers, publishing };
     let (mut supervisor, handle) =
         Supervisor::new(appliance, unhealthy_reasons, exec_history.clone(), config.xdp.grace);
     let handler = AdminHandler { supervisor: handle.clone(), status: status_receiver.clone(), started };
-    let metrics = Metrics::new(
-        handle.clone(),
-        health_inputs.clone(),
-        &probe_counts,
-        MetricsInputs {
-            dns: dns.as_ref().map(dns::Server::counters),
-            detail: config.metrics.detail,
-            hangs: exec_history.total(),
-        },
-    );
+    let metrics_inputs = MetricsInputs {
+        dns: dns.as_ref().map(dns::Server::counters),
+        detail: config.metrics.detail,
+        hangs: exec_history.total(),
+    };
+    let metrics = Metrics::new(handle.clone(), health_inputs.clone(), &probe_counts, metrics_inputs);
     let metrics_status = status.clone();
-    let control = flowgate_control::run(
-        flowgate_control::Config {
-            compile: compile_config,
-            source: config.source.clone(),
-            interfaces: config.gateway.interfaces.clone(),
-            requests: request_receiver,
-            dns,
-            status,
-            desired,
-            sync_metrics: health_inputs.sync_metrics.clone(),
-            health: health::Config {
-                listen: config.health.listen,
-                inputs: health_inputs,
-                counts: probe_counts,
-            },
-            shutdown: shutdown_receiver,
-        },
-        sink(handle, config.xdp.grace),
-    );
+    let control_config = flowgate_control::Config {
+        compile: compile_config,
+        source: config.source.clone(),
+        interfaces: config.gateway.interfaces.clone(),
+        requests: request_receiver,
+        dns,
+        status,
+        desired,
+        sync_metrics: health_inputs.sync_metrics.clone(),
+        health: health::Config { listen: config.health.listen, inputs: health_inputs, counts: probe_counts },
+        shutdown: shutdown_receiver,
+    };
+    let control = flowgate_control::run(control_config, sink(handle, config.xdp.grace));
     let logged = log_reports(status_receiver);
     let signalled = signalled()?;
     let outcome = tokio::select! {
@@ -148,16 +126,62 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         how = signalled => Ok(Ended::Signal(how)),
     };
     drop((shutdown, metrics));
-    let Appliance { workers, mut publishing } = supervisor.appliance;
-    let cleared = stop_traffic(&mut publishing, config.xdp.grace);
+    shut_down(supervisor.appliance, config.xdp.grace, outcome)
+}
+
+fn bind_dns(config: &Config) -> anyhow::Result<Option<dns::Server>> {
+    let Some(dns_config) = &config.dns else { return Ok(None) };
+    let server = dns::Server::bind(dns_config)?;
+    let (addresses, domain) = (server.addresses(), Some(&dns_config.domain));
+    tracing::info!(?addresses, ?domain, "DNS listens");
+    Ok(Some(server))
+}
+
+/// Opens flow tables, sockets and workers, and proves the interfaces.
+///
+/// # Errors
+/// Something cannot be opened, or an interface loses packets in the only mode that is allowed. What was attached by this
+/// process is detached again.
+async fn open_appliance(
+    config: &Config,
+    mut steering: Steering,
+    resolver: Resolver,
+    started: Instant,
+) -> anyhow::Result<Appliance> {
+    let opened = flow_files::open(config)
+        .and_then(|flows| Workers::open(config, steering.report(), flows, resolver, started));
+    let mut workers = match opened {
+        Ok(workers) => workers,
+        Err(error) => return Err(undo_attach(config, steering, error)),
+    };
+    if let Err(error) = prove::before_traffic(&mut workers, &mut steering).await {
+        // The sockets must be closed before the program is detached: a driver may refuse it while they are bound.
+        drop(workers);
+        return Err(undo_attach(config, steering, error));
+    }
+    let publishing = Publishing {
+        publisher: Publisher::new(),
+        steering,
+        answers_echo: config.pipeline.echo_vips,
+        vlan_offload: VlanOffload::default(),
+    };
+    Ok(Appliance { workers, publishing })
+}
+
+/// Hands the traffic over to the next process. The XDP program drops it during the grace period, so that clients send it
+/// again to the successor; after that it passes to the kernel.
+fn shut_down(appliance: Appliance, grace: Duration, outcome: anyhow::Result<Ended>) -> anyhow::Result<Ended> {
+    let Appliance { workers, mut publishing } = appliance;
+    // The traffic goes first, then the workers. The other way round frames would wait in sockets that nobody reads.
+    let cleared = stop_traffic(&mut publishing, grace);
     match outcome {
+        // A worker that hangs cannot be stopped; exec(2) ends its thread.
         Ok(Ended::Hang(_)) => return outcome,
         Ok(Ended::Signal(how)) => {
             tracing::info!("{how}: traffic is held for a successor, then passes to the kernel")
         }
         Err(_) => {}
     }
-    // First the traffic, then those who serve it.
     workers.stop();
     cleared.context("taking the traffic away")?;
     outcome
