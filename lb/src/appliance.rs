@@ -1,5 +1,5 @@
-//! What serves while `flowgate run` runs: sockets and workers, the tables and BPF maps that they go by, and who looks after
-//! them. Read [`workers`] first, then [`supervisor`]. Imports neither commands nor admin nor metrics.
+//! What serves while `flowgate run` runs: sockets and workers, the tables and BPF maps that they use, and the supervisor.
+//! Read [`workers`] first, then [`supervisor`]. Imports neither commands nor admin nor metrics.
 
 pub(crate) mod exhaustion;
 pub(crate) mod flow_files;
@@ -16,7 +16,7 @@ pub(crate) mod workers;
 use publish::Publishing;
 use workers::Workers;
 
-/// All that serves. The [supervisor](supervisor::Supervisor) owns it; whoever else needs it sends the supervisor a request.
+/// All that serves. The [supervisor](supervisor::Supervisor) owns it; other tasks send the supervisor a request.
 pub(crate) struct Appliance {
     pub(crate) workers: Workers,
     pub(crate) publishing: Publishing,

@@ -1,4 +1,4 @@
-//! The command line. Only words and their meaning: what they do is elsewhere.
+//! The command line: its words and what they mean. The commands themselves are in [`commands`](crate::commands).
 
 use std::path::PathBuf;
 
@@ -16,15 +16,15 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve: attach to the interfaces and forward until a signal ends it.
+    /// Attach to the interfaces and forward packets until a signal arrives.
     Run(RunArgs),
-    /// Compile everything and open nothing: every error with its place; exit 1 on any.
+    /// Compile all objects without opening a device; print every error with its place, and exit with 1 if there is any.
     Check(RunArgs),
-    /// Ask a running flowgate.
+    /// Show the state of a running flowgate.
     Show(ShowArgs),
-    /// Say what would become of packets, by the tables and the code of `run`. Needs no privileges.
+    /// Print what `run` would do with packets, by its own tables and code. Needs no privileges.
     Trace(crate::commands::TraceArgs),
-    /// Detach from all interfaces and remove what a stopped flowgate left for its successor.
+    /// Detach from all interfaces and remove what a stopped flowgate left for the next one.
     Detach(RunArgs),
     /// The network-namespace lab.
     #[cfg(feature = "lab")]
@@ -81,16 +81,16 @@ pub(crate) struct ShowArgs {
     /// How to print it.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
-    /// The admin socket of the flowgate to ask.
+    /// The admin socket of the running flowgate.
     #[arg(long, value_name = "PATH", default_value = crate::admin::DEFAULT_SOCKET)]
     pub(crate) socket: PathBuf,
     /// With flows: how many at most.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) limit: usize,
-    /// With flows: only who has the most of them, and how many.
+    /// With flows: only the clients, Services or backends with the most of them; how many.
     #[arg(long, value_name = "N")]
     pub(crate) top: Option<usize>,
-    /// With --top: whose flows are added up.
+    /// With --top: by what flows are summed.
     #[arg(long, value_enum, default_value_t = crate::admin::GroupBy::Client, requires = "top")]
     pub(crate) by: crate::admin::GroupBy,
 }
@@ -109,7 +109,7 @@ pub(crate) enum What {
     Workers,
     /// Packets that were not forwarded, by reason.
     Drops,
-    /// The published generation and what was wrong with the objects.
+    /// The published generation and the findings about objects.
     Tables,
 }
 

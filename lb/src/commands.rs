@@ -1,4 +1,4 @@
-//! What each command does, a file for each. The words of the command line are in [`cli`](crate::cli).
+//! One file per command. The words of the command line are in [`cli`](crate::cli).
 
 mod check;
 mod detach;

@@ -1,4 +1,13 @@
-//! The `flowgate` binary: reads the command line and hands over.
+//! The `flowgate` binary: the top crate, which wires the data plane (`flowgate-dataplane`, `flowgate-xsk`) to the control
+//! plane (`flowgate-control`). It decides nothing about packets or Services itself.
+//!
+//! - [`cli`] has the words of the command line, [`commands`] one file per command, [`config`] the configuration file.
+//! - [`appliance`] is what serves while `flowgate run` runs; [`admin`] and [`metrics`] show it.
+//!
+//! Read `commands/run.rs` first: it brings the parts up in order. Then `appliance/workers.rs` and `appliance/supervisor.rs`.
+//!
+//! Ids such as P202 or D1 in comments and names of tests stand for behaviours of Kubernetes; control/KUBERNETES.md defines
+//! them.
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -27,12 +36,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes; those that its own words hold already are not said twice.
+/// The error and its causes in one sentence. A cause that the text ends with already is not repeated.
 fn sentence(error: &anyhow::Error) -> String {
-    let said_once = |text: String, cause: String| {
+    let append = |text: String, cause: String| {
         if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }
     };
-    error.chain().map(ToString::to_string).reduce(said_once).unwrap_or_default()
+    error.chain().map(ToString::to_string).reduce(append).unwrap_or_default()
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {

@@ -1,6 +1,7 @@
-//! The supervisor: owns workers and publishing, checks everything that may break while traffic flows, and does what
-//! the others ask of it, one request after the other. Holds the traffic for a successor, through the steering program, as
-//! long as there is reason to expect one.
+//! The supervisor owns workers and publishing. It checks periodically what may break while traffic flows, and carries out
+//! the requests of other tasks one after the other, so that nothing needs a lock. While all workers are healthy it extends
+//! the grace period, during which the XDP program drops traffic instead of passing it to the kernel: should the process end
+//! suddenly, the next one still finds its connections.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! `flowgate check`: compiles everything and opens nothing.
+//! `flowgate check`: compiles the objects of the source and reports what is wrong with them. Opens no device.
 
 use std::process::ExitCode;
 
@@ -6,8 +6,8 @@ use flowgate_control::Source;
 
 use crate::config::Config;
 
-/// Compiles everything and opens nothing.
-#[expect(clippy::print_stdout, reason = "its report is its output")]
+/// Compiles all objects and prints the report. The exit code is 1 if it has errors.
+#[expect(clippy::print_stdout, reason = "the report goes to stdout")]
 pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
     let ports = config.snat.ports.clone().collect();
     let compile_config = config.compile_config(ports);

@@ -8,8 +8,11 @@ use flowgate_xsk::steering;
 use crate::appliance::{flow_files, host, prove};
 use crate::config::Config;
 
-/// Removes what a stopped flowgate left in place for its successor.
-#[expect(clippy::print_stdout, reason = "says what it did")]
+/// Removes program, maps, links, flow tables, proofs and port reservations.
+///
+/// # Errors
+/// A process still uses them, or the kernel refuses.
+#[expect(clippy::print_stdout, reason = "the summary goes to stdout")]
 pub(crate) fn detach(config: &Config) -> anyhow::Result<ExitCode> {
     let removed = steering::uninstall(&config.xdp.pin_dir).context("detaching")?;
     flow_files::remove(&config.flow_folder()).context("removing the flows")?;

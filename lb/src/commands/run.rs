@@ -155,7 +155,7 @@ async fn open_appliance(
         Err(error) => return Err(undo_attach(config, steering, error)),
     };
     if let Err(error) = prove::before_traffic(&mut workers, &mut steering).await {
-        // The sockets must be closed before the program is detached: a driver may refuse it while they are bound.
+        // Closes the sockets before the program is detached.
         drop(workers);
         return Err(undo_attach(config, steering, error));
     }

@@ -36,7 +36,7 @@ pub(crate) struct TraceArgs {
     /// The Node whose addresses, zone and endpoints are this machine's [default: the host name].
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
-    /// Where the addresses of pods come from; may be repeated, the first of each family counts.
+    /// The range of pod addresses; may be repeated, the first of each family counts.
     #[arg(long = "cluster-cidr", value_name = "CIDR")]
     cluster_cidrs: Vec<IpNet>,
     /// On which of the node's addresses NodePorts are served: a range, primary, localhost or all; may be repeated.
@@ -45,13 +45,13 @@ pub(crate) struct TraceArgs {
     /// Masquerade everything to cluster IPs.
     #[arg(long)]
     masquerade_all: bool,
-    /// How pods of this node are told from other clients.
+    /// How pods of this node are distinguished from other clients.
     #[arg(long, value_enum, default_value_t = DetectLocal::ClusterCidr)]
     detect_local: DetectLocal,
     /// Serve NodePorts on 127.0.0.1.
     #[arg(long)]
     localhost_nodeports: bool,
-    /// One JSON object a line, `{"id":"x","proto":"tcp","src":"10.0.0.2:1234","dst":"10.96.0.1:80"}`; - for stdin.
+    /// One JSON object per line, `{"id":"x","proto":"tcp","src":"10.0.0.2:1234","dst":"10.96.0.1:80"}`; - for stdin.
     #[arg(long, value_name = "FILE")]
     packets: PathBuf,
     /// How to print it.
