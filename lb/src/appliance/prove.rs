@@ -1,47 +1,44 @@
-//! Each interface proves that full-size packets arrive by it: an echo request as large as its MTU to a neighbour, and
-//! the answer. What is lost in one mode is tried in the next lower one (zero copy, copy, generic XDP), and stays there
-//! if that helps; if nothing helps the path is to blame, and the best mode stays.
+//! Proves for each interface that full-size packets arrive: it sends an echo request as large as the MTU to a neighbour and
+//! waits for the reply. Some drivers cut or lose large packets in some modes (zero copy, copy, generic XDP). An interface that
+//! loses them in one mode tries the next slower one, and stays there if they arrive. If they arrive in none, the path is to
+//! blame and the fastest mode stays.
 //!
-//! Before there is traffic ([`before_traffic`]) the requests leave by the AF_XDP sockets themselves. An interface that
-//! has no carrier by then, or no neighbour that is known, serves unproven and is tried later ([`Prover`]); then the
-//! workers have the sockets, so that requests leave by the kernel and only receiving is proven. Answers are taken as the
-//! XDP program passes them to the kernel, by which they come through the same rings of the device as what workers
-//! receive, but not through the copy into a frame of copy mode (whose room the kernel checks exactly). They arrive on
-//! the one queue that the device chooses for them, and requests leave by the first: other queues of a device are
-//! taken to be alike.
+//! Before there is traffic ([`before_traffic`]) the requests leave by the AF_XDP sockets. An interface without carrier, or
+//! without a known neighbour, serves unproven and is probed later ([`Prover`]). Then the workers have the sockets, so the
+//! kernel sends the requests, and only receiving is proven. Replies are taken as the XDP program passes them to the kernel.
+//! Up to there they come through the same rings of the device as packets for workers, but not through the copy into a frame
+//! of copy mode (whose length the kernel checks exactly). Replies arrive on the queue that the device chooses, and requests
+//! leave by the first: the queues of a device are assumed to be alike.
 //!
-//! At most three neighbours of an interface are asked, with at most nine small packets and nine large ones; one that
-//! nobody answers is tried four times more within two minutes. What was found is remembered beside the admin socket,
-//! so that a restart tries nothing again. Where nobody answers at all, the steering program's notes of what the interface
-//! delivers still tell a driver that cuts packets ([`truncation`]).
+//! At most three neighbours per interface get at most nine small and nine large packets. If nobody replies, four more
+//! attempts follow within two minutes. Proofs are saved beside the admin socket, so a restart repeats nothing. If nobody
+//! ever replies, the lengths that the XDP program records still reveal a driver that cuts packets ([`truncation`]).
 
 mod exchange;
 mod probe;
 mod proofs;
+mod prover;
 mod tap;
 mod targets;
 mod truncation;
 
-use std::collections::BTreeMap;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flowgate_control::netlink;
 use flowgate_tables::{InterfaceId, Routing};
 use flowgate_xsk::steering::{AttachReport, LinkOrigin, Steering, XdpMode};
-use tokio::task::{JoinError, JoinHandle};
 
 use self::probe::{Finding, Target};
 use super::Appliance;
-use super::publish::Publishing;
 use super::workers::Workers;
 
 use self::proofs::Outcome;
 pub(crate) use self::proofs::{Mode, ProofStatus, Proofs, remove};
-use self::truncation::TruncationDetector;
+pub(super) use self::prover::{CHECK_EVERY, Prover};
 
-/// Proves what nobody has tried yet, by sockets that have no traffic yet. Sockets and XDP programs are in the modes
-/// that follow from it afterwards.
+/// Proves the interfaces for which nothing is known, by sockets without traffic, and leaves sockets and XDP programs in the
+/// modes that follow.
 ///
 /// # Errors
 /// Packets are lost in the only mode that the configuration allows, or sockets cannot be opened anew.
@@ -55,14 +52,14 @@ pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steerin
     if !untried(workers, steering.report()).is_empty() {
         match neighbourhood(steering.report()).await {
             Ok(routing) => settle(workers, steering, &routing, Grace::Nothing)?,
-            // Control will not get far without netlink either, and says so.
+            // The control plane needs netlink too and reports the error.
             Err(error) => tracing::debug!("interfaces are not proven before the start: {error:#}"),
         }
     }
     let interfaces: Vec<String> = steering.report().iter().map(|report| report.interface.clone()).collect();
     match interfaces.iter().find_map(|interface| workers.proofs.objection(interface)) {
         Some(objection) => {
-            // Whatever an earlier process left in native mode is left in that.
+            // This start fails. A link that an earlier process left must be in the mode that it had.
             for interface in &interfaces {
                 let mode = workers.proofs.best(interface).map_or(XdpMode::Native, Mode::xdp);
                 steering.change_mode(interface, mode)?;
@@ -73,168 +70,7 @@ pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steerin
     }
 }
 
-/// Proves what could not be proven before, for as long as the process runs, also what changed meanwhile.
-pub(super) struct Prover {
-    /// Grace period that is set again and again while sockets are opened anew.
-    grace: Duration,
-    attempts: BTreeMap<String, Attempts>,
-    detectors: BTreeMap<String, TruncationDetector>,
-    tried: Vec<ModeAndPlan>,
-    /// Interfaces that are being tried now, on a thread of their own.
-    running: Option<JoinHandle<Found>>,
-}
-
-/// What was asked, and what came of it.
-pub(super) type Found = (Vec<PendingProbe>, io::Result<Vec<Finding>>);
-
-impl Prover {
-    pub(super) fn new(grace: Duration) -> Self {
-        let (attempts, detectors, tried) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { grace, attempts, detectors, tried, running: None }
-    }
-
-    /// Begins to try what is to be tried, and looks at what is known.
-    pub(super) fn look(&mut self, appliance: &mut Appliance, now: Instant) {
-        let Appliance { workers, publishing } = appliance;
-        if self.running.is_some() || !workers.is_serving() {
-            return;
-        }
-        note_modes(workers, publishing.steering.report());
-        let open = due_probes(workers, publishing, &mut self.attempts, now);
-        if open.is_empty() {
-            return self.act(appliance);
-        }
-        self.running = Some(tokio::task::spawn_blocking(move || {
-            let devices: Vec<_> =
-                open.iter().map(|pending| (pending.ifindex, pending.targets.clone())).collect();
-            let found =
-                exchange::run_probes(&devices, |tap, at, frame| tap.send(&open[at].link.address, frame));
-            (open, found)
-        }));
-    }
-
-    /// What came of a probe; waits for ever while there is none.
-    pub(super) async fn found(&mut self) -> Result<Found, JoinError> {
-        let found = match &mut self.running {
-            Some(running) => running.await,
-            None => std::future::pending().await,
-        };
-        self.running = None;
-        found
-    }
-
-    /// Goes by what came of a probe.
-    pub(super) fn conclude(&mut self, appliance: &mut Appliance, found: Result<Found, JoinError>) {
-        match found {
-            Ok((open, Ok(found))) => conclude(appliance, &open, &found),
-            Ok((_, Err(error))) => tracing::warn!(%error, "interfaces cannot be proven"),
-            Err(panic) => tracing::error!(%panic, "interfaces cannot be proven"),
-        }
-        self.act(appliance);
-    }
-
-    fn act(&mut self, appliance: &mut Appliance) {
-        watch_deliveries(&mut appliance.workers, &appliance.publishing, &mut self.detectors);
-        go_to_planned_modes(appliance, &mut self.tried, self.grace);
-        appliance.workers.proofs.save_changes();
-    }
-}
-
-/// Notes which interfaces that nobody could prove cut what they deliver. Those that were proven do not, whatever comes.
-fn watch_deliveries(
-    workers: &mut Workers,
-    publishing: &Publishing,
-    detectors: &mut BTreeMap<String, TruncationDetector>,
-) {
-    if !workers.proofs.is_on() {
-        return;
-    }
-    let chunk_len = workers.chunk_len();
-    for report in publishing.steering.report() {
-        let interface = &report.interface;
-        let is_open = |mode| mode == Mode::ZeroCopy && workers.proofs.is_open(interface, mode, chunk_len);
-        let Some(mode) = workers.mode(interface).filter(|mode| is_open(*mode)) else { continue };
-        let Ok(delivery) = publishing.steering.delivery(report.ifindex) else { continue };
-        let Some(len) = detectors.entry(interface.clone()).or_default().look(delivery) else { continue };
-        let how = Outcome::Lost(format!("packets are cut to frames of {len} bytes in {mode}"));
-        note(workers, interface, mode, chunk_len, how);
-    }
-}
-
-/// An interface that is to be tried while workers have its sockets.
-pub(super) struct PendingProbe {
-    interface: String,
-    ifindex: u32,
-    mode: Mode,
-    chunk_len: u32,
-    link: tap::Link,
-    targets: Vec<Target>,
-}
-
-/// How often an interface was tried in one mode without an answer, and when it is tried again.
-#[derive(Clone, Copy, Debug)]
-struct Attempts {
-    of: (Mode, u32, u32),
-    count: usize,
-    next: Instant,
-}
-
-/// What is to be asked now. Notes what stands in the way of the others.
-fn due_probes(
-    workers: &mut Workers,
-    publishing: &Publishing,
-    attempts: &mut BTreeMap<String, Attempts>,
-    now: Instant,
-) -> Vec<PendingProbe> {
-    if !workers.proofs.is_on() {
-        return Vec::new();
-    }
-    let (tables, chunk_len) = (publishing.publisher.current(), workers.chunk_len());
-    let mut open = Vec::new();
-    for (device, report) in (0..).map(InterfaceId).zip(publishing.steering.report()) {
-        let interface = &report.interface;
-        let Some(mode) = workers.mode(interface) else { continue };
-        if !workers.proofs.is_open(interface, mode, chunk_len) || workers.proofs.is_refused(interface) {
-            continue;
-        }
-        let key = (mode, chunk_len, report.ifindex);
-        let round = attempts.entry(interface.clone()).or_insert(Attempts { of: key, count: 0, next: now });
-        if round.of != key {
-            *round = Attempts { of: key, count: 0, next: now };
-        }
-        if round.count >= ATTEMPTS_MAX || now < round.next {
-            continue;
-        }
-        let targets = targets::of(&tables.routing, device, report.mtu, round.count);
-        match obstacle(interface, &targets) {
-            Ok(link) => {
-                round.next = now + FIRST_PAUSE * 4_u32.pow(u32::try_from(round.count).unwrap_or_default());
-                round.count += 1;
-                let (interface, ifindex) = (interface.clone(), report.ifindex);
-                open.push(PendingProbe { interface, ifindex, mode, chunk_len, link, targets });
-            }
-            Err(why) => {
-                workers.proofs.note(interface, mode, chunk_len, Outcome::Unproven(why));
-            }
-        }
-    }
-    open
-}
-
-/// Notes what was found while workers had the sockets.
-fn conclude(Appliance { workers, publishing }: &mut Appliance, open: &[PendingProbe], found: &[Finding]) {
-    for (pending, finding) in open.iter().zip(found) {
-        let PendingProbe { interface, ifindex, mode, chunk_len, .. } = pending;
-        let is_same = |report: &AttachReport| report.interface == *interface && report.ifindex == *ifindex;
-        let still = publishing.steering.report().iter().any(is_same);
-        if !still || workers.mode(interface) != Some(*mode) || workers.chunk_len() != *chunk_len {
-            continue; // it has changed meanwhile: another question
-        }
-        note(workers, interface, *mode, *chunk_len, outcome(*finding, *mode, Sender::Kernel));
-    }
-}
-
-/// Notes what was found of an interface that serves, and says it unless another mode follows, which says more.
+/// Records the outcome for an interface that serves. It is logged unless another mode follows, which is logged with it.
 fn note(workers: &mut Workers, interface: &str, mode: Mode, chunk_len: u32, outcome: Outcome) {
     if let Outcome::Lost(how) = &outcome {
         tracing::warn!(interface, "{how}");
@@ -247,8 +83,8 @@ fn note(workers: &mut Workers, interface: &str, mode: Mode, chunk_len: u32, outc
 /// The mode of an interface, and the one that follows from what is known.
 type ModeAndPlan = (String, Option<Mode>, Option<Mode>);
 
-/// Takes interfaces that serve to the modes that follow from what is known. `tried` is with what this was tried last: once
-/// is enough, since nobody is served meanwhile.
+/// Brings interfaces that serve into the modes that follow from what is known. Traffic stops meanwhile, so nothing is tried
+/// twice in the same state: `tried` is the state of the last time.
 fn go_to_planned_modes(
     Appliance { workers, publishing }: &mut Appliance,
     tried: &mut Vec<ModeAndPlan>,
@@ -279,8 +115,8 @@ fn go_to_planned_modes(
     }
 }
 
-/// Leaves interfaces in their best mode whose packets arrive only in one that the configuration does not allow. Whether
-/// there is any.
+/// Interfaces whose large packets arrive only in a mode that the configuration forbids stay in their fastest one, with an
+/// error in the log. `true` if there is a new one.
 fn refuse_what_is_not_allowed(workers: &mut Workers, attached: &[AttachReport]) -> bool {
     let mut any = false;
     for interface in attached.iter().map(|report| &report.interface) {
@@ -295,8 +131,8 @@ fn refuse_what_is_not_allowed(workers: &mut Workers, attached: &[AttachReport]) 
     any
 }
 
-/// Opens sockets, and attaches programs, in the modes that follow from what is known, and tries those that nobody has
-/// tried, until nothing is left to try. The workers must not run.
+/// Opens sockets and attaches programs in the modes that follow from what is known, probes those modes, and repeats until no
+/// finding changes a mode. The workers must not run.
 fn settle(
     workers: &mut Workers,
     steering: &mut Steering,
@@ -323,7 +159,7 @@ fn settle(
     }
 }
 
-/// Whether there is traffic that must not pass to the kernel while nobody serves it, which would answer it with resets.
+/// Whether there is traffic that must not pass to the kernel meanwhile: it does not know the connections and would reset them.
 #[derive(Clone, Copy)]
 enum Grace {
     Nothing,
@@ -340,7 +176,7 @@ impl Grace {
     }
 }
 
-/// Brings sockets and programs into the modes that follow from what is known.
+/// Brings sockets and programs into the modes that follow from what is known. Loops, since the kernel may refuse a mode.
 fn apply(workers: &mut Workers, steering: &mut Steering, grace: Grace) -> anyhow::Result<()> {
     loop {
         grace.prolong(steering)?;
@@ -353,7 +189,7 @@ fn apply(workers: &mut Workers, steering: &mut Steering, grace: Grace) -> anyhow
             return Ok(());
         }
         workers.close();
-        // Whoever comes after a sudden end must know why a link is in generic mode.
+        // Saved before the modes change: if this process ends suddenly the next one must know why a link is generic.
         workers.proofs.save_changes();
         for (interface, mode) in planned {
             match steering.change_mode(&interface, mode.xdp()) {
@@ -374,7 +210,7 @@ fn apply(workers: &mut Workers, steering: &mut Steering, grace: Grace) -> anyhow
     }
 }
 
-/// Holds the probes of these interfaces, by the sockets that no worker has yet.
+/// Probes these interfaces by sockets that no worker has yet.
 fn try_out(
     workers: &mut Workers,
     attached: &[AttachReport],
@@ -410,8 +246,8 @@ fn try_out(
     outcomes
 }
 
-/// Asks by sockets, and where nobody answers also by the kernel: if that gets an answer, and the socket once more does not,
-/// the socket sends nothing.
+/// Sends probes by the sockets. Where nobody replies the kernel sends them too: if it gets a reply, and the socket again gets
+/// none, the socket does not send ([`Finding::Mute`]).
 fn probe_by_sockets(
     devices: &[(u32, Vec<Target>)],
     links: &[tap::Link],
@@ -438,7 +274,7 @@ fn probe_by_sockets(
     Ok(found)
 }
 
-/// The interfaces of which nobody knows anything in the mode that they are in.
+/// The interfaces that were never probed in their present mode.
 fn untried(workers: &Workers, attached: &[AttachReport]) -> Vec<(InterfaceId, Mode)> {
     let chunk_len = workers.chunk_len();
     let untried = (0..).map(InterfaceId).zip(attached).filter_map(|(device, report)| {
@@ -448,7 +284,7 @@ fn untried(workers: &Workers, attached: &[AttachReport]) -> Vec<(InterfaceId, Mo
     untried.collect()
 }
 
-/// What was delivered in other modes, or to another process, says nothing of the present ones.
+/// Resets the records of delivered lengths: those of another mode or process are no evidence about the present one.
 pub(crate) fn forget_deliveries(steering: &mut Steering) -> anyhow::Result<()> {
     let present = steering.report().iter().filter(|report| report.queues > 0);
     let attached: Vec<u32> = present.map(|report| report.ifindex).collect();
@@ -463,14 +299,17 @@ fn note_modes(workers: &mut Workers, attached: &[AttachReport]) {
     }
 }
 
-/// Why an interface cannot be tried now.
+/// The link to probe.
+///
+/// # Errors
+/// Why the interface cannot be probed now.
 fn obstacle(interface: &str, targets: &[Target]) -> Result<tap::Link, String> {
     let link = tap::link(interface).filter(|link| link.is_running).ok_or("no carrier")?;
     if targets.is_empty() { Err("no neighbour is known yet".to_owned()) } else { Ok(link) }
 }
 
-/// A device may renegotiate its link when a program is attached or sockets are bound, igb for some seconds. One that takes
-/// longer is tried later.
+/// Waits for carriers: a device may renegotiate its link when a program is attached or sockets are bound, igb for some
+/// seconds. One that takes longer is probed later.
 fn wait_for_carriers(mut missing: Vec<&AttachReport>) {
     for look in 0..CARRIER_LOOKS_FRESH {
         missing.retain(|report| {
@@ -484,7 +323,7 @@ fn wait_for_carriers(mut missing: Vec<&AttachReport>) {
     }
 }
 
-/// What the kernel knows of the network now.
+/// Interfaces, routes and neighbours as the kernel has them now.
 async fn neighbourhood(attached: &[AttachReport]) -> anyhow::Result<Routing> {
     let names = attached.iter().map(|report| report.interface.clone()).collect();
     let listed = tokio::task::spawn_blocking(move || {
@@ -506,7 +345,7 @@ enum Sender {
     Kernel,
 }
 
-/// A finding in words.
+/// The outcome of a finding, in words.
 fn outcome(finding: Finding, mode: Mode, sender: Sender) -> Outcome {
     match finding {
         Finding::Proven { target, bytes } => {
@@ -520,8 +359,8 @@ fn outcome(finding: Finding, mode: Mode, sender: Sender) -> Outcome {
         Finding::Lost { target, bytes, arrived: Some(arrived) } => Outcome::Lost(format!(
             "of packets of {bytes} bytes from {target} only {arrived} bytes arrive in {mode}"
         )),
-        // By the kernel only receiving is tried, and packets that arrive in no piece at all are lost by anybody: no reason
-        // to interrupt who is served.
+        // The kernel sent these, so the socket is not to blame, and what does not arrive even in part may be lost anywhere on
+        // the path: no reason to interrupt traffic.
         Finding::Lost { target, bytes, arrived: None } if sender == Sender::Kernel => {
             Outcome::Unproven(format!("packets of {bytes} bytes get no answer from {target}"))
         }
@@ -546,12 +385,6 @@ fn tell(workers: &Workers, interface: &str) {
     }
 }
 
-/// How often there is a look at what is to be tried.
-pub(super) const CHECK_EVERY: Duration = Duration::from_millis(500);
-/// How long an interface is left alone after a probe that nobody answered; four times as long after each further one.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// How often it is tried.
-const ATTEMPTS_MAX: usize = 4;
 const CARRIER_LOOKS: usize = 20;
 /// For a program that was attached just now.
 const CARRIER_LOOKS_FRESH: usize = 400;

@@ -1,4 +1,4 @@
-//! Holding probes of several interfaces at once: sends what is due, takes in what arrives. At most a second long.
+//! Runs the probes of several interfaces at once: sends what is due and hands them the replies. Takes up to 1.4 s.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -9,8 +9,11 @@ use flowgate_wire::echo::Reply;
 use super::probe::{Finding, Probe, Target};
 use super::tap::Tap;
 
-/// Asks the targets of each device, given by its index; the findings come in the same order. `send` sends a frame by
-/// the device at that position.
+/// Probes the targets of each device, given by its ifindex; the findings are in the same order. `send` sends a frame by the
+/// device at that position of `devices`.
+///
+/// # Errors
+/// There is no packet socket, or reading from it fails.
 pub(super) fn run_probes(
     devices: &[(u32, Vec<Target>)],
     mut send: impl FnMut(&Tap, usize, &[u8]) -> io::Result<()>,
@@ -28,7 +31,7 @@ pub(super) fn run_probes(
         for (position, probe) in probes.iter_mut().enumerate() {
             for (request, packet_len) in probe.due(elapsed) {
                 let len = request.write(packet_len, &mut frame);
-                // One that cannot be sent is one that is not answered.
+                // A request that cannot be sent counts as one without a reply.
                 if let Some(Err(error)) = len.map(|len| send(&tap, position, &frame[..len])) {
                     tracing::debug!(%error, to = %request.dst, "an echo request was not sent");
                 }
@@ -46,7 +49,7 @@ pub(super) fn run_probes(
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "answers are waited for")]
+#[expect(clippy::disallowed_methods, reason = "replies are waited for")]
 fn now() -> Instant {
     Instant::now()
 }

@@ -1,4 +1,5 @@
-//! One interface on probe: whom to ask what, when to ask again, and what the answers prove. Never sends or waits.
+//! The probe of one interface: which requests are due, and what the replies prove. A state machine that neither sends nor
+//! waits; time is a parameter.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,12 +7,12 @@ use std::time::Duration;
 use flowgate_wire::EtherAddrs;
 use flowgate_wire::echo::{REQUEST_LEN_MIN, Reply, Request};
 
-/// A neighbour that may answer.
+/// A neighbour to send echo requests to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) ether: EtherAddrs,
     pub(super) vlan: Option<u16>,
-    /// An address of the interface.
+    /// Source of the requests: an address of the interface.
     pub(super) own: IpAddr,
     pub(super) addr: IpAddr,
     /// The largest packet on the way to it.
@@ -23,16 +24,16 @@ pub(super) struct Target {
 pub(in crate::appliance) enum Finding {
     /// A packet of so many bytes came back whole from this neighbour.
     Proven { target: IpAddr, bytes: usize },
-    /// Nobody answers even a small one.
+    /// Nobody replies even to a small one.
     Silent { asked: usize },
-    /// This neighbour answers small packets, but one of so many bytes never came back whole; at most, so much of one.
+    /// This neighbour replies to small packets, but one of `bytes` never came back whole, at most `arrived` bytes of it.
     Lost { target: IpAddr, bytes: usize, arrived: Option<usize> },
-    /// This neighbour answers what the kernel sends, and nothing that the socket sends.
+    /// This neighbour replies to what the kernel sends, but not to what the socket sends.
     Mute { target: IpAddr },
 }
 
 impl Finding {
-    /// Who has answered anything.
+    /// The neighbour that has replied, if any.
     pub(super) fn target(&self) -> Option<IpAddr> {
         match self {
             Self::Proven { target, .. } | Self::Lost { target, .. } | Self::Mute { target } => Some(*target),
@@ -45,10 +46,10 @@ impl Finding {
 #[derive(Clone, Debug)]
 pub(super) struct Probe {
     pub(super) ifindex: u32,
-    /// Tells its requests from those of all others.
+    /// The ICMP identifier of its requests.
     id: u16,
     targets: Vec<Target>,
-    /// Which of them have answered a small packet.
+    /// Which of them have replied to a small packet.
     has_answered: Vec<bool>,
     small_sent: usize,
     large_since: Option<Duration>,
@@ -57,7 +58,7 @@ pub(super) struct Probe {
     finding: Option<Finding>,
 }
 
-/// A request, and how long its packet is to be.
+/// A request and the length of its IP packet.
 pub(super) type Due = (Request, usize);
 
 impl Probe {
@@ -76,12 +77,12 @@ impl Probe {
         }
     }
 
-    /// What has been found, once something has.
+    /// `None` until the probe has ended.
     pub(super) fn finding(&self) -> Option<Finding> {
         self.finding
     }
 
-    /// What is to be sent by `now`, the time since the probes began. May come to a finding by itself.
+    /// The requests that are due at `now`, the time since the probes began. A timeout ends the probe here.
     pub(super) fn due(&mut self, now: Duration) -> Vec<Due> {
         if self.finding.is_some() {
             return Vec::new();
@@ -116,9 +117,9 @@ impl Probe {
         due
     }
 
-    /// Takes in what arrived.
+    /// Handles a reply that the device `ifindex` received. Replies to others are ignored.
     pub(super) fn receive(&mut self, ifindex: u32, reply: &Reply, now: Duration) {
-        let position = usize::from(reply.sequence & WITNESS_MASK);
+        let position = usize::from(reply.sequence & TARGET_MASK);
         let Some(target) = self.targets.get(position).copied() else { return };
         let is_ours = ifindex == self.ifindex && reply.id == self.id && reply.src == target.addr;
         if self.finding.is_some() || !is_ours {
@@ -158,18 +159,20 @@ impl Probe {
     }
 }
 
-/// So many neighbours of an interface are asked at most.
+/// Neighbours per interface and probe.
 pub(super) const TARGETS_MAX: usize = 3;
-/// When a small packet is sent, and sent again.
+/// When small packets are sent.
 const SMALL_AT: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(250)];
-/// When a large one is: longer, since its loss has consequences, and routers limit how much they answer.
+/// When large ones are, counted from the first small reply. Over a longer time, since their loss changes the mode, and routers
+/// limit the rate of their replies.
 const LARGE_AT: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(250), Duration::from_millis(600)];
-/// When nobody is waited for any more, after the first packet of a size.
+/// How long replies are waited for after the first packet of a size.
 const GIVE_UP_SMALL: Duration = Duration::from_millis(400);
 const GIVE_UP_LARGE: Duration = Duration::from_millis(1000);
 
-const WITNESS_MASK: u16 = 0xff;
+// The sequence number: bit 15 large or small, bits 8 to 14 the attempt, bits 0 to 7 the position of the target.
+const TARGET_MASK: u16 = 0xff;
 const ATTEMPT_SHIFT: u32 = 8;
 const LARGE: u16 = 0x8000;
 

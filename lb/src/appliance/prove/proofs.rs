@@ -1,5 +1,5 @@
-//! What is known of each interface: in which modes full-size packets were lost, in which they were proven to arrive,
-//! and which mode follows from that. It outlives the process in a small file. Never sends a packet.
+//! The proofs: in which modes each interface lost full-size packets, in which they were proven to arrive, and which mode
+//! follows. They outlive the process in a small JSON file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -52,7 +52,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What a proof holds for.
+/// The device that a record is about. With another driver or MTU it has to be proven again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProvenDevice {
     pub(super) ifindex: u32,
@@ -71,23 +71,23 @@ impl ProvenDevice {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Outcome {
-    /// Full-size packets arrive: who answered, and by which way the requests went.
+    /// Full-size packets arrive: which neighbour replied, and how the requests were sent.
     Proven(String),
-    /// Nothing is known, and why.
+    /// Nothing is known: why.
     Unproven(String),
-    /// They are lost in this mode: how.
+    /// Full-size packets are lost in this mode: how.
     Lost(String),
 }
 
-/// What is known of an interface.
+/// All that is known of one interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     subject: ProvenDevice,
-    /// What the kernel gave it at first.
+    /// The fastest mode that the kernel has given it.
     best: Mode,
     /// The modes in which packets were lost, and how.
     lost: BTreeMap<Mode, String>,
-    /// The last outcome that was none of those, with the mode and the frame length that it holds for.
+    /// The last outcome other than a loss, with the mode and frame length that it holds for.
     outcome: Option<(Mode, u32, Outcome)>,
 }
 
@@ -102,7 +102,7 @@ impl Record {
         Self::new(subject, Mode::Copy)
     }
 
-    /// The best mode from `best` on in which nothing was lost; `best` itself if there is none.
+    /// The fastest mode not faster than `best` in which nothing was lost; `best` itself if there is none.
     fn mode(&self, best: Mode) -> Mode {
         let best = best.max(self.best);
         let mut modes = Mode::ALL.into_iter().filter(|mode| *mode >= best);
@@ -115,7 +115,7 @@ impl Record {
     }
 }
 
-/// What people are told of an interface.
+/// The state of an interface as `flowgate show workers` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ProofStatus {
     /// `proven`, `unproven`, `path` or `off`.
@@ -125,7 +125,7 @@ pub(crate) struct ProofStatus {
     pub(crate) fell_back: Option<String>,
 }
 
-/// What was asked for when the proofs were made; other conditions need other proofs.
+/// The boot and the configuration under which the proofs were made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct ProofConditions {
     boot: String,
@@ -190,7 +190,7 @@ pub(crate) struct Proofs {
 }
 
 impl Proofs {
-    /// What an earlier process left, as far as it is worth something.
+    /// The proofs that an earlier process saved, as far as they still hold.
     pub(crate) fn load(config: &Config) -> Self {
         let boot = host::boot_id().map_or_else(|_| String::new(), |id| format!("{id:02x?}"));
         let conditions = ProofConditions {
@@ -215,12 +215,13 @@ impl Proofs {
         }
     }
 
-    /// Leaves them to the next process, if they have changed.
+    /// Saves them for the next process, if they have changed.
     pub(super) fn save_changes(&mut self) {
         if !self.is_on || self.records == self.saved {
             return;
         }
         self.saved.clone_from(&self.records);
+        // Renamed into place, so that a sudden end never leaves half a file.
         let written = || -> io::Result<()> {
             let next = self.file.with_extension("next");
             fs::write(&next, serde_json::to_vec(&(&self.conditions, &self.records))?)?;
@@ -232,7 +233,7 @@ impl Proofs {
         }
     }
 
-    /// The best mode that an interface had.
+    /// The fastest mode that an interface had.
     pub(super) fn best(&self, interface: &str) -> Option<Mode> {
         self.records.get(interface).map(|record| record.best)
     }
@@ -241,8 +242,8 @@ impl Proofs {
         self.is_on
     }
 
-    /// Forgets what is known of devices that are others now, or not served any more. Where a device has only another MTU,
-    /// and lost native mode for the old one, it is to have native mode again.
+    /// Removes records of devices that are no longer served, or were replaced. A device that has only another MTU, and lost
+    /// native mode because of the old one, gets native mode again.
     pub(crate) fn forget_others(&mut self, attached: &[AttachReport]) {
         self.records.retain(|interface, record| {
             let Some(report) = attached.iter().find(|report| report.interface == *interface) else {
@@ -261,7 +262,8 @@ impl Proofs {
         self.refused.retain(|interface, _| records.contains_key(interface));
     }
 
-    /// Whether zero copy is to be tried.
+    /// The zero-copy policy that follows. All interfaces share one packet memory, so one that loses packets turns it off for
+    /// all.
     pub(crate) fn zero_copy(&self) -> ZeroCopy {
         if self.is_zero_copy_fine() { self.zero_copy } else { ZeroCopy::Off }
     }
@@ -272,7 +274,7 @@ impl Proofs {
         self.records.iter().all(|(interface, record)| self.is_refused(interface) || wants(record))
     }
 
-    /// Notes in which mode an interface works now; the first time, that is the best there is.
+    /// Records the present mode of an interface. The first one is its fastest.
     pub(super) fn note_mode(&mut self, report: &AttachReport, mode: Mode) {
         let is_zero_copy_wanted = self.zero_copy() != ZeroCopy::Off;
         let new = || Record::new(ProvenDevice::of(report), mode);
@@ -283,7 +285,7 @@ impl Proofs {
         }
     }
 
-    /// Notes that the kernel does not give native mode to an interface, or not any more.
+    /// Records that the kernel refuses native mode.
     pub(super) fn note_no_native(&mut self, interface: &str) {
         if let Some(record) = self.records.get_mut(interface) {
             record.best = Mode::Generic;
@@ -296,23 +298,23 @@ impl Proofs {
         Some(if self.is_refused(interface) { record.best } else { record.mode(self.floor(record)) })
     }
 
-    /// The best mode that the packet memory, which has one for all, leaves to an interface.
+    /// The fastest mode that is possible with the shared packet memory.
     fn floor(&self, record: &Record) -> Mode {
         if self.is_zero_copy_fine() { record.best } else { record.best.max(Mode::Copy) }
     }
 
-    /// Whether nobody knows yet if full-size packets arrive by an interface in this mode.
+    /// Whether it is not known if full-size packets arrive in this mode.
     pub(super) fn is_open(&self, interface: &str, mode: Mode, chunk_len: u32) -> bool {
         let Some(record) = self.records.get(interface) else { return false };
         let is_known = |(of, len, outcome): &(Mode, u32, Outcome)| {
             (*of, *len) == (mode, chunk_len) && !matches!(outcome, Outcome::Unproven(_))
         };
-        // What is lost in every mode may be mended elsewhere.
+        // Packets that are lost in every mode may arrive once the path has been repaired.
         let may_be_lost = record.is_lost_everywhere(self.floor(record)) && !self.is_refused(interface);
         (may_be_lost || !record.lost.contains_key(&mode)) && !record.outcome.as_ref().is_some_and(is_known)
     }
 
-    /// Whether a probe in this mode has not even been held.
+    /// Whether no probe has ended yet in this mode with this frame length.
     pub(super) fn is_untried(&self, interface: &str, mode: Mode, chunk_len: u32) -> bool {
         let record = self.records.get(interface);
         let tried = record.and_then(|record| record.outcome.as_ref());
@@ -321,11 +323,11 @@ impl Proofs {
             && tried.is_none_or(|(of, len, _)| (*of, *len) != (mode, chunk_len))
     }
 
-    /// Notes how a probe ended; whether that changes the mode in which an interface should work.
+    /// Records an outcome. `true` if it changes the planned mode of the interface.
     pub(super) fn note(&mut self, interface: &str, mode: Mode, chunk_len: u32, outcome: Outcome) -> bool {
         let before = self.plan(interface);
         let Some(record) = self.records.get_mut(interface) else { return false };
-        // Nothing was learned about what was lost before.
+        // A probe without a reply does not refute an earlier loss.
         if matches!(outcome, Outcome::Unproven(_)) && record.lost.contains_key(&mode) {
             return false;
         }
@@ -343,7 +345,7 @@ impl Proofs {
         self.plan(interface) != before
     }
 
-    /// Why the configuration does not allow the mode that an interface should work in.
+    /// Why the configuration forbids the mode in which packets would arrive, and what to change; `None` if it does not.
     pub(super) fn objection(&self, interface: &str) -> Option<String> {
         let record = self.records.get(interface)?;
         let (mode, how) = (record.mode(record.best), self.how(record, record.best)?);
@@ -356,7 +358,7 @@ impl Proofs {
         Some(format!("{interface} loses packets: {how}, and {key}: set it to auto{frames} or lower the MTU"))
     }
 
-    /// Lets an interface be as it is although it loses packets: the configuration wants it so.
+    /// Keeps an interface in its fastest mode although it loses packets, since the configuration demands that mode.
     pub(super) fn refuse(&mut self, interface: &str, why: String) {
         self.refused.insert(interface.to_owned(), why);
     }
@@ -365,7 +367,7 @@ impl Proofs {
         self.refused.contains_key(interface)
     }
 
-    /// What people are told of an interface that works in this mode, if it has sockets.
+    /// The status of an interface in this mode; `None`: it has no sockets.
     pub(crate) fn shown(&self, interface: &str, mode: Option<Mode>, chunk_len: u32) -> ProofStatus {
         let state = |state, detail: &str| (state, detail.to_owned());
         let (state_without, detail_without) =
@@ -389,7 +391,7 @@ impl Proofs {
         ProofStatus { state, detail, fell_back }
     }
 
-    /// How packets were lost in the modes before `mode`, or in that itself; by others of the packet memory, if not here.
+    /// How packets were lost in `mode` or faster ones, by this interface or else by another one of the packet memory.
     fn how(&self, record: &Record, mode: Mode) -> Option<String> {
         let here = record.lost.iter().filter(|(lost, _)| **lost <= mode).map(|(_, how)| how.clone());
         let here: Vec<String> = here.collect();
@@ -404,15 +406,15 @@ impl Proofs {
     }
 }
 
-/// Where they are kept: beside the admin socket.
+/// Beside the admin socket.
 fn file(config: &Config) -> PathBuf {
     config.admin.socket.with_file_name("proofs.json")
 }
 
-/// Removes what a process left for its successor.
+/// Removes the saved proofs, if there are any.
 ///
 /// # Errors
-/// What the file system says.
+/// The file system refuses.
 pub(crate) fn remove(config: &Config) -> io::Result<()> {
     match fs::remove_file(file(config)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

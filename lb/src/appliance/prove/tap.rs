@@ -1,5 +1,5 @@
-//! A packet socket (packet(7)): what a device received, as the XDP program passed it to the kernel and before anything
-//! else saw it: pieces of packets are pieces here, fragments are not joined, and no firewall has a say. Knows bytes.
+//! A packet socket (packet(7)). It sees frames as the XDP program passed them to the kernel, before anything else: cut
+//! packets are still cut, fragments are not reassembled, and no firewall has filtered them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -26,20 +26,20 @@ impl Tap {
         Ok(Self { socket })
     }
 
-    /// The next frame, and the index of the device that received it; none by the end of `limit`.
+    /// The next frame and the ifindex of the device that received it; `None` if there is none within `limit`.
     pub(super) fn receive(&self, frame: &mut [u8], limit: Duration) -> io::Result<Option<(u32, usize)>> {
         let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         let mut watched = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         if poll(&mut watched, timeout)? == 0 {
             return Ok(None);
         }
-        // What arrived before the filter was there is none of our business, and no reply to us.
+        // A frame that arrived before the filter was attached is no reply to us, and is ignored later.
         match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), frame) {
             Ok((len, from)) => {
                 let device = from.and_then(|from| u32::try_from(from.ifindex()).ok());
                 Ok(device.map(|device| (device, len)))
             }
-            // Somebody else's error on the device, such as that it went down.
+            // ENETDOWN: any device went down; the socket is bound to none.
             Err(nix::Error::EAGAIN | nix::Error::ENETDOWN) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -52,17 +52,17 @@ impl Tap {
     }
 }
 
-/// What the kernel says of a device.
+/// Flags and link-layer address of a device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Link {
     pub(super) address: LinkAddr,
-    /// Whether it is meant to be up.
+    /// IFF_UP: administratively up.
     pub(super) is_up: bool,
-    /// Whether it is up and has its carrier.
+    /// Also IFF_RUNNING: it has a carrier.
     pub(super) is_running: bool,
 }
 
-/// The device of this name; none if there is none.
+/// The device of this name, if it exists.
 pub(super) fn link(interface: &str) -> Option<Link> {
     let all = getifaddrs().ok()?;
     all.filter(|entry| entry.interface_name == interface).find_map(|entry| {

@@ -1,4 +1,4 @@
-//! Which neighbours can say whether packets get through an interface. Never asks the kernel.
+//! Chooses the neighbours that an interface is probed with.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -41,7 +41,8 @@ pub(super) fn of(routing: &Routing, device: InterfaceId, mtu: u32, round: usize)
     found
 }
 
-/// The own address that the neighbour most likely answers on the same link: the one that has most bits in common.
+/// The interface's address with the longest prefix in common with the neighbour: most likely it is on the same link, so that
+/// the reply comes back by this interface.
 fn own_address(own: &[IpAddr], neighbour: IpAddr) -> Option<IpAddr> {
     let alike = |addr: &&IpAddr| common_bits(**addr, neighbour);
     // The last of equals wins, and the primary address comes first.

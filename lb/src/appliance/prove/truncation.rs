@@ -1,28 +1,27 @@
-//! Whether an interface that nobody could prove cuts packets, by what the steering program noted while it served. A
-//! driver that cuts always does so at one length, and delivers nothing longer. A sender of bad packets looks the same
-//! only as long as nobody else sends a large one: what follows, copies, costs speed and loses nothing.
+//! Detects an interface that cuts packets by the lengths that the XDP program records while it serves. A driver that cuts
+//! does so always at the same length, and delivers nothing longer. A sender of malformed packets looks the same only while
+//! nobody else sends a large one. A false positive costs speed (copy mode), and loses nothing.
 
 use flowgate_xsk::steering::Delivery;
 
-/// So many pieces of one length are no accident.
+/// Cut frames of one length that count as evidence.
 const PIECES: u64 = 8;
-/// Of shorter ones it is not known whether longer frames arrive (`LARGE_FRAME` of the program): any host on the link
-/// could send them.
+/// Shorter ones are ignored: the program records whole frames only from `LARGE_FRAME` on, so longer frames may well arrive.
 const LARGE: u32 = 1000;
 
-/// The pieces of one length that an interface has delivered so far.
+/// The cut frames of one length that an interface has delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TruncationDetector {
     len: u32,
-    /// The count when that length was seen first.
+    /// The counter when that length was seen first.
     from: u64,
 }
 
 impl TruncationDetector {
-    /// Takes what is noted now, and says at which length packets are cut, if they are.
+    /// Takes the present record; the length at which the interface cuts packets, if it does.
     pub(super) fn look(&mut self, now: Delivery) -> Option<u32> {
         if now.truncated == 0 || now.truncated < self.from {
-            *self = Self::default(); // the program began to note anew
+            *self = Self::default(); // The record was reset.
             return None;
         }
         if now.truncated_len != self.len {
