@@ -1,4 +1,4 @@
-//! Configurations and questions that nobody in their senses would write, as fuzz targets.
+//! Fuzz targets: the text of a configuration, and lines on the admin socket.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -115,7 +115,7 @@ fn ask(path: &Path, input: &[u8]) -> Feature {
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("the server answers and closes");
-    // Bytes that are no text end the conversation.
+    // Bytes that are not UTF-8 end the connection.
     let asked = std::str::from_utf8(input).map(|text| text.lines().count());
     let answers: Vec<&str> = text.lines().collect();
     if let Ok(asked) = asked {

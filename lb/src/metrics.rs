@@ -1,8 +1,8 @@
-//! What `/metrics` shows, gathered when it is asked. Never touches the packet path: counters are read as workers
-//! show them, and tables of flows are walked on a thread of their own.
+//! The metrics, gathered per request. The packet path is not involved: counters are read as workers publish them, and the
+//! flow table is walked on a thread of its own.
 //!
-//! Names are API. `kubeproxy_*` mean what they mean there; everything else is `flowgate_*`. Reasons have the names
-//! that `flowgate show drops` prints.
+//! Names are API. `kubeproxy_*` mean what they mean in kube-proxy; all others are `flowgate_*`. Reasons have the names that
+//! `flowgate show drops` prints.
 
 mod dns;
 mod families;
@@ -26,22 +26,22 @@ use crate::appliance::Appliance;
 use crate::appliance::supervisor::SupervisorHandle;
 use crate::config::MetricsDetail;
 
-/// Knows all metrics.
+/// Gathers all metrics.
 pub(crate) struct Metrics {
     supervisor: SupervisorHandle,
     health_inputs: HealthInputs,
     inputs: MetricsInputs,
-    /// What is counted where it happens.
+    /// Metrics that other parts update themselves.
     counted: Registry,
 }
 
-/// What there is to tell besides.
+/// What metrics need besides the appliance and health.
 #[derive(Clone)]
 pub(crate) struct MetricsInputs {
-    /// None: there is no DNS server.
+    /// `None`: there is no DNS server.
     pub(crate) dns: Option<Arc<DnsCounters>>,
     pub(crate) detail: MetricsDetail,
-    /// How often the process has begun anew since a worker hung.
+    /// How often the program was executed again since a worker hung.
     pub(crate) hangs: u64,
 }
 
@@ -59,7 +59,7 @@ impl Metrics {
         Self { supervisor, health_inputs, inputs, counted }
     }
 
-    /// Answers on this address, if there is one, until dropped.
+    /// Serves on this address until dropped; `None`: waits.
     pub(crate) async fn serve(&self, address: Option<SocketAddr>, status: &watch::Sender<Status>) {
         match address {
             Some(address) => {
@@ -101,7 +101,7 @@ impl Metrics {
     }
 }
 
-/// What only the supervisor may look at; cheap.
+/// The families that need the appliance. Runs in the supervisor, so it must be quick.
 fn gather(
     Appliance { workers, publishing }: &mut Appliance,
     health_inputs: &HealthInputs,
@@ -112,7 +112,7 @@ fn gather(
     workers::add_sockets(&mut families, workers);
     match publishing.steering.counters() {
         Ok(steered) => workers::add_steering(&mut families, &steered),
-        // The others are worth having all the same.
+        // All other metrics are still useful.
         Err(error) => tracing::warn!(%error, "the XDP program's counters are missing in the metrics"),
     }
     let retired = publishing.publisher.collect();

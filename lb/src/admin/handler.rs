@@ -152,7 +152,7 @@ impl Inspection<'_> {
 
     fn flows(&self, limit: usize) -> view::Flows {
         let flows = self.flow_table();
-        #[expect(clippy::disallowed_methods, reason = "how long ago is for people")]
+        #[expect(clippy::disallowed_methods, reason = "ages are shown to people")]
         let now = tick(Instant::now(), self.started);
         let mut all: Vec<FlowView> = flows.views().collect();
         let total = all.len();
@@ -251,7 +251,7 @@ impl Inspection<'_> {
         let flows = &workers.shared.flows;
         let status = self.status.borrow();
         let snat_addresses = tables.snat.all_addresses();
-        #[expect(clippy::disallowed_methods, reason = "how long ago is for people")]
+        #[expect(clippy::disallowed_methods, reason = "ages are shown to people")]
         let now = Instant::now();
         view::Tables {
             generation: tables.generation,
@@ -276,7 +276,7 @@ impl Inspection<'_> {
     }
 }
 
-/// A time as people and Kubernetes write it.
+/// A time in RFC 3339 format, in whole seconds.
 fn utc(time: SystemTime) -> String {
     Timestamp::try_from(time).map_or_else(|_| "unknown".into(), |time| format!("{time:.0}"))
 }

@@ -21,7 +21,7 @@ pub(crate) struct Frontend {
     pub(crate) address: String,
     /// For clients outside: `always`, or `keep-client`.
     pub(crate) source_nat: String,
-    /// The ranges that may reach it; none for everybody.
+    /// The client ranges that may reach it; `None`: all.
     pub(crate) allowed: Option<Vec<String>>,
 }
 
@@ -61,15 +61,15 @@ pub(crate) struct Flow {
     pub(crate) reply_bytes: u64,
 }
 
-/// Somebody who has flows.
+/// A client, Service, backend or source address with its flows.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct TopTalker {
     /// An address, a backend or a Service port.
     pub(crate) name: String,
     pub(crate) flows: usize,
-    /// Those that nobody has answered.
+    /// Flows without a reply.
     pub(crate) unanswered: usize,
-    /// Different sources, address and port, that backends see.
+    /// Distinct source addresses and ports that backends see.
     pub(crate) source_ports: usize,
     pub(crate) bytes: u64,
 }
@@ -79,7 +79,7 @@ pub(crate) struct TopTalker {
 pub(crate) struct Neighbour {
     pub(crate) address: String,
     pub(crate) interface: String,
-    /// None while it is not resolved.
+    /// `None` while it is unresolved.
     pub(crate) mac: Option<String>,
     pub(crate) mtu: u16,
 }
@@ -106,18 +106,18 @@ pub(crate) struct Worker {
 pub(crate) struct Queue {
     pub(crate) interface: String,
     pub(crate) queue: u32,
-    /// `native` or `generic`, as the kernel says.
+    /// `native` or `generic`, as the kernel reports.
     pub(crate) xdp: String,
-    /// `zero-copy` or `copy`, as the kernel says.
+    /// `zero-copy` or `copy`, as the kernel reports.
     pub(crate) mode: String,
-    /// Whether full-size packets are known to arrive: `proven`; `unproven`; `path`, where they arrive in no mode;
-    /// `off`, where nobody tries.
+    /// Whether full-size packets are proven to arrive: `proven`, `unproven`, `path` (they arrive in no mode) or `off` (not
+    /// tried).
     #[serde(default)]
     pub(crate) proof: String,
-    /// Who answered, or why nothing is known.
+    /// Which neighbour replied, or why nothing is known.
     #[serde(default)]
     pub(crate) proof_detail: String,
-    /// Why the interface does not work in a better mode in which it did; none if it does.
+    /// Why the interface works in a slower mode than its fastest; `None` if it does not.
     #[serde(default)]
     pub(crate) fell_back: Option<String>,
 }
@@ -147,7 +147,7 @@ pub(crate) struct Tables {
     pub(crate) flow_capacity: u64,
     pub(crate) flow_table_bytes: usize,
     pub(crate) retired_generations: usize,
-    /// Services that were short of ports or room in the last ten minutes.
+    /// Services whose new flows were refused in the last ten minutes.
     #[serde(default)]
     pub(crate) short: Vec<String>,
     pub(crate) report: Vec<String>,

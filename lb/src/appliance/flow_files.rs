@@ -1,5 +1,4 @@
-//! The folder in which flow tables outlive the process: a tmpfs of its own, with huge pages where the kernel
-//! has them.
+//! The folder of the flow tables that outlive the process: a tmpfs of its own, with huge pages if the kernel supports them.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -13,10 +12,10 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use super::host;
 use crate::config::Config;
 
-/// The flow tables, and where their flows come from: those of an earlier process have to be adopted.
+/// The flow tables for IPv4 and IPv6, and where their flows come from: restored ones have to be adopted.
 ///
 /// # Errors
-/// Another process has the tables, or there is no memory for them.
+/// Another process uses the tables, or there is not enough memory.
 pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
     let (v4, v6) = (config.flows.capacity, config.flows.capacity_v6);
     if config.flows.keep {
@@ -32,11 +31,11 @@ pub(crate) fn open(config: &Config) -> anyhow::Result<(Flows, [Origin; 2])> {
                 return Ok((flows, origins));
             }
             Err(error) if matches!(error.downcast_ref(), Some(PersistError::InUse(_))) => return Err(error),
-            // Traffic matters more than what becomes of it at the next start.
+            // Serving without persistence is better than not serving.
             Err(error) => tracing::warn!("flows will not outlive this process: {error:#}"),
         }
     } else {
-        // What is left there would be out of date by the time that flows are kept again.
+        // Left in place, these flows would be out of date when persistence is turned on again.
         remove(&config.flow_folder())?;
     }
     Ok((Flows::new(v4, v6, HashKey::random())?, [Origin::Created; 2]))
@@ -47,10 +46,10 @@ fn open_persistent(folder: &Path, capacities: [u32; 2]) -> anyhow::Result<(Flows
     Ok(Flows::persistent(capacities, HashKey::random(), folder, host::boot_id()?)?)
 }
 
-/// Removes the tables of a process that has ended, and the tmpfs that was mounted for them.
+/// Removes the tables of a process that has ended, and unmounts their tmpfs.
 ///
 /// # Errors
-/// A process has them, or the file system refuses.
+/// A process uses them, or the file system refuses.
 pub(crate) fn remove(folder: &Path) -> anyhow::Result<()> {
     if !folder.exists() {
         return Ok(());
@@ -59,12 +58,12 @@ pub(crate) fn remove(folder: &Path) -> anyhow::Result<()> {
     if is_mounted(folder)? {
         umount(folder).with_context(|| format!("unmounting {}", folder.display()))?;
     }
-    // Somebody else's files are none of our business.
+    // Fails if the folder has other files: those stay.
     let _ = fs::remove_dir(folder);
     Ok(())
 }
 
-/// Makes the folder, in memory.
+/// Creates the folder and mounts a tmpfs on it.
 fn prepare(folder: &Path) -> anyhow::Result<()> {
     let place = folder.display();
     fs::DirBuilder::new()
@@ -75,7 +74,7 @@ fn prepare(folder: &Path) -> anyhow::Result<()> {
     if !is_mounted(folder)? {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let tmpfs = |options: &str| mount(Some("flowgate"), folder, Some("tmpfs"), flags, Some(options));
-        // A kernel without huge pages for files refuses the option.
+        // A kernel without CONFIG_TRANSPARENT_HUGEPAGE refuses the option `huge`.
         if let Err(error) = tmpfs("mode=0700,huge=always").or_else(|_| tmpfs("mode=0700")) {
             tracing::info!(%error, "no tmpfs mounted at {place}: flows are kept in what is there");
         }
@@ -85,7 +84,7 @@ fn prepare(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether something is mounted at the folder itself.
+/// Whether the folder is a mount point: it is on another device than its parent.
 fn is_mounted(folder: &Path) -> anyhow::Result<bool> {
     let device = |path: &Path| {
         let meta = fs::metadata(path).with_context(|| format!("looking at {}", path.display()));

@@ -1,8 +1,8 @@
-//! How long frames of packet memory are, and whether zero copy is tried at all: by what the drivers do with a frame.
+//! Chooses the frame length of the packet memory, and whether zero copy is possible, by how the drivers use a frame.
 
 use flowgate_xsk::{Driver, KERNEL_HEADROOM, ZeroCopy};
 
-/// A device, as far as it matters for its frames.
+/// A device that receives into frames.
 #[derive(Clone, Debug)]
 pub(crate) struct Receiver {
     pub(crate) interface: String,
@@ -10,17 +10,17 @@ pub(crate) struct Receiver {
     pub(crate) mtu: u32,
 }
 
-/// What was chosen for all devices of a packet memory.
+/// The choice for all devices of a packet memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Frames {
     pub(crate) chunk_len: u32,
     pub(crate) zero_copy: ZeroCopy,
-    /// Why zero copy is not tried although the configuration would have it.
+    /// Why zero copy is not tried although the configuration permits it.
     pub(crate) why_copy: Option<String>,
 }
 
-/// Chooses. A frame must hold the 256 bytes that the kernel keeps, an Ethernet header with a tag, and a packet; in zero
-/// copy all of it in the part of the frame that the driver uses. `frame_bytes` is the configured length, 0 for none.
+/// A frame must hold the 256 bytes that the kernel keeps, an Ethernet header with a tag, and a packet; in zero
+/// copy all of it in the part of the frame that the driver uses. `frame_bytes` is the configured length, 0 if there is none.
 ///
 /// # Errors
 /// The configured length is too short, or zero copy is demanded where it would lose packets: says what to change.
@@ -62,7 +62,7 @@ pub(crate) fn choose(
     Ok(Frames { chunk_len, zero_copy: ZeroCopy::Off, why_copy: why })
 }
 
-/// What the largest MTU needs where the kernel copies packets.
+/// The length that the largest MTU needs in copy mode.
 fn for_copies(receivers: &[Receiver], frame_bytes: u32) -> anyhow::Result<u32> {
     let largest = receivers.iter().max_by_key(|receiver| receiver.mtu);
     let (interface, largest) =
@@ -81,7 +81,7 @@ fn for_copies(receivers: &[Receiver], frame_bytes: u32) -> anyhow::Result<u32> {
     Ok(chosen)
 }
 
-/// The lengths that the kernel knows.
+/// The lengths that AF_XDP supports with pages of 4096 bytes.
 const LENGTHS: [u32; 2] = [2048, 4096];
 const ETHERNET_AND_TAG: u32 = 18;
 

@@ -1,4 +1,4 @@
-//! What Flowgate needs of the host: its devices, source ports of its own, and locked memory.
+//! What Flowgate needs from the host: devices, source ports of its own, locked memory, the boot id.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -8,8 +8,7 @@ use anyhow::Context;
 use flowgate_tables::PortSet;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
-/// The devices that have rings for the named interfaces: a bond has none, but its ports have. Its addresses,
-/// routes and neighbours count for each of them. `class` is `/sys/class/net`.
+/// The devices behind the named interfaces: a bond has no queues, so its ports stand for it. `class` is `/sys/class/net`.
 ///
 /// # Errors
 /// A bond has no port, or one of its ports is named as well.
@@ -21,7 +20,7 @@ pub(crate) fn devices(names: &[String], class: &Path) -> anyhow::Result<Vec<Stri
                 anyhow::ensure!(!ports.trim().is_empty(), "bond {name} has no port to send and receive by");
                 devices.extend(ports.split_ascii_whitespace().map(str::to_owned));
             }
-            // No bond, or nothing at all: whoever opens it will say so.
+            // Not a bond. If it does not exist at all, attaching reports it.
             Err(_) => devices.push(name.clone()),
         }
     }
@@ -31,8 +30,8 @@ pub(crate) fn devices(names: &[String], class: &Path) -> anyhow::Result<Vec<Stri
     Ok(devices)
 }
 
-/// Keeps the range from the kernel's own choice of source ports, then leaves out the ports on which the
-/// node has sockets already, so that its connections and ours never meet on one tuple.
+/// Reserves the range, so that the kernel no longer takes ephemeral ports from it, and returns it without the ports on which
+/// the node has sockets already: two connections on one five-tuple would mix.
 ///
 /// # Errors
 /// The kernel's list cannot be read or written.
@@ -62,8 +61,8 @@ pub(crate) fn release_ports(range: &RangeInclusive<u16>) -> anyhow::Result<()> {
     write_reserved(&reserved)
 }
 
-/// Packet memory counts against the limit of locked memory unless the process has CAP_IPC_LOCK: raises
-/// the limit as far as it may. Should it be too low, opening a socket says so.
+/// Raises the limit of locked memory as far as permitted. Packet memory counts against it without CAP_IPC_LOCK; if it is too
+/// low, opening a socket reports that.
 pub(crate) fn raise_locked_memory() {
     if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_ok() {
         return;
@@ -119,7 +118,10 @@ fn local_ports(table: &str) -> impl Iterator<Item = u16> {
 
 const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
-/// Which boot of the machine this is.
+/// The id of the present boot.
+///
+/// # Errors
+/// The kernel's file cannot be read.
 pub(crate) fn boot_id() -> anyhow::Result<[u8; 16]> {
     let text = fs::read_to_string(BOOT_ID).with_context(|| format!("reading {BOOT_ID}"))?;
     parse_boot_id(&text).with_context(|| format!("{BOOT_ID} holds {text:?}"))

@@ -1,4 +1,4 @@
-//! From tables to what the XDP program must send up, and publishing both in the right order.
+//! Publishes a generation to the workers (tables) and to the XDP program (BPF maps), in the right order.
 
 use flowgate_control::Update;
 use flowgate_tables::service::ServiceKey;
@@ -15,7 +15,7 @@ pub(crate) struct Publishing {
     pub(crate) steering: Steering,
     /// Whether workers answer the echo requests that VIPs receive.
     pub(crate) answers_echo: bool,
-    /// What devices with VLANs were told.
+    /// The receive VLAN offload of devices with VLANs.
     pub(crate) vlan_offload: VlanOffload,
 }
 
@@ -34,8 +34,10 @@ impl Publishing {
         self.steering.report().iter().map(|report| Device::named(&report.interface)).collect()
     }
 
-    /// Makes a generation current. What is gone is no longer sent up before the workers forget it; what
-    /// is new is sent up only once they know it.
+    /// Makes a generation current.
+    ///
+    /// # Errors
+    /// A map cannot be changed. The maps then have less than the tables, and traffic of the rest passes to the kernel.
     pub(crate) fn publish(&mut self, update: Update) -> Result<(), SteeringError> {
         self.follow_devices(&update.tables);
         self.vlan_offload.configure(&update.tables.routing);
@@ -43,22 +45,24 @@ impl Publishing {
         if self.answers_echo {
             wanted.answer_echo();
         }
+        // The maps must never hold what the workers do not know: a redirected frame cannot be given back to the kernel. So stale
+        // entries leave the maps before the tables change, and new ones enter them afterwards.
         self.steering.remove_stale(&wanted)?;
         self.publisher.publish(update.tables);
         self.steering.add_new(&wanted)
     }
 
-    /// Attaches the program to devices that were made anew, before anybody asks for sockets on them: without it the
-    /// kernel would answer packets of our flows with resets as soon as the device has its addresses back.
+    /// Attaches the program to devices that were created anew, before their sockets are opened: without it the kernel would
+    /// reset our flows as soon as the device has its addresses again.
     fn follow_devices(&mut self, tables: &Tables) {
-        // The devices come first, before the VLANs on them; one that is gone has no index.
+        // The interfaces begin with the devices, in the order of the report; VLANs follow. A device that is gone has ifindex 0.
         let served = tables.routing.interfaces().iter().map(|interface| interface.spec.ifindex);
         let is_new = |(now, attached): (u32, &AttachReport)| now != 0 && now != attached.ifindex;
         if !served.zip(self.steering.report()).any(is_new) {
             return;
         }
         for error in self.steering.reattach().err().into_iter().flatten() {
-            // Whoever opens the sockets tries again, and says what it means.
+            // The supervisor tries again when it reopens the sockets, and logs the error then.
             tracing::debug!("a device that was made anew is not served yet: {error}");
         }
     }

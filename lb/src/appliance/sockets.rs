@@ -1,4 +1,4 @@
-//! Opening a worker's sockets: which queues are whose, and on which core it runs.
+//! Opens a worker's AF_XDP sockets: assigns queues and cores to workers.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -12,7 +12,7 @@ use flowgate_xsk::{BindMode, Driver, FramePool, UmemConfig, XdpStatistics, XskSo
 use super::frames::{self, Frames, Receiver};
 use crate::config::Config;
 
-/// One AF_XDP socket, for the socket map and for people.
+/// One AF_XDP socket as the control thread sees it; the worker has its rings.
 pub(crate) struct QueueSocket {
     pub(crate) interface: String,
     pub(crate) ifindex: u32,
@@ -23,17 +23,17 @@ pub(crate) struct QueueSocket {
 }
 
 impl QueueSocket {
-    /// The kernel's counters of the socket; none once its device is gone.
+    /// The kernel's counters of the socket; `None` once its device is gone.
     pub(crate) fn statistics(&self) -> Option<XdpStatistics> {
         XdpStatistics::of(self.fd.as_fd()).ok()
     }
 
-    /// Gives it the traffic of its queue.
+    /// Puts it into the socket map, so that it gets the traffic of its queue.
     pub(crate) fn connect(&self, map: &SocketMap) -> Result<(), SteeringError> {
         map.set(self.ifindex, self.queue, self.fd.as_fd())
     }
 
-    /// Takes its traffic away.
+    /// Takes it out of the socket map; its traffic passes to the kernel.
     pub(crate) fn disconnect(&self, map: &SocketMap) -> Result<(), SteeringError> {
         map.clear(self.ifindex, self.queue)
     }
@@ -41,7 +41,7 @@ impl QueueSocket {
 
 pub(crate) type SocketCount = fn(&XdpStatistics) -> u64;
 
-/// Name, meaning and count of what the kernel drops on the way to and from a worker (af_xdp.rst, "XDP_STATISTICS").
+/// Name, meaning and count of frames that the kernel drops on the way to and from a worker (af_xdp.rst, "XDP_STATISTICS").
 pub(crate) const SOCKET_DROPS: [(&str, &str, SocketCount); 4] = [
     ("rx_ring_full", "The worker did not keep up: its receive ring was full.", |s| s.rx_ring_full),
     ("rx_dropped", "Larger than a frame, or the kernel had no memory.", |s| s.rx_dropped),
@@ -53,14 +53,14 @@ pub(crate) const SOCKET_DROPS: [(&str, &str, SocketCount); 4] = [
     }),
 ];
 
-/// How many workers there can be: as many as the interface with the fewest queues has, of those that exist.
+/// The largest number of workers: the queues of the existing interface that has the fewest.
 pub(crate) fn workers_possible(attached: &[AttachReport]) -> usize {
     let queues = attached.iter().map(|report| report.queues).filter(|queues| *queues > 0);
     queues.min().unwrap_or(1) as usize
 }
 
-/// Queues are dealt to workers in turn: worker `w` of `n` has the queues `w`, `w + n`, ... of every
-/// interface, so each worker can send by each interface. An interface that does not exist has none.
+/// Opens the sockets of worker `w` of `n`: it has the queues `w`, `w + n`, ... of every interface, so it can send by each
+/// without sharing a queue. An interface that does not exist has no queues.
 pub(crate) fn open(
     config: &Config,
     attached: &[AttachReport],
@@ -108,8 +108,8 @@ pub(crate) fn open(
             mode: socket.bind_mode(),
             fd: socket.fd().try_clone_to_owned()?,
         });
-        // A zero-copy NIC delivers what was on the wire; anything else may be a virtual device or the
-        // kernel's own stack, and telling costs a few additions.
+        // A zero-copy NIC delivers what was on the wire. Other devices may be virtual ones, which deliver packets of the local
+        // stack with partial checksums (CHECKSUM_PARTIAL); detecting these costs a few additions.
         let checksums = match socket.bind_mode() {
             BindMode::ZeroCopy => RxChecksums::Complete,
             BindMode::Copy => RxChecksums::MayBePartial,
@@ -119,7 +119,7 @@ pub(crate) fn open(
     Ok((XskDevice::new(pool, queues), sockets))
 }
 
-/// How the frames of these interfaces must be, those that exist.
+/// Chooses the frames for the interfaces that exist.
 pub(crate) fn choose_frames(
     config: &Config,
     attached: &[AttachReport],
@@ -145,7 +145,7 @@ pub(crate) fn choose_frames(
     frames::choose(&receivers, zero_copy, config.rings.frame_bytes)
 }
 
-/// The last cores by default: interrupts and the rest of the system gather on the first.
+/// One core per worker; by default the last ones, since interrupts and other processes tend to be on the first.
 pub(crate) fn choose_cores(config: &Config, count: usize) -> anyhow::Result<Vec<Option<usize>>> {
     let allowed: Vec<usize> =
         core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();

@@ -26,28 +26,27 @@ pub(crate) struct Supervisor {
     grace: Duration,
     grace_set_at: Option<Instant>,
     interfaces_checked_at: Option<Instant>,
-    /// The devices as the sockets were opened for, and as they were seen last.
+    /// The devices for which the sockets were opened, and as they were at the last check.
     opened_for: Vec<Option<Device>>,
     seen: Vec<Option<Device>>,
 }
 
-/// Something to be done with what serves.
+/// An operation on the appliance, with the sender for its result.
 type Request = Box<dyn FnOnce(&mut Appliance)>;
 
-/// By which others ask the supervisor.
+/// How other tasks send requests to the supervisor.
 #[derive(Clone)]
 pub(crate) struct SupervisorHandle {
     requests: mpsc::Sender<Request>,
 }
 
-/// The process is ending: nobody answers any more.
+/// The supervisor has ended, since the process is ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("flowgate is ending")]
 pub(crate) struct ShuttingDown;
 
 impl SupervisorHandle {
-    /// Has the supervisor do something, and hands back what came of it. It must be short: workers are not watched
-    /// meanwhile.
+    /// Runs an operation in the supervisor and returns its result. It must be quick: workers are not watched meanwhile.
     ///
     /// # Errors
     /// [`ShuttingDown`].
@@ -57,7 +56,7 @@ impl SupervisorHandle {
     ) -> Result<R, ShuttingDown> {
         let (reply, result) = oneshot::channel();
         let request: Request = Box::new(move |appliance| {
-            // Who asked may have gone away.
+            // The receiver is gone if the request was cancelled.
             let _ = reply.send(what(appliance));
         });
         self.requests.send(request).await.map_err(|_closed| ShuttingDown)?;
@@ -89,9 +88,9 @@ impl Supervisor {
         (supervisor, SupervisorHandle { requests: sender })
     }
 
-    /// Looks after everything until a worker hangs that only another process can replace: its number.
+    /// Supervises until a worker hangs and the process should be executed again; returns the number of the worker.
     pub(crate) async fn until_a_worker_hangs(&mut self) -> usize {
-        // After a long operation the next look is due later, not several at once.
+        // After a long operation the ticks that were missed are not made up for.
         let every = |period| {
             let mut ticks = tokio::time::interval(period);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -113,7 +112,7 @@ impl Supervisor {
     }
 
     fn check(&mut self) -> Option<usize> {
-        // A late tick tells when it was due. Workers would seem to have stood still since then.
+        // Not the time that the tick returns, which is when it was due: if it is late, workers would seem to hang.
         let now = now();
         if let Some(worker) = self.check_workers(now) {
             return Some(worker);
@@ -129,7 +128,7 @@ impl Supervisor {
         None
     }
 
-    /// Says whose new flows are refused, and what would help.
+    /// Logs which Services have new flows refused, and the remedy.
     fn report_exhaustion(&mut self, now: Instant) {
         let tables = self.appliance.publishing.publisher.current();
         for warning in self.appliance.workers.exhaustion.take_warnings(&tables, now) {
@@ -148,8 +147,8 @@ impl Supervisor {
         None
     }
 
-    /// Opens the sockets anew when an interface has come, gone or changed. Two checks must agree: a device may
-    /// be in the middle of it.
+    /// Reopens the sockets when an interface has come, gone or changed. Two successive checks must see the same devices, since
+    /// a change takes several steps.
     fn check_interfaces(&mut self) {
         let devices = self.appliance.publishing.devices();
         let settled = devices == self.seen;
@@ -180,8 +179,8 @@ impl Supervisor {
         }
     }
 
-    /// While all is well, whoever comes next has the time to take over. A worker that stays dead or hangs
-    /// loses its traffic to the kernel when that time is over.
+    /// Extends the grace period while all workers are healthy. If one stays dead or hangs the period runs out, and the XDP
+    /// program passes its traffic to the kernel.
     fn prolong_grace(&mut self, now: Instant) {
         let due = self.grace_set_at.is_none_or(|at| now.duration_since(at) >= GRACE_EVERY);
         if self.grace.is_zero() || !due || !self.appliance.workers.are_healthy() {
@@ -198,7 +197,7 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// Shows which workers are not healthy.
+/// Gives the reasons for which the workers are unhealthy to the health server.
 fn publish_unhealthy_reasons(workers: &Workers, unhealthy_reasons: &watch::Sender<Arc<[String]>>) {
     let states = (0..workers.slots.len()).map(|index| (index, workers.state(index)));
     let unwell = states
@@ -213,11 +212,11 @@ fn publish_unhealthy_reasons(workers: &Workers, unhealthy_reasons: &watch::Sende
     });
 }
 
-/// How often heartbeats are looked at and retired generations freed.
+/// How often heartbeats are checked and retired generations freed.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
-/// How often devices are looked at.
+/// How often the devices are checked.
 const INTERFACES_EVERY: Duration = Duration::from_millis(200);
-/// How often the grace period is prolonged.
+/// How often the grace period is extended.
 const GRACE_EVERY: Duration = Duration::from_millis(500);
-/// Requests that wait; more have to wait for room.
+/// Length of the request queue; a sender waits while it is full.
 const REQUESTS_WAITING: usize = 64;

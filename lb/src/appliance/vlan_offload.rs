@@ -1,4 +1,5 @@
-//! Devices with VLANs leave the tags of frames where the XDP program sees them.
+//! Turns off the receive VLAN offload of devices with VLANs: it takes the tag out of a frame, where an XDP program cannot see
+//! it.
 
 use std::collections::BTreeSet;
 

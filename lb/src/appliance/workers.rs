@@ -1,5 +1,8 @@
-//! The workers: starting them, watching them, and putting others in the place of those that panic. Decides
-//! nothing about the process: a worker that hangs is reported, since its thread cannot be ended.
+//! The workers and their slots: starts and watches them and respawns those that panic. A worker that hangs is only reported,
+//! since a thread cannot be ended from outside; the supervisor decides what follows.
+//!
+//! Order of a start: sockets are opened ([`Workers::open`]), the first generation is published, the flows of an earlier
+//! process are adopted, the thread starts, and its sockets enter the socket map. Only then does traffic reach it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,23 +33,23 @@ pub(crate) struct Workers {
     pub(crate) exhaustion: ExhaustionLog,
     pub(crate) slots: Vec<WorkerSlot>,
     pub(crate) restarts: Restarts,
-    /// In which modes the interfaces are known to work.
+    /// In which modes the interfaces are proven to work.
     pub(crate) proofs: Proofs,
-    /// What was taken over from an earlier process, once that is done.
+    /// Counts of what was adopted from an earlier process.
     pub(crate) adoption: Adoption,
     config: Config,
-    /// How the sockets were opened last, and what was asked for then.
+    /// Frames and zero-copy policy with which the sockets were opened last.
     frames: Frames,
     zero_copy: ZeroCopy,
     watchdog: Watchdog,
     started: bool,
-    /// Whether the flows are those of an earlier process and nobody has adopted them yet.
+    /// Whether the flow table holds flows of an earlier process that must be adopted before the start.
     adoption_is_due: bool,
-    /// Whether the sockets could not be opened after a change of the interfaces.
+    /// Whether sockets could not be opened again after a change of the interfaces.
     pub(crate) needs_reopen: bool,
 }
 
-/// How often workers were put in the place of others, by reason.
+/// How often workers were replaced, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Restarts {
     /// One panicked.
@@ -166,8 +169,8 @@ impl Workers {
         Ok(())
     }
 
-    /// Starts the workers with the first generation, which must be published by now, and gives them their
-    /// traffic. The flows of an earlier process are adopted before.
+    /// Starts the workers and gives them their traffic. Does nothing after the first call. The first generation must have been
+    /// published: adoption matches flows with its backends.
     ///
     /// # Errors
     /// The kernel refuses a thread or a slot.
@@ -175,6 +178,7 @@ impl Workers {
         if self.started {
             return Ok(());
         }
+        // Adoption needs the flow table for itself, so it comes before any worker starts.
         if std::mem::take(&mut self.adoption_is_due) {
             self.adoption =
                 adopt(&self.shared.flows, &self.shared.affinity, &context.publisher.current().services);
@@ -213,8 +217,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Looks after the workers: one that has panicked gets a successor, and those that have begun to hang
-    /// are told.
+    /// Respawns workers that have panicked, and returns those that have begun to hang, whose traffic passes to the kernel.
     pub(crate) fn watch(&mut self, context: &StartContext<'_>, now: Instant) -> Vec<usize> {
         if !self.started {
             return Vec::new();
@@ -255,7 +258,7 @@ impl Workers {
         tracing::error!(worker = index, "worker is dead");
         let mut frames = self.frames.clone();
         if frames.zero_copy == ZeroCopy::Auto && slot.sockets.iter().any(|s| s.mode == BindMode::Copy) {
-            // The same devices refused it: asking again costs time.
+            // These devices have refused zero copy already; another attempt only takes time.
             frames.zero_copy = ZeroCopy::Off;
         }
         slot.teardown();
@@ -282,13 +285,13 @@ impl Workers {
         }
     }
 
-    /// Opens the sockets of all interfaces anew, after some have changed, with as many workers as they allow.
+    /// Opens all sockets again after interfaces have changed, with as many workers as their queues allow.
     ///
     /// # Errors
-    /// What is missing, with its interface and queue. Then nobody works until another call has more luck, unless no
-    /// frame is long enough for an interface: then all go on as they are.
+    /// What is missing, with its interface and queue. Then no worker runs until another call succeeds. If no frame is long
+    /// enough for an interface, all workers go on unchanged.
     pub(crate) fn reopen(&mut self, context: &StartContext<'_>) -> anyhow::Result<()> {
-        // What cannot be served as it is now stops nobody who works.
+        // Checked before the workers stop: an MTU that cannot be served must not interrupt the other interfaces.
         sockets::choose_frames(&self.config, context.attached, self.proofs.zero_copy())?;
         self.pause()?;
         self.open_slots(context.attached)?;
@@ -296,8 +299,7 @@ impl Workers {
         self.resume(context)
     }
 
-    /// Ends all workers and closes their sockets. Nobody works until sockets are open again and [`Self::resume`] is
-    /// called.
+    /// Stops all workers and closes their sockets, until new ones are opened and [`Self::resume`] is called.
     ///
     /// # Errors
     /// A worker does not stop.
@@ -312,7 +314,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Has workers work with the sockets that were opened after a pause.
+    /// Starts workers on the sockets that were opened after a pause.
     ///
     /// # Errors
     /// The kernel refuses a thread or a slot.
@@ -324,7 +326,7 @@ impl Workers {
         Ok(())
     }
 
-    /// Closes sockets that no worker has.
+    /// Closes the sockets of slots without a worker.
     pub(crate) fn close(&mut self) {
         self.slots
             .iter_mut()
@@ -332,7 +334,7 @@ impl Workers {
             .for_each(WorkerSlot::teardown);
     }
 
-    /// Whether sockets are open, and in the modes in which the interfaces are known to work.
+    /// Whether all sockets are open, with the zero-copy policy that follows from the proofs.
     pub(crate) fn is_open_as_planned(&self) -> bool {
         let is_open = |slot: &WorkerSlot| !matches!(slot.stage, Stage::Empty);
         self.slots.iter().all(is_open) && self.zero_copy == self.proofs.zero_copy()
@@ -343,10 +345,10 @@ impl Workers {
         self.started && !self.needs_reopen
     }
 
-    /// Sends a frame by a socket that no worker has yet.
+    /// Sends a frame by the socket of a slot whose worker has not started.
     ///
     /// # Errors
-    /// There is none, or no room in it.
+    /// There is no such slot, or its ring is full.
     pub(crate) fn send(&mut self, interface: InterfaceId, frame: &[u8]) -> io::Result<()> {
         let ready = self.slots.iter_mut().find_map(|slot| match &mut slot.stage {
             Stage::Ready(device) => Some(device),
@@ -356,24 +358,24 @@ impl Workers {
         sent.ok_or(io::ErrorKind::NotConnected)?.map_err(|not_sent| io::Error::other(format!("{not_sent:?}")))
     }
 
-    /// In which mode an interface works, if it has sockets.
+    /// The mode in which an interface works; `None`: it has no sockets.
     pub(crate) fn mode(&self, interface: &str) -> Option<Mode> {
         let mut sockets = self.slots.iter().flat_map(|slot| &slot.sockets);
         let socket = sockets.find(|socket| socket.interface == interface)?;
         Some(Mode::of(socket.xdp, socket.mode))
     }
 
-    /// What is known of an interface.
+    /// The proof of an interface, for people.
     pub(crate) fn proof(&self, interface: &str) -> ProofStatus {
         self.proofs.shown(interface, self.mode(interface), self.chunk_len())
     }
 
-    /// How long frames are.
+    /// Length of a frame in bytes.
     pub(crate) fn chunk_len(&self) -> u32 {
         self.frames.chunk_len
     }
 
-    /// Whether every place has a worker that moves, as far as is known.
+    /// Whether every slot has a worker that makes progress.
     pub(crate) fn are_healthy(&self) -> bool {
         (0..self.slots.len()).all(|worker| self.state(worker) == "running")
     }
@@ -397,7 +399,7 @@ impl Workers {
         }
     }
 
-    /// Stops all workers and waits for them, though not for one that hangs.
+    /// Stops all workers and waits for them, except for those that hang.
     pub(crate) fn stop(mut self) {
         self.request_stop();
         for (worker, slot) in self.slots.iter_mut().enumerate() {
@@ -419,7 +421,7 @@ impl WorkerSlot {
         }
     }
 
-    /// The core that the worker is bound to, once it runs and if it is.
+    /// The core that the worker is bound to; `None` if it is not, or does not run.
     pub(crate) fn core(&self) -> Option<u64> {
         match &self.stage {
             Stage::Running(handle) => handle.state.core(),
@@ -485,10 +487,10 @@ impl WorkerSlot {
     }
 }
 
-/// A worker is replaced at most so many times in this time.
+/// A slot's worker is replaced at most so many times in this time.
 const PANICS_MAX: usize = 5;
 const PANICS_WINDOW: Duration = Duration::from_secs(60);
 
-/// How long the end of the process waits for a worker: one that sleeps wakes after a tenth of a second.
+/// How long a stop waits for a worker. One that sleeps wakes after 100 ms at most.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_millis(2);

@@ -58,9 +58,9 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
 /// Why serving has ended.
 #[derive(Debug)]
 enum Ended {
-    /// A signal, by its name for people.
+    /// A signal, named for the log.
     Signal(&'static str),
-    /// A worker hangs: only another process gets rid of it.
+    /// A worker hangs: the program has to be executed again.
     Hang(ExecHistory),
 }
 
@@ -187,13 +187,14 @@ fn shut_down(appliance: Appliance, grace: Duration, outcome: anyhow::Result<Ende
     outcome
 }
 
-/// Takes the traffic from the workers; the XDP program drops it during the grace period.
+/// Takes the traffic from the workers. The grace period is set first: a packet that finds no socket passes to the kernel
+/// otherwise, which would reset its connection.
 fn stop_traffic(publishing: &mut Publishing, grace: Duration) -> Result<(), SteeringError> {
     publishing.steering.set_grace_period(grace)?;
     publishing.steering.clear_all_sockets()
 }
 
-/// Attaches the XDP program and takes the source ports from the kernel.
+/// Attaches the XDP program and reserves the source ports.
 fn attach(config: &Config) -> anyhow::Result<(Steering, PortSet)> {
     host::raise_locked_memory();
     let interfaces = config
@@ -218,7 +219,7 @@ fn attach(config: &Config) -> anyhow::Result<(Steering, PortSet)> {
     Ok((steering, snat_ports))
 }
 
-/// Waits for the signal that ends a run, and says which it was.
+/// Waits for SIGTERM or SIGINT; its name for the log.
 fn signalled() -> anyhow::Result<impl Future<Output = &'static str>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -230,7 +231,7 @@ fn signalled() -> anyhow::Result<impl Future<Output = &'static str>> {
     })
 }
 
-/// A start that failed leaves nothing behind, unless an earlier flowgate had left it for its successor.
+/// Detaches after a start that has failed, and returns its error. What an earlier process left for its successor stays.
 fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> anyhow::Error {
     if steering.report().iter().all(|report| report.link == LinkOrigin::Fresh) {
         let undone = steering.detach().map_err(anyhow::Error::from);
@@ -243,7 +244,7 @@ fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> any
     error
 }
 
-/// Publishes what control compiled; the first generation brings the traffic.
+/// Publishes what the control plane compiled. The first generation starts the workers.
 fn sink(supervisor: SupervisorHandle, grace: Duration) -> impl AsyncFnMut(Update) -> anyhow::Result<()> {
     let mut is_first = true;
     async move |update: Update| {
@@ -261,7 +262,8 @@ fn publish(
     let (services, backends) =
         (update.tables.services.services().len(), update.tables.services.backends().len());
     if let Some(grace) = grace {
-        // What is ours from now on must not pass to the kernel before the workers have it.
+        // From now on the maps name our traffic, but the sockets enter the socket map only when the workers start. Without the
+        // grace period such packets would pass to the kernel in between, and be reset.
         publishing.steering.set_grace_period(grace)?;
     }
     publishing.publish(update)?;
@@ -270,7 +272,7 @@ fn publish(
     Ok(())
 }
 
-/// Each finding is logged once, when it appears.
+/// Logs each finding once, when it appears.
 async fn log_reports(mut status: watch::Receiver<Status>) {
     let mut known = Vec::new();
     loop {
@@ -291,8 +293,8 @@ async fn log_reports(mut status: watch::Receiver<Status>) {
     }
 }
 
-/// Where ticks count from: the beginning of the monotonic clock, so that those that one process writes into
-/// the flow table mean the same to the next.
+/// The instant from which ticks count: the zero of the monotonic clock, so that ticks in the flow table of one process are
+/// valid for the next.
 fn clock_start() -> Instant {
     let since = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     #[expect(clippy::disallowed_methods, reason = "the clock that workers and watchdog share")]
@@ -302,8 +304,8 @@ fn clock_start() -> Instant {
 
 fn init_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        // The netlink crates warn of attributes of newer kernels, which nobody here reads; kube-client of each
-        // failed request, which the source says once and better; the DNS library tells of every query.
+        // The netlink crates warn of attributes of newer kernels, which are not needed; kube-client logs each failed request,
+        // which the source logs once and better; the DNS library logs every query.
         .unwrap_or_else(|_| {
             tracing_subscriber::EnvFilter::new(
                 "info,netlink_packet_route=error,kube_client=off,hickory_server=warn",

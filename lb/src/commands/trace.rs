@@ -1,5 +1,5 @@
-//! `flowgate trace`: what would become of a packet, by the tables and the code that `flowgate run` uses.
-//! Opens nothing but the manifests and the packets; each packet is the first of its flow.
+//! `flowgate trace`: what `flowgate run` would do with packets, by the same tables and code. Reads only manifests and
+//! packets; each packet counts as the first of its flow.
 
 #[cfg(test)]
 mod fuzz;
@@ -92,15 +92,15 @@ struct Traced {
     reason: String,
 }
 
-/// A line of input that makes no packet.
+/// The output for a line of input that is not a packet.
 #[derive(Debug, Serialize)]
 struct Misread {
     id: Value,
     error: String,
 }
 
-/// Traces all packets. What is wrong with the manifests goes to stderr and stops nothing; a line that is
-/// no packet is answered with its error, and the exit status says so at the end.
+/// Traces all packets. Findings about the manifests go to stderr and stop nothing. A line that is not a packet gives an error
+/// in its place of the output, and exit code 1 at the end.
 pub(crate) fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let TraceOutput::Json = args.output;
     let tables = tables(args)?;

@@ -1,4 +1,4 @@
-//! Helpers of the sections: values with rules of their own.
+//! How sections deserialize values with rules of their own, and the error of values that contradict each other.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! What the DNS server did. Never there when it is off.
+//! Metrics of the DNS server. Absent when it is off.
 
 use flowgate_control::dns::Counters;
 

@@ -1,4 +1,4 @@
-//! Metrics as plain values, and their way into the text format. Knows no metric by name.
+//! Metrics as plain values, and their encoding as text.
 
 use std::fmt;
 
@@ -6,19 +6,19 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-/// What tells the samples of one family apart.
+/// The labels of one sample.
 pub(super) type Labels = Vec<(&'static str, String)>;
 
-/// Whether it only grows.
+/// The type of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It does; its samples end in `_total`.
+    /// Only grows; the names of its samples end in `_total`.
     Counter,
-    /// It goes up and down.
+    /// Goes up and down.
     Gauge,
 }
 
-/// A value.
+/// The value of a sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Number {
     Whole(u64),
@@ -63,12 +63,12 @@ struct Family {
     samples: Vec<(Labels, Number)>,
 }
 
-/// Families in the order of adding.
+/// Families in the order in which they were added.
 #[derive(Debug, Default)]
 pub(super) struct Families(Vec<Family>);
 
 impl Families {
-    /// Adds a family; each name once.
+    /// Adds a family. A name must be added only once.
     pub(super) fn add(
         &mut self,
         kind: Kind,

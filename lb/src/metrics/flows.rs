@@ -1,5 +1,5 @@
-//! Metrics of flows, by Service and, where it is asked for, by backend. Walks the whole flow table, so it belongs on
-//! a thread that may take its time.
+//! Metrics of flows: totals and, with that detail, by Service and by backend. Walks the whole flow table, which takes long, so
+//! it must not run on the control thread.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use flowgate_tables::{Backend, BackendId, Service, ServiceId, Tables};
 use super::families::{Families, Kind, Labels, Number};
 use crate::config::MetricsDetail;
 
-/// The use of the flow table, and who uses it.
+/// Adds the families of the flow table.
 pub(super) fn add(families: &mut Families, table: &Flows, tables: &Tables, detail: MetricsDetail) {
     families.gauge("flowgate_flow_entries_used", "Entries of the flow table in use.", table.used_entries());
     families.gauge("flowgate_flow_capacity", "Flows that the table is made for.", table.capacity());
@@ -64,7 +64,7 @@ fn add_backends(families: &mut Families, tables: &Tables, by_backend: &HashMap<B
     add_loads(families, "backend", "the backend", &loads);
 }
 
-/// Gauges: what flows that have ended carried is not in them any more.
+/// Adds gauges, not counters: flows that have ended are no longer in the sums.
 fn add_loads(families: &mut Families, prefix: &str, whose: &str, loads: &[(Labels, Load)]) {
     let mut add = |what: &str, help: String, value: fn(&Load) -> u64| {
         let samples = loads.iter().map(|(labels, load)| (labels.clone(), Number::from(value(load))));

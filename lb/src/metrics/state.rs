@@ -1,4 +1,4 @@
-//! Metrics of the control plane: objects, tables, source, health. Never changes any of it.
+//! Metrics of the control plane: objects, tables, source, health.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use flowgate_tables::Tables;
 
 use super::families::{Families, Kind, Number};
 
-/// The published tables.
+/// Adds the families of the published tables.
 pub(super) fn add_tables(families: &mut Families, tables: &Tables, retired: usize) {
     families.gauge(
         "flowgate_generation",
@@ -37,7 +37,7 @@ pub(super) fn add_tables(families: &mut Families, tables: &Tables, retired: usiz
     families.gauge("flowgate_snat_ports", "Source ports on each of them.", tables.snat.ports().len());
 }
 
-/// What the reconciler shows, and whether all is well.
+/// Adds the families of the reconciler and of health.
 pub(super) fn add_control(families: &mut Families, health_inputs: &HealthInputs) {
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     families.add(Kind::Gauge, "flowgate_build_info", "The version that runs.", [(version, 1_u64.into())]);

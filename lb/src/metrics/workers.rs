@@ -1,4 +1,4 @@
-//! Metrics of workers, their sockets and the XDP program. Never counts: it reads what they count.
+//! Metrics of workers, their sockets and the XDP program.
 
 use flowgate_dataplane::{Counters, DropReason, Event, PassReason};
 use flowgate_xsk::steering::Reason;
@@ -8,7 +8,7 @@ use super::families::{Families, Kind, Labels, Number};
 use crate::appliance::sockets::{QueueSocket, SOCKET_DROPS, SocketCount};
 use crate::appliance::workers::{Restarts, WorkerSlot, Workers};
 
-/// Every count of every worker.
+/// Adds the counters of the workers.
 pub(super) fn add_workers(families: &mut Families, workers: &Workers, hangs: u64) {
     let states = (0..workers.slots.len())
         .map(|index| (worker_label(index), Number::from(workers.state(index) == "running")));
@@ -49,7 +49,7 @@ fn add_counters(families: &mut Families, counters: &[Counters]) {
     families.add(Kind::Counter, "flowgate_worker_passed_packets", help, passed);
 }
 
-/// What the kernel counts of every socket.
+/// Adds modes, proofs and kernel counters of the sockets.
 pub(super) fn add_sockets(families: &mut Families, workers: &Workers) {
     let sockets: Vec<_> = workers
         .slots
@@ -95,7 +95,7 @@ pub(super) fn add_sockets(families: &mut Families, workers: &Workers) {
     families.add(Kind::Counter, "flowgate_socket_tx_ring_empty", help, idle);
 }
 
-/// How packets left the XDP program.
+/// Adds the counters of the XDP program.
 pub(super) fn add_steering(families: &mut Families, counters: &[(Reason, u64)]) {
     let samples = counters
         .iter()

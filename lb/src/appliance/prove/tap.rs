@@ -39,7 +39,7 @@ impl Tap {
                 let device = from.and_then(|from| u32::try_from(from.ifindex()).ok());
                 Ok(device.map(|device| (device, len)))
             }
-            // ENETDOWN: any device went down; the socket is bound to none.
+            // ENETDOWN: a device went down, which is no failure of the socket.
             Err(nix::Error::EAGAIN | nix::Error::ENETDOWN) => Ok(None),
             Err(error) => Err(error.into()),
         }

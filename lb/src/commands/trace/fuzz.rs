@@ -1,4 +1,4 @@
-//! Lines that are no packets, as a fuzz target: each is traced or answered with its error.
+//! Fuzz target: a line of `flowgate trace`, which is traced or reported with its error.
 
 use flowgate_control::Role;
 use flowgate_control::model::Desired;
