@@ -1,6 +1,6 @@
-//! Backends come and go while clients work: what must not break, and who may move.
+//! Backends come and go while clients have connections: which must not break, and which may get another backend.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 mod support;
 

@@ -1,6 +1,6 @@
-//! The command line for people who make mistakes: one bad object, key or interface is named, and nothing else suffers.
+//! Mistakes of operators: a bad object, key or interface is named in one sentence, and nothing else is affected.
 //!
-//! Tests with a namespace need root: without it they say so and fail.
+//! Tests with a namespace need root; without it they fail with a message.
 
 mod support;
 
@@ -19,7 +19,7 @@ use support::{
 };
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
-/// What is wrong, by file; the line is that of the object.
+/// Findings by file; the line is that of the object.
 const BAD: [(&str, &str); 3] = [
     (
         "port.yaml",
@@ -160,7 +160,7 @@ fn a_start_that_cannot_work_says_why_in_one_sentence_and_leaves_nothing() -> Res
     Ok(())
 }
 
-/// What only shows once the program is attached.
+/// Errors that are found only once the program is attached.
 #[test]
 fn a_start_that_fails_late_says_why_in_one_sentence_and_leaves_nothing() -> Result<()> {
     let place = Place::new()?;
@@ -181,7 +181,7 @@ struct Place {
     folder: TempDir,
 }
 
-/// What a flowgate left behind; nothing by default.
+/// What a flowgate left behind. The default: nothing.
 #[derive(Debug, Default, PartialEq)]
 struct Left {
     pins: BTreeMap<String, u64>,

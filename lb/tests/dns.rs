@@ -1,6 +1,6 @@
-//! The names of Services, asked of the real binary by a client behind the gateway's interface.
+//! DNS queries for the names of Services, to the real binary, by a client behind the gateway's interface.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 mod support;
 

@@ -1,7 +1,7 @@
-//! A Service that runs out of source ports: its established connections go on, whoever operates the gateway learns
-//! which Service it is and what would help, and new connections get through once old ones end.
+//! A Service that runs out of source ports: its established connections go on, the operator learns which Service it is and
+//! what would help, and new connections get through once old ones end.
 //!
-//! Needs root: without it this says so and fails.
+//! Needs root; without it the test fails with a message.
 
 mod support;
 

@@ -1,6 +1,6 @@
-//! `flowgate lab faults` and `flowgate lab soak`, each in its short form: `make faults` and `make soak` are the long ones.
+//! Short runs of `flowgate lab faults` and `flowgate lab soak`; `make faults` and `make soak` are the long ones.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 #[cfg(not(feature = "lab"))]
 compile_error!("these tests need the lab: `make test`, or `cargo test --features flowgate/lab`");
@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-/// Each would disturb what the other measures.
+/// The tests run one at a time, since each would disturb what the other measures.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Runs `flowgate lab ARGUMENTS` to its end; returns its last line and what else it said.

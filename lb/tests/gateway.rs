@@ -1,6 +1,7 @@
-//! Services through the real binary on real rings: who answers, with which bytes, and what is counted.
+//! Connections to Services through the real binary on real rings: which backend replies, with which bytes, and what is
+//! counted.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 mod support;
 
@@ -49,7 +50,7 @@ fn http_reaches_every_backend_by_cluster_ip_and_node_port_and_every_view_agrees(
     check_views(&lab, REQUESTS * 2, &answered)
 }
 
-/// The views after `total` connections, of which `answered` says who got how many.
+/// Checks the admin views after `total` connections; `answered` has their number by backend.
 fn check_views(lab: &Lab, total: usize, answered: &BTreeMap<String, usize>) -> Result<()> {
     // The last acknowledgement may still be under way, and counts appear a burst later.
     eventually("no packet moves any more", || {
@@ -153,7 +154,7 @@ fn datagrams_and_segments_up_to_the_mtu_arrive_intact_with_right_checksums() -> 
     lab.gateway.manifests().apply(&tcp_service, &lab.addresses())?;
     eventually("both Services have their backends", || Ok(lab.active_backends()?.len() == 4))?;
 
-    // Only so many packets wait for a neighbour: first each backend is found.
+    // The queue of packets for an unresolved neighbour is bounded, so each backend is resolved first.
     let known = || udp_servers.iter().all(|server| server.clients().total() > 0);
     lab.client().enter(|| {
         (30_000..30_100)

@@ -1,6 +1,6 @@
 //! IPv6 Services through the real binary on real rings, beside the IPv4 ones.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 mod support;
 
@@ -85,7 +85,7 @@ fn datagrams_and_segments_up_to_the_mtu_arrive_intact_with_right_checksums() -> 
     manifests.apply(&tcp_service.dual_stack(), &lab.addresses())?;
     wait_for_backends(&lab, 8)?;
 
-    // Only so many packets wait for a neighbour: first each backend is found.
+    // The queue of packets for an unresolved neighbour is bounded, so each backend is resolved first.
     let target = SocketAddr::from((CLUSTER_IP_V6, 7000));
     let known = || udp_servers.iter().all(|server| server.clients().total() > 0);
     lab.client().enter(|| {

@@ -1,6 +1,6 @@
-//! Health and metrics of the real binary, asked over the network as load balancers and Prometheus do.
+//! Health and metrics of the real binary, requested over the network as load balancers and Prometheus do.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 mod support;
 

@@ -1,7 +1,6 @@
-//! The gateway on a real Kubernetes API: Deployments become EndpointSlices by the controllers of Kubernetes, and clients
-//! see what the gateway makes of them.
+//! The gateway on a real Kubernetes API, whose controllers make EndpointSlices of Deployments. Clients check the result.
 //!
-//! Needs root, etcd and the control plane that `make kubernetes` builds: without them every test says so and fails.
+//! Needs root, etcd and the control plane that `make kubernetes` builds; without them every test fails with a message.
 
 mod support;
 

@@ -1,6 +1,6 @@
-//! Restarts, broken workers, and interfaces that come and go: connections through Services go on.
+//! Connections go on through restarts, worker failures, and interfaces that come and go.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 mod support;
 

@@ -1,6 +1,6 @@
-//! Interfaces prove themselves: who is asked, what becomes of one that loses full-size packets, and what is remembered.
+//! Proofs that full-size packets arrive: which neighbours are probed, which mode follows a loss, and what a restart remembers.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 mod support;
 

@@ -1,6 +1,6 @@
-//! Ends of flowgate, wanted and not: what goes on meanwhile, what is left, and what the next start finds.
+//! Planned and sudden ends of flowgate: which connections go on meanwhile, what is left behind, and what the next start finds.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 mod support;
 

@@ -1,7 +1,6 @@
-//! Routes of the real kernel under the real binary: several next hops, next hops of the other family, and routes that
-//! lead nowhere.
+//! Kernel routes under the real binary: several next hops, next hops of the other family, and routes without a next hop.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 mod support;
 

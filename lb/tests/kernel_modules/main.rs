@@ -1,7 +1,7 @@
-//! What needs modules that not every kernel has: SCTP sockets, VLAN interfaces, bonds, netem, dummy interfaces. Ignored
-//! unless asked for; `make vm-tests` runs them in a virtual machine whose kernel has them all.
+//! Tests that need kernel modules which are not everywhere: SCTP sockets, VLAN interfaces, bonds, netem, dummy interfaces.
+//! Ignored by default; `make vm-tests` runs them in a virtual machine whose kernel has them all.
 //!
-//! Needs root, for network namespaces and XDP: without it every test says so and fails.
+//! Needs root for network namespaces and XDP; without it every test fails with a message.
 
 mod bond;
 mod dummy;

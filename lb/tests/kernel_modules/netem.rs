@@ -71,7 +71,7 @@ fn connections_over_links_that_lose_reorder_and_duplicate_carry_all_bytes_unchan
 #[ignore = "needs modules that not every kernel has: make vm-tests"]
 fn datagrams_that_are_duplicated_or_reordered_arrive_as_such_and_unchanged() -> Result<()> {
     let (lab, _servers, targets) = served(L4Protocol::Udp)?;
-    // Only so many packets wait for a neighbour: first each backend is found.
+    // The queue of packets for an unresolved neighbour is bounded, so each backend is resolved first.
     for (target, port) in
         targets.into_iter().flat_map(|target| (30_000..30_020).map(move |port| (target, port)))
     {

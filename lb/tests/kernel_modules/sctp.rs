@@ -1,4 +1,4 @@
-//! Associations between real SCTP sockets. Those verify the CRC32c of each packet, and drop in silence what is wrong.
+//! Associations between real SCTP sockets. The kernel verifies the CRC32c of each packet and drops bad ones silently.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};

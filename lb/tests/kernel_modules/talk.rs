@@ -1,4 +1,4 @@
-//! Conversations over sockets whose bytes are compared, one by one, with what was sent.
+//! Connections whose bytes are all compared with what was sent.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr};

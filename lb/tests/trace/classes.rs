@@ -1,4 +1,4 @@
-//! P3xx on a node: what each kind of address and each traffic policy means.
+//! P3xx on a node: kinds of frontend addresses and traffic policies.
 
 use serde_json::json;
 

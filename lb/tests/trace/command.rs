@@ -1,4 +1,4 @@
-//! Runs `flowgate trace` and reads its answers. Knows nothing of what they should be.
+//! Runs `flowgate trace` and parses its output.
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! Where a gateway differs from a node: all endpoints count, nobody is a pod, and replies come back through it.
+//! Where the role gateway differs from node: all endpoints count, no client is a pod, and replies come back through it.
 
 use serde_json::json;
 

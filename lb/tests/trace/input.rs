@@ -1,4 +1,4 @@
-//! The command itself: what it reads, what it answers, and what it says of mistakes.
+//! The command itself: its input, its output, and its errors.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! What becomes of packets, rule by rule: the built binary is given manifests and asked by `flowgate trace`. Each test
-//! names its rules; `control/KUBERNETES.md` says what they are. Needs no privileges and opens no device.
+//! The verdicts of `flowgate trace`, rule by rule, from the built binary and manifests. Each test names its rules;
+//! `control/KUBERNETES.md` defines them. Needs no privileges and opens no device.
 
 mod classes;
 mod command;

@@ -1,4 +1,4 @@
-//! P6xx and P7xx on a node: whose address a backend sees, and that affinity narrows nothing before it binds.
+//! P6xx and P7xx on a node: which source address a backend sees, and that affinity excludes no endpoint before it binds.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! P4xx and P5xx: who may reach a load balancer, and what becomes of packets that nobody serves.
+//! P4xx and P5xx: source ranges of load balancers, and the verdict on packets to Services without endpoints.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,4 @@
-//! A small cluster to try rules in: objects in the words of the API, and rows of packets with what must
-//! become of them. Never says what the rules are.
+//! A small cluster for the rules: API objects, and rows of packets with the expected verdicts.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! The objects of a cluster, as plain values, and as manifests. Says nothing of what they mean.
+//! The objects of a cluster, as plain values and as manifests.
 
 use std::net::IpAddr;
 

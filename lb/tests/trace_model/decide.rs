@@ -1,4 +1,4 @@
-//! The first packet of a flow, step by step as D1 to D6. Slow and plain: every Service is asked about every packet.
+//! The first packet of a flow, step by step as D1 to D6. Slow and plain: every packet is compared with every Service.
 //! Written from the rules; shares nothing with the code under test.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! `flowgate trace` against a second, independent statement of what kube-proxy does with a packet.
+//! `flowgate trace` against a second, independent model of what kube-proxy does with a packet.
 //!
 //! Clusters, machines and packets are random but the same in each run. `TRACE_SEEDS=2000` tries so many clusters,
 //! `TRACE_FIRST_SEED=17` starts elsewhere. A failure names its seed, the packet and both verdicts.

@@ -1,4 +1,4 @@
-//! Packets worth asking about: from everybody, to everything that a cluster has, and a little beside it.
+//! Packets to trace: from every kind of source to every address of a cluster, and to some that nobody has.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,5 +1,5 @@
-//! Random clusters and machines. They hold whatever the API server would let be at one time: so no two Services have one
-//! address and port, or one NodePort. Says nothing of what anything means.
+//! Random clusters and machines. Everything in them passes the validation of an API server: no two Services share an address
+//! and port, or a NodePort.
 
 mod slices;
 

@@ -1,5 +1,5 @@
-//! Random endpoints, slices and objects of the old API. What two objects say of one address differs only where a rule
-//! says whom to believe.
+//! Random endpoints, slices and objects of the old API. Two objects contradict each other about an address only
+//! where a rule defines which one counts.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
