@@ -1,4 +1,4 @@
-//! How the addresses of a family lie in an entry and go into the hash. Never decides anything.
+//! How the addresses of a family are stored in an entry and hashed.
 
 use crate::sync::{AtomicU64, Ordering};
 use std::fmt::Debug;
@@ -6,23 +6,23 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flowgate_wire::Address;
 
-/// An address that a flow table can have.
+/// An address family that a flow table can have.
 pub trait FlowAddress: Address {
-    /// Where an entry keeps two of them.
+    /// The field of an entry that stores source and destination.
     type Pair: PairCell<Self>;
 
-    /// The part of a multilinear hash that two addresses make, modulo 2^64.
+    /// The addresses' part of the multilinear hash, modulo 2^64.
     fn pair_hash(pair: [Self; 2], key: &[u64; 8]) -> u64;
 }
 
-/// Two addresses that several threads may read and write, word by word. They keep the order of the wire in
-/// memory: a C reader sees source, then destination.
+/// Source and destination in words that several threads read and write, in wire order in memory. Only each word is
+/// atomic: the sequence word of the entry tells whether they belong together.
 pub trait PairCell<A>: Debug + Default + Send + Sync {
-    /// Whether these two are in it.
+    /// Whether it holds these two.
     fn is(&self, src: A, dst: A) -> bool;
-    /// The two that are in it.
+    /// Source and destination.
     fn load(&self) -> [A; 2];
-    /// Puts these two into it.
+    /// Stores source and destination.
     fn store(&self, pair: [A; 2]);
 }
 
@@ -65,8 +65,8 @@ impl FlowAddress for Ipv6Addr {
 
     #[inline(always)]
     fn pair_hash([src, dst]: [Self; 2], key: &[u64; 8]) -> u64 {
-        // Half as many multiplications as words (Lemire and Kaser 2014, "multilinear-HM"): a product of two
-        // sums of key and word instead of two products.
+        // Half as many multiplications as words (Lemire and Kaser 2014, "multilinear-HM"): one product of two sums of
+        // key and word in place of two products.
         let ([a, b], [c, d]) = (halves(src), halves(dst));
         let product = |word: u64, at: usize| {
             let (low, high) = (word & u64::from(u32::MAX), word >> 32);
@@ -80,6 +80,7 @@ impl PairCell<Ipv6Addr> for [AtomicU64; 4] {
     #[inline]
     fn is(&self, src: Ipv6Addr, dst: Ipv6Addr) -> bool {
         let ([a, b], [c, d]) = (halves(src), halves(dst));
+        // Differences are joined with "or" and tested once: four early exits would be four branches to predict.
         let differ = |at: usize, word: u64| self[at].load(Ordering::Relaxed) ^ word;
         differ(0, a) | differ(1, b) | differ(2, c) | differ(3, d) == 0
     }

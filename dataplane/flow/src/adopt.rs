@@ -1,10 +1,9 @@
-//! Taking over the flows that a dead process left. Never reads a clock, never knows a Service.
+//! Adoption: takes over the flows that an earlier process left in a persistent table.
 //!
-//! The process may have died between any two stores. What it left half written, half inserted or half
-//! removed is cleared; next hops and backends had numbers that meant something to it alone, so next hops
-//! are looked up again by the next packet, and the caller finds the backends anew. A flow is believed
-//! only if its two entries agree in all: whatever else happened to the memory, no packet is translated
-//! by a guess.
+//! The process may have died between any two stores. What it left half written, half inserted or half removed is
+//! cleared. Numbers of next hops and backends meant something to it alone: next hops are looked up again by the next
+//! packet, and the caller finds the backends by their addresses. A flow is restored only if both entries agree in
+//! everything, so that no packet is translated by damaged memory.
 
 use flowgate_wire::{FiveTuple, Translation};
 
@@ -14,32 +13,33 @@ use crate::entry::{EntryIndex, NextHopRef, Side, Tick};
 use crate::table::{FlowTable, entry_index};
 use crate::tags::BUCKET_SLOTS;
 
-/// A flow that was taken over.
+/// A flow that is taken over.
 #[derive(Clone, Copy, Debug)]
 pub struct RestoredFlow<A> {
-    /// As the client sends.
+    /// The tuple of packets from the client.
     pub original: FiveTuple<A>,
-    /// As the backend answers.
+    /// The tuple of packets from the backend.
     pub reply: FiveTuple<A>,
     /// When either direction last carried a packet.
     pub last_seen: Tick,
 }
 
-/// What was found.
+/// Result of an adoption.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Adopted {
-    /// Flows that go on.
+    /// Flows that were restored.
     pub flows: usize,
-    /// Entries that were no half of a whole flow, and are free now.
+    /// Entries that belonged to no whole flow and were freed.
     pub cleared: usize,
 }
 
 impl<A: FlowAddress> FlowTable<A> {
-    /// Takes over what is in the table, asking `backend_of` for the backend of each flow. Nobody else may
-    /// use the table meanwhile.
+    /// Takes over the flows in the table; `backend_of` gives the backend of each. The caller must be the table's only
+    /// user: adoption runs before workers start.
     pub fn adopt(&self, mut backend_of: impl FnMut(&RestoredFlow<A>) -> u32) -> Adopted {
         let mut adopted = Adopted::default();
-        // Halves first: a flow is whole only if both can be found by their tuples.
+        // First pass: entries that no lookup finds. The second can then rely on the peer of an entry being where its
+        // index leads, in a slot whose tag agrees.
         for index in self.used_indices() {
             if !self.is_in_place(index) {
                 self.clear_unchecked(index);
@@ -47,7 +47,8 @@ impl<A: FlowAddress> FlowTable<A> {
             }
         }
         for index in self.used_indices().inspect(|index| self.fetch_next(*index)) {
-            let Some(kept) = self.whole_flow(index) else {
+            // A half whose other half was just cleared is no whole flow either and is cleared when its turn comes.
+            let Some(flow) = self.whole_flow(index) else {
                 self.clear_unchecked(index);
                 adopted.cleared += 1;
                 continue;
@@ -55,12 +56,13 @@ impl<A: FlowAddress> FlowTable<A> {
             let entry = self.entry(index);
             entry.set_next_hop(NextHopRef::NONE);
             if entry.side() == Side::Original {
-                let backend = backend_of(&kept);
+                let backend = backend_of(&flow);
                 entry.set_backend(backend);
                 self.entry(entry.peer()).set_backend(backend);
                 adopted.flows += 1;
             }
         }
+        // The counter is outside the shared memory and starts at zero.
         self.recount_half_open();
         adopted
     }
@@ -70,7 +72,8 @@ impl<A: FlowAddress> FlowTable<A> {
             .flat_map(move |bucket| self.used_slots(bucket).map(move |slot| entry_index(bucket, slot)))
     }
 
-    /// Starts loading what the entry some slots further on is compared with: peers lie anywhere.
+    /// Prefetches the peer of the entry some slots ahead: peers are at random places, and waiting for each would take
+    /// most of the time of an adoption.
     fn fetch_next(&self, index: EntryIndex) {
         let ahead = self.entries().get(index.0 as usize + FETCH_AHEAD_SLOTS);
         if let Some(peer) = ahead.and_then(|entry| self.peer_of(entry)) {
@@ -78,13 +81,13 @@ impl<A: FlowAddress> FlowTable<A> {
         }
     }
 
-    /// Whether the entry can be read and is where a lookup of its tuple finds it, and not another.
+    /// Whether the entry is readable and a lookup of its tuple finds it and not another.
     fn is_in_place(&self, index: EntryIndex) -> bool {
         let Some(identity) = self.entry(index).identity() else { return false };
         self.lookup(&identity.tuple).is_some_and(|found| found.index() == index)
     }
 
-    /// The flow that this entry is half of; none if the other half is missing or is of another flow.
+    /// The flow of this entry; `None` if the other direction is missing or belongs to another flow.
     fn whole_flow(&self, index: EntryIndex) -> Option<RestoredFlow<A>> {
         let (entry, peer) = (self.entry(index), self.peer_of(self.entry(index))?);
         let (bucket, slot) = (entry.peer().0 / BUCKET_SLOTS, entry.peer().0 % BUCKET_SLOTS);
@@ -97,6 +100,7 @@ impl<A: FlowAddress> FlowTable<A> {
             (Side::Reply, Side::Original) => (other, own),
             _ => return None,
         };
+        // Translations follow from the tuples, so they are computed and compared: each entry confirms the other.
         let agree = other.peer == index
             && original.tuple.protocol == reply.tuple.protocol
             && original.translation == Translation::between(&original.tuple, &reply.tuple.reversed())
@@ -105,14 +109,14 @@ impl<A: FlowAddress> FlowTable<A> {
         agree.then_some(RestoredFlow { original: original.tuple, reply: reply.tuple, last_seen })
     }
 
-    /// Frees a slot whatever is in it.
+    /// Frees a slot without checking its content; the caller must be the only user.
     fn clear_unchecked(&self, index: EntryIndex) {
         self.entry(index).lock_unchecked();
         self.free(index);
     }
 }
 
-/// Enough for memory to answer, few enough for the cache to hold.
+/// Far enough for memory to respond in time, near enough for the line to be in the cache still.
 const FETCH_AHEAD_SLOTS: usize = 24;
 
 #[cfg(test)]

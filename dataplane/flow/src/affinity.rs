@@ -1,8 +1,8 @@
-//! Which backend a client stays with (session affinity). Never decides who may be chosen.
+//! Session affinity: which backend a client of a Service is bound to.
 //!
-//! Bounded: sets of a few bindings, each found by a keyed hash of client and Service. A full set forgets
-//! the binding that was used longest ago. Asked only when a flow begins, so a lock a set is enough; two
-//! workers that place connections of one client at once agree on the backend.
+//! A set-associative table of fixed size: a keyed hash of client and Service selects a set of a few bindings, and a full
+//! set evicts the least recently used one. Used only when a flow is opened, so one lock per set is enough; it also makes
+//! two workers that open flows of one client at the same time agree on the backend.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -13,6 +13,7 @@ use crate::entry::Tick;
 /// The bindings of clients to backends.
 #[derive(Debug)]
 pub struct AffinityTable {
+    /// Secret, so that clients cannot choose addresses that share a set.
     key: RandomState,
     sets: Box<[Mutex<BindingSet>]>,
 }
@@ -27,21 +28,21 @@ struct BoundClient {
     used: Tick,
 }
 
-/// What became of a client's wish.
+/// Outcome of [`AffinityTable::get_or_assign`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binding {
-    /// It stays with this backend.
+    /// The client was bound to this backend already.
     Existing(u32),
-    /// It is bound to this backend now.
+    /// The client was bound to this backend now.
     New(u32),
-    /// As [`Binding::New`], and another client's binding was forgotten for want of room.
+    /// As [`Binding::New`], and another client's binding was evicted.
     Evicting(u32),
-    /// There is no backend to bind it to.
+    /// There is no backend to bind the client to.
     NoBackend,
 }
 
 impl Binding {
-    /// The backend.
+    /// The backend, if there is one.
     pub const fn backend(self) -> Option<u32> {
         match self {
             Self::Existing(backend) | Self::New(backend) | Self::Evicting(backend) => Some(backend),
@@ -51,15 +52,14 @@ impl Binding {
 }
 
 impl AffinityTable {
-    /// A table for about `capacity` bindings; never fewer than one set.
+    /// A table for `capacity` bindings, rounded up to whole sets, of which there is at least one.
     pub fn new(capacity: u32) -> Self {
         let sets = (capacity as usize).div_ceil(SET_BINDINGS).max(1);
         Self { key: RandomState::new(), sets: (0..sets).map(|_| Mutex::default()).collect() }
     }
 
-    /// The backend for a new connection of `client` to `service`: that of its last one, unless that was
-    /// longer ago than `timeout_ms` or `may_be_chosen` says no; else the one that `choose` gives. Either
-    /// way the time starts anew (P703).
+    /// The backend for a new flow of a client to a Service: that of its last one, unless it is older than `timeout_ms` or
+    /// `may_be_chosen` rejects the backend; else the one from `assign`. The timeout starts anew either way (P703).
     pub fn get_or_assign(
         &self,
         (client, service): (IpAddr, u32),
@@ -79,7 +79,7 @@ impl AffinityTable {
             return Binding::Existing(binding.backend);
         }
         let Some(backend) = assign() else {
-            // P704: a binding to a backend that is gone is gone too.
+            // P704: a binding to a removed backend is removed too.
             if let Some(at) = own {
                 set[at] = None;
             }
@@ -91,8 +91,8 @@ impl AffinityTable {
         if evicts { Binding::Evicting(backend) } else { Binding::New(backend) }
     }
 
-    /// Binds a client as it was bound by an earlier process, unless it is bound since a later time. False
-    /// when there is no room.
+    /// Restores a binding of an earlier process, unless the client has one that was used later. False when the set is
+    /// full.
     pub fn restore(&self, (client, service): (IpAddr, u32), backend: u32, used: Tick) -> bool {
         let mut set = self.set(client, service);
         let own =
@@ -108,10 +108,11 @@ impl AffinityTable {
     fn set(&self, client: IpAddr, service: u32) -> MutexGuard<'_, BindingSet> {
         let hash = self.key.hash_one((client, service));
         let number = usize::try_from(hash % self.sets.len() as u64).expect("below the number of sets");
+        // A panic while the lock is held cannot leave a binding half written: each is replaced as a whole.
         self.sets[number].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bindings that are held, those that have timed out included.
+    /// The number of bindings, those that have timed out included.
     pub fn len(&self) -> usize {
         let held = |set: &Mutex<BindingSet>| {
             set.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten().count()
@@ -119,13 +120,13 @@ impl AffinityTable {
         self.sets.iter().map(held).sum()
     }
 
-    /// Whether nothing is bound.
+    /// Whether there is no binding.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// A free place, else the one used longest ago.
+/// A free slot, else the least recently used one.
 fn oldest(set: &BindingSet, now: Tick) -> usize {
     let age =
         |slot: &Option<BoundClient>| slot.map_or(u64::MAX, |binding| u64::from(now.since(binding.used)));
@@ -133,7 +134,7 @@ fn oldest(set: &BindingSet, now: Tick) -> usize {
     oldest.map_or(0, |(at, _)| at)
 }
 
-/// Bindings of a set.
+/// Bindings per set.
 const SET_BINDINGS: usize = 8;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The few instructions that Rust has no portable form for. Changes no result, only its speed.
+//! Prefetch and byte comparison: instructions without a portable form in Rust, with a fallback of the same result.
 #![allow(unsafe_code, reason = "processor instructions behind safe functions")]
 
 use crate::sync::{AtomicU64, Ordering, fence};
@@ -17,8 +17,8 @@ pub fn prefetch<T: ?Sized>(target: &T) {
     let _ = target;
 }
 
-/// One bit for each of the 32 bytes of `words`, in memory order: whether it is `byte`. They are read with
-/// acquire ordering, but not all at once.
+/// One bit per byte of `words`, in memory order: whether it is equal to `byte`. Each byte is read with acquire ordering,
+/// but not all at the same time.
 #[inline(always)]
 pub(crate) fn equal_bytes(words: &AlignedWords, byte: u8) -> u32 {
     #[cfg(target_arch = "x86_64")]
@@ -56,7 +56,7 @@ fn equal_bytes_sse2(words: &AlignedWords, byte: u8) -> u32 {
             options(pure, readonly, nostack, preserves_flags),
         );
     };
-    // The processor keeps loads in order; this has the compiler keep them too.
+    // x86 does not reorder loads with later loads (Intel SDM 3A, section 10.2.2); the fence stops the compiler from it.
     fence(Ordering::Acquire);
     let wanted = _mm_set1_epi8(byte.cast_signed());
     let low = _mm_movemask_epi8(_mm_cmpeq_epi8(low, wanted)).cast_unsigned();

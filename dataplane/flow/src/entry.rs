@@ -1,14 +1,12 @@
 //! The conntrack entry: one direction of one flow, one cache line for IPv4 and two for IPv6.
 //!
 //! # Who writes what
-//! - The identity (key, translation, peer, backend) is written by whoever owns the slot, between two
-//!   odd-to-even steps of the sequence word. A reader takes the word, the fields, and the word again:
-//!   equal and even means that nothing was torn. Every field is an atomic, so a torn read is a stale
-//!   value and never undefined behaviour.
-//! - `next_hop` may be replaced in place by any worker, and emptied by the sweep: one word, always valid by itself.
-//! - `last_seen`, `tcp_seen`, `packets`, `acked` and `bytes` are written by the one worker that receives this
-//!   direction, with plain loads and stores. Should the NIC move a direction to another queue, a count
-//!   or two may be lost, nothing else.
+//! - The identity (tuple, translation, peer, backend) is written by the owner of the slot under the sequence word, a
+//!   seqlock: odd while it is written. A reader loads the word, the fields, and the word again: equal and even means
+//!   that they belong together. Every field is an atomic, so a race gives stale values, which the reader discards.
+//! - `next_hop` may be replaced in place by any worker and reset by the sweep: one word that is valid by itself.
+//! - `last_seen`, `tcp_seen`, `packets` and `acked_and_bytes` are written by the one worker that receives this
+//!   direction, with plain loads and stores. If the NIC moves a direction to another queue, a few counts may be lost.
 
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -19,8 +17,8 @@ use flowgate_wire::{Address, FiveTuple, L4Port, Protocol, Translation};
 
 use crate::address::{FlowAddress, PairCell};
 
-/// A coarse clock in milliseconds since some start; wraps after 49 days. Differences below 24 days are
-/// meaningful, and expiry visits every entry far more often.
+/// Coarse time in milliseconds; wraps after 49 days. Differences up to 24 days are right, and expiry visits every entry
+/// far more often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Tick(
@@ -48,9 +46,9 @@ impl Tick {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Side {
-    /// As the client sends.
+    /// Packets from the client.
     Original = 0,
-    /// As the backend answers.
+    /// Packets from the backend.
     Reply = 1,
 }
 
@@ -90,14 +88,14 @@ impl NextHopRef {
     }
 }
 
-/// Everything about one direction that is decided when the flow begins.
+/// One direction of a flow to insert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Direction<A: Address> {
-    /// What its packets look like when they arrive.
+    /// The tuple of its packets when they arrive.
     pub tuple: FiveTuple<A>,
-    /// How they leave.
+    /// How they are translated.
     pub translation: Translation<A>,
-    /// Where they go next.
+    /// Their next hop.
     pub next_hop: NextHopRef,
 }
 
@@ -131,39 +129,40 @@ const _: () = assert!(size_of::<Entry<Ipv6Addr>>() == 128, "an entry is two cach
 /// A consistent copy of the identity of an entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity<A: Address> {
-    /// What its packets look like when they arrive.
+    /// The tuple of its packets when they arrive.
     pub tuple: FiveTuple<A>,
-    /// How they leave.
+    /// How they are translated.
     pub translation: Translation<A>,
     /// Original or reply.
     pub side: Side,
     /// The other direction.
     pub peer: EntryIndex,
-    /// The backend, in the form that the tables give.
+    /// The backend, as `BackendId::to_bits`.
     pub backend: u32,
 }
 
-/// What a packet needs from an entry.
+/// A consistent copy of what a packet needs from an entry.
 #[derive(Clone, Copy, Debug)]
 pub struct Forwarding<A: Address> {
-    /// How the packet leaves.
+    /// How the packet is translated.
     pub translation: Translation<A>,
-    /// Where it goes next.
+    /// Its next hop.
     pub next_hop: NextHopRef,
-    /// The backend, in the form that the tables give.
+    /// The backend, as `BackendId::to_bits`.
     pub backend: u32,
 }
 
 impl<A: FlowAddress> Entry<A> {
-    /// Something in the second cache line of an entry that has one.
+    /// A field in the second cache line of an IPv6 entry, to prefetch it by.
     #[inline]
     pub(crate) fn second_line(&self) -> &AtomicU32 {
         &self.last_seen
     }
 
-    /// What a packet with this tuple needs, if this is its entry and nobody is writing it.
+    /// What a packet with this tuple needs; `None` if the entry is of another tuple or being written.
     #[inline(always)]
     pub(crate) fn forwarding(&self, tuple: &FiveTuple<A>) -> Option<Forwarding<A>> {
+        // Acquire: the fields are loaded after the word, so they are at least as new as the write that made it even.
         let sequence = self.sequence.load(Ordering::Acquire);
         let mine = self.addrs.is(tuple.src, tuple.dst)
             && self.ports.load(Ordering::Relaxed) == pack_ports(tuple.src_port, tuple.dst_port)
@@ -176,12 +175,13 @@ impl<A: FlowAddress> Entry<A> {
             next_hop: NextHopRef(self.next_hop.load(Ordering::Relaxed)),
             backend: self.backend.load(Ordering::Relaxed),
         };
-        // The loads above must be done before the word is read again (Boehm, MSPC 2012, section 4).
+        // The loads above must be done before the word is read again; an acquire load would order only what comes after
+        // it (Boehm, MSPC 2012, section 4).
         fence(Ordering::Acquire);
         (self.sequence.load(Ordering::Relaxed) == sequence).then_some(forwarding)
     }
 
-    /// A consistent copy of the identity; none while free or being written.
+    /// A consistent copy of the identity; `None` while the entry is free or being written.
     pub(crate) fn identity(&self) -> Option<Identity<A>> {
         let sequence = self.sequence.load(Ordering::Acquire);
         let protocol = Protocol::from_number(self.protocol.load(Ordering::Relaxed))?;
@@ -208,6 +208,8 @@ impl<A: FlowAddress> Entry<A> {
         now: Tick,
     ) {
         let sequence = self.sequence.load(Ordering::Relaxed);
+        // The slot is ours, so plain stores do. The fence keeps the stores below from becoming visible before the odd
+        // word; a release store would order only what comes before it.
         self.sequence.store(sequence.wrapping_add(1) | 1, Ordering::Relaxed);
         fence(Ordering::Release);
         let Direction { tuple, translation, next_hop } = direction;
@@ -226,16 +228,19 @@ impl<A: FlowAddress> Entry<A> {
         self.last_seen.store(now.0, Ordering::Relaxed);
         self.packets.store(0, Ordering::Relaxed);
         self.acked_and_bytes.store(0, Ordering::Relaxed);
+        // Even again, after all of the above. `| 1` since a process may have died here and left the word odd.
         self.sequence.store((sequence | 1).wrapping_add(1), Ordering::Release);
     }
 
-    /// Makes the sequence word odd if the entry still has this tuple; then only the caller may
-    /// [`clear`](Self::clear) it. False when another writer was faster.
+    /// Locks the entry if it still has this tuple: makes the sequence word odd, after which only the caller may
+    /// [`clear`](Self::clear) it. False when another writer was first.
     pub(crate) fn lock(&self, tuple: &FiveTuple<A>) -> bool {
         let sequence = self.sequence.load(Ordering::Acquire);
         if sequence & 1 == 1 || self.identity().is_none_or(|identity| identity.tuple != *tuple) {
             return false;
         }
+        // Fails if the word has changed since the tuple was compared, even if the same tuple was inserted again: that is
+        // another flow.
         let locked = self
             .sequence
             .compare_exchange(sequence, sequence | 1, Ordering::AcqRel, Ordering::Relaxed)
@@ -244,17 +249,18 @@ impl<A: FlowAddress> Entry<A> {
         locked
     }
 
-    /// Makes the sequence word odd whatever is in the entry. For whoever has the table alone.
+    /// Locks the entry whatever it holds. The caller must be the table's only user.
     pub(crate) fn lock_unchecked(&self) {
         self.sequence.fetch_or(1, Ordering::AcqRel);
     }
 
-    /// Empties a locked entry. Its slot may be released afterwards.
+    /// Clears a locked entry; its slot may be released afterwards.
     pub(crate) fn clear(&self) {
         self.protocol.store(0, Ordering::Relaxed);
         self.addrs.store([A::UNSPECIFIED; 2]);
         self.ports.store(0, Ordering::Relaxed);
         self.peer.store(EntryIndex::NONE.0, Ordering::Relaxed);
+        // From odd to even: readers that saw the word before the lock find it changed.
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence.store(sequence.wrapping_add(1), Ordering::Release);
     }
@@ -262,14 +268,16 @@ impl<A: FlowAddress> Entry<A> {
     /// Counts a packet of `ip_len` bytes at `now`.
     #[inline]
     pub(crate) fn touch(&self, now: Tick, ip_len: u16) {
+        // Load and store in place of `fetch_add`: one worker writes these, and a locked instruction per packet would cost
+        // more than the rest of this function.
         self.last_seen.store(now.0, Ordering::Relaxed);
         self.packets.store(self.packets.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        // What overflows 48 bits runs into a number that the next segment replaces.
+        // A carry out of the 48 bits runs into the acknowledgement number, which the next segment replaces.
         let word = self.acked_and_bytes.load(Ordering::Relaxed).wrapping_add(u64::from(ip_len));
         self.acked_and_bytes.store(word, Ordering::Relaxed);
     }
 
-    /// Notes the upper half of an acknowledgement number.
+    /// Stores the upper half of an acknowledgement number.
     #[inline]
     pub(crate) fn record_ack(&self, high: u16) {
         let bytes = self.acked_and_bytes.load(Ordering::Relaxed) & BYTES_MASK;
@@ -290,7 +298,7 @@ impl<A: FlowAddress> Entry<A> {
         self.peer.store(peer.0, Ordering::Relaxed);
     }
 
-    /// For whoever has the table alone.
+    /// The caller must be the table's only user: the sequence word does not change.
     pub(crate) fn set_backend(&self, backend: u32) {
         self.backend.store(backend, Ordering::Relaxed);
     }
@@ -299,12 +307,12 @@ impl<A: FlowAddress> Entry<A> {
         self.next_hop.store(next_hop.0, Ordering::Relaxed);
     }
 
-    /// Forgets a next hop that was looked up in another epoch; one that is stored meanwhile stays.
+    /// Resets a next hop of another epoch; one that is stored at the same time stays.
     pub(crate) fn forget_next_hop_unless(&self, epoch: u8) {
         let stored = self.next_hop.load(Ordering::Relaxed);
         if stored != NextHopRef::NONE.0 && NextHopRef(stored).id(epoch).is_none() {
             let (none, order) = (NextHopRef::NONE.0, Ordering::Relaxed);
-            // Failing means that a worker has just looked it up.
+            // A failure means that a worker has just stored a current one, which a plain store would overwrite.
             let _ = self.next_hop.compare_exchange(stored, none, order, order);
         }
     }
@@ -319,7 +327,7 @@ impl<A: FlowAddress> Entry<A> {
         (self.acked_and_bytes.load(Ordering::Relaxed) >> BYTES_BITS) as u16
     }
 
-    /// Original or reply. What a packet needs does not depend on it, so it is no part of that copy.
+    /// Original or reply.
     #[inline]
     pub(crate) fn side(&self) -> Side {
         if self.side.load(Ordering::Relaxed) == 0 { Side::Original } else { Side::Reply }
@@ -339,7 +347,7 @@ const BYTES_BITS: u32 = 48;
 const BYTES_MASK: u64 = (1 << BYTES_BITS) - 1;
 const ID_MASK: u32 = 0x00ff_ffff;
 
-// Fields keep the order of the wire in memory: a C reader sees source, then destination.
+// Wire order in memory: a C reader sees source, then destination.
 
 #[inline]
 fn pack_ports(src: L4Port, dst: L4Port) -> u32 {

@@ -1,4 +1,4 @@
-//! Ending flows that have been silent too long. Never reads a clock: the caller hands time in.
+//! The sweep: removes flows that were idle for too long; the caller passes the time in.
 
 use flowgate_wire::Protocol;
 
@@ -19,7 +19,7 @@ pub struct SweepContext<'a> {
     pub epoch: u8,
 }
 
-/// One worker's share of the sweep: walks its buckets in small steps, over and over.
+/// One worker's share of the sweep: walks its buckets in small steps, round and round.
 #[derive(Clone, Debug)]
 pub struct Sweep {
     next: u32,
@@ -37,7 +37,7 @@ impl Sweep {
         Self { next: at(worker), from: at(worker), to: at(worker + 1) }
     }
 
-    /// Buckets in this share.
+    /// The number of buckets in this share.
     pub fn len(&self) -> u32 {
         self.to - self.from
     }
@@ -81,11 +81,13 @@ fn expire<A: FlowAddress>(
 ) -> bool {
     let entry = flows.entry(index);
     let Some(identity) = entry.identity() else { return false };
+    // The peer may have been evicted or be in the middle of an insertion: then this entry is judged by itself.
     let whole = flows.peer_of(entry).is_some_and(|peer| peer.peer() == index);
     if whole && identity.side == Side::Reply {
-        // Its original direction decides.
+        // The original direction is judged for both, so that a flow is visited once per round.
         return false;
     }
+    // Another worker may remove the same flow now: `remove_flow` locks the entry with the tuple that was read above.
     let condemned = whole && is_stale(identity.tuple.protocol, identity.backend);
     (condemned || flows.is_entry_expired(index, context.now, context.timeouts))
         && flows.remove_flow(index, &identity)

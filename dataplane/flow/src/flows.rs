@@ -1,4 +1,4 @@
-//! The flows of both families. Never looks into an entry.
+//! The flow tables of both families.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -21,19 +21,19 @@ pub struct Flows {
 }
 
 impl Flows {
-    /// Tables for so many flows of each family.
+    /// Tables for these numbers of flows.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: the kernel gives no such mapping.
+    /// [`OutOfMemory`]: the kernel refuses the mapping.
     pub fn new(capacity_v4: u32, capacity_v6: u32, key: HashKey) -> Result<Self, OutOfMemory> {
         Ok(Self { v4: FlowTable::new(capacity_v4, key)?, v6: FlowTable::new(capacity_v6, key)? })
     }
 
-    /// The same in files that outlive the process, in the folder `folder`. Where [`Origin::Restored`] says so
-    /// of a family, its flows have to be adopted before the tables are used.
+    /// The same in files in `folder`, which outlive the process. Tables that are [`Origin::Restored`] have to be adopted
+    /// before they are used.
     ///
     /// # Errors
-    /// [`PersistError`]: another process has a file, or the file system or its memory is not to be had.
+    /// [`PersistError`]: another process uses a file, or file system or memory fail.
     pub fn persistent(
         [capacity_v4, capacity_v6]: [u32; 2],
         key: HashKey,
@@ -46,20 +46,20 @@ impl Flows {
         Ok((Self { v4, v6 }, [origin_v4, origin_v6]))
     }
 
-    /// Removes the files in `folder`. Those that do not exist are fine.
+    /// Removes the files in `folder`, those that exist.
     ///
     /// # Errors
-    /// [`PersistError`]: a process has a file, or the file system refuses.
+    /// [`PersistError`]: a process uses a file, or the file system fails.
     pub fn remove(folder: &Path) -> Result<(), PersistError> {
         FILES.iter().try_for_each(|name| persistence::remove(&folder.join(name)))
     }
 
-    /// All flows, as views for people.
+    /// All flows, for output.
     pub fn views(&self) -> impl Iterator<Item = FlowView> {
         self.v4.flows().chain(self.v6.flows())
     }
 
-    /// Flows that both tables are made for.
+    /// Capacity of both tables, in flows.
     pub fn capacity(&self) -> u64 {
         u64::from(self.v4.capacity_flows()) + u64::from(self.v6.capacity_flows())
     }
@@ -69,7 +69,7 @@ impl Flows {
         self.v4.used_entries() + self.v6.used_entries()
     }
 
-    /// Memory taken, in bytes.
+    /// Memory used, in bytes.
     pub fn len_bytes(&self) -> usize {
         self.v4.len_bytes() + self.v6.len_bytes()
     }

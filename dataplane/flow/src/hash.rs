@@ -49,7 +49,7 @@ impl HashKey {
     }
 }
 
-/// The keyed hash of a five-tuple: says where its conntrack entry may be.
+/// The keyed hash of a five-tuple, which selects the two buckets of its conntrack entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct FlowHash(
@@ -58,22 +58,24 @@ pub struct FlowHash(
 );
 
 impl FlowHash {
-    /// A tag of the entry within its bucket, never zero: the low bits, which choose no bucket.
+    /// The tag of the entry within its bucket; not zero, which marks a free slot.
     #[inline]
     pub const fn tag(self) -> u8 {
+        // The low bits: buckets are selected by the high ones, so entries of one bucket differ in their tags.
         let tag = (self.0 & 0xff) as u8;
         if tag == 0 { 1 } else { tag }
     }
 
-    /// The two buckets, of `bucket_count`, where the entry may be.
+    /// The two buckets, of `bucket_count`, that the entry may be in.
     #[inline]
     pub const fn buckets(self, bucket_count: u32) -> [u32; 2] {
+        // Multiplication by the golden ratio of 2^32 (Knuth, TAOCP 3, section 6.4): a second hash from the same 32 bits.
         let second = self.0.wrapping_mul(0x9e37_79b1);
         [scale(self.0, bucket_count), scale(second, bucket_count)]
     }
 }
 
-/// Multiply and shift: maps 32 bits evenly onto `0..count` without a division.
+/// Maps 32 bits evenly onto `0..count`: multiply and shift in place of a division (Lemire 2019).
 const fn scale(hash: u32, count: u32) -> u32 {
     ((hash as u64 * count as u64) >> 32) as u32
 }

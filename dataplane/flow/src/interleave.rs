@@ -1,9 +1,12 @@
-//! Threads that take turns at every atomic operation, in an order that follows from a seed.
+//! A scheduler for tests: threads take turns at every atomic operation, in an order that follows from a seed.
 //!
-//! The real code of the table runs in real threads, but only one at a time: before each atomic operation a
-//! thread may have to hand over. So a test tries thousands of interleavings of the steps of the protocol, and
-//! one that breaks something is found again by its seed. Every interleaving is sequentially consistent: what a
-//! processor reorders is not seen here, but by the stress tests on several cores.
+//! The real code of the table runs in real threads, but only one at a time: before each atomic operation a thread may
+//! hand over. A test tries thousands of interleavings, and one that fails is repeated by its seed. All interleavings are
+//! sequentially consistent: what a processor reorders shows only in the stress tests on several cores.
+//!
+//! Why not loom or shuttle: their atomics are objects with state of their own, larger than the integers and created by a
+//! constructor. Those of the table are `repr(C)` fields in a memory mapping that begins as zero bytes or as what another
+//! process left, so the layout, the mapping and adoption could not be tested with them.
 
 use std::cell::RefCell;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,7 +14,7 @@ use std::thread;
 
 use flowgate_wire::hash::{SPLITMIX_STEP, splitmix};
 
-/// Runs all of `bodies` to their ends, interleaved as `seed` says.
+/// Runs all of `bodies` to their ends, interleaved by `seed`.
 ///
 /// # Panics
 /// A body panics.
@@ -28,7 +31,7 @@ pub fn run(seed: u64, bodies: Vec<Box<dyn FnOnce() + Send + '_>>) {
     });
 }
 
-/// A thread's turn may end here.
+/// A point at which the thread may hand over.
 pub(crate) fn step() {
     SEAT.with_borrow(|seat| {
         if let Some((schedule, me)) = seat {
@@ -47,7 +50,7 @@ struct Schedule {
 }
 
 struct Turn {
-    /// Whose turn it is.
+    /// The thread that runs.
     whose: usize,
     running: Vec<bool>,
     random: u64,
@@ -55,7 +58,7 @@ struct Turn {
 
 impl Schedule {
     fn new(seed: u64, threads: usize) -> Self {
-        // SplitMix64 has no bad seeds.
+        // SplitMix64 has no bad seeds, so tests count them up from zero.
         let turn = Turn { whose: 0, running: vec![true; threads], random: seed };
         Self { turn: Mutex::new(turn), changed: Condvar::new() }
     }
@@ -66,9 +69,9 @@ impl Schedule {
 
     fn hand_over(&self, me: usize) {
         let mut turn = self.lock();
-        // Mostly on: bugs need few changes of thread, at the right places (Burckhardt et al., ASPLOS 2010).
+        // One switch in four: most bugs need few switches, at the right places (Burckhardt et al., ASPLOS 2010).
         if turn.next_random().is_multiple_of(4) {
-            turn.choose();
+            turn.switch();
             self.changed.notify_all();
         }
         self.wait(turn, me);
@@ -81,8 +84,8 @@ impl Schedule {
 }
 
 impl Turn {
-    /// Gives the turn to any thread that runs.
-    fn choose(&mut self) {
+    /// Gives the turn to a random thread that has not ended.
+    fn switch(&mut self) {
         let running: Vec<usize> = (0..self.running.len()).filter(|&thread| self.running[thread]).collect();
         let choice = self.next_random();
         let count = u64::try_from(running.len()).unwrap_or(1).max(1);
@@ -96,7 +99,7 @@ impl Turn {
     }
 }
 
-/// A thread's place in the schedule; leaving it, by a panic too, lets the others go on.
+/// A thread's membership in the schedule. Dropped on a panic too, so that the others go on and the test ends.
 struct Seat(Arc<Schedule>, usize);
 
 impl Seat {
@@ -112,7 +115,7 @@ impl Drop for Seat {
         SEAT.set(None);
         let mut turn = self.0.lock();
         turn.running[self.1] = false;
-        turn.choose();
+        turn.switch();
         self.0.changed.notify_all();
     }
 }

@@ -1,15 +1,11 @@
-//! The flow table: one fixed-capacity table a family for all workers, one conntrack entry per direction.
+//! The flow table: one fixed-capacity table per family for all workers, one conntrack entry per direction.
 //!
-//! Finding a flow takes no lock; only inserting and removing synchronise, and only in here. Memory is
-//! taken at start and never grows; it may be a file that the next process takes over ([`persistence`],
-//! [`adopt`]). The layout is plain C ([`entry`], [`tags`]), so that an XDP program can read the same table.
-//! Never reads a clock, never knows a Service, never touches packet bytes.
-//!
-//! # Required reading
-//! - Readers: [`table::FlowTable::find`] and the sequence word in [`entry`].
-//! - Writers: [`table::FlowTable::insert`] for the order in which the two directions become visible.
-//! - Session affinity is a table of its own: [`affinity`].
-//! - What happens when the table is full: [`table::Inserted::Full`] and `table/eviction.rs`.
+//! Read [`entry`] first, the 64 bytes of one direction and the sequence word that guards them; then
+//! [`table::FlowTable::find`], which takes no lock, and [`table::FlowTable::insert`] for the order in which the two
+//! directions become visible. A full table: `table/eviction.rs`. Session affinity: [`affinity`]. Memory is allocated at
+//! start; it may be a file that the next process takes over ([`persistence`], [`adopt`]). The layout is plain C, so that
+//! an XDP program could read it. Nothing here reads a clock, knows a Service or touches packet bytes. Ids such as P703
+//! are defined in `control/KUBERNETES.md`.
 #![deny(unsafe_code)]
 
 pub mod address;

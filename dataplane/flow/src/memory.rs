@@ -1,6 +1,6 @@
-//! The memory of the flow table: one mapping, zeroed when it is new, never moved or grown.
+//! The memory of the flow table: one mapping of fixed size and place, zeroed when it is new.
 //!
-//! The only place that turns bytes into entries. Never hands out a unique reference.
+//! The only place that turns bytes into entries, and only into shared references.
 #![allow(unsafe_code, reason = "entries and tags are views of one mapping that other programs may share")]
 
 use std::fs::File;
@@ -14,20 +14,20 @@ use crate::address::FlowAddress;
 use crate::entry::Entry;
 use crate::tags::{BUCKET_SLOTS, Tags};
 
-/// The memory asked for is not to be had.
+/// The kernel refuses memory for a table.
 #[derive(Debug, thiserror::Error)]
 #[error("{bytes} bytes for a flow table of {flows} flows: {source}")]
 pub struct OutOfMemory {
-    /// Bytes asked for.
+    /// Bytes requested.
     pub bytes: usize,
-    /// Flows that they were for.
+    /// Capacity of the table.
     pub flows: u32,
-    /// What the kernel said.
+    /// The kernel's error.
     #[source]
     pub source: io::Error,
 }
 
-/// What may lie in memory that several threads or programs share.
+/// A type that may be in memory that several threads or processes share.
 ///
 /// # Safety
 /// Any bytes are a valid value, every field is an atomic, the size is a multiple of the alignment, and the
@@ -42,13 +42,13 @@ unsafe impl<A: FlowAddress> SharedRecord for Entry<A> {}
 pub(crate) struct Memory<E> {
     mapping: MmapRaw,
     bucket_count: u32,
-    /// Bytes from the start of the mapping: asked for with every packet, so not computed each time.
+    /// Bytes from the start of the mapping; stored, since it is needed for every packet.
     entries_offset: usize,
     entries: PhantomData<fn() -> E>,
 }
 
 impl<E: SharedRecord> Memory<E> {
-    /// Memory that ends with the process.
+    /// Anonymous memory, which ends with the process.
     pub(crate) fn new(bucket_count: u32, flows: u32) -> Result<Self, OutOfMemory> {
         let bytes = len_bytes::<E>(bucket_count);
         let mapped = MmapOptions::new().len(bytes).map_anon().map(MmapRaw::from);
@@ -56,27 +56,27 @@ impl<E: SharedRecord> Memory<E> {
         let memory = Self::from_mapping(mapped.map_err(refused)?, bucket_count);
         match memory.mapping.advise(Advice::PopulateWrite) {
             Err(error) if error.kind() == ErrorKind::OutOfMemory => Err(refused(error)),
-            // Kernels before 5.14 do not know this advice: there the faults come one by one.
+            // Kernels before 5.14 do not know this advice: pages are faulted in one by one by the first flows.
             _ => Ok(memory),
         }
     }
 
-    /// The memory that is the beginning of `file`, whose pages are taken now: one that is not to be had
-    /// later would end the process.
+    /// The beginning of `file`, which is extended as needed.
     pub(crate) fn in_file(file: &File, bucket_count: u32, flows: u32) -> Result<Self, OutOfMemory> {
         let bytes = len_bytes::<E>(bucket_count);
         let refused = |source| OutOfMemory { bytes, flows, source };
         let len = i64::try_from(bytes).unwrap_or(i64::MAX);
+        // Now and not on demand: a page that the file system cannot provide later is a SIGBUS.
         fallocate(file, FallocateFlags::empty(), 0, len).map_err(|errno| refused(errno.into()))?;
         let memory =
             Self::from_mapping(MmapOptions::new().len(bytes).map_raw(file).map_err(refused)?, bucket_count);
-        // Only spares the first packets the page faults.
+        // Only an optimisation: it spares the first packets the page faults.
         let _ = memory.mapping.advise(Advice::PopulateWrite);
         Ok(memory)
     }
 
     fn from_mapping(mapping: MmapRaw, bucket_count: u32) -> Self {
-        // Fewer TLB misses where the kernel has huge pages to give; without them it works all the same.
+        // Only an optimisation: fewer TLB misses where the kernel has huge pages. Lookups are at random places.
         let _ = mapping.advise(Advice::HugePage);
         let entries_offset = entries_offset(bucket_count);
         Self { mapping, bucket_count, entries_offset, entries: PhantomData }
@@ -108,7 +108,7 @@ impl<E: SharedRecord> Memory<E> {
     }
 }
 
-/// Bytes of a table with so many buckets, in whole pages.
+/// Bytes of a table with this many buckets, in whole pages.
 pub(crate) const fn len_bytes<E>(bucket_count: u32) -> usize {
     (entries_offset(bucket_count) + entry_count(bucket_count) * size_of::<E>()).next_multiple_of(PAGE_BYTES)
 }

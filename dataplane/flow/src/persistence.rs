@@ -1,8 +1,8 @@
-//! A flow table in a file that outlives the process, and what such a file says of itself.
+//! Files of flow tables, which outlive the process, and their headers (superblocks).
 //!
-//! The table comes first, its header is the last page. A file is used again only by a process that reads
-//! it alike, in the same boot: ticks and the addresses of this machine mean nothing in another. Never
-//! looks into an entry: what a dead process left half done is put right by [`crate::adopt`].
+//! The table is at the start of the file, so that it is aligned, and the header is the last page. A file is used again
+//! only with the same layout and in the same boot: ticks and the addresses of this machine mean nothing in another.
+//! Entries are not looked at here: what a dead process left half done is handled by [`crate::adopt`].
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
@@ -13,38 +13,38 @@ use std::path::{Path, PathBuf};
 use crate::hash::HashKey;
 use crate::memory::OutOfMemory;
 
-/// Where a table is kept, and in which boot of the machine.
+/// Where a table persists.
 #[derive(Clone, Debug)]
 pub struct PersistConfig {
     /// The file; in a tmpfs, best one with huge pages.
     pub path: PathBuf,
-    /// Says that ticks are of one clock: the kernel's `boot_id`.
+    /// The kernel's `boot_id`: ticks of different boots cannot be compared.
     pub boot: [u8; 16],
 }
 
-/// Where the flows of a table come from.
+/// Whether a table starts empty, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// There was no file.
     Created,
-    /// There was one that is of no use: flows begin anew.
+    /// There was an incompatible file: replaced by an empty table.
     Replaced(Incompatible),
-    /// An earlier process left them: they have to be adopted before anybody uses them.
+    /// An earlier process left flows: they have to be adopted before the table is used.
     Restored,
 }
 
-/// Why a file of flows is of no use.
+/// Why a file cannot be used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Incompatible {
-    /// It has no header, or a damaged one: its beginning was cut short, or it is something else.
+    /// It has no header or a damaged one: its creation was interrupted, or it is something else.
     NoHeader,
-    /// It was written by a version that lays out entries in another way.
+    /// It was written by a version with another layout.
     Layout,
-    /// The machine was started anew since.
+    /// It was written before the machine booted.
     Boot,
-    /// It is made for another number of flows.
+    /// It has another capacity.
     Capacity(
-        /// Flows that it is made for.
+        /// Its capacity in flows.
         u32,
     ),
 }
@@ -60,21 +60,21 @@ impl fmt::Display for Incompatible {
     }
 }
 
-/// Why no table can be kept in a file.
+/// Why a table cannot be stored in a file.
 #[derive(Debug, thiserror::Error)]
 pub enum PersistError {
-    /// Another process has it.
+    /// Another process uses it.
     #[error("{}: another process uses this flow table", .0.display())]
     InUse(
         /// The file.
         PathBuf,
     ),
-    /// The file system refuses.
+    /// The file system fails.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What it said.
+        /// Its error.
         #[source]
         source: io::Error,
     },
@@ -83,16 +83,16 @@ pub enum PersistError {
     OutOfMemory {
         /// The file.
         path: PathBuf,
-        /// How much, and for what.
+        /// How much was requested.
         #[source]
         source: OutOfMemory,
     },
 }
 
-/// What a file must have in common with the process that uses it.
+/// What a file and a process that uses it must agree on, and the hash key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// Bytes of an entry: stands for the address family too.
+    /// Bytes per entry, which also tells the address families apart.
     pub(crate) entry_bytes: u32,
     pub(crate) bucket_count: u32,
     pub(crate) capacity_flows: u32,
@@ -100,7 +100,7 @@ pub(crate) struct Header {
     pub(crate) key: HashKey,
 }
 
-/// A file with its header read, locked for as long as it is open.
+/// A file whose header was checked; locked for as long as it is open.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) file: File,
@@ -108,9 +108,8 @@ pub(crate) struct Opened {
     pub(crate) origin: Origin,
 }
 
-/// Opens the file of a table with this header, `len` bytes long without the header; the hash key is that
-/// of the file if there is one. One that is of no use is replaced by an empty one: call [`Opened::header`]
-/// once its memory is there.
+/// Opens or creates the file of a table with this header, `len` bytes long without it. The hash key is that of the file
+/// if it is restored. A new file gets its header later, by [`write_header`], once its memory is allocated.
 pub(crate) fn open(path: &Path, wanted: &Header, len: u64) -> Result<Opened, PersistError> {
     let failed = |source| PersistError::Io { path: path.to_owned(), source };
     let origin = match File::options().read(true).write(true).open(path) {
@@ -124,7 +123,7 @@ pub(crate) fn open(path: &Path, wanted: &Header, len: u64) -> Result<Opened, Per
             }
         }
     };
-    // Its memory goes back before as much again is asked for.
+    // Removed first: its memory is freed before as much is allocated again.
     if origin != Origin::Created {
         fs::remove_file(path).map_err(failed)?;
     }
@@ -134,15 +133,15 @@ pub(crate) fn open(path: &Path, wanted: &Header, len: u64) -> Result<Opened, Per
     Ok(Opened { file, key: wanted.key, origin })
 }
 
-/// Writes the header of a new file: from here on it is whole.
+/// Writes the header of a new file, which makes it valid.
 pub(crate) fn write_header(file: &File, header: &Header, len: u64) -> io::Result<()> {
     file.write_all_at(&header.to_page(), len)
 }
 
-/// Removes a table that no process uses. One that does not exist is fine.
+/// Removes a table that no process uses, if it exists.
 ///
 /// # Errors
-/// [`PersistError`]: it is in use, or the file system refuses.
+/// [`PersistError`]: it is in use, or the file system fails.
 pub fn remove(path: &Path) -> Result<(), PersistError> {
     match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -161,7 +160,7 @@ fn lock(file: &File, path: &Path) -> Result<(), PersistError> {
     })
 }
 
-/// The key of a file that fits, or why it does not.
+/// The hash key of a compatible file.
 fn read(file: &File, wanted: &Header, len: u64) -> io::Result<Result<HashKey, Incompatible>> {
     let file_len = file.metadata()?.len();
     let mut page = [0; HEADER_BYTES];
@@ -225,14 +224,16 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Incompatible> {
     Ok(*first)
 }
 
-/// FNV-1a: tells a header from what is none. Nobody chooses these bytes.
+/// FNV-1a, to detect a file without a header or with a damaged one; no attacker writes these files.
+// It stays although `crc32c` is at hand: another checksum makes every existing file `NoHeader`, so that the update to
+// that version would lose all flows, for no gain in detection. It can change with the next change of `LAYOUT`.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// To be raised with every change of what tags and entries mean.
+/// To be raised with every change of the meaning of tags or entries.
 const LAYOUT: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"flowgate";
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_used_again_only_by_whoever_reads_it_alike() {
+    fn a_file_is_used_again_only_with_the_same_layout() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flows");
         let make = |header: &Header| {

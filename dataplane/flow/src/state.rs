@@ -1,11 +1,11 @@
-//! How far a flow has come. Never decides how long that may last: see [`crate::expiry`].
+//! The phase of a TCP or SCTP connection; how long it may last is in [`crate::timeouts`].
 //!
-//! Each direction notes what it has seen in its own entry, so that two cores never write one line; the
-//! phase of a TCP connection follows from both notes (RFC 9293 section 3.3.2, seen from the middle).
+//! Each direction records the flags it has seen in its own entry, so that two cores do not write one cache line. The
+//! phase follows from both records (RFC 9293 section 3.3.2, as seen from the middle).
 
 use flowgate_wire::TcpFlags;
 
-/// What one direction of a TCP connection has sent so far.
+/// The flags that one direction of a connection has sent so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct TcpSeen(u16);
@@ -15,7 +15,7 @@ impl TcpSeen {
     const ACK: u16 = 2;
     const FIN: u16 = 4;
     const RST: u16 = 8;
-    /// The other direction has sent a reset that counts.
+    /// The other direction has sent a valid reset.
     const RST_FROM_PEER: u16 = 16;
 
     /// From the form that an entry stores.
@@ -30,8 +30,8 @@ impl TcpSeen {
         self.0
     }
 
-    /// The notes after a segment with these flags. A reset counts only if its sequence number is right, so
-    /// it has notes of its own: [`TcpSeen::with_reset`].
+    /// The record after a segment with these flags. RST is recorded by [`TcpSeen::with_reset`] only, since it counts only
+    /// with a valid sequence number.
     #[inline]
     #[must_use]
     pub const fn with_flags(self, flags: TcpFlags) -> Self {
@@ -48,13 +48,13 @@ impl TcpSeen {
         Self(bits)
     }
 
-    /// The notes of the direction that has sent a reset that counts.
+    /// The record after a valid reset of this direction.
     #[must_use]
     pub const fn with_reset(self) -> Self {
         Self(self.0 | Self::RST)
     }
 
-    /// The notes of the direction that was sent a reset that counts.
+    /// The record after a valid reset of the other direction.
     #[must_use]
     pub const fn with_reset_from_peer(self) -> Self {
         Self(self.0 | Self::RST_FROM_PEER)
@@ -66,7 +66,7 @@ impl TcpSeen {
         self.has(Self::RST_FROM_PEER)
     }
 
-    /// The notes as if no reset had been sent by either side.
+    /// The record without resets of either direction.
     #[must_use]
     pub const fn without_reset(self) -> Self {
         Self(self.0 & !(Self::RST | Self::RST_FROM_PEER))
@@ -90,23 +90,24 @@ impl TcpSeen {
 /// The phase of a TCP connection as both directions show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpPhase {
-    /// The client asked; nobody has answered.
+    /// SYN of the client, no reply.
     SynSent,
-    /// The backend agreed; the client has not confirmed.
+    /// SYN of the backend, not acknowledged by the client.
     SynReceived,
-    /// Both sides have confirmed.
+    /// The handshake is complete.
     Established,
-    /// One side has finished.
+    /// FIN of one side.
     HalfClosed,
-    /// Both sides have finished.
+    /// FIN of both sides.
     TimeWait,
     /// One side has reset the connection.
     Reset,
 }
 
 impl TcpPhase {
-    /// The phase that follows from what the two directions have sent.
+    /// The phase that follows from the records of both directions.
     pub const fn of(original: TcpSeen, reply: TcpSeen) -> Self {
+        // The latest phase first: flags are never cleared but by `without_reset`.
         if original.has(TcpSeen::RST) || reply.has(TcpSeen::RST) {
             Self::Reset
         } else if original.has(TcpSeen::FIN) && reply.has(TcpSeen::FIN) {
@@ -122,7 +123,7 @@ impl TcpPhase {
         }
     }
 
-    /// Whether the flow is over but for stragglers: it may be replaced or evicted.
+    /// Whether the connection has ended and waits for stragglers: its flow may be replaced or evicted.
     pub const fn is_closing(self) -> bool {
         matches!(self, Self::TimeWait | Self::Reset)
     }

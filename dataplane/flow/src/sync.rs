@@ -1,5 +1,5 @@
-//! The atomics of the flow table. With the feature `interleave`, which only tests use, each operation first asks
-//! [`crate::interleave`] whether it is its thread's turn; the layout stays the same.
+//! The atomics of the flow table. With the feature `interleave`, which only tests use, each operation first passes
+//! through the scheduler of [`crate::interleave`]; the layout is the same.
 
 pub(crate) use std::sync::atomic::{Ordering, fence};
 
@@ -17,7 +17,7 @@ mod stepped {
 
     use crate::interleave::step;
 
-    /// Declares an atomic whose operations are steps of the schedule.
+    /// Declares an atomic with the scheduler in front of each operation.
     macro_rules! stepped {
         ($name:ident, $value:ty) => {
             #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ mod stepped {
                     success: Ordering,
                     failure: Ordering,
                 ) -> Result<$value, $value> {
-                    // The weak one may fail for no reason, which would make a schedule depend on luck.
+                    // A weak exchange may fail spuriously, so that a seed would not repeat its schedule.
                     self.compare_exchange(current, new, success, failure)
                 }
             }

@@ -1,5 +1,4 @@
-//! Finding, inserting and removing flows. Never decides whether a flow should exist.
-//! What makes room when the table is full is in `table/eviction.rs`.
+//! Finds, inserts and removes flows. Which flow makes room when the table is full is decided in `table/eviction.rs`.
 
 mod eviction;
 mod idle;
@@ -27,23 +26,23 @@ pub struct FlowTable<A: FlowAddress> {
     key: HashKey,
     memory: Memory<Entry<A>>,
     capacity_flows: u32,
-    /// Connections whose client was not answered: see [`FlowTable::half_open`].
+    /// See [`FlowTable::half_open`].
     half_open: AtomicU32,
-    /// One insertion of the same key at a time: keys are spread over these by hash. They live outside
-    /// the shared memory, so that a process that dies with one held harms no other.
+    /// Striped by hash: one insertion of a tuple at a time. Outside the shared memory, so that a process that dies while it
+    /// holds one does not block the next.
     insert_locks: Box<[SpinLock]>,
-    /// Keeps other processes from the file, if there is one.
+    /// The lock that excludes other processes from the file, if there is one.
     _lock: Option<File>,
 }
 
-/// Where an entry may be: computed ahead so that its cache lines can be on their way.
+/// The places where an entry may be, computed ahead so that its cache lines can be prefetched.
 #[derive(Clone, Copy, Debug)]
 pub struct Probe {
     hash: FlowHash,
     buckets: [u32; 2],
-    /// The first entry whose tag agrees.
+    /// The first entry with the tag.
     likely: EntryIndex,
-    /// The others.
+    /// The other entries with the tag.
     others: Candidates,
 }
 
@@ -57,7 +56,7 @@ impl Probe {
         self.hash
     }
 
-    /// The entry of the next of `candidates`.
+    /// The entry of the next candidate.
     #[inline]
     fn next_of(&self, candidates: &mut Candidates) -> EntryIndex {
         let [first, second] = self.buckets;
@@ -70,7 +69,7 @@ impl Probe {
 /// An entry that was found.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'a, A: FlowAddress> {
-    /// What the packet needs.
+    /// What the packet needs, consistent at the time of the lookup.
     pub forwarding: Forwarding<A>,
     index: EntryIndex,
     entry: &'a Entry<A>,
@@ -79,43 +78,42 @@ pub struct Found<'a, A: FlowAddress> {
 /// A flow to be inserted.
 #[derive(Clone, Copy, Debug)]
 pub struct NewFlow<A: Address> {
-    /// As the client sends.
+    /// Packets from the client.
     pub original: Direction<A>,
-    /// As the backend answers.
+    /// Packets from the backend.
     pub reply: Direction<A>,
-    /// The backend, in the form that the tables give.
+    /// The backend, as `BackendId::to_bits`.
     pub backend: u32,
 }
 
-/// What became of an insertion.
+/// Outcome of an insertion.
 #[derive(Clone, Copy, Debug)]
 pub enum Inserted<'a, A: FlowAddress> {
-    /// The flow is in; this is its original direction.
+    /// The flow was inserted; its original direction.
     New(Found<'a, A>),
-    /// Another worker inserted a flow with this original tuple first: its original direction.
+    /// Another worker inserted a flow with this original tuple first; its original direction.
     Existing(Found<'a, A>),
-    /// The reply tuple belongs to another flow, of which this is the reply direction: try another source port.
+    /// The reply tuple belongs to another flow, whose reply direction this is: try another source port.
     ReplyTaken(Found<'a, A>),
     /// No slot is free and no flow may be evicted.
     Full,
 }
 
 impl<A: FlowAddress> FlowTable<A> {
-    /// A table for `capacity_flows` flows with 22 % more slots, so that both of a flow's entries find
-    /// room until it is full.
+    /// A table for `capacity_flows` flows in anonymous memory.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: the kernel gives no such mapping.
+    /// [`OutOfMemory`]: the kernel refuses the mapping.
     pub fn new(capacity_flows: u32, key: HashKey) -> Result<Self, OutOfMemory> {
         let (capacity_flows, bucket_count) = dimensions(capacity_flows);
         Ok(Self::from_memory(Memory::new(bucket_count, capacity_flows)?, capacity_flows, key, None))
     }
 
-    /// The same in a file that outlives the process. Where the file holds flows already
-    /// ([`Origin::Restored`]) they have to be [adopted](Self::adopt) before the table is used.
+    /// A table in a file that outlives the process. Flows of an earlier process ([`Origin::Restored`]) have to be
+    /// [adopted](Self::adopt) before the table is used.
     ///
     /// # Errors
-    /// [`PersistError`]: another process has the file, or the file system or its memory is not to be had.
+    /// [`PersistError`]: another process uses the file, or file system or memory fail.
     pub fn persistent(
         capacity_flows: u32,
         key: HashKey,
@@ -142,17 +140,17 @@ impl<A: FlowAddress> FlowTable<A> {
         Self { key, memory, capacity_flows, half_open, insert_locks, _lock: file }
     }
 
-    /// Flows that it is made for.
+    /// Capacity in flows.
     pub fn capacity_flows(&self) -> u32 {
         self.capacity_flows
     }
 
-    /// Memory taken, in bytes.
+    /// Memory used, in bytes.
     pub fn len_bytes(&self) -> usize {
         self.memory.len_bytes()
     }
 
-    /// Step one of a lookup: hashes the tuple and starts loading the tags of its two buckets.
+    /// Step one of a lookup: hashes the tuple and prefetches the tags of its two buckets.
     #[inline(always)]
     pub fn probe(&self, tuple: &FiveTuple<A>) -> Probe {
         let hash = self.key.hash(tuple);
@@ -163,7 +161,7 @@ impl<A: FlowAddress> FlowTable<A> {
         Probe { hash, buckets, ..Probe::EMPTY }
     }
 
-    /// Step two: compares the tags and starts loading the first entry that agrees.
+    /// Step two: compares the tags and prefetches the first entry that agrees.
     #[inline(always)]
     pub fn prefetch(&self, probe: &mut Probe) {
         let mut candidates = self.candidates(probe);
@@ -181,7 +179,7 @@ impl<A: FlowAddress> FlowTable<A> {
     #[inline(always)]
     pub fn find(&self, probe: &Probe, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
         let (mut index, mut others) = (probe.likely, probe.others);
-        // One way out with an entry: the compiler would join several in memory.
+        // One exit with an entry: with several, the compiler merges their results in memory and not in registers.
         loop {
             let entry = self.memory.entries().get(index.0 as usize)?;
             if let Some(forwarding) = entry.forwarding(tuple) {
@@ -191,8 +189,8 @@ impl<A: FlowAddress> FlowTable<A> {
         }
     }
 
-    /// The entry of a flow that was inserted since step two, by a packet before this one or by another
-    /// worker. Apart from [`find`](Self::find), since most packets find their entry there.
+    /// Repeats steps two and three, for a flow that was inserted since: by an earlier packet of the burst or by another
+    /// worker. Separate from [`find`](Self::find), which most packets need only.
     #[cold]
     pub fn find_again(&self, probe: &Probe, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
         let mut probe = *probe;
@@ -209,18 +207,19 @@ impl<A: FlowAddress> FlowTable<A> {
         Candidates::new(first, second)
     }
 
-    /// All three steps at once, for whoever has no burst.
+    /// All three steps at once, for callers without a burst.
     pub fn lookup(&self, tuple: &FiveTuple<A>) -> Option<Found<'_, A>> {
         let mut probe = self.probe(tuple);
         self.prefetch(&mut probe);
         self.find(&probe, tuple)
     }
 
-    /// Inserts both directions of a flow, or says who was faster.
-    ///
-    /// The reply direction becomes visible first: nobody can answer a packet that was not sent yet.
+    /// Inserts both directions of a flow, or returns the flow that has one of the tuples already.
     pub fn insert(&self, flow: &NewFlow<A>, now: Tick) -> Inserted<'_, A> {
         let NewFlow { original, reply, backend } = flow;
+        // The reply direction first: nothing can reply to a packet that was not sent, so no packet finds it before the
+        // original one. Two workers that insert the same original tuple with different replies meet at the second step,
+        // and the one that loses takes its reply direction back.
         let reply_index = match self.insert_direction(Side::Reply, reply, *backend, EntryIndex::NONE, now) {
             DirectionInserted::New(index) => index,
             DirectionInserted::Existing(holder) => return Inserted::ReplyTaken(holder),
@@ -229,6 +228,7 @@ impl<A: FlowAddress> FlowTable<A> {
         let outcome = self.insert_direction(Side::Original, original, *backend, reply_index, now);
         match outcome {
             DirectionInserted::New(index) => {
+                // The reply entry has had no peer until now: sweep and eviction leave such an entry alone for a second.
                 self.entry(reply_index).set_peer(index);
                 if original.tuple.protocol != Protocol::Udp {
                     self.half_open.fetch_add(1, Ordering::Relaxed);
@@ -236,7 +236,7 @@ impl<A: FlowAddress> FlowTable<A> {
                 let entry = self.entry(index);
                 match entry.forwarding(&original.tuple) {
                     Some(forwarding) => Inserted::New(Found { forwarding, index, entry }),
-                    // Evicted by another worker within these few instructions.
+                    // Evicted by another worker within these few instructions: as if there had been no room.
                     None => Inserted::Full,
                 }
             }
@@ -251,12 +251,12 @@ impl<A: FlowAddress> FlowTable<A> {
         }
     }
 
-    /// Removes both directions of the flow that `found` belongs to. False when another worker is at it.
+    /// Removes both directions of the flow of `found`. False when another worker removes it or has done so.
     pub fn remove(&self, found: &Found<'_, A>) -> bool {
         found.entry.identity().is_some_and(|identity| self.remove_flow(found.index, &identity))
     }
 
-    /// Flow table memory read by index: for expiry.
+    /// The number of buckets, for walks over the table.
     pub(crate) fn bucket_count(&self) -> u32 {
         self.memory.bucket_count()
     }
@@ -278,9 +278,10 @@ impl<A: FlowAddress> FlowTable<A> {
         self.memory.entries().get(entry.peer().0 as usize)
     }
 
-    /// Removes both directions: the original one first, whoever asks, so that two removals of one flow
-    /// meet at the same entry.
+    /// Removes both directions of a flow, of which `identity` was read at `index`.
     pub(crate) fn remove_flow(&self, index: EntryIndex, identity: &Identity<A>) -> bool {
+        // The original direction is locked first, from whichever side the removal starts: two removals of one flow meet
+        // at the same entry, and only one of them gets the lock and counts the flow.
         let (original, reply) = match identity.side {
             Side::Original => (index, identity.peer),
             Side::Reply => (identity.peer, index),
@@ -290,7 +291,8 @@ impl<A: FlowAddress> FlowTable<A> {
             entry.identity().filter(|found| found.peer == peer).map(|found| found.tuple)
         };
         let Some(tuple) = peers_with(original, reply) else {
-            // Only this direction is left. If it ever had another, whoever removed that one removed the flow.
+            // Only this direction is left, or the peer's slot has another flow by now. If this one ever had a peer, the
+            // flow was counted as removed with it.
             return self.remove_direction(index, &identity.tuple) && identity.peer == EntryIndex::NONE;
         };
         if !self.entry(original).lock(&tuple) {
@@ -299,6 +301,7 @@ impl<A: FlowAddress> FlowTable<A> {
         if tuple.protocol != Protocol::Udp && !Self::has_sent_syn(self.entry(reply)) {
             self.decrement_half_open();
         }
+        // Read again: between the check and the lock the reply slot may have gone to another flow.
         if let Some(reply_tuple) = peers_with(reply, original) {
             self.remove_direction(reply, &reply_tuple);
         }
@@ -316,11 +319,15 @@ impl<A: FlowAddress> FlowTable<A> {
     ) -> DirectionInserted<'_, A> {
         let tuple = &direction.tuple;
         let hash = self.key.hash(tuple);
+        // Looking up and claiming must be one step, or two workers that miss the same tuple insert it twice. The lock
+        // covers this tuple's stripe only; slots are claimed from all stripes and have their own synchronisation.
         let _guard = self.insert_locks[hash.0 as usize % INSERT_LOCKS].lock();
         if let Some(found) = self.lookup(tuple) {
             return DirectionInserted::Existing(found);
         }
         let buckets = hash.buckets(self.memory.bucket_count());
+        // After an eviction another worker may take the freed slot; then the table is full for this flow. No second try:
+        // under a flood it would turn into a loop.
         let claimed = self.claim(buckets, hash.tag()).or_else(|| {
             self.evict_from(buckets, now);
             self.claim(buckets, hash.tag())
@@ -330,10 +337,11 @@ impl<A: FlowAddress> FlowTable<A> {
         DirectionInserted::New(index)
     }
 
-    /// A free slot: in the first bucket while it has room to spare, since lookups begin there; else in
-    /// the emptier of the two, which keeps all buckets nearly equally full (Mitzenmacher 2001).
+    /// Claims a free slot in one of the two buckets.
     fn claim(&self, buckets: [u32; 2], tag: u8) -> Option<EntryIndex> {
         let used = buckets.map(|bucket| self.used_slots(bucket).count());
+        // The first bucket while it has room to spare, since lookups begin there; else the emptier of the two, which keeps
+        // all buckets nearly equally full ("the power of two choices", Mitzenmacher 2001).
         let spill = used[0] >= FIRST_BUCKET_SLOTS && used[1] < used[0];
         let [first, second] = if spill { [buckets[1], buckets[0]] } else { buckets };
         let claim_in =
@@ -351,7 +359,7 @@ impl<A: FlowAddress> FlowTable<A> {
 
     pub(crate) fn free(&self, index: EntryIndex) {
         self.entry(index).clear();
-        // The tag goes last: until then nobody else can claim the slot.
+        // The tag goes last: with it the slot can be claimed, and its next owner must not meet this clear.
         self.memory.tags()[(index.0 / BUCKET_SLOTS) as usize].release(index.0 % BUCKET_SLOTS);
     }
 }
@@ -363,7 +371,7 @@ impl<A: FlowAddress> Found<'_, A> {
         self.entry.touch(now, ip_len);
     }
 
-    /// Which direction of its flow this is.
+    /// The direction of the entry.
     #[inline]
     pub fn side(&self) -> Side {
         self.entry.side()
@@ -379,7 +387,7 @@ impl<A: FlowAddress> Found<'_, A> {
         self.entry.last_seen()
     }
 
-    /// Keeps a next hop that was looked up anew.
+    /// Stores a next hop.
     pub fn set_next_hop(&self, next_hop: NextHopRef) {
         self.entry.set_next_hop(next_hop);
     }
@@ -391,7 +399,7 @@ enum DirectionInserted<'a, A: FlowAddress> {
     Full,
 }
 
-/// Guards the insertion of one key. Held for less than a microsecond.
+/// Guards insertions of one stripe. Held for less than a microsecond, so waiting threads spin.
 #[derive(Debug, Default)]
 struct SpinLock(AtomicBool);
 
@@ -401,7 +409,7 @@ impl SpinLock {
         while self.0.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             spins += 1;
             if spins.is_multiple_of(1024) {
-                // The holder may share this core and be waiting for it.
+                // The holder may have been preempted on this very core.
                 std::thread::yield_now();
             }
             hint::spin_loop();
@@ -418,9 +426,10 @@ impl Drop for SpinGuard<'_> {
     }
 }
 
-/// The flows that so many really are, and the buckets that they need.
+/// The capacity within the limits, and the buckets that it needs.
 fn dimensions(capacity_flows: u32) -> (u32, u32) {
     let capacity_flows = capacity_flows.clamp(64, CAPACITY_MAX);
+    // Two entries per flow, and 22 % more slots: up to that load both buckets of a tuple are hardly ever full.
     let slots = u64::from(capacity_flows) * 2 * 122 / 100;
     (capacity_flows, u32::try_from(slots.div_ceil(u64::from(BUCKET_SLOTS))).unwrap_or(u32::MAX))
 }
@@ -434,10 +443,10 @@ const CACHE_LINE: usize = 64;
 
 const INSERT_LOCKS: usize = 1024;
 
-/// Slots of a first bucket that are taken before the second is considered.
+/// Used slots of a first bucket from which on the second is considered.
 const FIRST_BUCKET_SLOTS: u32 = 28;
 
-/// Entry indices have 32 bits, and the highest is kept for "none".
+/// Entry indices have 32 bits, of which the highest is [`EntryIndex::NONE`].
 const CAPACITY_MAX: u32 = 1_500_000_000;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Buckets of 32 slots, and their tags in half a cache line. Never looks at an entry.
+//! Buckets of 32 slots, and their tags in half a cache line.
 //!
-//! One byte stands for one slot: zero when free, else the tag of the flow hash. All are compared at
-//! once, so that a lookup touches an entry's cache line only if its tag agrees. Large buckets fill up
-//! evenly: at four fifths of all slots in use hardly any bucket is full.
+//! One byte per slot: zero when it is free, else the tag of the flow hash. All 32 are compared at once, so that a lookup
+//! touches the cache line of an entry only if its tag agrees. Large buckets fill evenly: with four fifths of all slots in
+//! use hardly any bucket is full.
 
 use crate::sync::{AtomicU64, Ordering};
 
@@ -13,8 +13,7 @@ pub const BUCKET_SLOTS: u32 = 32;
 
 /// The tags of one bucket.
 ///
-/// They are read with acquire ordering: whoever sees a tag sees what its owner did to the entry before
-/// releasing the slot.
+/// They are read with acquire ordering: a thread that sees a slot free also sees that its entry was cleared.
 #[derive(Debug, Default)]
 #[repr(transparent)]
 pub struct Tags(AlignedWords);
@@ -32,22 +31,25 @@ impl Tags {
         Slots(!equal_bytes(&self.0, 0))
     }
 
-    /// Takes a free slot for an entry with this tag; none when all are in use.
+    /// Claims a free slot for an entry with this tag; `None` when all are in use.
     pub fn claim(&self, tag: u8) -> Option<u32> {
         self.0.0.iter().zip(0..).find_map(|(word, number)| Some(number * 8 + claim_in(word, tag)?))
     }
 
-    /// Gives a slot back. Only its owner may.
+    /// Releases a slot. Only its owner may do so.
     pub fn release(&self, slot: u32) {
+        // A read-modify-write, since neighbours in the word are claimed and released at the same time.
         self.0.0[(slot / 8) as usize].fetch_and(!(0xff << (slot % 8 * 8)), Ordering::AcqRel);
     }
 }
 
 fn claim_in(tags: &AtomicU64, tag: u8) -> Option<u32> {
+    // Relaxed: the exchange below, which acquires, decides whether the word was current.
     let mut word = tags.load(Ordering::Relaxed);
     loop {
         let slot = (0..8).find(|slot| (word >> (slot * 8)) & 0xff == 0)?;
         let claimed = word | (u64::from(tag) << (slot * 8));
+        // Acquire: what the last owner did to the entry happened before. Release: see `Tags`.
         match tags.compare_exchange_weak(word, claimed, Ordering::AcqRel, Ordering::Relaxed) {
             Ok(_) => return Some(slot),
             Err(now) => word = now,
@@ -55,23 +57,23 @@ fn claim_in(tags: &AtomicU64, tag: u8) -> Option<u32> {
     }
 }
 
-/// Some slots of a bucket, one bit each.
+/// A set of slots of one bucket, one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slots(u32);
 
 impl Slots {
-    /// How many.
+    /// The number of slots.
     #[inline]
     pub const fn count(self) -> u32 {
         self.0.count_ones()
     }
 
-    /// Whether this slot is one of them.
+    /// Whether the slot is in the set.
     pub const fn contains(self, slot: u32) -> bool {
         self.0 & 1 << slot != 0
     }
 
-    /// The lowest, if any.
+    /// The lowest slot, if there is one.
     #[inline]
     pub const fn first(self) -> Option<u32> {
         if self.0 == 0 { None } else { Some(self.0.trailing_zeros()) }
@@ -84,21 +86,22 @@ impl Iterator for Slots {
     #[inline]
     fn next(&mut self) -> Option<u32> {
         let slot = self.first()?;
+        // Clears the lowest bit that is set.
         self.0 &= self.0 - 1;
         Some(slot)
     }
 }
 
-/// Some slots of two buckets, one bit each: those of the second bucket above those of the first. A
-/// lookup that walks both at once need not branch on which of them has the entry.
+/// A set of slots of two buckets, one bit each: those of the second bucket above those of the first. With both in one
+/// word a lookup has no unpredictable branch on which bucket has the entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidates(u64);
 
 impl Candidates {
-    /// None at all.
+    /// No slot.
     pub const NONE: Self = Self(0);
 
-    /// The slots of both.
+    /// The slots of both buckets.
     #[inline]
     pub const fn new(first: Slots, second: Slots) -> Self {
         Self(first.0 as u64 | (second.0 as u64) << BUCKET_SLOTS)
@@ -106,7 +109,7 @@ impl Candidates {
 }
 
 impl Iterator for Candidates {
-    /// Which bucket, and its slot there.
+    /// The bucket, 0 or 1, and its slot.
     type Item = (usize, u32);
 
     #[inline]

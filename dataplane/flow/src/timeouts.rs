@@ -1,4 +1,4 @@
-//! How long flows may be silent. Values only.
+//! Idle timeouts by protocol and phase.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use flowgate_wire::Protocol;
 
 use crate::state::TcpPhase;
 
-/// How long a flow may be silent, by protocol and phase. All are below 24 days.
+/// How long a flow may be idle. All values are below [`Timeouts::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// TCP until both sides have confirmed.
+    /// TCP until the handshake is complete.
     pub tcp_opening: Duration,
     /// TCP between handshake and the first FIN.
     pub tcp_established: Duration,
@@ -19,17 +19,17 @@ pub struct Timeouts {
     pub tcp_time_wait: Duration,
     /// TCP after a reset.
     pub tcp_reset: Duration,
-    /// UDP while nobody has answered.
+    /// UDP without a reply.
     pub udp_unanswered: Duration,
-    /// UDP once both sides have sent.
+    /// UDP with packets in both directions.
     pub udp_answered: Duration,
-    /// How long connections to a removed backend may go on, silent or not; none for as long as they last.
+    /// Deadline for connections to a removed backend, active or idle; `None`: no deadline.
     pub drain: Option<Duration>,
 }
 
 impl Default for Timeouts {
-    /// Those of netfilter where it has one (Documentation/networking/nf_conntrack-sysctl.rst), but
-    /// shorter after the end of a connection, since a port of ours hangs on each flow.
+    /// Those of netfilter where it has one (Documentation/networking/nf_conntrack-sysctl.rst), but shorter after the end
+    /// of a connection, since each flow occupies a SNAT port.
     fn default() -> Self {
         Self {
             tcp_opening: Duration::from_secs(60),
@@ -45,15 +45,15 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// The longest silence in milliseconds that any timeout may be set to.
+    /// The longest timeout: half the period of [`Tick`](crate::Tick), beyond which differences are ambiguous.
     pub const MAX: Duration = Duration::from_secs(24 * 24 * 3600);
 
-    /// How long connections to a removed backend may go on, in milliseconds.
+    /// Deadline for connections to a removed backend, in milliseconds.
     pub fn drain_ms(&self) -> Option<u32> {
         self.drain.map(|drain| u32::try_from(drain.min(Self::MAX).as_millis()).unwrap_or(u32::MAX / 2))
     }
 
-    /// How long a flow in this phase may be silent, in milliseconds.
+    /// How long a flow in this phase may be idle, in milliseconds.
     pub(crate) fn allowed_ms(&self, protocol: Protocol, phase: TcpPhase, answered: bool) -> u32 {
         let allowed = match (protocol, phase) {
             (Protocol::Tcp | Protocol::Sctp, TcpPhase::SynSent | TcpPhase::SynReceived) => self.tcp_opening,

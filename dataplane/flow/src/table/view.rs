@@ -1,4 +1,4 @@
-//! Flows as people want to see them. Takes no lock: what changes meanwhile may be seen half.
+//! Flows for output. Takes no lock: counters of a flow that is in use may be of different moments.
 
 use std::net::IpAddr;
 
@@ -9,18 +9,18 @@ use crate::address::FlowAddress;
 use crate::entry::{Side, Tick};
 use crate::state::TcpPhase;
 
-/// A flow as people want to see it.
+/// A flow for output.
 #[derive(Clone, Debug)]
 pub struct FlowView {
-    /// As the client sends.
+    /// The tuple of packets from the client.
     pub original: FiveTuple<IpAddr>,
-    /// As the backend answers.
+    /// The tuple of packets from the backend.
     pub reply: FiveTuple<IpAddr>,
-    /// The backend, in the form that the tables give.
+    /// The backend, as `BackendId::to_bits`.
     pub backend: u32,
-    /// For TCP and SCTP, how far it has come.
+    /// The phase, for TCP and SCTP.
     pub tcp_phase: Option<TcpPhase>,
-    /// Whether the backend has answered.
+    /// Whether the backend has replied.
     pub answered: bool,
     /// When either direction last carried a packet.
     pub last_seen: Tick,
@@ -31,7 +31,7 @@ pub struct FlowView {
 }
 
 impl<A: FlowAddress> FlowTable<A> {
-    /// All flows, as views for people.
+    /// All flows, for output.
     pub fn flows(&self) -> impl Iterator<Item = FlowView> {
         (0..self.memory.bucket_count()).flat_map(move |bucket| {
             self.memory.tags()[bucket as usize].used().filter_map(move |slot| {
