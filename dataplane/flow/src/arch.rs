@@ -56,7 +56,7 @@ fn equal_bytes_sse2(words: &AlignedWords, byte: u8) -> u32 {
             options(pure, readonly, nostack, preserves_flags),
         );
     };
-    // x86 does not reorder loads with later loads (Intel SDM 3A, section 10.2.2); the fence stops the compiler from it.
+    // x86 does not reorder loads with other loads (Intel SDM 3A, "Memory Ordering"); the fence stops the compiler from it.
     fence(Ordering::Acquire);
     let wanted = _mm_set1_epi8(byte.cast_signed());
     let low = _mm_movemask_epi8(_mm_cmpeq_epi8(low, wanted)).cast_unsigned();

@@ -228,7 +228,7 @@ impl<A: FlowAddress> FlowTable<A> {
         let outcome = self.insert_direction(Side::Original, original, *backend, reply_index, now);
         match outcome {
             DirectionInserted::New(index) => {
-                // The reply entry has had no peer until now: sweep and eviction leave such an entry alone for a second.
+                // The reply entry has had no peer until now: eviction leaves such an entry alone, the sweep for a second.
                 self.entry(reply_index).set_peer(index);
                 if original.tuple.protocol != Protocol::Udp {
                     self.half_open.fetch_add(1, Ordering::Relaxed);

@@ -90,6 +90,7 @@ impl BackendTable {
             }
         }
         for key in added {
+            // Several sets of one Service may have the same endpoint.
             if next.by_key.contains_key(&key) {
                 continue;
             }

@@ -134,6 +134,7 @@ fn populate<S: Slot>(members: &[Member<'_>], size: u32, free: S) -> Vec<S> {
                 continue;
             }
             permutation.credit -= heaviest;
+            // The table is full in the middle of a round: the last members have one slot fewer.
             if left == 0 {
                 break;
             }

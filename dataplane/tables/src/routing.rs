@@ -208,6 +208,7 @@ impl Routing {
                 self.devices.push((*id, None));
                 continue;
             };
+            // No VLAN on a VLAN: one tag is all that workers take off and put on.
             let is_device = |parent: &&Interface| parent.id < *id && parent.spec.vlan.is_none();
             let device = self.interfaces.get(parent).filter(is_device);
             let device = device.ok_or(RoutingError::NoSuchDevice { parent, id: vlan })?.id;
@@ -284,6 +285,7 @@ impl Routing {
         added.sort_unstable();
         let mut free: Vec<usize> =
             (0..self.next_hops.len()).rev().filter(|&i| self.next_hops[i].is_none()).collect();
+        // Entries may have stored the number of the neighbour that went, so the epoch has to change with its reuse.
         let reused = !free.is_empty() && !added.is_empty();
         for (neighbour, mac) in added {
             let index = free.pop().unwrap_or_else(|| {

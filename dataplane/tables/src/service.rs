@@ -49,6 +49,7 @@ impl BackendSet {
     /// Whether the backend is in the set.
     #[inline]
     pub fn contains(&self, backend: BackendId) -> bool {
+        // Sorted when it was built; sets of a thousand members take ten comparisons, once per flow with affinity.
         self.members.binary_search(&backend).is_ok()
     }
 }
@@ -204,6 +205,7 @@ impl ServiceTable {
 
     /// Why a destination without a frontend is not left to the kernel, if so.
     pub fn unmatched(&self, addr: IpAddr) -> Option<UnmatchedDestination> {
+        // P505 before P506: the address of a Service lies within a range of cluster IPs as well.
         if self.cluster_ips.contains(&addr) {
             Some(UnmatchedDestination::ClusterIp)
         } else if self.service_cidrs.iter().any(|net| net.contains(&addr)) {

@@ -100,6 +100,7 @@ impl SnatPool {
     #[must_use]
     pub fn with_reply_addresses(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         self.reply_addresses.extend(addresses);
+        // `is_reply_address` searches, and is called for packets of no flow: a flood must be cheap to tell apart.
         self.reply_addresses.sort_unstable();
         self.reply_addresses.dedup();
         self

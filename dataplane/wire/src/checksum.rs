@@ -66,6 +66,7 @@ impl Sum {
             sum += u64::from(u16::from_ne_bytes(*pair));
         }
         if let [last] = odd {
+            // Zero on the right in memory order is right for either byte order (RFC 1071 section 4.1).
             sum += u64::from(u16::from_ne_bytes([*last, 0]));
         }
         Self(sum)
@@ -118,6 +119,7 @@ impl Delta {
     #[inline]
     #[must_use]
     pub const fn between(old: Sum, new: Sum) -> Self {
+        // Folded once per flow, so that a packet needs one addition.
         Self(add(!old.fold(), new.fold()))
     }
 
@@ -157,8 +159,8 @@ impl Checksum {
     #[inline]
     #[must_use]
     pub const fn update(self, delta: Delta) -> Self {
-        // Not the shorter `HC + m + ~m'` of RFC 1141: it gives 0xffff where a full sum gives 0x0000 (RFC 1624
-        // section 3), and receivers of the time took the former for a wrong checksum.
+        // Not the shorter `HC + m + ~m'` of RFC 1141, which gives 0xffff where a full sum gives 0x0000 (RFC 1624
+        // section 3).
         Self((!add(!u16::from_ne_bytes(self.0), delta.0)).to_ne_bytes())
     }
 

@@ -68,10 +68,12 @@ pub(crate) fn v4(frame: &[u8]) -> Result<Datagram<Ipv4Addr>, Malformed> {
         return Err(Malformed::HeaderLength);
     }
     let total_len = u16_at(ip, ipv4::TOTAL_LEN);
+    // A frame longer than its packet is padded; a shorter one is truncated.
     if total_len < header_len || usize::from(total_len) + ethernet::LEN > frame.len() {
         return Err(Malformed::TotalLength);
     }
     let flags_and_offset = u16_at(ip, ipv4::FLAGS_FRAGMENT);
+    // In units of eight bytes. 13 bits times eight fit into 16.
     let offset = (flags_and_offset & ipv4::FRAGMENT_OFFSET_MASK) * 8;
     let more = flags_and_offset & ipv4::MORE_FRAGMENTS != 0;
     let fragment = (offset != 0 || more).then(|| Fragment {

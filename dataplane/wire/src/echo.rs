@@ -68,6 +68,7 @@ impl Request {
         }
         head[l3_offset - 2..].copy_from_slice(&A::ETHERTYPE);
 
+        // The IP header is written first: it checks that the length fits into its field.
         let icmp_len = packet_len.checked_sub(A::HEADER_LEN).filter(|len| *len >= icmp::LEN)?;
         let (header, message) = packet.split_at_mut(A::HEADER_LEN);
         datagram::write_header(header, [src, dst], A::ICMP, icmp_len)?;
@@ -135,10 +136,10 @@ const fn l3_offset(is_tagged: bool) -> usize {
     if is_tagged { ethernet::LEN + ethernet::TAG_LEN } else { ethernet::LEN }
 }
 
-/// The payload of a request: no stretch of it equals another one at a different distance from its start.
+/// The payload of a request: counts from 0 to 250 and starts anew.
 fn pattern() -> impl Iterator<Item = u8> {
-    // The period is a prime below 256, so a piece that begins at a buffer boundary, which is a multiple of a power of
-    // two, does not pass for the beginning.
+    // The period is a prime, so a piece of a split frame, which begins at a multiple of a power of two, does not pass for
+    // the beginning.
     (0_u8..251).cycle()
 }
 

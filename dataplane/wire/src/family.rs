@@ -217,6 +217,7 @@ impl Address for Ipv4Addr {
 
     fn decrement_ttl(header: &mut [u8]) -> Option<()> {
         let header = header.first_chunk_mut::<{ ipv4::LEN }>()?;
+        // Checked: the sender of a packet chooses its TTL, and zero is possible on the wire.
         header[ipv4::TTL] = header[ipv4::TTL].checked_sub(1)?;
         update_header_checksum(header, Delta::TTL_DECREMENT);
         Some(())

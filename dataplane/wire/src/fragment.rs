@@ -39,6 +39,7 @@ impl FragmentRange {
     /// beyond the largest packet, or when they begin within the transport header.
     pub fn of<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> Result<Self, InvalidFragment> {
         let too_long = InvalidFragment::Malformed(Malformed::TotalLength);
+        // Of IPv6 the extension headers behind the fragment header count too: they are part of what was fragmented.
         let len = datagram.ip_len() + datagram.l3_offset - part_offset(datagram, fragment);
         if len == 0 || (fragment.more && !len.is_multiple_of(UNIT)) {
             return Err(too_long);
@@ -51,6 +52,7 @@ impl FragmentRange {
         }
         let start = fragment.offset;
         match Protocol::from_number(datagram.protocol) {
+            // RFC 3128: it would overwrite ports or flags that the first fragment was judged by.
             Some(protocol) if start != 0 && start < header_len(protocol) => Err(InvalidFragment::Tiny),
             _ => Ok(Self { start, end, more: fragment.more }),
         }
@@ -80,7 +82,7 @@ pub fn parse_first<A: Address>(
             if usize::from(data_offset) < tcp::LEN {
                 return Err(malformed);
             }
-            // RFC 7112 section 5: options in a later fragment would escape whoever filters by them.
+            // RFC 7112 section 5: options in a later fragment would escape filters.
             if data_offset > l4_len {
                 return Err(InvalidFragment::Tiny);
             }
@@ -141,6 +143,7 @@ pub fn write_identification<A: Address>(
     }
     let new = [bytes[2], bytes[3]];
     let field = frame.get_mut(at..)?.first_chunk_mut::<2>()?;
+    // IPv6 has no checksum over the identification; in IPv4 it is one word of the header checksum.
     let delta = Delta::between(Sum::ZERO.word(*field), Sum::ZERO.word(new));
     *field = new;
     let checksum =

@@ -53,6 +53,7 @@ impl<A: Address> Message<A> {
     /// fragment or a packet with routing segments left (RFC 8200 section 4.4) is [`Message::Other`], as is a fragment,
     /// and a packet that is not ICMP.
     pub fn of(frame: &[u8], datagram: &Datagram<A>) -> Self {
+        // A fragment may hold half of the quoted header, so the kernel reassembles it.
         if datagram.protocol != A::ICMP || datagram.fragment.is_some() {
             return Self::Other;
         }
@@ -82,6 +83,7 @@ pub fn translate<A: Address>(
     let (head, message) = frame.split_at_mut_checked(usize::from(datagram.l4_offset))?;
     head.first_chunk_mut::<{ ethernet::ADDRS_LEN }>()?.copy_from_slice(&ether.0);
     let header = head.get_mut(usize::from(datagram.l3_offset)..)?;
+    // Each of these updates the outer IPv4 header checksum by itself; errors are rare enough for that.
     A::decrement_ttl(header)?;
     A::write_pair(header, [to.src, to.dst])?;
     let within = |offset: u16| usize::from(offset - datagram.l4_offset);
@@ -94,6 +96,7 @@ pub fn translate<A: Address>(
     translate_quote(quote, l4_offset, &quoted.tuple, &to.about)?;
     let after = Sum::ZERO.bytes(&quote[..changing]);
     let outer = |src, dst| icmp_pseudo_header(src, dst, datagram.l4_len);
+    // ICMPv6 covers the outer addresses by its pseudo header, ICMP does not: there `outer` is zero for both.
     let delta = Delta::between(outer(datagram.src, datagram.dst), outer(to.src, to.dst))
         .and(Delta::between(before, after));
     update(message, header::icmp::CHECKSUM, delta)
@@ -115,12 +118,14 @@ pub fn reply_to_echo<A: Address>(frame: &mut [u8], datagram: &Datagram<A>) -> Op
         return None;
     }
     let (head, message) = frame.split_at_mut_checked(usize::from(datagram.l4_offset))?;
+    // Identifier, sequence number and data are returned as they are, so the type is all that changes in the sum.
     let kind = message.first_mut()?;
     let before = Sum::ZERO.word([*kind, 0]);
     *kind = echo_reply::<A>();
     let after = Sum::ZERO.word([*kind, 0]);
     update(message, header::icmp::CHECKSUM, Delta::between(before, after))?;
     let (ether, header) = head.split_at_mut_checked(usize::from(datagram.l3_offset))?;
+    // Back over the same link, without a route lookup: the request proves that the sender is reachable there.
     let (to, from) = ether.get_mut(..ethernet::ADDRS_LEN)?.split_at_mut(ethernet::ADDR_LEN);
     to.swap_with_slice(from);
     A::write_pair(header, [datagram.dst, datagram.src])?;
@@ -180,6 +185,7 @@ fn translate_quote<A: Address>(
     to: &FiveTuple<A>,
 ) -> Option<()> {
     let len = ip_len::<A>(quote)?;
+    // Updates the quoted header checksum too, which routers may have left with their own TTL.
     A::write_pair(quote, [to.src, to.dst])?;
     // The CRC covers the whole packet, so it can be computed only where all of it is quoted.
     let whole = quote.get_mut(l4_offset..len).filter(|packet| packet.len() >= header::sctp::LEN);

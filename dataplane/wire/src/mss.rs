@@ -19,6 +19,7 @@ pub fn clamp<A: Address>(frame: &mut [u8], packet: &Packet<A>, largest: u16) -> 
     let Some(header_len) = segment.get(tcp::DATA_OFFSET).map(|byte| usize::from(byte >> 4) * 4) else {
         return false;
     };
+    // Parsing has checked the length, but `packet` may be older than the last change of the frame.
     let Some(header) = segment.get_mut(..header_len) else { return false };
     let Some((fixed, options)) = header.split_first_chunk_mut::<{ tcp::LEN }>() else { return false };
     let Some(at) = mss_position(options) else { return false };
@@ -47,6 +48,7 @@ fn mss_position(options: &[u8]) -> Option<usize> {
         match *options.get(at..)? {
             [OPTION_NOP, ..] => at += 1,
             [OPTION_MSS, OPTION_MSS_LEN, _, _, ..] => return Some(at + 2),
+            // An MSS option of another length than four is malformed; receivers ignore it.
             [OPTION_END, ..] | [OPTION_MSS, ..] => return None,
             // The length counts kind and length bytes, so it is at least 2; a smaller one would loop for ever.
             [_, len, ..] if len >= 2 => at += usize::from(len),

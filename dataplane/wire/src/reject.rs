@@ -33,6 +33,8 @@ pub fn reject<A: Address>(frame: &[u8], packet: &Packet<A>, out: &mut [u8; REJEC
         Protocol::Sctp => packet.l4(frame).and_then(sctp::initiate_tag),
         Protocol::Tcp | Protocol::Udp => None,
     };
+    // An SCTP packet other than an INIT has no tag that an ABORT could carry: a wrong one would be discarded, and a right
+    // one would end an association that may live on another path.
     if packet.tuple.protocol != Protocol::Tcp && initiate_tag.is_none() {
         let datagram = A::datagram(frame).ok()?;
         return write_icmp_error(frame, &datagram, IcmpError::PortUnreachable, datagram.dst, out);
@@ -125,6 +127,7 @@ const fn is_icmp_error<A: Address>(kind: u8) -> bool {
 
 /// Whether a reply to `frame` goes to one host: neither address of the sender is a group's.
 pub(crate) fn may_be_answered(frame: &[u8], sender: IpAddr) -> bool {
+    // A frame to a group address reaches many hosts, and each of them would answer (RFC 1122 section 3.2.2).
     is_single_host(sender) && frame.first().is_some_and(|byte| byte & ethernet::GROUP_BIT == 0)
 }
 

@@ -90,6 +90,7 @@ impl<A: Address> Translation<A> {
         let l4_offset = usize::from(packet.l4_offset);
         let (head, l4) = frame.split_at_mut(l4_offset);
         let Some(()) = A::rewrite(head, packet, self, ether) else { return };
+        // The frame was long enough when it was parsed; the checks below only tell the compiler.
         match packet.tuple.protocol {
             Protocol::Udp => {
                 let Some(udp) = l4.first_chunk_mut::<{ udp::LEN }>() else { return };

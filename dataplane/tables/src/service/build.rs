@@ -37,6 +37,7 @@ impl ServiceTable {
                 continue;
             }
             let id = previous.ids.get(&key).copied().unwrap_or_else(|| {
+                // Not the lowest free number: conntrack entries and affinity may still have that of a removed Service.
                 let id = ServiceId(next.next_id);
                 next.next_id = next.next_id.wrapping_add(1);
                 id
@@ -47,6 +48,7 @@ impl ServiceTable {
         }
         next.backends = match previous.backends.rebuilt(previous.backends_with_slots(&accepted).into_iter()) {
             Ok(backends) => backends,
+            // The tables before stay: a table in which some Services have no backends would drop their traffic.
             Err(error) => return (previous.clone(), vec![error.into()]),
         };
         for service in next.build_services(previous, &accepted) {
