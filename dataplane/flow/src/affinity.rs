@@ -224,8 +224,8 @@ mod tests {
             for (who, service, pause, choice) in asks {
                 now += pause;
                 let bound = table.get_or_assign((client(who), service), Tick(now), 100, |b| b != 0, || Some(choice));
-                let kept = oracle.get(&(who, service)).filter(|(b, at)| *b != 0 && now - at <= 100);
-                let wanted = kept.map_or(choice, |(b, _)| *b);
+                let bound_to = oracle.get(&(who, service)).filter(|(b, at)| *b != 0 && now - at <= 100);
+                let wanted = bound_to.map_or(choice, |(b, _)| *b);
                 oracle.insert((who, service), (wanted, now));
                 prop_assert_eq!(bound.backend(), Some(wanted));
             }

@@ -135,10 +135,10 @@ mod tests {
     #[test]
     fn a_backend_stays_in_its_slot_while_others_come_and_go() {
         let first = BackendTable::default().rebuilt([1, 2, 3].map(key).into_iter()).unwrap();
-        let kept = first.id_of(&key(2)).unwrap();
+        let stayed = first.id_of(&key(2)).unwrap();
         let second = first.rebuilt([2, 4, 5].map(key).into_iter()).unwrap();
-        assert_eq!(second.id_of(&key(2)), Some(kept));
-        assert!(second.is_current(kept));
+        assert_eq!(second.id_of(&key(2)), Some(stayed));
+        assert!(second.is_current(stayed));
         assert_eq!(second.len(), 3);
     }
 

@@ -211,7 +211,7 @@ pub mod icmpv4 {
     pub const ECHO_REPLY: u8 = 0;
     /// Destination unreachable.
     pub const UNREACHABLE: u8 = 3;
-    /// Code of [`UNREACHABLE`]: nobody serves the port.
+    /// Code of [`UNREACHABLE`]: the port is not served.
     pub const CODE_PORT_UNREACHABLE: u8 = 3;
     /// Code of [`UNREACHABLE`]: fragmentation needed and "don't fragment" set (RFC 1191 section 4).
     pub const CODE_FRAGMENTATION_NEEDED: u8 = 4;
@@ -231,7 +231,7 @@ pub mod icmpv4 {
 pub mod icmpv6 {
     /// Destination unreachable.
     pub const UNREACHABLE: u8 = 1;
-    /// Code of [`UNREACHABLE`]: nobody serves the port.
+    /// Code of [`UNREACHABLE`]: the port is not served.
     pub const CODE_PORT_UNREACHABLE: u8 = 4;
     /// Packet too big.
     pub const PACKET_TOO_BIG: u8 = 2;

@@ -46,7 +46,7 @@ impl EtherType {
 
 /// What a well-formed IP packet of one family holds.
 // `repr(u8)` gives the discriminant a byte of its own. As a niche it would share the byte of the packet's protocol, and
-// the compiler then keeps the whole packet in memory instead of registers.
+// the compiler then has the whole packet in memory and not in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Parsed<A> {

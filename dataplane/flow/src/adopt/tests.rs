@@ -43,25 +43,25 @@ fn flow<A: FlowAddress>(number: u16) -> NewFlow<A> {
     NewFlow { original: direction(original, reply), reply: direction(reply, original), backend: 7 }
 }
 
-struct Kept<A> {
+struct PersistedFile<A> {
     _folder: tempfile::TempDir,
-    keeping: PersistConfig,
+    config: PersistConfig,
     family: PhantomData<A>,
 }
 
-impl<A: FlowAddress> Kept<A> {
+impl<A: FlowAddress> PersistedFile<A> {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let keeping = PersistConfig { path: folder.path().join("flows"), boot: [1; 16] };
-        Self { _folder: folder, keeping, family: PhantomData }
+        let config = PersistConfig { path: folder.path().join("flows"), boot: [1; 16] };
+        Self { _folder: folder, config, family: PhantomData }
     }
 
     fn open(&self) -> (FlowTable<A>, Origin) {
-        FlowTable::persistent(CAPACITY, HashKey::random(), &self.keeping).unwrap()
+        FlowTable::persistent(CAPACITY, HashKey::random(), &self.config).unwrap()
     }
 
     fn write(&self, at: usize, bytes: &[u8]) {
-        let file = File::options().write(true).open(&self.keeping.path).unwrap();
+        let file = File::options().write(true).open(&self.config.path).unwrap();
         file.write_all_at(bytes, at as u64).unwrap();
     }
 }
@@ -95,8 +95,8 @@ fn flows_outlive_the_table_with_all_that_was_noted_of_them() {
 }
 
 fn outlive<A: FlowAddress>() {
-    let kept = Kept::<A>::new();
-    let (table, origin) = kept.open();
+    let file = PersistedFile::<A>::new();
+    let (table, origin) = file.open();
     assert_eq!(origin, Origin::Created);
     for number in 0..100 {
         let Inserted::New(found) = table.insert(&flow(number), Tick(5)) else { panic!("{number}") };
@@ -105,9 +105,9 @@ fn outlive<A: FlowAddress>() {
     let before: BTreeMap<_, _> = table.flows().map(|view| (view.original.src_port.number(), view)).collect();
     drop(table);
 
-    let (table, origin) = kept.open();
+    let (table, origin) = file.open();
     assert_eq!(origin, Origin::Restored);
-    let adopted = table.adopt(|kept| u32::from(kept.original.src_port.number()) + 1000);
+    let adopted = table.adopt(|flow| u32::from(flow.original.src_port.number()) + 1000);
     assert_eq!(adopted, Adopted { flows: 100, cleared: 0 });
     assert_sound(&table, adopted);
     for view in table.flows() {
@@ -131,8 +131,8 @@ fn what_was_left_half_done_is_cleared_and_the_rest_goes_on() {
 }
 
 fn half_done<A: FlowAddress>() {
-    let kept = Kept::<A>::new();
-    let (table, _) = kept.open();
+    let file = PersistedFile::<A>::new();
+    let (table, _) = file.open();
     for number in 0..50 {
         table.insert(&flow(number), Tick(5));
     }
@@ -147,13 +147,13 @@ fn half_done<A: FlowAddress>() {
     let [_, [_, unlinked]] = place(3);
     let [[tag, _], _] = place(4);
     drop(table);
-    kept.write(torn.start, &[1]);
-    kept.write(empty.start + 4, &[0]);
+    file.write(torn.start, &[1]);
+    file.write(empty.start + 4, &[0]);
     let peer = std::mem::offset_of!(Entry<A>, peer);
-    kept.write(unlinked.start + peer, &u32::MAX.to_ne_bytes());
-    kept.write(tag.start, &[0]);
+    file.write(unlinked.start + peer, &u32::MAX.to_ne_bytes());
+    file.write(tag.start, &[0]);
 
-    let (table, _) = kept.open();
+    let (table, _) = file.open();
     let adopted = table.adopt(|_| 7);
     // Of the last flow only the reply is in use.
     assert_eq!(adopted, Adopted { flows: 46, cleared: 7 });
@@ -194,8 +194,8 @@ proptest! {
 }
 
 fn salvage<A: FlowAddress>(wreck: &Wreck) {
-    let kept = Kept::<A>::new();
-    let (table, _) = kept.open();
+    let file = PersistedFile::<A>::new();
+    let (table, _) = file.open();
     let mut alive = wreck.numbers.clone();
     for number in &alive {
         table.insert(&flow(*number), Tick(5));
@@ -217,9 +217,9 @@ fn salvage<A: FlowAddress>(wreck: &Wreck) {
     };
     let untouched: Vec<u16> = alive.iter().copied().filter(is_untouched).collect();
     drop(table);
-    damage.iter().for_each(|(at, value)| kept.write(*at, &value.to_ne_bytes()));
+    damage.iter().for_each(|(at, value)| file.write(*at, &value.to_ne_bytes()));
 
-    let (table, origin) = kept.open();
+    let (table, origin) = file.open();
     assert_eq!(origin, Origin::Restored);
     let adopted = table.adopt(|_| 9);
     assert_sound(&table, adopted);

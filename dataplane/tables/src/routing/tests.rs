@@ -136,15 +136,15 @@ fn flows_spread_over_the_routers_that_answer() {
         (0..100).map(via).collect()
     };
     let first = build(&Routing::default(), &routes, &both);
-    let ways = taken(&first);
-    assert!(ways.contains(&0) && ways.contains(&1));
-    assert_eq!(taken(&build(&first, &routes, &both)), ways);
+    let paths = taken(&first);
+    assert!(paths.contains(&0) && paths.contains(&1));
+    assert_eq!(taken(&build(&first, &routes, &both)), paths);
     let one = build(&first, &routes, &[both[0].clone(), neighbour("10.2.0.9", 1, None)]);
     assert_eq!(taken(&one), [0; 100]);
-    assert_ne!(one.epoch(), first.epoch(), "flows of the silent router look again");
-    let nobody = [neighbour("10.1.0.9", 0, None), neighbour("10.2.0.9", 1, None)];
-    let silent = taken(&build(&one, &routes, &nobody));
-    assert_eq!(silent, ways, "all are asked for");
+    assert_ne!(one.epoch(), first.epoch(), "flows of the unresolved router look again");
+    let unresolved = [neighbour("10.1.0.9", 0, None), neighbour("10.2.0.9", 1, None)];
+    let unanswered = taken(&build(&one, &routes, &unresolved));
+    assert_eq!(unanswered, paths, "all are requested");
 }
 
 #[test]

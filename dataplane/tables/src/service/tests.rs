@@ -16,7 +16,7 @@ fn spec(name: &str, vip: u8, endpoints: &[u8]) -> ServiceSpec {
             addr: ip(vip),
             port: L4Port::new(80),
             kind: FrontendKind::ClusterIp,
-            policies: PerSourceClass::same(TREATMENT),
+            policies: PerSourceClass::same(POLICY),
             allowed: None,
         }],
         endpoint_sets: vec![
@@ -30,7 +30,7 @@ fn spec(name: &str, vip: u8, endpoints: &[u8]) -> ServiceSpec {
     }
 }
 
-const TREATMENT: TrafficPolicySpec =
+const POLICY: TrafficPolicySpec =
     TrafficPolicySpec { endpoint_set: 0, source_nat: SourceNat::Always, when_empty: EmptyAction::Reject };
 
 fn build(previous: &ServiceTable, specs: Vec<ServiceSpec>) -> (ServiceTable, Vec<ServiceError>) {
@@ -93,9 +93,9 @@ fn a_name_given_twice_is_refused_once() {
 
 #[test]
 fn answers_are_expected_from_backends_whose_clients_are_kept() {
-    let mut kept = spec("kept", 1, &[11]);
-    kept.frontends[0].policies.pod.source_nat = SourceNat::PreserveClient;
-    let (table, _) = build(&ServiceTable::default(), vec![kept, spec("web", 2, &[12])]);
+    let mut preserved = spec("preserved", 1, &[11]);
+    preserved.frontends[0].policies.pod.source_nat = SourceNat::PreserveClient;
+    let (table, _) = build(&ServiceTable::default(), vec![preserved, spec("web", 2, &[12])]);
     let source = |host| ServiceKey { port: L4Port::new(8080), ..key(host) };
     assert!(table.is_reply_source(&source(11)) && !table.is_reply_source(&source(12)));
     assert_eq!(table.reply_sources().count(), 1);
