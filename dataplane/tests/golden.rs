@@ -142,7 +142,7 @@ fn p505_p506_a_port_that_no_service_has_is_refused_and_an_unused_cluster_ip_is_s
     gateway.receive(UP0, udp(CLIENT, "10.96.0.80:80", b"another protocol"));
     gateway.receive(UP0, tcp(CLIENT, "10.96.0.81:80", "S"));
     gateway.receive(UP0, tcp(CLIENT, "203.0.113.7:81", "S"));
-    golden("unmatched", &gateway);
+    golden("unserved", &gateway);
 }
 
 #[test]
