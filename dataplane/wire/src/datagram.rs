@@ -5,7 +5,7 @@ use core::net::{Ipv4Addr, Ipv6Addr};
 use crate::checksum::Sum;
 use crate::family::Address;
 use crate::header::ip_protocol::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
-use crate::header::{ethernet, ipv4, ipv6};
+use crate::header::{ethernet, ipv4, ipv6, short};
 use crate::parse::Malformed;
 
 /// An IP packet whose lengths were checked against the frame it was parsed from.
@@ -80,7 +80,7 @@ pub(crate) fn v4(frame: &[u8]) -> Result<Datagram<Ipv4Addr>, Malformed> {
         id: u16_at(ip, ipv4::ID).into(),
         offset,
         more,
-        id_offset: (ethernet::LEN + ipv4::ID) as u16,
+        id_offset: const { short(ethernet::LEN + ipv4::ID) },
     });
     let [src, dst] = *ip[ipv4::SRC..].as_chunks::<4>().0 else { return Err(Malformed::Truncated) };
     Ok(Datagram {
@@ -161,7 +161,7 @@ fn fragment(header: &[u8; ipv6::EXTENSION_UNIT], header_offset: u16) -> Option<F
     let offset = offset_and_more & ipv6::FRAGMENT_OFFSET_MASK;
     let more = offset_and_more & ipv6::MORE_FRAGMENTS != 0;
     let id = u32::from_be_bytes(*header.last_chunk::<4>()?);
-    let id_offset = header_offset + ipv6::FRAGMENT_ID as u16;
+    let id_offset = header_offset + const { short(ipv6::FRAGMENT_ID) };
     (offset != 0 || more).then_some(Fragment { id, offset, more, id_offset })
 }
 
@@ -173,7 +173,7 @@ pub(crate) const fn is_extension(protocol: u8) -> bool {
 /// Length of an extension header in bytes. A fragment header has no length field: its second byte is reserved.
 pub(crate) fn extension_len(protocol: u8, header: &[u8; ipv6::EXTENSION_UNIT]) -> u16 {
     let units = if protocol == FRAGMENT { 1 } else { u16::from(header[1]) + 1 };
-    units * ipv6::EXTENSION_UNIT as u16
+    units * const { short(ipv6::EXTENSION_UNIT) }
 }
 
 /// The IPv4 header of an untagged frame, without options.
@@ -230,6 +230,6 @@ pub(crate) const DEFAULT_TTL: u8 = 64;
 /// Most extension headers that are walked.
 pub const EXTENSIONS_MAX: usize = 6;
 
-pub(crate) const ETHERNET_LEN: u16 = ethernet::LEN as u16;
-pub(crate) const IPV4_LEN: u16 = ipv4::LEN as u16;
-pub(crate) const IPV6_LEN: u16 = ipv6::LEN as u16;
+pub(crate) const ETHERNET_LEN: u16 = short(ethernet::LEN);
+pub(crate) const IPV4_LEN: u16 = short(ipv4::LEN);
+pub(crate) const IPV6_LEN: u16 = short(ipv6::LEN);

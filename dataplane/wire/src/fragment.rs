@@ -5,7 +5,7 @@ use crate::addr::{FiveTuple, L4Port, Protocol};
 use crate::checksum::{Checksum, Delta, Sum};
 use crate::datagram::{Datagram, Fragment, u16_at};
 use crate::family::Address;
-use crate::header::{ethernet, ipv4, ipv6, tcp, udp};
+use crate::header::{ethernet, ipv4, ipv6, short, tcp, udp};
 use crate::parse::{Malformed, Packet, TcpFlags, sctp_flags};
 use crate::rewrite::EtherAddrs;
 use crate::{header, sctp};
@@ -167,16 +167,16 @@ fn part_offset<A: Address>(datagram: &Datagram<A>, fragment: &Fragment) -> u16 {
     if A::IS_V4 {
         datagram.l4_offset
     } else {
-        fragment.id_offset + (ipv6::EXTENSION_UNIT - ipv6::FRAGMENT_ID) as u16
+        fragment.id_offset + const { short(ipv6::EXTENSION_UNIT - ipv6::FRAGMENT_ID) }
     }
 }
 
 /// Bytes of the transport header that a first fragment must hold; for SCTP with the header of the first chunk.
 const fn header_len(protocol: Protocol) -> u16 {
     match protocol {
-        Protocol::Tcp => tcp::LEN as u16,
-        Protocol::Udp => udp::LEN as u16,
-        Protocol::Sctp => (header::sctp::LEN + header::sctp::CHUNK_LEN) as u16,
+        Protocol::Tcp => const { short(tcp::LEN) },
+        Protocol::Udp => const { short(udp::LEN) },
+        Protocol::Sctp => const { short(header::sctp::LEN + header::sctp::CHUNK_LEN) },
     }
 }
 

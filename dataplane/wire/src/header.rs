@@ -1,6 +1,14 @@
 //! Protocol numbers, header lengths, field offsets and message types, each named once. Every offset counts bytes from
 //! the start of the header that it belongs to.
 
+/// A length or offset in the 16 bits that packets have for theirs. To be used in constants, where the check is one of
+/// the compiler.
+#[expect(clippy::cast_possible_truncation, reason = "asserted")]
+pub(crate) const fn short(len: usize) -> u16 {
+    assert!(len <= u16::MAX as usize);
+    len as u16
+}
+
 /// Ethernet II (IEEE 802.3 section 3.2) and its VLAN tags (IEEE 802.1Q section 9).
 pub mod ethernet {
     /// Length of a header without tags.

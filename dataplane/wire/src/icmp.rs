@@ -6,7 +6,7 @@ use crate::checksum::{Checksum, Delta, Sum};
 use crate::datagram::{self, Datagram, u16_at};
 use crate::family::Address;
 use crate::header::ip_protocol::{FRAGMENT, ROUTING};
-use crate::header::{self, ethernet, icmpv4, icmpv6, ipv4, ipv6, ports, tcp, udp};
+use crate::header::{self, ethernet, icmpv4, icmpv6, ipv4, ipv6, ports, short, tcp, udp};
 use crate::reject::{icmp_pseudo_header, may_be_answered};
 use crate::rewrite::EtherAddrs;
 use crate::sctp;
@@ -139,7 +139,7 @@ fn quoted<A: Address>(quote: &[u8], datagram: &Datagram<A>) -> Option<Quoted<A>>
     let [src, dst] = A::read_pair(quote)?;
     let [s0, s1, d0, d1] = *quote.get(l4_offset..)?.first_chunk::<{ ports::LEN }>()?;
     let (src_port, dst_port) = (L4Port::from_wire([s0, s1]), L4Port::from_wire([d0, d1]));
-    let l3_offset = datagram.l4_offset + header::icmp::LEN as u16;
+    let l3_offset = datagram.l4_offset + const { short(header::icmp::LEN) };
     Some(Quoted {
         tuple: FiveTuple { protocol, src, dst, src_port, dst_port },
         l3_offset,

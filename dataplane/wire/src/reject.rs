@@ -7,7 +7,7 @@ use crate::addr::Protocol;
 use crate::checksum::Sum;
 use crate::datagram::{self, Datagram};
 use crate::family::Address;
-use crate::header::{ethernet, icmp, icmpv4, icmpv6, ipv4, ipv6, ports, tcp};
+use crate::header::{ethernet, icmp, icmpv4, icmpv6, ipv4, ipv6, ports, short, tcp};
 use crate::parse::{Packet, TcpFlags};
 use crate::sctp;
 
@@ -166,7 +166,7 @@ fn write_reset<A: Address>(
     reset[tcp::DATA_OFFSET] = 5 << 4;
     reset[tcp::FLAGS] = reply_flags.0;
     let (src, dst) = (packet.tuple.dst, packet.tuple.src);
-    let sum = Sum::pseudo_header(src, dst, Protocol::Tcp.number(), tcp::LEN as u16).bytes(reset);
+    let sum = Sum::pseudo_header(src, dst, Protocol::Tcp.number(), const { short(tcp::LEN) }).bytes(reset);
     reset[tcp::CHECKSUM..tcp::CHECKSUM + 2].copy_from_slice(&sum.checksum().0);
     Some(tcp::LEN)
 }

@@ -36,8 +36,8 @@ pub(crate) fn abort([src, dst]: [L4Port; 2], tag: [u8; 4]) -> [u8; ABORT_LEN] {
     packet[ports::SRC..ports::DST].copy_from_slice(&src.wire());
     packet[ports::DST..ports::LEN].copy_from_slice(&dst.wire());
     packet[TAG..CHECKSUM].copy_from_slice(&tag);
-    // Type, flags, length: no cause follows.
-    packet[LEN..].copy_from_slice(&[ABORT, 0, 0, CHUNK_LEN as u8]);
+    // Type, flags, and the length of the chunk, of which no cause follows.
+    packet[LEN..].copy_from_slice(&[ABORT, 0, 0, 4]);
     let checksum = checksum(&packet);
     packet[CHECKSUM..CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
     packet
