@@ -74,13 +74,15 @@ mod tests {
     fn a_table_with_more_prefixes_is_another_one_and_the_bits_behind_a_prefix_do_not_count() {
         let mut few = Fib::default();
         few.insert(net4(Ipv4Addr::new(10, 0, 0, 1), 8), 1);
-        assert!(few != Fib::default() && Fib::default() != few);
+        assert_ne!(few, Fib::default());
+        assert_ne!(Fib::default(), few);
         let mut more = few.clone();
         more.insert(net4(Ipv4Addr::new(192, 0, 2, 0), 24), 2);
-        assert!(few != more && more != few);
+        assert_ne!(few, more);
+        assert_ne!(more, few);
         let mut same = Fib::default();
         same.insert(net4(Ipv4Addr::new(10, 9, 9, 9), 8), 1);
-        assert!(few == same);
+        assert_eq!(few, same);
     }
 
     #[test]
