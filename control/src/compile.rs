@@ -1,5 +1,5 @@
-//! Objects and network state to tables. Pure: no clock, no file, no kernel; the same input gives the same
-//! tables, and what did not change is shared with the generation before.
+//! Objects and network state to tables. Pure: no clock, no file, no kernel; the same input gives the same tables, and
+//! parts that did not change are shared with the generation before.
 
 mod addresses;
 mod endpoints;
@@ -23,14 +23,14 @@ pub use self::policy::Role;
 use crate::model::{Desired, NetState};
 use crate::report::Report;
 
-/// What the operator decided.
+/// The operator's decisions about compiling.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CompileConfig {
-    /// What this machine is to the cluster.
+    /// Whether this machine is a node of the cluster.
     pub role: Role,
     /// The name of this machine's Node object; decides which endpoints are local (P202).
     pub node_name: String,
-    /// Where translated flows get their source from.
+    /// Source addresses and ports of translated flows.
     pub snat: SnatSpec,
     /// On which of the node's addresses NodePorts are served. Empty: on all by a gateway, on the primary
     /// ones by a node (P305, P306).
@@ -41,11 +41,11 @@ pub struct CompileConfig {
     pub local_pods: LocalPods,
     /// Whether a node masquerades everything to cluster IPs (P603).
     pub masquerade_all: bool,
-    /// Where the node's addresses are found.
+    /// Where the node's addresses are read.
     pub node_addresses: NodeAddresses,
 }
 
-/// Where the node's own addresses are found.
+/// Where the node's own addresses are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum NodeAddresses {
     /// On the served interfaces.
@@ -57,7 +57,7 @@ pub enum NodeAddresses {
 
 /// Compiles everything. What is wrong is reported and left out; the rest is built.
 ///
-/// Parts that come out as they were in `previous` are its parts; when all do, so is the generation.
+/// Parts that equal those of `previous` are shared with it; if all do, the generation's number stays the same.
 pub fn compile(
     desired: &Desired,
     net: &NetState,
@@ -66,8 +66,8 @@ pub fn compile(
 ) -> (Tables, Report) {
     let node_context = addresses::NodeContext::new(desired, net, config);
     let mut memo = services::ServiceMemo::default();
-    let (services, mut entries) =
-        services::compile(desired, &node_context, config, &mut memo, &previous.services);
+    let input = services::ServiceInput { desired, node_context: &node_context, config };
+    let (services, mut entries) = services::compile(input, &mut memo, &previous.services);
     let (routing, more) = net::compile_routing(net, &previous.routing);
     entries.extend(more);
     let (snat, more) = net::compile_snat(net, config, &previous.snat);
@@ -78,7 +78,7 @@ pub fn compile(
     (next_generation(previous, next), Report { entries })
 }
 
-/// Who is a pod of this node and who is the node; `previous` itself if that did not change.
+/// Which sources are pods of this node or the node itself (P319, P320, P603); `previous` itself if that did not change.
 fn compile_sources(
     node_context: &addresses::NodeContext,
     previous: &Arc<SourceClassifier>,
@@ -87,7 +87,7 @@ fn compile_sources(
     if sources == **previous { Arc::clone(previous) } else { Arc::new(sources) }
 }
 
-/// Numbers `next`: as `previous` if all its parts are those of `previous`.
+/// Numbers `next`: one more than `previous`, or the same if all its parts are those of `previous`.
 fn next_generation(previous: &Tables, mut next: Tables) -> Tables {
     let same = Arc::ptr_eq(&previous.services, &next.services)
         && Arc::ptr_eq(&previous.routing, &next.routing)

@@ -1,15 +1,16 @@
-//! The loop that turns changes into published tables. Never drops the last good state.
+//! The loop that turns changes into published tables. A failure at any step leaves the last good tables in force.
 //!
-//! Values come in from one source, from netlink and from workers that miss a neighbour. Changes are coalesced
-//! until it was quiet for 10 ms, but never longer than 100 ms, then compiled and handed to the sink.
+//! Values come from one source, from netlink, and from workers that have no neighbour for a packet. Changes are
+//! debounced (until 10 ms were quiet, 100 ms at most; P1004), then compiled and handed to the sink.
 
 mod changes;
+mod debounce;
 mod status;
 mod sync_metrics;
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use flowgate_tables::Tables;
 use flowgate_tables::routing::NeighbourKey;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::changes::Changes;
+use self::debounce::Debounce;
 pub use self::status::Status;
 pub use self::sync_metrics::{SyncKind, SyncMetrics};
 use crate::compile::{CompileConfig, Compiler, unresolved_next_hops};
@@ -30,67 +32,59 @@ use crate::source::{SourceEvent, SourceHealth};
 pub struct Update {
     /// The tables.
     pub tables: Tables,
-    /// What was wrong with the objects they were compiled from.
+    /// What is wrong with the objects that they were compiled from.
     pub report: Arc<Report>,
 }
 
 /// Everything that flows into and out of the loop, besides the sink.
 #[derive(Debug)]
 pub struct Channels {
-    /// What the source says.
+    /// Objects and their changes.
     pub source: mpsc::Receiver<SourceEvent>,
-    /// The network.
+    /// Links, addresses, routes and neighbours.
     pub net: watch::Receiver<NetState>,
     /// Neighbours that workers have packets for.
     pub requests: mpsc::Receiver<NeighbourKey>,
     /// Requests to resolve neighbours.
     pub resolve: mpsc::Sender<Resolve>,
-    /// Where the state of the loop is shown.
+    /// Gets the state of the loop.
     pub status: watch::Sender<Status>,
-    /// Where the objects of the last compilation are shown.
+    /// Gets the objects of the last compilation.
     pub desired: watch::Sender<Arc<Desired>>,
-    /// Takes down what the loop does.
+    /// Gets counts and times of syncs.
     pub sync_metrics: SyncMetrics,
     /// Turns true, or is dropped, when the loop should end.
     pub shutdown: watch::Receiver<bool>,
 }
 
 /// Runs until shutdown. The sink publishes each update; one that it refuses is offered again until it is
-/// taken or a newer one takes its place. Nothing is published before the source has spoken.
+/// taken or a newer one takes its place. Nothing is published before the source's first set of objects.
 pub async fn run<E: Display>(
     config: CompileConfig,
     channels: Channels,
     sink: impl AsyncFnMut(Update) -> Result<(), E>,
 ) {
-    let Channels {
-        mut source,
-        mut net,
-        mut requests,
-        resolve,
-        status,
-        desired: shown_desired,
-        sync_metrics,
-        mut shutdown,
-    } = channels;
-    let net_state = net.borrow_and_update().clone();
+    let Channels { source, mut net, requests, resolve, status, desired, sync_metrics, mut shutdown } =
+        channels;
     let mut state = Reconciler {
         compiler: Compiler::new(config),
         desired: Arc::default(),
         findings: Vec::new(),
         stage: Stage::Waiting,
-        net: net_state,
+        net: net.borrow_and_update().clone(),
         published_generation: None,
         sink,
         resolve,
         periodic: Vec::new(),
         status,
-        shown_desired,
+        shown_desired: desired,
         sync_metrics,
     };
+    let mut inputs = Inputs { source, net, requests, source_open: true, net_open: true, requests_open: true };
     let mut debounce = Debounce::default();
-    let (mut source_open, mut net_open, mut requests_open) = (true, true, true);
     loop {
         let due = debounce.due();
+        // Biased: shutdown goes first, and a compilation that is due is not put off by more input.
         tokio::select! {
             biased;
             () = ended(&mut shutdown) => return,
@@ -98,47 +92,83 @@ pub async fn run<E: Display>(
                 debounce = Debounce::default();
                 if state.stage == Stage::Waiting {
                     state.report_waiting();
-                } else if state.compile().await == PublishOutcome::Refused {
+                } else if state.compile_and_publish().await == PublishOutcome::Refused {
                     debounce.retry(Instant::now());
                 }
             }
-            event = source.recv(), if source_open => match event {
-                Some(event) => {
-                    state.source_event(event);
+            input = inputs.next() => match input {
+                Input::Source(event) => {
+                    state.apply_source_event(event);
                     debounce.changed(Instant::now());
                 }
-                None => source_open = false,
-            },
-            changed = net.changed(), if net_open => match changed {
-                Ok(()) => {
-                    state.net = net.borrow_and_update().clone();
+                Input::Net(net) => {
+                    state.net = net;
+                    // Before the first set of objects there is nothing to compile.
                     if state.stage == Stage::Serving {
                         state.sync_metrics.queued(Instant::now());
                         debounce.changed(Instant::now());
                     }
                 }
-                Err(_) => net_open = false,
-            },
-            request = requests.recv(), if requests_open => match request {
-                Some(first) => {
-                    let mut wanted = vec![first];
-                    while let Ok(more) = requests.try_recv() {
-                        wanted.push(more);
-                    }
-                    wanted.sort_unstable();
-                    wanted.dedup();
-                    // When netlink is behind, the next packet asks again.
-                    let _ = state.resolve.try_send(Resolve::Now(wanted));
-                }
-                None => requests_open = false,
+                // If netlink's channel is full the request is dropped: the next packet repeats it.
+                Input::Neighbours(wanted) => drop(state.resolve.try_send(Resolve::Now(wanted))),
             },
         }
     }
 }
 
-/// Waits until the end is asked for, or whoever could ask is gone.
+/// Returns when shutdown is requested, or its sender is dropped.
 async fn ended(shutdown: &mut watch::Receiver<bool>) {
     let _ = shutdown.wait_for(|end| *end).await;
+}
+
+/// The channels that the loop waits for. One that is closed is no longer waited for; the others go on.
+struct Inputs {
+    source: mpsc::Receiver<SourceEvent>,
+    net: watch::Receiver<NetState>,
+    requests: mpsc::Receiver<NeighbourKey>,
+    source_open: bool,
+    net_open: bool,
+    requests_open: bool,
+}
+
+enum Input {
+    Source(SourceEvent),
+    Net(NetState),
+    /// Each neighbour once, ascending.
+    Neighbours(Vec<NeighbourKey>),
+}
+
+impl Inputs {
+    /// The next value of any channel; pending when all are closed. Cancel safe: nothing is awaited between receiving
+    /// a value and returning it.
+    async fn next(&mut self) -> Input {
+        loop {
+            tokio::select! {
+                biased;
+                event = self.source.recv(), if self.source_open => match event {
+                    Some(event) => return Input::Source(event),
+                    None => self.source_open = false,
+                },
+                changed = self.net.changed(), if self.net_open => match changed {
+                    Ok(()) => return Input::Net(self.net.borrow_and_update().clone()),
+                    Err(_) => self.net_open = false,
+                },
+                request = self.requests.recv(), if self.requests_open => match request {
+                    Some(first) => {
+                        let mut wanted = vec![first];
+                        while let Ok(more) = self.requests.try_recv() {
+                            wanted.push(more);
+                        }
+                        wanted.sort_unstable();
+                        wanted.dedup();
+                        return Input::Neighbours(wanted);
+                    }
+                    None => self.requests_open = false,
+                },
+                else => std::future::pending().await,
+            }
+        }
+    }
 }
 
 struct Reconciler<S> {
@@ -151,6 +181,7 @@ struct Reconciler<S> {
     published_generation: Option<u64>,
     sink: S,
     resolve: mpsc::Sender<Resolve>,
+    /// The neighbours that netlink requests periodically.
     periodic: Vec<NeighbourKey>,
     status: watch::Sender<Status>,
     shown_desired: watch::Sender<Arc<Desired>>,
@@ -160,12 +191,11 @@ struct Reconciler<S> {
 /// Whether there is a set of objects to serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// P1001: nothing is published, whatever a predecessor left stays as it is.
+    /// P1001: nothing is published; what a predecessor published stays as it is.
     Waiting,
     Serving,
 }
 
-/// What became of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PublishOutcome {
     Published,
@@ -176,12 +206,13 @@ impl<S, E: Display> Reconciler<S>
 where
     S: AsyncFnMut(Update) -> Result<(), E>,
 {
-    fn source_event(&mut self, event: SourceEvent) {
+    fn apply_source_event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Replace(snapshot) => {
                 self.stage = Stage::Serving;
                 let changes = Changes::between(&self.desired, &snapshot.desired);
                 self.sync_metrics.changed(&changes, Instant::now());
+                // To the compiler the same `Arc` means unchanged objects.
                 if snapshot.desired != *self.desired {
                     self.desired = Arc::new(snapshot.desired);
                 }
@@ -205,13 +236,13 @@ where
         }
     }
 
-    /// Shows why there is nothing yet.
+    /// Reports why nothing is served yet.
     fn report_waiting(&self) {
         let report = Arc::new(Report { entries: self.entries(Report::default()) });
         self.status.send_modify(|status| status.report = report);
     }
 
-    async fn compile(&mut self) -> PublishOutcome {
+    async fn compile_and_publish(&mut self) -> PublishOutcome {
         let began = Instant::now();
         let (tables, compiled) = self.compiler.compile(&self.desired, &self.net);
         let report = Arc::new(Report { entries: self.entries(compiled) });
@@ -221,12 +252,13 @@ where
             let update = Update { tables: tables.clone(), report: Arc::clone(&report) };
             (self.sink)(update).await.map_err(|error| error.to_string())
         };
-        self.observe(began, &outcome);
+        self.count_sync(began, &outcome);
         let published = outcome.is_ok() && self.published_generation != Some(tables.generation);
         if published {
             self.published_generation = Some(tables.generation);
         }
         let refused = outcome.as_ref().err().cloned();
+        // After the sink: a generation that the status shows is in force.
         self.status.send_if_modified(|status| {
             let mut next = Status { report, refused, ..status.clone() };
             if published {
@@ -238,6 +270,7 @@ where
             changed
         });
         self.request_resolution(&tables);
+        // DNS and health ports follow after forwarding: a name that is answered leads to an address that is served.
         self.shown_desired.send_if_modified(|shown| {
             let changed = !Arc::ptr_eq(shown, &self.desired);
             shown.clone_from(&self.desired);
@@ -246,7 +279,7 @@ where
         if outcome.is_ok() { PublishOutcome::Published } else { PublishOutcome::Refused }
     }
 
-    fn observe(&self, began: Instant, outcome: &Result<(), String>) {
+    fn count_sync(&self, began: Instant, outcome: &Result<(), String>) {
         let kind = if self.published_generation.is_none() { SyncKind::Full } else { SyncKind::Partial };
         match outcome {
             Ok(()) => self.sync_metrics.synced(began.elapsed(), kind),
@@ -254,6 +287,7 @@ where
         }
     }
 
+    /// All findings: those of the source, of the compilation, and of the source's health.
     fn entries(&self, compiled: Report) -> Vec<Entry> {
         let mut entries = self.findings.clone();
         entries.extend(compiled.entries);
@@ -271,43 +305,17 @@ where
     /// Has the next hops of all backends resolved before the first packet needs them.
     fn request_resolution(&mut self, tables: &Tables) {
         let wanted = unresolved_next_hops(tables);
+        // If netlink's channel is full, the list stays as it was and is sent after the next compilation.
         if wanted != self.periodic && self.resolve.try_send(Resolve::Periodic(wanted.clone())).is_ok() {
             self.periodic = wanted;
         }
     }
 }
 
-/// When to compile: after a pause, but not too late.
-#[derive(Clone, Copy, Debug, Default)]
-struct Debounce {
-    times: Option<(Instant, Instant)>,
-}
-
-impl Debounce {
-    fn changed(&mut self, now: Instant) {
-        let first = self.times.map_or(now, |(first, _)| first);
-        self.times = Some((first, now));
-    }
-
-    fn retry(&mut self, now: Instant) {
-        let at = now + RETRY_AFTER;
-        self.times = Some((at, at));
-    }
-
-    fn due(&self) -> Option<Instant> {
-        self.times.map(|(first, last)| (last + QUIET).min(first + LATEST))
-    }
-}
-
-/// Changes are coalesced until none came for this long.
-const QUIET: Duration = Duration::from_millis(10);
-/// Changes that never pause are compiled after so long all the same.
-const LATEST: Duration = Duration::from_millis(100);
-/// A sink that refused an update is asked again after so long.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::source::Snapshot;
 
@@ -325,7 +333,7 @@ mod tests {
         let running = run(CompileConfig::default(), channels, async move |update: Update| {
             published.send(update.tables)
         });
-        let told = async {
+        let driven = async {
             let stale = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "no answer".into() };
             events.send(SourceEvent::Health(stale)).await.expect("it runs");
             let said =
@@ -340,7 +348,7 @@ mod tests {
         };
         tokio::select! {
             () = running => panic!("it runs until shutdown"),
-            told = tokio::time::timeout(Duration::from_secs(60), told) => told.unwrap(),
+            driven = tokio::time::timeout(Duration::from_secs(60), driven) => driven.unwrap(),
         }
     }
 }

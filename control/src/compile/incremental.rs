@@ -1,11 +1,11 @@
-//! Compiling only what may have changed. Never differs from compiling everything.
+//! Compiles only what may have changed. The result is the same as of compiling everything (P1003).
 
 use std::sync::Arc;
 
 use flowgate_tables::Tables;
 
 use super::addresses::NodeContext;
-use super::services::ServiceMemo;
+use super::services::{ServiceInput, ServiceMemo};
 use super::{CompileConfig, compile_sources, net, next_generation, services};
 use crate::model::{Desired, NetState};
 use crate::report::{Entry, Report};
@@ -17,11 +17,11 @@ pub struct Compiler {
     tables: Tables,
     last: Option<Last>,
     memo: ServiceMemo,
-    /// What `snat_overlaps` said of the last tables.
+    /// The findings of `snat_overlaps` for the last tables.
     overlaps: Vec<Entry>,
 }
 
-/// What the service table was last compiled from, and what was said of it.
+/// What the service table was last compiled from, and its findings.
 #[derive(Debug)]
 struct Last {
     desired: Arc<Desired>,
@@ -46,12 +46,12 @@ impl Compiler {
         &self.tables
     }
 
-    /// The config it compiles with.
+    /// The configuration.
     pub const fn config(&self) -> &CompileConfig {
         &self.config
     }
 
-    /// As [`super::compile`]. A `desired` that is the same `Arc` as before is taken to be unchanged.
+    /// As [`super::compile`]. A `desired` that is the same `Arc` as before is taken for unchanged.
     pub fn compile(&mut self, desired: &Arc<Desired>, net: &NetState) -> (Tables, Report) {
         let node_context = NodeContext::new(desired, net, &self.config);
         let known = self
@@ -62,13 +62,8 @@ impl Compiler {
         let (services, last) = match known {
             Some(last) => (Arc::clone(&self.tables.services), last),
             None => {
-                let (services, entries) = services::compile(
-                    desired,
-                    &node_context,
-                    &self.config,
-                    &mut self.memo,
-                    &self.tables.services,
-                );
+                let input = ServiceInput { desired, node_context: &node_context, config: &self.config };
+                let (services, entries) = services::compile(input, &mut self.memo, &self.tables.services);
                 (services, Last { desired: Arc::clone(desired), node_context, entries })
             }
         };

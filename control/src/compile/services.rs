@@ -1,4 +1,4 @@
-//! Services to the service table. Never lets one Service spoil another.
+//! Services to the service table. One Service's errors do not affect another.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -17,6 +17,14 @@ use crate::model::{
     ClusterAddress, Desired, EndpointSlice, Endpoints, Key, Service, ServicePort, ServiceType, Stored,
 };
 use crate::report::{Entry, ObjectRef, Severity};
+
+/// What all Services are compiled from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ServiceInput<'a> {
+    pub(super) desired: &'a Desired,
+    pub(super) node_context: &'a NodeContext,
+    pub(super) config: &'a CompileConfig,
+}
 
 /// The last result of each Service, reused while nothing changes that it was compiled from.
 #[derive(Debug, Default)]
@@ -49,15 +57,15 @@ impl Compiled {
     }
 }
 
-/// Builds the service table; it is `previous` itself if nothing changed. Services that were compiled from
-/// the very same objects before are taken from `memo`.
+/// Builds the service table; it is `previous` itself if nothing changed. Services that were compiled from the same
+/// objects (by `Arc`) before are taken from `memo`.
 pub(super) fn compile(
-    desired: &Desired,
-    node_context: &NodeContext,
-    config: &CompileConfig,
+    input: ServiceInput<'_>,
     memo: &mut ServiceMemo,
     previous: &Arc<ServiceTable>,
 ) -> (Arc<ServiceTable>, Vec<Entry>) {
+    let ServiceInput { desired, node_context, .. } = input;
+    // Every Service depends on the node's context; the configuration never changes while the memo lives.
     if memo.node_context != *node_context {
         *memo = ServiceMemo { node_context: node_context.clone(), ..ServiceMemo::default() };
     }
@@ -73,7 +81,7 @@ pub(super) fn compile(
         let compiled = known
             .filter(|known| known.is_current(&stored.object, slices, endpoints.map(AsRef::as_ref)))
             .unwrap_or_else(|| {
-                let (specs, notes) = compile_one(key, &stored.object, slices, desired, node_context, config);
+                let (specs, notes) = compile_one(key, &stored.object, slices, input);
                 Compiled {
                     service: Arc::clone(&stored.object),
                     slices: slices.iter().map(|&slice| Arc::clone(slice)).collect(),
@@ -101,19 +109,18 @@ pub(super) fn compile(
     (if unchanged { Arc::clone(previous) } else { Arc::new(table) }, entries)
 }
 
-/// One description per port, and what its owner should know.
+/// One spec per port, and warnings for the owner.
 fn compile_one(
     key: &Key,
     service: &Service,
     slices: &[&Arc<EndpointSlice>],
-    desired: &Desired,
-    node_context: &NodeContext,
-    config: &CompileConfig,
+    input: ServiceInput<'_>,
 ) -> (Vec<Arc<ServiceSpec>>, Vec<(Severity, String)>) {
     match served(service) {
         Ok(cluster_ips) => {
-            let slices = slices_of(key, service, slices, desired);
+            let slices = slices_of(key, service, slices, input.desired);
             let notes = warnings(service, &slices);
+            let ServiceInput { node_context, config, .. } = input;
             let compiler =
                 ServiceCompiler { key, service, cluster_ips, slices: &slices, node_context, config };
             let specs = compiler.specs().into_iter().map(Arc::new).collect();
@@ -124,7 +131,8 @@ fn compile_one(
     }
 }
 
-/// Names the Services that are reached by an address and port that translated flows use as source.
+/// Warns about Services that are reached by an address and port that translated flows use as source: packets to it
+/// could be either a client's or a backend's reply.
 pub(super) fn snat_overlaps(desired: &Desired, services: &ServiceTable, snat: &SnatPool) -> Vec<Entry> {
     let taken = |frontend: &&FrontendSpec| {
         snat.is_reply_address(frontend.addr) && snat.ports().binary_search(&frontend.port.number()).is_ok()
@@ -142,7 +150,7 @@ pub(super) fn snat_overlaps(desired: &Desired, services: &ServiceTable, snat: &S
     entries
 }
 
-/// The cluster IPs of a Service that is served, or the reason for a silence that needs one.
+/// The cluster IPs of a Service that is served; else the warning, if its owner should get one.
 fn served(service: &Service) -> Result<&[IpAddr], Option<&'static str>> {
     // P102, P103, P106
     if service.excluded_by.is_some() || service.service_type == ServiceType::ExternalName {
@@ -158,7 +166,7 @@ fn served(service: &Service) -> Result<&[IpAddr], Option<&'static str>> {
     }
 }
 
-/// What its owner would wonder about.
+/// Warnings about a Service that is served.
 fn warnings(service: &Service, slices: &[Arc<EndpointSlice>]) -> Vec<String> {
     let mut all = Vec::new();
     if service.service_type == ServiceType::NodePort && service.ports.iter().all(|p| p.node_port.is_none()) {
@@ -184,14 +192,14 @@ fn warnings(service: &Service, slices: &[Arc<EndpointSlice>]) -> Vec<String> {
     all
 }
 
-/// Who has which NodePort; the first in the order of names has it.
+/// The owner of each NodePort: the first Service in the order of names that claims it.
 #[derive(Default)]
 struct NodePorts {
     owners: HashMap<(u16, Protocol), ServiceName>,
 }
 
 impl NodePorts {
-    /// The description, without the NodePort if it belongs to another.
+    /// The spec, without the NodePort if it belongs to another Service, and then the reason.
     fn claim(&mut self, spec: &Arc<ServiceSpec>, service: &Service) -> (Arc<ServiceSpec>, Option<String>) {
         let (name, protocol) = (&spec.name, spec.protocol);
         let port = service.ports.iter().find(|p| p.name == name.port && p.protocol == protocol);

@@ -1,4 +1,4 @@
-//! EndpointSlices and Endpoints. Never joins two of them.
+//! EndpointSlices and Endpoints, one object at a time.
 
 use k8s_openapi::api::core::v1::{EndpointSubset as RawSubset, Endpoints as RawEndpoints};
 use k8s_openapi::api::discovery::v1::{Endpoint as RawEndpoint, EndpointSlice as RawSlice};
@@ -28,22 +28,13 @@ pub fn endpoint_slice(raw: &RawSlice, findings: &mut Findings) -> EndpointSlice 
     let mut ports: Vec<EndpointPort> = Vec::new();
     for (port, i) in raw.ports.iter().flatten().zip(0..) {
         let place = format!("ports[{i}]");
-        let protocol = findings.ok(&format!("{place}.protocol"), values::protocol(port.protocol.as_deref()));
-        let Some(number) = port.port.filter(|&number| number != 0) else {
-            // P114: all ports of an address is something that no proxy implements.
-            findings.warn(format!("{place} has no port number and is left out"));
-            continue;
+        let raw = RawPort {
+            name: port.name.as_deref(),
+            app_protocol: port.app_protocol.as_deref(),
+            protocol: port.protocol.as_deref(),
+            number: port.port.filter(|&number| number != 0),
         };
-        let number = findings.ok(&format!("{place}.port"), values::port(number));
-        // The API server stores an unset name as the empty one.
-        push_port(
-            &mut ports,
-            &place,
-            (port.name.as_deref(), port.app_protocol.as_deref()),
-            protocol,
-            number,
-            findings,
-        );
+        push_port(&mut ports, &place, raw, findings);
     }
     let trigger = raw.metadata.annotations.as_ref().and_then(|all| all.get(TRIGGER_TIME));
     EndpointSlice {
@@ -81,7 +72,7 @@ fn one_endpoint(
     family: SliceFamily,
     findings: &mut Findings,
 ) -> Option<Endpoint> {
-    // P113: the first address is the endpoint's, and one without any is none.
+    // P113: the first address is the endpoint's; without an address there is no endpoint.
     let addr = findings.ok(&format!("{place}.addresses[0]"), values::unicast_ip(raw.addresses.first()?))?;
     if addr.is_ipv4() != (family == SliceFamily::V4) {
         findings.error(format!("{place}.addresses[0]: {addr} is not of the slice's addressType"));
@@ -99,7 +90,7 @@ fn one_endpoint(
     })
 }
 
-/// Hints that name nobody are none.
+/// Hints that name no node and no zone count as `None`.
 fn hints(raw: &RawEndpoint) -> Option<Box<Hints>> {
     let raw = raw.hints.as_ref()?;
     let hints = Hints {
@@ -124,16 +115,13 @@ fn one_subset(i: usize, raw: &RawSubset, findings: &mut Findings) -> Subset {
     let mut ports = Vec::new();
     for (port, at) in raw.ports.iter().flatten().zip(0..) {
         let place = format!("subsets[{i}].ports[{at}]");
-        let protocol = findings.ok(&format!("{place}.protocol"), values::protocol(port.protocol.as_deref()));
-        let number = findings.ok(&format!("{place}.port"), values::port(port.port));
-        push_port(
-            &mut ports,
-            &place,
-            (port.name.as_deref(), port.app_protocol.as_deref()),
-            protocol,
-            number,
-            findings,
-        );
+        let raw = RawPort {
+            name: port.name.as_deref(),
+            app_protocol: port.app_protocol.as_deref(),
+            protocol: port.protocol.as_deref(),
+            number: Some(port.port),
+        };
+        push_port(&mut ports, &place, raw, findings);
     }
     if ports.is_empty() && !addresses.is_empty() {
         findings.warn(format!("subsets[{i}] has addresses but no port"));
@@ -141,15 +129,25 @@ fn one_subset(i: usize, raw: &RawSubset, findings: &mut Findings) -> Subset {
     Subset { addresses, ports }
 }
 
-fn push_port(
-    ports: &mut Vec<EndpointPort>,
-    place: &str,
-    (name, app_protocol): (Option<&str>, Option<&str>),
-    protocol: Option<flowgate_wire::Protocol>,
-    number: Option<u16>,
-    findings: &mut Findings,
-) {
+/// A port of a slice or of a subset, which are two types of the API with the same fields.
+struct RawPort<'a> {
+    name: Option<&'a str>,
+    app_protocol: Option<&'a str>,
+    protocol: Option<&'a str>,
+    number: Option<i32>,
+}
+
+fn push_port(ports: &mut Vec<EndpointPort>, place: &str, raw: RawPort<'_>, findings: &mut Findings) {
+    let RawPort { name, app_protocol, protocol, number } = raw;
+    let protocol = findings.ok(&format!("{place}.protocol"), values::protocol(protocol));
+    let Some(number) = number else {
+        // P114: no number means all ports of the address, which no proxy implements.
+        findings.warn(format!("{place} has no port number and is left out"));
+        return;
+    };
+    let number = findings.ok(&format!("{place}.port"), values::port(number));
     let (Some(protocol), Some(port)) = (protocol, number) else { return };
+    // The API server stores an unset name as the empty one.
     let name = name.unwrap_or("").to_owned();
     if ports.iter().any(|other| other.name == name && other.protocol == protocol) {
         findings.error(format!("{place}: the name {name:?} is used twice"));
