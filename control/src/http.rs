@@ -1,7 +1,7 @@
-//! A small HTTP/1 server for machines that ask short questions. Never reads a request's body.
+//! A small HTTP/1 server for probes and metrics. Request bodies are not read.
 //!
-//! Every use of it may face a hostile network, so everything is bounded: connections at a time, the bytes of a
-//! header, the time for one exchange. A connection carries one exchange.
+//! Its users may face a hostile network, so everything is bounded: the number of connections, the bytes of a header,
+//! the time for one exchange. A connection carries one exchange.
 
 pub mod listen;
 pub mod metrics;
@@ -22,10 +22,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
-/// What is answered.
+/// A response with its whole body.
 pub type HttpResponse = Response<Full<Bytes>>;
 
-/// An answer of one type that no browser will take for another.
+/// A response of one content type, which browsers are told not to guess (`nosniff`).
 pub fn response(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> HttpResponse {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
@@ -34,19 +34,19 @@ pub fn response(status: StatusCode, content_type: &'static str, body: impl Into<
     response
 }
 
-/// The same with a number in one more header.
+/// Adds a header with a number.
 #[must_use]
 pub fn with_number(mut response: HttpResponse, name: &'static str, number: usize) -> HttpResponse {
     response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from(number));
     response
 }
 
-/// The answer to a path that means nothing.
+/// The response to an unknown path; `known` names those that exist.
 pub fn not_found(known: &str) -> HttpResponse {
     response(StatusCode::NOT_FOUND, TEXT, format!("not found; there is {known}\n"))
 }
 
-/// Answers every request, until dropped; connections end with it.
+/// Answers every request with `handler` until dropped, which ends the connections too.
 pub async fn serve<H, F>(listener: TcpListener, handler: H)
 where
     H: Fn(Request<Incoming>) -> F,
@@ -57,7 +57,8 @@ where
         tokio::select! {
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((stream, _)) => connections.push(timeout(EXCHANGE_MAX, serve_connection(stream, &handler))),
-                // Out of descriptors, or a client that went away: neither ends the server.
+                // EMFILE, or a client that went away: neither ends the server. The pause is for the first: the
+                // connection stays in the backlog, and accepting again at once would spin.
                 Err(error) => {
                     tracing::debug!(%error, "accepting a connection");
                     sleep(ACCEPT_PAUSE).await;
@@ -89,9 +90,9 @@ where
     }
 }
 
-/// The type of plain text.
+/// The content type of plain text.
 pub const TEXT: &str = "text/plain; charset=utf-8";
-/// The type of JSON.
+/// The content type of JSON.
 pub const JSON: &str = "application/json";
 
 const CONNECTIONS_MAX: usize = 64;
@@ -109,7 +110,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// One exchange; the whole answer, header and body.
+    /// One exchange; the whole response, header and body.
     pub(crate) async fn ask(address: SocketAddr, request: &str) -> std::io::Result<String> {
         let exchange = async {
             let mut stream = TcpStream::connect(address).await?;
@@ -121,9 +122,35 @@ pub(crate) mod tests {
         timeout(Duration::from_secs(30), exchange).await.map_err(std::io::Error::other)?
     }
 
-    /// An answer to GET.
+    /// The response to GET.
     pub(crate) async fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
         ask(address, &format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).await
+    }
+
+    /// Repeats a GET until its outcome is as wanted, and returns that.
+    pub(crate) async fn get_until(
+        address: SocketAddr,
+        path: &str,
+        what: &str,
+        wanted: impl Fn(&std::io::Result<String>) -> bool,
+    ) -> std::io::Result<String> {
+        let repeated = async {
+            loop {
+                let outcome = get(address, path).await;
+                if wanted(&outcome) {
+                    return outcome;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let outcome = timeout(Duration::from_secs(20), repeated).await;
+        outcome.unwrap_or_else(|_| panic!("{address} is not {what}"))
+    }
+
+    /// Addresses on loopback that are free just now.
+    pub(crate) fn free_addresses<const N: usize>() -> [SocketAddr; N] {
+        let taken = [(); N].map(|()| super::listen::bind(([127, 0, 0, 1], 0).into()).unwrap());
+        taken.map(|listener| listener.local_addr().unwrap())
     }
 
     async fn server() -> (SocketAddr, tokio::task::JoinHandle<()>) {

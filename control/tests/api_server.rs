@@ -36,7 +36,7 @@ fn config(api: &FakeApi) -> Config {
     }
 }
 
-/// A watching source, and what it has said so far, put together as the reconciler does.
+/// A watching source and the events it has sent, combined as the reconciler does.
 struct Watched {
     events: mpsc::Receiver<SourceEvent>,
     task: JoinHandle<()>,
@@ -58,7 +58,7 @@ impl Watched {
 
     /// Takes events until `holds`.
     async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let reached = timeout(Duration::from_secs(60), async {
+        let reached = timeout(LIMIT, async {
             while !holds(self) {
                 let event = self.events.recv().await.expect("the source goes on");
                 self.take(event);
@@ -94,7 +94,7 @@ impl Watched {
         }
     }
 
-    /// Waits until everything is in.
+    /// Waits until all lists are complete.
     async fn synced(&mut self) {
         self.until("synced", |w| w.health == SourceHealth::Synced && w.desired.is_some()).await;
     }
@@ -159,11 +159,11 @@ async fn server() -> FakeApi {
 #[tokio::test]
 async fn p1001_the_first_set_is_whole_and_then_only_changes_are_sent() {
     let api = server().await;
-    api.world.lock().unwrap().mute = vec![SLICES];
+    api.state.lock().unwrap().mute = vec![SLICES];
     let mut watched = Watched::start(config(&api));
     watched.stale("cannot follow endpointslices: the API server did not answer within 2s").await;
     assert!(watched.desired.is_none(), "nothing before all lists are in");
-    api.world.lock().unwrap().mute.clear();
+    api.state.lock().unwrap().mute.clear();
     watched.synced().await;
     let counts = watched.desired.as_ref().unwrap().counts();
     assert_eq!((counts.services, counts.endpoint_slices, counts.nodes, counts.service_cidrs), (2, 1, 1, 1));
@@ -189,7 +189,7 @@ async fn p101_what_does_not_count_is_not_asked_for_and_lists_are_streamed_from_n
         assert_eq!(api.asked(path, hidden), 1, "{path}");
     }
     assert_eq!(api.asked(NODES, "fieldSelector=metadata.name%3Dedge"), 1);
-    let requests = api.world.lock().unwrap().requests.clone();
+    let requests = api.state.lock().unwrap().requests.clone();
     assert_eq!(requests.len(), 4, "{requests:?}");
     let streamed = |request: &String| {
         request.contains("sendInitialEvents=true") && request.ends_with("resourceVersion=")
@@ -201,7 +201,7 @@ async fn p101_what_does_not_count_is_not_asked_for_and_lists_are_streamed_from_n
 async fn a_server_that_does_not_stream_lists_is_asked_for_pages() {
     for lists in [Lists::Refused, Lists::Storeless, Lists::Unknown] {
         let api = server().await;
-        api.world.lock().unwrap().lists = lists;
+        api.state.lock().unwrap().lists = lists;
         for name in ["c", "d", "e"] {
             api.put(SERVICES, service(name, 80));
         }
@@ -221,17 +221,13 @@ async fn a_broken_watch_goes_on_where_it_was_and_bookmarks_count() {
     let api = server().await;
     let mut watched = Watched::start(config(&api));
     watched.synced().await;
-    api.say(SERVICES, bookmark("4711"));
+    api.send_line(SERVICES, bookmark("4711"));
     // Behind it an object that has no version, to know that the bookmark was read.
-    api.say(SERVICES, json!({"type": "ADDED", "object": service("z", 80)}).to_string());
+    api.send_line(SERVICES, json!({"type": "ADDED", "object": service("z", 80)}).to_string());
     watched.until("z", |w| w.services() == ["a", "b", "z"]).await;
     api.disconnect();
-    let resumed = timeout(Duration::from_secs(60), async {
-        while api.asked(SERVICES, "resourceVersion=4711") == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    });
-    resumed.await.expect("the watch goes on from the bookmark");
+    eventually("the watch goes on from the bookmark", || api.asked(SERVICES, "resourceVersion=4711") > 0)
+        .await;
     assert_eq!(api.asked(SERVICES, "sendInitialEvents"), 1, "nothing was listed again");
 }
 
@@ -241,7 +237,7 @@ async fn a_stream_that_breaks_in_the_middle_of_an_object_loses_nothing() {
     let mut watched = Watched::start(config(&api));
     watched.synced().await;
     // New watches break after one whole line each.
-    api.world.lock().unwrap().breaks_after = Some(2);
+    api.state.lock().unwrap().breaks_after = Some(2);
     api.disconnect();
     for n in 0..8 {
         api.put(SERVICES, service(&format!("s{n}"), 80));
@@ -281,7 +277,7 @@ async fn an_expired_version_means_a_new_list_and_what_vanished_meanwhile_vanishe
         let mut api = server().await;
         let mut watched = Watched::start(config(&api));
         watched.synced().await;
-        api.world.lock().unwrap().expires_by_status = by_status;
+        api.state.lock().unwrap().expires_by_status = by_status;
         api.stop().await;
         api.delete(SERVICES, "a");
         api.put(SERVICES, service("b", 8080));
@@ -313,10 +309,10 @@ async fn a_slow_server_is_stale_and_heals() {
     let api = server().await;
     let mut watched = Watched::start(config(&api));
     watched.synced().await;
-    api.world.lock().unwrap().mute = vec![SERVICES];
+    api.state.lock().unwrap().mute = vec![SERVICES];
     api.disconnect();
     watched.stale("cannot follow services: the API server did not answer").await;
-    api.world.lock().unwrap().mute.clear();
+    api.state.lock().unwrap().mute.clear();
     watched.synced().await;
     api.put(SERVICES, service("c", 80));
     watched.until("c", |w| w.services() == ["a", "b", "c"]).await;
@@ -327,7 +323,7 @@ async fn a_rotated_token_is_read_again_when_the_old_one_is_refused() {
     let api = server().await;
     let mut watched = Watched::start(config(&api));
     watched.synced().await;
-    api.world.lock().unwrap().token = Some("second".into());
+    api.state.lock().unwrap().token = Some("second".into());
     api.disconnect();
     watched.stale("(401): the credentials are not accepted; renew the token or certificate").await;
     assert_eq!(watched.services(), ["a", "b"]);
@@ -340,13 +336,13 @@ async fn a_rotated_token_is_read_again_when_the_old_one_is_refused() {
 #[tokio::test]
 async fn a_missing_permission_is_named_with_verb_and_resource() {
     let api = server().await;
-    api.world.lock().unwrap().statuses.insert(SLICES, 403);
+    api.state.lock().unwrap().statuses.insert(SLICES, 403);
     let mut watched = Watched::start(config(&api));
     let remedy = "grant the verbs list and watch on endpointslices in apiGroup \"discovery.k8s.io\"";
     watched.stale(remedy).await;
     assert!(watched.desired.is_none());
     assert!(kube::read(config(&api)).await.is_err_and(|reason| reason.contains(remedy)));
-    api.world.lock().unwrap().statuses.clear();
+    api.state.lock().unwrap().statuses.clear();
     watched.synced().await;
     assert_eq!(kube::read(config(&api)).await.unwrap().desired, watched.desired.clone().unwrap());
 }
@@ -355,7 +351,7 @@ async fn a_missing_permission_is_named_with_verb_and_resource() {
 async fn malformed_objects_cost_only_themselves_in_lists_and_in_watches() {
     for lists in [Lists::Streamed, Lists::Refused] {
         let api = server().await;
-        api.world.lock().unwrap().lists = lists;
+        api.state.lock().unwrap().lists = lists;
         api.put(SERVICES, json!({"metadata": {"name": "spec", "namespace": "default"}, "spec": 5}));
         api.put(
             SERVICES,
@@ -395,7 +391,7 @@ async fn malformed_objects_cost_only_themselves_in_lists_and_in_watches() {
         watched.until("a is mended", |w| w.finding("a").is_none() && w.port_of("a") == Some(81)).await;
 
         // A line that is nothing at all ends the stream, not the watch.
-        api.say(SERVICES, "<html>");
+        api.send_line(SERVICES, "<html>");
         watched.stale("the answer is not that of an API server").await;
         api.put(SERVICES, service("c", 80));
         watched.until("c", |w| w.port_of("c") == Some(80)).await;
@@ -406,7 +402,7 @@ async fn malformed_objects_cost_only_themselves_in_lists_and_in_watches() {
 #[tokio::test]
 async fn a_server_without_service_cidrs_is_fine() {
     let api = server().await;
-    api.world.lock().unwrap().statuses.insert(CIDRS, 404);
+    api.state.lock().unwrap().statuses.insert(CIDRS, 404);
     let mut watched = Watched::start(config(&api));
     watched.synced().await;
     let counts = watched.desired.as_ref().unwrap().counts();
@@ -467,12 +463,20 @@ async fn a_restart_without_the_server_begins_with_the_snapshot() {
     assert_eq!((fourth.services(), fourth.replaced), (vec!["b"], 1));
 }
 
-/// Waits until the file is there.
+/// Waits until the file exists.
 async fn saved(path: &Path) {
-    let written = timeout(Duration::from_secs(60), async {
-        while !path.exists() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    eventually("the state is saved", || path.exists()).await;
+}
+
+/// Polls until the condition holds.
+async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let polled = timeout(LIMIT, async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
-    written.await.expect("the state is saved");
+    polled.await.unwrap_or_else(|_| panic!("never: {what}"));
 }
+
+/// The longest that a test waits for anything.
+const LIMIT: Duration = Duration::from_secs(60);

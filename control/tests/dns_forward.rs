@@ -1,4 +1,4 @@
-//! Names of others: what upstreams on loopback say reaches the client, and what they do not say ends in time.
+//! Forwarded names: responses of upstreams on loopback reach the client, and missing ones end in time.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
 mod dns;
@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dns::{Fake, Over, Served, a, addresses, alias, one_web, put, query, response_to};
+use dns::{FakeUpstream, Over, TestServer, a, addresses, alias, one_web, put, query, response_to};
 use flowgate_control::model::Desired;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{CNAME, SOA};
@@ -19,30 +19,30 @@ const WWW: &str = "www.example.com.";
 
 #[tokio::test]
 async fn names_elsewhere_are_answered_by_the_upstream() {
-    let upstream = Fake::start(|question, _| Some(example_com(&question))).await;
-    let served = Served::with(one_web(), &[upstream.addr]).await;
+    let upstream = FakeUpstream::start(|question, _| Some(example_com(&question))).await;
+    let server = TestServer::with(one_web(), &[upstream.addr]).await;
     let question = query("WWW.Example.com.", RecordType::A);
-    for answer in [served.udp(&question).await, served.tcp(&question).await] {
+    for answer in [server.udp(&question).await, server.tcp(&question).await] {
         assert_eq!(addresses(&answer), [std::net::IpAddr::from([192, 0, 2, 53])]);
         assert!(!answer.metadata.authoritative && answer.metadata.recursion_available, "{answer}");
         assert!(answer.queries[0].name().eq_case(question.queries[0].name()));
     }
     // Aliases come along.
-    let answer = served.udp(&query("alias.example.com.", RecordType::A)).await;
+    let answer = server.udp(&query("alias.example.com.", RecordType::A)).await;
     assert_eq!(answer.answers.len(), 2, "{answer}");
-    // The cluster's own names are nobody else's business.
-    served.udp(&query("gone.shop.svc.cluster.local.", RecordType::A)).await;
-    assert_eq!(served.count("forwarded"), 3);
+    // The cluster's own names are not forwarded.
+    server.udp(&query("gone.shop.svc.cluster.local.", RecordType::A)).await;
+    assert_eq!(server.count("forwarded"), 3);
     assert_eq!(upstream.asked.load(Ordering::Relaxed), 2, "what was said before is remembered");
 }
 
 #[tokio::test]
 async fn what_the_upstream_denies_is_denied_with_its_soa() {
-    let upstream = Fake::start(|question, _| Some(example_com(&question))).await;
-    let served = Served::with(one_web(), &[upstream.addr]).await;
-    let gone = served.udp(&query("gone.example.com.", RecordType::A)).await;
+    let upstream = FakeUpstream::start(|question, _| Some(example_com(&question))).await;
+    let server = TestServer::with(one_web(), &[upstream.addr]).await;
+    let gone = server.udp(&query("gone.example.com.", RecordType::A)).await;
     assert_eq!(gone.metadata.response_code, ResponseCode::NXDomain);
-    let empty = served.udp(&query(WWW, RecordType::TXT)).await;
+    let empty = server.udp(&query(WWW, RecordType::TXT)).await;
     assert_eq!(empty.metadata.response_code, ResponseCode::NoError);
     for answer in [gone, empty] {
         assert!(answer.answers.is_empty() && !answer.metadata.authoritative);
@@ -52,31 +52,31 @@ async fn what_the_upstream_denies_is_denied_with_its_soa() {
 
 #[tokio::test]
 async fn p106_an_external_name_is_resolved_to_its_end() {
-    let upstream = Fake::start(|question, _| Some(example_com(&question))).await;
-    let served = Served::with(aliases(), &[upstream.addr]).await;
-    let answer = served.udp(&query("search.shop.svc.cluster.local.", RecordType::A)).await;
+    let upstream = FakeUpstream::start(|question, _| Some(example_com(&question))).await;
+    let server = TestServer::with(aliases(), &[upstream.addr]).await;
+    let answer = server.udp(&query("search.shop.svc.cluster.local.", RecordType::A)).await;
     assert!(answer.metadata.authoritative && answer.metadata.response_code == ResponseCode::NoError);
     let RData::CNAME(target) = &answer.answers[0].data else { panic!("{answer}") };
     assert_eq!(target.to_string(), WWW);
     assert_eq!(addresses(&answer), [std::net::IpAddr::from([192, 0, 2, 53])]);
     // RFC 6604: the code tells of the end of the chain.
-    let gone = served.udp(&query("lost.shop.svc.cluster.local.", RecordType::A)).await;
+    let gone = server.udp(&query("lost.shop.svc.cluster.local.", RecordType::A)).await;
     assert_eq!((gone.metadata.response_code, gone.answers.len()), (ResponseCode::NXDomain, 1));
 }
 
 #[tokio::test]
 async fn without_upstreams_an_external_name_is_still_an_alias() {
-    let served = Served::with(aliases(), &[]).await;
-    let answer = served.udp(&query("search.shop.svc.cluster.local.", RecordType::A)).await;
+    let server = TestServer::with(aliases(), &[]).await;
+    let answer = server.udp(&query("search.shop.svc.cluster.local.", RecordType::A)).await;
     assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 1));
-    let refused = served.udp(&query(WWW, RecordType::A)).await;
+    let refused = server.udp(&query(WWW, RecordType::A)).await;
     assert_eq!(refused.metadata.response_code, ResponseCode::Refused);
-    assert_eq!(served.count("refused"), 1);
+    assert_eq!(server.count("refused"), 1);
 }
 
 #[tokio::test]
 async fn an_answer_too_long_for_udp_is_fetched_over_tcp() {
-    let upstream = Fake::start(|question, over| {
+    let upstream = FakeUpstream::start(|question, over| {
         let mut response = response_to(&question);
         if over == Over::Udp {
             response.metadata.truncation = true;
@@ -88,65 +88,65 @@ async fn an_answer_too_long_for_udp_is_fetched_over_tcp() {
         Some(response)
     })
     .await;
-    let served = Served::with(one_web(), &[upstream.addr]).await;
-    let answer = served.tcp(&query(WWW, RecordType::A)).await;
+    let server = TestServer::with(one_web(), &[upstream.addr]).await;
+    let answer = server.tcp(&query(WWW, RecordType::A)).await;
     assert_eq!(addresses(&answer).len(), 100);
-    let answer = served.udp(&query(WWW, RecordType::A)).await;
+    let answer = server.udp(&query(WWW, RecordType::A)).await;
     assert!(answer.metadata.truncation && addresses(&answer).len() < 100);
 }
 
 #[tokio::test]
 async fn another_upstream_answers_for_one_that_is_silent_or_gone() {
-    let silent = Fake::start(|_, _| None).await;
-    let upstream = Fake::start(|question, _| Some(example_com(&question))).await;
+    let silent = FakeUpstream::start(|_, _| None).await;
+    let upstream = FakeUpstream::start(|question, _| Some(example_com(&question))).await;
     for first in [silent.addr, closed_port().await] {
-        let served = Served::with(one_web(), &[first, upstream.addr]).await;
-        let answer = served.udp(&query(WWW, RecordType::A)).await;
+        let server = TestServer::with(one_web(), &[first, upstream.addr]).await;
+        let answer = server.udp(&query(WWW, RecordType::A)).await;
         assert_eq!(addresses(&answer), [std::net::IpAddr::from([192, 0, 2, 53])]);
     }
 }
 
 #[tokio::test]
 async fn silent_upstreams_end_in_a_failure_before_the_client_gives_up() {
-    let silent = Fake::start(|_, _| None).await;
-    let served = Served::with(aliases(), &[silent.addr]).await;
+    let silent = FakeUpstream::start(|_, _| None).await;
+    let server = TestServer::with(aliases(), &[silent.addr]).await;
     let question = query(WWW, RecordType::A);
-    let answer = timeout(Duration::from_secs(5), served.udp(&question)).await.expect("within five seconds");
+    let answer = timeout(Duration::from_secs(5), server.udp(&question)).await.expect("within five seconds");
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
-    assert_eq!(served.count("forward_failed"), 1);
+    assert_eq!(server.count("forward_failed"), 1);
     // Meanwhile the cluster's own names are answered.
     let search = query("search.shop.svc.cluster.local.", RecordType::A);
     let web = query("web.shop.svc.cluster.local.", RecordType::A);
-    let (slow, quick) = tokio::join!(served.udp(&search), timeout(Duration::from_secs(1), served.udp(&web)));
+    let (slow, quick) = tokio::join!(server.udp(&search), timeout(Duration::from_secs(1), server.udp(&web)));
     assert_eq!(addresses(&quick.expect("at once")).len(), 1);
     assert_eq!((slow.metadata.response_code, slow.answers.len()), (ResponseCode::ServFail, 1));
 }
 
 #[tokio::test]
 async fn an_upstream_that_is_down_or_refuses_is_a_failure() {
-    let served = Served::with(one_web(), &[closed_port().await]).await;
-    let answer = served.udp(&query(WWW, RecordType::A)).await;
+    let server = TestServer::with(one_web(), &[closed_port().await]).await;
+    let answer = server.udp(&query(WWW, RecordType::A)).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
-    let refusing = Fake::start(|question, _| {
+    let refusing = FakeUpstream::start(|question, _| {
         let mut response = response_to(&question);
         response.metadata.response_code = ResponseCode::Refused;
         Some(response)
     })
     .await;
-    let served = Served::with(one_web(), &[refusing.addr]).await;
-    let answer = served.udp(&query(WWW, RecordType::A)).await;
+    let server = TestServer::with(one_web(), &[refusing.addr]).await;
+    let answer = server.udp(&query(WWW, RecordType::A)).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
 }
 
 #[tokio::test]
 async fn questions_beyond_what_may_wait_fail_at_once() {
-    let silent = Fake::start(|_, _| None).await;
-    let served = Served::with(one_web(), &[silent.addr]).await;
+    let silent = FakeUpstream::start(|_, _| None).await;
+    let server = TestServer::with(one_web(), &[silent.addr]).await;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     for n in 0..600_u16 {
         let mut question = query(&format!("host-{n}.example.com."), RecordType::A);
         question.metadata.id = n;
-        socket.send_to(&question.to_vec().unwrap(), served.addr).await.unwrap();
+        socket.send_to(&question.to_vec().unwrap(), server.addr).await.unwrap();
         tokio::task::yield_now().await;
     }
     let mut bytes = [0; 512];
@@ -154,7 +154,7 @@ async fn questions_beyond_what_may_wait_fail_at_once() {
     let answer = Message::from_vec(&bytes[..len]).unwrap();
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     assert!(answer.metadata.id >= 512, "the first ones wait: {}", answer.metadata.id);
-    assert!(served.count("overloaded") > 0);
+    assert!(server.count("overloaded") > 0);
 }
 
 /// What the zone example.com knows.
@@ -190,7 +190,7 @@ fn aliases() -> Desired {
     desired
 }
 
-/// A port where nobody listens.
+/// A port without a listener.
 async fn closed_port() -> SocketAddr {
     UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }

@@ -1,4 +1,4 @@
-//! The zone of a large cluster: what it costs is printed (`--nocapture`), that it is right is asserted.
+//! The zone of a large cluster: its correctness is asserted, its cost printed (`--nocapture`).
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "measures and prints")]
 

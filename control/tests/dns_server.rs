@@ -7,7 +7,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dns::{Served, addresses, many, one_web, put, query, service, tcp_receive, tcp_send, with_edns};
+use dns::{TestServer, addresses, many, one_web, put, query, service, tcp_receive, tcp_send, with_edns};
 use flowgate_control::dns::{Config, Server, Upstream};
 use flowgate_control::model::{ClusterAddress, Desired};
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
@@ -22,9 +22,9 @@ const MANY: &str = "many.shop.svc.cluster.local.";
 
 #[tokio::test]
 async fn both_transports_answer_alike_and_with_authority() {
-    let served = Served::with(one_web(), &[]).await;
+    let server = TestServer::with(one_web(), &[]).await;
     let question = query("WEB.shop.SVC.cluster.local.", RecordType::A);
-    for answer in [served.udp(&question).await, served.tcp(&question).await] {
+    for answer in [server.udp(&question).await, server.tcp(&question).await] {
         assert_eq!(addresses(&answer), ["10.96.0.10".parse::<std::net::IpAddr>().unwrap()]);
         let metadata = answer.metadata;
         assert_eq!((metadata.id, metadata.message_type), (question.metadata.id, MessageType::Response));
@@ -32,14 +32,14 @@ async fn both_transports_answer_alike_and_with_authority() {
         assert!(!metadata.truncation && answer.edns.is_none());
         assert!(answer.queries[0].name().eq_case(question.queries[0].name()), "{answer}");
     }
-    assert_eq!(served.count("over_tcp"), 1);
+    assert_eq!(server.count("over_tcp"), 1);
 }
 
 #[tokio::test]
 async fn what_does_not_exist_is_told_with_the_domain_s_soa() {
-    let served = Served::with(one_web(), &[]).await;
-    let gone = served.udp(&query("gone.shop.svc.cluster.local.", RecordType::A)).await;
-    let empty = served.udp(&query(WEB, RecordType::AAAA)).await;
+    let server = TestServer::with(one_web(), &[]).await;
+    let gone = server.udp(&query("gone.shop.svc.cluster.local.", RecordType::A)).await;
+    let empty = server.udp(&query(WEB, RecordType::AAAA)).await;
     assert_eq!(gone.metadata.response_code, ResponseCode::NXDomain);
     assert_eq!(empty.metadata.response_code, ResponseCode::NoError);
     for answer in [&gone, &empty] {
@@ -49,39 +49,39 @@ async fn what_does_not_exist_is_told_with_the_domain_s_soa() {
         assert_eq!(answer.authorities[0].record_type(), RecordType::SOA);
     }
     // One of them was asked to find out whether the cluster was read.
-    assert_eq!(served.count("no_such_name"), 2);
+    assert_eq!(server.count("no_such_name"), 2);
 }
 
 #[tokio::test]
 async fn a_client_without_edns_gets_512_bytes_and_the_rest_over_tcp() {
-    let served = Served::with(many(1000), &[]).await;
+    let server = TestServer::with(many(1000), &[]).await;
     let question = query(MANY, RecordType::A);
-    let (answer, len) = served.udp_bytes(&question.to_vec().unwrap()).await.unwrap();
+    let (answer, len) = server.udp_bytes(&question.to_vec().unwrap()).await.unwrap();
     assert!(answer.metadata.truncation && len <= 512, "{len} bytes");
     assert!(answer.answers.len() > 20, "what fits is sent: {}", answer.answers.len());
-    assert_eq!(served.count("truncated"), 1);
-    let whole = served.tcp(&question).await;
+    assert_eq!(server.count("truncated"), 1);
+    let whole = server.tcp(&question).await;
     assert!(!whole.metadata.truncation);
     assert_eq!(addresses(&whole).len(), 1000);
 }
 
 #[tokio::test]
 async fn a_client_with_edns_gets_what_it_takes_but_no_fragments() {
-    let served = Served::with(many(1000), &[]).await;
+    let server = TestServer::with(many(1000), &[]).await;
     for (offered, largest) in [(100, 512), (512, 512), (900, 900), (1232, 1232), (65_535, 1232)] {
         let question = with_edns(query(MANY, RecordType::A), offered);
-        let (answer, len) = served.udp_bytes(&question.to_vec().unwrap()).await.unwrap();
+        let (answer, len) = server.udp_bytes(&question.to_vec().unwrap()).await.unwrap();
         assert!(answer.metadata.truncation && len <= largest && len > largest - 20, "{offered}: {len}");
         assert_eq!(answer.edns.as_ref().unwrap().max_payload(), 1232, "{offered}");
     }
-    let answer = served.udp(&with_edns(query(MANY, RecordType::AAAA), 4096)).await;
+    let answer = server.udp(&with_edns(query(MANY, RecordType::AAAA), 4096)).await;
     assert!(!answer.metadata.truncation && answer.edns.is_some());
 }
 
 #[tokio::test]
 async fn an_answer_larger_than_a_tcp_message_is_cut_and_not_called_truncated() {
-    let served = Served::with(many(5000), &[]).await;
-    let answer = served.tcp(&query(MANY, RecordType::A)).await;
+    let server = TestServer::with(many(5000), &[]).await;
+    let answer = server.tcp(&query(MANY, RecordType::A)).await;
     assert!(!answer.metadata.truncation);
     // The library shortens the first 64 names only.
     assert!(addresses(&answer).len() > 1500, "{}", addresses(&answer).len());
@@ -89,30 +89,30 @@ async fn an_answer_larger_than_a_tcp_message_is_cut_and_not_called_truncated() {
 
 #[tokio::test]
 async fn additional_records_are_left_out_silently_where_they_do_not_fit() {
-    let served = Served::with(many(7), &[]).await;
-    let answer = served.udp(&query(&format!("_http._tcp.{MANY}"), RecordType::SRV)).await;
+    let server = TestServer::with(many(7), &[]).await;
+    let answer = server.udp(&query(&format!("_http._tcp.{MANY}"), RecordType::SRV)).await;
     assert_eq!(answer.answers.len(), 7);
     assert!(!answer.metadata.truncation && answer.additionals.len() < 7, "{}", answer.additionals.len());
 }
 
 #[tokio::test]
 async fn clients_are_spread_over_the_records() {
-    let served = Served::with(many(4), &[]).await;
+    let server = TestServer::with(many(4), &[]).await;
     let mut firsts = std::collections::BTreeSet::new();
     for id in 0..4 {
         let mut question = query(MANY, RecordType::A);
         question.metadata.id = id;
-        firsts.insert(served.udp(&question).await.answers[0].data.ip_addr());
+        firsts.insert(server.udp(&question).await.answers[0].data.ip_addr());
     }
     assert_eq!(firsts.len(), 4);
 }
 
 #[tokio::test]
 async fn edns_of_another_version_is_refused_with_ours() {
-    let served = Served::with(one_web(), &[]).await;
+    let server = TestServer::with(one_web(), &[]).await;
     let mut question = with_edns(query(WEB, RecordType::A), 1232);
     question.edns.as_mut().unwrap().set_version(1).set_dnssec_ok(true);
-    let answer = served.udp(&question).await;
+    let answer = server.udp(&question).await;
     // The number is also that of a bad signature.
     assert_eq!(u16::from(answer.metadata.response_code), u16::from(ResponseCode::BADVERS));
     let edns = answer.edns.unwrap();
@@ -121,7 +121,7 @@ async fn edns_of_another_version_is_refused_with_ours() {
 
 #[tokio::test]
 async fn what_is_no_plain_question_is_refused() {
-    let served = Served::with(one_web(), &[]).await;
+    let server = TestServer::with(one_web(), &[]).await;
     let mut notify = query(WEB, RecordType::SOA);
     notify.metadata.op_code = OpCode::Notify;
     let mut chaos = query("version.bind.", RecordType::TXT);
@@ -141,7 +141,7 @@ async fn what_is_no_plain_question_is_refused() {
         (query("www.example.com.", RecordType::ANY), ResponseCode::NotImp),
     ];
     for (question, code) in cases {
-        for answer in [served.udp(&question).await, served.tcp(&question).await] {
+        for answer in [server.udp(&question).await, server.tcp(&question).await] {
             assert_eq!(answer.metadata.response_code, code, "{question}");
             assert!(answer.answers.is_empty() && !answer.metadata.authoritative, "{answer}");
         }
@@ -150,42 +150,42 @@ async fn what_is_no_plain_question_is_refused() {
 
 #[tokio::test]
 async fn any_is_answered_with_one_small_record() {
-    let served = Served::with(many(1000), &[]).await;
-    let (answer, len) = served.udp_bytes(&query(MANY, RecordType::ANY).to_vec().unwrap()).await.unwrap();
+    let server = TestServer::with(many(1000), &[]).await;
+    let (answer, len) = server.udp_bytes(&query(MANY, RecordType::ANY).to_vec().unwrap()).await.unwrap();
     assert!(matches!(answer.answers[..], [ref record] if matches!(record.data, RData::HINFO(_))), "{answer}");
     assert!(len < 120, "{len}");
 }
 
 #[tokio::test]
 async fn nothing_is_denied_before_the_cluster_was_read() {
-    let served = Served::start(&[]);
+    let server = TestServer::start(&[]);
     let question = query(WEB, RecordType::A);
-    assert_eq!(served.udp(&question).await.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(server.udp(&question).await.metadata.response_code, ResponseCode::ServFail);
     // An empty cluster is an answer too.
-    served.desired.send_replace(Arc::default());
+    server.desired.send_replace(Arc::default());
     let code = |code| move |answer: &Message| answer.metadata.response_code == code;
-    served.until(&question, code(ResponseCode::NXDomain)).await;
-    served.desired.send_replace(Arc::new(one_web()));
-    served.until(&question, |answer| !addresses(answer).is_empty()).await;
+    server.until(&question, code(ResponseCode::NXDomain)).await;
+    server.desired.send_replace(Arc::new(one_web()));
+    server.until(&question, |answer| !addresses(answer).is_empty()).await;
 }
 
 #[tokio::test]
 async fn changes_are_seen_without_a_restart() {
-    let served = Served::with(one_web(), &[]).await;
+    let server = TestServer::with(one_web(), &[]).await;
     let question = query(WEB, RecordType::A);
     let mut desired = one_web();
     for last in 11..31_u8 {
         put(&mut desired, "web", service(ClusterAddress::Assigned(vec![[10, 96, 0, last].into()])));
-        served.desired.send_replace(Arc::new(desired.clone()));
-        served
+        server.desired.send_replace(Arc::new(desired.clone()));
+        server
             .until(&question, |answer| addresses(answer) == [std::net::IpAddr::from([10, 96, 0, last])])
             .await;
     }
     let soa = |answer: &Message| answer.answers[0].data.clone();
-    let before = soa(&served.udp(&query("cluster.local.", RecordType::SOA)).await);
-    served.desired.send_replace(Arc::new(Desired::default()));
-    served.until(&question, |answer| answer.metadata.response_code == ResponseCode::NXDomain).await;
-    let after = soa(&served.udp(&query("cluster.local.", RecordType::SOA)).await);
+    let before = soa(&server.udp(&query("cluster.local.", RecordType::SOA)).await);
+    server.desired.send_replace(Arc::new(Desired::default()));
+    server.until(&question, |answer| answer.metadata.response_code == ResponseCode::NXDomain).await;
+    let after = soa(&server.udp(&query("cluster.local.", RecordType::SOA)).await);
     let (RData::SOA(before), RData::SOA(after)) = (before, after) else { panic!("not SOA") };
     assert_eq!(after.serial, before.serial.wrapping_add(1));
 }
@@ -246,10 +246,10 @@ async fn a_server_is_never_its_own_upstream() {
 
 #[tokio::test]
 async fn idle_connections_are_limited_and_do_not_keep_others_waiting() {
-    let served = Served::with(one_web(), &[]).await;
+    let server = TestServer::with(one_web(), &[]).await;
     let mut idle = Vec::new();
     for _ in 0..300 {
-        idle.push(TcpStream::connect(served.addr).await.unwrap());
+        idle.push(TcpStream::connect(server.addr).await.unwrap());
     }
     // The first ones are served, the last ones closed, and UDP goes on.
     tcp_send(&mut idle[0], &query(WEB, RecordType::A).to_vec().unwrap()).await;
@@ -257,14 +257,14 @@ async fn idle_connections_are_limited_and_do_not_keep_others_waiting() {
     let mut byte = [0];
     let read = timeout(Duration::from_secs(10), idle[299].read(&mut byte)).await.unwrap();
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
-    assert_eq!(addresses(&served.udp(&query(WEB, RecordType::A)).await).len(), 1);
-    assert_eq!(served.count("connections_refused"), 44);
+    assert_eq!(addresses(&server.udp(&query(WEB, RecordType::A)).await).len(), 1);
+    assert_eq!(server.count("connections_refused"), 44);
 }
 
 #[tokio::test]
 async fn several_questions_on_one_connection_are_answered_in_order() {
-    let served = Served::with(one_web(), &[]).await;
-    let mut stream = TcpStream::connect(served.addr).await.unwrap();
+    let server = TestServer::with(one_web(), &[]).await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
     for id in 0..20 {
         let mut question = query(WEB, RecordType::A);
         question.metadata.id = id;
@@ -277,14 +277,14 @@ async fn several_questions_on_one_connection_are_answered_in_order() {
 
 #[tokio::test]
 async fn answers_are_not_answered() {
-    let served = Served::with(one_web(), &[]).await;
+    let server = TestServer::with(one_web(), &[]).await;
     let mut response = query(WEB, RecordType::A);
     response.metadata.message_type = MessageType::Response;
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    socket.send_to(&response.to_vec().unwrap(), served.addr).await.unwrap();
+    socket.send_to(&response.to_vec().unwrap(), server.addr).await.unwrap();
     // The next question is answered first, so there was no answer before it.
     let question = query(WEB, RecordType::A);
-    socket.send_to(&question.to_vec().unwrap(), served.addr).await.unwrap();
+    socket.send_to(&question.to_vec().unwrap(), server.addr).await.unwrap();
     let mut bytes = [0; 512];
     let (len, _) = timeout(Duration::from_secs(10), socket.recv_from(&mut bytes)).await.unwrap().unwrap();
     assert_eq!(Message::from_vec(&bytes[..len]).unwrap().metadata.id, question.metadata.id);
@@ -294,17 +294,17 @@ async fn answers_are_not_answered() {
 
 #[tokio::test]
 async fn a_name_as_long_as_can_be_does_not_exist() {
-    let served = Served::with(one_web(), &[]).await;
+    let server = TestServer::with(one_web(), &[]).await;
     let label = "a".repeat(63);
     let name = format!("{label}.{label}.{label}.{}.cluster.local.", "a".repeat(46));
-    let answer = served.udp(&query(&name, RecordType::A)).await;
+    let answer = server.udp(&query(&name, RecordType::A)).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
 }
 
 #[test]
 fn hostile_messages_do_not_end_the_server() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let served = runtime.block_on(Served::with(one_web(), &[]));
+    let server = runtime.block_on(TestServer::with(one_web(), &[]));
     let good = query(WEB, RecordType::A).to_vec().unwrap();
     let len = good.len();
     let mutated = (
@@ -325,8 +325,8 @@ fn hostile_messages_do_not_end_the_server() {
         .run(&mutated, |bytes| {
             runtime.block_on(async {
                 let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-                socket.send_to(&bytes, served.addr).await.unwrap();
-                let mut stream = TcpStream::connect(served.addr).await.unwrap();
+                socket.send_to(&bytes, server.addr).await.unwrap();
+                let mut stream = TcpStream::connect(server.addr).await.unwrap();
                 // As a message of its length, and raw, where the first bytes are a length.
                 if bytes.len() % 2 == 0 {
                     tcp_send(&mut stream, &bytes).await;
@@ -338,8 +338,8 @@ fn hostile_messages_do_not_end_the_server() {
             Ok(())
         })
         .unwrap();
-    let answer = runtime.block_on(served.udp(&query(WEB, RecordType::A)));
+    let answer = runtime.block_on(server.udp(&query(WEB, RecordType::A)));
     assert_eq!(addresses(&answer).len(), 1);
-    let answer = runtime.block_on(served.tcp(&query(WEB, RecordType::A)));
+    let answer = runtime.block_on(server.tcp(&query(WEB, RecordType::A)));
     assert_eq!(addresses(&answer).len(), 1);
 }

@@ -1,5 +1,5 @@
-//! Objects, manifests and queries that nobody in their senses would write. Corpora are replayed first;
-//! `FUZZ_SECONDS` and `FUZZ_SEED` as `flowgate_fuzz` says.
+//! Fuzz targets for objects, manifests and DNS queries. Corpora are replayed first; `FUZZ_SECONDS` and `FUZZ_SEED` as
+//! in `flowgate_fuzz`.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
 mod dns;
@@ -9,7 +9,7 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::time::Duration;
 
-use dns::{Served, one_web, query};
+use dns::{TestServer, one_web, query};
 use flowgate_control::model::{Desired, Key, Kind, NetState};
 use flowgate_control::source::{convert, manifests};
 use flowgate_control::{CompileConfig, ObjectRef, Role, Severity, compile};
@@ -144,9 +144,9 @@ fn whatever_the_api_server_sends_it_is_accepted_or_refused_with_a_reason() {
 #[test]
 fn whatever_a_client_sends_the_name_server_goes_on_answering() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let served = runtime.block_on(Served::with(one_web(), &[]));
+    let server = runtime.block_on(TestServer::with(one_web(), &[]));
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.connect(served.addr).unwrap();
+    socket.connect(server.addr).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let names = [
         "web.default.svc.cluster.local.",
@@ -162,7 +162,7 @@ fn whatever_a_client_sends_the_name_server_goes_on_answering() {
     };
     let check = |input: &[u8]| ask(&socket, input);
     Target::new("dns", env!("CARGO_MANIFEST_DIR")).run(make, check);
-    drop(served);
+    drop(server);
 }
 
 /// Sends any bytes, then a question that must be answered, and looks at what came back before.

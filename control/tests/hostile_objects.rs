@@ -1,5 +1,5 @@
-//! Objects made from valid ones by breaking them anywhere: none may panic, spoil another or be refused
-//! without a reason. The random numbers are the same in each run.
+//! Valid objects broken in a random place: none may cause a panic, affect another object or be refused without a
+//! reason. The random numbers are the same in each run.
 
 use flowgate_control::model::{Desired, Key, Kind, NetState, Object};
 use flowgate_control::source::convert;

@@ -1,5 +1,5 @@
-//! P1003: after any sequence of changes the tables mean what those of a fresh start mean. Compares by meaning: slots and
-//! numbers may differ, names, sets, refusals and the backend that a flow would get may not.
+//! P1003: after any sequence of changes the tables are equivalent to those of a fresh start: slots and numbers may
+//! differ; names, sets, refusals and the backend that a flow would get may not.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
 use std::collections::BTreeSet;

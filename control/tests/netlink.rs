@@ -1,5 +1,5 @@
-//! The kernel's network state as the real kernel tells it, each test in a network namespace of its own. They need
-//! root; without it they say so and pass.
+//! Netlink against the real kernel, each test in a network namespace of its own. Needs root; without it the tests print
+//! that they are skipped, and pass.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
 use std::net::IpAddr;

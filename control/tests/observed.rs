@@ -1,5 +1,4 @@
-//! What the reconciler tells of its work, through its public door: to health, to metrics, and to whoever wants the
-//! objects.
+//! The reconciler as health, metrics and receivers of the objects see it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +14,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 
 /// A running reconciler; its sink refuses while `refuse` says so.
-struct Rig {
+struct TestBed {
     source: mpsc::Sender<SourceEvent>,
     refuse: Arc<AtomicBool>,
     inputs: HealthInputs,
@@ -23,7 +22,7 @@ struct Rig {
     _held: (watch::Sender<bool>, watch::Sender<NetState>, watch::Sender<Arc<[String]>>),
 }
 
-impl Rig {
+impl TestBed {
     fn start() -> Self {
         let (source, source_events) = mpsc::channel(16);
         let (net, net_receiver) = watch::channel(NetState::default());
@@ -78,25 +77,25 @@ const SYNCS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family
 
 #[tokio::test(start_paused = true)]
 async fn objects_are_shown_and_the_process_is_well_once_they_are_in_force() {
-    let mut rig = Rig::start();
+    let mut bed = TestBed::start();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(rig.inputs.snapshot().unhealthy_reasons(), ["no objects were received yet"]);
-    assert_eq!(count(&rig.inputs.sync_metrics, SYNCS), None);
-    rig.send("one").await;
-    rig.inputs.desired.changed().await.unwrap();
-    assert!(rig.inputs.desired.borrow_and_update().node("one").is_some());
-    assert!(rig.inputs.is_healthy(), "{:?}", rig.inputs.snapshot().unhealthy_reasons());
-    assert_eq!(count(&rig.inputs.sync_metrics, SYNCS), Some(1));
-    assert!(rig.inputs.sync_metrics.synced_at().is_some());
+    assert_eq!(bed.inputs.snapshot().unhealthy_reasons(), ["no objects were received yet"]);
+    assert_eq!(count(&bed.inputs.sync_metrics, SYNCS), None);
+    bed.send("one").await;
+    bed.inputs.desired.changed().await.unwrap();
+    assert!(bed.inputs.desired.borrow_and_update().node("one").is_some());
+    assert!(bed.inputs.is_healthy(), "{:?}", bed.inputs.snapshot().unhealthy_reasons());
+    assert_eq!(count(&bed.inputs.sync_metrics, SYNCS), Some(1));
+    assert!(bed.inputs.sync_metrics.synced_at().is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn p1106_a_refused_change_keeps_waiting_and_is_forgotten_once_it_is_taken() {
-    let rig = Rig::start();
-    rig.refuse.store(true, Ordering::Relaxed);
-    rig.send("one").await;
+    let bed = TestBed::start();
+    bed.refuse.store(true, Ordering::Relaxed);
+    bed.send("one").await;
     tokio::time::sleep(Duration::from_secs(70)).await;
-    let unhealthy_reasons = rig.inputs.snapshot().unhealthy_reasons();
+    let unhealthy_reasons = bed.inputs.snapshot().unhealthy_reasons();
     assert!(
         unhealthy_reasons.contains(&"the newest tables were not published: no room".to_owned()),
         "{unhealthy_reasons:?}"
@@ -104,12 +103,12 @@ async fn p1106_a_refused_change_keeps_waiting_and_is_forgotten_once_it_is_taken(
     let waiting = |reason: &String| reason.starts_with("a change has not been put in force for ");
     assert!(unhealthy_reasons.iter().any(waiting), "{unhealthy_reasons:?}");
     assert!(
-        count(&rig.inputs.sync_metrics, "flowgate_publish_refusals_total") > Some(10),
+        count(&bed.inputs.sync_metrics, "flowgate_publish_refusals_total") > Some(10),
         "it is tried every second"
     );
-    assert_eq!(count(&rig.inputs.sync_metrics, SYNCS), None);
-    rig.refuse.store(false, Ordering::Relaxed);
+    assert_eq!(count(&bed.inputs.sync_metrics, SYNCS), None);
+    bed.refuse.store(false, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert!(rig.inputs.is_healthy(), "{:?}", rig.inputs.snapshot().unhealthy_reasons());
-    assert_eq!(count(&rig.inputs.sync_metrics, SYNCS), Some(1));
+    assert!(bed.inputs.is_healthy(), "{:?}", bed.inputs.snapshot().unhealthy_reasons());
+    assert_eq!(count(&bed.inputs.sync_metrics, SYNCS), Some(1));
 }

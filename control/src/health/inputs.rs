@@ -1,6 +1,6 @@
-//! Whether this process is healthy, and why not. Pure but for [`HealthInputs`], which gathers what is asked about.
+//! Whether this process is healthy, and why not.
 //!
-//! An API server that is away is no reason: the last good state stays in force and traffic goes on.
+//! An API server that is away does not make it unhealthy: the last good state stays in force and traffic goes on.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,16 +14,16 @@ use crate::model::Desired;
 use crate::reconcile::{Status, SyncMetrics};
 use crate::source::SourceHealth;
 
-/// What health follows from.
+/// The values that health is computed from.
 #[derive(Clone, Debug)]
 pub struct HealthSnapshot {
-    /// What the reconciler shows.
+    /// The state of the reconciler.
     pub status: Status,
-    /// How long the oldest change that is not in force yet has been waiting.
+    /// The age of the oldest change that is not in force yet.
     pub queued_for: Option<Duration>,
     /// When changes were last put in force.
     pub synced_at: Option<SystemTime>,
-    /// What is wrong with the data plane, a sentence each.
+    /// What is wrong with the data plane, one sentence each.
     pub dataplane: Arc<[String]>,
 }
 
@@ -51,8 +51,8 @@ impl HealthSnapshot {
     }
 }
 
-/// Whether load balancers should send traffic to this node at all (P1106). Deletion and taints say no. A gateway
-/// needs no Node object, so none that it may have by its name says anything about it.
+/// Whether load balancers should send traffic to this node at all (P1106): not if its Node is deleted or tainted. A
+/// gateway is always eligible: it needs no Node object, and one of its name would be another machine's.
 ///
 /// # Errors
 /// Why not.
@@ -66,23 +66,23 @@ pub fn node_eligible(desired: &Desired, identity: &Identity) -> Result<(), Strin
     }
 }
 
-/// Looks at everything that health follows from.
+/// The sources of the values that health is computed from.
 #[derive(Clone, Debug)]
 pub struct HealthInputs {
-    /// What the reconciler shows.
+    /// The state of the reconciler.
     pub status: watch::Receiver<Status>,
-    /// What it tells of its work.
+    /// Its counts and times of syncs.
     pub sync_metrics: SyncMetrics,
-    /// What is wrong with the data plane, a sentence each; whoever runs it says so.
+    /// What is wrong with the data plane, one sentence each; from the binary.
     pub dataplane: watch::Receiver<Arc<[String]>>,
     /// The objects that are in force.
     pub desired: watch::Receiver<Arc<Desired>>,
-    /// Who this machine is.
+    /// The name and role of this machine.
     pub identity: Identity,
 }
 
 impl HealthInputs {
-    /// What there is to see now.
+    /// The present values.
     pub fn snapshot(&self) -> HealthSnapshot {
         HealthSnapshot {
             status: self.status.borrow().clone(),

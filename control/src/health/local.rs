@@ -1,4 +1,4 @@
-//! Which endpoints this machine has for a Service, counted. Pure; never picks one.
+//! Counts of the endpoints that a Service has on this machine. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -12,15 +12,14 @@ use crate::model::{
 
 /// One value for each address family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are the families")]
 pub struct PerFamily<T> {
-    /// IPv4's.
     pub v4: T,
-    /// IPv6's.
     pub v6: T,
 }
 
 impl<T> PerFamily<T> {
-    /// That of the address's family.
+    /// The value of the address's family.
     pub const fn of(&self, addr: IpAddr) -> &T {
         if addr.is_ipv4() { &self.v4 } else { &self.v6 }
     }
@@ -30,8 +29,8 @@ impl<T> PerFamily<T> {
     }
 }
 
-/// How many distinct addresses of ready endpoints each of these Services has here, over all its ports
-/// (P1103). Endpoints that end do not count, though they may still be served (P1102).
+/// For each of these Services, how many distinct addresses its ready endpoints have here, over all ports (P1103).
+/// Terminating endpoints do not count, though they may still be served (P1102).
 pub fn ready_here<'a>(
     desired: &'a Desired,
     services: &HashSet<&'a Key>,
@@ -40,7 +39,7 @@ pub fn ready_here<'a>(
     let slices = slices_of(desired, |key| services.contains(key));
     let count = |(key, slices): (&'a Key, Vec<Slice<'a>>)| {
         let mut ready = PerFamily::<BTreeSet<IpAddr>>::default();
-        // A slice without a port leads nowhere.
+        // A slice without a port serves nothing.
         for slice in slices.iter().map(Slice::get).filter(|slice| !slice.ports.is_empty()) {
             for endpoint in slice.endpoints.iter().filter(|e| e.ready && is_here(e, identity)) {
                 ready.of_mut(endpoint.addr.is_ipv4()).insert(endpoint.addr);
@@ -60,7 +59,7 @@ pub struct NoLocalEndpoints {
     pub external: PerFamily<u64>,
 }
 
-/// Counts them. None on a gateway: there a Local policy does not choose endpoints.
+/// Counts them. Zero on a gateway: there a Local policy does not choose endpoints.
 pub fn no_local_endpoints(desired: &Desired, identity: &Identity) -> NoLocalEndpoints {
     let mut found = NoLocalEndpoints::default();
     if identity.role == Role::Gateway {
@@ -134,7 +133,7 @@ impl Slice<'_> {
     }
 }
 
-/// The slices that count of those Services that matter (P102, P103, P111, P112, P118).
+/// The slices of each Service that `matters`, without those that are not served (P102, P103, P111, P112, P118).
 fn slices_of<'a>(desired: &'a Desired, matters: impl Fn(&Key) -> bool) -> BTreeMap<&'a Key, Vec<Slice<'a>>> {
     let mut by_service: BTreeMap<&Key, Vec<Slice<'_>>> = BTreeMap::new();
     for key in desired.services().keys().filter(|key| matters(key)) {

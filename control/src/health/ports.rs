@@ -1,4 +1,4 @@
-//! Which health check ports of Services must be open, and what they answer. Pure; never opens one.
+//! The health check ports that Services want, and their responses. Pure.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -16,25 +16,25 @@ use crate::report::{Entry, ObjectRef, Place, Severity};
 /// One open port on one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthPort {
-    /// Whose it is.
+    /// The Service that it belongs to.
     pub service: Key,
     /// Where the Service was read.
     pub place: Option<Place>,
-    /// Distinct addresses of ready endpoints here, of the family of the address that is asked.
+    /// Distinct addresses of ready endpoints here, of the listening address's family.
     pub ready: usize,
 }
 
-/// All ports that must be open, and what is wrong with the others.
+/// All ports that must be open, and findings about the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// By listening address.
     pub ports: BTreeMap<SocketAddr, HealthPort>,
-    /// Ports that cannot be had.
+    /// Ports that cannot be opened as configured.
     pub findings: Vec<Entry>,
 }
 
-/// Decides (P323, P1103, P1104). A Service listens in each family in which it has a cluster IP. Of two Services
-/// with one port, the first in the order of names has it.
+/// The wanted ports (P323, P1103, P1104). A Service listens in each family in which it has a cluster IP. Of two
+/// Services with one port, the first in the order of names gets it.
 pub fn wanted(desired: &Desired, net: &NetState, identity: &Identity) -> Wanted {
     let with_port: Vec<(&Key, &Stored<Service>, u16)> = desired
         .services()
@@ -77,7 +77,7 @@ pub fn wanted(desired: &Desired, net: &NetState, identity: &Identity) -> Wanted 
     wanted
 }
 
-/// P323: the health check port that a Service asks to be open.
+/// P323: the health check port of a Service, if it is to be open.
 fn health_port(service: &Service) -> Option<u16> {
     let has = service.service_type == ServiceType::LoadBalancer
         && service.external_policy == TrafficPolicy::Local
@@ -86,7 +86,7 @@ fn health_port(service: &Service) -> Option<u16> {
     service.health_check_node_port.filter(|&port| has && port != 0)
 }
 
-/// P1104: every address, or those of the node that the ranges of their family select (P306).
+/// P1104: the unspecified address of each family, or those of the node that `nodeport_addresses` selects (P306).
 fn listen_addresses(desired: &Desired, net: &NetState, identity: &Identity) -> Vec<IpAddr> {
     let node = desired.node(&identity.node_name);
     let of_family = |any: IpAddr| {
@@ -96,7 +96,7 @@ fn listen_addresses(desired: &Desired, net: &NetState, identity: &Identity) -> V
     families.into_iter().flat_map(of_family).collect()
 }
 
-/// What a health check port answers (P1101): to any path and method, whether endpoints are ready here and this
+/// The response of a health check port (P1101), to any path and method: 200 if endpoints are ready here and this
 /// process is healthy.
 pub fn response(service: &Key, ready: usize, healthy: bool) -> HttpResponse {
     let status = if ready > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

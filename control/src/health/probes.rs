@@ -1,4 +1,4 @@
-//! `/healthz` and `/livez` (P1106). Never says more than [`HealthInputs`] knows.
+//! `/healthz` and `/livez` (P1106).
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -19,7 +19,7 @@ use crate::http::{self, HttpResponse};
 use crate::reconcile::Status;
 use crate::source::SourceHealth;
 
-/// How often each probe was answered, by code (P1213).
+/// Responses of each probe by code (P1213).
 #[derive(Clone, Debug, Default)]
 pub struct ProbeCounts {
     healthz: Family<[(&'static str, String); 1], Counter>,
@@ -27,7 +27,7 @@ pub struct ProbeCounts {
 }
 
 impl ProbeCounts {
-    /// Shows them under the names that kube-proxy's have.
+    /// Registers the counters under kube-proxy's names.
     pub fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("kubeproxy");
         registry.register("proxy_healthz", "Answers of /healthz by code", self.healthz.clone());
@@ -35,7 +35,7 @@ impl ProbeCounts {
     }
 }
 
-/// Answers probes until dropped.
+/// Serves the probes until dropped.
 pub(super) async fn serve(
     address: SocketAddr,
     inputs: &HealthInputs,
@@ -58,7 +58,8 @@ fn respond(path: &str, inputs: &HealthInputs, counts: &ProbeCounts) -> HttpRespo
     response
 }
 
-/// What is answered: 503 when this process is not healthy or, where that is asked, traffic should not come here.
+/// The response of a probe: 503 if this process is not healthy or, for `/healthz`, the node is not eligible. `node` is
+/// `None` for `/livez`.
 pub fn response(
     snapshot: &HealthSnapshot,
     node: Option<Result<(), String>>,
@@ -99,7 +100,7 @@ fn time(at: SystemTime) -> String {
     jiff::Timestamp::try_from(at).map_or_else(|_| never(), |at| format!("{at:.3}"))
 }
 
-/// The zero time as Kubernetes writes it.
+/// Go's zero time, which kube-proxy shows before the first sync.
 fn never() -> String {
     "0001-01-01T00:00:00Z".into()
 }
@@ -113,9 +114,9 @@ struct Body<'a> {
     node_eligible: Option<bool>,
     healthy: bool,
     status: BTreeMap<&'static str, FamilyStatus>,
-    /// Ours: why not healthy, or not eligible.
+    /// Not in kube-proxy: why not healthy, or not eligible.
     reasons: Vec<String>,
-    /// Ours: whether the objects are up to date.
+    /// Not in kube-proxy: whether the objects are up to date.
     source: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     source_reason: Option<&'a str>,
@@ -143,8 +144,7 @@ mod tests {
     use super::*;
     use crate::health::Identity;
     use crate::health::inputs::tests::healthy;
-    use crate::http::listen::bind;
-    use crate::http::tests::get;
+    use crate::http::tests::{free_addresses, get, get_until};
     use crate::model::Desired;
     use crate::reconcile::SyncMetrics;
 
@@ -198,9 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn p1213_probes_are_answered_over_http_and_counted_by_code() {
-        let free = bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
+        let [address] = free_addresses();
         let (status, status_receiver) = watch::channel(healthy().status);
         let (_dataplane, dataplane) = watch::channel(Arc::from([]));
         let (_desired, desired) = watch::channel(Arc::<Desired>::default());
@@ -218,12 +216,7 @@ mod tests {
             let counts = counts.clone();
             tokio::spawn(async move { serve(address, &inputs, &counts, &status).await })
         };
-        let livez = loop {
-            match get(address, "/livez").await {
-                Ok(text) => break text,
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        };
+        let livez = get_until(address, "/livez", "open", Result::is_ok).await.unwrap();
         assert!(livez.starts_with("HTTP/1.1 200"), "{livez}");
         let healthz = get(address, "/healthz").await.unwrap();
         assert!(healthz.starts_with("HTTP/1.1 503"), "there is no Node: {healthz}");

@@ -1,4 +1,4 @@
-//! The health check ports of Services, open exactly while they are wanted (P323). Never decides which are.
+//! Opens and closes the health check ports of Services (P323), as [`ports`] decides.
 
 use std::collections::HashMap;
 use std::future::ready;
@@ -55,9 +55,9 @@ struct Servers {
 }
 
 impl Servers {
-    /// Makes what is open what is wanted; returns what cannot be opened.
+    /// Opens and closes ports until they are those wanted; returns those that cannot be opened.
     async fn adjust(&mut self, wanted: &Wanted, inputs: &HealthInputs) -> Vec<Entry> {
-        // First all that goes, since what comes may want its place.
+        // Close first: a port to be opened may need the address of one to be closed.
         let gone: Vec<_> = self
             .running
             .extract_if(|address, running| {
@@ -106,10 +106,10 @@ impl Running {
         Ok(Self { service: port.service.clone(), ready: ready_endpoints, task })
     }
 
-    /// Ends it, and returns once its address is free.
+    /// Closes the port; its address is free when this returns.
     async fn close(mut self) {
         self.task.abort();
-        // It ends by being aborted, which is no failure.
+        // The error is the abort itself.
         let _ = (&mut self.task).await;
     }
 }
@@ -135,21 +135,19 @@ const PURPOSE: &str = "health check ports of Services";
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
-    use std::time::Duration;
-
-    use tokio::time::timeout;
 
     use super::*;
-    use crate::health::inputs::{node_eligible, tests::healthy};
+    use crate::health::inputs::node_eligible;
+    use crate::health::inputs::tests::healthy;
     use crate::health::ports::tests::{desired, node, yaml};
-    use crate::http::tests::get;
+    use crate::http::tests::{free_addresses, get_until};
     use crate::model::Desired;
     use crate::reconcile::SyncMetrics;
 
     const HERE: &str = "\n      - {addresses: [10.1.0.1], nodeName: this}";
 
-    /// The servers of a node, and the ends of what they watch.
-    struct Rig {
+    /// The servers of a node, and the senders of what they watch.
+    struct TestBed {
         status: watch::Receiver<Status>,
         dataplane: watch::Sender<Arc<[String]>>,
         desired: watch::Sender<Arc<Desired>>,
@@ -157,7 +155,7 @@ mod tests {
         task: JoinHandle<()>,
     }
 
-    impl Rig {
+    impl TestBed {
         fn start() -> Self {
             let (status, status_receiver) = watch::channel(healthy().status);
             let (dataplane, dataplane_receiver) = watch::channel(Arc::from([]));
@@ -179,7 +177,7 @@ mod tests {
         }
     }
 
-    impl Drop for Rig {
+    impl Drop for TestBed {
         fn drop(&mut self) {
             self.task.abort();
         }
@@ -190,68 +188,58 @@ mod tests {
         yaml("LoadBalancer", "Local", HERE).replace("32000", &port.to_string())
     }
 
-    /// Ports that nobody has just now.
-    fn free_ports<const N: usize>() -> [SocketAddr; N] {
-        let taken = [(); N].map(|()| listen::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap());
-        taken.map(|listener| listener.local_addr().unwrap())
-    }
-
-    /// Asks until the answer is as it should be.
-    async fn eventually(address: SocketAddr, what: &str, good: impl Fn(std::io::Result<String>) -> bool) {
-        let asking = async {
-            while !good(get(address, "/any/path").await) {
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(Duration::from_secs(20), asking).await.unwrap_or_else(|_| panic!("{address} is not {what}"));
+    /// Returns once the response is good.
+    async fn eventually(address: SocketAddr, what: &str, good: impl Fn(&str) -> bool) {
+        let is_good = |outcome: &std::io::Result<String>| outcome.as_ref().is_ok_and(|text| good(text));
+        get_until(address, "/any/path", what, is_good).await.unwrap();
     }
 
     async fn answers(address: SocketAddr, code: u16) {
         let start = format!("HTTP/1.1 {code} ");
-        eventually(address, &start, |text| text.is_ok_and(|text| text.starts_with(&start))).await;
+        eventually(address, &start, |text| text.starts_with(&start)).await;
     }
 
     async fn closed(address: SocketAddr) {
-        eventually(address, "closed", |text| text.is_err()).await;
+        drop(get_until(address, "/any/path", "closed", Result::is_err).await);
     }
 
     #[tokio::test]
     async fn p323_the_port_follows_port_policy_type_and_service() {
-        let rig = Rig::start();
-        let [first, second] = free_ports();
-        rig.apply(&with_port(first.port()));
+        let bed = TestBed::start();
+        let [first, second] = free_addresses();
+        bed.apply(&with_port(first.port()));
         answers(first, 200).await;
-        rig.apply(&with_port(second.port()));
+        bed.apply(&with_port(second.port()));
         answers(second, 200).await;
         closed(first).await;
         let cluster = with_port(0)
             .replace("policy: Local", "policy: Cluster")
             .replace("  healthCheckNodePort: 0\n", "");
-        rig.apply(&cluster);
+        bed.apply(&cluster);
         closed(second).await;
-        rig.apply(&with_port(first.port()));
+        bed.apply(&with_port(first.port()));
         answers(first, 200).await;
         let port = format!("  healthCheckNodePort: {}\n", first.port());
         let node_port = with_port(first.port()).replace("LoadBalancer", "NodePort").replace(&port, "");
-        rig.apply(&node_port);
+        bed.apply(&node_port);
         closed(first).await;
-        rig.apply(&with_port(first.port()));
+        bed.apply(&with_port(first.port()));
         answers(first, 200).await;
-        rig.apply("");
+        bed.apply("");
         closed(first).await;
     }
 
     #[tokio::test]
     async fn p1101_the_answer_follows_endpoints_and_the_health_of_this_process() {
-        let rig = Rig::start();
-        let [port] = free_ports();
-        rig.apply(&with_port(port.port()));
+        let bed = TestBed::start();
+        let [port] = free_addresses();
+        bed.apply(&with_port(port.port()));
         answers(port, 200).await;
-        rig.apply(&with_port(port.port()).replace(HERE, " []"));
+        bed.apply(&with_port(port.port()).replace(HERE, " []"));
         answers(port, 503).await;
-        rig.apply(&with_port(port.port()));
+        bed.apply(&with_port(port.port()));
         answers(port, 200).await;
-        rig.dataplane.send_replace(Arc::from(["worker 0 is dead".to_owned()]));
+        bed.dataplane.send_replace(Arc::from(["worker 0 is dead".to_owned()]));
         answers(port, 503).await;
         let text = get(port, "/").await.unwrap();
         assert!(text.ends_with("\"localEndpoints\":1,\"serviceProxyHealthy\":false}"), "{text}");
@@ -259,40 +247,39 @@ mod tests {
 
     #[tokio::test]
     async fn p1105_a_node_that_is_about_to_be_removed_answers_as_before() {
-        let rig = Rig::start();
-        let [port] = free_ports();
+        let bed = TestBed::start();
+        let [port] = free_addresses();
         let leaving = "apiVersion: v1\nkind: Node\nmetadata: {name: this, deletionTimestamp: \"2026-01-01T00:00:00Z\"}\n";
         let objects = format!("{}---\n{leaving}", with_port(port.port()));
         assert!(node_eligible(&desired(&objects), &node()).is_err());
-        rig.apply(&objects);
+        bed.apply(&objects);
         answers(port, 200).await;
     }
 
     #[tokio::test]
     async fn a_port_that_goes_to_another_service_answers_for_it() {
-        let rig = Rig::start();
-        let [port] = free_ports();
-        rig.apply(&with_port(port.port()));
+        let bed = TestBed::start();
+        let [port] = free_addresses();
+        bed.apply(&with_port(port.port()));
         answers(port, 200).await;
-        rig.apply(&with_port(port.port()).replace("web", "shop"));
-        eventually(port, "that of shop", |text| text.is_ok_and(|text| text.contains("\"name\":\"shop\"")))
-            .await;
+        bed.apply(&with_port(port.port()).replace("web", "shop"));
+        eventually(port, "that of shop", |text| text.contains("\"name\":\"shop\"")).await;
     }
 
     #[tokio::test]
     async fn p1104_a_taken_port_is_named_while_the_others_open_and_is_opened_once_free() {
-        let mut rig = Rig::start();
+        let mut bed = TestBed::start();
         let taken = listen::bind((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
         let taken_port = taken.local_addr().unwrap().port();
-        let [other] = free_ports();
+        let [other] = free_addresses();
         let shop = with_port(other.port())
             .replace("web", "shop")
             .replace("10.96.0.1", "10.96.0.2")
             .replace("30080", "30081");
-        rig.apply(&format!("{}---\n{shop}", with_port(taken_port)));
+        bed.apply(&format!("{}---\n{shop}", with_port(taken_port)));
         answers(other, 200).await;
         let said = {
-            let status = rig.status.wait_for(|status| status.findings().next().is_some()).await.unwrap();
+            let status = bed.status.wait_for(|status| status.findings().next().is_some()).await.unwrap();
             status.findings().next().unwrap().to_string()
         };
         let expected = format!(
@@ -302,6 +289,6 @@ mod tests {
         drop(taken);
         let freed: SocketAddr = (Ipv4Addr::LOCALHOST, taken_port).into();
         answers(freed, 200).await;
-        assert!(rig.status.wait_for(|status| status.findings().next().is_none()).await.is_ok());
+        assert!(bed.status.wait_for(|status| status.findings().next().is_none()).await.is_ok());
     }
 }

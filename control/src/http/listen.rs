@@ -1,4 +1,4 @@
-//! Listening sockets that come when they can. Never gives up, and never stops anything else.
+//! Listening sockets that are retried until they can be bound; a failure stops nothing else.
 
 use std::future::Future;
 use std::io;
@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::HttpResponse;
 use crate::report::{Entry, Severity};
 
-/// A server with one address from the configuration.
+/// A server whose address is in the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Server {
     /// What it is for, as in "cannot listen for ...".
@@ -58,13 +58,13 @@ pub async fn serve<H, F>(
 /// A listening socket. One for an IPv6 address takes no IPv4 connections: those have a socket of their own.
 ///
 /// # Errors
-/// What the kernel says.
+/// The error of the system call that failed.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Else connections that a predecessor closed would keep the address taken for a minute.
+    // Else connections of a predecessor in TIME_WAIT would block the address for a minute.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;

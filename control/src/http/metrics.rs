@@ -1,4 +1,4 @@
-//! The metrics server (P1107). Never knows what the metrics are: whoever runs it writes them.
+//! The metrics server (P1107). The metrics come from a function that the binary supplies.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -9,8 +9,8 @@ use super::listen::{self, Server};
 use super::{HttpResponse, TEXT, not_found, response};
 use crate::report::Entry;
 
-/// Answers until dropped: `/metrics` with what `expose` writes in the OpenMetrics text format, `/proxyMode`, and
-/// `/healthz`, which says only that this server answers.
+/// Serves until dropped: `/metrics` with the text of `expose` in the OpenMetrics format, `/proxyMode`, and `/healthz`,
+/// which shows only that this server responds. `report` as in [`listen::serve`].
 pub async fn serve<F>(address: SocketAddr, report: impl Fn(&'static str, Vec<Entry>), expose: impl Fn() -> F)
 where
     F: Future<Output = Result<String, String>>,
@@ -48,23 +48,15 @@ const SERVER: Server = Server { purpose: "metrics", key: "metrics.listen" };
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::listen::bind;
-    use crate::http::tests::get;
+    use crate::http::tests::{free_addresses, get, get_until};
 
     #[tokio::test]
     async fn p1107_metrics_and_proxy_mode_are_answered() {
-        let free = bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
+        let [address] = free_addresses();
         let server = tokio::spawn(async move {
             serve(address, |_, _| {}, || std::future::ready(Ok("# EOF\n".to_owned()))).await;
         });
-        let metrics = loop {
-            match get(address, "/metrics").await {
-                Ok(text) => break text,
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
-            }
-        };
+        let metrics = get_until(address, "/metrics", "open", Result::is_ok).await.unwrap();
         assert!(metrics.contains("content-type: application/openmetrics-text"), "{metrics}");
         assert!(metrics.ends_with("# EOF\n"), "{metrics}");
         let mode = get(address, "/proxyMode").await.unwrap();

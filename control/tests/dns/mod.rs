@@ -1,4 +1,4 @@
-//! A served cluster and its clients, on loopback. Everything is bounded in time and ends with the test.
+//! A DNS server for a cluster, its clients and upstreams, on loopback. Every wait is bounded; all ends with the test.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -22,20 +22,20 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 /// A server that ends with the test.
-pub(crate) struct Served {
+pub(crate) struct TestServer {
     pub(crate) addr: SocketAddr,
     pub(crate) desired: watch::Sender<Arc<Desired>>,
     pub(crate) counters: Arc<Counters>,
     task: JoinHandle<()>,
 }
 
-impl Drop for Served {
+impl Drop for TestServer {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Served {
+impl TestServer {
     /// Serves, and knows no objects yet.
     pub(crate) fn start(upstreams: &[SocketAddr]) -> Self {
         let config = Config {
@@ -143,7 +143,7 @@ pub(crate) fn addresses(message: &Message) -> Vec<IpAddr> {
 }
 
 /// An upstream that answers over UDP and TCP as it is told: nothing means silence.
-pub(crate) struct Fake {
+pub(crate) struct FakeUpstream {
     pub(crate) addr: SocketAddr,
     pub(crate) asked: Arc<AtomicU64>,
     _tasks: JoinSet<()>,
@@ -156,7 +156,7 @@ pub(crate) enum Over {
     Tcp,
 }
 
-impl Fake {
+impl FakeUpstream {
     pub(crate) async fn start(
         answer: impl Fn(Message, Over) -> Option<Message> + Send + Sync + 'static,
     ) -> Self {

@@ -1,8 +1,8 @@
-//! An API server as far as a watcher can tell: lists in pages, watches, streamed lists, bookmarks, expired
-//! versions. It listens on loopback and can be told to misbehave.
+//! A fake API server for list and watch: lists in pages, watches, streamed lists, bookmarks, expired versions. It
+//! listens on loopback and can be set to misbehave.
 #![expect(clippy::unwrap_used, reason = "whatever goes wrong in here is to fail the test")]
 
-mod answers;
+mod responses;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ pub(crate) const NODES: &str = "/api/v1/nodes";
 
 /// A running server; dropping it ends it.
 pub(crate) struct FakeApi {
-    pub(crate) world: Arc<Mutex<World>>,
+    pub(crate) state: Arc<Mutex<ServerState>>,
     address: SocketAddr,
     changed: broadcast::Sender<()>,
     hang_up: Arc<Notify>,
@@ -33,7 +33,7 @@ pub(crate) struct FakeApi {
 
 /// What the server holds and how it behaves.
 #[derive(Default)]
-pub(crate) struct World {
+pub(crate) struct ServerState {
     version: u64,
     objects: BTreeMap<(String, String), Value>,
     /// What happened: version, path, event type, object.
@@ -75,7 +75,7 @@ impl FakeApi {
     pub(crate) async fn start() -> Self {
         let (changed, _) = broadcast::channel(1024);
         let mut api = Self {
-            world: Arc::new(Mutex::new(World { page: 2, version: 100, ..World::default() })),
+            state: Arc::new(Mutex::new(ServerState { page: 2, version: 100, ..ServerState::default() })),
             address: ([127, 0, 0, 1], 0).into(),
             changed,
             hang_up: Arc::new(Notify::new()),
@@ -93,8 +93,8 @@ impl FakeApi {
         socket.bind(self.address).unwrap();
         let listener = socket.listen(64).unwrap();
         self.address = listener.local_addr().unwrap();
-        let (world, changed) = (Arc::clone(&self.world), self.changed.clone());
-        self.running = Some(tokio::spawn(accept(listener, world, changed, Arc::clone(&self.hang_up))));
+        let (state, changed) = (Arc::clone(&self.state), self.changed.clone());
+        self.running = Some(tokio::spawn(accept(listener, state, changed, Arc::clone(&self.hang_up))));
     }
 
     /// Goes away, with all connections.
@@ -112,34 +112,34 @@ impl FakeApi {
 
     /// Creates or changes an object.
     pub(crate) fn put(&self, path: &'static str, object: Value) {
-        self.world.lock().unwrap().put(path, object);
+        self.state.lock().unwrap().put(path, object);
         let _ = self.changed.send(());
     }
 
     /// Deletes an object.
     pub(crate) fn delete(&self, path: &'static str, name: &str) {
-        self.world.lock().unwrap().delete(path, name);
+        self.state.lock().unwrap().delete(path, name);
         let _ = self.changed.send(());
     }
 
     /// Lets watches send a line as it is.
-    pub(crate) fn say(&self, path: &'static str, line: impl Into<String>) {
-        self.world.lock().unwrap().raw_lines.push_back((path, line.into()));
+    pub(crate) fn send_line(&self, path: &'static str, line: impl Into<String>) {
+        self.state.lock().unwrap().raw_lines.push_back((path, line.into()));
         let _ = self.changed.send(());
     }
 
     /// Forgets all that happened: older versions are expired.
     pub(crate) fn compact(&self) {
-        let mut world = self.world.lock().unwrap();
-        world.version += 1;
-        world.compacted = world.version;
-        world.log.clear();
+        let mut state = self.state.lock().unwrap();
+        state.version += 1;
+        state.compacted = state.version;
+        state.log.clear();
     }
 
     /// How many requests of a path hold `part` in their query.
     pub(crate) fn asked(&self, path: &str, part: &str) -> usize {
-        let world = self.world.lock().unwrap();
-        world.requests.iter().filter(|request| request.starts_with(path) && request.contains(part)).count()
+        let state = self.state.lock().unwrap();
+        state.requests.iter().filter(|request| request.starts_with(path) && request.contains(part)).count()
     }
 
     /// A kubeconfig for it, with the token in a file.
@@ -175,7 +175,7 @@ impl Drop for FakeApi {
     }
 }
 
-impl World {
+impl ServerState {
     fn put(&mut self, path: &str, mut object: Value) {
         self.version += 1;
         let version = self.version;
@@ -202,18 +202,18 @@ impl World {
 
 async fn accept(
     listener: TcpListener,
-    world: Arc<Mutex<World>>,
+    state: Arc<Mutex<ServerState>>,
     changed: broadcast::Sender<()>,
     hang_up: Arc<Notify>,
 ) {
     // Dropping the set ends the connections.
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        let (world, changed, hang_up) = (Arc::clone(&world), changed.clone(), Arc::clone(&hang_up));
+        let (state, changed, hang_up) = (Arc::clone(&state), changed.clone(), Arc::clone(&hang_up));
         connections.spawn(async move {
             let hung_up = hang_up.notified();
             let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-                answers::answer(request, Arc::clone(&world), changed.subscribe())
+                responses::respond(request, Arc::clone(&state), changed.subscribe())
             });
             let serving =
                 hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);

@@ -1,4 +1,4 @@
-//! What the fake server answers to one request. Knows no connection.
+//! The fake server's response to one request.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -11,15 +11,16 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::{Request, Response};
 use serde_json::{Value, json};
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
-use super::{Lists, World};
+use super::{Lists, ServerState};
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
-pub(super) async fn answer(
+pub(super) async fn respond(
     request: Request<Incoming>,
-    world: Arc<Mutex<World>>,
+    state: Arc<Mutex<ServerState>>,
     changed: broadcast::Receiver<()>,
 ) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
@@ -27,11 +28,11 @@ pub(super) async fn answer(
     let token = request.headers().get("authorization").and_then(|value| value.to_str().ok());
     let token = token.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned);
     let refused = {
-        let mut world = world.lock().unwrap();
-        world.requests.push(format!("{path}?{query}"));
-        let unknown = world.token.is_some() && world.token != token;
-        let status = world.statuses.iter().find(|(of, _)| **of == path).map(|(_, status)| *status);
-        let mute = world.mute.iter().any(|of| *of == path);
+        let mut state = state.lock().unwrap();
+        state.requests.push(format!("{path}?{query}"));
+        let unknown = state.token.is_some() && state.token != token;
+        let status = state.statuses.iter().find(|(of, _)| **of == path).map(|(_, status)| *status);
+        let mute = state.mute.iter().any(|of| *of == path);
         if mute {
             Some(0)
         } else if unknown {
@@ -43,17 +44,17 @@ pub(super) async fn answer(
     Ok(match refused {
         Some(0) => std::future::pending().await,
         Some(code) => status(code, "told to"),
-        None if parameter(&query, "watch").is_some() => watch(path, &query, world, changed),
-        None => list(&path, &query, &world.lock().unwrap()),
+        None if parameter(&query, "watch").is_some() => watch(path, &query, state, changed),
+        None => list(&path, &query, &state.lock().unwrap()),
     })
 }
 
-fn list(path: &str, query: &str, world: &World) -> Response<Body> {
-    let all = world.of(path);
+fn list(path: &str, query: &str, state: &ServerState) -> Response<Body> {
+    let all = state.of(path);
     let from: usize = parameter(query, "continue").map_or(0, |token| token.parse().unwrap());
-    let to = (from + world.page).min(all.len());
+    let to = (from + state.page).min(all.len());
     let next = if to < all.len() { to.to_string() } else { String::new() };
-    let metadata = json!({"resourceVersion": world.version.to_string(), "continue": next});
+    let metadata = json!({"resourceVersion": state.version.to_string(), "continue": next});
     let page = json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": all[from..to]});
     Response::new(full(page.to_string()))
 }
@@ -61,34 +62,34 @@ fn list(path: &str, query: &str, world: &World) -> Response<Body> {
 fn watch(
     path: String,
     query: &str,
-    world: Arc<Mutex<World>>,
+    state: Arc<Mutex<ServerState>>,
     changed: broadcast::Receiver<()>,
 ) -> Response<Body> {
     let version = parameter(query, "resourceVersion").unwrap_or_default();
     let wants_list = parameter(query, "sendInitialEvents").is_some();
     let mut lines = VecDeque::new();
     let start = {
-        let world = world.lock().unwrap();
-        if wants_list && world.lists == Lists::Refused {
+        let state = state.lock().unwrap();
+        if wants_list && state.lists == Lists::Refused {
             return status(
                 422,
                 "sendInitialEvents is forbidden for watch unless the WatchList feature is on",
             );
         }
-        if wants_list && world.lists == Lists::Storeless {
+        if wants_list && state.lists == Lists::Storeless {
             return status(500, "the required storage feature RequestWatchProgress is disabled");
         }
         if version.is_empty() {
-            lines.extend(world.of(&path).into_iter().map(|object| line("ADDED", object)));
-            if wants_list && world.lists == Lists::Streamed {
-                lines.push_back(line("BOOKMARK", end_of_list(world.version)));
+            lines.extend(state.of(&path).into_iter().map(|object| line("ADDED", object)));
+            if wants_list && state.lists == Lists::Streamed {
+                lines.push_back(line("BOOKMARK", end_of_list(state.version)));
             }
-            world.version
+            state.version
         } else {
             let version: u64 = version.parse().unwrap();
-            if version < world.compacted {
+            if version < state.compacted {
                 let gone = json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"});
-                if world.expires_by_status {
+                if state.expires_by_status {
                     return status(410, "too old resource version");
                 }
                 lines.push_back(line("ERROR", gone));
@@ -97,17 +98,17 @@ fn watch(
             version
         }
     };
-    let breaks_after = world.lock().unwrap().breaks_after;
-    let state = Watch { path, world, changed, lines, told: start, breaks_after };
-    Response::new(streamed(stream::unfold(state, Watch::step).boxed()))
+    let breaks_after = state.lock().unwrap().breaks_after;
+    let watch = Watch { path, state, changed, lines, sent: start, breaks_after };
+    Response::new(streamed(stream::unfold(watch, Watch::step).boxed()))
 }
 
 struct Watch {
     path: String,
-    world: Arc<Mutex<World>>,
+    state: Arc<Mutex<ServerState>>,
     changed: broadcast::Receiver<()>,
     lines: VecDeque<String>,
-    told: u64,
+    sent: u64,
     breaks_after: Option<usize>,
 }
 
@@ -134,16 +135,16 @@ impl Watch {
                 };
             }
             {
-                let mut world = self.world.lock().unwrap();
-                let told = self.told;
+                let mut state = self.state.lock().unwrap();
+                let sent = self.sent;
                 let news =
-                    world.log.iter().filter(|(version, path, ..)| *version > told && *path == self.path);
+                    state.log.iter().filter(|(version, path, ..)| *version > sent && *path == self.path);
                 for (version, _, kind, object) in news {
                     self.lines.push_back(line(kind, object.clone()));
-                    self.told = *version;
+                    self.sent = *version;
                 }
-                while let Some(at) = world.raw_lines.iter().position(|(path, _)| *path == self.path) {
-                    let (_, raw) = world.raw_lines.remove(at).unwrap();
+                while let Some(at) = state.raw_lines.iter().position(|(path, _)| *path == self.path) {
+                    let (_, raw) = state.raw_lines.remove(at).unwrap();
                     self.lines.push_back(format!("{raw}\n"));
                 }
             }
