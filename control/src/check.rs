@@ -1,4 +1,4 @@
-//! Compiling a source once, for `flowgate check`. Opens nothing but the source.
+//! Compiles a source once, for `flowgate check`. Opens no device.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::model::NetState;
 use crate::report::{Entry, Place, Report, Severity};
 use crate::source::{Snapshot, kube, manifests};
 
-/// Compiles all manifests of a directory and says what is wrong with them. NodePorts are judged on the
+/// Compiles all manifests of a directory and returns the findings. NodePorts are judged on the
 /// addresses of the Node object named in the configuration, if there is one.
 pub fn check(dir: &Path, config: &CompileConfig) -> Report {
     match manifests::read(dir) {
@@ -22,7 +22,7 @@ pub fn check(dir: &Path, config: &CompileConfig) -> Report {
     }
 }
 
-/// As [`check`], for the objects that a cluster has now.
+/// As [`check`], for the present objects of a cluster.
 pub async fn check_cluster(cluster: kube::Config, config: &CompileConfig) -> Report {
     match kube::read(cluster).await {
         Ok(snapshot) => report(snapshot, config),

@@ -1,11 +1,10 @@
-//! The service discovery server: answers for the cluster domain, and asks others for the rest.
+//! The DNS server for service discovery: answers for the cluster domain and forwards other names.
 //!
-//! Receives the desired state as values and never imports a source, netlink or the reconciler. The records are
-//! those of the Kubernetes DNS-based service discovery specification 1.1.0 ([`zone`] says how); the messages
-//! are hickory's. The server has a thread of its own, so that queries and publishing do not wait for one
-//! another, and the zone is swapped whole: a query takes no lock.
+//! The records are those of the Kubernetes DNS-based service discovery specification 1.1.0 (see [`zone`]); messages and
+//! sockets are hickory's. The server has a thread of its own, so that queries and publishing do not wait for one
+//! another, and the zone is swapped as a whole: a query takes no lock.
 //!
-//! It forwards for whoever reaches it and has no list of clients: listen only where clients are trusted.
+//! It is an open resolver with no list of clients: listen only where all clients are trusted.
 
 mod counters;
 mod forward;

@@ -1,14 +1,12 @@
-//! Whether this machine can serve, told to those who ask over HTTP. Never changes what is served.
-//!
-//! Three kinds of servers, each of which may fail to listen without stopping anything else:
+//! Whether this machine can serve, as HTTP endpoints. Two kinds of servers, each of which may fail to listen without
+//! stopping anything else:
 //! - the health check port of a Service (P323, P1101-P1105), for load balancers that choose between nodes;
-//! - `/healthz` and `/livez` (P1106), for whoever looks after this process;
-//! - the metrics server (P1107), whose contents the binary supplies.
+//! - `/healthz` and `/livez` (P1106), for supervisors of this process.
 //!
-//! What is decided ([`ports`], [`local`], [`inputs`]) is pure and knows no socket.
+//! The decisions ([`ports`], [`local`], [`inputs`]) are pure and know no socket.
 //!
-//! A gateway has no endpoint of its own: whoever asks a Service's health check port of a gateway wants to know
-//! whether it can reach the Service at all, so there every ready endpoint counts.
+//! A gateway has no endpoints of its own: a health check port there shows whether the Service can be reached at all, so
+//! every ready endpoint counts.
 
 pub mod inputs;
 pub mod local;
@@ -26,15 +24,14 @@ use crate::compile::{CompileConfig, NodePortAddress, Role};
 use crate::model::NetState;
 use crate::reconcile::Status;
 
-/// What the operator decided, as far as it matters here.
+/// The part of the configuration that health depends on.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
-    /// What this machine is to the cluster.
+    /// Whether this machine is a node of the cluster.
     pub role: Role,
     /// The name of its Node object.
     pub node_name: String,
-    /// Where health check ports of Services listen (P1104); a family that it says nothing about means all
-    /// addresses of that family.
+    /// Where health check ports of Services listen (P1104). For a family without an entry: on all its addresses.
     pub nodeport_addresses: Vec<NodePortAddress>,
 }
 
@@ -48,19 +45,19 @@ impl From<&CompileConfig> for Identity {
     }
 }
 
-/// What the binary says about the servers of this module.
+/// Configuration and inputs of the servers of this module.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where `/healthz` and `/livez` answer; none to have no such server.
+    /// The address of `/healthz` and `/livez`; `None` for no such server.
     pub listen: Option<SocketAddr>,
-    /// What can be said of the health of this process, and who it is.
+    /// What health is computed from.
     pub inputs: HealthInputs,
-    /// How often probes were answered.
+    /// Counts the responses to probes.
     pub counts: ProbeCounts,
 }
 
-/// Serves probes and the health check ports of Services until dropped. Says in `status` which servers cannot
-/// listen; `net` has the addresses of the served interfaces.
+/// Serves probes and the health check ports of Services until dropped. `status` gets the servers that cannot listen;
+/// `net` has the addresses of the served interfaces.
 pub async fn run(config: Config, net: watch::Receiver<NetState>, status: watch::Sender<Status>) {
     let Config { listen, inputs, counts } = config;
     let probes = async {

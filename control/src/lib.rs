@@ -1,9 +1,12 @@
-//! Turns Kubernetes objects and kernel network state into tables.
+//! The control plane: turns Kubernetes objects and kernel network state into the tables of the data plane. It depends
+//! on the tables' crate and not on the data plane; nothing here sees a packet.
 //!
-//! Values flow one way: a [`source`] and [`netlink`] send what they saw to [`reconcile`], which folds
-//! changes, calls [`compile()`] and hands the tables to a sink that the binary supplies. [`model`] says what
-//! the objects mean, [`report`] what is wrong with them, [`health`] whether all this works, and [`dns`] answers
-//! for their names. Nothing here sees a packet or the data plane.
+//! Read `run.rs` first: it wires everything together. Values flow one way: [`source`] (Kubernetes API or manifests) and
+//! [`netlink`] send values of [`model`] to [`reconcile`], which debounces changes, calls [`compile()`] and hands the
+//! tables to a sink that the binary supplies. [`dns`] and [`health`] follow the objects that are in force, over small
+//! servers ([`http`]); [`report`] has the findings for the operator.
+//!
+//! Ids of behaviour in comments and test names (P102, D1, X5) are defined in `control/KUBERNETES.md`.
 #![forbid(unsafe_code)]
 
 pub mod check;

@@ -1,8 +1,7 @@
-//! What Services and endpoints mean. Knows no Kubernetes client, no file and no kernel.
+//! Services, endpoints and nodes as values, without any Kubernetes client, file or kernel.
 //!
-//! Values here are valid by construction as far as one object can tell: whoever builds them has refused
-//! what the API server would refuse. They can be saved and read back by the same build: the saved form is
-//! nobody's API. What several objects say together is judged in `compile`.
+//! Values are valid as far as one object can show: sources refuse what the API server would refuse. Conflicts between
+//! objects are found in `compile`. Values can be saved and read back by the same build; the saved form is no API.
 
 mod desired;
 mod endpoints;

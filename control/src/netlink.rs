@@ -1,7 +1,8 @@
-//! What the kernel knows of the network, followed by rtnetlink in the namespace of the calling thread.
+//! The kernel's links, addresses, routes and neighbours, followed by rtnetlink in the network namespace of the calling
+//! thread.
 //!
-//! Only the served interfaces and their VLANs matter. The kernel is asked to resolve neighbours with its own
-//! ARP and neighbour discovery; nothing here invents an Ethernet address, changes a route or touches an interface.
+//! Only the served interfaces and their VLANs matter. Neighbours are resolved by the kernel's own ARP and neighbour
+//! discovery, on request; beyond such requests nothing here changes the kernel's state.
 
 #[cfg(test)]
 mod fuzz;
@@ -21,10 +22,10 @@ use tokio::sync::{mpsc, watch};
 pub use self::tracker::Tracker;
 use crate::model::NetState;
 
-/// One end of the connection to the kernel; the other is the [`Tracker`], which must run.
+/// The handles to a [`Tracker`], which must run for them to work.
 #[derive(Debug)]
 pub struct Netlink {
-    /// The network as of now.
+    /// The newest state.
     pub state: watch::Receiver<NetState>,
     /// Where to send requests for resolution; they are limited to one per second and address.
     pub resolve: mpsc::Sender<Resolve>,
@@ -40,18 +41,18 @@ pub enum Resolve {
     Periodic(Vec<NeighbourKey>),
 }
 
-/// Why the kernel could not be asked.
+/// Why the kernel's state could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// No socket.
+    /// A socket could not be opened.
     #[error("cannot open a netlink socket: {0}")]
     Open(#[from] io::Error),
-    /// A question was not answered.
+    /// A dump failed.
     #[error("the kernel did not list its {what}: {error}")]
     Dump {
-        /// What was asked for.
+        /// What was to be listed.
         what: &'static str,
-        /// Its answer.
+        /// The reason.
         error: rtnetlink::Error,
     },
 }
@@ -59,17 +60,17 @@ pub enum NetlinkError {
 /// Connects to the kernel and reads the state of the named interfaces, which need not exist yet.
 ///
 /// # Errors
-/// [`NetlinkError`]: there is no netlink here.
+/// [`NetlinkError`]: a socket or the first dump failed.
 pub async fn open(interfaces: Vec<String>) -> Result<(Netlink, Tracker), NetlinkError> {
     let (resolve, requests) = mpsc::channel(REQUESTS_WAITING);
     let (tracker, state) = Tracker::open(interfaces, requests).await?;
     Ok((Netlink { state, resolve }, tracker))
 }
 
-/// How many receive queues an interface has, as sysfs of the calling process says.
+/// How many receive queues an interface has, from sysfs.
 ///
 /// # Errors
-/// There is no such interface, or sysfs belongs to another network namespace.
+/// There is no such interface in the network namespace that sysfs was mounted in.
 pub fn interface_queues(name: &str) -> io::Result<usize> {
     let mut queues = 0;
     for entry in fs::read_dir(format!("/sys/class/net/{name}/queues"))? {

@@ -1,15 +1,15 @@
-//! What is wrong with the objects, worded for whoever must change them. Never stops anything.
+//! Findings about objects, worded for those who can change them.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// How much an entry matters.
+/// The severity of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
-    /// Something that was asked for is not served.
+    /// Something that an object requests is not served.
     Error,
-    /// Served, or left out by the rules, but probably not what was meant.
+    /// Served, or left out as the rules require, but probably not as intended.
     Warning,
 }
 
@@ -28,7 +28,7 @@ impl Severity {
 pub struct Place {
     /// The file.
     pub file: Arc<PathBuf>,
-    /// The line at which its document starts, from 1; 0 when the whole file is meant.
+    /// The line at which its document starts, from 1; 0 means the whole file.
     pub line: u32,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Names an object for people: `Service default/web`, `Node edge-1`, `Interface eth0`.
+/// An object's name in messages: `Service default/web`, `Node edge-1`, `Interface eth0`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectRef {
     /// Its kind.
@@ -53,7 +53,7 @@ pub struct ObjectRef {
 }
 
 impl ObjectRef {
-    /// Names an object.
+    /// A name from kind, namespace and name.
     pub fn new(kind: impl Into<String>, namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { kind: kind.into(), namespace: namespace.into(), name: name.into() }
     }
@@ -72,7 +72,7 @@ impl fmt::Display for ObjectRef {
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Entry {
-    /// How much it matters.
+    /// The severity.
     pub severity: Severity,
     /// Where the object was read, if it was read from a file.
     pub place: Option<Place>,
@@ -94,7 +94,7 @@ impl fmt::Display for Entry {
     }
 }
 
-/// All findings of one compilation, the ones from reading first.
+/// All findings of one compilation, those of the source first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// The findings.
@@ -102,12 +102,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// The findings of one severity.
+    /// The entries of one severity.
     pub fn of(&self, severity: Severity) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(move |entry| entry.severity == severity)
     }
 
-    /// Whether something that was asked for is not served.
+    /// Whether there is an entry of severity error.
     pub fn has_errors(&self) -> bool {
         self.of(Severity::Error).next().is_some()
     }

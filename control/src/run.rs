@@ -1,4 +1,4 @@
-//! The control plane, whole: a source, netlink and the reconciler wired together. Decides nothing.
+//! The whole control plane: source, netlink, reconciler, DNS and health servers, wired together.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -19,16 +19,16 @@ use crate::source::{kube, manifests};
 /// Where objects come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A directory of manifests, watched.
+    /// A watched directory of manifests.
     Manifests(PathBuf),
-    /// The Kubernetes API, followed.
+    /// The Kubernetes API.
     Kubernetes(kube::Config),
 }
 
-/// What the control plane needs from the binary, besides the sink.
+/// Everything the control plane needs from the binary, besides the sink.
 #[derive(Debug)]
 pub struct Config {
-    /// What the operator decided.
+    /// The operator's decisions about compiling.
     pub compile: CompileConfig,
     /// Where objects come from.
     pub source: Source,
@@ -36,15 +36,15 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Neighbours that workers have packets for; threads send with `try_send`.
     pub requests: mpsc::Receiver<NeighbourKey>,
-    /// The service discovery server, if there is to be one.
+    /// The DNS server; `None` runs none.
     pub dns: Option<dns::Server>,
-    /// Where the state of the control plane is shown.
+    /// Gets the state of the control plane.
     pub status: watch::Sender<Status>,
-    /// Where the objects of the last compilation are shown.
+    /// Gets the objects of the last compilation.
     pub desired: watch::Sender<Arc<Desired>>,
-    /// Takes down what the reconciler does.
+    /// Gets counts and times of syncs.
     pub sync_metrics: SyncMetrics,
-    /// Who is told whether this machine can serve.
+    /// The servers for health probes.
     pub health: health::Config,
     /// Turns true, or is dropped, when the control plane should end.
     pub shutdown: watch::Receiver<bool>,
@@ -52,11 +52,11 @@ pub struct Config {
 
 /// Runs the control plane until shutdown, on one thread of any tokio runtime with io and time enabled.
 ///
-/// The network namespace is that of the thread that calls it first. `sink` publishes; it is called with
-/// each new generation, in order, and not again before it returns.
+/// Netlink sockets belong to the network namespace of the calling thread. `sink` publishes; it is called with each new
+/// generation, in order, and not again before it returns.
 ///
 /// # Errors
-/// [`NetlinkError`]: there is no netlink here. Everything later is shown in the status instead.
+/// [`NetlinkError`]: the kernel's state cannot be read at the start. Later failures are retried and logged.
 pub async fn run<E: Display>(
     config: Config,
     sink: impl AsyncFnMut(Update) -> Result<(), E>,
@@ -75,7 +75,7 @@ pub async fn run<E: Display>(
     } = config;
     let (Netlink { state: net, resolve }, tracker) = netlink::open(interfaces).await?;
     let (events, source_events) = mpsc::channel(EVENTS_WAITING);
-    // Dropping the set ends the tasks.
+    // Dropping the set aborts the tasks.
     let mut tasks = JoinSet::new();
     tasks.spawn(tracker.run());
     match source {

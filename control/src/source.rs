@@ -1,4 +1,4 @@
-//! Where objects come from. SourceClassifier send values and never see what becomes of them.
+//! Sources of objects: the Kubernetes API, or a directory of manifests. Sources send values and know no receiver.
 
 pub mod convert;
 pub mod kube;
@@ -9,15 +9,14 @@ use std::time::SystemTime;
 use crate::model::{Desired, Object};
 use crate::report::{Entry, ObjectRef};
 
-/// What a source has to say.
+/// An event of a source.
 #[derive(Clone, Debug)]
 pub enum SourceEvent {
     /// The whole set of objects, complete; replaces what was there.
     Replace(Snapshot),
-    /// What some objects are now, each named once; the others are as they were. Means something only after
-    /// a [`Self::Replace`].
+    /// The new state of some objects, each at most once; the others are unchanged. Only after a [`Self::Replace`].
     Change(Vec<Change>),
-    /// The source lost or regained touch; the last set stays in force.
+    /// The source lost or regained its connection; the last set stays in force.
     Health(SourceHealth),
 }
 
@@ -26,24 +25,24 @@ pub enum SourceEvent {
 pub struct Snapshot {
     /// The objects.
     pub desired: Desired,
-    /// What was wrong with those that were refused, in the order of reading.
+    /// What is wrong with objects, in the order of reading; those with errors are not in `desired`.
     pub findings: Vec<Entry>,
-    /// How many objects were of kinds that do not matter here.
+    /// How many objects of other kinds were ignored.
     pub ignored: usize,
 }
 
-/// What an object is now.
+/// The new state of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The object.
     pub name: ObjectRef,
-    /// What it is; none when it is gone, or was never accepted.
+    /// `None` if it is gone, or was never accepted.
     pub object: Option<Object>,
-    /// What is wrong with it; nothing else that was said of it before holds any longer.
+    /// What is wrong with it; replaces all earlier findings about it.
     pub findings: Vec<Entry>,
 }
 
-/// Whether what a source said last is still what it would say.
+/// Whether the last set of objects is up to date.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SourceHealth {
     /// Nothing was read yet.
@@ -51,11 +50,11 @@ pub enum SourceHealth {
     Starting,
     /// Up to date.
     Synced,
-    /// Out of touch; the last good state stays in force.
+    /// Disconnected; the last good state stays in force.
     Stale {
-        /// Since when.
+        /// The beginning of the interruption.
         since: SystemTime,
-        /// Why, for whoever must act.
+        /// The reason, with what to do about it.
         reason: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The node's own addresses and who its pods are. Never an address that the node does not have.
+//! The node's own addresses, its pods' ranges and its zone.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
@@ -8,16 +8,16 @@ use ipnet::IpNet;
 use super::{CompileConfig, NodeAddresses, Role};
 use crate::model::{Desired, NetState, Node};
 
-/// One entry of the list that says on which of the node's addresses NodePorts are served (P306).
+/// An entry of the list of the node's addresses that serve NodePorts (P306).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodePortAddress {
-    /// Those in this range.
+    /// Addresses in this range.
     Range(IpNet),
     /// The first address of each family.
     Primary,
     /// 127.0.0.1, from the node itself (P308).
     Localhost,
-    /// All but loopback and link-local ones.
+    /// All addresses but loopback and link-local ones.
     All,
 }
 
@@ -39,19 +39,19 @@ impl FromStr for NodePortAddress {
     }
 }
 
-/// How pods of this node are recognised by their address (P601).
+/// How source addresses of this node's pods are recognised (P601).
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum LocalPods {
     /// Not at all.
     #[default]
     Unknown,
-    /// In these ranges, the cluster's.
+    /// By these ranges of the whole cluster.
     ClusterCidr(Vec<IpNet>),
-    /// In `spec.podCIDRs` of this machine's Node.
+    /// By `spec.podCIDRs` of this machine's Node.
     NodeCidr,
 }
 
-/// What this machine's place in the network and the cluster means for every Service.
+/// This machine's place in network and cluster: the same for every Service.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(super) struct NodeContext {
     /// Addresses that serve NodePorts, ascending.
@@ -62,9 +62,9 @@ pub(super) struct NodeContext {
     pub(super) primary: Vec<IpAddr>,
     /// All addresses of the node.
     pub(super) own: Vec<IpAddr>,
-    /// Ranges that pods of this node have their addresses from.
+    /// Ranges of the addresses of this node's pods.
     pub(super) pods: Vec<IpNet>,
-    /// Where the node is, by its label (P209).
+    /// The node's zone, by its label (P209).
     pub(super) zone: Option<String>,
     /// Ranges that cluster IPs are taken from (P506).
     pub(super) service_cidrs: Vec<IpNet>,
@@ -110,7 +110,7 @@ impl NodeContext {
     }
 }
 
-/// A link-local address is not unique: a NodePort on it would mean another node elsewhere.
+/// A link-local address is not unique: on another link it is another node's.
 fn is_unique(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
@@ -118,7 +118,7 @@ fn is_unique(ip: &IpAddr) -> bool {
     }
 }
 
-/// The Node object's first address of each family, else the first that the node has (P305).
+/// The Node object's first address of each family, else the first of the interfaces (P305).
 fn primary_addresses(of_node: &[IpAddr], own: &[IpAddr]) -> Vec<IpAddr> {
     let first = |v4: bool| of_node.iter().chain(own).find(|ip| ip.is_ipv4() == v4).copied();
     [first(true), first(false)].into_iter().flatten().collect()
@@ -143,7 +143,7 @@ fn is_listed(list: &[NodePortAddress], ip: IpAddr, primary: &[IpAddr]) -> bool {
     })
 }
 
-/// Whether the list says anything about a family; else it selects all of it.
+/// Whether the list has an entry for a family; without one all its addresses are selected.
 fn concerns(list: &[NodePortAddress], ipv4: bool) -> bool {
     list.iter().any(|entry| match entry {
         NodePortAddress::Range(net) => net.addr().is_ipv4() == ipv4,
@@ -151,8 +151,8 @@ fn concerns(list: &[NodePortAddress], ipv4: bool) -> bool {
     })
 }
 
-/// The addresses that a list names, or none for a family that it says nothing about: there a server
-/// listens on every address (P1104).
+/// The node's addresses that a list names; `None` if it has no entry for the family: then a server listens on every
+/// address (P1104).
 pub(crate) fn listed(
     list: &[NodePortAddress],
     ipv4: bool,
@@ -169,7 +169,7 @@ pub(crate) fn listed(
     Some(own)
 }
 
-/// P308: asked for, and not excluded by a list of ranges.
+/// P308: requested, and not excluded by a list of IPv4 ranges.
 fn localhost_selected(config: &CompileConfig) -> bool {
     let list = &config.nodeport_addresses;
     let named = list.contains(&NodePortAddress::Localhost);
@@ -196,7 +196,7 @@ fn pods(node: Option<&Node>, config: &CompileConfig) -> Vec<IpNet> {
     [first(true), first(false)].into_iter().flatten().collect()
 }
 
-/// P210: an empty label is none.
+/// P210: an empty label counts as no label.
 fn zone(node: Option<&Node>) -> Option<String> {
     node?.labels.get("topology.kubernetes.io/zone").filter(|zone| !zone.is_empty()).cloned()
 }

@@ -1,5 +1,5 @@
-//! The endpoints of a Service port and the sets that policies choose from (P2xx). Never a port number
-//! that no slice has: `targetPort` is not read (P114).
+//! The endpoints of a Service port, and the sets that policies choose from (P2xx). Port numbers come from slices;
+//! `targetPort` is not read (P114).
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use flowgate_wire::L4Port;
 use super::policy::Scope;
 use crate::model::{Desired, EndpointSlice, Hints, Key, Service, ServicePort, SliceFamily, Stored};
 
-/// All slices by the Service they belong to (P111).
+/// All slices by the Service that they belong to (P111).
 pub(super) struct SliceIndex<'a> {
     by_service: HashMap<(&'a str, &'a str), Vec<&'a Arc<EndpointSlice>>>,
 }
@@ -37,7 +37,7 @@ impl<'a> SliceIndex<'a> {
     }
 }
 
-/// The slices of a Service, those that the mirroring controller would write included (P118).
+/// The slices of a Service, including those that the mirroring controller would write (P118).
 pub(super) fn slices_of(
     key: &Key,
     service: &Service,
@@ -57,18 +57,17 @@ pub(super) fn slices_of(
     slices
 }
 
-/// Where this machine is, for the locality of endpoints.
+/// This machine's name and zone, which endpoints are compared with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Locality<'a> {
-    /// Its name as a Node.
+    /// The name of its Node.
     pub(super) node: &'a str,
-    /// Its zone, if it is labelled.
+    /// Its zone, if it has the label.
     pub(super) zone: Option<&'a str>,
-    /// Whether hints count: they are shares for nodes, and a gateway is none.
+    /// Whether hints count: they divide traffic among nodes, and a gateway is no node.
     pub(super) follows_hints: bool,
 }
 
-/// What is known of one endpoint of a Service port.
 #[derive(Clone, Copy, Debug)]
 struct Known<'a> {
     ready: bool,
@@ -85,8 +84,8 @@ pub(super) struct PortEndpoints<'a> {
 }
 
 impl<'a> PortEndpoints<'a> {
-    /// Merges the slices: each address and port counts once, and one that stays wins over one that
-    /// ends (P115, P116).
+    /// Merges the slices: each address and port counts once, and an endpoint that is not terminating wins over one that
+    /// is (P115, P116).
     pub(super) fn new(slices: &'a [Arc<EndpointSlice>], port: &ServicePort, locality: Locality<'a>) -> Self {
         let mut by_address: BTreeMap<(IpAddr, L4Port), Known<'_>> = BTreeMap::new();
         for slice in slices {
@@ -118,14 +117,14 @@ impl<'a> PortEndpoints<'a> {
         self.of_family(ipv4).any(|(_, known)| known.ready || known.is_ending())
     }
 
-    /// All that still answer (P803).
+    /// All endpoints that still answer (P803).
     pub(super) fn serving(&self) -> Vec<(IpAddr, L4Port)> {
         let serving = self.by_address.iter().filter(|(_, known)| known.serving || known.ready);
         serving.map(|(&key, _)| key).collect()
     }
 
-    /// The set of a scope: the ready ones or, if there is none, those that still serve while they
-    /// end (P204, P205). Each scope falls back for itself.
+    /// The set of a scope: the ready endpoints or, if there is none, those that serve while they terminate (P204,
+    /// P205). Each scope falls back on its own.
     pub(super) fn set(&self, scope: Scope, ipv4: bool) -> Vec<EndpointSpec> {
         let of = |usable: &dyn Fn(&Known<'_>) -> bool| -> Vec<EndpointSpec> {
             self.of_family(ipv4)
@@ -144,13 +143,14 @@ impl<'a> PortEndpoints<'a> {
         if ready.is_empty() { of(&|known| known.is_ending()) } else { ready }
     }
 
-    /// Whom the hints of the ready endpoints prefer for this node (P208 to P210).
+    /// Which of the ready endpoints the hints prefer for this node (P208 to P210).
     fn preference(&self, ipv4: bool) -> Preference<'a> {
         if !self.locality.follows_hints {
             return Preference::All;
         }
         let ready = || self.of_family(ipv4).map(|(_, known)| known).filter(|known| known.ready);
-        // Active if every one has hints of this kind and one of them is for us.
+        // Hints of a kind count if every ready endpoint has some, and one is for this node or zone. Else they are
+        // being written or removed, and following them would leave out endpoints.
         let active = |list: fn(&'a Hints) -> &'a [String], name: &str| {
             ready().all(|known| known.hints.is_some_and(|hints| !list(hints).is_empty()))
                 && ready().any(|known| known.hints.is_some_and(|hints| list(hints).iter().any(|n| n == name)))

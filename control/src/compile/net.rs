@@ -1,4 +1,4 @@
-//! Network state to routing tables and the SNAT pool. Never invents an address.
+//! Network state to routing tables and the SNAT pool.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::CompileConfig;
 use crate::model::NetState;
 use crate::report::{Entry, ObjectRef, Severity};
 
-/// Builds the routing tables; they are `previous` themselves if nothing changed or nothing can be built.
+/// Builds the routing tables; `previous` itself if nothing changed, or if they cannot be built.
 pub(super) fn compile_routing(net: &NetState, previous: &Arc<Routing>) -> (Arc<Routing>, Vec<Entry>) {
     let built = Routing::build(previous, net.interfaces.to_vec(), &net.routes, &net.neighbours);
     let mut entries = Vec::new();
@@ -42,7 +42,7 @@ pub(super) fn compile_routing(net: &NetState, previous: &Arc<Routing>) -> (Arc<R
     }
 }
 
-/// Builds the SNAT pool: of each family the configured addresses, else each interface's own primary one.
+/// Builds the SNAT pool: for each family the configured addresses, else the primary address of each interface.
 pub(super) fn compile_snat(
     net: &NetState,
     config: &CompileConfig,
@@ -68,14 +68,14 @@ pub(super) fn compile_snat(
         }
         by_interface.push(addresses);
     }
-    // Which address is the primary one changes with the addresses: the flows of the last one go on.
+    // The primary address may change; replies to the flows of the last one still arrive and must be recognised.
     let own = net.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied());
     let pool = SnatPool::new(&by_interface, &config.snat.ports)
         .with_reply_addresses(own.filter(|addr| !is_configured_family(addr, config)));
     (if pool == **previous { Arc::clone(previous) } else { Arc::new(pool) }, entries)
 }
 
-/// The next hops of all backends that the kernel should be asked to resolve, without repetition.
+/// The next hops of all backends that are not resolved, each once.
 pub fn unresolved_next_hops(tables: &Tables) -> Vec<NeighbourKey> {
     let mut unresolved: Vec<NeighbourKey> = Vec::new();
     for backend in tables.services.backends().iter() {
@@ -93,12 +93,12 @@ pub fn unresolved_next_hops(tables: &Tables) -> Vec<NeighbourKey> {
     unresolved
 }
 
-/// Whether the sources of the address's family are configured, and no others are used.
+/// Whether SNAT addresses are configured for the address's family; then no others are used.
 fn is_configured_family(addr: &IpAddr, config: &CompileConfig) -> bool {
     config.snat.addresses.iter().any(|configured| configured.is_ipv4() == addr.is_ipv4())
 }
 
-/// The first address of a family; a link-local one comes last, so it is taken only if there is no other.
+/// The first address of a family. Link-local ones are listed last, so one is taken only if there is no other.
 fn primary(interface: &InterfaceSpec, is_family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
     interface.addresses.iter().find(|&addr| is_family(addr)).copied()
 }
@@ -107,7 +107,7 @@ const fn is_global_v6(addr: &IpAddr) -> bool {
     matches!(addr, IpAddr::V6(v6) if !v6.is_unicast_link_local())
 }
 
-/// Whether IPv6 packets leave by an interface to further than its link.
+/// Whether IPv6 routes beyond the link lead through an interface.
 fn routes_v6(net: &NetState, interface: usize) -> bool {
     let leads = |route: &RouteSpec| {
         matches!(route.prefix, IpNet::V6(prefix) if !prefix.addr().is_unicast_link_local())

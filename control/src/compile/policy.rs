@@ -1,47 +1,46 @@
-//! Which endpoints a frontend may choose from, and whether the client's address is replaced.
-//! Never sees an endpoint.
+//! Which set of endpoints a frontend chooses from, and whether the client's address is replaced, by the kind of
+//! frontend and of source.
 
 use flowgate_tables::{FrontendKind, PerSourceClass, SourceNat};
 
 use crate::model::{Service, TrafficPolicy};
 
-/// What this machine is to the cluster.
+/// Whether this machine is a node of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Role {
-    /// An appliance before the cluster: all endpoints count, and replies must come back here.
+    /// An appliance in front of the cluster: all endpoints count, and replies must come back here.
     #[default]
     Gateway,
-    /// A node of the cluster: the rules of kube-proxy.
+    /// A node of the cluster: the rules are those of kube-proxy.
     Node,
 }
 
 /// Which endpoints count (P203).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Scope {
-    /// Those on any node.
+    /// Endpoints on any node.
     Cluster,
-    /// Those on this node.
+    /// Endpoints on this node.
     Local,
 }
 
-/// How traffic to a frontend is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Policy {
     pub(super) scope: Scope,
     pub(super) source_nat: SourceNat,
 }
 
-/// What decides besides the Service.
+/// What a policy depends on besides the Service.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PolicyInput {
     pub(super) role: Role,
-    /// Everything to cluster IPs is masqueraded.
+    /// Whether everything to cluster IPs is masqueraded (P603).
     pub(super) masquerade_all: bool,
-    /// Pods of this node can be told from other sources of the family.
+    /// Whether pods of this node can be told from other sources of the family (P604).
     pub(super) knows_pods: bool,
 }
 
-/// The policy for one kind of frontend of a Service, by who sends.
+/// The policy of a Service for one kind of frontend, per class of source.
 pub(super) fn policy(input: PolicyInput, kind: FrontendKind, service: &Service) -> PerSourceClass<Policy> {
     match input.role {
         Role::Gateway => PerSourceClass::same(on_a_gateway(kind, service)),
@@ -49,8 +48,8 @@ pub(super) fn policy(input: PolicyInput, kind: FrontendKind, service: &Service) 
     }
 }
 
-/// A gateway has no endpoint of its own, so all count (P203 does not apply), and no pods (nor do P319
-/// and P320). Replies to its ClusterIP traffic would not come back by themselves.
+/// A gateway has no endpoints of its own, so all count (P203 does not apply), and no pods (nor do P319 and P320).
+/// Without source NAT, replies to ClusterIP traffic would be routed past the gateway.
 fn on_a_gateway(kind: FrontendKind, service: &Service) -> Policy {
     let preserves = kind != FrontendKind::ClusterIp && service.external_policy == TrafficPolicy::Local;
     let source_nat = if preserves { SourceNat::PreserveClient } else { SourceNat::Always };
@@ -61,14 +60,14 @@ fn on_a_node(input: PolicyInput, kind: FrontendKind, service: &Service) -> PerSo
     let of = |scope, source_nat| Policy { scope, source_nat };
     match kind {
         FrontendKind::ClusterIp => {
-            // P302. P303: externalTrafficPolicy says nothing here.
+            // P302. P303: externalTrafficPolicy does not apply to cluster IPs.
             let scope = scope_of(service.internal_policy);
             let masquerade = |yes| of(scope, if yes { SourceNat::Always } else { SourceNat::PreserveClient });
             // P603, P604
             let others = masquerade(input.masquerade_all || input.knows_pods);
             PerSourceClass { outside: others, node: others, pod: masquerade(input.masquerade_all) }
         }
-        // P322: internalTrafficPolicy says nothing here.
+        // P322: internalTrafficPolicy applies to cluster IPs only.
         FrontendKind::NodePort | FrontendKind::ExternalIp | FrontendKind::LoadBalancer => {
             match service.external_policy {
                 // P317

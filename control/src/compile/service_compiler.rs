@@ -1,5 +1,4 @@
-//! One Service that is served: its frontends, who may reach them and what is behind them. Never looks at
-//! a second Service.
+//! One Service to specs: its frontends, their allowed sources, policies and endpoint sets.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use super::endpoints::{Locality, PortEndpoints};
 use super::policy::{Policy, PolicyInput, Role, Scope, policy};
 use crate::model::{Affinity, EndpointSlice, IngressMode, Key, Service, ServicePort};
 
-/// A Service that is served.
+/// A Service that is served, and what it is compiled with.
 pub(super) struct ServiceCompiler<'a> {
     pub(super) key: &'a Key,
     pub(super) service: &'a Service,
@@ -33,7 +32,7 @@ struct Wanted {
 }
 
 impl ServiceCompiler<'_> {
-    /// One description per port.
+    /// One spec per port.
     pub(super) fn specs(&self) -> Vec<ServiceSpec> {
         self.service.ports.iter().map(|port| self.spec(port)).collect()
     }
@@ -49,7 +48,7 @@ impl ServiceCompiler<'_> {
         let mut frontends = Vec::new();
         for wanted in self.wanted(port) {
             let ipv4 = wanted.addr.is_ipv4();
-            // P902: a family that the Service has no address of does not exist for it.
+            // P902: a Service has only the families of its cluster IPs.
             if !self.cluster_ips.iter().any(|ip| ip.is_ipv4() == ipv4) {
                 continue;
             }
@@ -91,8 +90,8 @@ impl ServiceCompiler<'_> {
         }
     }
 
-    /// Everything that leads to a port. An address that is there twice counts as the first: a load
-    /// balancer's before an external one, since it may be guarded by source ranges (P401).
+    /// All addresses and ports that lead to a Service port. Of an address that is listed twice the first counts: load
+    /// balancer addresses before external ones, since source ranges may guard them (P401).
     fn wanted(&self, port: &ServicePort) -> Vec<Wanted> {
         let mut all = Vec::new();
         let mut want = |kind, addresses: &[IpAddr], port| {
@@ -118,7 +117,7 @@ impl ServiceCompiler<'_> {
 
     fn policies(&self, wanted: &Wanted) -> PerSourceClass<Policy> {
         if wanted.addr == LOCALHOST {
-            // P308: whatever the policies.
+            // P308: whatever the traffic policies are. The client is 127.0.0.1 too: an endpoint would reply to itself.
             return PerSourceClass::same(Policy { scope: Scope::Cluster, source_nat: SourceNat::Always });
         }
         let input = PolicyInput {
@@ -129,11 +128,11 @@ impl ServiceCompiler<'_> {
         policy(input, wanted.kind, self.service)
     }
 
-    /// Who may reach a frontend; none for everybody.
+    /// The sources that may reach a frontend; `None` means all.
     fn allowed(&self, wanted: &Wanted) -> Option<Arc<[IpNet]>> {
         let ipv4 = wanted.addr.is_ipv4();
         if wanted.addr == LOCALHOST {
-            // P308: what comes to 127.0.0.0/8 from elsewhere is dropped.
+            // P308: packets from other hosts to 127.0.0.0/8 are martians (RFC 1122 section 3.2.1.3) and dropped.
             let own = self.node_context.own.iter().filter(|ip| ip.is_ipv4()).map(|&ip| IpNet::from(ip));
             return Some(std::iter::once(LOOPBACK).chain(own).collect());
         }

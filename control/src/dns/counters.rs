@@ -1,37 +1,38 @@
-//! What the server did, in numbers. Never decides anything.
+//! Counters of the DNS server.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::op::ResponseCode;
 
-/// Counts since the start. Messages that could not be read as a question are not among the queries.
+/// Counts since the start. Messages that could not be parsed as a query are not counted.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Answers without an error, empty ones included.
+    /// NOERROR responses, empty ones included.
     pub no_error: AtomicU64,
-    /// Answers that the name does not exist.
+    /// NXDOMAIN responses.
     pub no_such_name: AtomicU64,
-    /// Answers that it cannot be told now: nothing was read from the cluster yet, or no upstream answered.
+    /// SERVFAIL responses: no objects were received yet, or no upstream answered.
     pub server_failure: AtomicU64,
-    /// Refused: transfers, other classes than IN, and names of others while nothing is forwarded.
+    /// REFUSED responses: zone transfers, other classes than IN, and other names while nothing is forwarded.
     pub refused: AtomicU64,
-    /// Answers with any other code: malformed or unsupported queries.
+    /// Responses with any other code: malformed or unsupported queries.
     pub other: AtomicU64,
-    /// Queries over TCP; they are also counted by their answers.
+    /// Queries over TCP; they are also counted by response code.
     pub over_tcp: AtomicU64,
-    /// Answers over UDP that did not fit; a client asks again over TCP.
+    /// Responses over UDP that were truncated; the client repeats the query over TCP.
     pub truncated: AtomicU64,
-    /// Questions asked of upstream resolvers, or answered from what they said before.
+    /// Queries forwarded to upstream resolvers, or answered from the cache of their responses.
     pub forwarded: AtomicU64,
-    /// Forwarded questions that no upstream answered in time.
+    /// Forwarded queries that no upstream answered in time.
     pub forward_failed: AtomicU64,
-    /// Questions not forwarded because too many were waiting already.
+    /// Queries not forwarded because too many were waiting already.
     pub overloaded: AtomicU64,
     /// TCP connections closed at once because too many were open.
     pub connections_refused: AtomicU64,
 }
 
 impl Counters {
+    /// Counts one response.
     pub(super) fn answered(&self, code: ResponseCode) {
         Self::add(match code {
             ResponseCode::NoError => &self.no_error,
@@ -46,7 +47,7 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How queries were answered, by name: each query once.
+    /// Responses by code, with the names that metrics use: each query counts once.
     pub fn answers(&self) -> [(&'static str, u64); 5] {
         [
             ("no_error", &self.no_error),
@@ -58,7 +59,7 @@ impl Counters {
         .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
     }
 
-    /// What else happened, by name.
+    /// The other counters, with the names that metrics use.
     pub fn events(&self) -> [(&'static str, u64); 6] {
         [
             ("over_tcp", &self.over_tcp),

@@ -1,5 +1,4 @@
-//! Asks upstream resolvers about the names of others. Never waits longer than a client does, and never
-//! asks this server itself.
+//! Forwards queries for names outside of the cluster domain to upstream resolvers, with a cache and time limits.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -21,28 +20,28 @@ use tokio::time::timeout;
 
 use super::Counters;
 
-/// Where names of others are asked for.
+/// Where other names are resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upstream {
     /// A resolver.
     Server(SocketAddr),
-    /// The name servers of a file such as `/etc/resolv.conf`, read at start. What is wrong with it is
-    /// warned of, and this server itself is left out.
+    /// The name servers of a file such as `/etc/resolv.conf`, read at start. Errors in it are only logged, and this
+    /// server itself is left out.
     File(PathBuf),
 }
 
 /// Why nothing can be forwarded.
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardError {
-    /// An upstream is this server.
+    /// An upstream is this server: queries would go round in circles.
     #[error("DNS upstream {0} is this server itself: name another resolver, or none")]
     Ourselves(SocketAddr),
-    /// The resolver does not start.
+    /// The resolver could not be made.
     #[error("DNS upstreams: {0}")]
     Resolver(String),
 }
 
-/// What upstreams say of a name.
+/// The upstreams' response about a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct UpstreamResponse {
     pub(super) code: ResponseCode,
@@ -56,7 +55,7 @@ impl UpstreamResponse {
     }
 }
 
-/// The upstream resolvers with what they said before.
+/// The upstream resolvers, with a cache of their responses.
 pub(super) struct Forwarder {
     resolver: TokioResolver,
     waiting: Semaphore,
@@ -78,8 +77,8 @@ impl Forwarder {
         options.attempts = UPSTREAM_RETRIES;
         options.server_ordering_strategy = ServerOrderingStrategy::QueryStatistics;
         options.use_hosts_file = ResolveHosts::Never;
-        // The kernel knows which ports are reserved for translated flows. The library would pick any, and an
-        // answer to one of those would be taken for a backend's.
+        // Only the kernel respects the ports that are reserved for translated flows (ip_local_reserved_ports). The
+        // library would pick any, and a response to a reserved port would be taken for a backend's.
         options.os_port_selection = true;
         options.preserve_intermediates = true;
         options.max_active_requests = WAITING_MAX;
@@ -92,7 +91,7 @@ impl Forwarder {
         Ok(Self { resolver, waiting: Semaphore::new(WAITING_MAX), counters })
     }
 
-    /// Asks; a failure of the upstreams is an answer too.
+    /// Resolves a name. Failures of the upstreams become a response with their code, or SERVFAIL.
     pub(super) async fn resolve(&self, name: Name, record_type: RecordType) -> UpstreamResponse {
         let Ok(_permit) = self.waiting.try_acquire() else {
             Counters::add(&self.counters.overloaded);
@@ -128,7 +127,8 @@ impl Forwarder {
     }
 }
 
-/// The addresses of the upstreams, this server left out where a file names it.
+/// The addresses of the upstreams, each once. This server is left out if a file names it, and an error if named
+/// directly.
 pub(super) fn addresses(
     upstreams: &[Upstream],
     listening: &[SocketAddr],
@@ -177,17 +177,17 @@ fn is_one_of(server: SocketAddr, listening: &[SocketAddr]) -> bool {
     })
 }
 
-/// Only an address of this host can be bound.
+/// Whether it is an address of this host: only those can be bound.
 fn is_local(server: SocketAddr) -> bool {
     UdpSocket::bind(SocketAddr::new(server.ip(), 0)).is_ok()
 }
 
-/// Where DNS servers listen.
+/// The port of DNS.
 pub const DNS_PORT: u16 = 53;
-/// Clients give up after five seconds and must hear of a failure before that.
+/// Resolvers of clients give up after five seconds (resolv.conf(5)): the failure must reach them before.
 const ANSWER_WITHIN: Duration = Duration::from_millis(4500);
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
 const UPSTREAM_RETRIES: usize = 1;
-/// So many questions may wait for upstreams at once.
+/// The most queries that wait for upstreams at once.
 const WAITING_MAX: usize = 512;
 const CACHED_MAX: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! A query in, a response out. Never reads an object: what names mean is the zone's to say.
+//! A query in, a response out: header, flags, size and code. The records come from the zone or from upstreams.
 
 use std::sync::Arc;
 
@@ -16,15 +16,16 @@ use super::Counters;
 use super::forward::{Forwarder, UpstreamResponse};
 use super::zone::{Answer, Status, Zone};
 
-/// The zone that answers come from.
+/// The zone, and whether it has the cluster's objects.
 #[derive(Debug)]
 pub(super) struct ZoneState {
     pub(super) zone: Zone,
-    /// Whether the cluster was read yet. Until then nobody can say that a name does not exist.
+    /// Whether objects were received. Until then a name that is not found may exist: SERVFAIL, not NXDOMAIN, which
+    /// clients would cache.
     pub(super) is_synced: bool,
 }
 
-/// Answers queries. A query takes no lock and waits for nobody but upstreams.
+/// Answers queries. A query takes no lock and waits for upstreams only.
 #[derive(Clone)]
 pub(super) struct Responder {
     pub(super) state: Arc<ArcSwap<ZoneState>>,
@@ -32,7 +33,7 @@ pub(super) struct Responder {
     pub(super) counters: Arc<Counters>,
 }
 
-/// A response, except for what follows from the query.
+/// A response without the parts that are copied from the query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Reply {
     code: ResponseCode,
@@ -43,10 +44,10 @@ struct Reply {
     additionals: Vec<Record>,
 }
 
-/// What is left to do for a query.
+/// What to do with a query.
 enum Decision {
     Reply(Reply),
-    /// To ask others, and to put what they say after what we know.
+    /// Resolve `name` upstream and append the records to those of `known`.
     Forward {
         name: Name,
         record_type: RecordType,
@@ -93,13 +94,14 @@ impl Responder {
             Decision::Reply(reply) => reply,
             Decision::Forward { name, record_type, mut known } => {
                 let Some(forwarder) = &self.forwarder else {
-                    // An alias is an answer; a name of which we know nothing at all is not our business.
+                    // The target of an alias cannot be resolved, but the alias itself is an answer. Without one the
+                    // whole name is not ours to resolve.
                     if known.answers.is_empty() {
                         known.code = ResponseCode::Refused;
                     }
                     return known;
                 };
-                // RFC 6604: the code is that of the last name in the chain.
+                // RFC 6604 section 3: the code is that of the last name in the CNAME chain.
                 let UpstreamResponse { code, answers, authorities } =
                     forwarder.resolve(name, record_type).await;
                 known.answers.extend(answers);
@@ -120,7 +122,7 @@ impl Responder {
         let question = info.query.original();
         let (name, record_type) = (question.name(), question.query_type());
         match record_type {
-            // Whole zones are not handed out.
+            // No zone transfers (RFC 5936, RFC 1995): nobody needs one, and one query would fetch every name.
             RecordType::AXFR | RecordType::IXFR => return refuse(ResponseCode::Refused),
             RecordType::OPT | RecordType::TSIG | RecordType::SIG | RecordType::ZERO => {
                 return refuse(ResponseCode::FormErr);
@@ -146,7 +148,7 @@ impl Responder {
             }
             Status::OutOfZone(next) => {
                 if record_type == RecordType::ANY {
-                    // RFC 8482: asked of others it would only amplify.
+                    // RFC 8482: forwarding ANY would only serve amplification.
                     return refuse(ResponseCode::NotImp);
                 }
                 reply.is_authoritative = !reply.answers.is_empty();
@@ -179,7 +181,8 @@ impl Reply {
         }
     }
 
-    /// Spreads clients over the records: most take the first. The aliases before them keep their order.
+    /// Rotates the final records by the query's ID, which is random: most clients take the first. The aliases before
+    /// them stay in the order of the chain.
     fn rotate(&mut self, by: u16) {
         let Some(last) = self.answers.last() else { return };
         let same = |record: &&Record| record.record_type() == last.record_type() && record.name == last.name;
@@ -188,8 +191,9 @@ impl Reply {
         self.answers[first..].rotate_left(usize::from(by) % count);
     }
 
-    /// Takes away what the client cannot receive. The server library would send up to 4096 bytes over UDP
-    /// to clients that did not say that they take more than 512.
+    /// Removes the records that the client cannot receive, and sets the truncation flag (RFC 2181 section 9). The
+    /// server library would send up to 4096 bytes over UDP to clients without EDNS, which take 512 (RFC 1035 section
+    /// 4.2.1).
     fn fit(&mut self, request: &Request, question: &Queries) {
         let over_udp = request.protocol() == Protocol::Udp;
         let largest = if over_udp {
@@ -209,6 +213,7 @@ impl Reply {
             [],
             &self.additionals,
         );
+        // Encoded once to learn how many records fit; the server encodes it again to send it.
         let Ok(info) = response.destructive_emit(&mut encoder) else {
             *self = Self::error(ResponseCode::ServFail);
             return;
@@ -216,8 +221,8 @@ impl Reply {
         let counts = info.counts();
         let [answers, authorities, additionals] =
             [counts.answers, counts.authorities, counts.additionals].map(usize::from);
-        // What does not fit over TCP either fits nowhere, and saying so would only make the client try again.
-        // RFC 2181, section 9: what is left out of the additional section is no truncation.
+        // Over TCP the flag would only make the client repeat the query, with the same result. Records that are left
+        // out of the additional section are no truncation (RFC 2181 section 9).
         let lost = answers < self.answers.len() || authorities < self.authorities.len();
         self.is_truncated = over_udp && lost;
         self.answers.truncate(answers);
@@ -226,9 +231,9 @@ impl Reply {
     }
 }
 
-/// The question as the response repeats it, in the client's spelling but written anew: the library repeats its
-/// bytes, and a compressed name in them may point at bytes that differ in a response. Several questions are
-/// repeated as none.
+/// The question section of the response: the client's question in its own spelling, encoded anew. The library would
+/// copy the bytes, and a compressed name in them (RFC 1035 section 4.1.4) may point at bytes that differ in the
+/// response. A query with several questions gets none back.
 fn question(request: &Request) -> Queries {
     let mut bytes = Vec::new();
     let mut count = 0;
@@ -243,14 +248,14 @@ fn question(request: &Request) -> Queries {
 fn our_edns(theirs: &Edns) -> Edns {
     let mut edns = Edns::new();
     edns.set_max_payload(UDP_LEN_MAX);
-    // RFC 3225: the bit is copied; there are no signatures to send.
+    // RFC 3225 section 3: the DO bit is copied; there are no signatures to send.
     edns.set_dnssec_ok(theirs.flags().dnssec_ok);
     edns
 }
 
-/// What every client takes over UDP (RFC 1035).
+/// The message size over UDP without EDNS (RFC 1035 section 4.2.1).
 const UDP_LEN: u16 = 512;
-/// What passes everywhere without fragments, so we send no more.
+/// The largest message over UDP: it fits into the smallest IPv6 MTU of 1280 bytes, so it is never fragmented.
 const UDP_LEN_MAX: u16 = 1232;
 /// An OPT record without options.
 const EDNS_LEN: u16 = 11;

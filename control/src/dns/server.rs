@@ -1,4 +1,4 @@
-//! Sockets, the thread, and the zone that follows the desired state. Never answers by itself.
+//! The server's sockets and thread, and the task that updates the zone.
 
 use std::fmt;
 use std::io;
@@ -19,24 +19,24 @@ use super::tcp;
 use super::zone::{BadDomain, Zone};
 use crate::model::Desired;
 
-/// What the operator decided.
+/// The operator's decisions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where to listen, over UDP and TCP. Answers leave by the address that the kernel picks, so on a host
-    /// with several addresses name each instead of the unspecified one.
+    /// Where to listen, over UDP and TCP. The kernel picks the source address of UDP responses, so on a host with
+    /// several addresses each must be named instead of the unspecified one.
     pub listen: Vec<SocketAddr>,
     /// The cluster domain.
     pub domain: String,
     /// The TTL of the records, in seconds.
     pub ttl_s: u32,
-    /// Where names of others are asked for; nowhere if empty.
+    /// Resolvers for other names; if empty those are refused.
     pub upstreams: Vec<Upstream>,
 }
 
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
-    /// The cluster domain is none.
+    /// The cluster domain cannot be one.
     #[error("DNS: {0}")]
     Domain(#[from] BadDomain),
     /// The upstreams cannot be used.
@@ -58,7 +58,7 @@ pub enum DnsError {
     Ended(String),
 }
 
-/// A server that listens already and does not answer yet.
+/// A server with bound sockets that does not answer yet.
 pub struct Server {
     sockets: Vec<(UdpSocket, TcpListener)>,
     zone: Zone,
@@ -80,7 +80,7 @@ impl Server {
     /// warned of: the cluster's own names do not need it.
     pub fn bind(config: &Config) -> Result<Self, DnsError> {
         let servers = config.listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
-        // Serial numbers must not go back when the process starts anew.
+        // The serial number must not go back when the process restarts (RFC 1982), so it begins with the time.
         let serial = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let zone = Zone::new(&config.domain, config.ttl_s, servers.collect())?
             .with_serial(u32::try_from(serial).unwrap_or(u32::MAX));
@@ -96,15 +96,15 @@ impl Server {
         self.sockets.iter().filter_map(|(udp, _)| udp.local_addr().ok()).collect()
     }
 
-    /// Its counters, which live as long as anybody looks at them.
+    /// The counters.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
     }
 
-    /// Serves on a thread of its own until nobody sends the desired state any more. How it ends is logged.
+    /// Serves on a thread of its own until the sender of the desired state is dropped. Errors are logged.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The runtime or the thread could not be made.
     pub fn spawn(self, desired: watch::Receiver<Arc<Desired>>) -> io::Result<thread::JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("flowgate-dns".to_owned()).spawn(move || {
@@ -115,8 +115,8 @@ impl Server {
         })
     }
 
-    /// Serves until nobody sends the desired state any more. The value that the receiver has seen already
-    /// does not count: before the first change every name of the cluster domain is a server failure.
+    /// Serves until the sender of the desired state is dropped. The receiver's first value does not count: before the
+    /// first change every name of the cluster domain is answered with SERVFAIL.
     ///
     /// # Errors
     /// [`DnsError`]: a socket or the resolver failed.
@@ -152,14 +152,14 @@ impl Server {
     }
 }
 
-/// Keeps the zone up to date. Changes that come while one is worked in are folded into the next.
+/// Updates the zone with each change. Changes that come during an update are part of the next.
 async fn follow(state: &ArcSwap<ZoneState>, mut desired: watch::Receiver<Arc<Desired>>) {
     let mut before = Arc::new(Desired::default());
     while desired.changed().await.is_ok() {
         let after = Arc::clone(&desired.borrow_and_update());
         let last = state.load_full();
         let (old, new) = (Arc::clone(&before), Arc::clone(&after));
-        // Aside, for queries go on meanwhile.
+        // On another thread: this one answers queries meanwhile.
         match spawn_blocking(move || last.zone.updated(&old, &new)).await {
             Ok(zone) => {
                 state.store(Arc::new(ZoneState { zone, is_synced: true }));
@@ -176,7 +176,7 @@ fn bind(addr: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
     loop {
         let bound = bind_both(addr);
         tries -= 1;
-        // The port that was free for UDP may be taken for TCP.
+        // Port 0: the port that the kernel chose for UDP may be taken for TCP.
         if bound.is_ok() || tries == 0 {
             return bound;
         }
@@ -202,6 +202,6 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Changes are worked in no more often than this.
+/// The shortest time between updates of the zone.
 const BETWEEN_CHANGES: Duration = Duration::from_millis(10);
 const ANY_PORT_TRIES: usize = 8;

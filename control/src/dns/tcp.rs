@@ -1,5 +1,5 @@
-//! Queries over TCP. Never lets clients use up the file descriptors that the rest of the process needs, which
-//! is why connections are not left to the server library: it accepts as many as come.
+//! Queries over TCP, with a limit on connections: clients must not use up the file descriptors of the process. The
+//! server library has no such limit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,12 @@ use tokio::time::sleep;
 use super::Counters;
 use super::respond::Responder;
 
-/// How many connections may be open, at all addresses together.
+/// One permit per connection that may be open, for all addresses together.
 pub(super) fn connection_permits() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(CONNECTIONS_MAX))
 }
 
-/// Accepts connections until it is dropped; they end with it.
+/// Accepts connections until dropped, which ends them too.
 pub(super) async fn accept(listener: TcpListener, responder: Responder, permits: Arc<Semaphore>) {
     let mut connections = JoinSet::new();
     loop {
@@ -40,7 +40,7 @@ pub(super) async fn accept(listener: TcpListener, responder: Responder, permits:
                 Err(_) => Counters::add(&responder.counters.connections_refused),
             },
             Err(error) => {
-                // Most likely there are no descriptors left; accepting again at once would only spin.
+                // Most likely EMFILE: the connection stays in the backlog, and accepting again at once would spin.
                 tracing::warn!(%error, "a DNS connection was not accepted");
                 sleep(AFTER_ERROR).await;
             }
@@ -49,7 +49,7 @@ pub(super) async fn accept(listener: TcpListener, responder: Responder, permits:
     }
 }
 
-/// One query after the other, until the client has none for a while or sends something else.
+/// Answers one query after the other, until the client is idle for a while or sends something that is no query.
 async fn serve(stream: TcpStream, responder: &Responder) {
     let Ok(peer) = stream.peer_addr() else { return };
     let (messages, handle) =

@@ -1,11 +1,11 @@
-//! The cluster domain: a question in, an answer out. Never asks anybody.
+//! The records of the cluster domain: a question in, an answer out. Pure.
 //!
-//! After the Kubernetes DNS-based service discovery specification 1.1.0. As in CoreDNS, which most clusters
-//! run, endpoints of Services with a cluster IP have names of their own too. There are no pod records, which
-//! the specification dropped, and no wildcards.
+//! After the Kubernetes DNS-based service discovery specification 1.1.0. As in CoreDNS, which most clusters run,
+//! endpoints of Services with a cluster IP have names of their own too. There are no pod records, which the
+//! specification dropped, and no wildcards.
 //!
-//! A name exists if it or a name below it has a record: then a question for another type is answered with
-//! nothing, and otherwise with a name error (RFC 2308, RFC 8020).
+//! A name exists if it or a name below it has a record (RFC 8020): for another type it is answered with NODATA, and
+//! otherwise with NXDOMAIN (RFC 2308).
 
 mod answer;
 mod entry;
@@ -28,7 +28,7 @@ use self::index::Index;
 use self::query_name::{Part, QueryName};
 use crate::model::Desired;
 
-/// The names of a cluster at one moment. Cloning shares nearly everything.
+/// The names of a cluster at one moment. A clone shares nearly everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Zone {
     /// The cluster domain, in lower case.
@@ -47,7 +47,7 @@ pub struct Zone {
     index: Index,
 }
 
-/// Why there can be no such zone.
+/// The cluster domain cannot be used.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{domain:?} is not a domain that names of Services fit into, such as cluster.local")]
 pub struct BadDomain {
@@ -85,7 +85,7 @@ impl Zone {
         })
     }
 
-    /// The zone after a change. `before` is what this zone was made of.
+    /// The zone after a change, with the next serial number. `before` is what this zone was made from.
     #[must_use]
     pub fn updated(&self, before: &Desired, after: &Desired) -> Self {
         let mut next = self.clone();
@@ -94,18 +94,19 @@ impl Zone {
         next
     }
 
-    /// The zone with another serial number to start from.
+    /// The zone with another serial number.
     #[must_use]
     pub fn with_serial(self, serial: u32) -> Self {
         Self { serial, ..self }
     }
 
-    /// Whether a name is that of the cluster domain or lies in it.
+    /// Whether a name is the cluster domain or lies below it.
     pub fn contains(&self, name: &Name) -> bool {
         self.origin.zone_of(name)
     }
 
-    /// Answers a question of class IN. Records get the name as it was written in the question.
+    /// Answers a question of class IN. The records have the name in the question's spelling: some clients compare it
+    /// case by case ("0x20" randomisation).
     pub fn lookup(&self, name: &Name, record_type: RecordType) -> Answer {
         let mut answers = Vec::new();
         let mut name = name.clone();
@@ -118,7 +119,7 @@ impl Zone {
                 Step::Follow(alias) => {
                     let target = alias.0.clone();
                     answers.push(self.record(name, RData::CNAME(alias)));
-                    // A loop or a long chain ends where it stands: who asks sees what it is.
+                    // A loop or a long chain ends here, and the client has its part of it.
                     let seen = answers.iter().any(|record| record.name == target);
                     if seen || answers.len() == CHAIN_LEN_MAX {
                         return Answer { status: Status::Found, answers, additionals: Vec::new() };
@@ -195,7 +196,7 @@ impl Zone {
         if record_type != RecordType::SRV {
             return Some(self.present(name, record_type));
         }
-        // Targets with several addresses follow one another.
+        // One SRV record per host and port: the targets are sorted, so those of one host are adjacent.
         let mut ports: Vec<(&Name, u16)> = targets.iter().map(|target| (&target.host, target.port)).collect();
         ports.dedup();
         let records = ports.into_iter().map(|(host, port)| {
@@ -226,7 +227,7 @@ impl Zone {
         }
     }
 
-    /// The names of an address; for others to answer unless we know it.
+    /// A name in the reverse tree (in-addr.arpa, ip6.arpa): the names of an address that a Service or endpoint has.
     fn reverse(&self, name: &Name, record_type: RecordType) -> Step {
         let elsewhere = || Step::nothing(Status::OutOfZone(name.clone()));
         let whole = name.parse_arpa_name().ok().filter(|net| net.prefix_len() == net.max_prefix_len());
@@ -234,7 +235,7 @@ impl Zone {
         let mut names: Vec<Name> = Vec::new();
         for entry in self.index.owners(addr) {
             let own = entry.names_of(addr);
-            // A Service that has the address for its own is what the address stands for.
+            // A Service's own address stands for the Service, whatever endpoints have it too.
             if own.contains(&entry.name) {
                 names = own;
                 break;
@@ -249,7 +250,7 @@ impl Zone {
         match record_type {
             RecordType::PTR => Step::found(records),
             RecordType::ANY => Step::found(vec![self.any(name)]),
-            // Of the reverse tree this name is all that we answer for, so it is a zone of its own.
+            // In the reverse tree only such names are ours, so each is a zone of its own with its own SOA.
             _ => Step::nothing(Status::NoData(Box::new(self.soa(name)))),
         }
     }
@@ -266,20 +267,20 @@ impl Zone {
         }
     }
 
-    /// The records if they are of the type asked for, and at least that the name exists.
-    fn typed(&self, asked: RecordType, have: RecordType, records: Vec<Record>) -> Step {
-        if asked == RecordType::ANY
+    /// The records if they are of the requested type, else NODATA: the name exists.
+    fn typed(&self, requested: RecordType, have: RecordType, records: Vec<Record>) -> Step {
+        if requested == RecordType::ANY
             && let Some(record) = records.first()
         {
             return Step::found(vec![self.any(&record.name)]);
         }
-        if asked == have && !records.is_empty() {
+        if requested == have && !records.is_empty() {
             return Step::found(records);
         }
         Step::nothing(Status::NoData(Box::new(self.soa(&self.origin))))
     }
 
-    /// A name that exists and has nothing of the type asked for.
+    /// A name that exists without a record of the requested type.
     fn present(&self, name: &Name, record_type: RecordType) -> Step {
         if record_type == RecordType::ANY {
             return Step::found(vec![self.any(name)]);
@@ -287,7 +288,8 @@ impl Zone {
         Step::nothing(Status::NoData(Box::new(self.soa(&self.origin))))
     }
 
-    /// The whole of a name is not told: it would serve to amplify (RFC 8482, section 4.2).
+    /// The response to ANY: one synthetic record instead of all, which would serve amplification (RFC 8482 section
+    /// 4.2).
     fn any(&self, name: &Name) -> Record {
         self.record(name.clone(), RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new())))
     }
@@ -310,12 +312,12 @@ impl Zone {
 
 /// The version of the specification, for `dns-version`.
 const SCHEMA_VERSION: &str = "1.1.0";
-/// It changes with the program only.
+/// The version changes only with the program.
 const SCHEMA_TTL_S: u32 = 28_800;
 /// All targets of a port are equal (RFC 2782).
 const SRV_PRIORITY: u16 = 0;
 const SRV_WEIGHT: u16 = 100;
-/// Aliases that lead to aliases are followed so far.
+/// The longest chain of aliases that is followed.
 const CHAIN_LEN_MAX: usize = 8;
 /// `svc.` and a Service and a namespace of 63 bytes each still fit into the 253 bytes of a name.
 const DOMAIN_LEN_MAX: usize = 253 - "svc.".len() - 2 * 64;

@@ -1,4 +1,4 @@
-//! The index of all objects. Never judges them.
+//! All objects by kind and name.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{EndpointSlice, Endpoints, Kind, Namespace, Node, Service, ServiceCidr};
 use crate::report::{ObjectRef, Place};
 
-/// Names an object among those of its kind.
+/// The name of an object among those of its kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
     /// Its namespace; empty for cluster-wide kinds.
@@ -19,7 +19,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key with these parts.
+    /// A key from namespace and name.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
@@ -69,7 +69,7 @@ pub struct ObjectCounts {
     pub service_cidrs: usize,
 }
 
-/// What the user wants: all objects by kind and name.
+/// The desired state: all objects by kind and name. A clone copies names and shares objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     services: BTreeMap<Key, Stored<Service>>,

@@ -1,4 +1,4 @@
-//! EndpointSlices, and Endpoints as their mirror. Never picks an endpoint.
+//! EndpointSlices, and Endpoints as the slices that mirror them.
 
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -15,7 +15,7 @@ pub enum SliceFamily {
     V4,
     /// `IPv6`.
     V6,
-    /// `FQDN`: names, which nobody serves.
+    /// `FQDN`: host names, which are not served (P112).
     Fqdn,
 }
 
@@ -43,7 +43,7 @@ pub struct Endpoint {
     pub node_name: Option<String>,
     /// Its own name within a headless Service, for DNS.
     pub hostname: Option<String>,
-    /// For whom it is meant; none for everybody.
+    /// The nodes and zones that it is meant for; `None` for all.
     pub hints: Option<Box<Hints>>,
 }
 
@@ -57,7 +57,7 @@ pub struct EndpointPort {
     pub protocol: Protocol,
     /// Its number; never 0.
     pub port: u16,
-    /// What is spoken on it, as its owner says; carried, never acted upon (P108).
+    /// The application protocol; carried, not used (P108).
     pub app_protocol: Option<String>,
 }
 
@@ -77,7 +77,7 @@ pub struct EndpointSlice {
     /// The label that excludes it from being served, if it has one.
     #[serde(rename = "hidden_by")] // As in files that were saved under the name before.
     pub excluded_by: Option<ExcludedBy>,
-    /// When the change that it tells of happened, as its controller saw it (P1203).
+    /// When the change that led to this version happened, by its controller's clock (P1203).
     pub triggered_at: Option<SystemTime>,
 }
 
@@ -152,7 +152,7 @@ fn mirror(address: &EndpointAddress) -> Endpoint {
     }
 }
 
-/// The mirroring controller copies so many addresses of a subset and no more (P118).
+/// The most addresses of a subset that the mirroring controller copies (P118).
 const MIRRORED_ADDRESSES_MAX: usize = 1000;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The kinds of objects that matter. Never looks into one.
+//! The kinds of objects that matter here.
 
 /// A kind of object that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,11 +18,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 6] =
         [Self::Service, Self::EndpointSlice, Self::Endpoints, Self::Node, Self::Namespace, Self::ServiceCidr];
 
-    /// What stands in `kind`.
+    /// The value of an object's `kind`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Service => "Service",

@@ -1,4 +1,4 @@
-//! What the kernel says about the network. Never asks it.
+//! The network state of the served interfaces.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ pub struct NetState {
     /// The served interfaces, in the order of the configuration, also those that do not exist; then their
     /// VLANs.
     pub interfaces: Arc<Vec<InterfaceSpec>>,
-    /// Routes of the main table through them, and those that lead nowhere.
+    /// Routes of the main table through them, and routes without next hops.
     pub routes: Arc<Vec<RouteSpec>>,
     /// Neighbours on them.
     pub neighbours: Arc<Vec<NeighbourSpec>>,

@@ -1,4 +1,4 @@
-//! Nodes, Namespaces and ServiceCIDRs. Never says which of them is this one.
+//! Nodes, Namespaces and ServiceCIDRs.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,9 +13,9 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `metadata.labels`.
     pub labels: BTreeMap<String, String>,
-    /// `spec.podCIDRs`: where the addresses of its pods come from (P601).
+    /// `spec.podCIDRs`: the ranges of its pods' addresses (P601).
     pub pod_cidrs: Vec<IpNet>,
-    /// Whether it is about to go: being deleted, or tainted by the autoscaler (P1106).
+    /// Whether it is being deleted, or is tainted by the autoscaler (P1106).
     pub is_leaving: bool,
 }
 

@@ -1,9 +1,10 @@
-//! How a protocol is saved: by the name that Kubernetes uses. The packet types know nothing of files.
+//! Serde for protocols: by the name in Kubernetes. The crate of the packet types has no serde.
 
 use std::borrow::Cow;
 
 use flowgate_wire::Protocol;
-use serde::{Deserialize, Deserializer, Serializer, de::Error};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serializer};
 
 pub(super) fn serialize<S: Serializer>(protocol: &Protocol, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(protocol.name())

@@ -1,4 +1,4 @@
-//! Services. Never says which endpoints they have.
+//! Services.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub enum ServiceType {
 pub enum ClusterAddress {
     /// `None`: DNS answers with the endpoints; never served (P105).
     Headless,
-    /// Nobody assigned one; never served (P105).
+    /// Not assigned yet; never served (P105).
     Unassigned,
     /// At most one per address family.
     Assigned(Vec<IpAddr>),
@@ -38,7 +38,7 @@ pub enum IngressMode {
     /// Traffic arrives with the address as destination (P313).
     #[default]
     Vip,
-    /// A proxy in front ends the connections; the address is not ours to take (P314).
+    /// A proxy in front terminates the connections: the address must not be served here (P314).
     Proxy,
 }
 
@@ -68,13 +68,13 @@ pub struct ServicePort {
     /// Its protocol.
     #[serde(with = "super::protocol")]
     pub protocol: Protocol,
-    /// The port that clients aim at; never 0.
+    /// The port that clients connect to; never 0.
     pub port: u16,
     /// Where the pods listen.
     pub target_port: TargetPort,
     /// The port on every node, if there is one.
     pub node_port: Option<u16>,
-    /// What is spoken on it, as its owner says; carried, never acted upon (P108).
+    /// The application protocol; carried, not used (P108).
     pub app_protocol: Option<String>,
 }
 
@@ -91,7 +91,7 @@ pub enum TrafficPolicy {
 /// `spec.sessionAffinity`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Affinity {
-    /// Each connection is placed by itself.
+    /// A backend is selected for each connection on its own.
     #[default]
     None,
     /// A client stays with its backend until idle for this long.
@@ -118,11 +118,12 @@ pub struct Service {
     pub external_name: Option<String>,
     /// `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,
-    /// `status.loadBalancer.ingress` with an address; host names alone mean nothing (P313).
+    /// `status.loadBalancer.ingress` with an address; entries with only a host name are left out (P313).
     pub ingress: Vec<Ingress>,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
-    /// Whether a controller finds its endpoints; manual Endpoints count only without (P118).
+    /// Whether it has a selector, so that a controller writes its slices; manual Endpoints count only without one
+    /// (P118).
     pub has_selector: bool,
     /// `spec.internalTrafficPolicy`.
     pub internal_policy: TrafficPolicy,

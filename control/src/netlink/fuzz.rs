@@ -1,7 +1,7 @@
-//! Messages that no kernel sends, as a fuzz target: whatever they hold, they become plain values or nothing.
+//! Fuzz target: messages that no kernel sends become plain values or nothing.
 //!
-//! Messages are built from the bytes of an input, one attribute after another. How they stand in a socket's
-//! buffer is the library's business, and only the kernel writes there.
+//! Messages are built from the bytes of an input, one attribute after another. Parsing of the socket's bytes is left to
+//! the library: only the kernel writes them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -171,7 +171,7 @@ fn neighbour(choices: &mut Choices<'_>) -> NeighbourMessage {
     neighbour
 }
 
-/// Takes messages in and makes a state of them.
+/// Applies the messages of an input and computes the state from them.
 fn check(bytes: &[u8]) -> Feature {
     let mut choices = Choices(bytes);
     let mut kernel = KernelState::default();
@@ -230,5 +230,5 @@ fn take(choices: &mut Choices<'_>, kernel: &mut KernelState) -> String {
     }
 }
 
-/// Messages of an input at most.
+/// The most messages per input.
 const MESSAGES_MAX: usize = 60;

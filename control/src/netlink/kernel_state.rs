@@ -1,4 +1,4 @@
-//! The kernel's state, whole, and the part of it that matters. Never talks to the kernel.
+//! The kernel's whole state, and the part of it that concerns the served interfaces.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use super::message::{Address, Kind, Link, Neighbour, Route};
 use super::routes;
 use crate::model::NetState;
 
-/// Everything the kernel said.
+/// Links, addresses, routes and neighbours, of all interfaces.
 #[derive(Debug, Default)]
 pub(super) struct KernelState {
     pub(super) links: Vec<Link>,
@@ -23,40 +23,37 @@ pub(super) struct KernelState {
 }
 
 impl KernelState {
-    /// Replaces all neighbours.
     pub(super) fn set_neighbours(&mut self, all: Vec<Neighbour>) {
         self.neighbours = all.into_iter().map(|n| ((n.ifindex, n.ip), n)).collect();
     }
 
-    /// A neighbour is new or different.
     pub(super) fn put_neighbour(&mut self, neighbour: Neighbour) {
         self.neighbours.insert((neighbour.ifindex, neighbour.ip), neighbour);
     }
 
-    /// The kernel forgot a neighbour.
     pub(super) fn remove_neighbour(&mut self, neighbour: &Neighbour) {
         self.neighbours.remove(&(neighbour.ifindex, neighbour.ip));
     }
 
-    /// The neighbour with this address.
     pub(super) fn neighbour(&self, ifindex: u32, ip: IpAddr) -> Option<&Neighbour> {
         self.neighbours.get(&(ifindex, ip))
     }
 
-    /// All neighbours on an interface.
     pub(super) fn neighbours_on(&self, ifindex: u32) -> impl Iterator<Item = &Neighbour> {
+        // IPv4 sorts before IPv6, so this is the smallest key of the interface.
         let all = (ifindex, IpAddr::from([0u8; 4]))..;
         self.neighbours.range(all).map(|(_, n)| n).take_while(move |n| n.ifindex == ifindex)
     }
 
-    /// What matters for the named devices and their VLANs; parts that are as in `previous` are shared with
-    /// it.
+    /// The part of the state that concerns the named devices and their VLANs; parts that equal those of `previous` are
+    /// shared with it.
     pub(super) fn net_state(&self, names: &[String], previous: &NetState) -> NetState {
         let served = self.served(names);
         let mut positions: HashMap<u32, Vec<usize>> = HashMap::new();
         let mut neighbours = Vec::new();
         for (at, ServedLink { network, .. }) in served.iter().enumerate().filter(|(_, s)| s.network != 0) {
             positions.entry(*network).or_default().push(at);
+            // NUD_NONE: an entry that the kernel has just created and not tried to resolve.
             let specs = self.neighbours_on(*network).filter(|n| n.state != NeighbourState::None);
             neighbours.extend(specs.map(|n| NeighbourSpec { interface: at, addr: n.ip, mac: n.mac }));
         }
@@ -68,13 +65,13 @@ impl KernelState {
         }
     }
 
-    /// The links that have the addresses, routes and neighbours of the named devices and their VLANs, by the
-    /// positions of those; 0 for a device that does not exist.
+    /// For each named device and VLAN, in the order of [`Self::net_state`], the index of the link that has its
+    /// addresses, routes and neighbours; 0 for a device that does not exist.
     pub(super) fn networks(&self, names: &[String]) -> Vec<u32> {
         self.served(names).into_iter().map(|served| served.network).collect()
     }
 
-    /// The named devices, then their VLANs by device and identifier, as many as can be numbered.
+    /// The named devices, then their VLANs by device and identifier, up to the most that an `InterfaceId` can number.
     fn served(&self, names: &[String]) -> Vec<ServedLink> {
         let mut all: Vec<ServedLink> = names.iter().map(|name| self.device(name)).collect();
         for parent in 0..names.len() {
@@ -84,7 +81,7 @@ impl KernelState {
                 Kind::Vlan { link, id } if below.contains(&link) => Some(id),
                 _ => None,
             };
-            // Whoever names a VLAN interface has it served as a device.
+            // A VLAN interface that is named itself is served as a device.
             let others = self.links.iter().filter(|link| !names.contains(&link.name));
             let mut vlans: Vec<(u16, &Link)> = others.filter_map(|link| Some((id(link)?, link))).collect();
             vlans.sort_unstable_by_key(|(id, link)| (*id, link.ifindex));
@@ -117,7 +114,7 @@ impl KernelState {
         ServedLink { spec: self.spec(link, network), network: network.ifindex }
     }
 
-    /// A link that has its addresses by itself or, as a port of a bond, by that.
+    /// The spec of `link`, with the addresses of `network`: itself or, for a port of a bond, the bond.
     fn spec(&self, link: &Link, network: &Link) -> InterfaceSpec {
         let mut own: Vec<&Address> = self.addresses.iter().filter(|a| a.ifindex == network.ifindex).collect();
         // The sort is stable: the kernel lists primary addresses in the order they were given.
@@ -134,14 +131,14 @@ impl KernelState {
     }
 }
 
-/// An interface that workers serve.
+/// A link that workers serve.
 struct ServedLink {
     spec: InterfaceSpec,
-    /// The kernel's index of the link that has its addresses, routes and neighbours: itself, or the bond that
-    /// it is a port of.
+    /// The kernel's index of the link that has its addresses, routes and neighbours: itself, or its bond.
     network: u32,
 }
 
+/// `previous` if it equals `new`: equal parts are recognised by pointer later.
 fn share<T: PartialEq>(new: Vec<T>, previous: &Arc<Vec<T>>) -> Arc<Vec<T>> {
     if new == **previous { Arc::clone(previous) } else { Arc::new(new) }
 }

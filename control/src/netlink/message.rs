@@ -1,4 +1,4 @@
-//! Netlink messages to plain values. Never keeps one.
+//! Rtnetlink messages to plain values; `None` for those that do not matter here.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,6 @@ use rtnetlink::packet_route::route::{
     RouteType, RouteVia,
 };
 
-/// A link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) ifindex: u32,
@@ -31,21 +30,21 @@ pub(super) struct Link {
     pub(super) master: Option<u32>,
 }
 
-/// What a link is, as far as it matters.
+/// The kind of a link, as far as it matters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Anything else.
     #[default]
     Other,
-    /// Sends and receives tagged frames by another link of this namespace (IEEE 802.1Q).
-    Vlan { link: u32, id: u16 },
-    /// Sends and receives by its ports.
+    /// An IEEE 802.1Q VLAN on another link of this namespace.
+    Vlan {
+        link: u32,
+        id: u16,
+    },
     Bond,
-    /// A port of a bond that is not to send.
+    /// A port of a bond that is a backup and must not send.
     IdleBondPort,
 }
 
-/// An address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) ifindex: u32,
@@ -63,22 +62,21 @@ pub(super) struct Route {
     pub(super) metric: u32,
     /// Higher is better among routes with the same prefix and metric (RFC 4191).
     pub(super) preference: i8,
-    /// The ways it may take, in the kernel's order. None if the destinations are not to be reached.
+    /// The next hops, in the kernel's order. Empty if the destinations are unreachable.
     pub(super) hops: Vec<Hop>,
 }
 
-/// One way of a route.
+/// A next hop of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hop {
     pub(super) ifindex: u32,
     pub(super) via: Option<IpAddr>,
     /// Its share relative to the others.
     pub(super) weight: u16,
-    /// The kernel says that it leads nowhere now.
+    /// The kernel flags it as dead or without carrier.
     pub(super) is_dead: bool,
 }
 
-/// A neighbour as the kernel knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Neighbour {
     pub(super) ifindex: u32,
@@ -113,7 +111,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         }
     }
     link.kind = kind(infos, below.filter(|_| !is_below_elsewhere));
-    // Drivers that do not report an operational state still report the carrier.
+    // RFC 2863 operational state "unknown": drivers that do not report it still report the carrier (IFF_LOWER_UP).
     let flags = LinkFlags::Up | LinkFlags::LowerUp;
     link.up = message.header.flags.contains(flags) && matches!(state, State::Up | State::Unknown);
     (!link.name.is_empty()).then_some(link)
@@ -129,7 +127,7 @@ fn kind(infos: &[LinkInfo], below: Option<u32>) -> Kind {
                     InfoVlan::Id(id) => Some(*id),
                     _ => None,
                 });
-                // A service tag (IEEE 802.1ad) is none that workers know.
+                // Workers do not know service tags (IEEE 802.1ad).
                 let is_service = attributes.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
                 if let (Some(link), Some(id), false) = (below, id, is_service) {
                     kind = Kind::Vlan { link, id };
@@ -150,15 +148,16 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
     let (mut local, mut address, mut long) = (None, None, AddressFlags::empty());
     for attribute in &message.attributes {
         match attribute {
-            // On a point-to-point link the address is that of the peer.
+            // On a point-to-point link IFA_ADDRESS is the peer's, and IFA_LOCAL our own.
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Address(ip) => address = Some(*ip),
             AddressAttribute::Flags(flags) => long = *flags,
             _ => {}
         }
     }
+    // The header holds the lower eight flags, the attribute IFA_FLAGS all of them.
     let flags = long | AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
-    // RFC 4862: a tentative address is not ours yet.
+    // RFC 4862 section 5.4: a tentative address must not be used before duplicate address detection is over.
     if flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed) {
         return None;
     }
@@ -190,7 +189,7 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
                 for path in paths {
                     let mut hop = RawHop {
                         ifindex: path.interface_index,
-                        // The kernel tells the weight less one.
+                        // `rtnh_hops` is the weight less one (linux/rtnetlink.h).
                         weight: u16::from(path.hops) + 1,
                         is_dead: path.flags.intersects(dead),
                         ..RawHop::default()
@@ -203,7 +202,7 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
         }
     }
     let is_main = table == u32::from(RouteHeader::RT_TABLE_MAIN);
-    // Routes for a type of service or for some sources only are nobody else's.
+    // Routes for a type of service or for some sources only do not hold for other packets.
     let is_special = header.tos != 0 || header.source_prefix_length != 0;
     if !is_main || is_special || header.flags.contains(RouteFlags::Cloned) {
         return None;
@@ -241,10 +240,10 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
             _ => {}
         }
     }
-    // A group is no neighbour, though the kernel keeps its Ethernet address.
+    // The kernel has entries for multicast groups too, which are no neighbours.
     let ip = ip.filter(|ip| !ip.is_multicast())?;
     let state = message.header.state;
-    // A failed entry may still carry the address that failed.
+    // A failed or incomplete entry may still carry the address that no longer answers.
     let valid = !matches!(
         state,
         NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None | NeighbourState::Other(_)
@@ -252,13 +251,13 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     Some(Neighbour { ifindex: message.header.ifindex, ip, mac: lladdr.filter(|_| valid), state })
 }
 
-/// A way of a route while its attributes are read.
+/// A next hop while its attributes are read.
 struct RawHop {
     ifindex: u32,
     via: Option<IpAddr>,
     weight: u16,
     is_dead: bool,
-    /// A tunnel, or a router of another kind than IP: nothing that plain frames can take.
+    /// A tunnel, or a router that is not reached by IP: plain frames cannot be sent that way.
     is_foreign: bool,
 }
 
@@ -273,7 +272,7 @@ impl RawHop {
         match attribute {
             RouteAttribute::Oif(ifindex) => self.ifindex = *ifindex,
             RouteAttribute::Gateway(to) => self.via = ip(to),
-            // RFC 5549: a router of the other family.
+            // RFC 8950: a router of the other family.
             RouteAttribute::Via(RouteVia::Inet(v4)) => self.via = Some(IpAddr::V4(*v4)),
             RouteAttribute::Via(RouteVia::Inet6(v6)) => self.via = Some(IpAddr::V6(*v6)),
             RouteAttribute::Via(_) | RouteAttribute::Encap(_) => self.is_foreign = true,

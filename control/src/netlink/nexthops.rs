@@ -1,14 +1,14 @@
-//! Notices that next hop objects (`ip nexthop`) changed. Never reads what changed.
+//! Events of next hop objects (`ip nexthop`); only that something changed, not what.
 //!
-//! The kernel lists a route by such an object with the ways that the object stands for, but removes IPv4
-//! routes without a word when their object is deleted.
+//! The kernel lists a route that uses such an object with the object's next hops, so the objects need not be read. But
+//! when an object is deleted it removes the IPv4 routes that use it without an event of their own.
 
 use std::io;
 
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
-/// Hears of changes of next hop objects.
+/// A socket that is subscribed to events of next hop objects. rtnetlink has no type for this group.
 pub(super) struct NextHopEvents {
     socket: TokioSocket,
 }
@@ -21,7 +21,7 @@ impl NextHopEvents {
         Ok(Self { socket })
     }
 
-    /// Waits for the next change. A lost one (ENOBUFS) is one, too.
+    /// Returns at the next change. Lost events (ENOBUFS) count as one, too.
     pub(super) async fn next(&mut self) {
         if let Err(error) = self.socket.recv_from_full().await {
             tracing::debug!(%error, "events of next hops were lost");

@@ -1,4 +1,4 @@
-//! The kernel's routes to those that workers can take. Never talks to the kernel.
+//! The kernel's routes to those that workers can take.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,13 +7,13 @@ use ipnet::IpNet;
 
 use super::message::Route;
 
-/// The routes by way of served interfaces, whose positions are given by the kernel's index of the link. A
-/// link has several if it is a bond: its flows are spread over its ports.
+/// The routes through served interfaces. `positions` are those of the served interfaces by the kernel's index of the
+/// link; a bond has several, and its flows are spread over its ports.
 ///
-/// Destinations to which the kernel only knows ways through other interfaces, or none, have no way here
-/// either, even if a shorter prefix covers them.
+/// A prefix whose routes lead only through other interfaces, or nowhere, becomes a route without next hops: else a
+/// shorter prefix would be taken for it.
 pub(super) fn specs(all: &[Route], positions: &HashMap<u32, Vec<usize>>) -> Vec<RouteSpec> {
-    // The kernel tells IPv6 routers that were announced (RFC 4861) one by one.
+    // Each IPv6 router that was announced (RFC 4861) is a route of its own in the kernel.
     let mut grouped: BTreeMap<(IpNet, u32), Vec<&Route>> = BTreeMap::new();
     for route in all {
         grouped.entry((route.prefix, route.metric)).or_default().push(route);
@@ -34,7 +34,8 @@ pub(super) fn specs(all: &[Route], positions: &HashMap<u32, Vec<usize>>) -> Vec<
     specs
 }
 
-/// The ways by served interfaces of the routes with one prefix and metric that are preferred.
+/// The next hops through served interfaces, of those of `routes` (one prefix and metric) that are preferred most
+/// (RFC 4191).
 fn hops(routes: &[&Route], positions: &HashMap<u32, Vec<usize>>) -> Vec<RouteHopSpec> {
     let best = routes.iter().map(|route| route.preference).max();
     let preferred = routes.iter().filter(|route| Some(route.preference) == best);
@@ -45,7 +46,7 @@ fn hops(routes: &[&Route], positions: &HashMap<u32, Vec<usize>>) -> Vec<RouteHop
         let spec = |&interface| RouteHopSpec { interface, via: hop.via, weight: hop.weight };
         list.extend(interfaces.iter().map(spec));
     }
-    // If all are dead their interfaces are down, and the tables will say so.
+    // If all are dead their interfaces are down, which the tables have from the interfaces.
     if live.is_empty() { dead } else { live }
 }
 

@@ -1,8 +1,8 @@
-//! The loop that follows the kernel. Never blocks on whoever listens.
+//! The loop that follows the kernel and publishes its state.
 //!
-//! Neighbours, which change often, are followed event by event. Links, addresses and routes are listed
-//! anew after any event about them: the kernel removes routes silently when an interface goes down or an
-//! address is deleted, so that its events do not add up to its state. After lost events all is listed anew.
+//! Neighbours, which change often, are followed event by event. Links, addresses and routes are listed anew after any
+//! event about them: the kernel removes routes without an event when an interface goes down or an address is deleted,
+//! so that events do not add up to the state. After lost events everything is listed anew.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -31,7 +31,7 @@ use crate::model::NetState;
 
 type Events = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
-/// Follows the kernel while [`Tracker::run`] runs.
+/// Follows the kernel's state while [`Tracker::run`] runs.
 #[derive(Debug)]
 pub struct Tracker {
     names: Vec<String>,
@@ -68,7 +68,7 @@ impl Tracker {
         Ok((tracker, receiver))
     }
 
-    /// Follows the kernel until nobody listens any more.
+    /// Follows the kernel until all receivers of the state are dropped.
     pub async fn run(mut self) {
         let mut seconds = interval(Duration::from_secs(1));
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -99,6 +99,8 @@ impl Tracker {
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     due = None;
+                    // Events that arrive meanwhile wait in `events` and make dirty again what was just listed. So a
+                    // dump that a change cut in two, which the kernel does not prevent, is repeated.
                     match self.list(dirty).await {
                         Ok(()) => dirty = Dirty::default(),
                         Err(error) => {
@@ -128,13 +130,14 @@ impl Tracker {
         }
     }
 
-    /// Takes in one event; returns what must be listed anew.
+    /// Applies an event about a neighbour; for the others, returns what must be listed anew.
     fn event(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) -> Dirty {
         let NetlinkPayload::InnerMessage(inner) = payload else {
-            // The kernel dropped events because they were not read fast enough (ENOBUFS).
+            // ENOBUFS: the socket's buffer was full and the kernel dropped events.
             return if matches!(payload, NetlinkPayload::Overrun(_)) { Dirty::ALL } else { Dirty::default() };
         };
         match inner {
+            // A link that goes down or is replaced takes addresses, routes and neighbours along, not all with events.
             RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => Dirty::ALL,
             RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
                 Dirty { addresses: true, routes: true, ..Dirty::default() }
@@ -158,7 +161,8 @@ impl Tracker {
         }
     }
 
-    /// Asks the kernel for all of what is dirty.
+    /// Dumps each dirty part. Events about neighbours that are older than the dump may still be applied after it; the
+    /// newest event of a neighbour comes last, so the state ends up right.
     async fn list(&mut self, dirty: Dirty) -> Result<(), NetlinkError> {
         let failed = |what| move |error| NetlinkError::Dump { what, error };
         if dirty.links {
@@ -210,8 +214,8 @@ impl Tracker {
         }
     }
 
-    /// Has the kernel confirm neighbours that went stale. It does not see the traffic of the workers, and
-    /// would neither notice that an address moved nor keep the entry.
+    /// Has the kernel confirm neighbours that went stale. It does not see the workers' traffic: without a request it
+    /// would not notice that an address moved, and would drop the unused entry in time.
     async fn refresh(&mut self) {
         let served: HashSet<u32> = self.kernel.networks(&self.names).into_iter().collect();
         let stale: Vec<Target> = served
@@ -226,7 +230,7 @@ impl Tracker {
         }
     }
 
-    /// The routers of all routes: replies to clients will need them.
+    /// The routers of all routes: replies to clients are sent to them.
     fn routers(&self) -> Vec<NeighbourKey> {
         let state = self.state.borrow();
         let router = |hop: &RouteHopSpec| {
@@ -238,7 +242,8 @@ impl Tracker {
         all.into_iter().collect()
     }
 
-    /// Has the kernel resolve or confirm a neighbour as if it had a packet for it (NTF_USE).
+    /// Has the kernel resolve or confirm a neighbour as if it had a packet for it: NTF_USE calls `neigh_event_send`
+    /// (net/core/neighbour.c, `neigh_add`).
     async fn request_resolution(&mut self, (ifindex, ip): Target) {
         if !self.limiter.admit((ifindex, ip), Instant::now()) {
             return;
@@ -256,8 +261,8 @@ impl Tracker {
     }
 }
 
-/// Opens two sockets, one for events and one for questions, so that a flood of the former cannot lose an
-/// answer to the latter.
+/// Opens one socket for events and one for requests: a flood of events must not overflow the buffer that responses
+/// arrive in.
 fn connect() -> Result<(Handle, Events, NextHopEvents), NetlinkError> {
     let groups = [
         MulticastGroup::Link,
@@ -270,6 +275,7 @@ fn connect() -> Result<(Handle, Events, NextHopEvents), NetlinkError> {
     let (monitor, multicast_handle, events) = rtnetlink::new_multicast_connection(&groups)?;
     tokio::spawn(async move {
         monitor.await;
+        // A connection ends once its last handle is dropped, hence not before.
         drop(multicast_handle);
     });
     let (connection, handle, _) = rtnetlink::new_connection()?;
@@ -297,10 +303,10 @@ impl Dirty {
     }
 }
 
-/// Events come in bursts; they are taken in for so long before anybody hears of them.
+/// Events come in bursts: they are collected for this long before the state is published.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Backends and routers that do not answer are asked for again so often.
+/// How often backends and routers that are not resolved are requested again.
 const PERIOD_SECONDS: u64 = 5;
-/// Of the stale neighbours so many are refreshed each second.
+/// The most stale neighbours that are refreshed per second.
 const REFRESHED_PER_SECOND: usize = 256;

@@ -1,4 +1,4 @@
-//! How one set of objects becomes another, and how the two differ, counted. Never judges an object.
+//! Differences between sets of objects, counted, and changes applied to a set.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
@@ -9,19 +9,19 @@ use crate::model::{Desired, EndpointSlice, Key, Kind, Object, SliceFamily, Store
 use crate::report::{Entry, ObjectRef};
 use crate::source::Change;
 
-/// What has changed, as metrics count it.
+/// Numbers of changed objects, as metrics count them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Services that came, went or became different.
+    /// Services that were added, removed or changed.
     pub services: u64,
-    /// EndpointSlices and Endpoints that did.
+    /// EndpointSlices and Endpoints that were added, removed or changed.
     pub endpoints: u64,
-    /// When the changes that those slices tell of happened (P1203).
+    /// When the changes behind those slices happened (P1203).
     pub triggers: Vec<(SliceFamily, SystemTime)>,
 }
 
 impl Changes {
-    /// From `old` to `new`.
+    /// The changes from `old` to `new`.
     pub fn between(old: &Desired, new: &Desired) -> Self {
         let mut changes = Self::default();
         each_difference(old.services(), new.services(), |_, _| changes.services += 1);
@@ -30,7 +30,7 @@ impl Changes {
         changes
     }
 
-    /// Adds one object.
+    /// Counts one object.
     fn object(&mut self, old: Option<&Object>, new: Option<&Object>) {
         if old == new {
             return;
@@ -51,7 +51,7 @@ impl Changes {
         }
     }
 
-    /// Adds one slice that came, went or became different.
+    /// Counts one slice that was added, removed or changed.
     pub fn slice(&mut self, old: Option<&EndpointSlice>, new: Option<&EndpointSlice>) {
         self.endpoints += 1;
         let before = old.and_then(|slice| slice.triggered_at);
@@ -63,8 +63,8 @@ impl Changes {
     }
 }
 
-/// Applies changes to the set and to what is wrong with it. The set is copied once for each generation that
-/// still holds it: objects are shared, so that is their names.
+/// Applies changes to the set and its findings. If a generation still holds the set it is copied first: the names,
+/// since objects are shared.
 pub(super) fn apply(desired: &mut Arc<Desired>, findings: &mut Vec<Entry>, changes: Vec<Change>) -> Changes {
     let named: HashSet<&ObjectRef> = changes.iter().map(|change| &change.name).collect();
     findings.retain(|entry| entry.object.as_ref().is_none_or(|object| !named.contains(object)));
@@ -85,7 +85,7 @@ pub(super) fn apply(desired: &mut Arc<Desired>, findings: &mut Vec<Entry>, chang
     counted
 }
 
-/// Walks both maps side by side.
+/// Calls `found` for each key whose object differs: a merge of both sorted maps.
 fn each_difference<T: PartialEq>(
     old: &BTreeMap<Key, Stored<T>>,
     new: &BTreeMap<Key, Stored<T>>,

@@ -1,4 +1,4 @@
-//! What the loop shows of itself. Never decides anything.
+//! The state of the control plane as `flowgate show tables`, health and metrics see it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ pub struct Status {
     pub generation: u64,
     /// When it was published.
     pub last_change: Option<SystemTime>,
-    /// How many objects of each kind count.
+    /// How many objects of each kind there are.
     pub objects: ObjectCounts,
-    /// How many objects of other kinds the source holds.
+    /// How many objects of other kinds the source ignores.
     pub ignored_objects: usize,
-    /// Whether the source has ever given its objects.
+    /// Whether the source has sent a first set of objects.
     pub received: bool,
     /// Whether the source is up to date.
     pub source: SourceHealth,
@@ -29,12 +29,12 @@ pub struct Status {
     pub refused: Option<String>,
     /// What is wrong with the objects.
     pub report: Arc<Report>,
-    /// Servers that cannot listen, by what they are for.
+    /// Findings about servers that cannot listen, by purpose.
     pub listeners: BTreeMap<&'static str, Vec<Entry>>,
 }
 
 impl Status {
-    /// Everything that is wrong: with the objects, then with servers.
+    /// All findings: about objects, then about servers.
     pub fn findings(&self) -> impl Iterator<Item = &Entry> {
         self.report.entries.iter().chain(self.listeners.values().flatten())
     }

@@ -1,7 +1,7 @@
-//! What the loop tells of its work, for metrics and health. Never decides anything.
+//! Counts and times of syncs, for metrics and health.
 //!
 //! Names and buckets are kube-proxy's where the meaning is the same (P1201 to P1206). One sync puts both address
-//! families in force, so what kube-proxy counts once a family is the same for both here.
+//! families in force, so values that kube-proxy has per family are the same for both here.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -16,16 +16,16 @@ use tokio::time::Instant;
 use super::changes::Changes;
 use crate::model::SliceFamily;
 
-/// How much of the tables a sync built anew.
+/// Whether a sync built all tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncKind {
-    /// All of it: the first sync.
+    /// All tables: the first sync.
     Full,
-    /// What had changed.
+    /// Only what had changed.
     Partial,
 }
 
-/// Takes down what happens. Clones share what they took down.
+/// Counts and times of syncs; clones share them.
 #[derive(Clone, Debug)]
 pub struct SyncMetrics(Arc<Inner>);
 
@@ -79,13 +79,13 @@ impl Default for SyncMetrics {
 }
 
 impl SyncMetrics {
-    /// Objects have changed, and are to be put in force.
+    /// Objects have changed and are not in force yet.
     pub fn changed(&self, changes: &Changes, now: Instant) {
         self.0.service_changes.inc_by(changes.services);
         self.0.service_changes_pending.inc_by(changes.services.cast_signed());
         self.0.endpoint_changes.inc_by(changes.endpoints);
         self.0.endpoint_changes_pending.inc_by(changes.endpoints.cast_signed());
-        // What happened before this process started says nothing about its speed.
+        // Changes from before this process started would count the time that it was not running.
         let after_start = changes.triggers.iter().filter(|(_, at)| *at > self.0.started);
         let mut waiting = self.waiting();
         let room = TRIGGERS_MAX.saturating_sub(waiting.triggers.len());
@@ -94,13 +94,13 @@ impl SyncMetrics {
         self.queued(now);
     }
 
-    /// Something has changed, and is to be put in force.
+    /// Something has changed and is not in force yet.
     pub fn queued(&self, now: Instant) {
         self.waiting().since.get_or_insert(now);
         set_both(&self.0.last_queued, SystemTime::now());
     }
 
-    /// All that was queued is in force, and it took this long to compile and publish.
+    /// All that was queued is in force; `took` is the time to compile and publish.
     pub fn synced(&self, took: Duration, kind: SyncKind) {
         let now = SystemTime::now();
         let triggers = {
@@ -117,7 +117,7 @@ impl SyncMetrics {
             observe_both(&family, took);
         }
         for (family, at) in triggers {
-            // A clock elsewhere that is ahead of ours makes no negative time.
+            // The trigger is by another machine's clock, which may be ahead of ours: then zero.
             let took = now.duration_since(at).unwrap_or_default();
             let label = match family {
                 SliceFamily::V4 => V4,
@@ -136,7 +136,7 @@ impl SyncMetrics {
         self.0.refusals.inc();
     }
 
-    /// How long the oldest change has been waiting.
+    /// The age of the oldest change that is not in force yet.
     pub fn queued_for(&self, now: Instant) -> Option<Duration> {
         self.waiting().since.map(|since| now.saturating_duration_since(since))
     }
@@ -146,7 +146,7 @@ impl SyncMetrics {
         self.waiting().synced_at
     }
 
-    /// Shows all of it as metrics.
+    /// Registers all metrics.
     pub fn register(&self, registry: &mut Registry) {
         let inner = &*self.0;
         registry.register(
@@ -223,12 +223,12 @@ fn set_both(family: &PerFamily<Gauge>, at: SystemTime) {
     }
 }
 
-/// P1201.
+/// The buckets of P1201.
 fn sync_histogram() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
-/// P1203.
+/// The buckets of P1203.
 fn programming_histogram() -> Histogram {
     let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30)).map(f64::from);
     Histogram::new([0.25, 0.5].into_iter().chain(seconds))
@@ -236,7 +236,7 @@ fn programming_histogram() -> Histogram {
 
 const V4: [(&str, &str); 1] = [("ip_family", "IPv4")];
 const V6: [(&str, &str); 1] = [("ip_family", "IPv6")];
-/// Changes beyond so many that wait at once are not timed: only a sink that refuses for long lets them pile up.
+/// The most waiting changes that are timed. Only while the sink refuses for long do they pile up.
 const TRIGGERS_MAX: usize = 65_536;
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
-//! Kubernetes objects to the model. Refuses what the API server would refuse, all reasons at once.
+//! Kubernetes objects to the model, one at a time. What the API server would refuse is refused, with all reasons.
 //!
-//! Manifests are read as the API server would store them: unset fields get its defaults. A value that is
-//! refused leaves a placeholder behind, so that the rest of the object is still judged; an object with any
-//! error is not used. Never looks at a second object.
+//! Manifests are read as the API server would store them: unset fields get its defaults. A value that is refused leaves
+//! a placeholder, so that the rest of the object is still checked; an object with any error is not used.
 
 mod endpoints;
 mod node;
@@ -20,7 +19,7 @@ pub use service::service;
 use crate::model::ExcludedBy;
 use crate::report::Severity;
 
-/// What was found while one object was read.
+/// Errors and warnings about one object.
 #[derive(Clone, Debug, Default)]
 pub struct Findings {
     list: Vec<(Severity, String)>,
@@ -42,12 +41,12 @@ impl Findings {
         self.list.iter().any(|(severity, _)| *severity == Severity::Error)
     }
 
-    /// Everything found, in the order of finding.
+    /// All findings, in the order they were added.
     pub fn into_list(self) -> Vec<(Severity, String)> {
         self.list
     }
 
-    /// The value, or none after taking its error down.
+    /// The value; an error becomes a finding about `place` and `None`.
     fn ok<T>(&mut self, place: &str, value: Result<T, String>) -> Option<T> {
         value.map_err(|reason| self.error(format!("{place}: {reason}"))).ok()
     }

@@ -74,7 +74,7 @@ pub async fn watch(config: Config, events: mpsc::Sender<SourceEvent>) {
     let mut api_health = ApiHealth::new(kinds.iter().copied(), saved.as_ref().map(|saved| saved.at));
     let mut health = api_health.health();
     if let Some(saved) = &saved {
-        // The health first: nobody may take saved objects for those of the API server.
+        // The health first: saved objects must not pass for those of the API server.
         let snapshot = Snapshot { desired: saved.desired.clone(), ..Snapshot::default() };
         for event in [SourceEvent::Health(health.clone()), SourceEvent::Replace(snapshot)] {
             if events.send(event).await.is_err() {

@@ -1,4 +1,4 @@
-//! A directory of manifests, watched. Never changes a file.
+//! Source: a watched directory of manifests. Only reads.
 //!
 //! Read are the files of the directory itself, not of folders in it, whose names end in `.yaml`, `.yml` or
 //! `.json` and do not start with a dot; symbolic links are followed, so a mounted ConfigMap works. Files may
@@ -40,14 +40,15 @@ pub fn read(dir: &Path) -> io::Result<Snapshot> {
     Ok(directory.snapshot())
 }
 
-/// Sends the objects of a directory at once and after each change, until nobody listens any more.
+/// Sends the objects of a directory at once and after each change, until the receiver is dropped.
 pub async fn watch(dir: PathBuf, events: mpsc::Sender<SourceEvent>) {
     let mut directory = Directory::new(dir.clone());
     let changed = Arc::new(Notify::new());
     let mut watch = DirectoryWatch::default();
     let mut health = SourceHealth::Starting;
     while !events.is_closed() {
-        // Watched before it is read: a change in between is seen once too often rather than never.
+        // The watch is set before the directory is read: a change in between causes one scan too many, and is not
+        // missed.
         watch.renew(&dir, &changed);
         let (returned, outcome) = scan(directory).await;
         directory = returned;
@@ -74,14 +75,14 @@ pub async fn watch(dir: PathBuf, events: mpsc::Sender<SourceEvent>) {
     }
 }
 
-/// Whether a scan found anything different.
+/// Whether a scan found a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ScanOutcome {
     Changed,
     Unchanged,
 }
 
-/// Reads on a thread of its own: files may be many.
+/// Scans on a thread for blocking work: there may be many files.
 async fn scan(directory: Directory) -> (Directory, io::Result<ScanOutcome>) {
     let dir = directory.path().to_owned();
     let task = tokio::task::spawn_blocking(move || {
@@ -112,7 +113,8 @@ async fn settled(changed: &Notify) {
     }
 }
 
-/// The kernel's watch on the directory, bound to the directory that had the name when it was set.
+/// The inotify watch. It follows the directory that had the name when it was set, so it is set anew when another one
+/// (by device and inode) has the name.
 #[derive(Debug, Default)]
 struct DirectoryWatch {
     watcher: Option<(RecommendedWatcher, (u64, u64))>,
@@ -143,7 +145,7 @@ impl DirectoryWatch {
     }
 }
 
-/// Reading is reported too, and ours must not wake us.
+/// inotify reports opening and reading too; our own scans must not cause further scans.
 const fn is_change(kind: EventKind) -> bool {
     match kind {
         EventKind::Access(access) => matches!(access, AccessKind::Close(AccessMode::Write)),
@@ -151,9 +153,9 @@ const fn is_change(kind: EventKind) -> bool {
     }
 }
 
-/// How long writers must pause before their files are read.
+/// The pause between events after which the files are read.
 const DEBOUNCE: Duration = Duration::from_millis(50);
-/// Writers that never pause are not waited for longer than this.
+/// The longest wait for such a pause.
 const DEBOUNCE_MAX: Duration = Duration::from_millis(500);
-/// Files behind symbolic links and on network file systems change without an event.
+/// The longest time between scans: files behind symbolic links and on network file systems change without an event.
 const RESCAN_AFTER: Duration = Duration::from_secs(2);

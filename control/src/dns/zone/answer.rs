@@ -1,37 +1,39 @@
-//! Answers, and the steps they are made of. Never says what a name means.
+//! The result of a lookup, and the steps that lead to it.
 
 use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{Name, Record};
 
-/// What is known of a question.
+/// The result of a lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// What is known of the name asked for, or of the last alias that leads on from it.
+    /// The status of the name, or of the last name in its chain of aliases.
     pub status: Status,
     /// The records; aliases first.
     pub answers: Vec<Record>,
-    /// Records that a client is likely to ask for next.
+    /// Records that a client is likely to need next: addresses of SRV targets and name servers.
     pub additionals: Vec<Record>,
 }
 
-/// What is known of a name.
+/// The status of a name for one record type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It has such records.
+    /// It has records of this type.
     Found,
-    /// It exists and has no such record; how long this holds is said by the SOA record.
+    /// NODATA: it exists without a record of this type (RFC 2308 section 2.2). With the SOA record, whose minimum is
+    /// the negative TTL.
     NoData(Box<Record>),
-    /// It does not exist.
+    /// NXDOMAIN: it does not exist (RFC 2308 section 2.1). With the SOA record.
     NxDomain(Box<Record>),
-    /// Others know: it is neither in the cluster domain nor the name of a known address.
+    /// Not ours: neither in the cluster domain nor the reverse name of a known address. This is the name to resolve
+    /// elsewhere.
     OutOfZone(Name),
 }
 
-/// What one name leads to.
+/// The result for one name of a chain.
 pub(super) enum Step {
-    /// To this, for good.
+    /// The end of the chain.
     Done { status: Status, records: Vec<Record>, additionals: Vec<Record> },
-    /// To another name.
+    /// An alias to another name.
     Follow(CNAME),
 }
 

@@ -1,6 +1,6 @@
-//! The names of one Service and what they lead to. Never looks at a second Service.
+//! The names of one Service and their addresses, ports and aliases.
 //!
-//! Nothing is copied from the objects: an answer is read off the Service and its slices when it is asked for.
+//! Nothing is copied from the objects: answers are computed from the Service and its slices for each query.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,8 +15,8 @@ use crate::model::{
 
 /// A Service with its endpoints, as DNS sees them.
 ///
-/// Labels that hide objects from proxies (P102, P103) do not hide them here: another proxy may serve the
-/// Service, but its name is this zone's business, and slices of headless Services always carry one.
+/// Labels that exclude objects from proxies (P102, P103) do not exclude them here: another proxy may serve the Service,
+/// but its name belongs to this zone, and slices of headless Services always carry such a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     /// `<service>.<ns>.svc.<zone>`.
@@ -27,32 +27,31 @@ pub(super) struct Entry {
     pub(super) slices: Vec<Arc<EndpointSlice>>,
 }
 
-/// How a Service is found.
+/// What the name of a Service leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind<'a> {
-    /// By addresses of its own.
+    /// Its own addresses.
     Addresses(&'a [IpAddr]),
-    /// By its endpoints.
+    /// The addresses of its endpoints.
     Headless,
-    /// By another name.
+    /// Another name.
     Alias(Name),
-    /// Not at all, by a name that DNS cannot express or that is an address.
+    /// Nothing: its external name is an address or cannot be expressed in DNS.
     Unusable,
 }
 
-/// Where a named port is found.
+/// One target of a named port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PortTarget {
     /// The host.
     pub(super) host: Name,
     /// The port number there.
     pub(super) port: u16,
-    /// An address of the host; for each there is a target.
+    /// An address of the host; each is a target of its own.
     pub(super) addr: IpAddr,
 }
 
 impl Entry {
-    /// How the Service is found.
     pub(super) fn kind(&self) -> Kind<'_> {
         if self.service.service_type == ServiceType::ExternalName {
             // P106: whatever else is set. An address is no name, and a CNAME to one resolves nowhere.
@@ -80,7 +79,7 @@ impl Entry {
         }
     }
 
-    /// The addresses behind the name of the Service.
+    /// The addresses of the Service's name.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         match self.kind() {
             Kind::Addresses(addresses) => addresses.to_vec(),
@@ -89,7 +88,7 @@ impl Entry {
         }
     }
 
-    /// The addresses behind the name of one endpoint; none if there is no such endpoint.
+    /// The addresses of an endpoint's name; empty if there is no such endpoint.
     pub(super) fn endpoint(&self, label: &str) -> Vec<IpAddr> {
         let meant = address_of_label(label);
         let matches = |endpoint: &Endpoint| match host_name(endpoint) {
@@ -102,7 +101,7 @@ impl Entry {
         sorted(self.ready().filter(|(_, endpoint)| matches(endpoint)).map(|(_, endpoint)| endpoint.addr))
     }
 
-    /// Where the named port is found; empty if there is none.
+    /// The targets of a named port; empty if there is no such port.
     pub(super) fn port(&self, name: &str, protocol: Protocol) -> Vec<PortTarget> {
         self.ports(|port, proto| !name.is_empty() && port.eq_ignore_ascii_case(name) && proto == protocol)
     }
@@ -141,7 +140,7 @@ impl Entry {
                     addresses.iter().map(move |&addr| PortTarget { host: host(), port, addr })
                 }))
             }
-            // P105: nobody translates ports here, so it is the endpoint's own number that counts.
+            // P105: no proxy translates ports of a headless Service, so the endpoint's own number counts.
             Kind::Headless => sorted(self.ready().flat_map(|(slice, endpoint)| {
                 let ports = slice.ports.iter().filter(|port| wanted(&port.name, port.protocol));
                 ports.filter_map(|&EndpointPort { port, .. }| {
@@ -152,8 +151,8 @@ impl Entry {
         }
     }
 
-    /// Endpoints that take connections, with their slices. `publishNotReadyAddresses` shows here already: the
-    /// slice then says that all are ready.
+    /// Endpoints that take connections, with their slices. `publishNotReadyAddresses` needs no case here: its slices
+    /// have all endpoints as ready.
     fn ready(&self) -> impl Iterator<Item = (&EndpointSlice, &Endpoint)> {
         self.slices.iter().flat_map(|slice| {
             slice.endpoints.iter().filter(|e| e.ready).map(move |endpoint| (slice.as_ref(), endpoint))
@@ -184,14 +183,14 @@ fn label_of_address(addr: IpAddr) -> String {
     label
 }
 
-/// The address that a label was made of; none if another label belongs to that address.
+/// The address that `label` is the label of. Other spellings of the address are not names: `None`.
 fn address_of_label(label: &str) -> Option<IpAddr> {
     let v4 = label.replace('-', ".").parse().ok().map(IpAddr::V4);
     let addr = v4.or_else(|| label.replace('-', ":").parse().ok().map(IpAddr::V6))?;
     (label_of_address(addr) == label).then_some(addr)
 }
 
-/// Each one once: an endpoint may be in two slices, and a port in two of them.
+/// Sorted, each once: an endpoint may be in two slices, and a port too.
 fn sorted<T: Ord>(all: impl Iterator<Item = T>) -> Vec<T> {
     all.collect::<BTreeSet<T>>().into_iter().collect()
 }

@@ -1,7 +1,7 @@
-//! All Services by name and by address. Never answers a question.
+//! All Services by name and by address.
 //!
-//! An index is made from the one before it and from what changed: parts that did not change are shared, so a
-//! change of one Service costs little whatever the size of the cluster.
+//! An index is made from the one before and the changed objects. Parts that did not change are shared, so that a change
+//! of one Service costs little in a cluster of any size.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -17,17 +17,17 @@ use crate::model::{Desired, EndpointSlice, Key, Service, Stored};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Index {
     namespaces: HashMap<String, Arc<Names>>,
-    /// Who has an address, in parts by its last octet: a change copies only the parts it touches.
+    /// The Services that have an address, in parts by its last octet: a change copies only the parts it touches.
     owners: Vec<Arc<Owners>>,
 }
 
-/// Whom an address leads to. By name, for the entries of Services are replaced while addresses stay.
+/// Services by address. By key, since the entries are replaced while addresses stay.
 type Owners = HashMap<IpAddr, Vec<Arc<Key>>>;
 
 /// The names in one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Names {
-    /// Whether there is a Namespace object; without, a Service is enough for the namespace to exist.
+    /// Whether there is a Namespace object. Without one, the namespace exists while it has a Service.
     declared: bool,
     services: HashMap<Arc<str>, Arc<Entry>>,
 }
@@ -39,7 +39,7 @@ impl Default for Index {
 }
 
 impl Index {
-    /// Follows what changed from `before` to `after`. `services` is `svc.<zone>`.
+    /// Applies what changed from `before` to `after`. `services` is `svc.<zone>`.
     pub(super) fn update(&mut self, before: &Desired, after: &Desired, services: &Name) {
         for (key, object) in changes(before.namespaces(), after.namespaces()) {
             self.names_mut(&key.name).declared = object.is_some();
@@ -131,7 +131,7 @@ fn changed_services<'a>(before: &'a Desired, after: &'a Desired) -> HashSet<&'a 
     changed
 }
 
-/// What is not the same object in both, with what it became.
+/// The keys whose object is not the same `Arc` in both, with the object in `after`.
 fn changes<'a, T>(
     before: &'a BTreeMap<Key, Stored<T>>,
     after: &'a BTreeMap<Key, Stored<T>>,
@@ -172,7 +172,7 @@ fn slices_of<'a>(wanted: &HashSet<&'a Key>, desired: &Desired) -> HashMap<&'a Ke
     found
 }
 
-/// The entry of a Service; none if its name is longer than names can be.
+/// The entry of a Service; `None` if its name is too long for DNS.
 fn entry(
     key: &Key,
     service: &Arc<Service>,

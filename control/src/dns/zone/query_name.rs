@@ -1,8 +1,8 @@
-//! What a name in the cluster domain asks for. Knows how names are built, never whether they exist.
+//! The meaning of names in the cluster domain, by their form alone: whether they exist is not known here.
 
 use flowgate_wire::Protocol;
 
-/// The meaning of a name below the cluster domain, labels in lower case.
+/// A name at or below the cluster domain, by its labels in lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum QueryName<'a> {
     /// The cluster domain itself.
@@ -11,20 +11,20 @@ pub(super) enum QueryName<'a> {
     Version,
     /// `ns.dns`: this server.
     Server,
-    /// `dns` or `svc`: nothing by itself, but names lie below.
+    /// `dns` or `svc`: has no records, but names below it (RFC 9499, "empty non-terminal").
     EmptyNonTerminal,
     /// `<ns>.svc`.
     Namespace(&'a str),
-    /// `<service>.<ns>.svc`, and what is asked of it.
+    /// `<service>.<ns>.svc`, or a name below it.
     Service {
         /// The namespace.
         namespace: &'a str,
         /// The Service.
         service: &'a str,
-        /// Itself, or a name below it.
+        /// The Service itself, or what lies below.
         part: Part<'a>,
     },
-    /// Nothing that could exist.
+    /// No name of this form exists.
     Nothing,
 }
 
@@ -35,14 +35,14 @@ pub(super) enum Part<'a> {
     Whole,
     /// `<hostname>`: one of its endpoints.
     Endpoint(&'a str),
-    /// `_<proto>`: nothing by itself, ports may lie below.
+    /// `_<proto>`: has no records, but ports may lie below.
     Protocol(Protocol),
     /// `_<port>._<proto>`.
     Port(&'a str, Protocol),
 }
 
 impl<'a> QueryName<'a> {
-    /// Reads the labels that a name has before the cluster domain, the first one first.
+    /// From the labels before the cluster domain, in the order of the name.
     pub(super) fn read(labels: &[&'a str]) -> Self {
         match labels {
             [] => Self::Apex,

@@ -1,4 +1,4 @@
-//! Nodes, Namespaces and ServiceCIDRs. Never decides which Node is this one.
+//! Nodes, Namespaces and ServiceCIDRs.
 
 use k8s_openapi::api::core::v1::{Namespace as RawNamespace, Node as RawNode};
 use k8s_openapi::api::networking::v1::ServiceCIDR as RawServiceCidr;
@@ -6,7 +6,7 @@ use k8s_openapi::api::networking::v1::ServiceCIDR as RawServiceCidr;
 use super::{Findings, values};
 use crate::model::{Namespace, Node, ServiceCidr};
 
-/// Reads a Node; addresses that are host names are left out.
+/// Reads a Node; addresses of other types (host names) are left out.
 pub fn node(raw: &RawNode, findings: &mut Findings) -> Node {
     let list = raw.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or(&[]);
     let mut addresses = Vec::new();

@@ -1,8 +1,10 @@
-//! An object of any kind, from JSON. The one way in for every source; never knows which of them asks.
+//! An object of any kind, from JSON: the entry point for all sources.
 
 use std::sync::Arc;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -10,8 +12,7 @@ use super::{Findings, endpoint_slice, endpoints, namespace, node, service, servi
 use crate::model::{Kind, Object};
 use crate::report::{ObjectRef, Severity};
 
-/// Reads an object that its source calls `name`. None if it must be refused; the reasons are among what was
-/// found.
+/// Converts an object of the given name. `None` if it must be refused; the findings have the reasons.
 pub fn object(kind: Kind, name: &ObjectRef, value: Value) -> (Option<Object>, Vec<(Severity, String)>) {
     let mut findings = Findings::default();
     check_name("metadata.name", &name.name, &mut findings);
@@ -50,7 +51,7 @@ fn typed<Raw: DeserializeOwned, T>(
     }
 }
 
-/// Checks that an object can be named at all; Kubernetes allows these characters at most.
+/// Checks a name for the characters that any kind of Kubernetes object allows.
 fn check_name(what: &str, name: &str, findings: &mut Findings) {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | ':');
     if name.is_empty() {

@@ -1,4 +1,4 @@
-//! Services. Never invents an address or a port that nobody assigned.
+//! Services. Addresses and ports that are not set stay unset: nothing is allocated here.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -70,7 +70,7 @@ fn service_type(spec: &ServiceSpec, findings: &mut Findings) -> ServiceType {
     }
 }
 
-/// The API server demands a name of type ExternalName and of no other; written elsewhere it means nothing.
+/// The API server requires a name for type ExternalName and ignores it for the others.
 fn external_name(spec: &ServiceSpec, service_type: ServiceType, findings: &mut Findings) -> Option<String> {
     if service_type != ServiceType::ExternalName {
         return None;
@@ -116,7 +116,7 @@ fn cluster_address(spec: &ServiceSpec, findings: &mut Findings) -> ClusterAddres
         if assigned.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
             findings.error(format!("spec.clusterIPs: {ip} is a second {family} address"));
         } else if !families.is_empty() && families.get(place).is_none_or(|listed| listed != family) {
-            // P902. Without a list the API server makes one of the addresses.
+            // P902. Without a list the API server derives it from the addresses.
             findings.warn(format!(
                 "spec.clusterIPs: {ip} is not served: spec.ipFamilies has no {family} at its place"
             ));
@@ -190,7 +190,7 @@ fn service_port(place: &str, raw: &RawPort, findings: &mut Findings) -> Option<S
     let port = findings.ok(&format!("{place}.port"), values::port(raw.port));
     let target = match &raw.target_port {
         None => port.map(TargetPort::Number),
-        // The API server takes 0 for unset.
+        // The API server treats 0 as unset.
         Some(IntOrString::Int(0)) => port.map(TargetPort::Number),
         Some(IntOrString::Int(number)) => {
             findings.ok(&format!("{place}.targetPort"), values::port(*number)).map(TargetPort::Number)

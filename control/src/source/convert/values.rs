@@ -1,4 +1,4 @@
-//! Addresses, ranges, ports and protocols as Kubernetes writes them. Never guesses.
+//! Addresses, ranges, ports, protocols and times in the spelling of Kubernetes.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use flowgate_wire::Protocol;
 use ipnet::IpNet;
 
-/// An IP address; leading zeros are decimal (P110).
+/// An IP address; octets with leading zeros are decimal (P110), and an IPv4-mapped address is IPv4.
 pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
     let octets: Option<Vec<u8>> = text.split('.').map(octet).collect();
     if let Some(Ok(octets)) = octets.map(<[u8; 4]>::try_from) {
@@ -17,7 +17,7 @@ pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
     parsed.map(|ip| ip.to_canonical()).ok_or_else(|| format!("{text:?} is not an IP address"))
 }
 
-/// An address that packets can be sent to one receiver by: clients or workers would lose them otherwise.
+/// A unicast address that is not bound to a link or a host.
 pub(super) fn unicast_ip(text: &str) -> Result<IpAddr, String> {
     let ip = ip(text)?;
     let what = match ip {
@@ -32,7 +32,7 @@ pub(super) fn unicast_ip(text: &str) -> Result<IpAddr, String> {
     Err(format!("{ip} is {what}"))
 }
 
-/// An address range; blanks around it and leading zeros do not matter, host bits are cleared (P110).
+/// An address range; surrounding blanks and leading zeros are ignored, host bits are cleared (P110).
 pub(super) fn cidr(text: &str) -> Result<IpNet, String> {
     let refuse = || format!("{text:?} is not an address range such as 10.0.0.0/8");
     let (address, length) = text.trim().split_once('/').ok_or_else(refuse)?;
@@ -41,7 +41,7 @@ pub(super) fn cidr(text: &str) -> Result<IpNet, String> {
     Ok(net.trunc())
 }
 
-/// A port number that can be sent to.
+/// A port number from 1 to 65535.
 pub(super) fn port(number: i32) -> Result<u16, String> {
     match u16::try_from(number) {
         Ok(port) if port != 0 => Ok(port),
@@ -49,7 +49,7 @@ pub(super) fn port(number: i32) -> Result<u16, String> {
     }
 }
 
-/// A protocol name; Kubernetes wants capitals.
+/// A protocol name, in capitals; unset means TCP.
 pub(super) fn protocol(name: Option<&str>) -> Result<Protocol, String> {
     let name = name.unwrap_or("TCP");
     let protocol = Protocol::from_str(name).map_err(|error| error.to_string())?;
@@ -60,7 +60,7 @@ pub(super) fn protocol(name: Option<&str>) -> Result<Protocol, String> {
     }
 }
 
-/// A time as Kubernetes writes it; none when it is written otherwise.
+/// A time in RFC 3339; `None` if it is in another form.
 pub(super) fn time(text: &str) -> Option<SystemTime> {
     text.trim().parse::<jiff::Timestamp>().ok().map(SystemTime::from)
 }

@@ -286,7 +286,7 @@ impl Reflector {
                     return Ok(None);
                 }
                 // A server that ignores `sendInitialEvents` sends the objects and goes on with later changes,
-                // without the bookmark in between: then nobody can tell where the list ended.
+                // without the bookmark in between: then the end of the list is unknown.
                 Ok(Some(Event::Bookmark { kind: BookmarkKind::Progress, .. } | Event::Deleted(_)))
                 | Err(ApiError::Idle(_)) => {
                     return Ok(Some(self.switch_to_pages(&"no end of the list was announced")));

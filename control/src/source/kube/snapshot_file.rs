@@ -3,6 +3,7 @@
 //! One JSON object: a header with format, version and cluster, then the objects in the form of the model. It is
 //! written to a second file, synced and renamed, so that the file is complete at any time.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -92,7 +93,7 @@ fn write(path: &Path, cluster: &str, saved: &Saved) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-fn borrowed<T>(objects: &std::collections::BTreeMap<Key, Stored<T>>) -> Vec<(&Key, &T)> {
+fn borrowed<T>(objects: &BTreeMap<Key, Stored<T>>) -> Vec<(&Key, &T)> {
     objects.iter().map(|(key, stored)| (key, &*stored.object)).collect()
 }
 

@@ -1,6 +1,6 @@
-//! What the files of a directory hold, now and when they were last good. Never waits for anything.
+//! The files of a directory as last scanned, with the last good version of each object.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,6 @@ struct File {
 }
 
 impl Directory {
-    /// A directory that was not scanned yet.
     pub(super) const fn new(path: PathBuf) -> Self {
         Self { path, files: BTreeMap::new() }
     }
@@ -36,7 +35,7 @@ impl Directory {
         &self.path
     }
 
-    /// Reads all files; those with the same text as before keep their objects without being parsed.
+    /// Reads all files; those with the same text as before are not parsed again.
     pub(super) fn scan(&mut self) -> io::Result<ScanOutcome> {
         let mut files = BTreeMap::new();
         let mut outcome = ScanOutcome::Unchanged;
@@ -44,7 +43,7 @@ impl Directory {
             let path = self.path.join(&name);
             let text = match fs::read(&path) {
                 Ok(bytes) => String::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}")),
-                // Gone since the directory was listed.
+                // Deleted since the directory was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => Err(format!("cannot be read: {error}")),
             };
@@ -63,6 +62,7 @@ impl Directory {
             };
             files.insert(name, file);
         }
+        // Files that are gone: those still there were removed above.
         if !self.files.is_empty() {
             outcome = ScanOutcome::Changed;
         }
@@ -70,7 +70,7 @@ impl Directory {
         Ok(outcome)
     }
 
-    /// All objects of all files; of those with one name the first counts.
+    /// All objects of all files; of several with one name the first counts.
     pub(super) fn snapshot(&self) -> Snapshot {
         let mut desired = Desired::default();
         let mut findings = Vec::new();
@@ -104,7 +104,7 @@ fn manifest_names(dir: &Path) -> io::Result<Vec<PathBuf>> {
         let hidden = name.as_os_str().as_encoded_bytes().starts_with(b".");
         let extension = name.extension().and_then(|extension| extension.to_str());
         let wanted = !hidden && matches!(extension, Some("yaml" | "yml" | "json"));
-        // Follows links, and leaves out folders and pipes, which would block.
+        // `metadata` follows symbolic links. Folders are left out, and pipes, which would block the reader.
         if wanted && fs::metadata(dir.join(&name)).map_or(true, |metadata| metadata.is_file()) {
             names.push(name);
         }
@@ -118,7 +118,8 @@ fn unreadable(path: &Arc<PathBuf>, reason: String) -> Parsed {
     Parsed { findings: vec![entry], incomplete: true, ..Parsed::default() }
 }
 
-/// Adds to a new reading what the one before held and this one should not have lost.
+/// Adds to a file's new content the objects that it had before and has lost by an error: a new version was refused, or
+/// a part of the file could not be parsed.
 fn retain_last_good(
     path: &Arc<PathBuf>,
     before: Option<File>,
@@ -130,8 +131,7 @@ fn retain_last_good(
         let reason = "is empty, as if half-written; delete the file to remove its objects";
         parsed = unreadable(path, reason.to_owned());
     }
-    let named: std::collections::HashSet<ObjectRef> =
-        parsed.objects.iter().map(|object| object.name.clone()).collect();
+    let named: HashSet<ObjectRef> = parsed.objects.iter().map(|object| object.name.clone()).collect();
     let mut retained = 0;
     for object in before.parsed.objects {
         let refused = parsed.refused.contains(&object.name);

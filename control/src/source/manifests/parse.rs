@@ -1,4 +1,4 @@
-//! One file of manifests to objects. Never reads a file and never gives up on the rest of one.
+//! The text of one manifest file to objects. A document that cannot be parsed does not affect the others.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::model::{Key, Kind, Object};
 use crate::report::{Entry, ObjectRef, Place, Severity};
 use crate::source::convert;
 
-/// An object with its names and its place.
+/// An object with its name and place.
 #[derive(Clone, Debug)]
 pub(super) struct ParsedObject {
     pub(super) name: ObjectRef,
@@ -21,15 +21,13 @@ pub(super) struct ParsedObject {
 /// What a file holds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parsed {
-    /// Its objects.
     pub(super) objects: Vec<ParsedObject>,
-    /// What is wrong with it.
     pub(super) findings: Vec<Entry>,
-    /// The objects that it names and that were refused.
+    /// Objects of the file that were refused.
     pub(super) refused: Vec<ObjectRef>,
-    /// Whether a part of it could not be read, so that nobody knows what it names.
+    /// Whether a part could not be parsed: which objects it has is unknown.
     pub(super) incomplete: bool,
-    /// How many objects of other kinds it holds.
+    /// How many objects of other kinds were ignored.
     pub(super) ignored: usize,
 }
 
