@@ -80,6 +80,7 @@ where
     });
     let mut builder = http1::Builder::new();
     builder
+        // One exchange per connection: an idle client cannot hold one of the few connections.
         .keep_alive(false)
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_MAX)
@@ -149,7 +150,7 @@ pub(crate) mod tests {
 
     /// Addresses on loopback that are free just now.
     pub(crate) fn free_addresses<const N: usize>() -> [SocketAddr; N] {
-        let taken = [(); N].map(|()| super::listen::bind(([127, 0, 0, 1], 0).into()).unwrap());
+        let taken = [(); N].map(|()| listen::bind(([127, 0, 0, 1], 0).into()).unwrap());
         taken.map(|listener| listener.local_addr().unwrap())
     }
 

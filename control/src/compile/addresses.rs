@@ -189,6 +189,7 @@ fn pods(node: Option<&Node>, config: &CompileConfig) -> Vec<IpNet> {
         LocalPods::ClusterCidr(ranges) => ranges.as_slice(),
         LocalPods::NodeCidr => node.map_or(&[][..], |node| &node.pod_cidrs),
     };
+    // Pods are not on a gateway (see `policy`).
     if config.role == Role::Gateway {
         return Vec::new();
     }

@@ -58,6 +58,7 @@ impl Compiler {
             .last
             .take()
             .filter(|last| Arc::ptr_eq(&last.desired, desired) && last.node_context == node_context);
+        // A neighbour or route that changed leaves both the same: no Service is looked at.
         let known_services = known.is_some();
         let (services, last) = match known {
             Some(last) => (Arc::clone(&self.tables.services), last),

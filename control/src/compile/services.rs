@@ -77,6 +77,7 @@ pub(super) fn compile(
     for (key, stored) in desired.services() {
         let slices = index.of(key);
         let endpoints = desired.endpoints().get(key).map(|stored| &stored.object);
+        // Moved from the old memo to the new one: Services that are gone are left behind.
         let known = memo.by_service.remove(key);
         let compiled = known
             .filter(|known| known.is_current(&stored.object, slices, endpoints.map(AsRef::as_ref)))
@@ -93,6 +94,7 @@ pub(super) fn compile(
         entries.extend(
             compiled.notes.iter().map(|(severity, reason)| entry(*severity, key, stored, reason.clone())),
         );
+        // Not part of the memo: which Service owns a NodePort depends on the others.
         for spec in &compiled.specs {
             let (spec, refused) = node_ports.claim(spec, &stored.object);
             specs.push(spec);

@@ -76,10 +76,12 @@ impl Forwarder {
         options.timeout = UPSTREAM_TIMEOUT;
         options.attempts = UPSTREAM_RETRIES;
         options.server_ordering_strategy = ServerOrderingStrategy::QueryStatistics;
+        // /etc/hosts of this machine means nothing to clients.
         options.use_hosts_file = ResolveHosts::Never;
         // Only the kernel respects the ports that are reserved for translated flows (ip_local_reserved_ports). The
         // library would pick any, and a response to a reserved port would be taken for a backend's.
         options.os_port_selection = true;
+        // The response must have the whole CNAME chain (RFC 1034 section 3.6.2).
         options.preserve_intermediates = true;
         options.max_active_requests = WAITING_MAX;
         // As short as others may cache our own records: an ExternalName must not outlive its target long.
@@ -107,6 +109,7 @@ impl Forwarder {
                     authorities: Vec::new(),
                 }
             }
+            // NODATA and NXDOMAIN are errors to the library, but responses to the client, with their SOA record.
             Ok(Err(NetError::Dns(DnsError::NoRecordsFound(nothing)))) => UpstreamResponse {
                 code: nothing.response_code,
                 answers: Vec::new(),
@@ -172,6 +175,7 @@ fn read(path: &Path) -> io::Result<Vec<SocketAddr>> {
 
 fn is_one_of(server: SocketAddr, listening: &[SocketAddr]) -> bool {
     listening.iter().any(|own| {
+        // A server on the unspecified address listens on every address of this host.
         let any = own.ip().is_unspecified();
         own.port() == server.port() && (own.ip() == server.ip() || any && is_local(server))
     })

@@ -165,6 +165,7 @@ async fn follow(state: &ArcSwap<ZoneState>, mut desired: watch::Receiver<Arc<Des
                 state.store(Arc::new(ZoneState { zone, is_synced: true }));
                 before = after;
             }
+            // `before` stays, so the next update includes this change.
             Err(error) => tracing::error!(%error, "the DNS zone was not renewed and stays as it was"),
         }
         sleep(BETWEEN_CHANGES).await;

@@ -139,6 +139,7 @@ impl Zone {
         let labels: Option<Vec<&str>> =
             lower.iter().take(own).map(|label| std::str::from_utf8(label).ok()).collect();
         let no_name = || Step::nothing(Status::NxDomain(Box::new(self.soa(&self.origin))));
+        // Names in DNS are bytes; a label that is no UTF-8 is no name of Kubernetes.
         let Some(labels) = labels else { return no_name() };
         let found = match QueryName::read(&labels) {
             QueryName::Apex => Some(self.apex(name, record_type)),
@@ -230,6 +231,7 @@ impl Zone {
     /// A name in the reverse tree (in-addr.arpa, ip6.arpa): the names of an address that a Service or endpoint has.
     fn reverse(&self, name: &Name, record_type: RecordType) -> Step {
         let elsewhere = || Step::nothing(Status::OutOfZone(name.clone()));
+        // Only whole addresses: names of networks in the reverse tree are not ours.
         let whole = name.parse_arpa_name().ok().filter(|net| net.prefix_len() == net.max_prefix_len());
         let Some(addr) = whole.map(|net| net.addr()) else { return elsewhere() };
         let mut names: Vec<Name> = Vec::new();

@@ -29,6 +29,7 @@ pub(super) async fn serve(
     let mut servers = Servers::default();
     let (mut desired_open, mut net_open) = (true, true);
     loop {
+        // Marks both as seen before they are read: a change after this line wakes the select below.
         let wanted = {
             let objects = Arc::clone(&desired.borrow_and_update());
             let net = net.borrow_and_update().clone();
@@ -43,6 +44,7 @@ pub(super) async fn serve(
             changed = desired.changed(), if desired_open => desired_open = changed.is_ok(),
             changed = net.changed(), if net_open => net_open = changed.is_ok(),
             () = sleep(listen::RETRY_AFTER), if again => {}
+            // All senders are gone and nothing is retried; the ports stay open until dropped.
             else => std::future::pending().await,
         }
     }
@@ -61,6 +63,7 @@ impl Servers {
         let gone: Vec<_> = self
             .running
             .extract_if(|address, running| {
+                // A port that another Service has now is closed too: its handler responds for the old one.
                 wanted.ports.get(address).is_none_or(|port| port.service != running.service)
             })
             .collect();
@@ -140,7 +143,7 @@ mod tests {
     use crate::health::inputs::node_eligible;
     use crate::health::inputs::tests::healthy;
     use crate::health::ports::tests::{desired, node, yaml};
-    use crate::http::tests::{free_addresses, get_until};
+    use crate::http::tests::{free_addresses, get, get_until};
     use crate::model::Desired;
     use crate::reconcile::SyncMetrics;
 

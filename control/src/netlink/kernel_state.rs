@@ -84,9 +84,11 @@ impl KernelState {
             // A VLAN interface that is named itself is served as a device.
             let others = self.links.iter().filter(|link| !names.contains(&link.name));
             let mut vlans: Vec<(u16, &Link)> = others.filter_map(|link| Some((id(link)?, link))).collect();
+            // The order must not depend on that of the kernel's list: ids of interfaces follow it.
             vlans.sort_unstable_by_key(|(id, link)| (*id, link.ifindex));
             all.extend(vlans.into_iter().map(|(id, link)| {
                 let mut spec = self.spec(link, link);
+                // A VLAN of a served device sends by that device's socket.
                 spec.up &= is_up;
                 spec.vlan = Some(VlanSpec { parent, id });
                 ServedLink { spec, network: link.ifindex }

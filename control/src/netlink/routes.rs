@@ -23,6 +23,7 @@ pub(super) fn specs(all: &[Route], positions: &HashMap<u32, Vec<usize>>) -> Vec<
     for ((prefix, metric), routes) in grouped {
         let is_closed = routes.iter().all(|route| route.hops.is_empty());
         let spec = RouteSpec { prefix, hops: hops(&routes, positions), metric };
+        // A route through other interfaces only, as against one to nowhere (blackhole, unreachable).
         if spec.hops.is_empty() && !is_closed {
             elsewhere.push(spec);
         } else {
@@ -30,6 +31,7 @@ pub(super) fn specs(all: &[Route], positions: &HashMap<u32, Vec<usize>>) -> Vec<
             specs.push(spec);
         }
     }
+    // A dearer route through a served interface wins over a cheaper one through an interface for management.
     specs.extend(elsewhere.into_iter().filter(|spec| !served.contains(&spec.prefix)));
     specs
 }

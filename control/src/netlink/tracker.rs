@@ -71,6 +71,7 @@ impl Tracker {
     /// Follows the kernel until all receivers of the state are dropped.
     pub async fn run(mut self) {
         let mut seconds = interval(Duration::from_secs(1));
+        // After a stall (a suspended machine), no burst of the ticks that were missed.
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tick = 0u64;
         let mut dirty = Dirty::default();
@@ -84,6 +85,7 @@ impl Tracker {
                         None => {
                             tracing::warn!("the netlink connection ended: reconnecting");
                             sleep(RETRY_AFTER).await;
+                            // Events are lost until the new socket is subscribed.
                             dirty = Dirty::ALL;
                             match connect() {
                                 Ok(connected) => (self.handle, self.events, self.next_hops) = connected,
@@ -93,6 +95,7 @@ impl Tracker {
                     }
                     due.get_or_insert_with(|| Instant::now() + DEBOUNCE);
                 }
+                // Which routes use the object is not in the event: all routes are listed.
                 () = self.next_hops.next() => {
                     dirty.routes = true;
                     due.get_or_insert_with(|| Instant::now() + DEBOUNCE);
@@ -254,6 +257,7 @@ impl Tracker {
             .add(ifindex, ip)
             .state(NeighbourState::None)
             .flags(NeighbourFlags::Use)
+            // In place of NLM_F_EXCL, with which the kernel refuses a request for an entry that exists.
             .replace();
         if let Err(error) = request.execute().await {
             tracing::warn!(%ip, ifindex, %error, "the kernel does not resolve a neighbour");

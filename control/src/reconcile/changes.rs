@@ -55,6 +55,7 @@ impl Changes {
     pub fn slice(&mut self, old: Option<&EndpointSlice>, new: Option<&EndpointSlice>) {
         self.endpoints += 1;
         let before = old.and_then(|slice| slice.triggered_at);
+        // The annotation of an earlier change may still be there: only a new time is a new trigger.
         if let Some(slice) = new
             && let Some(at) = slice.triggered_at.filter(|_| slice.triggered_at != before)
         {
@@ -67,6 +68,7 @@ impl Changes {
 /// since objects are shared.
 pub(super) fn apply(desired: &mut Arc<Desired>, findings: &mut Vec<Entry>, changes: Vec<Change>) -> Changes {
     let named: HashSet<&ObjectRef> = changes.iter().map(|change| &change.name).collect();
+    // All earlier findings about the changed objects go; the changes have the new ones.
     findings.retain(|entry| entry.object.as_ref().is_none_or(|object| !named.contains(object)));
     let mut counted = Changes::default();
     for Change { name, object, findings: found } in changes {
@@ -101,6 +103,7 @@ fn each_difference<T: PartialEq>(
         };
         let before = old.next_if(|_| order.is_le()).map(|(_, stored)| &stored.object);
         let after = new.next_if(|_| order.is_ge()).map(|(_, stored)| &stored.object);
+        // Most objects are shared by both sets, so the pointers decide.
         let same = matches!((before, after), (Some(a), Some(b)) if Arc::ptr_eq(a, b) || a == b);
         if !same {
             found(before.map(Arc::as_ref), after.map(Arc::as_ref));

@@ -90,6 +90,7 @@ impl SyncMetrics {
         let mut waiting = self.waiting();
         let room = TRIGGERS_MAX.saturating_sub(waiting.triggers.len());
         waiting.triggers.extend(after_start.take(room));
+        // `queued` takes the lock again.
         drop(waiting);
         self.queued(now);
     }

@@ -127,6 +127,7 @@ impl DirectoryWatch {
             return;
         }
         self.watcher = identity.and_then(|identity| {
+            // An error may mean lost events (a full inotify queue), so it counts as a change.
             let wake = Arc::clone(changed);
             let on_event = move |event: notify::Result<notify::Event>| {
                 if event.map_or(true, |event| is_change(event.kind)) {

@@ -177,6 +177,7 @@ fn host_name(endpoint: &Endpoint) -> Option<&str> {
 /// The label of an endpoint that has no host name. The same that CoreDNS gives it.
 fn label_of_address(addr: IpAddr) -> String {
     let mut label = addr.to_string().replace(['.', ':'], "-");
+    // A label must not end with a hyphen (RFC 1123 section 2.1), as one from `fd00::` would.
     if label.ends_with('-') {
         label.push('0');
     }
@@ -185,6 +186,7 @@ fn label_of_address(addr: IpAddr) -> String {
 
 /// The address that `label` is the label of. Other spellings of the address are not names: `None`.
 fn address_of_label(label: &str) -> Option<IpAddr> {
+    // A label of an IPv4 address is no IPv6 address: that has at least two colons in a row or seven of them.
     let v4 = label.replace('-', ".").parse().ok().map(IpAddr::V4);
     let addr = v4.or_else(|| label.replace('-', ":").parse().ok().map(IpAddr::V6))?;
     (label_of_address(addr) == label).then_some(addr)

@@ -87,9 +87,11 @@ impl Index {
                 }
             }
         }
+        // One key for all addresses of the Service.
         let shared = Arc::new(key.clone());
         for &addr in has.difference(&had) {
             let keys = Arc::make_mut(&mut self.owners[part_of(addr)]).entry(addr).or_default();
+            // Sorted, so that an index that followed changes equals one made at once.
             let at = keys.partition_point(|owner| **owner < *key);
             keys.insert(at, Arc::clone(&shared));
         }
@@ -118,6 +120,7 @@ fn changed_services<'a>(before: &'a Desired, after: &'a Desired) -> HashSet<&'a 
         changes(before.services(), after.services()).into_iter().map(|(key, _)| key).collect();
     changed.extend(changes(before.endpoints(), after.endpoints()).into_iter().map(|(key, _)| key));
     for (key, _) in changes(before.slices(), after.slices()) {
+        // Both: a slice may have moved from one Service to another.
         for slices in [before.slices(), after.slices()] {
             let service = slices.get(key).and_then(|slice| slice.object.service.as_deref());
             let named = |name: &str| Key::new(key.namespace.as_str(), name);

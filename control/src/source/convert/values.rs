@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 /// An IP address; octets with leading zeros are decimal (P110), and an IPv4-mapped address is IPv4.
 pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
+    // Rust's parser refuses leading zeros, that of Kubernetes (`ParseIPSloppy`) reads them as decimal.
     let octets: Option<Vec<u8>> = text.split('.').map(octet).collect();
     if let Some(Ok(octets)) = octets.map(<[u8; 4]>::try_from) {
         return Ok(IpAddr::V4(Ipv4Addr::from(octets)));

@@ -36,6 +36,7 @@ impl Access {
     /// repeated.
     pub(super) async fn client(&self) -> Result<(Client, String), AccessError> {
         let mut config = self.config().await?;
+        // The reflector has a back-off of its own.
         config.default_retry = false;
         let cluster = config.cluster_url.to_string();
         // Blocking: a credential plugin, if one is configured, is run to its end.

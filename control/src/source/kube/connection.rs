@@ -78,6 +78,7 @@ impl WatchStream {
         lifetime: Duration,
         limit: Duration,
     ) -> Result<Self, ApiError> {
+        // 0 would mean the server's own, longer lifetime.
         let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).max(1);
         let response = timeout(limit, client.request_stream(resource.watch(version, seconds))).await;
         let stream = response.map_err(|_elapsed| ApiError::Timeout(limit))??;

@@ -83,9 +83,11 @@ impl From<kube::Error> for ApiError {
 impl From<Status> for ApiError {
     fn from(status: Status) -> Self {
         let code = match status.reason.as_str() {
+            // Both reasons mean an expired version, whatever the code is.
             "Expired" | "Gone" => 410,
             _ => status.code,
         };
+        // One line: the message may be the HTML page of a proxy.
         let mut message = status.message.lines().next().unwrap_or("").to_owned();
         if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
             message.truncate(end);

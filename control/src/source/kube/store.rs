@@ -92,6 +92,7 @@ impl Store {
         let named: HashSet<&ObjectRef> = objects.iter().map(|object| &object.name).collect();
         let known = self.desired.keys(kind).into_iter();
         let known = known.map(|key| ObjectRef::new(kind.name(), key.namespace, key.name));
+        // An object that was never accepted has only findings.
         let blamed = self.findings.keys().filter(|name| name.kind == kind.name()).cloned();
         let vanished: Vec<ObjectRef> = known.chain(blamed).filter(|name| !named.contains(name)).collect();
         vanished.iter().for_each(|name| self.deleted(name));

@@ -127,6 +127,7 @@ fn retain_last_good(
     text: Result<&str, &String>,
 ) -> Parsed {
     let Some(before) = before else { return parsed };
+    // Some editors and tools truncate a file before they write it anew.
     if text.is_ok_and(|text| text.trim().is_empty()) && !before.parsed.objects.is_empty() {
         let reason = "is empty, as if half-written; delete the file to remove its objects";
         parsed = unreadable(path, reason.to_owned());
