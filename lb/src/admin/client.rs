@@ -21,7 +21,7 @@ pub(crate) fn request(socket: &Path, request: Request) -> anyhow::Result<Respons
     stream.set_write_timeout(Some(TIMEOUT))?;
     let mut line = serde_json::to_string(&request)?;
     line.push('\n');
-    stream.write_all(line.as_bytes()).with_context(|| format!("asking on {place}"))?;
+    stream.write_all(line.as_bytes()).with_context(|| format!("sending the request to {place}"))?;
     let mut response = String::new();
     BufReader::new(stream).read_line(&mut response).with_context(|| format!("no answer on {place}"))?;
     match serde_json::from_str(&response).with_context(|| format!("the answer on {place} makes no sense"))? {

@@ -70,17 +70,18 @@ fn prepare(folder: &Path) -> anyhow::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .with_context(|| format!("making {place}"))?;
+        .with_context(|| format!("creating {place}"))?;
     if !is_mounted(folder)? {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let tmpfs = |options: &str| mount(Some("flowgate"), folder, Some("tmpfs"), flags, Some(options));
         // A kernel without CONFIG_TRANSPARENT_HUGEPAGE refuses the option `huge`.
         if let Err(error) = tmpfs("mode=0700,huge=always").or_else(|_| tmpfs("mode=0700")) {
-            tracing::info!(%error, "no tmpfs mounted at {place}: flows are kept in what is there");
+            tracing::info!(%error, "no tmpfs mounted at {place}: flows persist in the file system that is there");
         }
     }
-    let kind = statfs(folder).with_context(|| format!("asking what {place} is"))?.filesystem_type();
-    anyhow::ensure!(kind == TMPFS_MAGIC, "{place} is no tmpfs: every packet would be written to a disk");
+    let kind =
+        statfs(folder).with_context(|| format!("finding the file system of {place}"))?.filesystem_type();
+    anyhow::ensure!(kind == TMPFS_MAGIC, "{place} is not a tmpfs: every packet would be written to a disk");
     Ok(())
 }
 

@@ -195,11 +195,11 @@ fn apply(workers: &mut Workers, steering: &mut Steering, grace: Grace) -> anyhow
             match steering.change_mode(&interface, mode.xdp()) {
                 Ok(()) => tracing::info!(interface, mode = mode.xdp().name(), "XDP attached"),
                 Err(error) if mode == Mode::Generic => {
-                    let how = Outcome::Lost(format!("{mode} cannot be had: {error}"));
+                    let how = Outcome::Lost(format!("{mode} is not possible: {error}"));
                     workers.proofs.note(&interface, mode, 0, how);
                 }
                 Err(error) => {
-                    tracing::warn!(interface, "native XDP cannot be had again: {error}");
+                    tracing::warn!(interface, "native XDP is not possible any more: {error}");
                     workers.proofs.note_no_native(&interface);
                 }
             }

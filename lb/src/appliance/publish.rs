@@ -63,7 +63,7 @@ impl Publishing {
         }
         for error in self.steering.reattach().err().into_iter().flatten() {
             // The supervisor tries again when it reopens the sockets, and logs the error then.
-            tracing::debug!("a device that was made anew is not served yet: {error}");
+            tracing::debug!("a device that was created anew is not served yet: {error}");
         }
     }
 }

@@ -51,7 +51,7 @@ impl ExecHistory {
             command.arg0(name);
         }
         let error = command.args(arguments).env(VARIABLE, self.with_one_at(seconds()).to_string()).exec();
-        anyhow::Error::new(error).context(format!("replacing the process by {}", program.display()))
+        anyhow::Error::new(error).context(format!("executing {}", program.display()))
     }
 
     fn with_one_at(&self, now: u64) -> Self {
@@ -77,7 +77,7 @@ impl std::fmt::Display for ExecHistory {
 
 /// The program's file. If it was replaced on disk, `/proc/self/exe` still leads to the one that runs.
 fn program() -> anyhow::Result<PathBuf> {
-    let program = env::current_exe().context("asking which program this is")?;
+    let program = env::current_exe().context("finding the file of the program")?;
     Ok(if program.exists() { program } else { "/proc/self/exe".into() })
 }
 

@@ -166,7 +166,7 @@ pub(crate) fn choose_cores(config: &Config, count: usize) -> anyhow::Result<Vec<
         tracing::warn!(
             cores = allowed.len(),
             workers = count,
-            "fewer cores than workers: they are not bound"
+            "fewer cores than workers: workers are not bound to cores"
         );
         return Ok(vec![None; count]);
     }

@@ -143,7 +143,7 @@ impl Supervisor {
         if self.exec_history.within_limit() {
             return Some(worker);
         }
-        tracing::error!("this happens again and again: the process is left alone");
+        tracing::error!("this happens again and again: the process goes on without this worker");
         None
     }
 
@@ -162,20 +162,20 @@ impl Supervisor {
             let interface = &report.interface;
             match device {
                 Some(Device { ifindex, queues, mtu }) => {
-                    tracing::info!(interface, ifindex, queues, mtu, "sockets are opened anew")
+                    tracing::info!(interface, ifindex, queues, mtu, "sockets are reopened")
                 }
                 None => tracing::warn!(interface, "is gone: the others are served without it"),
             }
         }
         for error in publishing.steering.reattach().err().into_iter().flatten() {
-            tracing::error!("an interface is served no more: {error}");
+            tracing::error!("an interface is no longer served: {error}");
         }
         self.opened_for = devices;
         if let Err(error) = prove::forget_deliveries(&mut publishing.steering) {
-            tracing::error!("what the interfaces deliver is not watched: {error:#}");
+            tracing::error!("truncated frames of the interfaces cannot be detected: {error:#}");
         }
         if let Err(error) = workers.reopen(&publishing.start_context()) {
-            tracing::error!("the sockets cannot be opened anew yet: {error:#}");
+            tracing::error!("the sockets cannot be reopened yet: {error:#}");
         }
     }
 
@@ -188,7 +188,7 @@ impl Supervisor {
         }
         self.grace_set_at = Some(now);
         if let Err(error) = self.appliance.publishing.steering.set_grace_period(self.grace) {
-            tracing::error!(%error, "the next restart may be seen by clients");
+            tracing::error!(%error, "the grace period cannot be extended: the next restart may break connections");
         }
     }
 }

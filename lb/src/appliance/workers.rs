@@ -188,7 +188,7 @@ impl Workers {
                 without_backend,
                 bindings,
                 cleared,
-                "adopted the flows of the last process"
+                "adopted the flows of the previous process"
             );
         }
         self.started = true;
@@ -236,7 +236,7 @@ impl Workers {
                     hanging.push(worker);
                 }
                 Change::Recovers(worker) => {
-                    tracing::info!(worker, "worker moves again: it gets its traffic back");
+                    tracing::info!(worker, "worker makes progress again and gets its traffic back");
                     self.slots[worker].for_each_socket("give its traffic back", |s| s.connect(&context.map));
                 }
             }
@@ -255,7 +255,7 @@ impl Workers {
         if matches!(slot.stage, Stage::Empty) && !slot.may_try_again(now) {
             return;
         }
-        tracing::error!(worker = index, "worker is dead");
+        tracing::error!(worker = index, "worker has panicked");
         let mut frames = self.frames.clone();
         if frames.zero_copy == ZeroCopy::Auto && slot.sockets.iter().any(|s| s.mode == BindMode::Copy) {
             // These devices have refused zero copy already; another attempt only takes time.
@@ -264,7 +264,7 @@ impl Workers {
         slot.teardown();
         slot.panics.push_back(now);
         if !slot.may_try_again(now) {
-            tracing::error!(worker = index, "no other worker takes its place: it would be the same again");
+            tracing::error!(worker = index, "no other worker takes its place: too many have panicked");
             return;
         }
         let opened = sockets::open(&self.config, context.attached, slot.number, &frames);
@@ -276,11 +276,11 @@ impl Workers {
         match replaced {
             Ok(()) => {
                 self.restarts.panic += 1;
-                tracing::info!(worker = index, "another worker has taken its place");
+                tracing::info!(worker = index, "the worker has been replaced");
             }
             Err(error) => {
                 self.slots[index].teardown();
-                tracing::error!(worker = index, "no worker can take its place yet: {error:#}");
+                tracing::error!(worker = index, "the worker cannot be replaced yet: {error:#}");
             }
         }
     }
@@ -406,7 +406,7 @@ impl Workers {
             if !self.watchdog.is_hanging(worker) && slot.has_stopped_within(STOP_LIMIT) {
                 slot.teardown();
             } else {
-                tracing::error!(worker, "worker does not stop: it ends with the process");
+                tracing::error!(worker, "the worker does not stop: its thread ends with the process");
             }
         }
     }

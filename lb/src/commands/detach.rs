@@ -16,7 +16,7 @@ use crate::config::Config;
 pub(crate) fn detach(config: &Config) -> anyhow::Result<ExitCode> {
     let removed = steering::uninstall(&config.xdp.pin_dir).context("detaching")?;
     flow_files::remove(&config.flow_folder()).context("removing the flows")?;
-    prove::remove(config).context("removing what is known of the interfaces")?;
+    prove::remove(config).context("removing the proofs of the interfaces")?;
     host::release_ports(&config.snat.ports)?;
     println!("detached from {} interfaces, removed {} maps", removed.links, removed.maps);
     Ok(ExitCode::SUCCESS)

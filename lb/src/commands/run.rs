@@ -117,7 +117,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let outcome = tokio::select! {
         ended = control => ended.context("the control plane").map(|()| Ended::Signal("ended")),
         worker = supervisor.until_a_worker_hangs() => {
-            tracing::error!(worker, "the process begins anew; its flows go on");
+            tracing::error!(worker, "the program executes itself again; its flows go on");
             Ok(Ended::Hang(exec_history))
         }
         () = logged => Ok(Ended::Signal("ended")),
@@ -238,7 +238,7 @@ fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> any
         let undone = undone.and_then(|_| host::release_ports(&config.snat.ports));
         let undone = undone.and_then(|()| Ok(prove::remove(config)?));
         if let Err(left) = undone {
-            tracing::error!("not all was undone, run `flowgate detach`: {left:#}");
+            tracing::error!("the failed start was not undone completely, run `flowgate detach`: {left:#}");
         }
     }
     error
