@@ -41,7 +41,7 @@ pub(super) use self::prover::{CHECK_EVERY, Prover};
 /// modes that follow.
 ///
 /// # Errors
-/// Packets are lost in the only mode that the configuration allows, or sockets cannot be opened anew.
+/// Packets are lost in the only mode that the configuration allows, or sockets cannot be reopened.
 pub(crate) async fn before_traffic(workers: &mut Workers, steering: &mut Steering) -> anyhow::Result<()> {
     note_modes(workers, steering.report());
     forget_deliveries(steering)?;

@@ -4,6 +4,8 @@
 //! Order of a start: sockets are opened ([`Workers::open`]), the first generation is published, the flows of an earlier
 //! process are adopted, the thread starts, and its sockets enter the socket map. Only then does traffic reach it.
 
+mod slot;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -14,7 +16,7 @@ use flowgate_dataplane::adopt::{Adoption, adopt};
 use flowgate_dataplane::device::XskDevice;
 use flowgate_dataplane::watchdog::{Change, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
-use flowgate_dataplane::{Counters, Pipeline, Worker, WorkerConfig, WorkerHandle, WorkerNumber};
+use flowgate_dataplane::{Counters, Pipeline, Worker, WorkerConfig, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows, Origin};
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap};
@@ -23,8 +25,11 @@ use flowgate_xsk::{BindMode, ZeroCopy};
 use super::exhaustion::ExhaustionLog;
 use super::frames::Frames;
 use super::prove::{Mode, ProofStatus, Proofs};
-use super::sockets::{self, QueueSocket};
+use super::sockets;
 use crate::config::Config;
+use slot::Stage;
+
+pub(crate) use slot::WorkerSlot;
 
 /// All workers.
 pub(crate) struct Workers {
@@ -65,26 +70,6 @@ pub(crate) struct StartContext<'a> {
     pub(crate) attached: &'a [AttachReport],
     pub(crate) publisher: &'a Publisher,
     pub(crate) map: SocketMap,
-}
-
-/// One worker number with its core and sockets. It stays when its worker is replaced.
-pub(crate) struct WorkerSlot {
-    number: WorkerNumber,
-    core: Option<usize>,
-    pub(crate) sockets: Vec<QueueSocket>,
-    stage: Stage,
-    /// Counters of the workers before the present one.
-    counted: Counters,
-    /// When workers of this slot panicked in the last minute.
-    panics: VecDeque<Instant>,
-}
-
-enum Stage {
-    /// Its sockets are open.
-    Ready(XskDevice),
-    Running(WorkerHandle<XskDevice>),
-    /// It has neither worker nor sockets.
-    Empty,
 }
 
 impl Workers {
@@ -244,7 +229,7 @@ impl Workers {
         hanging
     }
 
-    /// Starts another worker in the slot of one that has panicked, at most [`PANICS_MAX`] times per [`PANICS_WINDOW`].
+    /// Starts another worker in the slot of one that has panicked, unless it has panicked too often.
     fn respawn(&mut self, index: usize, context: &StartContext<'_>, now: Instant) {
         let slot = &mut self.slots[index];
         match &slot.stage {
@@ -412,85 +397,5 @@ impl Workers {
     }
 }
 
-impl WorkerSlot {
-    /// Counters of all workers that this slot has had.
-    pub(crate) fn counters(&self) -> Counters {
-        match &self.stage {
-            Stage::Running(handle) => handle.state.counters.read(),
-            Stage::Ready(_) | Stage::Empty => self.counted,
-        }
-    }
-
-    /// The core that the worker is bound to; `None` if it is not, or does not run.
-    pub(crate) fn core(&self) -> Option<u64> {
-        match &self.stage {
-            Stage::Running(handle) => handle.state.core(),
-            Stage::Ready(_) | Stage::Empty => None,
-        }
-    }
-
-    /// Injects a fault into the worker. `false`: no worker runs.
-    #[cfg(feature = "lab")]
-    pub(crate) fn inject(&self, fault: flowgate_dataplane::fault::Fault) -> bool {
-        let running = if let Stage::Running(handle) = &self.stage { Some(handle) } else { None };
-        running.map(|handle| handle.state.inject(fault)).is_some()
-    }
-
-    fn heartbeat(&self) -> Option<u64> {
-        match &self.stage {
-            Stage::Running(handle) if !handle.is_finished() => Some(handle.state.heartbeat()),
-            _ => None,
-        }
-    }
-
-    /// Empties the slot. Its worker must have stopped, or waits for nothing else before it does.
-    fn teardown(&mut self) {
-        self.counted = self.counters();
-        self.sockets.clear();
-        if let Stage::Running(handle) = std::mem::replace(&mut self.stage, Stage::Empty) {
-            drop(handle.stop());
-        }
-    }
-
-    fn has_stopped_within(&self, limit: Duration) -> bool {
-        let finished = || match &self.stage {
-            Stage::Running(handle) => handle.is_finished(),
-            Stage::Ready(_) | Stage::Empty => true,
-        };
-        (0..limit.as_millis() / STEP.as_millis()).any(|_| {
-            let done = finished();
-            if !done {
-                std::thread::sleep(STEP);
-            }
-            done
-        })
-    }
-
-    fn may_try_again(&mut self, now: Instant) -> bool {
-        while self.panics.front().is_some_and(|at| now.duration_since(*at) > PANICS_WINDOW) {
-            self.panics.pop_front();
-        }
-        self.panics.len() <= PANICS_MAX
-    }
-
-    fn for_each_socket(
-        &self,
-        what: &str,
-        act: impl Fn(&QueueSocket) -> Result<(), flowgate_xsk::steering::SteeringError>,
-    ) {
-        for socket in &self.sockets {
-            if let Err(error) = act(socket) {
-                let (interface, queue) = (&socket.interface, socket.queue);
-                tracing::error!(worker = self.number.index, interface, queue, %error, "cannot {what}");
-            }
-        }
-    }
-}
-
-/// A slot's worker is replaced at most so many times in this time.
-const PANICS_MAX: usize = 5;
-const PANICS_WINDOW: Duration = Duration::from_secs(60);
-
 /// How long a stop waits for a worker. One that sleeps wakes after 100 ms at most.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
-const STEP: Duration = Duration::from_millis(2);

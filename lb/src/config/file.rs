@@ -63,7 +63,7 @@ impl Sections {
     }
 }
 
-/// What to tell of an error that serde found at `path`. serde hands on only text, so its own errors are recognised by how
+/// The error for one that serde found at `path`. serde passes on only text, so its own errors are recognised by how
 /// they begin (`serde::de::Error`); all others come from the sections.
 fn refusal(path: &Path, message: &str, place: &str, line: String) -> ConfigError {
     let key = path.to_string();

@@ -1,4 +1,4 @@
-//! Metrics of the process, under the names that every exporter uses. Reads `/proc/self`, and nothing when it cannot.
+//! Metrics of the process, under the names that every exporter uses. From `/proc/self`; absent if that cannot be read.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use super::families::{Families, Kind, Labels};
 
-/// What the kernel knows of this process (proc(5)).
+/// Adds the families of this process (proc(5)).
 pub(super) fn add(families: &mut Families) {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     if let Some(stat) = Stat::parse(&stat) {

@@ -22,7 +22,7 @@ pub(super) struct Target {
 /// What a probe has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::appliance) enum Finding {
-    /// A packet of so many bytes came back whole from this neighbour.
+    /// A packet of `bytes` came back whole from this neighbour.
     Proven { target: IpAddr, bytes: usize },
     /// Nobody replies even to a small one.
     Silent { asked: usize },

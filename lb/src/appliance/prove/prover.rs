@@ -21,7 +21,7 @@ use crate::appliance::workers::Workers;
 
 /// What the supervisor calls every [`CHECK_EVERY`].
 pub(in crate::appliance) struct Prover {
-    /// Grace period that is set again and again while sockets are opened anew.
+    /// Grace period, set again before each step while sockets are reopened.
     grace: Duration,
     attempts: BTreeMap<String, Attempts>,
     detectors: BTreeMap<String, TruncationDetector>,

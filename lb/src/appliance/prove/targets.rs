@@ -8,8 +8,9 @@ use flowgate_tables::{InterfaceId, Routing};
 
 use super::probe::{TARGETS_MAX, Target};
 
-/// The neighbours of a device and of the VLANs on it whose Ethernet addresses are known, as many as are worth probing:
-/// those with the largest packets first (of a VLAN with smaller ones nothing follows for the others), then routers. `round` has others asked each time, if there are more.
+/// The targets on a device and its VLANs, at most [`TARGETS_MAX`]: neighbours whose Ethernet address is known. First those
+/// with the largest MTU, since a VLAN with a smaller one proves nothing for the others; then routers. Each `round` has other
+/// targets, if there are more.
 pub(super) fn of(routing: &Routing, device: InterfaceId, mtu: u32, round: usize) -> Vec<Target> {
     let mut routers = Vec::new();
     for everything in [IpAddr::from([0; 4]), IpAddr::from([0; 16])] {
