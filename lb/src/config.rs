@@ -1,8 +1,8 @@
 //! The configuration: one file per section, each with its keys, their defaults and what they must hold to; [`mod@file`] reads
 //! the TOML text. Everything is checked before anything is opened, and every error names the file and the key.
 //!
-//! A new key is a field of its section, its use, and a line in the sample `config/flowgate.toml`, which the tests compare
-//! with the sections.
+//! A new key is a field of its section, its use, and a line in the sample `config/flowgate.toml`. The sample says what each
+//! key means, and a test compares its keys and defaults with the sections.
 
 mod admin;
 mod dns;
