@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use flowgate_dataplane::adopt::{Adoption, adopt};
-use flowgate_dataplane::device::XskDevice;
 use flowgate_dataplane::watchdog::{Change, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{Counters, Pipeline, Worker, WorkerConfig, WorkerNumber};
