@@ -92,6 +92,7 @@ impl Pipeline {
     /// The second and third pass for the frames that are not IPv4: the bits of `others`. A function of its own, so that the
     /// loops over IPv4 keep their registers. It takes what [`Process::process`] takes, and the bits.
     #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "those of `process`, and which frames")]
     fn process_others<F: AsMut<[u8]>>(
         &mut self,
         others: u64,

@@ -46,6 +46,7 @@ impl Router {
     /// Decides about a packet and counts the verdict. Its arguments are not bundled and the verdict is not returned: the fast
     /// path is inlined into the loop over the burst, and a verdict is larger than what comes back in registers.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "inlined into the hot loop: each stays in a register")]
     pub(super) fn decide<A: Family>(
         &mut self,
         frame: &mut [u8],

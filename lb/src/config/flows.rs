@@ -92,7 +92,7 @@ fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
 }
 
 fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    parse_with(deserializer, |seconds| seconds_within(seconds))
+    parse_with(deserializer, seconds_within)
 }
 
 /// 0: there is no such limit.
