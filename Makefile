@@ -13,7 +13,7 @@ DEVICE ?= igb
 KERNEL ?= sid
 QUEUES ?= 1
 
-.PHONY: build lab kubernetes demo test lint gates bench bench-lab compare-kube-proxy bench-control fuzz simulate mutants faults soak kernels vm vm-tests clean deps root
+.PHONY: build lab kubernetes demo test lint gates dependencies bench bench-lab compare-kube-proxy bench-control fuzz simulate mutants faults soak kernels vm vm-tests clean deps root
 
 # What operators run: target/release/flowgate, and its symbols in flowgate.dwp beside it.
 build: deps
@@ -44,14 +44,17 @@ test: root deps
 	@$(STAGE) interleave $(CARGO) test -p flowgate-flow --features interleave --test interleave
 	@$(STAGE) --summary
 
-# Who imports whom, how long files are, names that were given up, paths that documents name, shell scripts, and crates from
-# outside: .ci/gates, one command each.
+# Who imports whom, how long files are, names that were given up, paths that documents name, and shell scripts: .ci/gates,
+# one command each.
 gates: deps
 	@.ci/gates/imports
 	@.ci/gates/sizes
 	@.ci/gates/words
 	@.ci/gates/paths
 	@.ci/gates/scripts
+
+# Crates from outside: licences, duplicates, known vulnerabilities. The first time it builds cargo-deny, some minutes.
+dependencies: deps
 	@.ci/gates/dependencies
 
 lint: deps

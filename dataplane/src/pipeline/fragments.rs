@@ -121,7 +121,7 @@ impl Router {
         }
         let part = match FragmentRange::of(&datagram, &fragment) {
             Ok(part) => part,
-            Err(unfit) => return drop_unfit(unfit),
+            Err(unfit) => return drop_invalid(unfit),
         };
         let newcomer = if is_first { Newcomer::First } else { Newcomer::Later };
         let Some(slot) = self.fragment_slot(&datagram, &fragment, newcomer, slow.context) else {
@@ -163,7 +163,7 @@ impl Router {
         let Piece { datagram, fragment, part, slot } = piece;
         let (packet, whole_len) = match fragment::parse_first(frame, datagram, protocol) {
             Ok(first) => first,
-            Err(unfit) => return drop_unfit(unfit),
+            Err(unfit) => return drop_invalid(unfit),
         };
         if let State::Ended(verdict) = self.fragments.cache.entry(*slot).state {
             return verdict;
@@ -342,7 +342,7 @@ fn may_hide_protocol<A: Family>(protocol: u8) -> bool {
     !A::IS_V4 && protocol != A::ICMP && IPV6_EXTENSIONS.contains(&protocol)
 }
 
-fn drop_unfit(unfit: InvalidFragment) -> Verdict {
+fn drop_invalid(unfit: InvalidFragment) -> Verdict {
     Verdict::Drop(match unfit {
         InvalidFragment::Tiny => DropReason::FragmentTiny,
         InvalidFragment::Malformed(_) => DropReason::Malformed,

@@ -77,7 +77,7 @@ impl Router {
         }
         let (done, event) = match found {
             Some(found) => {
-                let new = new_error(datagram.src, &answer, &found);
+                let new = translated_error(datagram.src, &answer, &found);
                 (icmp::translate(frame, datagram, quoted, &new, ether), Event::IcmpErrorsTranslated)
             }
             None => (icmp::route(frame, datagram, ether), Event::Routed),
@@ -94,7 +94,7 @@ impl Router {
 ///
 /// The quoted packet is translated back to what its sender had sent, or the sender would not find the connection. The source
 /// of the error is replaced where that of a reply would be, since the other side may have no route to it; otherwise it stays.
-fn new_error<A: Family>(sender: A, answer: &FiveTuple<A>, found: &Found<'_, A>) -> TranslatedError<A> {
+fn translated_error<A: Family>(sender: A, answer: &FiveTuple<A>, found: &Found<'_, A>) -> TranslatedError<A> {
     let translation = &found.forwarding.translation;
     let src = if translation.src == answer.src { sender } else { translation.src };
     TranslatedError { src, dst: translation.dst, about: translation.tuple(answer.protocol).reversed() }

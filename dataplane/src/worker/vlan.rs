@@ -2,6 +2,7 @@
 //! untagged frames only.
 
 use flowgate_wire::EtherType;
+use flowgate_wire::header::ethernet::{ADDRS_LEN, TAG_LEN, VLAN_ID_MASK};
 use flowgate_wire::header::ethertype;
 
 use crate::burst::FrameBuffer;
@@ -21,28 +22,22 @@ pub(crate) fn pop<F: FrameBuffer>(frame: &mut F) -> Option<u16> {
         return None;
     }
     let len = bytes.len();
-    bytes.copy_within(ADDRESSES_LEN + TAG_LEN.., ADDRESSES_LEN);
-    frame.resize(len - TAG_LEN).then_some(u16::from_be_bytes([tag_high, tag_low]) & IDENTIFIER)
+    bytes.copy_within(ADDRS_LEN + TAG_LEN.., ADDRS_LEN);
+    frame.resize(len - TAG_LEN).then_some(u16::from_be_bytes([tag_high, tag_low]) & VLAN_ID_MASK)
 }
 
 /// Inserts a tag with this VLAN identifier; false if the frame has no room for it.
 pub(crate) fn push<F: FrameBuffer>(frame: &mut F, identifier: u16) -> bool {
     let len = frame.as_mut().len();
-    if len < ADDRESSES_LEN || !frame.resize(len + TAG_LEN) {
+    if len < ADDRS_LEN || !frame.resize(len + TAG_LEN) {
         return false;
     }
     let bytes = frame.as_mut();
-    bytes.copy_within(ADDRESSES_LEN..len, ADDRESSES_LEN + TAG_LEN);
-    bytes[ADDRESSES_LEN..ADDRESSES_LEN + 2].copy_from_slice(&ethertype::VLAN);
-    bytes[ADDRESSES_LEN + 2..ADDRESSES_LEN + TAG_LEN]
-        .copy_from_slice(&(identifier & IDENTIFIER).to_be_bytes());
+    bytes.copy_within(ADDRS_LEN..len, ADDRS_LEN + TAG_LEN);
+    bytes[ADDRS_LEN..ADDRS_LEN + 2].copy_from_slice(&ethertype::VLAN);
+    bytes[ADDRS_LEN + 2..ADDRS_LEN + TAG_LEN].copy_from_slice(&(identifier & VLAN_ID_MASK).to_be_bytes());
     true
 }
-
-const ADDRESSES_LEN: usize = 12;
-const TAG_LEN: usize = 4;
-/// The lower twelve bits of the tag; above them are priority and drop eligibility.
-const IDENTIFIER: u16 = 0x0fff;
 
 #[cfg(test)]
 mod tests {
