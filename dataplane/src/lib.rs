@@ -1,7 +1,7 @@
 //! The worker engine: what happens to a packet between its arrival and its departure.
 //!
-//! Read `pipeline.rs` first: [`pipeline`] decides about packets and rewrites them, a pure function of packet, time,
-//! tables and flows. [`device`] receives and sends frames, [`worker`] joins the two in a loop on a core of its own, and
+//! Read `pipeline.rs` first: [`pipeline`] decides about packets and rewrites them, a function of packet, time, tables and
+//! flows. [`device`] receives and sends frames, [`worker`] joins the two in a loop on a core of its own, and
 //! [`watchdog`] notices a worker that hangs. [`verdict`] lists every fate of a packet, [`counters`] everything that is
 //! counted.
 //!

@@ -12,8 +12,8 @@
 //! L4 packets, `others` are not IPv4. A test of a bit is cheaper than an enum per frame, and the positions of set bits are
 //! walked without a branch per frame.
 //!
-//! Everything comes in as an argument: the pipeline reads no clock, takes no lock, allocates nothing, does not log and
-//! makes no system call.
+//! Everything comes in as an argument: the pipeline reads no clock, allocates nothing and does not log. Looking a flow up takes
+//! no lock; opening one takes the locks of its keys, and that of an affinity set where the Service has session affinity.
 
 mod context;
 mod established;

@@ -327,12 +327,13 @@ impl<D: Device, P: Process> Worker<D, P> {
                             .counters
                             .add(Event::FragmentsAwaiting, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
-                            drop_frame(
-                                &mut self.device,
-                                &mut self.counters,
-                                DropReason::FragmentExcess,
-                                frame,
-                            );
+                            let is_late = now.since(arrival.since(now)) > FOR_FRAGMENT.age_ms;
+                            let reason = if is_late {
+                                DropReason::FragmentNoFirst
+                            } else {
+                                DropReason::FragmentExcess
+                            };
+                            drop_frame(&mut self.device, &mut self.counters, reason, frame);
                         }
                     }
                 }

@@ -1,12 +1,13 @@
 //! The conntrack entry: one direction of one flow, one cache line for IPv4 and two for IPv6.
 //!
 //! # Who writes what
-//! - The identity (tuple, translation, peer, backend) is written by the owner of the slot under the sequence word, a
-//!   seqlock: odd while it is written. A reader loads the word, the fields, and the word again: equal and even means
+//! - The identity (tuple, translation, backend) is written by the owner of the slot under the sequence word, a seqlock
+//!   (the peer follows when the second entry is there): odd while it is written. A reader loads the word, the fields, and the word again: equal and even means
 //!   that they belong together. Every field is an atomic, so a race gives stale values, which the reader discards.
 //! - `next_hop` may be replaced in place by any worker and reset by the sweep: one word that is valid by itself.
-//! - `last_seen`, `tcp_seen`, `packets` and `acked_and_bytes` are written by the one worker that receives this
-//!   direction, with plain loads and stores. If the NIC moves a direction to another queue, a few counts may be lost.
+//! - `last_seen`, `tcp_seen`, `packets` and `acked_and_bytes` are written by the worker that receives this direction,
+//!   with plain loads and stores. Others write seldom: fragments may come by another queue, a reset is recorded for both
+//!   directions, and the NIC may move a direction. Then a few counts, or a flag, may be lost, which later packets mend.
 
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -1,5 +1,5 @@
 //! The atomics of the flow table. With the feature `interleave`, which only tests use, each operation first passes
-//! through the scheduler of [`crate::interleave`]; the layout is the same.
+//! through the scheduler of `interleave.rs`; the layout is the same.
 
 pub(crate) use std::sync::atomic::{Ordering, fence};
 

@@ -28,8 +28,8 @@ pub struct Timeouts {
 }
 
 impl Default for Timeouts {
-    /// Those of netfilter where it has one (Documentation/networking/nf_conntrack-sysctl.rst), but shorter after the end
-    /// of a connection, since each flow occupies a SNAT port.
+    /// Of the order of netfilter's (Documentation/networking/nf_conntrack-sysctl.rst), but shorter after the end of a
+    /// connection, since each flow occupies a SNAT port, and longer while it is half closed.
     fn default() -> Self {
         Self {
             tcp_opening: Duration::from_secs(60),

@@ -2,7 +2,7 @@
 //! it was. Nothing is reassembled.
 //!
 //! A fragment that arrives before the first of its packet is held by the worker: [`Verdict::AwaitFragment`]. Fragments that
-//! overlap make their whole packet be dropped (RFC 5722, RFC 8200 section 4.5), and so do fragments that cut up headers
+//! overlap make their whole packet be dropped (RFC 5722, RFC 8200 section 4.5); one that cuts up headers is dropped alone
 //! (RFC 1858, RFC 7112). Only the transport header of the first fragment is touched.
 
 mod cache;
@@ -11,6 +11,7 @@ mod ranges;
 
 use flowgate_tables::InterfaceId;
 use flowgate_wire::fragment::{self, FragmentRange, InvalidFragment};
+use flowgate_wire::header::ip_protocol;
 use flowgate_wire::{Datagram, FiveTuple, Fragment, L4Port, Packet, Protocol};
 
 pub(crate) use cache::EXPECTED_MS;
@@ -382,4 +383,10 @@ fn mend_sctp<A: Family>(
 }
 
 /// Hop-by-hop, routing, fragment, authentication and destination options (RFC 8200 section 4).
-const IPV6_EXTENSIONS: [u8; 5] = [0, 43, 44, 51, 60];
+const IPV6_EXTENSIONS: [u8; 5] = [
+    ip_protocol::HOP_BY_HOP,
+    ip_protocol::ROUTING,
+    ip_protocol::FRAGMENT,
+    ip_protocol::AUTHENTICATION,
+    ip_protocol::DESTINATION_OPTIONS,
+];

@@ -42,7 +42,7 @@ impl Router {
         quoted: &Quoted<A>,
         slow: &mut SlowPath<'_>,
     ) -> Verdict {
-        // RFC 1812 section 4.3.2.3: an error is sent to the source of the packet that it quotes.
+        // RFC 792: an error is sent to the source of the packet that it quotes.
         if datagram.dst != quoted.tuple.src {
             return Verdict::Pass(PassReason::NotOurs);
         }

@@ -46,7 +46,7 @@ pub(super) const FOR_NEIGHBOUR: HeldLimits = HeldLimits { total: 64, per_key: 8,
 /// 45 fragments make up the largest packet at an MTU of 1,500.
 pub(super) const FOR_FRAGMENT: HeldLimits = HeldLimits { total: 128, per_key: 45, age_ms: EXPECTED_MS };
 
-/// The held frames of one worker, in the order of arrival.
+/// The held frames of one worker, in the order in which they were admitted.
 #[derive(Debug)]
 pub(super) struct HeldQueue<F, K> {
     frames: VecDeque<Held<F, K>>,
@@ -89,7 +89,7 @@ impl<F, K: PartialEq> HeldQueue<F, K> {
         self.frames.iter_mut().for_each(|held| held.is_ready = true);
     }
 
-    /// The oldest frame that is ready.
+    /// The first frame that is ready.
     pub(super) fn pop_ready(&mut self) -> Option<Held<F, K>> {
         let position = self.frames.iter().position(|held| held.is_ready)?;
         self.frames.remove(position)

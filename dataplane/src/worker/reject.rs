@@ -92,10 +92,10 @@ fn replace<F: FrameBuffer>(frame: &mut F, len: Option<usize>, with: &[u8; REJECT
     true
 }
 
-/// Average number of ICMP errors that a worker sends per millisecond, at most.
+/// Average number of ICMP errors per millisecond that a bucket of a worker allows.
 const ICMP_PER_MS: u32 = 1;
 
-/// Maximum number of ICMP errors in a burst.
+/// Maximum number of ICMP errors in a burst, per bucket.
 const ICMP_BURST: u32 = 100;
 
 #[cfg(test)]

@@ -58,11 +58,10 @@ impl Sweeping {
         let of_v6 = u32::try_from(of_v6).unwrap_or(u32::MAX);
         let Self { v4, v6, draining, .. } = self;
         draining.forget_finished(now, timeouts);
-        let mut is_superseded =
-            |protocol: Protocol, backend| draining.is_superseded(tables, protocol, backend, now, timeouts);
+        let mut is_over =
+            |protocol: Protocol, backend| draining.is_over(tables, protocol, backend, now, timeouts);
         let context = SweepContext { now, timeouts, epoch: tables.routing.epoch() };
-        v4.step(&flows.v4, buckets, context, &mut is_superseded)
-            + v6.step(&flows.v6, of_v6, context, &mut is_superseded)
+        v4.step(&flows.v4, buckets, context, &mut is_over) + v6.step(&flows.v6, of_v6, context, &mut is_over)
     }
 
     /// Buckets of both shares.
@@ -86,7 +85,7 @@ impl Default for Draining {
 impl Draining {
     /// Whether a flow to this backend ends now. P801: UDP flows to a removed endpoint end at once, since their clients would not
     /// notice that it is gone; connections may finish until the deadline.
-    fn is_superseded(
+    fn is_over(
         &mut self,
         tables: &Tables,
         protocol: Protocol,

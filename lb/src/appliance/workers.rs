@@ -228,7 +228,7 @@ impl Workers {
         hanging
     }
 
-    /// Starts another worker in the slot of one that has panicked, unless it has panicked too often.
+    /// Starts another worker in the slot of one that has panicked or could not be started, unless that happened too often.
     fn respawn(&mut self, index: usize, context: &StartContext<'_>, now: Instant) {
         let slot = &mut self.slots[index];
         match &slot.stage {
@@ -239,7 +239,11 @@ impl Workers {
         if matches!(slot.stage, Stage::Empty) && !slot.may_try_again(now) {
             return;
         }
-        tracing::error!(worker = index, "worker has panicked");
+        match slot.stage {
+            Stage::Running(_) => tracing::error!(worker = index, "worker has panicked"),
+            // The last attempt found no socket or thread for it.
+            Stage::Ready(_) | Stage::Empty => tracing::warn!(worker = index, "the worker is started again"),
+        }
         let mut frames = self.frames.clone();
         if frames.zero_copy == ZeroCopy::Auto && slot.sockets.iter().any(|s| s.mode == BindMode::Copy) {
             // These devices have refused zero copy already; another attempt only takes time.
@@ -248,7 +252,7 @@ impl Workers {
         slot.teardown();
         slot.panics.push_back(now);
         if !slot.may_try_again(now) {
-            tracing::error!(worker = index, "no other worker takes its place: too many have panicked");
+            tracing::error!(worker = index, "no other worker takes its place: too many have failed");
             return;
         }
         let opened = sockets::open(&self.config, context.attached, slot.number, &frames);

@@ -19,8 +19,8 @@ impl<A: FlowAddress> FlowTable<A> {
     pub fn record_reset(&self, found: &Found<'_, A>, sequence: u32) -> bool {
         let Some(peer) = self.peer_of(found.entry) else { return false };
         let seen = |entry: &Entry<A>| TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
-        // An endpoint accepts a reset within its receive window (RFC 9293 section 3.10.7.4), which begins at its last
-        // acknowledgement. The entry has the upper 16 bits of that number only, so the distance is in units of 64 KiB,
+        // A reset outside of its receiver's window is ignored by the receiver (RFC 9293 section 3.10.7.4: only the exact next
+        // number ends a connection, others in the window are challenged). The window begins at the last acknowledgement. The entry has the upper 16 bits of that number only, so the distance is in units of 64 KiB,
         // and one unit below is accepted too. A reset that answers a SYN has no such number and is always recorded.
         let beyond = ((sequence >> 16) as u16).wrapping_sub(peer.acked()).wrapping_add(1);
         if seen(peer).has_sent_ack() && beyond > RESET_WINDOW + 1 {

@@ -70,7 +70,7 @@ impl Entry {
         is_awaited: false,
     };
 
-    fn is_superseded(&self, now: Tick) -> bool {
+    fn is_expired(&self, now: Tick) -> bool {
         let lifetime = match self.state {
             State::Expected => EXPECTED_MS,
             State::Decided(_) | State::Ended(_) => LIFETIME_MS,
@@ -82,7 +82,7 @@ impl Entry {
     fn eviction_priority(&self, newcomer: Newcomer, now: Tick) -> Option<(u8, u32)> {
         let age = now.since(self.since);
         match (self.state, newcomer) {
-            _ if self.is_superseded(now) => Some((3, age)),
+            _ if self.is_expired(now) => Some((3, age)),
             (State::Ended(_), _) => Some((2, age)),
             (State::Expected, _) => Some((1, age)),
             (State::Decided(_), Newcomer::First) => Some((0, age)),
@@ -119,8 +119,8 @@ impl Cache {
     pub(super) fn slot(&mut self, key: Key, hash: u32, newcomer: Newcomer, now: Tick) -> Option<usize> {
         let first_slot = hash as usize % SETS * WAYS;
         let set = &mut self.entries[first_slot..first_slot + WAYS];
-        // Linear search: a set fits into a few cache lines, and only fragments come here.
-        let known = set.iter().position(|entry| entry.key == Some(key) && !entry.is_superseded(now));
+        // Linear search: a set has eight entries, and only fragments come here.
+        let known = set.iter().position(|entry| entry.key == Some(key) && !entry.is_expired(now));
         let is_renewed = |entry: &Entry| {
             newcomer == Newcomer::First
                 && !matches!(entry.state, State::Expected)
