@@ -87,7 +87,7 @@ pub(crate) struct ShowArgs {
     /// With flows: how many at most.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) limit: usize,
-    /// With flows: only the clients, Services or backends with the most of them; how many.
+    /// With flows: only the clients, Services, backends or source addresses with the most of them; how many.
     #[arg(long, value_name = "N")]
     pub(crate) top: Option<usize>,
     /// With --top: by what flows are summed.

@@ -15,6 +15,7 @@ use super::rings::Rings;
 use super::snat::Snat;
 use super::source::SourceSection;
 use super::tcp::Tcp;
+use super::value::word;
 use super::workers::Workers;
 use super::xdp::Xdp;
 use super::{ConfigError, RoleName};
@@ -23,6 +24,7 @@ use super::{ConfigError, RoleName};
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Sections {
+    #[serde(deserialize_with = "word")]
     pub(super) role: RoleName,
     pub(super) node_name: Option<String>,
     pub(super) source: SourceSection,

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::Deserialize;
 
-use super::value::listen;
+use super::value::{listen, word};
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
@@ -12,6 +12,7 @@ pub(crate) struct Metrics {
     /// `None`: no server.
     #[serde(deserialize_with = "listen")]
     pub(crate) listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "word")]
     pub(crate) detail: MetricsDetail,
 }
 

@@ -4,9 +4,12 @@ use flowgate_control::{CompileConfig, LocalPods};
 use ipnet::IpNet;
 use serde::Deserialize;
 
+use super::value::word;
+
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Node {
+    #[serde(deserialize_with = "word")]
     detect_local: DetectLocal,
     cluster_cidrs: Vec<IpNet>,
     masquerade_all: bool,

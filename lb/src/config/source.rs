@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::value::Invalid;
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename = "Source")]
 pub(super) struct SourceSection {
     pub(super) manifests: Option<PathBuf>,
     pub(super) kubeconfig: Option<PathBuf>,

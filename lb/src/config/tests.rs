@@ -59,9 +59,11 @@ fn the_sample_file_holds_every_key_with_its_default() {
     for example in examples {
         assert!(lines.contains(&example), "{example} is not in the sample");
     }
-    let shown: Vec<_> = lines.into_iter().filter(|line| !examples.contains(line)).collect();
+    let shown: Vec<_> = lines.iter().copied().filter(|line| !examples.contains(line)).collect();
     let shown = Sections::parse(&shown.join("\n"), "sample").unwrap();
     assert_eq!(shown, Sections::default(), "what the sample shows as default is the default");
+    // The examples are values of the right type too; only the second source contradicts the first.
+    Sections::parse(&lines.join("\n"), "sample").unwrap();
     let manifests = Source::Manifests("/etc/flowgate/manifests".into());
     assert_eq!(load("").unwrap().source, manifests, "this one is the default, though of no key");
 }
@@ -115,8 +117,18 @@ fn a_wrong_value_is_named_with_what_to_write() {
     ] {
         assert_eq!(load(text).unwrap_err(), message);
     }
-    let error = load("[flows]\ncapacity = \"many\"").unwrap_err();
-    assert!(error.starts_with("f.toml:2: ") && error.contains("invalid type"), "{error}");
+    for (text, key) in [
+        ("[flows]\ncapacity = \"many\"", "flows.capacity"),
+        ("\nrole = true", "role"),
+        ("\nrole = { gateway = {} }", "role"),
+        ("[xdp]\nzero_copy = false", "xdp.zero_copy"),
+        ("[xdp]\nmode = 1", "xdp.mode"),
+        ("[metrics]\ndetail = [1]", "metrics.detail"),
+        ("[node]\ndetect_local = 1.5", "node.detect_local"),
+    ] {
+        let error = load(text).unwrap_err();
+        assert!(error.starts_with(&format!("f.toml:2: {key}: invalid type")), "{error}");
+    }
 }
 
 #[test]

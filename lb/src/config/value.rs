@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use serde::de::Error;
+use serde::de::value::StringDeserializer;
+use serde::de::{Error, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 
 /// A value that contradicts another one.
@@ -24,6 +25,20 @@ where
     T: Deserialize<'de>,
 {
     parse(T::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// Deserializes one of the words of an enum by `parse`, from a string only: TOML would take a table for it too, and its errors
+/// would say so.
+pub(super) fn word_with<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    parse: impl FnOnce(StringDeserializer<D::Error>) -> Result<T, D::Error>,
+) -> Result<T, D::Error> {
+    parse(String::deserialize(deserializer)?.into_deserializer())
+}
+
+/// The same for an enum that names its words itself.
+pub(super) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    word_with(deserializer, T::deserialize)
 }
 
 /// The address of a server; `None` for `off`.

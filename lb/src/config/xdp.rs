@@ -7,15 +7,15 @@ use flowgate_xsk::ZeroCopy;
 use flowgate_xsk::steering::XdpModePolicy;
 use serde::{Deserialize, Deserializer};
 
-use super::value::parse_with;
+use super::value::{parse_with, word_with};
 
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Xdp {
     pub(crate) pin_dir: PathBuf,
-    #[serde(with = "ModeName")]
+    #[serde(deserialize_with = "mode")]
     pub(crate) mode: XdpModePolicy,
-    #[serde(with = "ZeroCopyName")]
+    #[serde(deserialize_with = "zero_copy")]
     pub(crate) zero_copy: ZeroCopy,
     /// Whether interfaces prove that full-size packets arrive.
     pub(crate) prove: bool,
@@ -50,6 +50,14 @@ enum ZeroCopyName {
     Auto,
     Force,
     Off,
+}
+
+fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<XdpModePolicy, D::Error> {
+    word_with(deserializer, ModeName::deserialize)
+}
+
+fn zero_copy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ZeroCopy, D::Error> {
+    word_with(deserializer, ZeroCopyName::deserialize)
 }
 
 fn grace<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
