@@ -30,9 +30,9 @@ use nix::net::if_::if_nametoindex;
 use bpffs::PinDir;
 use kernel::Kernel;
 use link::PinnedLink;
-use maps::{MAX_INTERFACES, Maps, QUEUES_PER_INTERFACE};
+use maps::Maps;
 use program::Program;
-use sockets::InterfaceSlots;
+use sockets::{InterfaceSlots, MAX_INTERFACES, QUEUES_PER_INTERFACE};
 use verifier_log::VerifierLog;
 
 pub use delivery::Delivery;

@@ -16,7 +16,7 @@
 
 mod exchange;
 mod probe;
-mod proofs;
+pub(crate) mod proofs;
 mod prover;
 mod tap;
 mod targets;
@@ -30,11 +30,11 @@ use flowgate_tables::{InterfaceId, Routing};
 use flowgate_xsk::steering::{AttachReport, LinkOrigin, Steering, XdpMode};
 
 use self::probe::{Finding, Target};
+use self::proofs::{Mode, Outcome};
 use super::Appliance;
 use super::workers::Workers;
 
-use self::proofs::Outcome;
-pub(crate) use self::proofs::{Mode, ProofStatus, Proofs, remove};
+pub(crate) use self::proofs::remove;
 pub(super) use self::prover::{CHECK_EVERY, Prover};
 
 /// Proves the interfaces for which nothing is known, by sockets without traffic, and leaves sockets and XDP programs in the

@@ -23,7 +23,7 @@ use flowgate_xsk::{BindMode, ZeroCopy};
 
 use super::exhaustion::ExhaustionLog;
 use super::frames::Frames;
-use super::prove::{Mode, ProofStatus, Proofs};
+use super::prove::proofs::{Mode, ProofStatus, Proofs};
 use super::sockets;
 use crate::config::Config;
 use slot::Stage;

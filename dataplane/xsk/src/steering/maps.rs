@@ -6,6 +6,7 @@
 //!
 //! A new map that mirrors a field of the [`SteeringSet`] is one line in `maps/sets.rs` and one in `bpf/maps.h`.
 
+mod pinned;
 mod port_sets;
 mod sets;
 mod shape;
@@ -22,7 +23,7 @@ use super::{Delivery, Reason, SteeringError};
 use port_sets::PortSets;
 use sets::{AddressSet, Sets};
 
-pub(super) use shape::{MAX_INTERFACES, QUEUES_PER_INTERFACE, names, remove_incompatible};
+pub(super) use pinned::{names, remove_incompatible};
 
 /// All maps, opened from their pins.
 pub(super) struct Maps {

@@ -14,8 +14,9 @@ use aya_obj::programs::XdpAttachType;
 
 use super::SteeringError;
 use super::bpffs::PinDir;
-use super::maps::{self, QUEUES_PER_INTERFACE};
+use super::maps;
 use super::sockets::InterfaceSlots;
+use super::sockets::QUEUES_PER_INTERFACE;
 use super::verifier_log::VerifierLog;
 use crate::sys::bpf;
 

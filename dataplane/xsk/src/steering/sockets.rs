@@ -8,7 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aya::maps::{MapData, MapError, XskMap};
 
 use super::SteeringError;
-use super::maps::QUEUES_PER_INTERFACE;
+
+/// Interfaces that one set of maps serves.
+pub(super) const MAX_INTERFACES: u32 = 16;
+/// Queues of an interface that can have a socket.
+pub(super) const QUEUES_PER_INTERFACE: u32 = 256;
 
 /// The slots of one interface in the socket map, and with them its place in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
