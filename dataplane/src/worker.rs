@@ -322,12 +322,12 @@ impl<D: Device, P: Process> Worker<D, P> {
                 }
                 Verdict::AwaitFragment(of) => {
                     let held = Held::new(frame, of, (queue, ingress), arrival.since(now));
+                    let is_late = self.held_for_fragment.is_expired(&held, now);
                     match self.held_for_fragment.admit(held, now) {
                         Ok(()) => self
                             .counters
                             .add(Event::FragmentsAwaiting, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
-                            let is_late = now.since(arrival.since(now)) > FOR_FRAGMENT.age_ms;
                             let reason = if is_late {
                                 DropReason::FragmentNoFirst
                             } else {

@@ -109,7 +109,7 @@ impl<F, K: PartialEq> HeldQueue<F, K> {
         self.frames.is_empty()
     }
 
-    fn is_expired(&self, held: &Held<F, K>, now: Tick) -> bool {
+    pub(super) fn is_expired(&self, held: &Held<F, K>, now: Tick) -> bool {
         now.since(held.since) > self.limits.age_ms
     }
 }
