@@ -12,7 +12,6 @@ mod state;
 mod workers;
 
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use flowgate_control::dns::Counters as DnsCounters;
@@ -75,14 +74,12 @@ impl Metrics {
     async fn expose(&self) -> Result<String, String> {
         let (health_inputs, inputs) = (self.health_inputs.clone(), self.inputs.clone());
         let look = move |appliance: &mut Appliance| {
-            // In the supervisor, where a defect must not end the process.
-            let families = catch_unwind(AssertUnwindSafe(|| gather(appliance, &health_inputs, &inputs)));
+            let families = gather(appliance, &health_inputs, &inputs);
             let flows = Arc::clone(&appliance.workers.shared.flows);
             (families, appliance.publishing.publisher.current(), flows)
         };
-        let (families, tables, flows) =
-            self.supervisor.request(look).await.map_err(|error| error.to_string())?;
-        let mut families = families.map_err(|_panic| "the metrics failed, see flowgate's log")?;
+        let (mut families, tables, flows) =
+            self.supervisor.view(look).await.map_err(|error| error.to_string())?;
         let (desired, identity) =
             (Arc::clone(&self.health_inputs.desired.borrow()), self.health_inputs.identity.clone());
         let detail = self.inputs.detail;

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Instant, SystemTime};
 
 use flowgate_control::Status;
@@ -34,13 +33,9 @@ pub(crate) struct AdminHandler {
 impl Handler for AdminHandler {
     async fn handle(&self, request: Request) -> Response {
         let Self { supervisor, status, started } = self.clone();
-        let look = move |appliance: &mut Appliance| {
-            // A request runs in the supervisor: a defect in one view must not end the process.
-            let respond = || Inspection { appliance, status, started }.respond(request);
-            catch_unwind(AssertUnwindSafe(respond))
-                .unwrap_or_else(|_panic| Response::Error("this view failed, see flowgate's log".into()))
-        };
-        supervisor.request(look).await.unwrap_or_else(|error| Response::Error(error.to_string()))
+        let look =
+            move |appliance: &mut Appliance| Inspection { appliance, status, started }.respond(request);
+        supervisor.view(look).await.unwrap_or_else(|error| Response::Error(error.to_string()))
     }
 }
 

@@ -3,6 +3,7 @@
 //! the grace period, during which the XDP program drops traffic instead of passing it to the kernel: should the process end
 //! suddenly, the next one still finds its connections.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,30 @@ impl SupervisorHandle {
         self.requests.send(request).await.map_err(|_closed| ShuttingDown)?;
         result.await.map_err(|_closed| ShuttingDown)
     }
+
+    /// Looks at the appliance as [`request`](Self::request) does, for people and programs that ask: a defect of the view
+    /// does not end the process.
+    ///
+    /// # Errors
+    /// [`ViewError`].
+    pub(crate) async fn view<R: 'static>(
+        &self,
+        look: impl FnOnce(&mut Appliance) -> R + 'static,
+    ) -> Result<R, ViewError> {
+        let guarded = move |appliance: &mut Appliance| catch_unwind(AssertUnwindSafe(|| look(appliance)));
+        self.request(guarded).await?.map_err(|_panic| ViewError::Panicked)
+    }
+}
+
+/// Why a view of the appliance cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ViewError {
+    /// The supervisor has ended.
+    #[error(transparent)]
+    ShuttingDown(#[from] ShuttingDown),
+    /// The view panicked.
+    #[error("this view failed, see flowgate's log")]
+    Panicked,
 }
 
 impl Supervisor {
