@@ -40,7 +40,7 @@ test: root deps
 	@$(STAGE) gates $(MAKE) --no-print-directory gates
 	@$(STAGE) lint $(MAKE) --no-print-directory lint
 	@$(STAGE) compile $(CARGO) test --workspace $(WITH_LAB) --no-run
-	@$(STAGE) tests $(CARGO) test --workspace $(WITH_LAB)
+	@$(STAGE) tests .ci/tests
 	@$(STAGE) interleave $(CARGO) test -p flowgate-flow --features interleave --test interleave
 	@$(STAGE) --summary
 
