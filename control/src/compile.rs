@@ -12,7 +12,7 @@ mod services;
 use std::sync::Arc;
 
 use flowgate_tables::spec::SnatSpec;
-use flowgate_tables::{SourceClassifier, Tables};
+use flowgate_tables::{Budgets, SourceClassifier, Tables};
 
 pub(crate) use self::addresses::listed;
 pub use self::addresses::{LocalPods, NodePortAddress};
@@ -43,6 +43,8 @@ pub struct CompileConfig {
     pub masquerade_all: bool,
     /// Where the node's addresses are read.
     pub node_addresses: NodeAddresses,
+    /// What all objects together, one Service and one namespace may ask for.
+    pub budgets: Budgets,
 }
 
 /// Where the node's own addresses are read.

@@ -11,6 +11,7 @@ mod flows;
 mod gateway;
 mod health;
 mod icmp;
+mod limits;
 mod metrics;
 mod node;
 mod rings;
@@ -52,6 +53,7 @@ pub(crate) struct Config {
     pub(crate) xdp: xdp::Xdp,
     pub(crate) rings: rings::Rings,
     pub(crate) flows: flows::Flows,
+    pub(crate) limits: limits::Limits,
     /// How single packets are treated: the sections `tcp` and `icmp`, and a part of `flows`.
     pub(crate) pipeline: PipelineConfig,
     /// `None`: no DNS server.
@@ -113,7 +115,7 @@ impl Config {
     fn resolve(sections: Sections, overrides: Overrides) -> Result<Self, Invalid> {
         let Sections { role, node_name, source, gateway, node, snat, workers, xdp, rings, flows, .. } =
             sections;
-        let Sections { tcp, icmp, dns, admin, health, metrics, .. } = sections;
+        let Sections { limits, tcp, icmp, dns, admin, health, metrics, .. } = sections;
         let role = Role::from(overrides.role.unwrap_or(role));
         // P202: the Node has the name of the host unless the operator gives another. A gateway belongs to no Node unless the
         // operator names one.
@@ -137,6 +139,7 @@ impl Config {
             xdp,
             rings,
             flows,
+            limits,
             pipeline,
             dns,
             admin,
@@ -155,6 +158,7 @@ impl Config {
             ..CompileConfig::default()
         };
         self.gateway.apply_to(&mut compile);
+        self.limits.apply_to(&mut compile);
         self.node.apply_to(&mut compile);
         compile
     }

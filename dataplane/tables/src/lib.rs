@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod budgets;
 pub mod fib;
 pub mod id;
 pub mod maglev;
@@ -21,6 +22,7 @@ pub mod spec;
 use std::sync::Arc;
 
 pub use backend::Backend;
+pub use budgets::Budgets;
 pub use id::{BackendId, InterfaceId, NextHopId, ServiceId};
 pub use maglev::Maglev;
 pub use publish::{Publisher, TablesReader};

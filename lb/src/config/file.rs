@@ -9,6 +9,7 @@ use super::flows::Flows;
 use super::gateway::Gateway;
 use super::health::Health;
 use super::icmp::Icmp;
+use super::limits::Limits;
 use super::metrics::Metrics;
 use super::node::Node;
 use super::rings::Rings;
@@ -35,6 +36,7 @@ pub(super) struct Sections {
     pub(super) xdp: Xdp,
     pub(super) rings: Rings,
     pub(super) flows: Flows,
+    pub(super) limits: Limits,
     pub(super) tcp: Tcp,
     pub(super) icmp: Icmp,
     pub(super) dns: Dns,
