@@ -138,4 +138,15 @@ pub struct Service {
     /// The label that excludes it from being served, if it has one.
     #[serde(rename = "hidden_by")] // As in files that were saved under the name before.
     pub excluded_by: Option<ExcludedBy>,
+    /// `metadata.creationTimestamp`, in seconds of Unix time; `None` in most manifests. Decides between Services that want
+    /// the same.
+    #[serde(default)] // Not in files that earlier versions saved.
+    pub created_s: Option<i64>,
+}
+
+impl Service {
+    /// A key that sorts the elder Service first; one of unknown age is the newest.
+    pub fn age_order(&self) -> i64 {
+        self.created_s.unwrap_or(i64::MAX)
+    }
 }

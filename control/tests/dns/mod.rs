@@ -223,6 +223,7 @@ pub(crate) fn service(cluster: ClusterAddress) -> Service {
         source_ranges: Vec::new(),
         health_check_node_port: None,
         excluded_by: None,
+        created_s: None,
     }
 }
 

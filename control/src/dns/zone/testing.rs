@@ -22,6 +22,7 @@ pub(super) fn service(cluster: ClusterAddress, has_selector: bool) -> Service {
         source_ranges: Vec::new(),
         health_check_node_port: None,
         excluded_by: None,
+        created_s: None,
     }
 }
 

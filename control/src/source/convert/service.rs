@@ -52,6 +52,7 @@ pub fn service(raw: &Raw, findings: &mut Findings) -> Service {
         health_check_node_port: health
             .and_then(|port| findings.ok("spec.healthCheckNodePort", values::port(port))),
         excluded_by: excluded_by(&raw.metadata),
+        created_s: raw.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
     }
 }
 
