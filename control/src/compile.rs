@@ -2,9 +2,11 @@
 //! parts that did not change are shared with the generation before.
 
 mod addresses;
+mod budget;
 mod endpoints;
 mod incremental;
 mod net;
+mod net_budget;
 mod policy;
 mod service_compiler;
 mod services;
@@ -66,13 +68,15 @@ pub fn compile(
     config: &CompileConfig,
     previous: &Tables,
 ) -> (Tables, Report) {
-    let node_context = addresses::NodeContext::new(desired, net, config);
+    let (net, unfit) = net_budget::fitting(net, &config.budgets);
+    let node_context = addresses::NodeContext::new(desired, &net, config);
     let mut memo = services::ServiceMemo::default();
     let input = services::ServiceInput { desired, node_context: &node_context, config };
     let (services, mut entries) = services::compile(input, &mut memo, &previous.services);
-    let (routing, more) = net::compile_routing(net, &previous.routing);
+    entries.extend(unfit);
+    let (routing, more) = net::compile_routing(&net, &previous.routing);
     entries.extend(more);
-    let (snat, more) = net::compile_snat(net, config, &previous.snat);
+    let (snat, more) = net::compile_snat(&net, config, &previous.snat);
     entries.extend(more);
     entries.extend(services::snat_overlaps(desired, &services, &snat));
     let sources = compile_sources(&node_context, &previous.sources);

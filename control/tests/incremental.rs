@@ -12,7 +12,7 @@ use flowgate_control::model::{Desired, Key, Kind, NetState};
 use flowgate_control::source::convert;
 use flowgate_control::{CompileConfig, LocalPods, ObjectRef, Role, compile};
 use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, SnatSpec};
-use flowgate_tables::{Tables, TrafficPolicy, UnmatchedDestination};
+use flowgate_tables::{Budgets, Tables, TrafficPolicy, UnmatchedDestination};
 use flowgate_wire::MacAddr;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -55,9 +55,11 @@ proptest! {
     #[test]
     fn p1003_whatever_changed_before_the_tables_are_those_of_a_fresh_start(
         is_node in any::<bool>(),
+        budgets in budgets(),
         steps in prop::collection::vec(step(), 1..80),
     ) {
-        let config = config(if is_node { Role::Node } else { Role::Gateway });
+        let role = if is_node { Role::Node } else { Role::Gateway };
+        let config = CompileConfig { budgets, ..config(role) };
         let mut compiler = Compiler::new(config.clone());
         let (mut desired, mut net) = (Arc::new(Desired::default()), network(0));
         for step in steps.into_iter().chain([Step::Compile]) {
@@ -83,6 +85,25 @@ proptest! {
         let same = Arc::new(Desired::clone(&desired));
         prop_assert_eq!(compiler.compile(&same, &net).0.generation, before);
     }
+}
+
+/// Those that hold everything, or few of which some are full most of the time.
+fn budgets() -> impl Strategy<Value = Budgets> {
+    let few = (1..7_u32, 1..20_u32, 1..20_u32, 1..5_u32, 1..12_u32, 1..3_u32).prop_map(
+        |(services, frontends, backends, cluster_ips, reply_sources, service_cidrs)| Budgets {
+            services,
+            frontends,
+            backends,
+            cluster_ips,
+            reply_sources,
+            service_cidrs,
+            service_frontends: frontends.min(6),
+            namespace_endpoints: backends + 1,
+            node_addresses: 1,
+            ..Budgets::default()
+        },
+    );
+    prop_oneof![Just(Budgets::default()), few]
 }
 
 /// What tables say, without the numbers that they say it with.
@@ -166,7 +187,11 @@ fn service(number: u8, random: &mut fastrand::Rng) -> Value {
         spec["externalName"] = json!("db.example.org");
     }
     let labels = if random.u8(..6) == 0 { json!({"service.kubernetes.io/headless": ""}) } else { json!({}) };
-    json!({"metadata": {"labels": labels}, "spec": spec})
+    let mut metadata = json!({"labels": labels});
+    if random.bool() {
+        metadata["creationTimestamp"] = json!(format!("2026-01-0{}T00:00:00Z", random.u8(1..4)));
+    }
+    json!({"metadata": metadata, "spec": spec})
 }
 
 fn slice(random: &mut fastrand::Rng) -> Value {

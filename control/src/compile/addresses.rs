@@ -1,12 +1,16 @@
 //! The node's own addresses, its pods' ranges and its zone.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
+use flowgate_tables::Budgets;
 use ipnet::IpNet;
 
+use super::net::may_arrive_from;
 use super::{CompileConfig, NodeAddresses, Role};
 use crate::model::{Desired, NetState, Node};
+use crate::report::{Entry, ObjectRef, Severity};
 
 /// An entry of the list of the node's addresses that serve NodePorts (P306).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +70,12 @@ pub(super) struct NodeContext {
     pub(super) pods: Vec<IpNet>,
     /// The node's zone, by its label (P209).
     pub(super) zone: Option<String>,
-    /// Ranges that cluster IPs are taken from (P506).
+    /// Those of `pods` whose packets no served interface receives.
+    absent_pods: Vec<IpNet>,
+    /// Ranges that cluster IPs are taken from (P506), ascending.
     pub(super) service_cidrs: Vec<IpNet>,
+    /// What is left out because of a budget.
+    pub(super) findings: Vec<Entry>,
 }
 
 impl NodeContext {
@@ -82,13 +90,12 @@ impl NodeContext {
         };
         own.retain(is_unique);
         let primary = primary_addresses(&of_node(), &own);
+        let (service_cidrs, mut findings) = service_cidrs(desired, &config.budgets);
+        findings.extend(fit_own_addresses(&mut own, config));
         own.sort_unstable();
         own.dedup();
         let list = &config.nodeport_addresses;
-        let mut service_cidrs: Vec<IpNet> =
-            desired.service_cidrs().values().flat_map(|stored| stored.object.cidrs.iter().copied()).collect();
-        service_cidrs.sort_unstable();
-        service_cidrs.dedup();
+        let pods = pods(node, config);
         Self {
             nodeport_addresses: own
                 .iter()
@@ -98,9 +105,11 @@ impl NodeContext {
             localhost_nodeports: localhost_selected(config),
             primary,
             own,
-            pods: pods(node, config),
+            absent_pods: pods.iter().filter(|range| !may_arrive_from(net, range)).copied().collect(),
+            pods,
             zone: zone(node),
             service_cidrs,
+            findings,
         }
     }
 
@@ -108,6 +117,48 @@ impl NodeContext {
     pub(super) fn knows_pods(&self, ipv4: bool) -> bool {
         self.pods.iter().any(|net| net.addr().is_ipv4() == ipv4)
     }
+
+    /// Whether packets of pods of this family can arrive by a served interface.
+    pub(super) fn pods_arrive(&self, ipv4: bool) -> bool {
+        let mut of_family = self.pods.iter().filter(|net| net.addr().is_ipv4() == ipv4);
+        of_family.any(|net| !self.absent_pods.contains(net))
+    }
+}
+
+/// The ranges of all ServiceCIDRs, ascending and each once. An object whose ranges do not fit the budget is left out whole,
+/// with a finding.
+fn service_cidrs(desired: &Desired, budgets: &Budgets) -> (Vec<IpNet>, Vec<Entry>) {
+    let limit = usize::try_from(budgets.service_cidrs).unwrap_or(usize::MAX);
+    let (mut all, mut findings) = (BTreeSet::new(), Vec::new());
+    for (key, stored) in desired.service_cidrs() {
+        let new: BTreeSet<IpNet> =
+            stored.object.cidrs.iter().copied().filter(|cidr| !all.contains(cidr)).collect();
+        if all.len() + new.len() <= limit {
+            all.extend(new);
+            continue;
+        }
+        findings.push(Entry {
+            severity: Severity::Error,
+            place: stored.place.clone(),
+            object: Some(ObjectRef::new("ServiceCIDR", "", &key.name)),
+            reason: format!(
+                "is left out: it wants {} of limits.service_cidrs = {limit}, and those before it by name leave less: raise the limit",
+                new.len()
+            ),
+        });
+    }
+    (all.into_iter().collect(), findings)
+}
+
+/// Those of a Node object are not bounded yet.
+fn fit_own_addresses(own: &mut Vec<IpAddr>, config: &CompileConfig) -> Option<Entry> {
+    let limit = usize::try_from(config.budgets.node_addresses).unwrap_or(usize::MAX);
+    let left_out = own.len().checked_sub(limit).filter(|&left_out| left_out > 0)?;
+    own.truncate(limit);
+    let reason =
+        format!("{left_out} of its addresses are not used: limits.node_addresses = {limit} is used up");
+    let object = Some(ObjectRef::new("Node", "", &config.node_name));
+    Some(Entry { severity: Severity::Error, place: None, object, reason })
 }
 
 /// A link-local address is not unique: on another link it is another node's.

@@ -9,7 +9,7 @@ use flowgate_tables::spec::EndpointSpec;
 use flowgate_wire::L4Port;
 
 use super::policy::Scope;
-use crate::model::{Desired, EndpointSlice, Hints, Key, Service, ServicePort, SliceFamily, Stored};
+use crate::model::{Desired, Endpoint, EndpointSlice, Hints, Key, Service, ServicePort, SliceFamily, Stored};
 
 /// All slices by the Service that they belong to (P111).
 pub(super) struct SliceIndex<'a> {
@@ -68,6 +68,11 @@ pub(super) struct Locality<'a> {
     pub(super) follows_hints: bool,
 }
 
+/// P202: without a node name an endpoint is never local.
+pub(super) fn is_local(endpoint: &Endpoint, node: &str) -> bool {
+    endpoint.node_name.as_deref().is_some_and(|name| !name.is_empty() && name.eq_ignore_ascii_case(node))
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Known<'a> {
     ready: bool,
@@ -92,14 +97,11 @@ impl<'a> PortEndpoints<'a> {
             let matching = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
             for number in matching.map(|p| L4Port::new(p.port)) {
                 for endpoint in &slice.endpoints {
-                    let node = endpoint.node_name.as_deref();
                     let known = Known {
                         ready: endpoint.ready,
                         serving: endpoint.serving,
                         terminating: endpoint.terminating,
-                        // P202: without a node name it is never local.
-                        is_local: node
-                            .is_some_and(|n| !n.is_empty() && n.eq_ignore_ascii_case(locality.node)),
+                        is_local: is_local(endpoint, locality.node),
                         hints: endpoint.hints.as_deref(),
                     };
                     let merged = by_address.entry((endpoint.addr, number)).or_insert(known);

@@ -6,7 +6,7 @@ use flowgate_tables::Tables;
 
 use super::addresses::NodeContext;
 use super::services::{ServiceInput, ServiceMemo};
-use super::{CompileConfig, compile_sources, net, next_generation, services};
+use super::{CompileConfig, compile_sources, net, net_budget, next_generation, services};
 use crate::model::{Desired, NetState};
 use crate::report::{Entry, Report};
 
@@ -53,7 +53,8 @@ impl Compiler {
 
     /// As [`super::compile`]. A `desired` that is the same `Arc` as before is taken for unchanged.
     pub fn compile(&mut self, desired: &Arc<Desired>, net: &NetState) -> (Tables, Report) {
-        let node_context = NodeContext::new(desired, net, &self.config);
+        let (net, unfit) = net_budget::fitting(net, &self.config.budgets);
+        let node_context = NodeContext::new(desired, &net, &self.config);
         let known = self
             .last
             .take()
@@ -71,9 +72,10 @@ impl Compiler {
         let mut entries = last.entries.clone();
         let sources = compile_sources(&last.node_context, &self.tables.sources);
         self.last = Some(last);
-        let (routing, more) = net::compile_routing(net, &self.tables.routing);
+        entries.extend(unfit);
+        let (routing, more) = net::compile_routing(&net, &self.tables.routing);
         entries.extend(more);
-        let (snat, more) = net::compile_snat(net, &self.config, &self.tables.snat);
+        let (snat, more) = net::compile_snat(&net, &self.config, &self.tables.snat);
         entries.extend(more);
         let same = Arc::ptr_eq(&services, &self.tables.services) && Arc::ptr_eq(&snat, &self.tables.snat);
         if !same || !known_services {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use flowgate_tables::routing::{NeighbourKey, Route};
 use flowgate_tables::spec::{InterfaceSpec, RouteSpec};
-use flowgate_tables::{InterfaceId, Routing, SnatPool, Tables};
+use flowgate_tables::{Routing, SnatPool, Tables};
 use ipnet::IpNet;
 
 use super::CompileConfig;
+use super::net_budget::fit_snat_addresses;
 use crate::model::NetState;
 use crate::report::{Entry, ObjectRef, Severity};
 
@@ -22,10 +23,6 @@ pub(super) fn compile_routing(net: &NetState, previous: &Arc<Routing>) -> (Arc<R
             interface,
             "does not exist: nothing is received or sent by it",
         ));
-    }
-    if let (InterfaceId::MAX, Some(last)) = (net.interfaces.len(), net.interfaces.last()) {
-        let reason = "is the last that can be numbered: further VLAN interfaces, if any, are not served";
-        entries.push(finding(Severity::Warning, last, reason));
     }
     match built {
         Ok(routing) => {
@@ -70,8 +67,9 @@ pub(super) fn compile_snat(
     }
     // The primary address may change; replies to the flows of the last one still arrive and must be recognised.
     let own = net.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied());
-    let pool = SnatPool::new(&by_interface, &config.snat.ports)
-        .with_reply_addresses(own.filter(|addr| !is_configured_family(addr, config)));
+    let mut reply_only: Vec<IpAddr> = own.filter(|addr| !is_configured_family(addr, config)).collect();
+    entries.extend(fit_snat_addresses(&mut by_interface, &mut reply_only, &config.budgets));
+    let pool = SnatPool::new(&by_interface, &config.snat.ports).with_reply_addresses(reply_only);
     (if pool == **previous { Arc::clone(previous) } else { Arc::new(pool) }, entries)
 }
 
@@ -91,6 +89,19 @@ pub fn unresolved_next_hops(tables: &Tables) -> Vec<NeighbourKey> {
     unresolved.sort_unstable();
     unresolved.dedup();
     unresolved
+}
+
+/// Whether packets from a range can arrive by a served interface: not if the kernel routes the whole range elsewhere, since
+/// then nothing can be sent back to it either. Without any route to it this is not known, and assumed.
+pub(super) fn may_arrive_from(net: &NetState, range: &IpNet) -> bool {
+    let within = |route: &&RouteSpec| range.contains(&route.prefix) && route.prefix != *range;
+    if net.routes.iter().filter(within).any(|route| !route.hops.is_empty()) {
+        return true;
+    }
+    let around = net.routes.iter().filter(|route| route.prefix.contains(range));
+    let longest = around.clone().map(|route| route.prefix.prefix_len()).max();
+    let mut best = around.filter(|route| Some(route.prefix.prefix_len()) == longest);
+    longest.is_none() || best.any(|route| !route.hops.is_empty())
 }
 
 /// Whether SNAT addresses are configured for the address's family; then no others are used.
@@ -116,7 +127,7 @@ fn routes_v6(net: &NetState, interface: usize) -> bool {
     net.routes.iter().any(leads)
 }
 
-fn finding(severity: Severity, interface: &InterfaceSpec, reason: &str) -> Entry {
+pub(super) fn finding(severity: Severity, interface: &InterfaceSpec, reason: &str) -> Entry {
     let object = ObjectRef::new("Interface", "", &interface.name);
     Entry { severity, place: None, object: Some(object), reason: reason.to_owned() }
 }

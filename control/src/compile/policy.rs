@@ -38,13 +38,20 @@ pub(super) struct PolicyInput {
     pub(super) masquerade_all: bool,
     /// Whether pods of this node can be told from other sources of the family (P604).
     pub(super) knows_pods: bool,
+    /// Whether packets of pods can arrive by a served interface at all.
+    pub(super) pods_arrive: bool,
 }
 
 /// The policy of a Service for one kind of frontend, per class of source.
 pub(super) fn policy(input: PolicyInput, kind: FrontendKind, service: &Service) -> PerSourceClass<Policy> {
     match input.role {
         Role::Gateway => PerSourceClass::same(on_a_gateway(kind, service)),
-        Role::Node => on_a_node(input, kind, service),
+        Role::Node if input.pods_arrive => on_a_node(input, kind, service),
+        // No pod is told apart: else the replies of all endpoints of all Services would be looked for, in vain.
+        Role::Node => {
+            let policies = on_a_node(input, kind, service);
+            PerSourceClass { pod: policies.outside, ..policies }
+        }
     }
 }
 

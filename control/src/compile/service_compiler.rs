@@ -25,9 +25,9 @@ pub(super) struct ServiceCompiler<'a> {
 }
 
 /// One address and port that clients aim at.
-struct Wanted {
-    kind: FrontendKind,
-    addr: IpAddr,
+pub(super) struct Wanted {
+    pub(super) kind: FrontendKind,
+    pub(super) addr: IpAddr,
     port: u16,
 }
 
@@ -48,8 +48,7 @@ impl ServiceCompiler<'_> {
         let mut frontends = Vec::new();
         for wanted in self.wanted(port) {
             let ipv4 = wanted.addr.is_ipv4();
-            // P902: a Service has only the families of its cluster IPs.
-            if !self.cluster_ips.iter().any(|ip| ip.is_ipv4() == ipv4) {
+            if !self.has_family(wanted.addr) {
                 continue;
             }
             // P206, P501
@@ -90,9 +89,14 @@ impl ServiceCompiler<'_> {
         }
     }
 
+    /// P902: a Service has only the families of its cluster IPs.
+    pub(super) fn has_family(&self, addr: IpAddr) -> bool {
+        self.cluster_ips.iter().any(|ip| ip.is_ipv4() == addr.is_ipv4())
+    }
+
     /// All addresses and ports that lead to a Service port. Of an address that is listed twice the first counts: load
     /// balancer addresses before external ones, since source ranges may guard them (P401).
-    fn wanted(&self, port: &ServicePort) -> Vec<Wanted> {
+    pub(super) fn wanted(&self, port: &ServicePort) -> Vec<Wanted> {
         let mut all = Vec::new();
         let mut want = |kind, addresses: &[IpAddr], port| {
             all.extend(addresses.iter().map(|&addr| Wanted { kind, addr, port }));
@@ -115,7 +119,7 @@ impl ServiceCompiler<'_> {
         captured.map(|ingress| ingress.ip).collect()
     }
 
-    fn policies(&self, wanted: &Wanted) -> PerSourceClass<Policy> {
+    pub(super) fn policies(&self, wanted: &Wanted) -> PerSourceClass<Policy> {
         if wanted.addr == LOCALHOST {
             // P308: whatever the traffic policies are. The client is 127.0.0.1 too: an endpoint would reply to itself.
             return PerSourceClass::same(Policy { scope: Scope::Cluster, source_nat: SourceNat::Always });
@@ -124,6 +128,7 @@ impl ServiceCompiler<'_> {
             role: self.config.role,
             masquerade_all: self.config.masquerade_all,
             knows_pods: self.node_context.knows_pods(wanted.addr.is_ipv4()),
+            pods_arrive: self.node_context.pods_arrive(wanted.addr.is_ipv4()),
         };
         policy(input, wanted.kind, self.service)
     }

@@ -11,6 +11,7 @@ use flowgate_wire::Protocol;
 
 use super::CompileConfig;
 use super::addresses::NodeContext;
+use super::budget::{Candidate, Demand, refusals};
 use super::endpoints::{SliceIndex, slices_of};
 use super::service_compiler::ServiceCompiler;
 use crate::model::{
@@ -39,6 +40,14 @@ struct Compiled {
     service: Arc<Service>,
     slices: Vec<Arc<EndpointSlice>>,
     endpoints: Option<Arc<Endpoints>>,
+    demand: Demand,
+    /// `None` while it is left out because of a budget.
+    built: Option<Built>,
+}
+
+/// What one Service is compiled to.
+#[derive(Debug, Default)]
+struct Built {
     specs: Vec<Arc<ServiceSpec>>,
     notes: Vec<(Severity, String)>,
 }
@@ -64,16 +73,14 @@ pub(super) fn compile(
     memo: &mut ServiceMemo,
     previous: &Arc<ServiceTable>,
 ) -> (Arc<ServiceTable>, Vec<Entry>) {
-    let ServiceInput { desired, node_context, .. } = input;
+    let ServiceInput { desired, node_context, config } = input;
     // Every Service depends on the node's context; the configuration never changes while the memo lives.
     if memo.node_context != *node_context {
         *memo = ServiceMemo { node_context: node_context.clone(), ..ServiceMemo::default() };
     }
     let index = SliceIndex::new(desired);
     let mut by_service = BTreeMap::new();
-    let mut specs = Vec::new();
-    let mut entries = Vec::new();
-    let mut node_ports = NodePorts::default();
+    let mut candidates = Vec::with_capacity(desired.services().len());
     for (key, stored) in desired.services() {
         let slices = index.of(key);
         let endpoints = desired.endpoints().get(key).map(|stored| &stored.object);
@@ -81,34 +88,59 @@ pub(super) fn compile(
         let known = memo.by_service.remove(key);
         let compiled = known
             .filter(|known| known.is_current(&stored.object, slices, endpoints.map(AsRef::as_ref)))
-            .unwrap_or_else(|| {
-                let (specs, notes) = compile_one(key, &stored.object, slices, input);
-                Compiled {
-                    service: Arc::clone(&stored.object),
-                    slices: slices.iter().map(|&slice| Arc::clone(slice)).collect(),
-                    endpoints: endpoints.map(Arc::clone),
-                    specs,
-                    notes,
-                }
+            .unwrap_or_else(|| Compiled {
+                service: Arc::clone(&stored.object),
+                slices: slices.iter().map(|&slice| Arc::clone(slice)).collect(),
+                endpoints: endpoints.map(Arc::clone),
+                demand: demand(key, &stored.object, slices, input),
+                built: None,
             });
+        candidates.push(Candidate { key, service: &stored.object, demand: compiled.demand });
+        by_service.insert(key.clone(), compiled);
+    }
+    let mut specs = Vec::new();
+    let mut entries = node_context.findings.clone();
+    let mut node_ports = NodePorts::default();
+    // Both maps have the same keys in the same order.
+    let services = desired.services().iter().zip(by_service.values_mut());
+    for (((key, stored), compiled), refusal) in services.zip(refusals(&candidates, &config.budgets)) {
+        if let Some(reason) = refusal {
+            compiled.built = None;
+            entries.push(entry(Severity::Error, key, stored, reason));
+            continue;
+        }
+        let built =
+            compiled.built.get_or_insert_with(|| compile_one(key, &stored.object, index.of(key), input));
         entries.extend(
-            compiled.notes.iter().map(|(severity, reason)| entry(*severity, key, stored, reason.clone())),
+            built.notes.iter().map(|(severity, reason)| entry(*severity, key, stored, reason.clone())),
         );
         // Not part of the memo: which Service owns a NodePort depends on the others.
-        for spec in &compiled.specs {
+        for spec in &built.specs {
             let (spec, refused) = node_ports.claim(spec, &stored.object);
             specs.push(spec);
             entries.extend(refused.map(|reason| entry(Severity::Error, key, stored, reason)));
         }
-        by_service.insert(key.clone(), compiled);
     }
     memo.by_service = by_service;
-    let (table, errors) = ServiceTable::build(previous, specs, node_context.service_cidrs.clone());
+    let (table, errors) = ServiceTable::build_within(
+        previous,
+        specs,
+        node_context.service_cidrs.clone(),
+        config.budgets.backends,
+    );
     entries.extend(errors.iter().map(|error| refusal(desired, error)));
     let unchanged = table.services().len() == previous.services().len()
         && table.service_cidrs() == previous.service_cidrs()
         && table.services().iter().zip(previous.services()).all(|(a, b)| Arc::ptr_eq(a, b));
     (if unchanged { Arc::clone(previous) } else { Arc::new(table) }, entries)
+}
+
+/// What a Service asks for; nothing if it is not served anyway.
+fn demand(key: &Key, service: &Service, slices: &[&Arc<EndpointSlice>], input: ServiceInput<'_>) -> Demand {
+    let Ok(cluster_ips) = served(service) else { return Demand::default() };
+    let slices = slices_of(key, service, slices, input.desired);
+    let ServiceInput { node_context, config, .. } = input;
+    Demand::new(&ServiceCompiler { key, service, cluster_ips, slices: &slices, node_context, config })
 }
 
 /// One spec per port, and warnings for the owner.
@@ -117,7 +149,7 @@ fn compile_one(
     service: &Service,
     slices: &[&Arc<EndpointSlice>],
     input: ServiceInput<'_>,
-) -> (Vec<Arc<ServiceSpec>>, Vec<(Severity, String)>) {
+) -> Built {
     match served(service) {
         Ok(cluster_ips) => {
             let slices = slices_of(key, service, slices, input.desired);
@@ -126,10 +158,12 @@ fn compile_one(
             let compiler =
                 ServiceCompiler { key, service, cluster_ips, slices: &slices, node_context, config };
             let specs = compiler.specs().into_iter().map(Arc::new).collect();
-            (specs, notes.into_iter().map(|note| (Severity::Warning, note)).collect())
+            Built { specs, notes: notes.into_iter().map(|note| (Severity::Warning, note)).collect() }
         }
-        Err(Some(warning)) => (Vec::new(), vec![(Severity::Warning, warning.to_owned())]),
-        Err(None) => (Vec::new(), Vec::new()),
+        Err(Some(warning)) => {
+            Built { specs: Vec::new(), notes: vec![(Severity::Warning, warning.to_owned())] }
+        }
+        Err(None) => Built::default(),
     }
 }
 
@@ -231,11 +265,9 @@ fn refusal(desired: &Desired, error: &ServiceError) -> Entry {
             );
             return about(desired, loser, Severity::Error, reason);
         }
-        ServiceError::Duplicate { name, .. } | ServiceError::NoSuchSet { name, .. } => name,
-        ServiceError::TooManyBackends(_) => {
-            let reason = format!("{error}: the last tables stay in force");
-            return Entry { severity: Severity::Error, place: None, object: None, reason };
-        }
+        ServiceError::Duplicate { name, .. }
+        | ServiceError::NoSuchSet { name, .. }
+        | ServiceError::TooManyBackends { name, .. } => name,
     };
     about(desired, name, Severity::Error, error.to_string())
 }

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flowgate_tables::InterfaceId;
 use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, VlanSpec};
 use flowgate_wire::MacAddr;
 use rtnetlink::packet_route::neighbour::NeighbourState;
@@ -71,7 +70,7 @@ impl KernelState {
         self.served(names).into_iter().map(|served| served.network).collect()
     }
 
-    /// The named devices, then their VLANs by device and identifier, up to the most that an `InterfaceId` can number.
+    /// The named devices, then their VLANs by device and identifier.
     fn served(&self, names: &[String]) -> Vec<ServedLink> {
         let mut all: Vec<ServedLink> = names.iter().map(|name| self.device(name)).collect();
         for parent in 0..names.len() {
@@ -94,7 +93,6 @@ impl KernelState {
                 ServedLink { spec, network: link.ifindex }
             }));
         }
-        all.truncate(InterfaceId::MAX);
         all
     }
 

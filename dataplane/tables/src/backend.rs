@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use flowgate_wire::L4Port;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
+use crate::budgets::Budgets;
 use crate::id::{BackendId, ServiceId};
 
 /// One endpoint of one Service port, as the data plane sees it.
@@ -65,19 +66,35 @@ impl BackendTable {
         self.by_key.is_empty()
     }
 
-    /// The table with exactly the backends `keys`; those that `self` has stay in their slots.
-    pub(crate) fn rebuilt(&self, keys: impl Iterator<Item = BackendKey>) -> Result<Self, TooManyBackends> {
+    /// The table with the backends `keys` and, while there is room, those of `former` that `self` has; backends that `self`
+    /// has stay in their slots. Also returns the keys without a slot: those beyond `max` backends.
+    pub(crate) fn rebuilt(
+        &self,
+        keys: impl Iterator<Item = BackendKey>,
+        former: &[BackendKey],
+        max: u32,
+    ) -> (Self, Vec<BackendKey>) {
         let mut next = Self {
             slots: vec![None; self.slots.len()],
             epochs: self.epochs.clone(),
             by_key: HashMap::with_capacity(self.by_key.len()),
         };
         let mut added = Vec::new();
+        // Several sets of one Service may have the same endpoint.
+        let mut is_added = HashSet::new();
         for key in keys {
             match self.by_key.get(&key) {
                 Some(&id) => next.insert(key, id),
-                None => added.push(key),
+                None if is_added.insert(key) => added.push(key),
+                None => {}
             }
+        }
+        let max = usize::try_from(max.min(Budgets::MAX)).unwrap_or(usize::MAX);
+        let without_slot = added.split_off(added.len().min(max.saturating_sub(next.by_key.len())));
+        let room = max.saturating_sub(next.by_key.len() + added.len());
+        let ids = former.iter().filter_map(|&key| Some((key, self.id_of(&key)?)));
+        for (key, id) in ids.take(room) {
+            next.insert(key, id);
         }
         // Reversed, so that `pop` gives the lowest free slot and the table stays short.
         let mut free: Vec<usize> =
@@ -90,21 +107,17 @@ impl BackendTable {
             }
         }
         for key in added {
-            // Several sets of one Service may have the same endpoint.
-            if next.by_key.contains_key(&key) {
-                continue;
-            }
             let slot = free.pop().unwrap_or_else(|| {
                 next.slots.push(None);
                 next.epochs.push(0);
                 next.slots.len() - 1
             });
-            // The last slot with epoch 255 would be `BackendId::NONE`.
-            let slot_number =
-                u32::try_from(slot).ok().filter(|&n| n < BackendId::SLOTS_MAX - 1).ok_or(TooManyBackends)?;
+            // A slot is added only if none is free, so there are never more than `Budgets::MAX`: the last slot with epoch
+            // 255 would be `BackendId::NONE`.
+            let slot_number = u32::try_from(slot).expect("fewer slots than Budgets::MAX");
             next.insert(key, BackendId::new(slot_number, next.epochs[slot]));
         }
-        Ok(next)
+        (next, without_slot)
     }
 
     pub(crate) fn id_of(&self, key: &BackendKey) -> Option<BackendId> {
@@ -118,11 +131,6 @@ impl BackendTable {
     }
 }
 
-/// There are more backends than slots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than {} backends", BackendId::SLOTS_MAX)]
-pub struct TooManyBackends;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,11 +140,30 @@ mod tests {
         (ServiceId(1), IpAddr::V4(Ipv4Addr::new(10, 0, 0, host)), L4Port::new(80))
     }
 
+    fn rebuilt(table: &BackendTable, keys: impl Iterator<Item = BackendKey>) -> BackendTable {
+        let (next, without_slot) = table.rebuilt(keys, &[], Budgets::MAX);
+        assert_eq!(without_slot, []);
+        next
+    }
+
+    #[test]
+    fn beyond_the_most_backends_there_is_no_slot_and_former_ones_go_first() {
+        let first = rebuilt(&BackendTable::default(), [1, 2, 3].map(key).into_iter());
+        let (second, without_slot) = first.rebuilt([1, 4, 5].map(key).into_iter(), &[key(2), key(3)], 4);
+        assert_eq!(without_slot, []);
+        assert_eq!(second.id_of(&key(2)), first.id_of(&key(2)), "there is room for one of them");
+        assert_eq!((second.id_of(&key(3)), second.len(), second.slots.len()), (None, 4, 4));
+        let (third, without_slot) = second.rebuilt([1, 4, 5, 6, 6, 7].map(key).into_iter(), &[key(2)], 4);
+        assert_eq!(without_slot, [key(7)]);
+        assert_eq!((third.id_of(&key(2)), third.len(), third.slots.len()), (None, 4, 4));
+        assert_eq!(third.id_of(&key(5)), second.id_of(&key(5)));
+    }
+
     #[test]
     fn a_backend_stays_in_its_slot_while_others_come_and_go() {
-        let first = BackendTable::default().rebuilt([1, 2, 3].map(key).into_iter()).unwrap();
+        let first = rebuilt(&BackendTable::default(), [1, 2, 3].map(key).into_iter());
         let stayed = first.id_of(&key(2)).unwrap();
-        let second = first.rebuilt([2, 4, 5].map(key).into_iter()).unwrap();
+        let second = rebuilt(&first, [2, 4, 5].map(key).into_iter());
         assert_eq!(second.id_of(&key(2)), Some(stayed));
         assert!(second.is_current(stayed));
         assert_eq!(second.len(), 3);
@@ -144,12 +171,12 @@ mod tests {
 
     #[test]
     fn a_removed_backend_is_stale_at_once_and_after_its_slot_is_reused() {
-        let first = BackendTable::default().rebuilt([1].map(key).into_iter()).unwrap();
+        let first = rebuilt(&BackendTable::default(), [1].map(key).into_iter());
         let removed = first.id_of(&key(1)).unwrap();
-        let second = first.rebuilt(std::iter::empty()).unwrap();
+        let second = rebuilt(&first, std::iter::empty());
         assert!(!second.is_current(removed));
         assert_eq!(second.get(removed), None);
-        let third = second.rebuilt([9].map(key).into_iter()).unwrap();
+        let third = rebuilt(&second, [9].map(key).into_iter());
         let newcomer = third.id_of(&key(9)).unwrap();
         assert_eq!(newcomer.slot(), removed.slot());
         assert!(!third.is_current(removed));
@@ -159,14 +186,14 @@ mod tests {
 
     #[test]
     fn no_backend_is_never_current() {
-        let table = BackendTable::default().rebuilt([1].map(key).into_iter()).unwrap();
+        let table = rebuilt(&BackendTable::default(), [1].map(key).into_iter());
         assert!(!table.is_current(BackendId::NONE));
         assert_eq!(table.get(BackendId::NONE), None);
     }
 
     #[test]
     fn a_key_given_twice_is_one_backend() {
-        let table = BackendTable::default().rebuilt([1, 1, 1].map(key).into_iter()).unwrap();
+        let table = rebuilt(&BackendTable::default(), [1, 1, 1].map(key).into_iter());
         assert_eq!(table.iter().count(), 1);
     }
 }

@@ -149,9 +149,14 @@ pub enum ServiceError {
         /// The position it names.
         set: usize,
     },
-    /// More backends than slots; nothing was built.
-    #[error(transparent)]
-    TooManyBackends(#[from] crate::backend::TooManyBackends),
+    /// There are more backends than may be: these endpoints get no new flow.
+    #[error("{name}: {left_out} endpoints beyond the most backends are left out")]
+    TooManyBackends {
+        /// The Service.
+        name: ServiceName,
+        /// How many of its endpoints have no slot.
+        left_out: usize,
+    },
 }
 
 /// All Services, their frontends by key, and their backends by slot.

@@ -1,9 +1,11 @@
 //! Builds a service table from descriptions; the published table before it stays as it is.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::thread;
 
-use hashbrown::HashSet;
+use flowgate_wire::L4Port;
+use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 
 use super::{
@@ -11,19 +13,31 @@ use super::{
     SourceNat, TrafficPolicy,
 };
 use crate::backend::BackendKey;
+use crate::budgets::Budgets;
 use crate::id::BackendId;
 use crate::maglev::{Maglev, Member};
 use crate::spec::{EndpointSpec, ServiceSpec};
 
 impl ServiceTable {
+    /// As [`build_within`](Self::build_within), with as many backends as there can be slots.
+    pub fn build(
+        previous: &Self,
+        specs: Vec<Arc<ServiceSpec>>,
+        service_cidrs: Vec<IpNet>,
+    ) -> (Self, Vec<ServiceError>) {
+        Self::build_within(previous, specs, service_cidrs, Budgets::MAX)
+    }
+
     /// Builds the table with exactly `specs`. What is unchanged since `previous` is shared with it, and slots and numbers
-    /// stay the same. What is invalid is left out and returned as an error; the rest is built.
+    /// stay the same. What is invalid, or beyond `backends_max` backends, is left out and returned as an error; the rest is
+    /// built.
     ///
     /// `service_cidrs` are the ranges that cluster IPs are taken from.
-    pub fn build(
+    pub fn build_within(
         previous: &Self,
         mut specs: Vec<Arc<ServiceSpec>>,
         service_cidrs: Vec<IpNet>,
+        backends_max: u32,
     ) -> (Self, Vec<ServiceError>) {
         let mut errors = Vec::new();
         // By name: which of two contending Services wins must not depend on the order of events.
@@ -46,11 +60,10 @@ impl ServiceTable {
             sort_endpoint_sets(&mut spec);
             accepted.push((id, spec));
         }
-        next.backends = match previous.backends.rebuilt(previous.backends_with_slots(&accepted).into_iter()) {
-            Ok(backends) => backends,
-            // The tables before stay: a table in which some Services have no backends would drop their traffic.
-            Err(error) => return (previous.clone(), vec![error.into()]),
-        };
+        let (keys, former) = previous.backends_with_slots(&accepted);
+        let (backends, without_slot) = previous.backends.rebuilt(keys.into_iter(), &former, backends_max);
+        next.backends = backends;
+        errors.extend(leave_out(&mut accepted, &without_slot));
         for service in next.build_services(previous, &accepted) {
             next.add_frontends(&service, &mut errors);
             next.positions.insert(service.id, next.services.len());
@@ -59,9 +72,12 @@ impl ServiceTable {
         (next, errors)
     }
 
-    /// The keys of all backends that have a slot: those of the sets, those that still serve, and all former ones of a
-    /// Service port that has no endpoint left (P804).
-    fn backends_with_slots(&self, accepted: &[(ServiceId, Arc<ServiceSpec>)]) -> Vec<BackendKey> {
+    /// The keys of all backends that should have a slot: those of the sets and those that still serve; and apart from them
+    /// the former ones of a Service port that has no endpoint left (P804).
+    fn backends_with_slots(
+        &self,
+        accepted: &[(ServiceId, Arc<ServiceSpec>)],
+    ) -> (Vec<BackendKey>, Vec<BackendKey>) {
         let mut keys = Vec::with_capacity(self.backends.len());
         let mut without_endpoints: HashSet<ServiceId> = HashSet::new();
         for (id, spec) in accepted {
@@ -73,11 +89,11 @@ impl ServiceTable {
                 without_endpoints.insert(*id);
             }
         }
-        if !without_endpoints.is_empty() {
-            let former = self.backends.iter().filter(|backend| without_endpoints.contains(&backend.service));
-            keys.extend(former.map(|backend| (backend.service, backend.addr, backend.port)));
+        if without_endpoints.is_empty() {
+            return (keys, Vec::new());
         }
-        keys
+        let former = self.backends.iter().filter(|backend| without_endpoints.contains(&backend.service));
+        (keys, former.map(|backend| (backend.service, backend.addr, backend.port)).collect())
     }
 
     /// The Services in the order of `accepted`; unchanged ones are shared with `previous`.
@@ -190,6 +206,29 @@ impl ServiceTable {
             self.frontends.insert(key, frontend);
         }
     }
+}
+
+/// Takes endpoints without a slot out of the specs; an error for each Service that has some.
+fn leave_out(
+    accepted: &mut [(ServiceId, Arc<ServiceSpec>)],
+    without_slot: &[BackendKey],
+) -> Vec<ServiceError> {
+    if without_slot.is_empty() {
+        return Vec::new();
+    }
+    let mut keys: HashMap<ServiceId, HashSet<(IpAddr, L4Port)>> = HashMap::new();
+    for &(id, addr, port) in without_slot {
+        keys.entry(id).or_default().insert((addr, port));
+    }
+    let mut errors = Vec::new();
+    for (id, spec) in accepted {
+        let Some(keys) = keys.get(id) else { continue };
+        for set in &mut Arc::make_mut(spec).endpoint_sets {
+            set.retain(|endpoint| !keys.contains(&(endpoint.addr, endpoint.port)));
+        }
+        errors.push(ServiceError::TooManyBackends { name: spec.name.clone(), left_out: keys.len() });
+    }
+    errors
 }
 
 /// Sorts endpoint sets, so that equal sets compare equal whatever order they arrived in.

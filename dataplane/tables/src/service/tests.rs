@@ -102,6 +102,18 @@ fn answers_are_expected_from_backends_whose_clients_are_kept() {
 }
 
 #[test]
+fn endpoints_beyond_the_most_backends_are_left_out_and_the_rest_is_built() {
+    let specs = [spec("a", 1, &[11, 12]), spec("b", 2, &[21, 22])].map(Arc::new).to_vec();
+    let (table, errors) = ServiceTable::build_within(&ServiceTable::default(), specs, vec![], 3);
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["default/b:http: 1 endpoints beyond the most backends are left out"]);
+    assert_eq!(table.backends().len(), 3);
+    let of = |vip, hash| table.backends().get(picks(&table, vip, hash).unwrap()).unwrap().addr;
+    assert!((0..=u32::MAX).step_by(1 << 24).all(|hash| of(2, hash) == ip(21)));
+    assert!((0..=u32::MAX).step_by(1 << 24).any(|hash| of(1, hash) == ip(12)));
+}
+
+#[test]
 fn an_empty_set_picks_nobody() {
     let (table, _) = build(&ServiceTable::default(), vec![spec("web", 1, &[])]);
     assert_eq!(picks(&table, 1, 5), None);
