@@ -7,8 +7,12 @@
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
 
 use crate::hash::HashKey;
 use crate::memory::OutOfMemory;
@@ -47,6 +51,18 @@ pub enum Incompatible {
         /// Its capacity in flows.
         u32,
     ),
+    /// It is a symbolic link or no regular file.
+    NotAFile,
+    /// Another user than root owns it, and may have written it.
+    Owner(
+        /// The user.
+        u32,
+    ),
+    /// Others can write to it.
+    Writable(
+        /// Its mode.
+        u32,
+    ),
 }
 
 impl fmt::Display for Incompatible {
@@ -56,6 +72,9 @@ impl fmt::Display for Incompatible {
             Self::Layout => f.write_str("another version wrote it"),
             Self::Boot => f.write_str("the machine was started anew since"),
             Self::Capacity(flows) => write!(f, "it is made for {flows} flows"),
+            Self::NotAFile => f.write_str("it is a symbolic link, or no file at all"),
+            Self::Owner(user) => write!(f, "it belongs to user {user}, not to root"),
+            Self::Writable(mode) => write!(f, "others could write to it (mode {mode:04o})"),
         }
     }
 }
@@ -112,16 +131,20 @@ pub(crate) struct Opened {
 /// if it is restored. A new file gets its header later, by [`write_header`], once its memory is allocated.
 pub(crate) fn open(path: &Path, wanted: &Header, len: u64) -> Result<Opened, PersistError> {
     let failed = |source| PersistError::Io { path: path.to_owned(), source };
-    let origin = match File::options().read(true).write(true).open(path) {
+    let origin = match File::options().read(true).write(true).custom_flags(UNFOLLOWED).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Origin::Created,
+        Err(error) if is_link(&error) => Origin::Replaced(Incompatible::NotAFile),
         Err(source) => return Err(failed(source)),
-        Ok(file) => {
-            lock(&file, path)?;
-            match read(&file, wanted, len).map_err(failed)? {
-                Ok(key) => return Ok(Opened { file, key, origin: Origin::Restored }),
-                Err(reason) => Origin::Replaced(reason),
+        Ok(file) => match untrusted(&file).map_err(failed)? {
+            Some(reason) => Origin::Replaced(reason),
+            None => {
+                lock(&file, path)?;
+                match read(&file, wanted, len).map_err(failed)? {
+                    Ok(key) => return Ok(Opened { file, key, origin: Origin::Restored }),
+                    Err(reason) => Origin::Replaced(reason),
+                }
             }
-        }
+        },
     };
     // Removed first: its memory is freed before as much is allocated again.
     if origin != Origin::Created {
@@ -143,15 +166,37 @@ pub(crate) fn write_header(file: &File, header: &Header, len: u64) -> io::Result
 /// # Errors
 /// [`PersistError`]: it is in use, or the file system fails.
 pub fn remove(path: &Path) -> Result<(), PersistError> {
-    match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(PersistError::Io { path: path.to_owned(), source }),
-        Ok(file) => {
-            lock(&file, path)?;
-            fs::remove_file(path).map_err(|source| PersistError::Io { path: path.to_owned(), source })
-        }
+    let failed = |source| PersistError::Io { path: path.to_owned(), source };
+    match File::options().read(true).custom_flags(UNFOLLOWED).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if is_link(&error) => {}
+        Err(source) => return Err(failed(source)),
+        Ok(file) => lock(&file, path)?,
     }
+    fs::remove_file(path).map_err(failed)
 }
+
+/// Why the content of a file cannot be taken for our own: flows in it decide where packets go.
+fn untrusted(file: &File) -> io::Result<Option<Incompatible>> {
+    let meta = file.metadata()?;
+    let (owner, mode) = (meta.uid(), meta.mode() & 0o7777);
+    Ok(if !meta.is_file() {
+        Some(Incompatible::NotAFile)
+    } else if owner != 0 && owner != geteuid().as_raw() {
+        Some(Incompatible::Owner(owner))
+    } else if mode & 0o022 != 0 {
+        Some(Incompatible::Writable(mode))
+    } else {
+        None
+    })
+}
+
+fn is_link(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ELOOP as i32)
+}
+
+/// Neither follows a symbolic link nor waits for the other end of a pipe.
+const UNFOLLOWED: i32 = OFlag::O_NOFOLLOW.union(OFlag::O_NONBLOCK).bits();
 
 fn lock(file: &File, path: &Path) -> Result<(), PersistError> {
     file.try_lock().map_err(|error| match error {
@@ -289,6 +334,41 @@ mod tests {
         }
         fs::write(&path, "something else").unwrap();
         assert_eq!(make(&HEADER).0, Origin::Replaced(Incompatible::NoHeader));
+    }
+
+    #[test]
+    fn a_file_that_others_can_have_written_is_replaced_and_not_adopted() {
+        use std::fs::Permissions;
+        use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flows");
+        let make = || {
+            let opened = open(&path, &HEADER, 8192).unwrap();
+            write_header(&opened.file, &HEADER, 8192).unwrap();
+            opened.origin
+        };
+        assert_eq!(make(), Origin::Created);
+        assert_eq!(make(), Origin::Restored);
+
+        fs::set_permissions(&path, Permissions::from_mode(0o620)).unwrap();
+        assert_eq!(make(), Origin::Replaced(Incompatible::Writable(0o620)));
+        assert_eq!(make(), Origin::Restored, "the new file is for its owner only");
+
+        let real = folder.path().join("real");
+        fs::rename(&path, &real).unwrap();
+        symlink(&real, &path).unwrap();
+        assert_eq!(make(), Origin::Replaced(Incompatible::NotAFile));
+        assert!(fs::symlink_metadata(&path).unwrap().is_file() && real.exists(), "only the link is replaced");
+
+        symlink(&real, folder.path().join("link")).unwrap();
+        remove(&folder.path().join("link")).unwrap();
+        assert!(real.exists() && !folder.path().join("link").exists());
+
+        if geteuid().is_root() {
+            chown(&path, Some(1000), None).unwrap();
+            assert_eq!(make(), Origin::Replaced(Incompatible::Owner(1000)));
+        }
     }
 
     #[test]

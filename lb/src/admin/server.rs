@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::unistd::geteuid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -23,6 +24,8 @@ pub(crate) trait Handler {
 pub(crate) enum AdminError {
     #[error("{}: another flowgate answers here; stop it, or choose another admin.socket", .0.display())]
     InUse(PathBuf),
+    #[error("{}: {reason}", path.display())]
+    Untrusted { path: PathBuf, reason: String },
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
@@ -44,7 +47,9 @@ impl AdminServer {
         let failed = |source| AdminError::Io { path: path.to_owned(), source };
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(failed)?;
+            check_dir(dir)?;
         }
+        check_present(path)?;
         match std::os::unix::net::UnixStream::connect(path) {
             Ok(_) => return Err(AdminError::InUse(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -78,6 +83,51 @@ impl AdminServer {
     }
 }
 
+/// Who can replace the socket sees what clients of the socket ask and tells them anything.
+fn check_dir(dir: &Path) -> Result<(), AdminError> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    let refuse = |reason| Err(AdminError::Untrusted { path: dir.to_owned(), reason });
+    let meta = fs::metadata(dir).map_err(|source| AdminError::Io { path: dir.to_owned(), source })?;
+    let (owner, mode) = (meta.uid(), meta.mode() & 0o7777);
+    if !is_ours(owner) {
+        return refuse(format!(
+            "belongs to user {owner}, who could replace the admin socket: choose another admin.socket"
+        ));
+    }
+    // In a folder with the sticky bit, others can add files and not replace those of others.
+    if mode & 0o022 != 0 && mode & 0o1000 == 0 {
+        return refuse(format!(
+            "others can write to this folder (mode {mode:04o}) and could replace the admin socket: chmod go-w, or \
+             choose another admin.socket"
+        ));
+    }
+    Ok(())
+}
+
+/// What is at the path must be a socket of our own, or nothing: it is replaced.
+fn check_present(path: &Path) -> Result<(), AdminError> {
+    let refuse = |reason| Err(AdminError::Untrusted { path: path.to_owned(), reason });
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(AdminError::Io { path: path.to_owned(), source }),
+    };
+    if !meta.file_type().is_socket() {
+        return refuse("is no socket, and is not replaced by one: choose another admin.socket".to_owned());
+    }
+    if !is_ours(meta.uid()) {
+        return refuse(format!(
+            "is a socket of user {}: remove it, or choose another admin.socket",
+            meta.uid()
+        ));
+    }
+    Ok(())
+}
+
+fn is_ours(owner: u32) -> bool {
+    owner == 0 || owner == geteuid().as_raw()
+}
+
 impl Drop for AdminServer {
     fn drop(&mut self) {
         // It may be gone already.
@@ -102,3 +152,59 @@ async fn serve_connection(stream: UnixStream, handler: &impl Handler) -> io::Res
 
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUEST_MAX_BYTES: u64 = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{chown, symlink};
+    use std::os::unix::net::UnixListener as Listener;
+
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        AdminServer::bind(path).expect_err("not bound").to_string()
+    }
+
+    #[tokio::test]
+    async fn only_a_socket_of_our_own_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        // What a process left that has ended.
+        drop(Listener::bind(&path).unwrap());
+        drop(AdminServer::bind(&path).unwrap());
+        assert!(!path.exists());
+
+        fs::write(&path, "precious").unwrap();
+        assert!(refusal(&path).contains("is no socket, and is not replaced by one"), "{}", refusal(&path));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        fs::remove_file(&path).unwrap();
+
+        let elsewhere = folder.path().join("elsewhere");
+        drop(Listener::bind(&elsewhere).unwrap());
+        symlink(&elsewhere, &path).unwrap();
+        assert!(refusal(&path).contains("is no socket"), "{}", refusal(&path));
+        fs::remove_file(&path).unwrap();
+
+        if geteuid().is_root() {
+            drop(Listener::bind(&path).unwrap());
+            chown(&path, Some(1000), None).unwrap();
+            assert!(refusal(&path).contains("is a socket of user 1000"), "{}", refusal(&path));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_in_which_others_can_replace_files_has_no_admin_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let permit = |mode| fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+        permit(0o777);
+        assert!(refusal(&path).contains("others can write to this folder (mode 0777)"), "{}", refusal(&path));
+        permit(0o1777);
+        drop(AdminServer::bind(&path).unwrap());
+        if geteuid().is_root() {
+            permit(0o755);
+            chown(folder.path(), Some(1000), None).unwrap();
+            assert!(refusal(&path).contains("belongs to user 1000"), "{}", refusal(&path));
+        }
+    }
+}

@@ -8,6 +8,7 @@ use anyhow::Context;
 use flowgate_flow::{Flows, HashKey, Origin, PersistError};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::unistd::geteuid;
 
 use super::host;
 use crate::config::Config;
@@ -71,6 +72,7 @@ fn prepare(folder: &Path) -> anyhow::Result<()> {
         .mode(0o700)
         .create(folder)
         .with_context(|| format!("creating {place}"))?;
+    check_owner(folder)?;
     if !is_mounted(folder)? {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let tmpfs = |options: &str| mount(Some("flowgate"), folder, Some("tmpfs"), flags, Some(options));
@@ -85,6 +87,26 @@ fn prepare(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Flow tables are adopted, so nobody else may be able to put some into the folder.
+fn check_owner(folder: &Path) -> anyhow::Result<()> {
+    let place = folder.display();
+    let meta = fs::symlink_metadata(folder).with_context(|| format!("looking at {place}"))?;
+    let (owner, mode) = (meta.uid(), meta.mode() & 0o7777);
+    anyhow::ensure!(
+        !meta.is_symlink(),
+        "{place} is a symbolic link, and flows are only kept in a real folder"
+    );
+    anyhow::ensure!(
+        owner == 0 || owner == geteuid().as_raw(),
+        "{place} belongs to user {owner}, who could have put flows into it: remove it"
+    );
+    anyhow::ensure!(
+        mode & 0o022 == 0,
+        "others can write to {place} (mode {mode:04o}), and could have put flows into it: chmod go-w"
+    );
+    Ok(())
+}
+
 /// Whether the folder is a mount point: it is on another device than its parent.
 fn is_mounted(folder: &Path) -> anyhow::Result<bool> {
     let device = |path: &Path| {
@@ -93,4 +115,43 @@ fn is_mounted(folder: &Path) -> anyhow::Result<bool> {
     };
     let above = folder.parent().context("the folder of flows has no parent")?;
     Ok(device(folder)? != device(above)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_others_can_change_keeps_no_flows() {
+        let above = tempfile::tempdir().unwrap();
+        let folder = above.path().join("flows");
+        fs::create_dir(&folder).unwrap();
+        let checked = |mode| {
+            fs::set_permissions(&folder, Permissions::from_mode(mode)).unwrap();
+            check_owner(&folder).map_err(|error| error.to_string())
+        };
+        assert_eq!(checked(0o700), Ok(()));
+        assert_eq!(checked(0o755), Ok(()));
+        let place = folder.display();
+        assert_eq!(
+            checked(0o775),
+            Err(format!(
+                "others can write to {place} (mode 0775), and could have put flows into it: chmod go-w"
+            ))
+        );
+        let link = above.path().join("link");
+        symlink(&folder, &link).unwrap();
+        let refused = check_owner(&link).unwrap_err().to_string();
+        assert!(
+            refused.ends_with("is a symbolic link, and flows are only kept in a real folder"),
+            "{refused}"
+        );
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(&folder, Some(1000), None).unwrap();
+            assert!(checked(0o700).unwrap_err().contains("belongs to user 1000"));
+        }
+    }
 }

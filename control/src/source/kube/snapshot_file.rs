@@ -5,12 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Desired, EndpointSlice, Key, Node, Object, Service, ServiceCidr, Stored};
@@ -39,9 +42,12 @@ pub(super) fn save(path: &Path, cluster: &str, saved: &Saved) -> Result<(), Save
 /// Reads the state of `cluster`; `None` if nothing was ever saved.
 pub(super) fn load(path: &Path, cluster: &str) -> Result<Option<Saved>, SavedError> {
     let refuse = |reason: String| SavedError { path: path.to_owned(), reason };
-    let bytes = match fs::read(path) {
+    let bytes = match read_trusted(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(refuse(error.to_string()));
+        }
         Err(error) => return Err(refuse(format!("cannot be read: {error}"))),
     };
     // The header alone first: the objects of another version may have another form.
@@ -64,6 +70,32 @@ pub(super) fn load(path: &Path, cluster: &str) -> Result<Option<Saved>, SavedErr
     }))
 }
 
+/// The content of a file that nobody else can have written: it decides where all traffic goes.
+fn read_trusted(path: &Path) -> io::Result<Vec<u8>> {
+    let refuse = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let mut file = match File::options().read(true).custom_flags(flags.bits()).open(path) {
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            return refuse("is a symbolic link, and only a file of root is read: remove it".into());
+        }
+        opened => opened?,
+    };
+    let meta = file.metadata()?;
+    let (owner, mode) = (meta.uid(), meta.mode() & 0o7777);
+    if !meta.is_file() {
+        return refuse("is no file".into());
+    }
+    if owner != 0 && owner != geteuid().as_raw() {
+        return refuse(format!("belongs to user {owner}, and only a file of root is read: remove it"));
+    }
+    if mode & 0o022 != 0 {
+        return refuse(format!("can be written by others (mode {mode:04o}): remove it, or chmod go-w"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 fn write(path: &Path, cluster: &str, saved: &Saved) -> io::Result<()> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
@@ -83,7 +115,12 @@ fn write(path: &Path, cluster: &str, saved: &Saved) -> io::Result<()> {
         nodes: borrowed(saved.desired.nodes()),
         service_cidrs: borrowed(saved.desired.service_cidrs()),
     };
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&second)?;
+    // Made anew: one that is there may be a symbolic link, or another user's.
+    match fs::remove_file(&second) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&second)?;
     let mut writer = BufWriter::new(file);
     serde_json::to_writer(&mut writer, &whole)?;
     writer.write_all(b"\n")?;
@@ -222,6 +259,37 @@ mod tests {
         let names: Vec<_> =
             fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["snapshot.json"], "nothing else is left");
+    }
+
+    #[test]
+    fn a_file_that_others_can_have_written_is_not_read() {
+        use std::fs::Permissions;
+        use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.json");
+        let saved = Saved { desired: everything(), at: SystemTime::UNIX_EPOCH };
+        // A link in the way of the second file is not followed.
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "kept").unwrap();
+        symlink(&victim, folder.path().join("s.json.new")).unwrap();
+        save(&path, CLUSTER, &saved).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "kept");
+        assert_eq!(load(&path, CLUSTER).unwrap(), Some(saved));
+
+        let refusal = |path: &Path| load(path, CLUSTER).unwrap_err().to_string();
+        fs::set_permissions(&path, Permissions::from_mode(0o606)).unwrap();
+        assert!(refusal(&path).contains("can be written by others (mode 0606)"), "{}", refusal(&path));
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert!(load(&path, CLUSTER).is_ok());
+        let link = folder.path().join("link.json");
+        symlink(&path, &link).unwrap();
+        assert!(refusal(&link).contains("is a symbolic link"), "{}", refusal(&link));
+        assert!(refusal(folder.path()).contains("is no file"), "{}", refusal(folder.path()));
+        if geteuid().is_root() {
+            chown(&path, Some(1000), None).unwrap();
+            assert!(refusal(&path).contains("belongs to user 1000"), "{}", refusal(&path));
+        }
     }
 
     #[test]
