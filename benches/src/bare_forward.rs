@@ -21,7 +21,9 @@ use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_wire::EtherAddrs;
-use flowgate_xsk::steering::{InterfaceConfig, Steering, SteeringConfig, SteeringSet, VipKey, XdpModePolicy};
+use flowgate_xsk::steering::{
+    InterfaceConfig, SetLimits, Steering, SteeringConfig, SteeringSet, VipKey, XdpModePolicy,
+};
 use flowgate_xsk::{FramePool, UmemConfig, XskSocketConfig};
 
 use crate::clock;
@@ -62,13 +64,14 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
         pin_dir: args.pin_dir.clone(),
         log_dir: std::env::temp_dir(),
         interfaces: args.interfaces.iter().map(|name| interface(name)).collect(),
+        limits: SetLimits::default(),
     };
     let mut steering = Steering::attach(&config).map_err(|e| failed("attach".into())(&e))?;
     let vip = VipKey { addr: (*args.vip.ip()).into(), port: args.vip.port(), protocol: 17 };
     let set = SteeringSet { vips: [vip].into(), ..SteeringSet::default() };
-    steering
-        .remove_stale(&set)
-        .and_then(|()| steering.add_new(&set))
+    let refused = steering.remove_stale(&set).map_err(|errors| format!("{errors:?}"));
+    refused
+        .and_then(|()| steering.add_new(&set).map_err(|missing| format!("{missing:?}")))
         .map_err(|e| failed("steer".into())(&e))?;
 
     let ports: Vec<_> = args.interfaces.iter().map(|name| XskSocketConfig::new(name.clone(), 0)).collect();

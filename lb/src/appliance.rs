@@ -5,6 +5,7 @@ pub(crate) mod exhaustion;
 pub(crate) mod flow_files;
 mod frames;
 pub(crate) mod host;
+pub(crate) mod map_growth;
 pub(crate) mod prove;
 pub(crate) mod publish;
 pub(crate) mod reexec;

@@ -13,6 +13,7 @@
 #define QUEUE_SLOTS 4096 /* entries of the socket map, for all interfaces together */
 #define INTERFACES 16	 /* interfaces with slots in the socket map */
 #define FRAGMENTS 16384  /* datagrams whose first fragment is remembered */
+#define SET_ENTRIES 4096 /* entries of a set at first: the loader makes larger ones as sets grow */
 
 struct address {
 	__u32 word[4]; /* network byte order; IPv4 in its v4-mapped form */
@@ -71,51 +72,51 @@ struct ports {
 };
 
 /* A set: a hash map of which only the keys matter. Not preallocated, since most entries of these sizes are never used. */
-#define SET(name, member, size)                            \
+#define SET(name, member)                                  \
 	struct {                                           \
 		UINT(type, BPF_MAP_TYPE_HASH);             \
-		UINT(max_entries, size);                   \
+		UINT(max_entries, SET_ENTRIES);            \
 		UINT(map_flags, BPF_F_NO_PREALLOC);        \
 		TYPE(key, member);                         \
 		TYPE(value, __u32);                        \
 	} name SEC(".maps")
 
 /* ClusterIPs, external and LoadBalancer addresses with their ports. */
-SET(vips, struct vip_key, 262144);
+SET(vips, struct vip_key);
 
 /* The addresses of `vips`: later fragments have no port to look up. */
-SET(vip_addrs, struct address, 262144);
+SET(vip_addrs, struct address);
 
 /* Addresses whose echo requests a worker answers. */
-SET(echo_addrs, struct address, 262144);
+SET(echo_addrs, struct address);
 
 /* The node's addresses on which NodePorts are served. */
-SET(node_addrs, struct address, 4096);
+SET(node_addrs, struct address);
 
 /* Addresses that Flowgate masquerades with. */
-SET(snat_addrs, struct address, 4096);
+SET(snat_addrs, struct address);
 
 /* Backends that see the client's address (preserved, DNAT only): their replies go to the client and not to an address of
  * ours. */
-SET(reply_sources, struct vip_key, 65536);
+SET(reply_sources, struct vip_key);
 
 /* The node's own addresses. What such a backend sends to the node itself is for the kernel. */
-SET(own_addrs, struct address, 4096);
+SET(own_addrs, struct address);
 
 /* Cluster IPs: every port of them is ours; a worker rejects those that no Service has (P505). */
-SET(cluster_ips, struct address, 65536);
+SET(cluster_ips, struct address);
 
 /* The ranges that cluster IPs are taken from: a worker rejects addresses that no Service has (P506). */
 struct {
 	UINT(type, BPF_MAP_TYPE_LPM_TRIE);
-	UINT(max_entries, 1024);
+	UINT(max_entries, SET_ENTRIES);
 	UINT(map_flags, BPF_F_NO_PREALLOC);
 	TYPE(key, struct prefix);
 	TYPE(value, __u32);
 } service_cidrs SEC(".maps");
 
 /* VLANs whose frames are parsed. Frames with other tags pass to the kernel. */
-SET(vlans, struct vlan_key, 65536);
+SET(vlans, struct vlan_key);
 
 /* Bitmaps by `enum port_set`: an array lookup is inlined and costs a fraction of a hash lookup. */
 struct {

@@ -2,7 +2,6 @@
 //!
 //! Makes three anonymous namespaces, sends 60-byte UDP from the first with XDP live frames on core 0, forwards in the
 //! second on core 1, drops in the third. Needs root; `cargo run --release -p flowgate-xsk --example l2_forward [s]`.
-#![allow(unsafe_code, reason = "three bpf(2) calls for a packet generator and a sink")]
 #![allow(clippy::print_stdout, reason = "it prints its result")]
 #![allow(clippy::disallowed_methods, reason = "measuring code reads the clock")]
 
@@ -10,17 +9,17 @@
 mod common;
 
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, io, thread};
+use std::{env, thread};
 
 use flowgate_xsk::steering::{SteeringSet, VipKey};
 use flowgate_xsk::{BURST, FramePool, UmemConfig, XskSocket, XskSocketConfig};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-use common::{Namespace, udp};
+use common::{Namespace, attach, bpf, program, udp};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 const XDP_DROP: u32 = 1;
@@ -129,36 +128,6 @@ fn pin_to(core: usize) {
     sched_setaffinity(Pid::from_raw(0), &cores).expect("two cores");
 }
 
-/// An XDP program that answers every packet with one action.
-fn program(action: u32) -> OwnedFd {
-    #[repr(C)]
-    struct Load {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: *const u64,
-        license: *const u8,
-        log: [u64; 2],
-    }
-    // r0 = action; exit
-    let code = [0xb7 | u64::from(action) << 32, 0x95_u64];
-    let load = Load {
-        prog_type: 6,
-        insn_cnt: 2,
-        insns: code.as_ptr(),
-        license: c"MIT".as_ptr().cast(),
-        log: [0; 2],
-    };
-    let fd = bpf(5, &load);
-    // SAFETY: the kernel has just created it for us.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-fn attach(program: &OwnedFd, ifindex: u32) -> OwnedFd {
-    let fd = bpf(28, &[program.as_raw_fd().cast_unsigned(), ifindex, 37, 1 << 2]);
-    // SAFETY: the kernel has just created it for us.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
 /// A million packets out of an interface, without an sk_buff.
 fn send_live(program: &OwnedFd, ifindex: u32, packet: &[u8]) {
     #[repr(C)]
@@ -200,11 +169,4 @@ fn send_live(program: &OwnedFd, ifindex: u32, packet: &[u8]) {
         batch_size: 64,
     };
     bpf(10, &run);
-}
-
-fn bpf<T>(command: libc::c_long, attr: &T) -> i32 {
-    // SAFETY: `attr` is what the command reads; every pointer in it is to something alive in the caller.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
-    assert!(result >= 0, "bpf command {command}: {}", io::Error::last_os_error());
-    i32::try_from(result).expect("a descriptor")
 }

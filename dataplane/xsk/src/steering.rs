@@ -10,20 +10,25 @@ mod delivery;
 mod error;
 mod grace;
 mod kernel;
+mod limits;
 mod link;
 mod maps;
+mod mend;
 mod probe;
 mod program;
 mod reason;
 mod reattach;
+mod resize;
 mod set;
 mod sockets;
+mod stray;
 mod verifier_log;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::net::if_::if_nametoindex;
 
@@ -31,17 +36,19 @@ use bpffs::PinDir;
 use kernel::Kernel;
 use link::PinnedLink;
 use maps::Maps;
-use program::Program;
+use program::{MapPins, Program};
 use sockets::{InterfaceSlots, MAX_INTERFACES, QUEUES_PER_INTERFACE};
 use verifier_log::VerifierLog;
 
 pub use delivery::Delivery;
 pub use error::SteeringError;
 pub use kernel::OLDEST_KERNEL;
+pub use limits::{SetLimits, Shortfall, ShortfallCause};
 pub use link::LinkOrigin;
 pub use probe::Verdict;
 pub use reason::Reason;
 pub use reattach::Device;
+pub use resize::{Resize, Resized};
 pub use set::{ETHERTYPE_8021Q, PortSet, SteeringSet, VipKey, VlanKey};
 pub use sockets::SocketMap;
 
@@ -54,6 +61,8 @@ pub struct SteeringConfig {
     pub log_dir: PathBuf,
     /// The interfaces that receive traffic for Flowgate.
     pub interfaces: Vec<InterfaceConfig>,
+    /// How large the sets may become.
+    pub limits: SetLimits,
 }
 
 /// One interface to attach to.
@@ -138,7 +147,10 @@ pub struct Steering {
     warnings: Vec<String>,
     maps: Maps,
     sockets: SocketMap,
-    pins: PinDir,
+    pins: Arc<PinDir>,
+    limits: SetLimits,
+    object: &'static [u8],
+    log_dir: PathBuf,
 }
 
 impl Steering {
@@ -150,61 +162,56 @@ impl Steering {
     /// # Errors
     ///
     /// [`SteeringError`] with the cause. Links that this call made are removed again, and those it took over stay; if there
-    /// are none of these, no pin stays either.
+    /// are none of these, no pin stays either, nor a bpffs that this call mounted.
     pub fn attach(config: &SteeringConfig) -> Result<Self, SteeringError> {
         Self::attach_object(config, program::OBJECT)
     }
 
-    fn attach_object(config: &SteeringConfig, object: &[u8]) -> Result<Self, SteeringError> {
+    fn attach_object(config: &SteeringConfig, object: &'static [u8]) -> Result<Self, SteeringError> {
         let kernel = Kernel::running();
         let warnings: Vec<String> = kernel.check()?.into_iter().collect();
         let slots = assign_slots(config)?;
-        let verifier_log = VerifierLog { kernel: &kernel, dir: &config.log_dir };
         let (pins, mounted) = PinDir::create(&config.pin_dir)?;
         let mut notices: Vec<String> = mounted.into_iter().collect();
-        // Before loading: the loader creates and pins the maps that are missing, and reuses the others as they are.
-        notices.extend(maps::remove_incompatible(&pins)?);
-
         let (mut programs, mut links) = (Vec::new(), Vec::new());
-        for (interface, slots) in config.interfaces.iter().zip(&slots) {
-            let attached = program::reuse_or_load(&pins, object, *slots, &verifier_log).and_then(|program| {
-                programs.push(program);
-                let fd = programs[programs.len() - 1].xdp.fd()?.as_fd();
-                link::attach(&pins, &interface.name, slots.ifindex, interface.mode, fd)
+        let verifier_log = VerifierLog { kernel: &kernel, dir: &config.log_dir };
+        let opened = prepare_pins(config, &pins, &slots)
+            .map(|replaced| notices.extend(replaced))
+            .and_then(|()| {
+                let object = (object, &verifier_log);
+                attach_all(config, &pins, object, &slots, (&mut programs, &mut links))
+            })
+            .and_then(|()| open_maps(&pins, &slots))
+            .and_then(|(maps, sockets)| {
+                let names = config.interfaces.iter().map(|interface| &interface.name).zip(&slots);
+                let reports =
+                    names.zip(&mut links).map(|((name, slots), link)| report(name, slots.ifindex, link));
+                let reports = reports.collect::<Result<_, _>>()?;
+                // Last: a start that fails leaves what an earlier process had attached.
+                notices.extend(remove_unused(&pins, &programs, &links)?);
+                Ok((maps, sockets, reports))
             });
-            match attached {
-                Ok(link) => links.push(link),
-                Err(error) => {
-                    roll_back(pins, &programs, &links);
-                    return Err(error);
-                }
+        let (maps, sockets, reports) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                roll_back(pins, &programs, &links);
+                return Err(error);
             }
-        }
-
-        // Only after every interface is attached: a start that fails leaves what an earlier process had attached.
-        for name in pins.names()? {
-            if link::is_pin_name(&name) && !links.iter().any(|link| link.pin == name) {
-                link::remove(&pins, &name)?;
-                notices.push(format!("removed {name}: that interface is not configured any more"));
-            } else if program::is_pin_name(&name) && !programs.iter().any(|program| program.pin == name) {
-                pins.remove(&name)?;
-            }
-        }
-
-        let (maps, socket_map) = Maps::open(&pins, slots.clone())?;
-        // Nothing is redirected until new sockets are set, whatever a predecessor left in the slots.
-        let sockets = SocketMap::new(socket_map, slots.clone());
-        sockets.clear_all()?;
-
-        let reports = config
-            .interfaces
-            .iter()
-            .zip(&slots)
-            .zip(&mut links)
-            .map(|((interface, slots), link)| report(&interface.name, slots.ifindex, link))
-            .collect::<Result<_, _>>()?;
-        let policies = config.interfaces.iter().map(|interface| interface.mode).collect();
-        Ok(Self { programs, links, reports, policies, notices, warnings, maps, sockets, pins })
+        };
+        Ok(Self {
+            programs,
+            links,
+            reports,
+            policies: config.interfaces.iter().map(|interface| interface.mode).collect(),
+            notices,
+            warnings,
+            maps,
+            sockets,
+            pins: Arc::new(pins),
+            limits: config.limits,
+            object,
+            log_dir: config.log_dir.clone(),
+        })
     }
 
     /// How each interface was attached, in the order of the configuration.
@@ -236,18 +243,21 @@ impl Steering {
     ///
     /// # Errors
     ///
-    /// Those of the kernel; what was removed until then stays removed.
-    pub fn remove_stale(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
-        self.maps.remove_stale(next)
+    /// Those of the kernel, one per map; everything else is removed.
+    pub fn remove_stale(&mut self, next: &SteeringSet) -> Result<(), Vec<SteeringError>> {
+        let errors = self.maps.remove_stale(next);
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
-    /// Adds to the maps what `next` has in addition. To be called after workers know it.
+    /// Adds to the maps what `next` has in addition. To be called after workers know it. Sets that are too small for it
+    /// are replaced by [`resize`](Self::resize) and [`switch_to`](Self::switch_to).
     ///
     /// # Errors
     ///
-    /// [`SteeringError::MapFull`] or those of the kernel; what was added until then stays.
-    pub fn add_new(&mut self, next: &SteeringSet) -> Result<(), SteeringError> {
-        self.maps.add_new(next)
+    /// What is missing, by map; everything else is added.
+    pub fn add_new(&mut self, next: &SteeringSet) -> Result<(), Vec<Shortfall>> {
+        let missing = self.maps.add_new(next);
+        if missing.is_empty() { Ok(()) } else { Err(missing) }
     }
 
     /// A handle on the socket slots, for start-up and for the watchdog thread.
@@ -301,7 +311,18 @@ impl Steering {
         let Self { links, pins, .. } = self;
         // A link exists as long as a descriptor or a pin refers to it: the descriptors go first.
         drop(links);
-        remove_all(pins)
+        remove_all(&pins)
+    }
+
+    /// Undoes [`attach`](Self::attach) for a start that has failed: detaches from the interfaces that it attached to, and if
+    /// no link of an earlier process is left, removes all pins and unmounts a bpffs that it mounted.
+    pub fn undo(self) {
+        let Self { links, pins, programs, maps, sockets, .. } = self;
+        drop((maps, sockets));
+        // A resize that is still prepared has a handle on the directory, but none is begun before the start is complete.
+        if let Some(pins) = Arc::into_inner(pins) {
+            roll_back(pins, &programs, &links);
+        }
     }
 }
 
@@ -317,16 +338,16 @@ impl fmt::Debug for Steering {
 ///
 /// [`SteeringError::InUse`] if a process uses the directory, or the first pin that could not be removed.
 pub fn uninstall(pin_dir: &Path) -> Result<Uninstalled, SteeringError> {
-    PinDir::open(pin_dir)?.map_or_else(|| Ok(Uninstalled::default()), remove_all)
+    PinDir::open(pin_dir)?.map_or_else(|| Ok(Uninstalled::default()), |pins| remove_all(&pins))
 }
 
-fn remove_all(pins: PinDir) -> Result<Uninstalled, SteeringError> {
+fn remove_all(pins: &PinDir) -> Result<Uninstalled, SteeringError> {
     let mut removed = Uninstalled::default();
     for name in pins.names()? {
         if link::is_pin_name(&name) {
-            link::remove(&pins, &name)?;
+            link::remove(pins, &name)?;
             removed.links += 1;
-        } else if program::is_pin_name(&name) {
+        } else if program::is_pin_name(&name) || resize::is_leftover(&name) {
             pins.remove(&name)?;
         } else if maps::names().any(|map| map == name) {
             pins.remove(&name)?;
@@ -335,6 +356,66 @@ fn remove_all(pins: PinDir) -> Result<Uninstalled, SteeringError> {
     }
     pins.remove_dir()?;
     Ok(removed)
+}
+
+/// Pins again what has lost its pin, and removes pins that cannot be used. Returns notices of both.
+fn prepare_pins(
+    config: &SteeringConfig,
+    pins: &PinDir,
+    slots: &[InterfaceSlots],
+) -> Result<Vec<String>, SteeringError> {
+    // One that stays is only in the way of growth, which reports it.
+    let _ = resize::remove_leftovers(pins);
+    let mut notices = stray::take_over(pins, &config.interfaces, slots)?;
+    // Before loading: the loader creates and pins the maps that are missing, and reuses the others as they are.
+    notices.extend(maps::remove_incompatible(pins)?);
+    Ok(notices)
+}
+
+/// Attaches to every interface. What was made is in `made`, also after an error.
+fn attach_all(
+    config: &SteeringConfig,
+    pins: &PinDir,
+    (object, verifier_log): (&[u8], &VerifierLog<'_>),
+    slots: &[InterfaceSlots],
+    (programs, links): (&mut Vec<Program>, &mut Vec<PinnedLink>),
+) -> Result<(), SteeringError> {
+    let sizes = maps::initial_sizes(&config.limits);
+    let map_pins = MapPins { pins, sizes: &sizes, new_prefix: "" };
+    for (interface, slots) in config.interfaces.iter().zip(slots) {
+        let program = program::reuse_or_load(&map_pins, object, *slots, verifier_log)?;
+        programs.push(program);
+        let fd = programs[programs.len() - 1].xdp.fd()?.as_fd();
+        links.push(link::attach(pins, &interface.name, slots.ifindex, interface.mode, fd)?);
+    }
+    Ok(())
+}
+
+/// Opens the maps, with all socket slots empty: nothing is redirected until new sockets are set, whatever a predecessor left
+/// there.
+fn open_maps(pins: &PinDir, slots: &[InterfaceSlots]) -> Result<(Maps, SocketMap), SteeringError> {
+    let (maps, socket_map) = Maps::open(pins, slots.to_vec())?;
+    let sockets = SocketMap::new(socket_map, slots.to_vec());
+    sockets.clear_all()?;
+    Ok((maps, sockets))
+}
+
+/// Detaches from interfaces that are not configured any more, and removes the pins of programs that are not attached.
+fn remove_unused(
+    pins: &PinDir,
+    programs: &[Program],
+    links: &[PinnedLink],
+) -> Result<Vec<String>, SteeringError> {
+    let mut notices = Vec::new();
+    for name in pins.names()? {
+        if link::is_pin_name(&name) && !links.iter().any(|link| link.pin == name) {
+            link::remove(pins, &name)?;
+            notices.push(format!("removed {name}: that interface is not configured any more"));
+        } else if program::is_pin_name(&name) && !programs.iter().any(|program| program.pin == name) {
+            pins.remove(&name)?;
+        }
+    }
+    Ok(notices)
 }
 
 /// Gives each interface its slots in the socket map, in the order of the configuration.
@@ -370,7 +451,8 @@ fn roll_back(pins: PinDir, programs: &[Program], links: &[PinnedLink]) {
         }
     }
     if pins.names().is_ok_and(|names| !names.iter().any(|name| link::is_pin_name(name))) {
-        let _ = remove_all(pins);
+        let _ = remove_all(&pins);
+        pins.unmount();
     }
 }
 

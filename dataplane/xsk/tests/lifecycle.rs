@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, fs, thread};
@@ -15,7 +17,7 @@ use flowgate_xsk::steering::{
     VipKey, XdpMode, XdpModePolicy, uninstall,
 };
 
-use common::{Namespace, PIN_DIR, counter, eventually, small_port, small_umem, tcp, udp};
+use common::{Namespace, PIN_DIR, config, counter, eventually, small_port, small_umem, tcp, udp};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 /// Environment variable with the interface for the child of the kill test.
@@ -109,25 +111,6 @@ fn a_restart_takes_the_link_over_and_forgets_nothing_and_keeps_nothing_stale() {
         ours(&second) > before
     };
     assert_eq!([80, 81, 82].map(reason), [false, true, true]);
-}
-
-#[test]
-fn a_map_that_is_full_is_named_and_what_fits_is_in() {
-    let namespace = Namespace::new();
-    namespace.veth("lb0", "peer0");
-    let address = |host: u32| IpAddr::from((0x0a00_0000 + host).to_be_bytes());
-    let addresses = SteeringSet { own_addresses: (0..4097).map(address).collect(), ..SteeringSet::default() };
-    let ranges = (0..1025).map(|range| (address(range << 8), 24));
-    let ranges = SteeringSet { service_cidrs: ranges.collect(), ..SteeringSet::default() };
-    let mut steering = namespace.attach(&["lb0"]).expect("attach");
-    for (set, name) in [(addresses, "own_addrs"), (ranges, "service_cidrs")] {
-        let refused = steering.add_new(&set);
-        assert!(matches!(refused, Err(SteeringError::MapFull { map }) if map == name), "{refused:?}");
-        let applied = steering.applied();
-        assert!([applied.own_addresses.len(), applied.service_cidrs.len()].iter().any(|len| *len >= 1024));
-        steering.remove_stale(&SteeringSet::default()).expect("it can be emptied");
-        steering.add_new(&vips(&[80])).expect("others have room");
-    }
 }
 
 #[test]
@@ -261,24 +244,167 @@ fn a_foreign_program_is_named_and_left_alone() {
     let namespace = Namespace::new();
     namespace.veth("lb0", "peer0");
     namespace.veth("lb1", "peer1");
-    let theirs = SteeringConfig {
-        pin_dir: "/mnt/bpf/theirs".into(),
-        log_dir: "/mnt/run".into(),
-        interfaces: vec![InterfaceConfig { name: "lb1".into(), mode: XdpModePolicy::Generic }],
-    };
-    let foreign = namespace.run(|| Steering::attach(&theirs)).expect("somebody else's program");
-    assert_eq!(foreign.report()[0].mode, XdpMode::Generic);
+    let pass = common::program(2);
+    let ifindex = namespace.ifindex("lb1");
+    let foreign = namespace.run(|| common::attach(&pass, ifindex));
     let before = program_on(&namespace, "lb1").expect("a program");
 
     let error = namespace.attach(&["lb0", "lb1"]).expect_err("lb1 is taken");
     let text = error.to_string();
-    assert!(
-        text.starts_with(&format!("interface lb1 already runs XDP program {} (flowgate_steer)", before.1)),
-        "{text}"
-    );
+    assert!(text.starts_with(&format!("interface lb1 already runs XDP program {} ()", before.1)), "{text}");
     assert_eq!(program_on(&namespace, "lb1"), Some(before));
     assert_eq!(program_on(&namespace, "lb0"), None, "what the failed call attached is gone again");
     assert_eq!(namespace.pins(), None, "and so are its pins");
+    assert!(!is_bpffs_mounted(&namespace), "and so is the bpffs");
+    drop(foreign);
+}
+
+fn is_bpffs_mounted(namespace: &Namespace) -> bool {
+    namespace
+        .run(|| fs::read_to_string("/proc/thread-self/mounts").expect("procfs").contains(" /mnt/bpf bpf "))
+}
+
+#[test]
+fn another_flowgate_that_serves_the_interface_is_named_by_its_process() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    namespace.veth("lb1", "peer1");
+    let theirs = SteeringConfig {
+        pin_dir: "/mnt/bpf/theirs".into(),
+        interfaces: vec![InterfaceConfig { name: "lb1".into(), mode: XdpModePolicy::Generic }],
+        ..config()
+    };
+    let other = namespace.run(|| Steering::attach(&theirs)).expect("another flowgate");
+    let before = program_on(&namespace, "lb1").expect("a program");
+    let text = namespace.attach(&["lb0", "lb1"]).expect_err("lb1 is taken").to_string();
+    let expected = format!("interface lb1 is served by another flowgate, process {} (", std::process::id());
+    assert!(text.starts_with(&expected), "{text}");
+    assert_eq!(program_on(&namespace, "lb1"), Some(before));
+    assert_eq!(program_on(&namespace, "lb0"), None, "what the failed call attached is gone again");
+    assert_eq!(namespace.pins(), None, "and so are its pins");
+    assert!(is_bpffs_mounted(&namespace), "the other one uses it");
+    drop(other);
+}
+
+#[test]
+fn what_lost_its_pins_is_taken_over_when_no_process_serves_it() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    namespace.veth("lb1", "peer1");
+    let mut first = namespace.attach(&["lb0", "lb1"]).expect("attach");
+    first.add_new(&vips(&[80, 81])).expect("add");
+    first.probe(namespace.ifindex("lb0"), &tcp((VIP, 80))).expect("test run");
+    let before = ["lb0", "lb1"].map(|interface| program_on(&namespace, interface));
+    drop(first);
+    // The bpffs with the pins stays mounted, but out of sight.
+    let elsewhere = namespace.with_other_mounts();
+    assert_eq!(elsewhere.pins(), None);
+
+    let second = elsewhere.attach(&["lb0", "lb1"]).expect("attach where no pins are");
+    let notices = second.notices();
+    for interface in ["lb0", "lb1"] {
+        let told = |notice: &&String| {
+            notice.contains(&format!("of {interface}, which an earlier flowgate attached"))
+        };
+        assert_eq!(notices.iter().filter(told).count(), 1, "{notices:?}");
+    }
+    assert!(second.report().iter().all(|report| report.link == LinkOrigin::Reused), "{second:?}");
+    assert_eq!(second.applied(), &vips(&[80, 81]), "what the dead process left is known");
+    assert_eq!(counter(&second, Reason::PassNoWorker), 1, "its counters go on");
+    assert_eq!(elsewhere.pins().expect("pins").len(), 20);
+    drop(second);
+    let third = elsewhere.attach(&["lb0", "lb1"]).expect("attach again");
+    assert!(third.notices().is_empty(), "{:?}", third.notices());
+    assert!(before.iter().all(Option::is_some));
+}
+
+#[test]
+fn pins_that_are_lost_while_the_process_runs_are_made_again() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let mut first = namespace.attach(&["lb0"]).expect("attach");
+    first.add_new(&vips(&[80])).expect("add");
+    let mend = |steering: &Steering| namespace.run(|| steering.mend_pins()).expect("mended");
+    assert_eq!(mend(&first), Vec::<String>::new());
+    let before = program_on(&namespace, "lb0");
+    namespace.run(|| {
+        for pin in ["vips", "counters", "link-lb0"] {
+            fs::remove_file(format!("{PIN_DIR}/{pin}")).expect("unpinned");
+        }
+    });
+    let mut mended = mend(&first);
+    mended.sort();
+    assert_eq!(mended, ["counters", "link-lb0", "vips"]);
+
+    for lose in [&["rm", "-r", PIN_DIR][..], &["umount", "-l", "/mnt/bpf"]] {
+        let mut command = Command::new(lose[0]);
+        command.args(&lose[1..]);
+        let lost = namespace.run(|| command.status().expect("a command"));
+        assert!(lost.success() && namespace.pins().is_none());
+        assert_eq!(mend(&first).len(), 18, "16 maps, a program and a link");
+        let error = namespace.attach(&["lb0"]).expect_err("it is locked again");
+        assert!(matches!(error, SteeringError::InUse { .. }), "{error:?}");
+    }
+    drop(first);
+    let second = namespace.attach(&["lb0"]).expect("attach again");
+    assert_eq!(second.report()[0].link, LinkOrigin::Reused);
+    assert_eq!((second.applied(), program_on(&namespace, "lb0")), (&vips(&[80]), before));
+}
+
+#[test]
+fn a_pin_directory_that_others_can_change_is_not_used() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    drop(namespace.attach(&["lb0"]).expect("attach"));
+    let refused = || namespace.attach(&["lb0"]).expect_err("not trusted").to_string();
+    let own = |user: u32| namespace.run(|| chown(PIN_DIR, Some(user), None).expect("chown"));
+    let permit =
+        |mode| namespace.run(|| fs::set_permissions(PIN_DIR, Permissions::from_mode(mode)).expect("chmod"));
+    own(1000);
+    assert!(refused().contains("it belongs to user 1000"), "{}", refused());
+    own(0);
+    permit(0o777);
+    assert!(refused().contains("others can write to it (mode 0777)"), "{}", refused());
+    permit(0o700);
+    let error = namespace.run(|| {
+        fs::rename(PIN_DIR, "/mnt/bpf/real").expect("moved");
+        symlink("/mnt/bpf/real", PIN_DIR).expect("a symbolic link");
+        let config = SteeringConfig {
+            interfaces: vec![InterfaceConfig { name: "lb0".into(), mode: XdpModePolicy::Auto }],
+            ..config()
+        };
+        let error = Steering::attach(&config).expect_err("not trusted").to_string();
+        fs::remove_file(PIN_DIR).expect("unlinked");
+        fs::rename("/mnt/bpf/real", PIN_DIR).expect("moved back");
+        error
+    });
+    assert!(error.contains("it is a symbolic link"), "{error}");
+    namespace.attach(&["lb0"]).expect("as it was");
+}
+
+#[test]
+fn a_start_that_is_undone_leaves_nothing_of_its_own_and_everything_of_its_predecessor() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    namespace.veth("lb1", "peer1");
+    let steering = namespace.attach(&["lb0"]).expect("attach");
+    namespace.run(|| steering.undo());
+    assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
+    assert!(!is_bpffs_mounted(&namespace));
+
+    drop(namespace.attach(&["lb0"]).expect("a start that succeeds"));
+    let before = (namespace.pins(), program_on(&namespace, "lb0"));
+    let steering = namespace.attach(&["lb0", "lb1"]).expect("attach");
+    assert!(program_on(&namespace, "lb1").is_some());
+    namespace.run(|| steering.undo());
+    let sorted = |pins: Option<Vec<_>>| {
+        let mut pins = pins.expect("pins");
+        pins.sort();
+        pins
+    };
+    let after = (namespace.pins(), program_on(&namespace, "lb0"));
+    assert_eq!((sorted(after.0), after.1), (sorted(before.0), before.1));
+    assert_eq!(program_on(&namespace, "lb1"), None);
 }
 
 #[test]
@@ -351,9 +477,8 @@ fn child_that_serves_until_killed() {
     // Started by hand among the ignored tests, it has nothing to do.
     let Ok(interface) = env::var(CHILD_OF) else { return };
     let config = SteeringConfig {
-        pin_dir: PIN_DIR.into(),
-        log_dir: "/mnt/run".into(),
         interfaces: vec![InterfaceConfig { name: interface.clone(), mode: XdpModePolicy::Auto }],
+        ..config()
     };
     let mut steering = Steering::attach(&config).expect("attach");
     steering.add_new(&vips(&[80])).expect("add");

@@ -1,10 +1,13 @@
 //! Publishes a generation to the workers (tables) and to the XDP program (BPF maps), in the right order.
 
-use flowgate_control::Update;
+use std::time::Instant;
+
+use flowgate_control::{Entry, Update};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{FrontendKind, Publisher, Tables};
-use flowgate_xsk::steering::{AttachReport, Device, Steering, SteeringError, SteeringSet, VipKey};
+use flowgate_xsk::steering::{AttachReport, Device, Steering, SteeringSet, VipKey};
 
+use super::map_growth::MapGrowth;
 use super::vlan_offload::VlanOffload;
 use super::workers::StartContext;
 
@@ -17,6 +20,8 @@ pub(crate) struct Publishing {
     pub(crate) answers_echo: bool,
     /// The receive VLAN offload of devices with VLANs.
     pub(crate) vlan_offload: VlanOffload,
+    /// What the maps should hold, and what they lack.
+    pub(crate) map_growth: MapGrowth,
 }
 
 impl Publishing {
@@ -34,11 +39,9 @@ impl Publishing {
         self.steering.report().iter().map(|report| Device::named(&report.interface)).collect()
     }
 
-    /// Makes a generation current.
-    ///
-    /// # Errors
-    /// A map cannot be changed. The maps then have less than the tables, and traffic of the rest passes to the kernel.
-    pub(crate) fn publish(&mut self, update: Update) -> Result<(), SteeringError> {
+    /// Makes a generation current. What the maps cannot hold passes to the kernel, see [`findings`](Self::findings), and is
+    /// tried again by [`follow_up`](Self::follow_up); everything else is served.
+    pub(crate) fn publish(&mut self, update: Update, now: Instant) {
         self.follow_devices(&update.tables);
         self.vlan_offload.configure(&update.tables.routing);
         let mut wanted = steering_set(&update.tables);
@@ -47,9 +50,24 @@ impl Publishing {
         }
         // The maps must never hold what the workers do not know: a redirected frame cannot be given back to the kernel. So stale
         // entries leave the maps before the tables change, and new ones enter them afterwards.
-        self.steering.remove_stale(&wanted)?;
+        self.map_growth.begin(&mut self.steering, wanted);
         self.publisher.publish(update.tables);
-        self.steering.add_new(&wanted)
+        self.map_growth.complete(&mut self.steering, now);
+    }
+
+    /// Lets the maps grow, and tries again what the kernel has refused. To be called periodically.
+    pub(crate) fn follow_up(&mut self, now: Instant) {
+        self.map_growth.follow_up(&mut self.steering, now);
+    }
+
+    /// What the maps lack, for the operator.
+    pub(crate) fn findings(&self) -> Vec<Entry> {
+        self.map_growth.findings()
+    }
+
+    /// Why this process is unhealthy, one sentence each.
+    pub(crate) fn unhealthy_reasons(&self) -> impl Iterator<Item = String> {
+        self.map_growth.unhealthy_reasons()
     }
 
     /// Attaches the program to devices that were created anew, before their sockets are opened: without it the kernel would
@@ -74,6 +92,8 @@ fn vip_key(key: &ServiceKey) -> VipKey {
 
 fn steering_set(tables: &Tables) -> SteeringSet {
     let mut set = SteeringSet::default();
+    // Collected first: a tree is built from sorted values in a fraction of the time of single insertions.
+    let mut vips = Vec::new();
     for frontend in tables.services.frontends() {
         let (key, port) = (&frontend.key, frontend.key.port.number());
         if frontend.kind == FrontendKind::NodePort {
@@ -84,9 +104,10 @@ fn steering_set(tables: &Tables) -> SteeringSet {
                 flowgate_wire::Protocol::Sctp => set.nodeports_sctp.insert(port),
             };
         } else {
-            set.vips.insert(vip_key(key));
+            vips.push(vip_key(key));
         }
     }
+    set.vips = vips.into_iter().collect();
     set.reply_sources = tables.services.reply_sources().map(vip_key).collect();
     set.cluster_ips = tables.services.cluster_ips().collect();
     let cidrs = tables.services.service_cidrs().iter();

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use flowgate_control::Status;
 use flowgate_xsk::steering::Device;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -14,14 +15,13 @@ use tokio::time::MissedTickBehavior;
 use super::Appliance;
 use super::prove::{self, Prover};
 use super::reexec::ExecHistory;
-use super::workers::Workers;
 
 /// Owns what serves.
 pub(crate) struct Supervisor {
     pub(crate) appliance: Appliance,
     requests: mpsc::Receiver<Request>,
     prover: Prover,
-    unhealthy_reasons: watch::Sender<Arc<[String]>>,
+    outputs: SupervisorOutputs,
     exec_history: ExecHistory,
     /// Grace period: how long the XDP program drops Flowgate's traffic for a successor after this process has ended.
     grace: Duration,
@@ -30,6 +30,14 @@ pub(crate) struct Supervisor {
     /// The devices for which the sockets were opened, and as they were at the last check.
     opened_for: Vec<Option<Device>>,
     seen: Vec<Option<Device>>,
+}
+
+/// Where the supervisor shows what is wrong.
+pub(crate) struct SupervisorOutputs {
+    /// For the health server.
+    pub(crate) unhealthy_reasons: watch::Sender<Arc<[String]>>,
+    /// For `flowgate show` and the log.
+    pub(crate) status: watch::Sender<Status>,
 }
 
 /// An operation on the appliance, with the sender for its result.
@@ -92,7 +100,7 @@ pub(crate) enum ViewError {
 impl Supervisor {
     pub(crate) fn new(
         appliance: Appliance,
-        unhealthy_reasons: watch::Sender<Arc<[String]>>,
+        outputs: SupervisorOutputs,
         exec_history: ExecHistory,
         grace: Duration,
     ) -> (Self, SupervisorHandle) {
@@ -102,7 +110,7 @@ impl Supervisor {
             appliance,
             requests,
             prover: Prover::new(grace),
-            unhealthy_reasons,
+            outputs,
             exec_history,
             grace,
             grace_set_at: None,
@@ -148,7 +156,9 @@ impl Supervisor {
         }
         self.prolong_grace(now);
         self.report_exhaustion(now);
-        publish_unhealthy_reasons(&self.appliance.workers, &self.unhealthy_reasons);
+        self.appliance.publishing.follow_up(now);
+        self.report_maps();
+        publish_unhealthy_reasons(&self.appliance, &self.outputs.unhealthy_reasons);
         self.appliance.publishing.publisher.collect();
         None
     }
@@ -159,6 +169,12 @@ impl Supervisor {
         for warning in self.appliance.workers.exhaustion.take_warnings(&tables, now) {
             tracing::warn!("{warning}");
         }
+    }
+
+    /// Shows what the BPF maps lack.
+    fn report_maps(&self) {
+        let findings = self.appliance.publishing.findings();
+        Status::show_listener_findings(&self.outputs.status, "maps of the XDP program", findings);
     }
 
     fn check_workers(&mut self, now: Instant) -> Option<usize> {
@@ -222,14 +238,17 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// Gives the reasons for which the workers are unhealthy to the health server.
-fn publish_unhealthy_reasons(workers: &Workers, unhealthy_reasons: &watch::Sender<Arc<[String]>>) {
+/// Gives the reasons for which workers or maps are unhealthy to the health server.
+fn publish_unhealthy_reasons(
+    Appliance { workers, publishing }: &Appliance,
+    unhealthy_reasons: &watch::Sender<Arc<[String]>>,
+) {
     let states = (0..workers.slots.len()).map(|index| (index, workers.state(index)));
     let unwell = states
         .filter(|(_, state)| ["hanging", "dead"].contains(state))
         .map(|(index, state)| format!("worker {index} is {state}: its traffic passes to the kernel"));
     let no_sockets = workers.needs_reopen.then(|| "no sockets after a change of the interfaces".to_owned());
-    let unwell: Arc<[String]> = unwell.chain(no_sockets).collect();
+    let unwell: Arc<[String]> = unwell.chain(no_sockets).chain(publishing.unhealthy_reasons()).collect();
     unhealthy_reasons.send_if_modified(|shown| {
         let changed = *shown != unwell;
         *shown = unwell;

@@ -176,7 +176,17 @@ impl Workers {
             );
         }
         self.started = true;
-        (0..self.slots.len()).try_for_each(|index| self.start_one(index, context))
+        self.start_all(context)
+    }
+
+    /// Starts a worker in every slot that has sockets.
+    ///
+    /// # Errors
+    /// The first one; the other workers are started nevertheless, and [`watch`](Self::watch) tries again.
+    fn start_all(&mut self, context: &StartContext<'_>) -> anyhow::Result<()> {
+        // `fold` does not stop at an error.
+        let slots = 0..self.slots.len();
+        slots.map(|index| self.start_one(index, context)).fold(Ok(()), Result::and)
     }
 
     fn start_one(&mut self, index: usize, context: &StartContext<'_>) -> anyhow::Result<()> {
@@ -193,12 +203,15 @@ impl Workers {
         let worker = Worker::new(config, shared, context.publisher.reader(), device, pipeline);
         let handle = worker.counting_from(slot.counted).spawn();
         slot.stage = Stage::Running(handle.with_context(|| format!("starting worker {index}"))?);
-        for socket in &slot.sockets {
-            socket
-                .connect(&context.map)
-                .with_context(|| format!("{} queue {}", socket.interface, socket.queue))?;
+        let connected = slot.sockets.iter().try_for_each(|socket| {
+            let connected = socket.connect(&context.map);
+            connected.with_context(|| format!("{} queue {}", socket.interface, socket.queue))
+        });
+        if connected.is_err() {
+            // A worker without traffic would look healthy. Without one, `watch` starts another in its place.
+            slot.teardown();
         }
-        Ok(())
+        connected
     }
 
     /// Respawns workers that have panicked, and returns those that have begun to hang, whose traffic passes to the kernel.
@@ -308,10 +321,7 @@ impl Workers {
     /// The kernel refuses a thread or a slot.
     pub(crate) fn resume(&mut self, context: &StartContext<'_>) -> anyhow::Result<()> {
         self.needs_reopen = false;
-        if self.started {
-            (0..self.slots.len()).try_for_each(|index| self.start_one(index, context))?;
-        }
-        Ok(())
+        if self.started { self.start_all(context) } else { Ok(()) }
     }
 
     /// Closes the sockets of slots without a worker.
@@ -326,6 +336,11 @@ impl Workers {
     pub(crate) fn is_open_as_planned(&self) -> bool {
         let is_open = |slot: &WorkerSlot| !matches!(slot.stage, Stage::Empty);
         self.slots.iter().all(is_open) && self.zero_copy == self.proofs.zero_copy()
+    }
+
+    /// Whether the workers have been started, which the first generation does.
+    pub(crate) fn have_started(&self) -> bool {
+        self.started
     }
 
     /// Whether the workers have been started and have sockets.

@@ -16,7 +16,7 @@ use anyhow::Context;
 use flowgate_control::health::{self, HealthInputs, ProbeCounts};
 use flowgate_control::{Status, SyncMetrics, Update, dns};
 use flowgate_dataplane::worker::Resolver;
-use flowgate_tables::{PortSet, Publisher};
+use flowgate_tables::Publisher;
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, SteeringError};
 use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,9 +25,10 @@ use tokio::sync::{mpsc, watch};
 use crate::admin::AdminServer;
 use crate::admin::handler::AdminHandler;
 use crate::appliance::Appliance;
+use crate::appliance::map_growth::MapGrowth;
 use crate::appliance::publish::Publishing;
 use crate::appliance::reexec::ExecHistory;
-use crate::appliance::supervisor::{Supervisor, SupervisorHandle};
+use crate::appliance::supervisor::{Supervisor, SupervisorHandle, SupervisorOutputs};
 use crate::appliance::vlan_offload::VlanOffload;
 use crate::appliance::workers::Workers;
 use crate::appliance::{flow_files, host, prove};
@@ -70,7 +71,11 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     // The servers' sockets come first: an address that is in use ends the start before anything is attached.
     let admin = AdminServer::bind(&config.admin.socket)?;
     let dns = bind_dns(config)?;
-    let (steering, snat_ports) = attach(config)?;
+    let steering = attach(config)?;
+    let snat_ports = match host::reserve_ports(&config.snat.ports) {
+        Ok(ports) => ports,
+        Err(error) => return Err(undo_attach(config, steering, error)),
+    };
     let started = clock_start();
     let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
     let resolver = Resolver::new(move |neighbour| requests.try_send(neighbour).is_ok());
@@ -89,8 +94,9 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     };
     let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
+    let outputs = SupervisorOutputs { unhealthy_reasons, status: status.clone() };
     let (mut supervisor, handle) =
-        Supervisor::new(appliance, unhealthy_reasons, exec_history.clone(), config.xdp.grace);
+        Supervisor::new(appliance, outputs, exec_history.clone(), config.xdp.grace);
     let handler = AdminHandler { supervisor: handle.clone(), status: status_receiver.clone(), started };
     let metrics_inputs = MetricsInputs {
         dns: dns.as_ref().map(dns::Server::counters),
@@ -113,7 +119,6 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     };
     let control = flowgate_control::run(control_config, sink(handle, config.xdp.grace));
     let logged = log_reports(status_receiver);
-    let signalled = signalled()?;
     let outcome = tokio::select! {
         ended = control => ended.context("the control plane").map(|()| Ended::Signal("ended")),
         worker = supervisor.until_a_worker_hangs() => {
@@ -123,10 +128,10 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         () = logged => Ok(Ended::Signal("ended")),
         () = admin.serve(Rc::new(handler)) => Ok(Ended::Signal("ended")),
         () = metrics.serve(config.metrics.listen, &metrics_status) => Ok(Ended::Signal("ended")),
-        how = signalled => Ok(Ended::Signal(how)),
+        how = signalled() => how.map(Ended::Signal),
     };
     drop((shutdown, metrics));
-    shut_down(supervisor.appliance, config.xdp.grace, outcome)
+    shut_down(config, supervisor.appliance, outcome)
 }
 
 fn bind_dns(config: &Config) -> anyhow::Result<Option<dns::Server>> {
@@ -164,16 +169,26 @@ async fn open_appliance(
         steering,
         answers_echo: config.pipeline.echo_vips,
         vlan_offload: VlanOffload::default(),
+        map_growth: MapGrowth::default(),
     };
     Ok(Appliance { workers, publishing })
 }
 
 /// Hands the traffic over to the next process. The XDP program drops it during the grace period, so that clients send it
-/// again to the successor; after that it passes to the kernel.
-fn shut_down(appliance: Appliance, grace: Duration, outcome: anyhow::Result<Ended>) -> anyhow::Result<Ended> {
+/// again to the successor; after that it passes to the kernel. If the end is an error before anything was served, the start
+/// has failed, and what it attached is detached again.
+fn shut_down(config: &Config, appliance: Appliance, outcome: anyhow::Result<Ended>) -> anyhow::Result<Ended> {
     let Appliance { workers, mut publishing } = appliance;
+    let outcome = match outcome {
+        Err(error) if !workers.have_started() => {
+            // Closes the sockets before the program is detached.
+            workers.stop();
+            return Err(undo_attach(config, publishing.steering, error));
+        }
+        outcome => outcome,
+    };
     // The traffic goes first, then the workers. The other way round frames would wait in sockets that nobody reads.
-    let cleared = stop_traffic(&mut publishing, grace);
+    let cleared = stop_traffic(&mut publishing, config.xdp.grace);
     match outcome {
         // A worker that hangs cannot be stopped; exec(2) ends its thread.
         Ok(Ended::Hang(_)) => return outcome,
@@ -194,8 +209,8 @@ fn stop_traffic(publishing: &mut Publishing, grace: Duration) -> Result<(), Stee
     publishing.steering.clear_all_sockets()
 }
 
-/// Attaches the XDP program and reserves the source ports.
-fn attach(config: &Config) -> anyhow::Result<(Steering, PortSet)> {
+/// Attaches the XDP program.
+fn attach(config: &Config) -> anyhow::Result<Steering> {
     host::raise_locked_memory();
     let interfaces = config
         .gateway
@@ -207,37 +222,35 @@ fn attach(config: &Config) -> anyhow::Result<(Steering, PortSet)> {
         pin_dir: config.xdp.pin_dir.clone(),
         log_dir: config.log_folder(),
         interfaces,
+        limits: config.limits.sets(),
     })?;
     steering.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
-    let snat_ports = host::reserve_ports(&config.snat.ports)?;
     steering.notices().iter().for_each(|notice| tracing::info!("{notice}"));
     for report in steering.report() {
         let (mode, queues) = (report.mode.name(), report.queues);
         tracing::info!(interface = report.interface, mode, queues, link = report.link.name(), "XDP attached");
         report.messages.iter().for_each(|message| tracing::warn!(interface = report.interface, "{message}"));
     }
-    Ok((steering, snat_ports))
+    Ok(steering)
 }
 
 /// Waits for SIGTERM or SIGINT; its name for the log.
-fn signalled() -> anyhow::Result<impl Future<Output = &'static str>> {
+async fn signalled() -> anyhow::Result<&'static str> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => "terminated",
-            _ = interrupt.recv() => "interrupted",
-        }
+    Ok(tokio::select! {
+        _ = terminate.recv() => "terminated",
+        _ = interrupt.recv() => "interrupted",
     })
 }
 
 /// Detaches after a start that has failed, and returns its error. What an earlier process left for its successor stays.
 fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> anyhow::Error {
-    if steering.report().iter().all(|report| report.link == LinkOrigin::Fresh) {
-        let undone = steering.detach().map_err(anyhow::Error::from);
-        let undone = undone.and_then(|_| host::release_ports(&config.snat.ports));
-        let undone = undone.and_then(|()| Ok(prove::remove(config)?));
-        if let Err(left) = undone {
+    let is_first = steering.report().iter().all(|report| report.link == LinkOrigin::Fresh);
+    steering.undo();
+    if is_first {
+        let undone = host::release_ports(&config.snat.ports);
+        if let Err(left) = undone.and_then(|()| Ok(prove::remove(config)?)) {
             tracing::error!("the failed start was not undone completely, run `flowgate detach`: {left:#}");
         }
     }
@@ -264,9 +277,11 @@ fn publish(
     if let Some(grace) = grace {
         // From now on the maps name our traffic, but the sockets enter the socket map only when the workers start. Without the
         // grace period such packets would pass to the kernel in between, and be reset.
-        publishing.steering.set_grace_period(grace)?;
+        if let Err(error) = publishing.steering.set_grace_period(grace) {
+            tracing::error!(%error, "connections may be reset in this moment, since the grace period cannot be set");
+        }
     }
-    publishing.publish(update)?;
+    publishing.publish(update, tokio::time::Instant::now().into_std());
     workers.start(&publishing.start_context())?;
     tracing::info!(generation, services, backends, "published");
     Ok(())

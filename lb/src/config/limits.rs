@@ -3,6 +3,7 @@
 
 use flowgate_control::CompileConfig;
 use flowgate_tables::Budgets;
+use flowgate_xsk::steering::SetLimits;
 use serde::{Deserialize, Deserializer};
 
 use super::value::parse_with;
@@ -50,6 +51,20 @@ limits! {
 }
 
 impl Limits {
+    /// The limits of the sets of the XDP program.
+    pub(crate) const fn sets(&self) -> SetLimits {
+        SetLimits {
+            vips: self.vips,
+            vip_addresses: self.vip_addresses,
+            cluster_ips: self.cluster_ips,
+            reply_sources: self.reply_sources,
+            node_addresses: self.node_addresses,
+            snat_addresses: self.snat_addresses,
+            service_cidrs: self.service_cidrs,
+            vlans: SetLimits::VLANS,
+        }
+    }
+
     pub(super) const fn apply_to(&self, compile: &mut CompileConfig) {
         compile.budgets = self.budgets();
     }

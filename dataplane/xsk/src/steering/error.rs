@@ -79,6 +79,29 @@ pub enum SteeringError {
         /// The program's name, empty when it has none.
         program_name: String,
     },
+    /// Flowgate's own program is on the interface, and another process serves it.
+    #[error(
+        "interface {interface} is served by another flowgate, {by}: stop it first, or choose another interface"
+    )]
+    ServedElsewhere {
+        /// The interface.
+        interface: String,
+        /// The process.
+        by: String,
+    },
+    /// Flowgate's own program is on the interface, without pins, and cannot be taken over.
+    #[error(
+        "interface {interface} runs program {program_id} of an earlier flowgate, whose pins were lost, and it cannot be \
+         taken over: {source} (needs CAP_SYS_ADMIN; see bpftool link to detach it)"
+    )]
+    PinsLost {
+        /// The interface.
+        interface: String,
+        /// The program's id.
+        program_id: u32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The kernel refused something about an interface's attachment.
     #[error("cannot {action} the XDP program of {interface}: {source}")]
     Attach {
@@ -89,12 +112,19 @@ pub enum SteeringError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// A map has no room for another entry.
-    #[error("map {map} is full")]
-    MapFull {
+    /// The entries of a map cannot be read or changed.
+    #[error("cannot {action} the entries of map {map} of the XDP program: {source}")]
+    Entries {
         /// The map.
         map: &'static str,
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
     },
+    /// A device was created anew while new maps were prepared for the ones before.
+    #[error("the interfaces changed while larger maps were prepared: they are prepared again")]
+    InterfacesChanged,
     /// There is no slot for this interface and queue.
     #[error("no socket slot for device {ifindex} queue {queue}: not attached, or a queue beyond the map")]
     NoSlot {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use aya::programs::loaded_programs;
 
 use super::bpffs::PinDir;
+use super::program::Program;
 use super::{SteeringError, XdpMode, XdpModePolicy};
 use crate::Driver;
 use crate::sys::bpf::{self, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE};
@@ -36,12 +37,18 @@ impl LinkOrigin {
 
 /// The pinned link of one interface.
 pub(super) struct PinnedLink {
-    /// Keeps the link attached until it is pinned; afterwards the pin does.
-    _fd: OwnedFd,
+    /// Keeps the link attached until it is pinned, and if the pin is lost.
+    fd: OwnedFd,
     pub(super) pin: String,
     pub(super) mode: XdpMode,
     pub(super) origin: LinkOrigin,
     pub(super) messages: Vec<String>,
+}
+
+impl PinnedLink {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 /// The name of an interface's pin.
@@ -69,7 +76,7 @@ pub(super) fn attach(
     if pins.names()?.contains(&pin) {
         match reuse(pins, &pin, ifindex, policy, program).map_err(|source| failed("update", source))? {
             Reuse::Reused(fd, mode) => {
-                return Ok(PinnedLink { _fd: fd, pin, mode, origin: LinkOrigin::Reused, messages });
+                return Ok(PinnedLink { fd, pin, mode, origin: LinkOrigin::Reused, messages });
             }
             Reuse::Unusable(why) => {
                 pins.remove(&pin)?;
@@ -94,7 +101,17 @@ pub(super) fn attach(
         .map_err(|source| failed("read back", source))?
         .ok_or_else(|| failed("read back", io::Error::other("the device does not run the program")))?;
     bpf::pin(fd.as_fd(), &pins.file(&pin)).map_err(|source| failed("pin", source))?;
-    Ok(PinnedLink { _fd: fd, pin, mode, origin: LinkOrigin::Fresh, messages })
+    Ok(PinnedLink { fd, pin, mode, origin: LinkOrigin::Fresh, messages })
+}
+
+/// Updates a link to another program, atomically. A device that is gone needs none.
+pub(super) fn update(link: &PinnedLink, interface: &str, program: &Program) -> Result<(), SteeringError> {
+    match bpf::link_update(link.fd.as_fd(), program.xdp.fd()?.as_fd()) {
+        Err(source) if source.raw_os_error() != Some(libc::ENOLINK) => {
+            Err(SteeringError::Attach { interface: interface.to_owned(), action: "update", source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Detaches and unpins a link, whatever state it is in.

@@ -6,6 +6,7 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 
 use aya::maps::MapInfo;
 use aya::programs::Xdp;
@@ -15,8 +16,7 @@ use aya_obj::programs::XdpAttachType;
 use super::SteeringError;
 use super::bpffs::PinDir;
 use super::maps;
-use super::sockets::InterfaceSlots;
-use super::sockets::QUEUES_PER_INTERFACE;
+use super::sockets::{InterfaceSlots, QUEUES_PER_INTERFACE};
 use super::verifier_log::VerifierLog;
 use crate::sys::bpf;
 
@@ -32,18 +32,31 @@ pub(super) struct Program {
     pub(super) is_reused: bool,
 }
 
+/// The maps that a program is loaded over: those that are pinned, and new ones of these sizes.
+pub(super) struct MapPins<'a> {
+    pub(super) pins: &'a PinDir,
+    /// Names and sizes of maps that are made if they are not pinned.
+    pub(super) sizes: &'a [(&'static str, u32)],
+    /// What precedes the names of the pins of these maps, and of the program: empty if they are the only ones.
+    pub(super) new_prefix: &'static str,
+}
+
+impl MapPins<'_> {
+    fn file(&self, map: &str) -> PathBuf {
+        let is_new = self.sizes.iter().any(|(name, _)| *name == map);
+        self.pins.file(&format!("{}{map}", if is_new { self.new_prefix } else { "" }))
+    }
+}
+
 /// The program for an interface, from its pin if that fits and loaded otherwise.
 pub(super) fn reuse_or_load(
-    pins: &PinDir,
+    map_pins: &MapPins<'_>,
     object: &[u8],
     interface: InterfaceSlots,
     verifier_log: &VerifierLog<'_>,
 ) -> Result<Program, SteeringError> {
-    let constants = [
-        ("xsk_base", interface.first),
-        ("xsk_queues", QUEUES_PER_INTERFACE),
-        ("interface", interface.number()),
-    ];
+    let pins = map_pins.pins;
+    let constants = constants_of(interface);
     let pin = pin_name(object, &constants);
     let path = pins.file(&pin);
     if pins.names()?.contains(&pin) {
@@ -52,15 +65,43 @@ pub(super) fn reuse_or_load(
             _ => pins.remove(&pin)?,
         }
     }
+    load_and_pin(map_pins, object, &constants, verifier_log)
+}
+
+/// The program for an interface over new maps, beside one over the present maps.
+pub(super) fn load_beside(
+    map_pins: &MapPins<'_>,
+    object: &[u8],
+    interface: InterfaceSlots,
+    verifier_log: &VerifierLog<'_>,
+) -> Result<Program, SteeringError> {
+    load_and_pin(map_pins, object, &constants_of(interface), verifier_log)
+}
+
+fn constants_of(interface: InterfaceSlots) -> Constants {
+    [("xsk_base", interface.first), ("xsk_queues", QUEUES_PER_INTERFACE), ("interface", interface.number())]
+}
+
+/// Names and values of the constants that are set in the object.
+type Constants = [(&'static str, u32); 3];
+
+fn load_and_pin(
+    map_pins: &MapPins<'_>,
+    object: &[u8],
+    constants: &Constants,
+    verifier_log: &VerifierLog<'_>,
+) -> Result<Program, SteeringError> {
+    let pin = format!("{}{}", map_pins.new_prefix, pin_name(object, constants));
+    let path = map_pins.pins.file(&pin);
     // Pinned and opened again: aya's `Ebpf` owns the program that it loads, and is dropped here with all its maps.
-    let object = load(pins, object, &constants, verifier_log)?;
+    let object = load(map_pins, object, constants, verifier_log)?;
     let program: &Xdp = object.program(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
     bpf::pin(program.fd()?.as_fd(), &path)
         .map_err(|source| SteeringError::PinDir { path: path.clone(), source })?;
     match Xdp::from_pin(&path, XdpAttachType::Interface) {
         Ok(xdp) => Ok(Program { xdp, pin, is_reused: false }),
         Err(error) => {
-            pins.remove(&pin)?;
+            map_pins.pins.remove(&pin)?;
             Err(error.into())
         }
     }
@@ -71,7 +112,7 @@ pub(super) fn is_pin_name(name: &str) -> bool {
 }
 
 /// A hash of object and constants, so that other versions and other interfaces have other names.
-fn pin_name(object: &[u8], constants: &[(&str, u32)]) -> String {
+fn pin_name(object: &[u8], constants: &Constants) -> String {
     // Not a keyed hash: `DefaultHasher::new` gives the same for the same input in every process.
     let mut hasher = DefaultHasher::new();
     (object, constants).hash(&mut hasher);
@@ -87,11 +128,11 @@ fn uses_pinned_maps(xdp: &Xdp, pins: &PinDir) -> bool {
     maps::names().all(is_used)
 }
 
-/// Loads the program with the constants of its interface, over the pinned maps, which all interfaces share.
+/// Loads the program with the constants of its interface, over maps that all interfaces share.
 fn load(
-    pins: &PinDir,
+    map_pins: &MapPins<'_>,
     object: &[u8],
-    constants: &[(&'static str, u32)],
+    constants: &Constants,
     verifier_log: &VerifierLog<'_>,
 ) -> Result<Ebpf, SteeringError> {
     let mut loader = EbpfLoader::new();
@@ -101,7 +142,10 @@ fn load(
         loader.override_global(name, value, true);
     }
     for map in maps::names() {
-        loader.map_pin_path(map, pins.file(map));
+        loader.map_pin_path(map, map_pins.file(map));
+    }
+    for (map, size) in map_pins.sizes {
+        loader.map_max_entries(map, *size);
     }
     let mut object = loader.load(object)?;
     let program: &mut Xdp = object.program_mut(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;

@@ -5,8 +5,6 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use aya::maps::lpm_trie::Key;
-
 const WORDS: usize = 65536 / 64;
 
 /// Everything that Flowgate serves and that its workers must receive.
@@ -135,16 +133,30 @@ pub(super) fn address_key(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// The trie's key of a prefix: an address of 16 bytes, and how many of its bits are significant.
-pub(super) fn prefix_key((address, bits): (IpAddr, u8)) -> Key<[u8; 16]> {
+/// The trie's key of a prefix (`struct prefix` in bpf/maps.h): how many bits are significant, and an address of 16 bytes.
+pub(super) fn prefix_key((address, bits): (IpAddr, u8)) -> [u8; 20] {
     let mapped = if address.is_ipv4() { MAPPED_BITS } else { 0 };
-    Key::new(mapped + u32::from(bits), address_key(address))
+    let mut key = [0; 20];
+    key[..4].copy_from_slice(&(mapped + u32::from(bits)).to_ne_bytes());
+    key[4..].copy_from_slice(&address_key(address));
+    key
 }
 
-pub(super) fn prefix_from_key(key: Key<[u8; 16]>) -> (IpAddr, u8) {
-    let address = address_from_key(key.data());
+pub(super) fn prefix_from_key(key: [u8; 20]) -> (IpAddr, u8) {
+    let [b0, b1, b2, b3, address @ ..] = key;
+    let (bits, address) = (u32::from_ne_bytes([b0, b1, b2, b3]), address_from_key(address));
     let mapped = if address.is_ipv4() { MAPPED_BITS } else { 0 };
-    (address, u8::try_from(key.prefix_len().saturating_sub(mapped)).unwrap_or(u8::MAX))
+    (address, u8::try_from(bits.saturating_sub(mapped)).unwrap_or(u8::MAX))
+}
+
+/// The name of an IP protocol that Services can have.
+pub(super) fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        6 => "TCP".to_owned(),
+        17 => "UDP".to_owned(),
+        132 => "SCTP".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// Bits of a v4-mapped address in front of the IPv4 part.
@@ -221,6 +233,12 @@ impl PortSet {
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
         self.zip(other, |a, b| a | b)
+    }
+
+    /// The ports of this set that the other one lacks.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Self {
+        self.zip(other, |a, b| a & !b)
     }
 
     fn zip(&self, other: &Self, combine: impl Fn(u64, u64) -> u64) -> Self {
@@ -309,6 +327,7 @@ mod tests {
             prop_assert_eq!(PortSet::from_bytes(&set.to_bytes()), set.clone());
             let others: PortSet = other.iter().copied().collect();
             prop_assert!(set.intersection(&others).iter().eq(oracle.intersection(&other).copied()));
+            prop_assert!(set.difference(&others).iter().eq(oracle.difference(&other).copied()));
             prop_assert!(set.union(&others).iter().eq(oracle.union(&other).copied()));
         }
 

@@ -84,7 +84,9 @@ mod tests {
     use nix::unistd::geteuid;
 
     use super::*;
-    use crate::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, XdpModePolicy, program};
+    use crate::steering::{
+        InterfaceConfig, LinkOrigin, SetLimits, Steering, SteeringConfig, XdpModePolicy, program,
+    };
     use crate::sys::netlink::device_xdp;
 
     /// The steering program's object with a first instruction that no verifier lets pass: it ends the program without
@@ -126,6 +128,7 @@ mod tests {
             pin_dir: "/mnt/bpf/flowgate".into(),
             log_dir: "/mnt/run/flowgate".into(),
             interfaces: vec![InterfaceConfig { name: "lo".into(), mode: XdpModePolicy::Auto }],
+            limits: SetLimits::default(),
         }
     }
 
@@ -137,7 +140,7 @@ mod tests {
     }
 
     fn refusal(config: &SteeringConfig) -> String {
-        let error = Steering::attach_object(config, &refused_object()).expect_err("refused");
+        let error = Steering::attach_object(config, refused_object().leak()).expect_err("refused");
         assert!(matches!(error, SteeringError::Refused { .. }), "{error}");
         error.to_string()
     }

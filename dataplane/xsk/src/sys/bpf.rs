@@ -20,6 +20,8 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
+const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
 const BPF_XDP: u32 = 37; // enum bpf_attach_type
@@ -68,6 +70,28 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
         link_fd: u32,
     }
     call(BPF_LINK_DETACH, &Attr { link_fd: fd(link) }).map(|_| ())
+}
+
+/// The smallest id of a link of any kind above `id`. Needs CAP_SYS_ADMIN.
+pub(crate) fn next_link_id(id: u32) -> io::Result<Option<u32>> {
+    let mut attr = IdAttr { id, next_id: 0, open_flags: 0 };
+    match call_mut(BPF_LINK_GET_NEXT_ID, &mut attr) {
+        Ok(_) => Ok(Some(attr.next_id)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a link of any kind. Needs CAP_SYS_ADMIN.
+pub(crate) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    call_for_fd(BPF_LINK_GET_FD_BY_ID, &IdAttr { id, next_id: 0, open_flags: 0 })
+}
+
+#[repr(C)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
 }
 
 /// Describes an XDP link; `None` if the descriptor is another kind of link.
@@ -181,7 +205,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
 }
 
-fn fd(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn fd(fd: BorrowedFd<'_>) -> u32 {
     u32::try_from(fd.as_raw_fd()).expect("an open descriptor is not negative")
 }
 
@@ -192,9 +216,17 @@ fn call_for_fd<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
 }
 
 /// `attr` is the leading part of `union bpf_attr` that `command` reads; the kernel fills the rest with zeros.
-fn call<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
+pub(super) fn call<T>(command: libc::c_long, attr: &T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is readable for its size. The kernel writes only through addresses inside it, and the callers
-    // above put there either a path that it reads or a local buffer with its length.
+    // put there either a path that it reads or a local buffer with its length.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// As [`call`], for commands that also write into `attr`.
+pub(super) fn call_mut<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is readable and writable for its size, and of plain integers that any bytes are valid for. The kernel
+    // writes into it, and through addresses inside it, which the callers take from buffers of the sizes that they state.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

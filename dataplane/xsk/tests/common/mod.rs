@@ -15,7 +15,7 @@ use std::{io, thread};
 
 use etherparse::PacketBuilder;
 use flowgate_xsk::steering::{
-    InterfaceConfig, Reason, Steering, SteeringConfig, SteeringError, XdpModePolicy,
+    InterfaceConfig, Reason, SetLimits, Steering, SteeringConfig, SteeringError, XdpModePolicy,
 };
 use flowgate_xsk::{Frame, FramePool, UmemConfig, XskSocket, XskSocketConfig, ZeroCopy};
 use nix::mount::{MsFlags, mount};
@@ -49,6 +49,12 @@ impl Namespace {
         let namespace = made.join().unwrap_or_else(|panic| resume_unwind(panic));
         namespace.ip("link set lo up");
         namespace
+    }
+
+    /// The same network, and other mounts: a container that has the network of this one.
+    pub fn with_other_mounts(&self) -> Self {
+        let net = self.net.try_clone().expect("a descriptor");
+        Self { net, mounts: Self::new().mounts }
     }
 
     /// Runs something inside.
@@ -111,7 +117,7 @@ impl Namespace {
     pub fn attach_as(&self, interfaces: &[&str], mode: XdpModePolicy) -> Result<Steering, SteeringError> {
         let interfaces =
             interfaces.iter().map(|name| InterfaceConfig { name: (*name).to_owned(), mode }).collect();
-        let config = SteeringConfig { pin_dir: PIN_DIR.into(), log_dir: "/mnt/run".into(), interfaces };
+        let config = SteeringConfig { interfaces, ..config() };
         self.run(|| Steering::attach(&config))
     }
 
@@ -131,6 +137,16 @@ impl Namespace {
             let entries = fs::read_dir(Path::new(PIN_DIR)).ok()?;
             Some(entries.map(|entry| entry.expect("readable").path()).collect())
         })
+    }
+}
+
+/// The configuration of tests, without interfaces.
+pub fn config() -> SteeringConfig {
+    SteeringConfig {
+        pin_dir: PIN_DIR.into(),
+        log_dir: "/mnt/run".into(),
+        interfaces: Vec::new(),
+        limits: SetLimits::default(),
     }
 }
 
@@ -215,6 +231,45 @@ pub fn eventually(mut is_true: impl FnMut() -> bool) -> bool {
         }
         now
     })
+}
+
+/// An XDP program that answers every packet with one action.
+pub fn program(action: u32) -> OwnedFd {
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: *const u64,
+        license: *const u8,
+        log: [u64; 2],
+    }
+    // r0 = action; exit
+    let code = [0xb7 | u64::from(action) << 32, 0x95_u64];
+    let load = Load {
+        prog_type: 6,
+        insn_cnt: 2,
+        insns: code.as_ptr(),
+        license: c"MIT".as_ptr().cast(),
+        log: [0; 2],
+    };
+    let fd = bpf(5, &load);
+    // SAFETY: the kernel has just created it for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Attaches a program to a device of this network namespace, for as long as the link is open.
+pub fn attach(program: &OwnedFd, ifindex: u32) -> OwnedFd {
+    let fd = bpf(28, &[program.as_raw_fd().cast_unsigned(), ifindex, 37, 1 << 2]);
+    // SAFETY: the kernel has just created it for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A command of bpf(2) that returns a number.
+pub fn bpf<T>(command: libc::c_long, attr: &T) -> i32 {
+    // SAFETY: `attr` is what the command reads; every pointer in it is to something alive in the caller.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
+    assert!(result >= 0, "bpf command {command}: {}", io::Error::last_os_error());
+    i32::try_from(result).expect("a descriptor")
 }
 
 /// An AF_PACKET socket on one interface: sends and receives whole frames through the kernel.
