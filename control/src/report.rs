@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::model::{Key, Kind};
+
 /// The severity of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
@@ -107,6 +109,16 @@ impl Report {
         self.entries.iter().filter(move |entry| entry.severity == severity)
     }
 
+    /// Whether a Service is left out whole because it does not fit a budget.
+    pub fn leaves_out(&self, service: &Key) -> bool {
+        let is_about = |object: &ObjectRef| {
+            (&object.namespace, &object.name) == (&service.namespace, &service.name)
+                && object.kind == Kind::Service.name()
+        };
+        let mut entries = self.of(Severity::Error);
+        entries.any(|entry| entry.reason.starts_with(LEFT_OUT) && entry.object.as_ref().is_some_and(is_about))
+    }
+
     /// Whether there is an entry of severity error.
     pub fn has_errors(&self) -> bool {
         self.of(Severity::Error).next().is_some()
@@ -122,6 +134,9 @@ impl fmt::Display for Report {
         Ok(())
     }
 }
+
+/// How the reason begins for which a Service is left out whole.
+pub(crate) const LEFT_OUT: &str = "is not served: it wants ";
 
 #[cfg(test)]
 mod tests {

@@ -282,6 +282,7 @@ fn who_did_not_fit_is_served_as_soon_as_there_is_room_and_the_neighbours_do_not_
     let mut compiler = Compiler::new(config(Role::Gateway, Budgets { vips: 6, ..Budgets::default() }));
     let (before, report) = compiler.compile(&Arc::new(cluster.desired.clone()), &network());
     assert_eq!((served(&before), errors(&report).len()), (vec!["a", "b"], 1));
+    assert!(report.leaves_out(&Key::new("default", "c")) && !report.leaves_out(&Key::new("default", "b")));
     cluster.desired.delete(&ObjectRef::new("Service", "default", "b"));
     let (after, report) = compiler.compile(&Arc::new(cluster.desired.clone()), &network());
     assert_eq!((served(&after), errors(&report)), (vec!["a", "c"], vec![]));

@@ -12,6 +12,7 @@ use super::endpoints::is_local;
 use super::policy::Scope;
 use super::service_compiler::ServiceCompiler;
 use crate::model::{Key, Service};
+use crate::report::LEFT_OUT;
 
 /// What one Service takes of each budget, in entries. What several Services have in common is counted for each of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,7 +170,7 @@ impl Budget {
 
     fn reason(&self, demand: &Demand, budgets: &Budgets) -> String {
         let Self { key, limit, share, remedy } = self;
-        format!("is not served: it wants {} of limits.{key} = {}{remedy}", share(demand), limit(budgets))
+        format!("{LEFT_OUT}{} of limits.{key} = {}{remedy}", share(demand), limit(budgets))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Identity;
 use crate::compile::Role;
-use crate::model::Desired;
+use crate::model::{Desired, Key};
 use crate::reconcile::{Status, SyncMetrics};
 use crate::source::SourceHealth;
 
@@ -95,6 +95,12 @@ impl HealthInputs {
     /// Whether this process is healthy.
     pub fn is_healthy(&self) -> bool {
         self.snapshot().unhealthy_reasons().is_empty()
+    }
+
+    /// Whether a Service is left out because of a budget: load balancers must not send its traffic here.
+    pub fn is_left_out(&self, service: &Key) -> bool {
+        let report = Arc::clone(&self.status.borrow().report);
+        report.leaves_out(service)
     }
 
     /// As [`node_eligible`].

@@ -103,7 +103,8 @@ impl Running {
         let ready_endpoints = Arc::new(AtomicUsize::new(port.ready));
         let (service, count) = (port.service.clone(), Arc::clone(&ready_endpoints));
         let handler = move |_: Request<Incoming>| {
-            ready(ports::response(&service, count.load(Ordering::Relaxed), inputs.is_healthy()))
+            let endpoints = if inputs.is_left_out(&service) { 0 } else { count.load(Ordering::Relaxed) };
+            ready(ports::response(&service, endpoints, inputs.is_healthy()))
         };
         let task = tokio::spawn(http::serve(listener, handler));
         Ok(Self { service: port.service.clone(), ready: ready_endpoints, task })
@@ -146,12 +147,14 @@ mod tests {
     use crate::http::tests::{free_addresses, get, get_until};
     use crate::model::Desired;
     use crate::reconcile::SyncMetrics;
+    use crate::report::{LEFT_OUT, Report};
 
     const HERE: &str = "\n      - {addresses: [10.1.0.1], nodeName: this}";
 
     /// The servers of a node, and the senders of what they watch.
     struct TestBed {
         status: watch::Receiver<Status>,
+        report: watch::Sender<Status>,
         dataplane: watch::Sender<Arc<[String]>>,
         desired: watch::Sender<Arc<Desired>>,
         _net: watch::Sender<NetState>,
@@ -161,6 +164,7 @@ mod tests {
     impl TestBed {
         fn start() -> Self {
             let (status, status_receiver) = watch::channel(healthy().status);
+            let report = status.clone();
             let (dataplane, dataplane_receiver) = watch::channel(Arc::from([]));
             let (desired, desired_receiver) = watch::channel(Arc::default());
             let (net, net_receiver) = watch::channel(NetState::default());
@@ -172,7 +176,7 @@ mod tests {
                 identity: node(),
             };
             let task = tokio::spawn(async move { serve(&inputs, net_receiver, &status).await });
-            Self { status: status_receiver, dataplane, desired, _net: net, task }
+            Self { status: status_receiver, report, dataplane, desired, _net: net, task }
         }
 
         fn apply(&self, yaml: &str) {
@@ -246,6 +250,26 @@ mod tests {
         answers(port, 503).await;
         let text = get(port, "/").await.unwrap();
         assert!(text.ends_with("\"localEndpoints\":1,\"serviceProxyHealthy\":false}"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_left_out_because_of_a_budget_answers_that_nothing_is_ready() {
+        let bed = TestBed::start();
+        let [port] = free_addresses();
+        bed.apply(&with_port(port.port()));
+        answers(port, 200).await;
+        let report = |name: &str| {
+            let reason = format!("{LEFT_OUT}2 of limits.services = 1");
+            let entry = ports::finding(&Key::new("default", name), None, Severity::Error, reason);
+            let report = Arc::new(Report { entries: vec![entry] });
+            bed.report.send_modify(|status| status.report = report);
+        };
+        report("web");
+        answers(port, 503).await;
+        let text = get(port, "/").await.unwrap();
+        assert!(text.ends_with("\"localEndpoints\":0,\"serviceProxyHealthy\":true}"), "{text}");
+        report("other");
+        answers(port, 200).await;
     }
 
     #[tokio::test]

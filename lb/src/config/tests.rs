@@ -2,6 +2,7 @@
 
 use flowgate_dataplane::MssClamp;
 use flowgate_flow::Timeouts;
+use flowgate_tables::Budgets;
 
 use super::*;
 
@@ -114,6 +115,7 @@ fn a_wrong_value_is_named_with_what_to_write() {
         ),
         ("[flows]\nhalf_open_percent = 0", "f.toml: flows.half_open_percent: 0 is not from 1 to 100"),
         ("[tcp]\nmss_clamp = 500", "f.toml: tcp.mss_clamp: 500 is not from 536 to 65495"),
+        ("[limits]\nvips = 0", "f.toml: limits.vips: 0 is not from 1 to 16777215"),
     ] {
         assert_eq!(load(text).unwrap_err(), message);
     }
@@ -143,6 +145,14 @@ fn how_packets_are_treated_can_be_chosen() {
     };
     assert_eq!(load(text).unwrap().pipeline, chosen);
     assert_eq!(load("[tcp]\nmss_clamp = 1360").unwrap().pipeline.mss_clamp, MssClamp::To(1360));
+}
+
+#[test]
+fn what_objects_may_ask_for_can_be_chosen() {
+    let budgets = |text: &str| load(text).unwrap().compile_config(PortSet::default()).budgets;
+    assert_eq!(budgets(""), Budgets::default());
+    let chosen = Budgets { vips: 7, service_endpoints: 16_777_215, ..Budgets::default() };
+    assert_eq!(budgets("[limits]\nvips = 7\nservice_endpoints = 16777215"), chosen);
 }
 
 #[test]
