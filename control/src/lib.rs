@@ -24,5 +24,5 @@ pub mod source;
 pub use check::{check, check_cluster};
 pub use compile::{CompileConfig, LocalPods, NodeAddresses, NodePortAddress, Role, compile};
 pub use reconcile::{Status, SyncMetrics, Update};
-pub use report::{Entry, ObjectRef, Place, Report, Severity};
+pub use report::{Entry, ObjectRef, Place, Report, Severity, Shown};
 pub use run::{Config, Source, run};

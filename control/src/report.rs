@@ -1,6 +1,9 @@
 //! Findings about objects, worded for those who can change them.
+//!
+//! Names, reasons and paths may hold whatever a stranger wrote into an object or a folder. They are shown by [`Shown`],
+//! so that nothing of them acts on a terminal or begins a line of its own, and so that none floods the log.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,9 +39,10 @@ pub struct Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.to_string_lossy();
         match self.line {
-            0 => write!(f, "{}", self.file.display()),
-            line => write!(f, "{}:{line}", self.file.display()),
+            0 => write!(f, "{}", Shown(&file)),
+            line => write!(f, "{}:{line}", Shown(&file)),
         }
     }
 }
@@ -63,10 +67,10 @@ impl ObjectRef {
 
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = if self.name.is_empty() { "(no name)" } else { &self.name };
+        let (kind, name) = (Shown(&self.kind), if self.name.is_empty() { "(no name)" } else { &self.name });
         match self.namespace.as_str() {
-            "" => write!(f, "{} {name}", self.kind),
-            namespace => write!(f, "{} {namespace}/{name}", self.kind),
+            "" => write!(f, "{kind} {}", Shown(name)),
+            namespace => write!(f, "{kind} {}/{}", Shown(namespace), Shown(name)),
         }
     }
 }
@@ -92,9 +96,52 @@ impl fmt::Display for Entry {
         if let Some(object) = &self.object {
             write!(f, "{object}: ")?;
         }
-        f.write_str(&self.reason)
+        write!(f, "{}", Shown(&self.reason))
     }
 }
+
+/// A text of foreign origin on one line: control characters, and those that are invisible or turn the direction of
+/// writing, are shown as escapes such as `\u{1b}`; of a very long text the beginning is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a>(pub &'a str);
+
+impl Shown<'_> {
+    /// Whether the text is shown as it is.
+    pub fn is_plain(&self) -> bool {
+        self.0.len() <= SHOWN_CHARS_MAX && !self.0.chars().any(|c| c.is_control() || is_deceptive(c))
+    }
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = self.0.char_indices().nth(SHOWN_CHARS_MAX).map_or(self.0.len(), |(end, _)| end);
+        for c in self.0[..end].chars() {
+            match c {
+                '\n' | '\r' | '\t' => write!(f, "{}", c.escape_default())?,
+                _ if c.is_control() || is_deceptive(c) => write!(f, "{}", c.escape_unicode())?,
+                _ => f.write_char(c)?,
+            }
+        }
+        match self.0[end..].chars().count() {
+            0 => Ok(()),
+            more => write!(f, "... ({more} more characters)"),
+        }
+    }
+}
+
+/// Characters that are not seen, or that make others be seen in another order (Unicode Technical Report 36, 3.5).
+const fn is_deceptive(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Added to the reason for which a new version of an object is refused. Traffic that flowed a moment ago goes on: the version
+/// before is out of date, but ending it would be worse than serving it.
+pub(crate) const RETAINED: &str =
+    " (its last accepted version stays in force until this is mended or the object is deleted)";
+
+/// Longer than any list of reasons that is meant to be read.
+const SHOWN_CHARS_MAX: usize = 2000;
 
 /// All findings of one compilation, those of the source first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -155,5 +202,31 @@ mod tests {
         let report = Report { entries: vec![Entry { place: None, ..entry }] };
         assert_eq!(report.to_string(), "error: Service default/web: port 0\n");
         assert!(report.has_errors());
+    }
+
+    #[test]
+    fn nothing_of_a_finding_acts_on_a_terminal_or_begins_a_line() {
+        let place = Place { file: Arc::new("we\u{1b}[2Jb.yaml\n".into()), line: 1 };
+        let entry = Entry {
+            severity: Severity::Error,
+            place: Some(place),
+            object: Some(ObjectRef::new("Ser\u{7}vice", "def\u{9b}31mault", "we\nb\u{202e}x\u{200b}")),
+            reason: "port\r\u{85}\u{2028} 0\t\u{2066}é 好 \\u".into(),
+        };
+        let shown = Report { entries: vec![entry] }.to_string();
+        assert_eq!(
+            shown,
+            "error: we\\u{1b}[2Jb.yaml\\n:1: Ser\\u{7}vice def\\u{9b}31mault/we\\nb\\u{202e}x\\u{200b}: \
+             port\\r\\u{85}\\u{2028} 0\\t\\u{2066}é 好 \\u\n"
+        );
+    }
+
+    #[test]
+    fn a_very_long_text_is_shown_by_its_beginning() {
+        let long = "é".repeat(SHOWN_CHARS_MAX + 5);
+        let shown = Shown(&long).to_string();
+        assert!(shown.ends_with("é... (5 more characters)"), "{shown}");
+        assert_eq!(shown.chars().filter(|c| *c == 'é').count(), SHOWN_CHARS_MAX);
+        assert_eq!(Shown(&"x".repeat(SHOWN_CHARS_MAX)).to_string().len(), SHOWN_CHARS_MAX);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use flowgate_control::Source;
+use flowgate_control::{Shown, Source};
 
 use crate::config::Config;
 
@@ -23,6 +23,6 @@ pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
     if report.has_errors() {
         return Ok(ExitCode::FAILURE);
     }
-    println!("{place}: no errors");
+    println!("{}: no errors", Shown(&place));
     Ok(ExitCode::SUCCESS)
 }

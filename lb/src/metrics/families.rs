@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use flowgate_control::Shown;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -76,7 +77,14 @@ impl Families {
         help: impl Into<String>,
         samples: impl IntoIterator<Item = (Labels, Number)>,
     ) {
-        let (name, help, samples) = (name.into(), help.into(), samples.into_iter().collect());
+        let mut samples: Vec<(Labels, Number)> = samples.into_iter().collect();
+        // Names may be anybody's, and the text is shown on terminals too.
+        for (_, value) in samples.iter_mut().flat_map(|(labels, _)| labels) {
+            if !Shown(value).is_plain() {
+                *value = Shown(value).to_string();
+            }
+        }
+        let (name, help) = (name.into(), help.into());
         debug_assert!(self.0.iter().all(|family| family.name != name), "{name} is added twice");
         self.0.push(Family { name, help, kind, samples });
     }
@@ -127,6 +135,15 @@ pub(super) mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         text
+    }
+
+    #[test]
+    fn nothing_of_a_label_acts_on_a_terminal() {
+        let mut families = Families::default();
+        let labels = vec![("service", "we\u{1b}[2Jb\u{202e}\n".to_owned())];
+        families.add(Kind::Gauge, "loads", "Loads.", [(labels, 1_u64.into())]);
+        let text = text(families);
+        assert!(text.contains(r#"{service="we\\u{1b}[2Jb\\u{202e}\\n"}"#), "{text}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use kube::error::Status;
 use super::access::AccessError;
 use super::error_chain::error_chain;
 use super::resource::Resource;
+use crate::report::Shown;
 
 /// Why a request or a stream failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +46,11 @@ impl ApiError {
         matches!(self, Self::Refused { code: 404, .. })
     }
 
+    /// Whether the server has decided that the collection cannot be read, so that asking again soon does not help.
+    pub(super) const fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { code: 401 | 403 | 404 | 405 | 406, .. })
+    }
+
     /// Whether the server does not support the requested feature. 500 is kube-apiserver's response to a streamed list
     /// over an etcd that cannot report progress (before 3.4.25 and 3.5.8).
     pub(super) const fn is_unsupported(&self) -> bool {
@@ -67,7 +73,8 @@ impl ApiError {
             }
             _ => String::new(),
         };
-        format!("cannot follow {plural}: {self}{remedy}")
+        // Any proxy in between can be the author of a part, and health shows it as it is.
+        Shown(&format!("cannot follow {plural}: {self}{remedy}")).to_string()
     }
 }
 
@@ -117,6 +124,14 @@ mod tests {
             "cannot follow endpointslices: endpointslices is forbidden: User \"x\" cannot list (403): grant \
              the verbs list and watch on endpointslices in apiGroup \"discovery.k8s.io\" (see rbac.yaml)"
         );
+    }
+
+    #[test]
+    fn nothing_of_an_answer_acts_on_a_terminal() {
+        let status = Status::failure("no \u{1b}[2Jentry\u{202e}", "Forbidden").with_code(500);
+        let slices = &Resource::all(Scope::Served, None)[1];
+        let explained = ApiError::from(status).explain(slices);
+        assert_eq!(explained, "cannot follow endpointslices: no \\u{1b}[2Jentry\\u{202e} (500)");
     }
 
     #[test]
