@@ -1,6 +1,6 @@
 //! Services, endpoints and nodes as values, without any Kubernetes client, file or kernel.
 //!
-//! Values are valid as far as one object can show: sources refuse what the API server would refuse. Conflicts between
+//! Values are valid as far as one object can show: sources leave out what cannot be used. Conflicts between
 //! objects are found in `compile`. Values can be saved and read back by the same build; the saved form is no API.
 
 mod desired;
@@ -22,3 +22,5 @@ pub use service::{
     Affinity, ClusterAddress, ExcludedBy, Ingress, IngressMode, Service, ServicePort, ServiceType,
     TargetPort, TrafficPolicy,
 };
+
+pub(crate) use service::unreachable_kind;

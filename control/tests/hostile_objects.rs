@@ -1,10 +1,17 @@
 //! Valid objects broken in a random place: none may cause a panic, affect another object or be refused without a
 //! reason. The random numbers are the same in each run.
+#![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-use flowgate_control::model::{Desired, Key, Kind, NetState, Object};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use flowgate_control::compile::Compiler;
+use flowgate_control::model::{ClusterAddress, Desired, Key, Kind, NetState, Object, ServiceType};
 use flowgate_control::source::convert;
-use flowgate_control::{CompileConfig, ObjectRef, Role, Severity, compile};
+use flowgate_control::{CompileConfig, ObjectRef, Report, Role, Severity, compile};
 use flowgate_tables::Tables;
+use flowgate_tables::spec::{InterfaceSpec, ServiceSpec};
+use flowgate_wire::MacAddr;
 use serde_json::{Value, json};
 
 const CASES: usize = 100_000;
@@ -165,3 +172,180 @@ fn other(value: &Value, random: &mut fastrand::Rng) -> Value {
         _ => json!(0.5),
     }
 }
+
+/// The same at the scale of a cluster: `HOSTILE_OBJECTS=100000 cargo test --test hostile_objects` for the whole of it.
+#[test]
+fn hostile_objects_among_a_thousand_good_services_disturb_none_of_them_and_are_named() {
+    let count = std::env::var("HOSTILE_OBJECTS").ok().and_then(|text| text.parse().ok()).unwrap_or(HOSTILE);
+    let mut random = fastrand::Rng::with_seed(0x00f1_0a7f);
+    let mut desired = Arc::new(Desired::default());
+    for n in 0..GOOD {
+        for (kind, value) in good(n) {
+            let name = name_of(kind, &value);
+            let (Some(object), findings) = convert::object(kind, &name, value) else {
+                panic!("{name} is good")
+            };
+            assert_eq!(findings, [], "{name}");
+            Arc::make_mut(&mut desired).apply(Key::new(&name.namespace, &name.name), object, None);
+        }
+    }
+    let mut compiler = Compiler::new(CompileConfig {
+        role: Role::Gateway,
+        node_name: "edge".into(),
+        ..CompileConfig::default()
+    });
+    let (tables, report) = compiler.compile(&desired, &network());
+    assert_eq!(report.to_string(), "");
+    let undisturbed = good_ones(&tables);
+    assert_eq!(undisturbed.len(), GOOD);
+
+    let seeds = valid();
+    let mut refused = 0_usize;
+    for case in 1..=count {
+        let (kind, value) = hostile(&seeds, &mut random);
+        let name = name_of(kind, &value);
+        let convert = if random.bool() { convert::object } else { convert::accepted_object };
+        match convert(kind, &name, value) {
+            // As sources do: a version that is refused leaves the one before.
+            (None, findings) => {
+                refused += 1;
+                assert!(findings.iter().any(|(severity, _)| *severity == Severity::Error), "{name}");
+            }
+            (Some(object), _) => {
+                Arc::make_mut(&mut desired).apply(Key::new(&name.namespace, &name.name), object, None);
+            }
+        }
+        if case % (count / 20).max(1) == 0 {
+            let (tables, report) = compiler.compile(&desired, &network());
+            assert_eq!(good_ones(&tables), undisturbed, "after {case} hostile objects");
+            what_is_left_out_is_named(&desired, &tables, &report);
+        }
+    }
+    assert!(refused > count / 10 && refused < count, "{refused} of {count} refused");
+}
+
+/// What is served of the good Services: spec and addresses of each, by name.
+fn good_ones(tables: &Tables) -> BTreeMap<String, (Arc<ServiceSpec>, Vec<String>)> {
+    let mut all: BTreeMap<_, _> = BTreeMap::new();
+    for service in tables.services.services().iter().filter(|s| s.spec.name.namespace == GOOD_NAMESPACE) {
+        all.insert(service.spec.name.to_string(), (Arc::clone(&service.spec), Vec::new()));
+    }
+    for frontend in tables.services.frontends() {
+        let service = tables.services.service(frontend.service).expect("a frontend has a Service");
+        if let Some((_, served)) = all.get_mut(&service.spec.name.to_string()) {
+            served.push(format!("{}:{}", frontend.key.addr, frontend.key.port));
+        }
+    }
+    all.values_mut().for_each(|(_, served)| served.sort_unstable());
+    all
+}
+
+/// Each port of each Service that is to be served is in the tables, or its Service is in the report.
+fn what_is_left_out_is_named(desired: &Desired, tables: &Tables, report: &Report) {
+    let served: HashSet<String> =
+        tables.services.services().iter().map(|s| s.spec.name.to_string()).collect();
+    let named: HashSet<&ObjectRef> =
+        report.entries.iter().filter_map(|entry| entry.object.as_ref()).collect();
+    for (key, stored) in desired.services() {
+        let service = &stored.object;
+        let is_wanted = service.excluded_by.is_none()
+            && service.service_type != ServiceType::ExternalName
+            && matches!(service.cluster, ClusterAddress::Assigned(_));
+        for port in service.ports.iter().filter(|_| is_wanted) {
+            let name = match port.name.as_str() {
+                "" => format!("{}/{}", key.namespace, key.name),
+                port => format!("{}/{}:{port}", key.namespace, key.name),
+            };
+            let object = ObjectRef::new("Service", &key.namespace, &key.name);
+            assert!(served.contains(&name) || named.contains(&object), "{name} is neither served nor named");
+        }
+    }
+}
+
+/// A Service with a NodePort and its slice.
+fn good(n: usize) -> [(Kind, Value); 2] {
+    let (name, ip) = (format!("good-{n}"), format!("{}.{}", n / 250, n % 250 + 1));
+    let service = json!({"metadata": {"name": name, "namespace": GOOD_NAMESPACE,
+            "creationTimestamp": "2020-01-01T00:00:00Z"},
+        "spec": {"type": "NodePort", "clusterIP": format!("10.96.{ip}"), "selector": {"app": name},
+            "ports": [{"port": 80, "nodePort": 30_000 + n}]}});
+    let slice = json!({"metadata": {"name": format!("{name}-1"), "namespace": GOOD_NAMESPACE,
+            "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4", "ports": [{"name": "", "port": 8080}],
+        "endpoints": [{"addresses": [format!("10.244.{ip}")]}]});
+    [(Kind::Service, service), (Kind::EndpointSlice, slice)]
+}
+
+/// A valid object with some parts broken, or with lists as long as the API allows, or with what belongs to a good Service.
+/// It has a namespace of its own: in theirs it would change the good ones with good reason.
+fn hostile(seeds: &[(Kind, Value)], random: &mut fastrand::Rng) -> (Kind, Value) {
+    let (kind, seed) = &seeds[random.usize(..seeds.len())];
+    let mut value = seed.clone();
+    for _ in 0..random.usize(1..4) {
+        let mut at = random.usize(..count(&value));
+        break_part(&mut value, &mut at, random);
+    }
+    if random.u8(..4) == 0 {
+        let n = random.usize(..GOOD);
+        let taken = format!("10.96.{}.{}", n / 250, n % 250 + 1);
+        if let Some(spec) = value.get_mut("spec").and_then(Value::as_object_mut) {
+            match random.u8(..5) {
+                0 => drop(spec.insert("clusterIPs".into(), json!([taken]))),
+                1 => drop(spec.insert("externalIPs".into(), json!([taken, "192.0.2.1"]))),
+                2 => {
+                    let list: Vec<String> =
+                        (0..300).map(|i| format!("203.0.{}.{}", i / 250, i % 250)).collect();
+                    spec.insert("externalIPs".into(), json!(list));
+                }
+                3 => {
+                    let ports: Vec<Value> = (1..100)
+                        .map(|i| json!({"name": format!("p{i}"), "port": i, "nodePort": 30_000 + n}))
+                        .collect();
+                    spec.insert("ports".into(), json!(ports));
+                }
+                _ => {
+                    value["status"] = json!({"loadBalancer": {"ingress": [{"ip": taken}, {"ip": "0.0.0.0"}]}})
+                }
+            }
+        } else if let Some(endpoints) = value.get_mut("endpoints") {
+            let list: Vec<Value> =
+                (0..1000).map(|i| json!({"addresses": [format!("10.96.{}.{}", i / 250, i % 250)]})).collect();
+            *endpoints = json!(list);
+        }
+    }
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        let number = random.usize(..HOSTILE_NAMES);
+        metadata.insert("namespace".into(), json!("z-hostile"));
+        if random.u8(..10) > 0 {
+            metadata.insert("name".into(), json!(format!("hostile-{number}")));
+        }
+        metadata.insert("labels".into(), json!({"kubernetes.io/service-name": format!("hostile-{number}")}));
+    }
+    (*kind, value)
+}
+
+fn name_of(kind: Kind, value: &Value) -> ObjectRef {
+    let text = |path: &str| value.pointer(path).and_then(Value::as_str).unwrap_or("");
+    let namespace = if kind.is_namespaced() { text("/metadata/namespace") } else { "" };
+    ObjectRef::new(kind.name(), namespace, text("/metadata/name"))
+}
+
+fn network() -> NetState {
+    let interface = InterfaceSpec {
+        name: "up0".into(),
+        ifindex: 1,
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        mtu: 1500,
+        up: true,
+        addresses: vec!["192.0.2.1".parse().unwrap()],
+        vlan: None,
+    };
+    NetState { interfaces: Arc::new(vec![interface]), ..NetState::default() }
+}
+
+const GOOD: usize = 1000;
+/// First by name, as they would be the elder ones.
+const GOOD_NAMESPACE: &str = "a-good";
+const HOSTILE: usize = 4_000;
+/// Objects replace one another, as versions of one object do.
+const HOSTILE_NAMES: usize = 20_000;

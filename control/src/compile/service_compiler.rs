@@ -12,7 +12,7 @@ use super::CompileConfig;
 use super::addresses::NodeContext;
 use super::endpoints::{Locality, PortEndpoints};
 use super::policy::{Policy, PolicyInput, Role, Scope, policy};
-use crate::model::{Affinity, EndpointSlice, IngressMode, Key, Service, ServicePort};
+use crate::model::{Affinity, EndpointSlice, IngressMode, Key, Service, ServicePort, unreachable_kind};
 
 /// A Service that is served, and what it is compiled with.
 pub(super) struct ServiceCompiler<'a> {
@@ -101,7 +101,10 @@ impl ServiceCompiler<'_> {
         let mut want = |kind, addresses: &[IpAddr], port| {
             all.extend(addresses.iter().map(|&addr| Wanted { kind, addr, port }));
         };
-        want(FrontendKind::ClusterIp, self.cluster_ips, port.port);
+        // One that reaches nobody only says that the Service has its family.
+        let cluster_ips: Vec<IpAddr> =
+            self.cluster_ips.iter().copied().filter(|ip| unreachable_kind(*ip).is_none()).collect();
+        want(FrontendKind::ClusterIp, &cluster_ips, port.port);
         want(FrontendKind::LoadBalancer, &self.load_balancer_ips(), port.port);
         want(FrontendKind::ExternalIp, &self.service.external_ips, port.port);
         if let Some(number) = port.node_port {

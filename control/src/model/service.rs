@@ -150,3 +150,14 @@ impl Service {
         self.created_s.unwrap_or(i64::MAX)
     }
 }
+
+/// What kind of address it is, if no packet can be sent to one machine by it.
+pub(crate) fn unreachable_kind(ip: IpAddr) -> Option<&'static str> {
+    match ip {
+        _ if ip.is_unspecified() => Some("the unspecified address"),
+        _ if ip.is_loopback() => Some("a loopback address"),
+        _ if ip.is_multicast() => Some("a multicast address"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address"),
+        _ => None,
+    }
+}

@@ -1,5 +1,7 @@
 //! EndpointSlices and Endpoints, one object at a time.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1::{EndpointSubset as RawSubset, Endpoints as RawEndpoints};
 use k8s_openapi::api::discovery::v1::{Endpoint as RawEndpoint, EndpointSlice as RawSlice};
 
@@ -8,7 +10,7 @@ use crate::model::{
     Endpoint, EndpointAddress, EndpointPort, EndpointSlice, Endpoints, Hints, SliceFamily, Subset,
 };
 
-/// Reads an EndpointSlice.
+/// Reads an EndpointSlice. One endpoint or port that cannot be used is left out, and the others count.
 pub fn endpoint_slice(raw: &RawSlice, findings: &mut Findings) -> EndpointSlice {
     let label = |name: &str| raw.metadata.labels.as_ref()?.get(name).filter(|value| !value.is_empty());
     let family = match raw.address_type.as_str() {
@@ -16,7 +18,7 @@ pub fn endpoint_slice(raw: &RawSlice, findings: &mut Findings) -> EndpointSlice 
         "IPv6" => SliceFamily::V6,
         "FQDN" => SliceFamily::Fqdn,
         other => {
-            findings.error(format!("addressType: unknown type {other:?}: use IPv4, IPv6 or FQDN"));
+            findings.invalid(format!("addressType: unknown type {other:?}: use IPv4, IPv6 or FQDN"));
             SliceFamily::Fqdn
         }
     };
@@ -73,11 +75,12 @@ fn one_endpoint(
     findings: &mut Findings,
 ) -> Option<Endpoint> {
     // P113: the first address is the endpoint's; without an address there is no endpoint.
-    let addr = findings.ok(&format!("{place}.addresses[0]"), values::unicast_ip(raw.addresses.first()?))?;
-    if addr.is_ipv4() != (family == SliceFamily::V4) {
-        findings.error(format!("{place}.addresses[0]: {addr} is not of the slice's addressType"));
-        return None;
-    }
+    let of_family = |addr: IpAddr| {
+        let is_wrong = addr.is_ipv4() != (family == SliceFamily::V4);
+        if is_wrong { Err(format!("{addr} is not of the slice's addressType")) } else { Ok(addr) }
+    };
+    let addr = values::endpoint_ip(raw.addresses.first()?).and_then(of_family);
+    let addr = findings.usable(&format!("{place}.addresses[0]"), addr)?;
     let conditions = raw.conditions.clone().unwrap_or_default();
     Some(Endpoint {
         addr,
@@ -106,7 +109,7 @@ fn one_subset(i: usize, raw: &RawSubset, findings: &mut Findings) -> Subset {
     for (name, list, ready) in lists {
         for (address, at) in list.iter().flatten().zip(0..) {
             let place = format!("subsets[{i}].{name}[{at}].ip");
-            let addr = findings.ok(&place, values::unicast_ip(&address.ip));
+            let addr = findings.usable(&place, values::endpoint_ip(&address.ip));
             let node_name = address.node_name.clone();
             let hostname = address.hostname.clone().filter(|name| !name.is_empty());
             addresses.extend(addr.map(|addr| EndpointAddress { addr, node_name, ready, hostname }));
@@ -139,18 +142,20 @@ struct RawPort<'a> {
 
 fn push_port(ports: &mut Vec<EndpointPort>, place: &str, raw: RawPort<'_>, findings: &mut Findings) {
     let RawPort { name, app_protocol, protocol, number } = raw;
-    let protocol = findings.ok(&format!("{place}.protocol"), values::protocol(protocol));
+    let protocol = findings.usable(&format!("{place}.protocol"), values::protocol(protocol));
     let Some(number) = number else {
         // P114: no number means all ports of the address, which no proxy implements.
         findings.warn(format!("{place} has no port number and is left out"));
         return;
     };
-    let number = findings.ok(&format!("{place}.port"), values::port(number));
-    let (Some(protocol), Some(port)) = (protocol, number) else { return };
+    // The API server checks no number of a slice's port.
+    let number = findings.usable(&format!("{place}.port"), values::port(number));
     // The API server stores an unset name as the empty one.
-    let name = name.unwrap_or("").to_owned();
+    let name = findings.usable(&format!("{place}.name"), values::port_name(name.unwrap_or("")));
+    let (Some(protocol), Some(port), Some(name)) = (protocol, number, name) else { return };
     if ports.iter().any(|other| other.name == name && other.protocol == protocol) {
-        findings.error(format!("{place}: the name {name:?} is used twice"));
+        // As in kube-proxy: both numbers of each address are endpoints.
+        findings.warn(format!("{place}: the name {name:?} is used twice"));
     }
     ports.push(EndpointPort { name, protocol, port, app_protocol: app_protocol.map(str::to_owned) });
 }

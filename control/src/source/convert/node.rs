@@ -6,21 +6,25 @@ use k8s_openapi::api::networking::v1::ServiceCIDR as RawServiceCidr;
 use super::{Findings, values};
 use crate::model::{Namespace, Node, ServiceCidr};
 
-/// Reads a Node; addresses of other types (host names) are left out.
+/// Reads a Node; addresses of other types (host names) are left out. No value makes it unusable: without an address it
+/// still has labels, which decide on zones.
 pub fn node(raw: &RawNode, findings: &mut Findings) -> Node {
     let list = raw.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or(&[]);
     let mut addresses = Vec::new();
     for wanted in ["InternalIP", "ExternalIP"] {
         for (address, i) in list.iter().zip(0..).filter(|(address, _)| address.type_ == wanted) {
             let place = format!("status.addresses[{i}].address");
-            addresses.extend(findings.ok(&place, values::ip(&address.address)));
+            addresses.extend(findings.usable(&place, values::frontend_ip(&address.address)));
         }
     }
     let mut pod_cidrs = Vec::new();
     let spec = raw.spec.as_ref();
     let texts = spec.and_then(|spec| spec.pod_cidrs.as_deref()).unwrap_or(&[]);
-    for (text, i) in texts.iter().zip(0..) {
-        pod_cidrs.extend(findings.ok(&format!("spec.podCIDRs[{i}]"), values::cidr(text)));
+    // The API server keeps the older field of one range equal to the first of these.
+    let older =
+        spec.and_then(|spec| spec.pod_cidr.as_ref()).filter(|text| texts.is_empty() && !text.is_empty());
+    for (text, i) in texts.iter().chain(older).zip(0..) {
+        pod_cidrs.extend(findings.usable(&format!("spec.podCIDRs[{i}]"), values::cidr(text)));
     }
     let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or(&[]);
     Node {
@@ -33,7 +37,7 @@ pub fn node(raw: &RawNode, findings: &mut Findings) -> Node {
 }
 
 /// Reads a Namespace.
-pub fn namespace(raw: &RawNamespace, _: &mut Findings) -> Namespace {
+pub fn namespace(raw: &RawNamespace) -> Namespace {
     Namespace { labels: raw.metadata.labels.clone().unwrap_or_default() }
 }
 
@@ -42,7 +46,7 @@ pub fn service_cidr(raw: &RawServiceCidr, findings: &mut Findings) -> ServiceCid
     let list = raw.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or(&[]);
     let mut cidrs = Vec::new();
     for (text, i) in list.iter().zip(0..) {
-        cidrs.extend(findings.ok(&format!("spec.cidrs[{i}]"), values::cidr(text)));
+        cidrs.extend(findings.usable(&format!("spec.cidrs[{i}]"), values::cidr(text)));
     }
     ServiceCidr { cidrs }
 }

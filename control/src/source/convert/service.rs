@@ -4,16 +4,17 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use flowgate_wire::Protocol;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service as Raw, ServicePort as RawPort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Findings, excluded_by, values};
 use crate::model::{
     Affinity, ClusterAddress, Ingress, IngressMode, Service, ServicePort, ServiceType, TargetPort,
-    TrafficPolicy,
+    TrafficPolicy, unreachable_kind,
 };
 
-/// Reads a Service.
+/// Reads a Service. Of its addresses and ranges, those that cannot be used are left out.
 pub fn service(raw: &Raw, findings: &mut Findings) -> Service {
     let none = ServiceSpec::default();
     let spec = raw.spec.as_ref().unwrap_or_else(|| {
@@ -22,18 +23,14 @@ pub fn service(raw: &Raw, findings: &mut Findings) -> Service {
     });
     let service_type = service_type(spec, findings);
     let cluster = cluster_address(spec, findings);
-    let external_ips = addresses("spec.externalIPs", spec.external_ips.as_deref(), findings);
-    let mut ranges = Vec::new();
-    for (text, i) in spec.load_balancer_source_ranges.iter().flatten().zip(0..) {
-        ranges.extend(findings.ok(&format!("spec.loadBalancerSourceRanges[{i}]"), values::cidr(text)));
-    }
-    let external_name = external_name(spec, service_type, findings);
+    let mut ingress = ingress(raw, findings);
+    let source_ranges = source_ranges(spec, &mut ingress, findings);
     let health = spec.health_check_node_port.filter(|&port| port != 0);
-    Service {
+    let service = Service {
         service_type,
-        external_name,
-        external_ips,
-        ingress: ingress(raw, findings),
+        external_name: external_name(spec, service_type, findings),
+        external_ips: external_ips(spec, findings),
+        ingress,
         ports: ports(spec, service_type, &cluster, findings),
         cluster,
         has_selector: spec.selector.as_ref().is_some_and(|selector| !selector.is_empty()),
@@ -48,22 +45,42 @@ pub fn service(raw: &Raw, findings: &mut Findings) -> Service {
             findings,
         ),
         affinity: affinity(spec, findings),
-        source_ranges: ranges,
+        source_ranges,
         health_check_node_port: health
-            .and_then(|port| findings.ok("spec.healthCheckNodePort", values::port(port))),
+            .and_then(|port| findings.usable("spec.healthCheckNodePort", values::port(port))),
         excluded_by: excluded_by(&raw.metadata),
         created_s: raw.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+    };
+    check_reachable(&service, findings);
+    service
+}
+
+/// A Service whose cluster IPs all reach nobody is still served by what else leads to it.
+fn check_reachable(service: &Service, findings: &mut Findings) {
+    let ClusterAddress::Assigned(ips) = &service.cluster else { return };
+    let has_other = !service.external_ips.is_empty()
+        || !service.ingress.is_empty()
+        || service.ports.iter().any(|port| port.node_port.is_some());
+    for ip in ips {
+        let Some(kind) = unreachable_kind(*ip) else { continue };
+        let reason = format!("spec.clusterIPs: {ip} is {kind}");
+        if has_other || ips.iter().any(|ip| unreachable_kind(*ip).is_none()) {
+            findings.warn(format!("{reason}; it is left out"));
+        } else {
+            findings.error(reason);
+        }
     }
 }
 
 fn service_type(spec: &ServiceSpec, findings: &mut Findings) -> ServiceType {
     match spec.type_.as_deref() {
-        None | Some("ClusterIP") => ServiceType::ClusterIp,
+        None | Some("" | "ClusterIP") => ServiceType::ClusterIp,
         Some("NodePort") => ServiceType::NodePort,
         Some("LoadBalancer") => ServiceType::LoadBalancer,
         Some("ExternalName") => ServiceType::ExternalName,
         Some(other) => {
-            findings.error(format!(
+            // kube-proxy tells only ExternalName from the others.
+            findings.invalid(format!(
                 "spec.type: unknown type {other:?}: use ClusterIP, NodePort, LoadBalancer or ExternalName"
             ));
             ServiceType::ClusterIp
@@ -97,12 +114,12 @@ fn cluster_address(spec: &ServiceSpec, findings: &mut Findings) -> ClusterAddres
     let single = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty());
     let list: Vec<&str> = match spec.cluster_ips.as_deref() {
         None | Some([]) => single.into_iter().collect(),
-        Some(list) => list.iter().map(String::as_str).collect(),
+        Some(list) => list.iter().map(String::as_str).filter(|ip| !ip.is_empty()).collect(),
     };
     if let (Some(single), Some(first)) = (single, list.first())
         && single != *first
     {
-        findings.error(format!("spec.clusterIP {single} differs from spec.clusterIPs[0] {first}"));
+        findings.invalid(format!("spec.clusterIP {single} differs from spec.clusterIPs[0] {first}"));
     }
     match list.as_slice() {
         [] => return ClusterAddress::Unassigned,
@@ -111,13 +128,15 @@ fn cluster_address(spec: &ServiceSpec, findings: &mut Findings) -> ClusterAddres
     }
     let families = spec.ip_families.as_deref().unwrap_or(&[]);
     let mut assigned: Vec<IpAddr> = Vec::new();
-    for (text, place) in list.into_iter().zip(0..) {
-        let Some(ip) = findings.ok("spec.clusterIPs", values::unicast_ip(text)) else { continue };
+    let mut is_other_family = false;
+    for (text, place) in list.iter().zip(0..) {
+        let Some(ip) = findings.usable("spec.clusterIPs", values::ip(text)) else { continue };
         let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
         if assigned.iter().any(|other| other.is_ipv4() == ip.is_ipv4()) {
-            findings.error(format!("spec.clusterIPs: {ip} is a second {family} address"));
+            findings.invalid(format!("spec.clusterIPs: {ip} is a second {family} address"));
         } else if !families.is_empty() && families.get(place).is_none_or(|listed| listed != family) {
             // P902. Without a list the API server derives it from the addresses.
+            is_other_family = true;
             findings.warn(format!(
                 "spec.clusterIPs: {ip} is not served: spec.ipFamilies has no {family} at its place"
             ));
@@ -125,13 +144,40 @@ fn cluster_address(spec: &ServiceSpec, findings: &mut Findings) -> ClusterAddres
             assigned.push(ip);
         }
     }
+    if assigned.is_empty() && !is_other_family && !findings.refused() {
+        findings.error("spec.clusterIPs: no address is left");
+    }
     if assigned.is_empty() { ClusterAddress::Unassigned } else { ClusterAddress::Assigned(assigned) }
 }
 
-fn addresses(place: &str, list: Option<&[String]>, findings: &mut Findings) -> Vec<IpAddr> {
+fn external_ips(spec: &ServiceSpec, findings: &mut Findings) -> Vec<IpAddr> {
     let mut all = Vec::new();
-    for (text, i) in list.unwrap_or(&[]).iter().zip(0..) {
-        all.extend(findings.ok(&format!("{place}[{i}]"), values::unicast_ip(text)));
+    let texts = spec.external_ips.iter().flatten().zip(0..).filter(|(text, _)| !text.is_empty());
+    for (text, i) in texts {
+        all.extend(findings.usable(&format!("spec.externalIPs[{i}]"), values::frontend_ip(text)));
+    }
+    all
+}
+
+/// The ranges. If none of those of a family that are there can be read, it is unknown who may come, and not that all may:
+/// the load balancer addresses of the family are left out.
+fn source_ranges(spec: &ServiceSpec, ingress: &mut Vec<Ingress>, findings: &mut Findings) -> Vec<IpNet> {
+    let mut all: Vec<IpNet> = Vec::new();
+    let mut unusable = [false; 2];
+    let texts = spec.load_balancer_source_ranges.iter().flatten().zip(0..);
+    for (text, i) in texts.filter(|(text, _)| !text.trim().is_empty()) {
+        let net = findings.usable(&format!("spec.loadBalancerSourceRanges[{i}]"), values::cidr(text));
+        unusable[usize::from(text.contains(':'))] |= net.is_none();
+        all.extend(net);
+    }
+    for (is_unusable, is_ipv6) in unusable.into_iter().zip([false, true]) {
+        if is_unusable && !all.iter().any(|net| net.addr().is_ipv6() == is_ipv6) {
+            let family = if is_ipv6 { "IPv6" } else { "IPv4" };
+            findings.warn(format!(
+                "spec.loadBalancerSourceRanges: no {family} range is left: its {family} load balancer addresses are not served"
+            ));
+            ingress.retain(|ingress| ingress.ip.is_ipv6() != is_ipv6);
+        }
     }
     all
 }
@@ -141,16 +187,17 @@ fn ingress(raw: &Raw, findings: &mut Findings) -> Vec<Ingress> {
     let mut all = Vec::new();
     for (entry, i) in list.unwrap_or(&[]).iter().zip(0..) {
         let place = format!("status.loadBalancer.ingress[{i}]");
+        let Some(text) = entry.ip.as_deref().filter(|ip| !ip.is_empty()) else { continue };
         let mode = match entry.ip_mode.as_deref() {
-            None | Some("VIP") => IngressMode::Vip,
+            None | Some("" | "VIP") => IngressMode::Vip,
             Some("Proxy") => IngressMode::Proxy,
             Some(other) => {
-                findings.error(format!("{place}.ipMode: unknown mode {other:?}: use VIP or Proxy"));
+                // kube-proxy captures the address only in mode VIP.
+                findings.warn(format!("{place}: {text:?} is left out: its ipMode {other:?} is unknown"));
                 continue;
             }
         };
-        let Some(text) = entry.ip.as_deref().filter(|ip| !ip.is_empty()) else { continue };
-        let ip = findings.ok(&format!("{place}.ip"), values::unicast_ip(text));
+        let ip = findings.usable(&format!("{place}.ip"), values::frontend_ip(text));
         all.extend(ip.map(|ip| Ingress { ip, mode }));
     }
     all
@@ -171,46 +218,48 @@ fn ports(
     for (raw_port, i) in raw.iter().zip(0..) {
         let place = format!("spec.ports[{i}]");
         if raw.len() > 1 && raw_port.name.as_deref().unwrap_or("").is_empty() {
-            findings.error(format!("{place}.name is missing: a Service with several ports names each"));
+            findings.invalid(format!("{place}.name is missing: a Service with several ports names each"));
         }
         let Some(port) = service_port(&place, raw_port, findings) else { continue };
         if port.node_port.is_some() && service_type == ServiceType::ClusterIp {
-            findings.error(format!("{place}.nodePort: only for type NodePort or LoadBalancer"));
+            findings.invalid(format!("{place}.nodePort: only for type NodePort or LoadBalancer"));
         }
-        if let Some(conflict) = all.iter().find_map(|other| conflict(other, &port)) {
-            findings.error(format!("{place}: {conflict}"));
+        match all.iter().find_map(|other| conflict(other, &port)) {
+            Some(conflict) => findings.invalid(format!("{place}: {conflict}")),
+            None => all.push(port),
         }
-        all.push(port);
+    }
+    if all.is_empty() && !raw.is_empty() && !may_be_empty && !findings.refused() {
+        findings.error("spec.ports: no port is left");
     }
     all
 }
 
 fn service_port(place: &str, raw: &RawPort, findings: &mut Findings) -> Option<ServicePort> {
     let protocol: Option<Protocol> =
-        findings.ok(&format!("{place}.protocol"), values::protocol(raw.protocol.as_deref()));
-    let port = findings.ok(&format!("{place}.port"), values::port(raw.port));
+        findings.valid(&format!("{place}.protocol"), values::protocol(raw.protocol.as_deref()));
+    let port = findings.valid(&format!("{place}.port"), values::port(raw.port));
+    let name = raw.name.as_deref().unwrap_or("");
+    let name = findings.valid(&format!("{place}.name"), values::port_name(name));
+    // For display only, so that a number that is none does not take the port along.
     let target = match &raw.target_port {
-        None => port.map(TargetPort::Number),
-        // The API server treats 0 as unset.
-        Some(IntOrString::Int(0)) => port.map(TargetPort::Number),
+        // The API server treats 0 and the empty name as unset.
+        None | Some(IntOrString::Int(0)) => None,
         Some(IntOrString::Int(number)) => {
-            findings.ok(&format!("{place}.targetPort"), values::port(*number)).map(TargetPort::Number)
+            findings.valid(&format!("{place}.targetPort"), values::port(*number)).map(TargetPort::Number)
         }
-        Some(IntOrString::String(name)) if name.is_empty() => {
-            findings.error(format!("{place}.targetPort is an empty name"));
-            None
-        }
+        Some(IntOrString::String(name)) if name.is_empty() => None,
         Some(IntOrString::String(name)) => Some(TargetPort::Name(name.clone())),
     };
-    let node_port = match raw.node_port.filter(|&number| number != 0) {
-        Some(number) => Some(findings.ok(&format!("{place}.nodePort"), values::port(number))?),
-        None => None,
-    };
+    let node_port = raw.node_port.filter(|&number| number != 0);
+    let node_port =
+        node_port.and_then(|number| findings.valid(&format!("{place}.nodePort"), values::port(number)));
+    let port = port?;
     Some(ServicePort {
-        name: raw.name.clone().unwrap_or_default(),
+        name: name?,
         protocol: protocol?,
-        port: port?,
-        target_port: target?,
+        port,
+        target_port: target.unwrap_or(TargetPort::Number(port)),
         node_port,
         app_protocol: raw.app_protocol.clone(),
     })
@@ -235,7 +284,8 @@ fn policy(place: &str, value: Option<&str>, findings: &mut Findings) -> TrafficP
         None | Some("" | "Cluster") => TrafficPolicy::Cluster,
         Some("Local") => TrafficPolicy::Local,
         Some(other) => {
-            findings.error(format!("{place}: unknown policy {other:?}: use Cluster or Local"));
+            // kube-proxy tells only Local from the others.
+            findings.invalid(format!("{place}: unknown policy {other:?}: use Cluster or Local"));
             TrafficPolicy::Cluster
         }
     }
@@ -250,15 +300,16 @@ fn affinity(spec: &ServiceSpec, findings: &mut Findings) -> Affinity {
             match u64::try_from(seconds) {
                 Ok(seconds @ 1..=AFFINITY_SECONDS_MAX) => Affinity::ClientIp(Duration::from_secs(seconds)),
                 _ => {
-                    findings.error(format!(
+                    findings.invalid(format!(
                         "spec.sessionAffinityConfig.clientIP.timeoutSeconds: {seconds} is not 1 to {AFFINITY_SECONDS_MAX}"
                     ));
-                    Affinity::None
+                    let seconds = u64::try_from(seconds).unwrap_or(0).clamp(1, AFFINITY_SECONDS_MAX);
+                    Affinity::ClientIp(Duration::from_secs(seconds))
                 }
             }
         }
         Some(other) => {
-            findings.error(format!("spec.sessionAffinity: unknown value {other:?}: use None or ClientIP"));
+            findings.invalid(format!("spec.sessionAffinity: unknown value {other:?}: use None or ClientIP"));
             Affinity::None
         }
     }
