@@ -1,8 +1,9 @@
 //! Source: a watched directory of manifests. Only reads.
 //!
 //! Read are the files of the directory itself, not of folders in it, whose names end in `.yaml`, `.yml` or
-//! `.json` and do not start with a dot; symbolic links are followed, so a mounted ConfigMap works. Files may
-//! hold several documents and `List`s. Kinds that do not matter here are counted and ignored.
+//! `.json` and do not start with a dot; symbolic links are followed, so a mounted ConfigMap works. They are read as
+//! kubectl reads them: each may hold several documents, in YAML and JSON, and lists. Kinds that do not matter here are
+//! counted and ignored.
 //!
 //! What happens to bad input:
 //! - An object that the API server would refuse is reported, and its last accepted version stays in force
@@ -29,6 +30,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use self::directory::Directory;
 use super::{Snapshot, SourceEvent, SourceHealth};
+use crate::report::Shown;
 
 /// Reads a directory once.
 ///
@@ -60,7 +62,9 @@ pub async fn watch(dir: PathBuf, events: mpsc::Sender<SourceEvent>) {
                 }
                 SourceHealth::Synced
             }
-            Err(error) => stale(&health, format!("{} cannot be read: {error}", dir.display())),
+            Err(error) => {
+                stale(&health, format!("{} cannot be read: {error}", Shown(&dir.to_string_lossy())))
+            }
         };
         if next != health {
             health = next;

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::Snapshot;
 use super::ScanOutcome;
-use super::parse::{Parsed, ParsedObject, parse};
+use super::parse::{Parsed, ParsedObject, decode, parse};
 use crate::model::Desired;
-use crate::report::{Entry, ObjectRef, Place, Severity};
+use crate::report::{Entry, ObjectRef, Place, RETAINED, Severity};
 
 /// A directory as it was at the last scan.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ impl Directory {
         let mut outcome = ScanOutcome::Unchanged;
         for name in manifest_names(&self.path)? {
             let path = self.path.join(&name);
-            let text = match fs::read(&path) {
-                Ok(bytes) => String::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}")),
+            let text = match read_file(&path) {
+                Ok(text) => text,
                 // Deleted since the directory was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => Err(format!("cannot be read: {error}")),
@@ -112,6 +112,19 @@ fn manifest_names(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(names)
 }
 
+/// The text of a file, or what is wrong with it.
+fn read_file(path: &Path) -> io::Result<Result<String, String>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Ok(Err(format!("is larger than {} MiB: split it", FILE_BYTES_MAX >> 20)));
+    }
+    Ok(decode(bytes))
+}
+
+/// Three times what `kubectl get` writes of the largest clusters. A file is in memory while it is read.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
 fn unreadable(path: &Arc<PathBuf>, reason: String) -> Parsed {
     let place = Place { file: Arc::clone(path), line: 0 };
     let entry = Entry { severity: Severity::Error, place: Some(place), object: None, reason };
@@ -133,6 +146,12 @@ fn retain_last_good(
         parsed = unreadable(path, reason.to_owned());
     }
     let named: HashSet<ObjectRef> = parsed.objects.iter().map(|object| object.name.clone()).collect();
+    let mut first_finding: HashMap<ObjectRef, usize> = HashMap::new();
+    for (entry, at) in parsed.findings.iter().zip(0..) {
+        if let Some(object) = entry.object.as_ref().filter(|_| entry.severity == Severity::Error) {
+            first_finding.entry(object.clone()).or_insert(at);
+        }
+    }
     let mut retained = 0;
     for object in before.parsed.objects {
         let refused = parsed.refused.contains(&object.name);
@@ -141,9 +160,8 @@ fn retain_last_good(
         }
         retained += 1;
         if refused {
-            let about = |entry: &&mut Entry| entry.object.as_ref() == Some(&object.name);
-            if let Some(entry) = parsed.findings.iter_mut().find(about) {
-                entry.reason.push_str(" (its last accepted version stays in force)");
+            if let Some(at) = first_finding.get(&object.name) {
+                parsed.findings[*at].reason.push_str(RETAINED);
             }
         }
         parsed.objects.push(object);

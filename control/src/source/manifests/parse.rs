@@ -1,10 +1,17 @@
 //! The text of one manifest file to objects. A document that cannot be parsed does not affect the others.
 
+mod documents;
+mod yaml;
+
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+pub(super) use self::documents::decode;
+
+use self::documents::{Document, each_document};
 use crate::model::{Key, Kind, Object};
 use crate::report::{Entry, ObjectRef, Place, Severity};
 use crate::source::convert;
@@ -24,22 +31,26 @@ pub(super) struct Parsed {
     pub(super) objects: Vec<ParsedObject>,
     pub(super) findings: Vec<Entry>,
     /// Objects of the file that were refused.
-    pub(super) refused: Vec<ObjectRef>,
+    pub(super) refused: HashSet<ObjectRef>,
     /// Whether a part could not be parsed: which objects it has is unknown.
     pub(super) incomplete: bool,
     /// How many objects of other kinds were ignored.
     pub(super) ignored: usize,
 }
 
-/// Reads the text of a file; its name says whether it is JSON.
+/// Reads the text of a file.
 pub(super) fn parse(path: &Arc<PathBuf>, text: &str) -> Parsed {
     let mut reader = Reader { path, parsed: Parsed::default() };
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if path.extension().is_some_and(|extension| extension == "json") {
-        reader.json(text);
-    } else {
-        reader.yaml(text);
-    }
+    each_document(text, |Document { line, value, duplicates }| {
+        for key in duplicates {
+            let reason = format!("the key {key:?} is there twice: the last one counts");
+            reader.note(line, Severity::Warning, reason);
+        }
+        match value {
+            Ok(value) => reader.document(line, value),
+            Err((line, reason)) => reader.unparsable(line, reason),
+        }
+    });
     reader.parsed
 }
 
@@ -48,58 +59,38 @@ struct Reader<'a> {
     parsed: Parsed,
 }
 
+/// What the items of a typed list leave out: its own kind without `List`, and its version. Empty for a `List` of any kinds.
+#[derive(Clone, Debug, Default)]
+struct ItemType {
+    api_version: String,
+    kind: String,
+}
+
 impl Reader<'_> {
-    fn yaml(&mut self, text: &str) {
-        for document in split_yaml(text) {
-            let value: Result<Value, _> = serde_saphyr::from_str(&document.text);
-            match value {
-                Ok(value) => self.document(document.first_line, value),
-                Err(error) => {
-                    let line = error.location().map_or(document.first_line, |location| {
-                        let line = u32::try_from(location.line()).unwrap_or(u32::MAX);
-                        document.first_line.saturating_add(line.saturating_sub(1))
-                    });
-                    let reason = error.without_snippet().to_string();
-                    self.unparsable(line, format!("not YAML: {}", reason.lines().next().unwrap_or("")));
-                }
-            }
-        }
-    }
-
-    fn json(&mut self, text: &str) {
-        let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
-        let mut start = 0;
-        while let Some(value) = values.next() {
-            let blank = text[start..].len() - text[start..].trim_start().len();
-            let line = line_of(text, start + blank);
-            match value {
-                Ok(value) => self.document(line, value),
-                Err(error) => {
-                    let line = u32::try_from(error.line()).unwrap_or(u32::MAX);
-                    self.unparsable(line, format!("not JSON: {error}"));
-                }
-            }
-            start = values.byte_offset();
-        }
-    }
-
     fn document(&mut self, line: u32, value: Value) {
         match value {
             Value::Null => {}
-            Value::Object(_) => self.object(line, value, ITEMS_DEPTH_MAX),
+            Value::Object(_) => self.object(line, value, &ItemType::default(), ITEMS_DEPTH_MAX),
             _ => self.unparsable(line, "not a Kubernetes object: a mapping is expected".to_owned()),
         }
     }
 
-    fn object(&mut self, line: u32, mut value: Value, depth: usize) {
+    fn object(&mut self, line: u32, mut value: Value, of_list: &ItemType, depth: usize) {
         let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or("").to_owned();
-        let (api_version, kind) = (text("apiVersion"), text("kind"));
-        if kind.ends_with("List") && value.get("items").is_some() {
-            match value.get_mut("items").map(Value::take) {
-                Some(Value::Array(items)) if depth > 0 => {
-                    items.into_iter().for_each(|item| self.object(line, item, depth - 1));
+        let (mut api_version, mut kind) = (text("apiVersion"), text("kind"));
+        if api_version.is_empty() && kind.is_empty() {
+            (api_version, kind) = (of_list.api_version.clone(), of_list.kind.clone());
+        }
+        if let Some(item_kind) = kind.strip_suffix("List")
+            && let Some(items) = value.get_mut("items").map(Value::take)
+        {
+            let api_version = if item_kind.is_empty() { String::new() } else { api_version };
+            let item_type = ItemType { api_version, kind: item_kind.to_owned() };
+            match items {
+                Value::Array(items) if depth > 0 => {
+                    items.into_iter().for_each(|item| self.item(line, item, &item_type, depth - 1));
                 }
-                Some(Value::Null) => {}
+                Value::Null => {}
                 _ => self.unparsable(line, format!("{kind}: items is not a list of objects")),
             }
             return;
@@ -134,6 +125,17 @@ impl Reader<'_> {
         self.known(line, object, known, value);
     }
 
+    fn item(&mut self, line: u32, item: Value, of_list: &ItemType, depth: usize) {
+        if item.is_object() {
+            self.object(line, item, of_list, depth);
+        } else {
+            self.unparsable(
+                line,
+                "an item of the list is not a Kubernetes object: a mapping is expected".into(),
+            );
+        }
+    }
+
     /// Converts an object of a kind that matters.
     fn known(&mut self, line: u32, name: ObjectRef, kind: Kind, value: Value) {
         let (object, findings) = convert::object(kind, &name, value);
@@ -150,7 +152,7 @@ impl Reader<'_> {
 
     fn refuse(&mut self, line: u32, object: ObjectRef, reasons: Vec<(Severity, String)>) {
         self.report(line, &object, reasons);
-        self.parsed.refused.push(object);
+        self.parsed.refused.insert(object);
     }
 
     fn report(&mut self, line: u32, object: &ObjectRef, reasons: Vec<(Severity, String)>) {
@@ -161,9 +163,14 @@ impl Reader<'_> {
     }
 
     fn unparsable(&mut self, line: u32, reason: String) {
-        let place = Some(self.place(line));
-        self.parsed.findings.push(Entry { severity: Severity::Error, place, object: None, reason });
+        self.note(line, Severity::Error, reason);
         self.parsed.incomplete = true;
+    }
+
+    /// A finding about a document.
+    fn note(&mut self, line: u32, severity: Severity, reason: String) {
+        let place = Some(self.place(line));
+        self.parsed.findings.push(Entry { severity, place, object: None, reason });
     }
 
     fn place(&self, line: u32) -> Place {
@@ -174,44 +181,5 @@ impl Reader<'_> {
 /// Lists in lists are legal, but not without end.
 const ITEMS_DEPTH_MAX: usize = 8;
 
-/// One document of a YAML file.
-struct Document {
-    /// Its text from its first content on.
-    text: String,
-    /// The line of the file that has its first content.
-    first_line: u32,
-}
-
-/// Splits at `---` and `...`: each document is then parsed for itself, and a bad one spoils no other.
-/// Inside a document neither can stand at the start of a line (YAML 1.2.2, 9.1.2).
-fn split_yaml(text: &str) -> Vec<Document> {
-    let mut documents: Vec<Document> = Vec::new();
-    let mut open: Option<Document> = None;
-    for (line, number) in text.split_inclusive('\n').zip(1u32..) {
-        let marker = ["---", "..."].into_iter().find(|marker| {
-            line.strip_prefix(marker)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
-        });
-        let content = if marker.is_some() {
-            documents.extend(open.take());
-            // The marker may be followed by content; columns stay right.
-            format!("   {}", &line[3..])
-        } else {
-            line.to_owned()
-        };
-        let bare = content.trim();
-        let blank = bare.is_empty() || bare.starts_with('#') || (open.is_none() && bare.starts_with('%'));
-        match &mut open {
-            Some(document) => document.text.push_str(&content),
-            None if blank => {}
-            None => open = Some(Document { text: content, first_line: number }),
-        }
-    }
-    documents.extend(open);
-    documents
-}
-
-fn line_of(text: &str, offset: usize) -> u32 {
-    let before = text.as_bytes().iter().take(offset).filter(|&&byte| byte == b'\n').count();
-    u32::try_from(before + 1).unwrap_or(u32::MAX)
-}
+#[cfg(test)]
+mod tests;
