@@ -1,7 +1,8 @@
 //! The file that holds the last good state, so that a restart without the API server forwards at once.
 //!
 //! One JSON object: a header with format, version and cluster, then the objects in the form of the model. It is
-//! written to a second file, synced and renamed, so that the file is complete at any time.
+//! written to a second file, synced and renamed, so that the file is complete at any time. If it cannot be written, as on
+//! a full disk, the second file is removed, and what was saved before stays.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -35,7 +36,7 @@ pub(super) struct SavedError {
 
 /// Writes the state of `cluster`; readable by the owner only.
 pub(super) fn save(path: &Path, cluster: &str, saved: &Saved) -> Result<(), SavedError> {
-    write(path, cluster, saved)
+    write(path, cluster, saved, create)
         .map_err(|error| SavedError { path: path.to_owned(), reason: error.to_string() })
 }
 
@@ -96,7 +97,7 @@ fn read_trusted(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn write(path: &Path, cluster: &str, saved: &Saved) -> io::Result<()> {
+fn write(path: &Path, cluster: &str, saved: &Saved, create: fn(&Path) -> io::Result<File>) -> io::Result<()> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(folder)?;
@@ -115,19 +116,32 @@ fn write(path: &Path, cluster: &str, saved: &Saved) -> io::Result<()> {
         nodes: borrowed(saved.desired.nodes()),
         service_cidrs: borrowed(saved.desired.service_cidrs()),
     };
-    // Made anew: one that is there may be a symbolic link, or another user's.
-    match fs::remove_file(&second) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    let second = Path::new(&second);
+    let written = create(second).and_then(|file| fill(file, &whole)).and_then(|()| fs::rename(second, path));
+    if let Err(error) = written {
+        // On a full disk half a file would only take the room that others wait for.
+        let _ = fs::remove_file(second);
+        return Err(error);
     }
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&second)?;
-    let mut writer = BufWriter::new(file);
-    serde_json::to_writer(&mut writer, &whole)?;
-    writer.write_all(b"\n")?;
-    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    fs::rename(&second, path)?;
     // The rename is durable only once the directory is synced.
     File::open(folder)?.sync_all()
+}
+
+/// A new file, readable by the owner only. What has its name, such as a link, is not written through.
+fn create(path: &Path) -> io::Result<File> {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+fn fill(file: File, whole: &Whole<'_>) -> io::Result<()> {
+    let mut writer = BufWriter::new(file);
+    serde_json::to_writer(&mut writer, whole)?;
+    writer.write_all(b"\n")?;
+    writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 fn borrowed<T>(objects: &BTreeMap<Key, Stored<T>>) -> Vec<(&Key, &T)> {
@@ -290,6 +304,24 @@ mod tests {
             chown(&path, Some(1000), None).unwrap();
             assert!(refusal(&path).contains("belongs to user 1000"), "{}", refusal(&path));
         }
+    }
+
+    #[test]
+    fn a_full_disk_leaves_what_was_saved_before_and_no_half_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.json");
+        let saved = Saved { desired: everything(), at: SystemTime::UNIX_EPOCH };
+        save(&path, CLUSTER, &saved).unwrap();
+        let on_full_disk = |path: &Path| {
+            fs::write(path, "{\"format\":\"flow").unwrap();
+            OpenOptions::new().write(true).open("/dev/full")
+        };
+        let error =
+            write(&path, CLUSTER, &Saved { desired: Desired::default(), ..saved.clone() }, on_full_disk);
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(load(&path, CLUSTER).unwrap(), Some(saved));
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["s.json"]);
     }
 
     #[test]

@@ -18,8 +18,14 @@ pub(super) struct SnapshotWriter {
     /// The cluster that the objects are of, once the access was read.
     cluster: Option<String>,
     due: Option<Instant>,
-    /// The last error, so that the same one is logged only once.
+    /// The error of the last write, so that a series of them is logged only once.
     last_error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Noted {
+    New,
+    Known,
 }
 
 impl SnapshotWriter {
@@ -65,11 +71,27 @@ impl SnapshotWriter {
         let saved = Saved { desired: desired.clone(), at: SystemTime::now() };
         let written =
             spawn_blocking(move || save(&path, &cluster, &saved).map_err(|error| error.to_string()));
-        let error = written.await.unwrap_or_else(|panicked| Err(panicked.to_string())).err();
-        if let Some(reason) = error.as_ref().filter(|_| error != self.last_error) {
-            tracing::warn!("{reason}; a restart without the API server would begin with nothing");
+        let outcome = written.await.unwrap_or_else(|panicked| Err(panicked.to_string()));
+        match (self.note(outcome), &self.last_error) {
+            (Noted::New, Some(reason)) => tracing::warn!(
+                "{reason}; what was saved before stays, and it is tried again every {} s",
+                RETRY_AFTER.as_secs()
+            ),
+            (Noted::New, None) => tracing::info!("the snapshot is saved again"),
+            (Noted::Known, _) => {}
+        }
+    }
+
+    /// Remembers how a write ended and when to write next; returns whether that is to be told. A series of failures is told
+    /// once, whatever each of them says: on a full disk one write fails at its beginning and the next at its end.
+    fn note(&mut self, outcome: Result<(), String>) -> Noted {
+        let error = outcome.err();
+        let noted = if error.is_some() == self.last_error.is_some() { Noted::Known } else { Noted::New };
+        if error.is_some() {
+            self.due = Some(Instant::now() + RETRY_AFTER);
         }
         self.last_error = error;
+        noted
     }
 
     async fn target(&mut self) -> Option<(PathBuf, String)> {
@@ -89,3 +111,29 @@ impl SnapshotWriter {
 
 /// The time between a change and the write; further changes in it are part of the same write.
 const AFTER: Duration = Duration::from_secs(5);
+/// The time between a write that failed and the next attempt.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_stays_full_is_told_once_and_tried_again() {
+        let access = Access::DefaultKubeconfig;
+        let mut writer = SnapshotWriter {
+            path: Some("s.json".into()),
+            access,
+            cluster: None,
+            due: None,
+            last_error: None,
+        };
+        assert_eq!(writer.note(Ok(())), Noted::Known);
+        assert_eq!(writer.due, None);
+        assert_eq!(writer.note(Err("no space left on device".into())), Noted::New);
+        assert!(writer.due.is_some(), "it is tried again although nothing changes");
+        assert_eq!(writer.note(Err("no space left, in other words".into())), Noted::Known);
+        assert_eq!(writer.note(Ok(())), Noted::New, "and when it works again");
+        assert_eq!(writer.note(Ok(())), Noted::Known);
+    }
+}
