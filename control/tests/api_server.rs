@@ -23,7 +23,8 @@ const QUICK: WatchTimeouts = WatchTimeouts {
     list_idle: Duration::from_secs(5),
     backoff_min: Duration::from_millis(20),
     backoff_max: Duration::from_millis(100),
-    absent_retry: Duration::from_secs(60),
+    absent_retry: Duration::from_millis(200),
+    optional_wait: Duration::from_millis(300),
 };
 
 fn config(api: &FakeApi) -> Config {
@@ -381,8 +382,10 @@ async fn malformed_objects_cost_only_themselves_in_lists_and_in_watches() {
         api.put(SERVICES, service("a", 0));
         watched.until("a refused", |w| w.finding("a").is_some()).await;
         assert_eq!(watched.port_of("a"), Some(80), "its last accepted version stays in force");
-        let entry = watched.finding("a").unwrap();
-        assert!(entry.reason.ends_with("(its last accepted version stays in force)"), "{entry}");
+        let retained =
+            "Service default/a: spec.ports: no port is left (its last accepted version stays in force until";
+        let reasons: Vec<String> = watched.findings.iter().map(ToString::to_string).collect();
+        assert!(reasons.iter().any(|reason| reason.starts_with(retained)), "{reasons:?}");
         api.put(SERVICES, service("port", 90));
         watched
             .until("port is mended", |w| w.finding("port").is_none() && w.port_of("port") == Some(90))
@@ -400,13 +403,103 @@ async fn malformed_objects_cost_only_themselves_in_lists_and_in_watches() {
 }
 
 #[tokio::test]
-async fn a_server_without_service_cidrs_is_fine() {
+async fn an_optional_collection_that_cannot_be_read_is_named_and_stops_no_other() {
+    for (path, plural, group, status) in [
+        (CIDRS, "servicecidrs", "networking.k8s.io", 403),
+        (CIDRS, "servicecidrs", "networking.k8s.io", 404),
+        (NODES, "nodes", "", 403),
+        (NODES, "nodes", "", 404),
+        (NODES, "nodes", "", 500),
+    ] {
+        let api = server().await;
+        api.state.lock().unwrap().statuses.insert(path, status);
+        let mut watched = Watched::start(config(&api));
+        watched.synced().await;
+        let what = format!("{plural} {status}");
+        let count = |w: &Watched| {
+            let counts = w.desired.as_ref().unwrap().counts();
+            if path == CIDRS { counts.service_cidrs } else { counts.nodes }
+        };
+        assert_eq!((watched.services(), count(&watched)), (vec!["a", "b"], 0), "{what}");
+        watched
+            .until(&what, |w| w.finding(plural).is_some_and(|f| f.reason.contains(&status.to_string())))
+            .await;
+        let finding = watched.finding(plural).unwrap().to_string();
+        let remedy = match status {
+            403 => {
+                format!("grant the verbs list and watch on {plural} in apiGroup {group:?} (see rbac.yaml)")
+            }
+            404 => format!("the server has no {plural} in "),
+            _ => String::new(),
+        };
+        assert!(finding.starts_with(&format!("Collection {plural}: cannot follow {plural}: ")), "{finding}");
+        assert!(
+            finding.contains(&remedy) && finding.contains("Services and EndpointSlices go on: "),
+            "{finding}"
+        );
+        assert_eq!(kube::read(config(&api)).await.unwrap().desired.counts().services, 2, "{what}");
+
+        // Meanwhile the others are followed.
+        api.put(SERVICES, service("c", 80));
+        watched.until("c", |w| w.services() == ["a", "b", "c"]).await;
+        assert_eq!(watched.health, SourceHealth::Synced, "{what}");
+
+        // It comes back, and what it holds counts.
+        api.state.lock().unwrap().statuses.clear();
+        watched.until(&what, |w| w.finding(plural).is_none() && count(w) == 1).await;
+
+        // And it goes again later: what is known stays.
+        api.state.lock().unwrap().statuses.insert(path, status);
+        api.disconnect();
+        watched.until(&what, |w| w.finding(plural).is_some()).await;
+        let finding = watched.finding(plural).unwrap().to_string();
+        assert!(finding.ends_with("what is known of them stays in force"), "{finding}");
+        assert_eq!(count(&watched), 1, "{what}");
+        api.put(SERVICES, service("d", 80));
+        watched.until("d", |w| w.services() == ["a", "b", "c", "d"]).await;
+        watched.synced().await;
+    }
+}
+
+#[tokio::test]
+async fn an_optional_collection_that_is_never_answered_keeps_nobody_waiting() {
     let api = server().await;
-    api.state.lock().unwrap().statuses.insert(CIDRS, 404);
+    api.state.lock().unwrap().mute = vec![NODES, CIDRS];
     let mut watched = Watched::start(config(&api));
     watched.synced().await;
+    assert_eq!(watched.services(), ["a", "b"]);
+    for plural in ["nodes", "servicecidrs"] {
+        let finding = watched.finding(plural).unwrap().to_string();
+        assert!(finding.contains("were not listed in time; Services and EndpointSlices go on"), "{finding}");
+    }
+    api.state.lock().unwrap().mute.clear();
+    watched.until("both are listed", |w| w.findings.is_empty()).await;
     let counts = watched.desired.as_ref().unwrap().counts();
-    assert_eq!((counts.services, counts.service_cidrs), (2, 0));
+    assert_eq!((counts.nodes, counts.service_cidrs), (1, 1));
+}
+
+#[tokio::test]
+async fn a_snapshot_is_replaced_by_what_can_be_read() {
+    let api = server().await;
+    let path = api.folder().join("snapshot.json");
+    let with_snapshot = |api: &FakeApi| Config { snapshot: Some(path.clone()), ..config(api) };
+    let mut first = Watched::start(with_snapshot(&api));
+    first.synced().await;
+    saved(&path).await;
+    drop(first);
+    api.delete(SERVICES, "a");
+    for path in [NODES, CIDRS] {
+        api.state.lock().unwrap().statuses.insert(path, 403);
+    }
+    let mut second = Watched::start(with_snapshot(&api));
+    second.synced().await;
+    assert_eq!((second.services(), second.replaced), (vec!["b"], 2), "the lists take its place");
+    let counts = second.desired.as_ref().unwrap().counts();
+    assert_eq!((counts.nodes, counts.service_cidrs), (1, 1), "the rest of it stays");
+    for plural in ["nodes", "servicecidrs"] {
+        let finding = second.finding(plural).unwrap().to_string();
+        assert!(finding.ends_with("what is known of them stays in force"), "{finding}");
+    }
 }
 
 #[tokio::test]

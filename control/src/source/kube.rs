@@ -2,9 +2,10 @@
 //!
 //! Watched are Services, EndpointSlices, ServiceCIDRs and this machine's own Node (P101), each collection by a
 //! [`reflector`] of its own, with the label selectors of kube-proxy (P102, P103). The first set of objects is sent
-//! once all first lists are complete (P1001). From then on changes are sent object by object, and a new list after an
-//! interruption is compared with what was known. While the API server is away the last set stays in force, and the
-//! source's health has the time and the reason (P1002).
+//! once all first lists are complete (P1001). ServiceCIDRs and Nodes are optional: if the API server refuses them, or
+//! does not list them in time, Services and EndpointSlices go on, with a finding that names the collection. From then
+//! on changes are sent object by object, and a new list after an interruption is compared with what was known. While the
+//! API server is away the last set stays in force, and the source's health has the time and the reason (P1002).
 //!
 //! The set is also saved to a file. After a restart what the file holds is served until the lists are complete.
 //!
@@ -30,13 +31,14 @@ use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 pub use self::access::{Access, AccessError};
 pub use self::reflector::WatchTimeouts;
 
 use self::api_health::ApiHealth;
 use self::reflector::{CollectionEvent, reflect};
-use self::resource::Resource;
+use self::resource::{Necessity, Resource};
 use self::snapshot_writer::SnapshotWriter;
 use self::store::Store;
 use super::{Snapshot, SourceEvent, SourceHealth};
@@ -69,9 +71,11 @@ pub enum Scope {
 /// Sends the objects of a cluster and every change, until the receiver is dropped.
 pub async fn watch(config: Config, events: mpsc::Sender<SourceEvent>) {
     let resources = Resource::all(config.scope, config.node_name.as_deref());
-    let kinds: Vec<_> = resources.iter().map(|resource| resource.kind).collect();
+    let collections: Vec<_> = resources.iter().map(Resource::collection).collect();
+    let required = collections.iter().filter(|collection| collection.necessity == Necessity::Required);
+    let required: Vec<_> = required.map(|collection| collection.kind).collect();
     let (mut writer, saved) = SnapshotWriter::begin(config.snapshot, &config.access).await;
-    let mut api_health = ApiHealth::new(kinds.iter().copied(), saved.as_ref().map(|saved| saved.at));
+    let mut api_health = ApiHealth::new(required, saved.as_ref().map(|saved| saved.at));
     let mut health = api_health.health();
     if let Some(saved) = &saved {
         // The health first: saved objects must not pass for those of the API server.
@@ -82,7 +86,7 @@ pub async fn watch(config: Config, events: mpsc::Sender<SourceEvent>) {
             }
         }
     }
-    let mut store = Store::new(saved.map(|saved| saved.desired).unwrap_or_default(), kinds);
+    let mut store = Store::new(saved.map(|saved| saved.desired).unwrap_or_default(), collections);
     let (sender, mut received) = mpsc::channel(BATCH_MAX);
     // Dropping the set aborts the reflectors.
     let mut reflectors = JoinSet::new();
@@ -91,11 +95,18 @@ pub async fn watch(config: Config, events: mpsc::Sender<SourceEvent>) {
     }
     drop(sender);
     let mut batch = Vec::new();
+    let mut patience_ends = None;
     loop {
+        if store.awaits_only_optional() {
+            patience_ends.get_or_insert_with(|| Instant::now() + config.timeouts.optional_wait);
+        }
         tokio::select! {
             () = events.closed() => return,
             count = received.recv_many(&mut batch, BATCH_MAX) => if count == 0 { return },
             () = writer.due() => writer.save(store.desired()).await,
+            () = sleep_until(patience_ends.unwrap_or_else(Instant::now)), if store.awaits_only_optional() => {
+                store.stop_waiting();
+            }
         }
         for CollectionEvent { kind, event } in batch.drain(..) {
             api_health.apply(kind, &event);
@@ -109,7 +120,8 @@ pub async fn watch(config: Config, events: mpsc::Sender<SourceEvent>) {
             }
         }
         let now = api_health.health();
-        if now != health {
+        let is_told = store.is_complete() || now != SourceHealth::Synced;
+        if now != health && is_told {
             health = now;
             if events.send(SourceEvent::Health(health.clone())).await.is_err() {
                 return;

@@ -1,4 +1,4 @@
-//! Health of the source: the worst over all collections, with the earliest time and one reason.
+//! Health of the source: the worst over all collections that are required, with the earliest time and one reason.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -39,7 +39,7 @@ impl ApiHealth {
             (WatchEvent::Disconnected { reason, .. }, Connection::Disconnected { since, .. }) => {
                 *connection = Connection::Disconnected { since: *since, reason: reason.clone() };
             }
-            (WatchEvent::Disconnected { since, reason }, _) => {
+            (WatchEvent::Disconnected { since, reason, .. }, _) => {
                 *connection = Connection::Disconnected { since: *since, reason: reason.clone() };
             }
             (WatchEvent::Listed(_) | WatchEvent::Connected, _) => *connection = Connection::Connected,
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn out(seconds: u64, reason: &str) -> WatchEvent {
-        WatchEvent::Disconnected { since: at(seconds), reason: reason.into() }
+        WatchEvent::Disconnected { since: at(seconds), reason: reason.into(), refused: false }
     }
 
     fn at(seconds: u64) -> SystemTime {

@@ -15,7 +15,7 @@ use super::access::Access;
 use super::backoff::{Backoff, jittered};
 use super::connection::{BookmarkKind, Event, WatchStream, list, version_of};
 use super::error::ApiError;
-use super::resource::{Presence, Resource};
+use super::resource::{Necessity, Resource};
 use crate::model::{Kind, Object};
 use crate::report::{ObjectRef, Severity};
 use crate::source::convert;
@@ -33,8 +33,10 @@ pub struct WatchTimeouts {
     pub backoff_min: Duration,
     /// The longest wait after a failure.
     pub backoff_max: Duration,
-    /// The wait before a collection that the server does not have is requested again.
+    /// The longest wait before a collection that the server does not have is requested again.
     pub absent_retry: Duration,
+    /// How long the first set of objects waits for collections without which Services can be served.
+    pub optional_wait: Duration,
 }
 
 impl Default for WatchTimeouts {
@@ -48,6 +50,7 @@ impl Default for WatchTimeouts {
             backoff_min: Duration::from_millis(250),
             backoff_max: Duration::from_secs(10),
             absent_retry: Duration::from_secs(600),
+            optional_wait: Duration::from_secs(5),
         }
     }
 }
@@ -70,7 +73,7 @@ pub(super) enum WatchEvent {
     /// A watch is open.
     Connected,
     /// The collection cannot be read.
-    Disconnected { since: SystemTime, reason: String },
+    Disconnected { since: SystemTime, reason: String, refused: bool },
 }
 
 /// An object of the API as the model has it.
@@ -92,12 +95,16 @@ pub(super) async fn reflect(
     let (client, cluster, version, lists) = (None, None, None, ListMode::Streamed);
     let mut reflector = Reflector { resource, access, timeouts, events, client, cluster, version, lists };
     let mut backoff = Backoff::new(timeouts.backoff_min, timeouts.backoff_max);
+    let mut absent_backoff = Backoff::new(timeouts.backoff_max, timeouts.absent_retry);
     while !reflector.events.is_closed() {
         let started = Instant::now();
         let ended = reflector.round().await;
         // A round that lasted was no part of a series of failures.
         if started.elapsed() >= timeouts.backoff_max {
             backoff.reset();
+        }
+        if ended.is_ok() {
+            absent_backoff.reset();
         }
         match ended {
             Ok(RoundEnd::StreamingUnsupported) => {}
@@ -106,12 +113,14 @@ pub(super) async fn reflect(
             // A server that ends each watch at once, or expires each version at once, must not be flooded.
             Ok(RoundEnd::StreamEnded | RoundEnd::VersionExpired) => sleep(backoff.next_wait()).await,
             Err(Failure::ReceiverDropped) => return,
-            Err(Failure::CollectionAbsent) => sleep(timeouts.absent_retry).await,
             Err(Failure::Api { since, error }) => {
-                let reason = error.explain(&reflector.resource);
-                if reflector.send(WatchEvent::Disconnected { since, reason }).await.is_err() {
+                let (reason, refused) = (error.explain(&reflector.resource), error.is_refusal());
+                if reflector.send(WatchEvent::Disconnected { since, reason, refused }).await.is_err() {
                     return;
                 }
+                let may_be_absent = reflector.resource.necessity != Necessity::Required;
+                let backoff =
+                    if may_be_absent && error.is_absent() { &mut absent_backoff } else { &mut backoff };
                 sleep(backoff.next_wait()).await;
             }
         }
@@ -155,12 +164,7 @@ enum RoundEnd {
 /// Why a round failed.
 enum Failure {
     ReceiverDropped,
-    /// The server does not have the collection, and need not.
-    CollectionAbsent,
-    Api {
-        since: SystemTime,
-        error: ApiError,
-    },
+    Api { since: SystemTime, error: ApiError },
 }
 
 impl From<ApiError> for Failure {
@@ -190,12 +194,6 @@ impl Reflector {
             tracing::info!("{}: the version is too old, listing anew", self.resource.plural);
             self.version = None;
             return Ok(RoundEnd::VersionExpired);
-        }
-        if error.is_absent() && self.resource.presence == Presence::Optional && self.version.is_none() {
-            tracing::info!("the server has no {}: asking again later", self.resource.plural);
-            // An empty list, else the first set of objects would wait for this collection for ever.
-            self.send(WatchEvent::Listed(Vec::new())).await?;
-            return Err(Failure::CollectionAbsent);
         }
         outcome
     }
@@ -322,7 +320,7 @@ impl Reflector {
 
 fn convert_object(kind: Kind, value: Value) -> ConvertedObject {
     let name = name_of(kind, &value);
-    let (object, findings) = convert::object(kind, &name, value);
+    let (object, findings) = convert::accepted_object(kind, &name, value);
     ConvertedObject { name, object, findings }
 }
 

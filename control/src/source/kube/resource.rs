@@ -12,18 +12,27 @@ pub(super) struct Resource {
     pub(super) kind: Kind,
     /// The name in paths and RBAC rules.
     pub(super) plural: &'static str,
-    /// Whether servers may be without it.
-    pub(super) presence: Presence,
+    pub(super) necessity: Necessity,
     labels: Option<&'static str>,
     fields: Option<String>,
 }
 
-/// Whether a server may be without a collection.
+/// A collection, as far as the store tells it from others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Collection {
+    pub(super) kind: Kind,
+    /// Its name in findings.
+    pub(super) plural: &'static str,
+    pub(super) necessity: Necessity,
+}
+
+/// Whether anything can be served without a collection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Presence {
+pub(super) enum Necessity {
+    /// Nothing is served before it was read once.
     Required,
-    /// ServiceCIDRs exist since Kubernetes 1.33.
-    Optional,
+    /// Services go on without it; what is different then, in words.
+    Optional { without: &'static str },
 }
 
 impl Resource {
@@ -35,18 +44,28 @@ impl Resource {
             Scope::Named => None,
         };
         let of =
-            |kind, plural| Self { kind, plural, presence: Presence::Required, labels: None, fields: None };
+            |kind, plural| Self { kind, plural, necessity: Necessity::Required, labels: None, fields: None };
         let mut all = vec![
             Self { labels, ..of(Kind::Service, "services") },
             Self { labels, ..of(Kind::EndpointSlice, "endpointslices") },
-            Self { presence: Presence::Optional, ..of(Kind::ServiceCidr, "servicecidrs") },
+            // Kubernetes has them since 1.33.
+            Self {
+                necessity: Necessity::Optional { without: NO_CIDRS },
+                ..of(Kind::ServiceCidr, "servicecidrs")
+            },
         ];
         if let Some(name) = node_name {
             // P202: Node names are lower case.
             let fields = Some(format!("metadata.name={}", name.to_lowercase()));
-            all.push(Self { fields, ..of(Kind::Node, "nodes") });
+            let necessity = Necessity::Optional { without: NO_NODE };
+            all.push(Self { fields, necessity, ..of(Kind::Node, "nodes") });
         }
         all
+    }
+
+    /// What the store needs to know of it.
+    pub(super) const fn collection(&self) -> Collection {
+        Collection { kind: self.kind, plural: self.plural, necessity: self.necessity }
     }
 
     /// The API group, empty for the oldest one.
@@ -92,6 +111,10 @@ impl Resource {
 /// A request without a body.
 pub(super) type ApiRequest = http::Request<Vec<u8>>;
 
+/// P506
+const NO_CIDRS: &str = "packets to cluster IPs that no Service has are left to the kernel";
+/// P209, P305, P601
+const NO_NODE: &str = "this machine's zone and pod ranges are unknown, and its primary addresses are the first of its interfaces";
 /// P102, P103: the presence of the label counts, whatever its value.
 const NEITHER_LABEL: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 /// As in client-go.

@@ -8,8 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::reflector::{ConvertedObject, WatchEvent};
+use super::resource::{Collection, Necessity};
 use crate::model::{Desired, Key, Kind};
-use crate::report::{Entry, ObjectRef, Severity};
+use crate::report::{Entry, ObjectRef, RETAINED, Severity};
 use crate::source::{Change, Snapshot, SourceEvent};
 
 /// The objects, and which of them changed since the last event that was taken.
@@ -17,8 +18,11 @@ use crate::source::{Change, Snapshot, SourceEvent};
 pub(super) struct Store {
     desired: Desired,
     findings: BTreeMap<ObjectRef, Vec<Entry>>,
-    /// Collections whose first list is not complete.
+    collections: Vec<Collection>,
+    /// Collections whose first list is not complete and without which nothing is sent yet.
     awaited: BTreeSet<Kind>,
+    /// Collections whose first list was complete once.
+    listed: BTreeSet<Kind>,
     sent: Sent,
     changed: BTreeSet<ObjectRef>,
 }
@@ -33,11 +37,13 @@ enum Sent {
 
 impl Store {
     /// Begins with what was saved before, if anything, until the lists are complete.
-    pub(super) fn new(saved: Desired, awaited: impl IntoIterator<Item = Kind>) -> Self {
+    pub(super) fn new(saved: Desired, collections: Vec<Collection>) -> Self {
         Self {
             desired: saved,
             findings: BTreeMap::new(),
-            awaited: awaited.into_iter().collect(),
+            awaited: collections.iter().map(|collection| collection.kind).collect(),
+            listed: BTreeSet::new(),
+            collections,
             sent: Sent::Nothing,
             changed: BTreeSet::new(),
         }
@@ -47,9 +53,28 @@ impl Store {
         &self.desired
     }
 
-    /// Whether all first lists are complete.
+    /// Whether all first lists are complete that will be waited for.
     pub(super) fn is_complete(&self) -> bool {
         self.awaited.is_empty()
+    }
+
+    /// Whether only collections are missing without which Services can be served.
+    pub(super) fn awaits_only_optional(&self) -> bool {
+        !self.is_complete() && self.awaited.iter().all(|kind| self.optional(*kind).is_some())
+    }
+
+    /// Goes on without the optional collections that are still missing, and says so.
+    pub(super) fn stop_waiting(&mut self) {
+        let awaited = std::mem::take(&mut self.awaited);
+        for kind in awaited {
+            match self.optional(kind) {
+                Some((plural, _)) if !self.findings.contains_key(&collection_ref(plural)) => {
+                    self.unreadable(kind, format!("{plural} were not listed in time"));
+                }
+                Some(_) => {}
+                None => drop(self.awaited.insert(kind)),
+            }
+        }
     }
 
     pub(super) fn apply(&mut self, kind: Kind, event: WatchEvent) {
@@ -57,7 +82,51 @@ impl Store {
             WatchEvent::Listed(objects) => self.listed(kind, objects),
             WatchEvent::Applied(object) => self.applied(kind, object),
             WatchEvent::Deleted(name) => self.deleted(&name),
-            WatchEvent::Connected | WatchEvent::Disconnected { .. } => {}
+            WatchEvent::Connected => self.readable(kind),
+            WatchEvent::Disconnected { reason, refused, .. } => {
+                if self.optional(kind).is_some() {
+                    self.unreadable(kind, reason);
+                    // Else it may be the connection, which the next attempt may find mended.
+                    if refused {
+                        self.awaited.remove(&kind);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The plural of an optional collection, and what is different without it.
+    fn optional(&self, kind: Kind) -> Option<(&'static str, &'static str)> {
+        let collection = self.collections.iter().find(|collection| collection.kind == kind)?;
+        match collection.necessity {
+            Necessity::Optional { without } => Some((collection.plural, without)),
+            Necessity::Required => None,
+        }
+    }
+
+    /// What was read or saved of the collection before stays in force.
+    fn unreadable(&mut self, kind: Kind, reason: String) {
+        let Some((plural, without)) = self.optional(kind) else { return };
+        let is_known = self.listed.contains(&kind) || !self.desired.keys(kind).is_empty();
+        let then = if is_known { "what is known of them stays in force" } else { without };
+        let name = collection_ref(plural);
+        let entries = vec![Entry {
+            severity: Severity::Warning,
+            place: None,
+            object: Some(name.clone()),
+            reason: format!("{reason}; Services and EndpointSlices go on: {then}"),
+        }];
+        if self.findings.get(&name) != Some(&entries) {
+            self.findings.insert(name.clone(), entries);
+            self.changed.insert(name);
+        }
+    }
+
+    fn readable(&mut self, kind: Kind) {
+        let Some((plural, _)) = self.optional(kind) else { return };
+        let name = collection_ref(plural);
+        if self.findings.remove(&name).is_some() {
+            self.changed.insert(name);
         }
     }
 
@@ -77,12 +146,13 @@ impl Store {
             Sent::Everything if changed.is_empty() => None,
             Sent::Everything => {
                 let now = |name: ObjectRef| {
-                    let kind = Kind::from_name(&name.kind)?;
-                    let object = self.desired.get(kind, &Key::new(&name.namespace, &name.name));
+                    // A collection is no object and has only findings.
+                    let object = Kind::from_name(&name.kind)
+                        .and_then(|kind| self.desired.get(kind, &Key::new(&name.namespace, &name.name)));
                     let findings = self.findings.get(&name).cloned().unwrap_or_default();
-                    Some(Change { name, object, findings })
+                    Change { name, object, findings }
                 };
-                Some(SourceEvent::Change(changed.into_iter().filter_map(now).collect()))
+                Some(SourceEvent::Change(changed.into_iter().map(now).collect()))
             }
         }
     }
@@ -98,6 +168,8 @@ impl Store {
         vanished.iter().for_each(|name| self.deleted(name));
         objects.into_iter().for_each(|object| self.applied(kind, object));
         self.awaited.remove(&kind);
+        self.listed.insert(kind);
+        self.readable(kind);
     }
 
     fn applied(&mut self, kind: Kind, converted: ConvertedObject) {
@@ -111,7 +183,7 @@ impl Store {
             .map(|(severity, reason)| Entry { severity, place: None, object: Some(name.clone()), reason })
             .collect();
         if retained && let Some(entry) = entries.iter_mut().find(|entry| entry.severity == Severity::Error) {
-            entry.reason.push_str(" (its last accepted version stays in force)");
+            entry.reason.push_str(RETAINED);
         }
         let same_object = retained || object == before;
         if let Some(object) = object.filter(|_| !same_object) {
@@ -136,6 +208,11 @@ impl Store {
     }
 }
 
+/// A collection in findings.
+fn collection_ref(plural: &str) -> ObjectRef {
+    ObjectRef::new("Collection", "", plural)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -153,6 +230,11 @@ mod tests {
         ConvertedObject { name, object, findings }
     }
 
+    fn required(kinds: &[Kind]) -> Vec<Collection> {
+        let of = |&kind| Collection { kind, plural: "required", necessity: Necessity::Required };
+        kinds.iter().map(of).collect()
+    }
+
     fn names(event: Option<SourceEvent>) -> Vec<(String, bool, usize)> {
         let Some(SourceEvent::Change(changes)) = event else { panic!("{event:?} is no change") };
         changes.into_iter().map(|c| (c.name.name, c.object.is_some(), c.findings.len())).collect()
@@ -160,7 +242,7 @@ mod tests {
 
     #[test]
     fn p1001_nothing_is_told_before_all_first_lists_are_in() {
-        let mut store = Store::new(Desired::default(), [Kind::Service, Kind::EndpointSlice]);
+        let mut store = Store::new(Desired::default(), required(&[Kind::Service, Kind::EndpointSlice]));
         store.apply(Kind::Service, WatchEvent::Listed(vec![service("a", 80)]));
         store.apply(Kind::Service, WatchEvent::Applied(service("b", 80)));
         assert!(store.take_event().is_none());
@@ -172,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_new_list_takes_away_what_vanished_and_tells_only_what_differs() {
-        let mut store = Store::new(Desired::default(), [Kind::Service]);
+        let mut store = Store::new(Desired::default(), required(&[Kind::Service]));
         store.apply(
             Kind::Service,
             WatchEvent::Listed(vec![service("a", 80), service("b", 80), service("bad", 0)]),
@@ -187,13 +269,13 @@ mod tests {
 
     #[test]
     fn a_refused_version_leaves_the_accepted_one_in_force_until_the_object_is_deleted() {
-        let mut store = Store::new(Desired::default(), [Kind::Service]);
+        let mut store = Store::new(Desired::default(), required(&[Kind::Service]));
         store.apply(Kind::Service, WatchEvent::Listed(vec![service("a", 80)]));
         let _ = store.take_event();
         store.apply(Kind::Service, WatchEvent::Applied(service("a", 0)));
         let Some(SourceEvent::Change(changes)) = store.take_event() else { panic!("a finding is a change") };
         assert!(changes[0].object.is_some());
-        assert!(changes[0].findings[0].reason.ends_with("(its last accepted version stays in force)"));
+        assert!(changes[0].findings[0].reason.ends_with(RETAINED));
         store.apply(Kind::Service, WatchEvent::Applied(service("a", 81)));
         assert_eq!(names(store.take_event()), [("a".into(), true, 0)]);
         store.apply(Kind::Service, WatchEvent::Deleted(ObjectRef::new("Service", "default", "a")));
@@ -202,7 +284,7 @@ mod tests {
 
     #[test]
     fn p1010_what_is_deleted_and_made_anew_in_one_go_is_told_once_as_it_is_now() {
-        let mut store = Store::new(Desired::default(), [Kind::Service]);
+        let mut store = Store::new(Desired::default(), required(&[Kind::Service]));
         store.apply(Kind::Service, WatchEvent::Listed(vec![service("a", 80)]));
         let _ = store.take_event();
         store.apply(Kind::Service, WatchEvent::Deleted(ObjectRef::new("Service", "default", "a")));
@@ -210,5 +292,33 @@ mod tests {
         assert_eq!(names(store.take_event()), [("a".into(), true, 0)]);
         store.apply(Kind::Service, WatchEvent::Applied(service("a", 8080)));
         assert!(store.take_event().is_none(), "the same again is no news");
+    }
+    #[test]
+    fn an_optional_collection_that_is_refused_is_named_and_keeps_nobody_waiting() {
+        let mut collections = required(&[Kind::Service]);
+        let necessity = Necessity::Optional { without: "all is the same" };
+        collections.push(Collection { kind: Kind::ServiceCidr, plural: "servicecidrs", necessity });
+        let mut store = Store::new(Desired::default(), collections);
+        let out = |reason: &str, refused| WatchEvent::Disconnected {
+            since: std::time::SystemTime::UNIX_EPOCH,
+            reason: reason.into(),
+            refused,
+        };
+        store.apply(Kind::Service, WatchEvent::Listed(vec![service("a", 80)]));
+        store.apply(Kind::ServiceCidr, out("no answer", false));
+        assert!(store.take_event().is_none() && store.awaits_only_optional());
+        store.apply(Kind::ServiceCidr, out("forbidden", true));
+        let Some(SourceEvent::Replace(snapshot)) = store.take_event() else { panic!("Services go on") };
+        assert_eq!(
+            snapshot.findings[0].to_string(),
+            "Collection servicecidrs: forbidden; Services and EndpointSlices go on: all is the same"
+        );
+        store.apply(Kind::ServiceCidr, out("forbidden", true));
+        assert!(store.take_event().is_none(), "the same again is no news");
+        store.apply(Kind::ServiceCidr, WatchEvent::Listed(vec![]));
+        assert_eq!(names(store.take_event()), [("servicecidrs".into(), false, 0)]);
+        store.apply(Kind::ServiceCidr, out("forbidden", true));
+        let Some(SourceEvent::Change(changes)) = store.take_event() else { panic!("a finding is a change") };
+        assert!(changes[0].findings[0].reason.ends_with("what is known of them stays in force"));
     }
 }
