@@ -9,7 +9,8 @@ use crossbeam::queue::ArrayQueue;
 use flowgate_dataplane::exhaustion::{ExhaustedResource, Exhaustion, ExhaustionReporter};
 use flowgate_tables::Tables;
 
-/// What workers have reported, by Service and resource.
+/// What workers have reported, by Service and resource. Of at most [`SERVICES_MAX`]: Services come and go, and clients can
+/// have new flows refused to as many as there are.
 pub(crate) struct ExhaustionLog {
     events: Arc<ArrayQueue<Exhaustion>>,
     by_service: BTreeMap<(String, ExhaustedResource), Refused>,
@@ -44,11 +45,13 @@ impl ExhaustionLog {
     pub(crate) fn take_warnings(&mut self, tables: &Tables, now: Instant) -> Vec<String> {
         let mut warnings = Vec::new();
         while let Some(Exhaustion { resource, service, egress, flows }) = self.events.pop() {
-            let mut services = tables.services.services().iter();
             // It may have been removed since.
-            let Some(service) = services.find(|other| other.id == service) else { continue };
+            let Some(service) = tables.services.service(service) else { continue };
             let name = service.spec.name.to_string();
             let is_new = !self.by_service.contains_key(&(name.clone(), resource));
+            if is_new && self.by_service.len() >= SERVICES_MAX {
+                self.forget_oldest();
+            }
             let refused = self.by_service.entry((name.clone(), resource)).or_insert(Refused {
                 flows: 0,
                 last: now,
@@ -69,7 +72,16 @@ impl ExhaustionLog {
         warnings
     }
 
-    /// All counts since the start of the process.
+    /// Makes room for another Service.
+    fn forget_oldest(&mut self) {
+        let oldest =
+            self.by_service.iter().min_by_key(|(_, refused)| refused.last).map(|(key, _)| key.clone());
+        if let Some(key) = oldest {
+            self.by_service.remove(&key);
+        }
+    }
+
+    /// All counts since the start of the process; those of a Service begin anew if it was forgotten in between.
     pub(crate) fn totals(&self) -> impl Iterator<Item = (&str, ExhaustedResource, Refused)> {
         self.by_service.iter().map(|((name, resource), refused)| (name.as_str(), *resource, *refused))
     }
@@ -110,6 +122,9 @@ fn remedy(resource: ExhaustedResource, egress: &str) -> String {
 /// Reports that wait to be taken. A worker that finds the queue full merges further ones and reports them later.
 const EVENTS_MAX: usize = 1024;
 
+/// Services, for each resource, that are remembered: those that had flows refused last.
+const SERVICES_MAX: usize = 1024;
+
 const LOG_EVERY: Duration = Duration::from_secs(10);
 const RECENT: Duration = Duration::from_secs(600);
 
@@ -120,24 +135,50 @@ mod tests {
     use flowgate_tables::{InterfaceId, ServiceTable};
     use flowgate_wire::Protocol;
 
-    fn tables() -> Tables {
-        let spec = ServiceSpec {
-            name: ServiceName { namespace: "shop".into(), name: "web".into(), port: "http".into() },
-            protocol: Protocol::Tcp,
-            frontends: Vec::new(),
-            endpoint_sets: Vec::new(),
-            serving: Vec::new(),
-            affinity: None,
+    fn tables(names: &[String]) -> Tables {
+        let spec = |name: &String| {
+            Arc::new(ServiceSpec {
+                name: ServiceName { namespace: "shop".into(), name: name.clone(), port: "http".into() },
+                protocol: Protocol::Tcp,
+                frontends: Vec::new(),
+                endpoint_sets: Vec::new(),
+                serving: Vec::new(),
+                affinity: None,
+            })
         };
-        let (services, errors) =
-            ServiceTable::build(&ServiceTable::default(), vec![Arc::new(spec)], Vec::new());
+        let specs = names.iter().map(spec).collect();
+        let (services, errors) = ServiceTable::build(&ServiceTable::default(), specs, Vec::new());
         assert!(errors.is_empty(), "{errors:?}");
         Tables { services: Arc::new(services), ..Tables::empty() }
     }
 
     #[test]
+    fn services_that_had_flows_refused_are_remembered_within_a_bound_the_latest_ones() {
+        let names: Vec<String> = (0..SERVICES_MAX + 500).map(|n| format!("web-{n:05}")).collect();
+        let (tables, mut log) = (tables(&names), ExhaustionLog::default());
+        #[expect(clippy::disallowed_methods, reason = "only differences matter")]
+        let mut now = Instant::now();
+        for service in tables.services.services() {
+            now += Duration::from_millis(1);
+            let exhaustion = Exhaustion {
+                resource: ExhaustedResource::FlowTable,
+                service: service.id,
+                egress: None,
+                flows: 1,
+            };
+            assert!(log.reporter().report(exhaustion));
+            assert_eq!(log.take_warnings(&tables, now).len(), 1);
+        }
+        assert_eq!(log.totals().count(), SERVICES_MAX);
+        let forgotten = &tables.services.services()[0].spec.name.to_string();
+        let last = &tables.services.services().last().unwrap().spec.name.to_string();
+        assert!(log.totals().all(|(name, ..)| name != forgotten));
+        assert!(log.totals().any(|(name, ..)| name == last));
+    }
+
+    #[test]
     fn a_service_is_named_once_in_ten_seconds_and_every_flow_is_counted() {
-        let (tables, mut log) = (tables(), ExhaustionLog::default());
+        let (tables, mut log) = (tables(&["web".into()]), ExhaustionLog::default());
         let service = tables.services.services()[0].id;
         let report = |log: &ExhaustionLog, flows| {
             let exhaustion = Exhaustion {
