@@ -15,12 +15,14 @@ pub mod probes;
 mod servers;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
 pub use self::inputs::HealthInputs;
 pub use self::probes::ProbeCounts;
 use crate::compile::{CompileConfig, NodePortAddress, Role};
+use crate::descriptors::DescriptorBudget;
 use crate::model::NetState;
 use crate::reconcile::Status;
 
@@ -58,13 +60,18 @@ pub struct Config {
 
 /// Serves probes and the health check ports of Services until dropped. `status` gets the servers that cannot listen;
 /// `net` has the addresses of the served interfaces.
-pub async fn run(config: Config, net: watch::Receiver<NetState>, status: watch::Sender<Status>) {
+pub async fn run(
+    config: &Config,
+    budget: &Arc<DescriptorBudget>,
+    net: watch::Receiver<NetState>,
+    status: &watch::Sender<Status>,
+) {
     let Config { listen, inputs, counts } = config;
     let probes = async {
         match listen {
-            Some(address) => probes::serve(address, &inputs, &counts, &status).await,
+            Some(address) => probes::serve(*address, budget, inputs, counts, status).await,
             None => std::future::pending().await,
         }
     };
-    tokio::join!(probes, servers::serve(&inputs, net, &status));
+    tokio::join!(probes, servers::serve(inputs, budget, net, status));
 }

@@ -1,13 +1,17 @@
 //! A small HTTP/1 server for probes and metrics. Request bodies are not read.
 //!
-//! Its users may face a hostile network, so everything is bounded: the number of connections, the bytes of a header,
-//! the time for one exchange. A connection carries one exchange.
+//! Its users may face a hostile network, so everything is bounded: the number of connections by the budget that all servers
+//! share ([`crate::descriptors`]), the bytes of a header and the time for it, the time for one exchange. A connection carries
+//! one exchange.
 
 pub mod listen;
 pub mod metrics;
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -20,7 +24,9 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
+
+use crate::descriptors::{Admission, DescriptorBudget};
 
 /// A response with its whole body.
 pub type HttpResponse = Response<Full<Bytes>>;
@@ -47,34 +53,42 @@ pub fn not_found(known: &str) -> HttpResponse {
 }
 
 /// Answers every request with `handler` until dropped, which ends the connections too.
-pub async fn serve<H, F>(listener: TcpListener, handler: H)
+pub async fn serve<H, F>(listener: TcpListener, budget: &Arc<DescriptorBudget>, handler: H)
 where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = HttpResponse>,
 {
     let mut connections = FuturesUnordered::new();
+    // Goes on where it was after each turn of the loop: a connection that waits for room is not lost.
+    let mut accepting = pin!(accept(&listener, budget));
     loop {
         tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
-                Ok((stream, _)) => connections.push(timeout(EXCHANGE_MAX, serve_connection(stream, &handler))),
-                // EMFILE, or a client that went away: neither ends the server. The pause is for the first: the
-                // connection stays in the backlog, and accepting again at once would spin.
-                Err(error) => {
-                    tracing::debug!(%error, "accepting a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(_) = connections.next(), if !connections.is_empty() => {}
+            (stream, admission) = &mut accepting => {
+                connections.push(serve_connection(stream, admission, &handler));
+                accepting.set(accept(&listener, budget));
+            }
+            Some(()) = connections.next(), if !connections.is_empty() => {}
         }
     }
 }
 
-async fn serve_connection<H, F>(stream: TcpStream, handler: &H)
+async fn accept(listener: &TcpListener, budget: &Arc<DescriptorBudget>) -> (TcpStream, Admission) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, client)) => return (stream, budget.admit(Some(client.ip())).await),
+            Err(error) => budget.accept_failed(&error).await,
+        }
+    }
+}
+
+async fn serve_connection<H, F>(stream: TcpStream, mut admission: Admission, handler: &H)
 where
     H: Fn(Request<Incoming>) -> F,
     F: Future<Output = HttpResponse>,
 {
+    let requests = admission.requests();
     let service = service_fn(|request| {
+        requests.fetch_add(1, Ordering::Relaxed);
         let response = handler(request);
         async move { Ok::<_, Infallible>(response.await) }
     });
@@ -86,8 +100,15 @@ where
         .header_read_timeout(HEADER_MAX)
         .max_headers(HEADERS_MAX)
         .max_buf_size(BUFFER_MAX_BYTES);
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
-        tracing::debug!(%error, "a connection ended early");
+    let exchange = timeout(EXCHANGE_MAX, builder.serve_connection(TokioIo::new(stream), service));
+    // The exchange is dropped, and its descriptor closed, before the admission is.
+    tokio::select! {
+        outcome = exchange => {
+            if let Ok(Err(error)) = outcome {
+                tracing::debug!(%error, "a connection ended early");
+            }
+        }
+        () = admission.shed() => {}
     }
 }
 
@@ -96,20 +117,21 @@ pub const TEXT: &str = "text/plain; charset=utf-8";
 /// The content type of JSON.
 pub const JSON: &str = "application/json";
 
-const CONNECTIONS_MAX: usize = 64;
 const HEADERS_MAX: usize = 64;
 const BUFFER_MAX_BYTES: usize = 16 * 1024;
-const HEADER_MAX: Duration = Duration::from_secs(5);
+/// Load balancers and the kubelet send theirs at once.
+const HEADER_MAX: Duration = Duration::from_secs(1);
 const EXCHANGE_MAX: Duration = Duration::from_secs(10);
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::net::SocketAddr;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::sleep;
 
     use super::*;
+    use crate::descriptors::DescriptorLimits;
 
     /// One exchange; the whole response, header and body.
     pub(crate) async fn ask(address: SocketAddr, request: &str) -> std::io::Result<String> {
@@ -154,14 +176,25 @@ pub(crate) mod tests {
         taken.map(|listener| listener.local_addr().unwrap())
     }
 
+    /// A budget of so many connections.
+    pub(crate) fn budget(connections: usize) -> Arc<DescriptorBudget> {
+        DescriptorBudget::new(DescriptorLimits { connections, ..DescriptorLimits::default() })
+    }
+
     async fn server() -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        server_with(budget(CONNECTIONS)).await
+    }
+
+    async fn server_with(budget: Arc<DescriptorBudget>) -> (SocketAddr, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let handler = |request: Request<Incoming>| {
             std::future::ready(response(StatusCode::OK, TEXT, request.uri().path().to_owned()))
         };
-        (address, tokio::spawn(serve(listener, handler)))
+        (address, tokio::spawn(async move { serve(listener, &budget, handler).await }))
     }
+
+    const CONNECTIONS: usize = 64;
 
     #[tokio::test]
     async fn any_method_is_answered_and_head_without_a_body() {
@@ -188,17 +221,50 @@ pub(crate) mod tests {
         server.abort();
     }
 
+    /// Whether the connection is closed, by an end or a reset, within a while.
+    async fn is_closed(stream: &mut TcpStream) -> bool {
+        let end = timeout(Duration::from_secs(20), stream.read(&mut [0; 512])).await;
+        matches!(end, Ok(Ok(0) | Err(_)))
+    }
+
     #[tokio::test]
-    async fn clients_that_say_nothing_do_not_keep_others_out_for_long() {
-        let (address, server) = server().await;
+    async fn clients_that_say_nothing_or_half_a_header_never_keep_others_out() {
+        let budget = budget(CONNECTIONS);
+        let (address, server) = server_with(Arc::clone(&budget)).await;
         let mut silent = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
-            silent.push(TcpStream::connect(address).await.unwrap());
+        for n in 0..4 * CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            if n % 2 == 0 {
+                stream.write_all(b"GET / HTTP/1.1\r\nHost: ").await.unwrap();
+            }
+            silent.push(stream);
+            if n % 32 == 0 {
+                assert!(get(address, "/probe").await.unwrap().ends_with("/probe"), "{n}");
+            }
+            assert!(budget.open_connections() <= CONNECTIONS);
         }
-        assert!(
-            get(address, "/late").await.unwrap().ends_with("/late"),
-            "answered once the silent ones are given up"
-        );
+        assert!(is_closed(&mut silent[0]).await, "the oldest made room");
+        assert!(budget.shed_total() > 0);
+        server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_header_that_is_not_whole_within_a_second_ends_its_connection() {
+        let budget = budget(CONNECTIONS);
+        let (address, server) = server_with(Arc::clone(&budget)).await;
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        // A byte now and then, as slow loris does: each of them must not grant more time.
+        let trickle = async {
+            loop {
+                if slow.write_all(b"G").await.is_err() {
+                    return;
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), trickle).await.expect("the connection is closed");
+        assert!(is_closed(&mut slow).await);
+        assert_eq!(budget.shed_total(), 0, "it was its time, not want of room");
         server.abort();
     }
 

@@ -4,13 +4,14 @@
 //! Read `run.rs` first: it wires everything together. Values flow one way: [`source`] (Kubernetes API or manifests) and
 //! [`netlink`] send values of [`model`] to [`reconcile`], which debounces changes, calls [`compile()`] and hands the
 //! tables to a sink that the binary supplies. [`dns`] and [`health`] follow the objects that are in force, over small
-//! servers ([`http`]); [`report`] has the findings for the operator.
+//! servers ([`http`]), which share a budget of [`descriptors`]; [`report`] has the findings for the operator.
 //!
 //! Ids of behaviour in comments and test names (P102, D1, X5) are defined in `control/KUBERNETES.md`.
 #![forbid(unsafe_code)]
 
 pub mod check;
 pub mod compile;
+pub mod descriptors;
 pub mod dns;
 pub mod health;
 pub mod http;
@@ -19,6 +20,7 @@ pub mod netlink;
 pub mod reconcile;
 pub mod report;
 mod run;
+mod servers;
 pub mod source;
 
 pub use check::{check, check_cluster};

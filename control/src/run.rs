@@ -9,12 +9,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::compile::CompileConfig;
-use crate::dns;
-use crate::health;
+use crate::descriptors::DescriptorBudget;
 use crate::model::Desired;
 use crate::netlink::{self, Netlink, NetlinkError};
 use crate::reconcile::{self, Channels, Status, SyncMetrics, Update};
+use crate::servers::Servers;
 use crate::source::{kube, manifests};
+use crate::{dns, health, http};
 
 /// Where objects come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,10 @@ pub struct Config {
     pub sync_metrics: SyncMetrics,
     /// The servers for health probes.
     pub health: health::Config,
+    /// The metrics server.
+    pub metrics: http::metrics::Config,
+    /// The file descriptors that all servers share.
+    pub budget: Arc<DescriptorBudget>,
     /// Turns true, or is dropped, when the control plane should end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -71,6 +76,8 @@ pub async fn run<E: Display>(
         desired,
         sync_metrics,
         health,
+        metrics,
+        budget,
         shutdown,
     } = config;
     let (Netlink { state: net, resolve }, tracker) = netlink::open(interfaces).await?;
@@ -82,9 +89,14 @@ pub async fn run<E: Display>(
         Source::Manifests(dir) => tasks.spawn(manifests::watch(dir, events)),
         Source::Kubernetes(config) => tasks.spawn(kube::watch(config, events)),
     };
-    tasks.spawn(health::run(health, net.clone(), status.clone()));
+    let servers =
+        Servers { health, metrics, budget: Arc::clone(&budget), net: net.clone(), status: status.clone() };
+    // Dropping it ends the servers.
+    let _servers = servers.spawn().inspect_err(|error| {
+        tracing::error!(%error, "no thread for the HTTP servers: neither probes nor metrics are answered");
+    });
     if let Some(server) = dns
-        && let Err(error) = server.spawn(desired.subscribe())
+        && let Err(error) = server.spawn(desired.subscribe(), budget)
     {
         tracing::error!(%error, "no thread for DNS, which does not answer");
     }

@@ -7,12 +7,16 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dns::{FakeUpstream, Over, TestServer, a, addresses, alias, one_web, put, query, response_to};
+use dns::{
+    FakeUpstream, Over, TestServer, a, addresses, alias, one_web, put, query, response_to, tcp_receive,
+    tcp_send,
+};
 use flowgate_control::model::Desired;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{CNAME, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use tokio::net::UdpSocket;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 const WWW: &str = "www.example.com.";
@@ -139,22 +143,73 @@ async fn an_upstream_that_is_down_or_refuses_is_a_failure() {
 }
 
 #[tokio::test]
-async fn questions_beyond_what_may_wait_fail_at_once() {
-    let silent = FakeUpstream::start(|_, _| None).await;
-    let server = TestServer::with(one_web(), &[silent.addr]).await;
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+async fn a_client_that_floods_slow_names_leaves_the_upstreams_to_others() {
+    let upstream = FakeUpstream::start(|question, _| {
+        let is_slow = question.queries[0].name().to_string().starts_with("slow-");
+        (!is_slow).then(|| example_com(&question))
+    })
+    .await;
+    let server = TestServer::with(one_web(), &[upstream.addr]).await;
+    let flood = UdpSocket::bind("127.0.0.2:0").await.unwrap();
     for n in 0..600_u16 {
-        let mut question = query(&format!("host-{n}.example.com."), RecordType::A);
+        let mut question = query(&format!("slow-{n}.example.com."), RecordType::A);
         question.metadata.id = n;
-        socket.send_to(&question.to_vec().unwrap(), server.addr).await.unwrap();
+        flood.send_to(&question.to_vec().unwrap(), server.addr).await.unwrap();
         tokio::task::yield_now().await;
     }
     let mut bytes = [0; 512];
-    let (len, _) = timeout(Duration::from_secs(4), socket.recv_from(&mut bytes)).await.unwrap().unwrap();
+    let (len, _) = timeout(Duration::from_secs(4), flood.recv_from(&mut bytes)).await.unwrap().unwrap();
     let answer = Message::from_vec(&bytes[..len]).unwrap();
-    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
-    assert!(answer.metadata.id >= 512, "the first ones wait: {}", answer.metadata.id);
-    assert!(server.count("overloaded") > 0);
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail, "at once, beyond its share");
+    assert!(answer.metadata.id >= 57, "its share waits: {}", answer.metadata.id);
+    assert!(server.count("client_overloaded") > 0);
+    assert_eq!(server.count("overloaded"), 0);
+    let answer = server.udp(&query(WWW, RecordType::A)).await;
+    assert_eq!(addresses(&answer), [std::net::IpAddr::from([192, 0, 2, 53])], "another client");
+}
+
+#[tokio::test]
+async fn without_the_rd_bit_nothing_is_forwarded() {
+    let upstream = FakeUpstream::start(|question, _| Some(example_com(&question))).await;
+    let server = TestServer::with(aliases(), &[upstream.addr]).await;
+    let ask = async |name: &str, recursion_desired: bool| {
+        let mut question = query(name, RecordType::A);
+        question.metadata.recursion_desired = recursion_desired;
+        let answer = server.udp(&question).await;
+        assert_eq!(answer.metadata.recursion_desired, recursion_desired);
+        assert!(answer.metadata.recursion_available, "RA tells what the server can do");
+        (answer.metadata.response_code, answer.answers.len())
+    };
+    assert_eq!(ask(WWW, false).await, (ResponseCode::Refused, 0));
+    assert_eq!(ask("search.shop.svc.cluster.local.", false).await, (ResponseCode::NoError, 1), "the alias");
+    assert_eq!(ask("web.shop.svc.cluster.local.", false).await, (ResponseCode::NoError, 1), "its own name");
+    assert_eq!(upstream.asked.load(Ordering::Relaxed), 0);
+    // What others resolved before is not told either.
+    assert_eq!(ask(WWW, true).await, (ResponseCode::NoError, 1));
+    assert_eq!(ask(WWW, false).await, (ResponseCode::Refused, 0));
+}
+
+#[tokio::test]
+async fn over_tcp_a_slow_name_does_not_hold_up_the_others() {
+    let silent = FakeUpstream::start(|_, _| None).await;
+    let server = TestServer::with(one_web(), &[silent.addr]).await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    for (id, name) in [(1, WWW), (2, "web.shop.svc.cluster.local."), (3, WWW)] {
+        let mut question = query(name, RecordType::A);
+        question.metadata.id = id;
+        tcp_send(&mut stream, &question.to_vec().unwrap()).await;
+    }
+    // The client closes its side, and still gets all answers.
+    stream.shutdown().await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(
+            timeout(Duration::from_secs(8), tcp_receive(&mut stream)).await.unwrap().unwrap().metadata.id,
+        );
+    }
+    assert_eq!(ids[0], 2, "it needs no upstream: {ids:?}");
+    ids.sort_unstable();
+    assert_eq!(ids, [1, 2, 3]);
 }
 
 /// What the zone example.com knows.

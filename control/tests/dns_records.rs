@@ -48,6 +48,37 @@ fn named_ports_have_srv_records_with_the_addresses_added() {
 }
 
 #[test]
+fn the_name_of_a_service_or_endpoint_has_srv_records_for_its_ports() {
+    // As in CoreDNS; the specification has them for named ports only.
+    let host = "web.shop.svc.cluster.local.";
+    let [http, dns, sig] = [80, 53, 3868].map(|port| format!("SRV 0 100 {port} {host}"));
+    let added = ["+ A 10.96.0.10", "+ AAAA fd00:96::10"];
+    expect("web.shop.svc", "SRV", &[&dns, &http, &sig, added[0], added[1]]);
+    let plain = "SRV 0 100 80 plain.shop.svc.cluster.local.";
+    expect("plain.shop.svc", "SRV", &[plain, "+ A 10.96.0.11"]);
+    let pet = |port: u16| format!("SRV 0 100 {port} pet-0.pets.zoo.svc.cluster.local.");
+    let pets = ask("pets.zoo.svc", "SRV");
+    assert!(pets.contains(&pet(9001)), "{pets:?}");
+    assert!(ask("pet-0.pets.zoo.svc", "SRV").contains(&pet(9001)));
+    expect("portless.zoo.svc", "SRV", &["no record"]);
+    expect("pending.shop.svc", "SRV", &["no record"]);
+    expect("gone.shop.svc", "SRV", &["no such name"]);
+    expect("pet-9.pets.zoo.svc", "SRV", &["no such name"]);
+}
+
+#[test]
+fn names_above_others_exist_without_records_as_in_coredns() {
+    for name in ["svc", "pod", "shop.svc"] {
+        for record_type in ["A", "AAAA", "SRV", "TXT"] {
+            expect(name, record_type, &["no record"]);
+        }
+    }
+    for name in ["gone.svc", "shop.pod", "10-244-0-5.shop.pod", "other"] {
+        expect(name, "A", &["no such name"]);
+    }
+}
+
+#[test]
 fn ports_that_are_not_there_have_no_name() {
     for name in [
         "_dns._tcp.web.shop.svc",
@@ -196,7 +227,7 @@ fn names_that_nobody_has_do_not_exist() {
         "gone.shop.svc",
         "web.gone.svc",
         "gone.svc",
-        "pod",
+        "shop.pod",
         "10-244-0-5.shop.pod",
         "web.shop",
         "web",

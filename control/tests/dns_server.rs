@@ -7,8 +7,11 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dns::{TestServer, addresses, many, one_web, put, query, service, tcp_receive, tcp_send, with_edns};
-use flowgate_control::dns::{Config, Server, Upstream};
+use dns::{
+    TestServer, addresses, config, many, one_web, put, query, service, tcp_receive, tcp_send, with_edns,
+};
+use flowgate_control::descriptors::{DescriptorBudget, DescriptorLimits};
+use flowgate_control::dns::{Config, RateLimit, Server, Upstream};
 use flowgate_control::model::{ClusterAddress, Desired};
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, RData, RecordType};
@@ -79,12 +82,21 @@ async fn a_client_with_edns_gets_what_it_takes_but_no_fragments() {
 }
 
 #[tokio::test]
-async fn an_answer_larger_than_a_tcp_message_is_cut_and_not_called_truncated() {
+async fn thousands_of_records_arrive_whole_over_tcp() {
+    let server = TestServer::with(many(4000), &[]).await;
+    for question in [query(MANY, RecordType::A), with_edns(query(MANY, RecordType::A), 1232)] {
+        let answer = server.tcp(&question).await;
+        assert!(!answer.metadata.truncation);
+        assert_eq!(addresses(&answer).len(), 4000);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_larger_than_a_tcp_message_is_cut_and_says_so_as_coredns_does() {
     let server = TestServer::with(many(5000), &[]).await;
     let answer = server.tcp(&query(MANY, RecordType::A)).await;
-    assert!(!answer.metadata.truncation);
-    // The library shortens the first 64 names only.
-    assert!(addresses(&answer).len() > 1500, "{}", addresses(&answer).len());
+    assert!(answer.metadata.truncation);
+    assert!(addresses(&answer).len() > 4000, "{}", addresses(&answer).len());
 }
 
 #[tokio::test]
@@ -192,16 +204,11 @@ async fn changes_are_seen_without_a_restart() {
 
 #[tokio::test]
 async fn the_server_ends_when_nobody_sends_changes_any_more() {
-    let config = Config {
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
-        domain: "cluster.local".into(),
-        ttl_s: 5,
-        upstreams: Vec::new(),
-    };
-    let server = Server::bind(&config).unwrap();
+    let server = Server::bind(&config("127.0.0.1:0".parse().unwrap())).unwrap();
     let addr = server.addresses()[0];
     let (desired, seen) = tokio::sync::watch::channel(Arc::default());
-    let thread = server.spawn(seen).unwrap();
+    let budget = DescriptorBudget::new(DescriptorLimits::default());
+    let thread = server.spawn(seen, budget).unwrap();
     drop(desired);
     tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap();
     UdpSocket::bind(addr).expect("the address is free again");
@@ -210,11 +217,7 @@ async fn the_server_ends_when_nobody_sends_changes_any_more() {
 #[tokio::test]
 async fn an_address_that_cannot_be_had_is_named_with_the_remedy() {
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let bind = |addr: SocketAddr| {
-        let config =
-            Config { listen: vec![addr], domain: "cluster.local".into(), ttl_s: 5, upstreams: Vec::new() };
-        Server::bind(&config).unwrap_err().to_string()
-    };
+    let bind = |addr: SocketAddr| Server::bind(&config(addr)).unwrap_err().to_string();
     let addr = taken.local_addr().unwrap();
     let error = bind(addr);
     assert!(error.starts_with(&format!("DNS cannot listen on {addr} over UDP: ")), "{error}");
@@ -228,37 +231,126 @@ async fn a_server_is_never_its_own_upstream() {
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "nameserver 127.0.0.1\nnameserver ::1\n").unwrap();
-    let config = |listen: SocketAddr, upstream| Config {
-        listen: vec![listen],
-        domain: "cluster.local".into(),
-        ttl_s: 5,
-        upstreams: vec![upstream],
-    };
+    let with = |listen: SocketAddr, upstream| Config { upstreams: vec![upstream], ..config(listen) };
     let any = SocketAddr::from(([0, 0, 0, 0], taken.port()));
     for listen in [taken, any] {
-        let error = Server::bind(&config(listen, Upstream::Server(taken))).unwrap_err().to_string();
+        let error = Server::bind(&with(listen, Upstream::Server(taken))).unwrap_err().to_string();
         assert!(error.contains(&format!("{taken} is this server itself")), "{error}");
     }
     // A file that is of no use does not stop the cluster's own names.
-    Server::bind(&config(taken, Upstream::File("/nonexistent/resolv.conf".into()))).unwrap();
-    Server::bind(&config(taken, Upstream::File(file.path().to_owned()))).unwrap();
+    Server::bind(&with(taken, Upstream::File("/nonexistent/resolv.conf".into()))).unwrap();
+    Server::bind(&with(taken, Upstream::File(file.path().to_owned()))).unwrap();
 }
 
 #[tokio::test]
-async fn idle_connections_are_limited_and_do_not_keep_others_waiting() {
-    let server = TestServer::with(one_web(), &[]).await;
+async fn the_oldest_idle_connection_makes_room_and_others_are_not_kept_waiting() {
+    let limits = DescriptorLimits { connections: 32, ..DescriptorLimits::default() };
+    let server = TestServer::start_with(&[], None, limits).serving(one_web()).await;
     let mut idle = Vec::new();
-    for _ in 0..300 {
+    for n in 0..100 {
         idle.push(TcpStream::connect(server.addr).await.unwrap());
+        if n % 10 == 0 {
+            assert_eq!(addresses(&server.tcp(&query(WEB, RecordType::A)).await).len(), 1);
+        }
     }
-    // The first ones are served, the last ones closed, and UDP goes on.
-    tcp_send(&mut idle[0], &query(WEB, RecordType::A).to_vec().unwrap()).await;
-    assert_eq!(addresses(&tcp_receive(&mut idle[0]).await.unwrap()).len(), 1);
     let mut byte = [0];
-    let read = timeout(Duration::from_secs(10), idle[299].read(&mut byte)).await.unwrap();
+    let read = timeout(Duration::from_secs(10), idle[0].read(&mut byte)).await.unwrap();
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
     assert_eq!(addresses(&server.udp(&query(WEB, RecordType::A)).await).len(), 1);
-    assert_eq!(server.count("connections_refused"), 44);
+    assert!(server.count("connections_shed") > 0);
+}
+
+#[tokio::test]
+async fn half_a_query_ends_its_connection_soon_and_an_idle_one_lasts() {
+    let server = TestServer::with(one_web(), &[]).await;
+    let question = query(WEB, RecordType::A).to_vec().unwrap();
+    let mut half = TcpStream::connect(server.addr).await.unwrap();
+    half.write_all(&u16::try_from(question.len()).unwrap().to_be_bytes()).await.unwrap();
+    half.write_all(&question[..5]).await.unwrap();
+    let mut idle = TcpStream::connect(server.addr).await.unwrap();
+    tcp_send(&mut idle, &question).await;
+    tcp_receive(&mut idle).await.unwrap();
+    let mut byte = [0];
+    let read = timeout(Duration::from_secs(10), half.read(&mut byte)).await.unwrap();
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    // The other one has been silent for as long.
+    tcp_send(&mut idle, &question).await;
+    tcp_receive(&mut idle).await.unwrap();
+    assert_eq!(server.count("connections_shed"), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_side_still_gets_its_answers() {
+    let server = TestServer::with(one_web(), &[]).await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    for id in 0..3 {
+        let mut question = query(WEB, RecordType::A);
+        question.metadata.id = id;
+        tcp_send(&mut stream, &question.to_vec().unwrap()).await;
+    }
+    stream.shutdown().await.unwrap();
+    for id in 0..3 {
+        assert_eq!(tcp_receive(&mut stream).await.unwrap().metadata.id, id);
+    }
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "and then the end");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_loses_its_connection() {
+    let server = TestServer::with(many(4000), &[]).await;
+    let mut slow = TcpStream::connect(server.addr).await.unwrap();
+    let question = query(MANY, RecordType::A).to_vec().unwrap();
+    let ask_on = async {
+        loop {
+            let len = u16::try_from(question.len()).unwrap().to_be_bytes();
+            if slow.write_all(&len).await.is_err() || slow.write_all(&question).await.is_err() {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(30), ask_on).await.expect("the server gives up");
+    assert!(addresses(&server.udp(&query(MANY, RecordType::A)).await).len() > 20);
+}
+
+#[tokio::test]
+async fn a_rate_limit_leaves_out_equal_responses_and_lets_real_clients_come_by_tcp() {
+    let rate = RateLimit { responses_per_s: 5.try_into().unwrap(), slip: 2 };
+    let server =
+        TestServer::start_with(&[], Some(rate), DescriptorLimits::default()).serving(one_web()).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let socket = tokio::net::UdpSocket::from_std(socket).unwrap();
+    let question = query(WEB, RecordType::A).to_vec().unwrap();
+    for _ in 0..105 {
+        socket.send_to(&question, server.addr).await.unwrap();
+    }
+    // All of them are seen once this one is answered, whose response is another one.
+    server.tcp(&query(WEB, RecordType::AAAA)).await;
+    let seen = || server.count("rate_limited") + server.count("rate_slipped");
+    let all = async {
+        while seen() < 90 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), all).await.expect("most are limited");
+    assert!(server.count("rate_slipped") >= 40, "{}", server.count("rate_slipped"));
+    let (mut whole, mut slipped, mut bytes) = (0, 0, [0; 512]);
+    while let Ok(Ok((len, _))) = timeout(Duration::from_millis(200), socket.recv_from(&mut bytes)).await {
+        let answer = Message::from_vec(&bytes[..len]).unwrap();
+        assert_eq!(answer.answers.is_empty(), answer.metadata.truncation);
+        if answer.metadata.truncation { slipped += 1 } else { whole += 1 }
+    }
+    assert!(whole >= 5 && slipped >= 40 && whole + slipped < 70, "{whole} whole, {slipped} truncated");
+    assert_eq!(addresses(&server.tcp(&query(WEB, RecordType::A)).await).len(), 1, "TCP has no limit");
+}
+
+#[tokio::test]
+async fn counts_that_no_query_has_are_refused_unread() {
+    let server = TestServer::with(one_web(), &[]).await;
+    let mut question = query(WEB, RecordType::A).to_vec().unwrap();
+    question[4..6].copy_from_slice(&[0xff, 0xff]);
+    let (answer, len) = server.udp_bytes(&question).await.unwrap();
+    assert_eq!((answer.metadata.response_code, len), (ResponseCode::FormErr, 12));
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use flowgate_control::descriptors::{DescriptorBudget, DescriptorLimits};
 use flowgate_fuzz::{Feature, Rng, Target, feature};
 
 use crate::admin::{AdminServer, Handler, Request, Response};
@@ -92,7 +93,8 @@ fn whatever_is_asked_on_the_admin_socket_each_line_gets_an_answer() {
             let server = async {
                 let server = AdminServer::bind(&path).unwrap();
                 bound.send(()).unwrap();
-                tokio::select! { () = server.serve(Rc::new(EchoHandler)) => {}, _ = ended => {} }
+                let budget = DescriptorBudget::new(DescriptorLimits::default());
+                tokio::select! { () = server.serve(Rc::new(EchoHandler), budget) => {}, _ = ended => {} }
             };
             tokio::task::LocalSet::new().block_on(&runtime, server);
         }

@@ -1,5 +1,7 @@
-//! The metrics, gathered per request. The packet path is not involved: counters are read as workers publish them, and the
-//! flow table is walked on a thread of its own.
+//! The metrics, gathered per request. The packet path is not involved: counters are read as workers publish them. Only what
+//! belongs to the appliance is read on the control thread; tables and flow table are walked, and the text is written, on a
+//! thread of their own. One gathering answers all requests that wait for it, and the next begins a while later, so that
+//! scrapes cost the same however many there are.
 //!
 //! Names are API. `kubeproxy_*` mean what they mean in kube-proxy; all others are `flowgate_*`. Reasons have the names that
 //! `flowgate show drops` prints.
@@ -11,20 +13,23 @@ mod process;
 mod state;
 mod workers;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use flowgate_control::SyncMetrics;
+use flowgate_control::descriptors::DescriptorBudget;
 use flowgate_control::dns::Counters as DnsCounters;
 use flowgate_control::health::{HealthInputs, ProbeCounts};
-use flowgate_control::{Status, SyncMetrics, http};
+use flowgate_control::http::metrics::ExpositionRequest;
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 
 use self::families::Families;
+pub(crate) use self::flows::Breakdown;
 use crate::appliance::Appliance;
 use crate::appliance::supervisor::SupervisorHandle;
-use crate::config::MetricsDetail;
 
 /// Gathers all metrics.
 pub(crate) struct Metrics {
@@ -40,7 +45,9 @@ pub(crate) struct Metrics {
 pub(crate) struct MetricsInputs {
     /// `None`: there is no DNS server.
     pub(crate) dns: Option<Arc<DnsCounters>>,
-    pub(crate) detail: MetricsDetail,
+    pub(crate) breakdown: Breakdown,
+    /// The file descriptors that all servers share.
+    pub(crate) budget: Arc<DescriptorBudget>,
     /// How often the program was executed again since a worker hung.
     pub(crate) hangs: u64,
 }
@@ -59,15 +66,25 @@ impl Metrics {
         Self { supervisor, health_inputs, inputs, counted }
     }
 
-    /// Serves on this address until dropped; `None`: waits.
-    pub(crate) async fn serve(&self, address: Option<SocketAddr>, status: &watch::Sender<Status>) {
-        match address {
-            Some(address) => {
-                let report = |purpose, findings| Status::show_listener_findings(status, purpose, findings);
-                http::metrics::serve(address, report, || self.expose()).await;
+    /// Answers requests until dropped: all that wait with one text. A request that comes meanwhile gets the next text, so
+    /// that none is older than the request for it.
+    pub(crate) async fn answer(&self, mut requests: mpsc::Receiver<ExpositionRequest>) {
+        while let Some(first) = requests.recv().await {
+            let mut waiting = vec![first];
+            while let Ok(another) = requests.try_recv() {
+                waiting.push(another);
             }
-            None => std::future::pending().await,
+            let begin = Instant::now();
+            let text = self.expose().await.map(Into::into);
+            for request in waiting {
+                // The client may have given up.
+                let _ = request.send(text.clone());
+            }
+            // However fast requests come, they cost a fifth of a core at most.
+            sleep(BETWEEN_EXPOSITIONS.max(4 * begin.elapsed())).await;
         }
+        // No server asks: metrics are off.
+        std::future::pending().await
     }
 
     /// Everything in the OpenMetrics text format.
@@ -76,16 +93,19 @@ impl Metrics {
         let look = move |appliance: &mut Appliance| {
             let families = gather(appliance, &health_inputs, &inputs);
             let flows = Arc::clone(&appliance.workers.shared.flows);
-            (families, appliance.publishing.publisher.current(), flows)
+            let publisher = &mut appliance.publishing.publisher;
+            let retired = publisher.collect();
+            (families, publisher.current(), retired, flows)
         };
-        let (mut families, tables, flows) =
+        let (mut families, tables, retired, flows) =
             self.supervisor.view(look).await.map_err(|error| error.to_string())?;
         let (desired, identity) =
             (Arc::clone(&self.health_inputs.desired.borrow()), self.health_inputs.identity.clone());
-        let detail = self.inputs.detail;
+        let breakdown = self.inputs.breakdown;
         let walk = move || {
+            state::add_tables(&mut families, &tables, retired);
             state::add_no_local_endpoints(&mut families, &desired, &identity);
-            flows::add(&mut families, &flows, &tables, detail);
+            flows::add(&mut families, &flows, &tables, breakdown);
             let mut registry = Registry::default();
             registry.register_collector(Box::new(families));
             let mut text = String::new();
@@ -108,19 +128,18 @@ fn gather(
     inputs: &MetricsInputs,
 ) -> Families {
     let mut families = Families::default();
-    workers::add_workers(&mut families, workers, inputs.hangs);
+    workers::add_workers(&mut families, workers, inputs.hangs, inputs.breakdown.services_max);
     workers::add_sockets(&mut families, workers);
     match publishing.steering.counters() {
         Ok(steered) => workers::add_steering(&mut families, &steered),
         // All other metrics are still useful.
         Err(error) => tracing::warn!(%error, "the XDP program's counters are missing in the metrics"),
     }
-    let retired = publishing.publisher.collect();
-    state::add_tables(&mut families, &publishing.publisher.current(), retired);
     state::add_control(&mut families, health_inputs);
     if let Some(counters) = &inputs.dns {
         dns::add(&mut families, counters);
     }
+    process::add_servers(&mut families, &inputs.budget);
     process::add(&mut families);
     families
 }
@@ -128,3 +147,6 @@ fn gather(
 fn unwritable(_: std::fmt::Error) -> String {
     "a metric cannot be written as text".into()
 }
+
+/// The shortest pause between two expositions.
+const BETWEEN_EXPOSITIONS: Duration = Duration::from_millis(100);

@@ -13,13 +13,15 @@ pub struct Counters {
     pub no_such_name: AtomicU64,
     /// SERVFAIL responses: no objects were received yet, or no upstream answered.
     pub server_failure: AtomicU64,
-    /// REFUSED responses: zone transfers, other classes than IN, and other names while nothing is forwarded.
+    /// REFUSED responses: zone transfers, other classes than IN, and other names while nothing is forwarded or without
+    /// the RD bit.
     pub refused: AtomicU64,
     /// Responses with any other code: malformed or unsupported queries.
     pub other: AtomicU64,
     /// Queries over TCP; they are also counted by response code.
     pub over_tcp: AtomicU64,
-    /// Responses over UDP that were truncated; the client repeats the query over TCP.
+    /// Responses that were truncated. After one over UDP the client repeats the query over TCP; over TCP it has as many
+    /// records as a message holds.
     pub truncated: AtomicU64,
     /// Queries forwarded to upstream resolvers, or answered from the cache of their responses.
     pub forwarded: AtomicU64,
@@ -27,8 +29,14 @@ pub struct Counters {
     pub forward_failed: AtomicU64,
     /// Queries not forwarded because too many were waiting already.
     pub overloaded: AtomicU64,
-    /// TCP connections closed at once because too many were open.
-    pub connections_refused: AtomicU64,
+    /// Queries not forwarded because too many of the same client were waiting already.
+    pub client_overloaded: AtomicU64,
+    /// Responses over UDP that the rate limit left out.
+    pub rate_limited: AtomicU64,
+    /// Responses over UDP that the rate limit truncated.
+    pub rate_slipped: AtomicU64,
+    /// TCP connections closed to make room for newer ones, of this or another server of the process.
+    pub connections_shed: AtomicU64,
 }
 
 impl Counters {
@@ -60,14 +68,17 @@ impl Counters {
     }
 
     /// The other counters, with the names that metrics use.
-    pub fn events(&self) -> [(&'static str, u64); 6] {
+    pub fn events(&self) -> [(&'static str, u64); 9] {
         [
             ("over_tcp", &self.over_tcp),
             ("truncated", &self.truncated),
             ("forwarded", &self.forwarded),
             ("forward_failed", &self.forward_failed),
             ("overloaded", &self.overloaded),
-            ("connections_refused", &self.connections_refused),
+            ("client_overloaded", &self.client_overloaded),
+            ("rate_limited", &self.rate_limited),
+            ("rate_slipped", &self.rate_slipped),
+            ("connections_shed", &self.connections_shed),
         ]
         .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
     }

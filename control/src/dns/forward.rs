@@ -1,9 +1,10 @@
 //! Forwards queries for names outside of the cluster domain to upstream resolvers, with a cache and time limits.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
@@ -15,10 +16,10 @@ use hickory_resolver::config::{
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::system_conf::parse_resolv_conf;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Counters;
+use crate::descriptors::network;
 
 /// Where other names are resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,12 +59,17 @@ impl UpstreamResponse {
 /// The upstream resolvers, with a cache of their responses.
 pub(super) struct Forwarder {
     resolver: TokioResolver,
-    waiting: Semaphore,
+    slots: Arc<Slots>,
     counters: Arc<Counters>,
 }
 
 impl Forwarder {
-    pub(super) fn new(upstreams: &[SocketAddr], counters: Arc<Counters>) -> Result<Self, ForwardError> {
+    /// A forwarder of which at most `slots_max` queries wait at the same time.
+    pub(super) fn new(
+        upstreams: &[SocketAddr],
+        slots_max: usize,
+        counters: Arc<Counters>,
+    ) -> Result<Self, ForwardError> {
         let servers = upstreams.iter().map(|upstream| {
             let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
                 connection.port = upstream.port();
@@ -83,22 +89,30 @@ impl Forwarder {
         options.os_port_selection = true;
         // The response must have the whole CNAME chain (RFC 1034 section 3.6.2).
         options.preserve_intermediates = true;
-        options.max_active_requests = WAITING_MAX;
+        options.max_active_requests = slots_max;
         // As short as others may cache our own records: an ExternalName must not outlive its target long.
         options.positive_max_ttl = Some(CACHED_MAX);
         options.negative_max_ttl = Some(CACHED_MAX);
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
         let resolver = builder.build().map_err(|error| ForwardError::Resolver(error.to_string()))?;
-        Ok(Self { resolver, waiting: Semaphore::new(WAITING_MAX), counters })
+        Ok(Self { resolver, slots: Arc::new(Slots::new(slots_max)), counters })
+    }
+
+    /// The right to one query of this client; `None`, which is counted, if it has its share already or all are taken.
+    pub(super) fn slot(&self, client: IpAddr) -> Option<Slot> {
+        let slot = self.slots.take(network(client));
+        slot.inspect_err(|refusal| {
+            Counters::add(match refusal {
+                Refusal::Overloaded => &self.counters.overloaded,
+                Refusal::ClientShare => &self.counters.client_overloaded,
+            });
+        })
+        .ok()
     }
 
     /// Resolves a name. Failures of the upstreams become a response with their code, or SERVFAIL.
     pub(super) async fn resolve(&self, name: Name, record_type: RecordType) -> UpstreamResponse {
-        let Ok(_permit) = self.waiting.try_acquire() else {
-            Counters::add(&self.counters.overloaded);
-            return UpstreamResponse::failure(ResponseCode::ServFail);
-        };
         Counters::add(&self.counters.forwarded);
         match timeout(ANSWER_WITHIN, self.resolver.lookup(name.clone(), record_type)).await {
             Ok(Ok(lookup)) => {
@@ -125,6 +139,75 @@ impl Forwarder {
                 Counters::add(&self.counters.forward_failed);
                 tracing::debug!(%name, "no DNS upstream answered in time");
                 UpstreamResponse::failure(ResponseCode::ServFail)
+            }
+        }
+    }
+}
+
+/// The queries that may wait for upstreams, shared among clients.
+///
+/// A client may have an eighth of what the others leave free, and always one. So one client that floods with names that
+/// nobody answers gets a ninth of all, many such clients get less each, and some are left for whoever comes next.
+#[derive(Debug)]
+struct Slots {
+    max: usize,
+    used: Mutex<Used>,
+}
+
+#[derive(Debug, Default)]
+struct Used {
+    all: usize,
+    by_client: HashMap<IpAddr, usize>,
+}
+
+/// The right to have one query wait for upstreams.
+#[derive(Debug)]
+pub(super) struct Slot {
+    slots: Arc<Slots>,
+    client: IpAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// All are taken.
+    Overloaded,
+    /// The client has its share.
+    ClientShare,
+}
+
+impl Slots {
+    fn new(max: usize) -> Self {
+        Self { max, used: Mutex::default() }
+    }
+
+    fn take(self: &Arc<Self>, client: IpAddr) -> Result<Slot, Refusal> {
+        let mut used = self.lock();
+        let free = self.max.saturating_sub(used.all);
+        if free == 0 {
+            return Err(Refusal::Overloaded);
+        }
+        let of_client = used.by_client.entry(client).or_default();
+        if *of_client >= (free / CLIENT_SHARE).max(1) {
+            return Err(Refusal::ClientShare);
+        }
+        *of_client += 1;
+        used.all += 1;
+        Ok(Slot { slots: Arc::clone(self), client })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut used = self.slots.lock();
+        used.all -= 1;
+        if let Some(of_client) = used.by_client.get_mut(&self.client) {
+            *of_client -= 1;
+            if *of_client == 0 {
+                used.by_client.remove(&self.client);
             }
         }
     }
@@ -192,6 +275,47 @@ pub const DNS_PORT: u16 = 53;
 const ANSWER_WITHIN: Duration = Duration::from_millis(4500);
 const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(2);
 const UPSTREAM_RETRIES: usize = 1;
-/// The most queries that wait for upstreams at once.
-const WAITING_MAX: usize = 512;
+/// A client may have the free slots divided by this.
+const CLIENT_SHARE: usize = 8;
 const CACHED_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(n: u8) -> IpAddr {
+        [192, 0, 2, n].into()
+    }
+
+    fn take_all(slots: &Arc<Slots>, client: IpAddr) -> Vec<Slot> {
+        std::iter::from_fn(|| slots.take(client).ok()).collect()
+    }
+
+    #[test]
+    fn one_client_gets_a_ninth_and_its_slots_come_back() {
+        let slots = Arc::new(Slots::new(512));
+        let taken = take_all(&slots, client(1));
+        assert_eq!(taken.len(), 57);
+        assert_eq!(slots.take(client(1)).unwrap_err(), Refusal::ClientShare);
+        drop(taken);
+        assert_eq!(take_all(&slots, client(1)).len(), 57);
+        assert!(slots.lock().by_client.is_empty(), "nothing is remembered of clients without queries");
+    }
+
+    #[test]
+    fn many_greedy_clients_leave_room_for_the_next_one() {
+        let slots = Arc::new(Slots::new(512));
+        let taken: Vec<_> = (1..=100).flat_map(|n| take_all(&slots, client(n))).collect();
+        assert!(taken.len() < 512, "{}", taken.len());
+        assert!(slots.take(client(200)).is_ok());
+    }
+
+    #[test]
+    fn when_all_are_taken_nobody_gets_one() {
+        let slots = Arc::new(Slots::new(8));
+        let taken: Vec<_> = (1..=8).map(|n| slots.take(client(n)).unwrap()).collect();
+        assert_eq!(slots.take(client(9)).unwrap_err(), Refusal::Overloaded);
+        drop(taken);
+        assert!(slots.take(client(9)).is_ok());
+    }
+}

@@ -1,19 +1,17 @@
 //! A query in, a response out: header, flags, size and code. The records come from the zone or from upstreams.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
-use hickory_proto::op::{Edns, MessageType, Metadata, OpCode, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
-use hickory_proto::serialize::binary::{BinDecoder, BinEncodable, BinEncoder};
-use hickory_server::net::runtime::Time;
-use hickory_server::net::xfer::Protocol;
-use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
 
 use super::Counters;
-use super::forward::{Forwarder, UpstreamResponse};
+use super::forward::{Forwarder, Slot, UpstreamResponse};
+use super::message::{self, Parts, Written};
 use super::zone::{Answer, Status, Zone};
 
 /// The zone, and whether it has the cluster's objects.
@@ -33,12 +31,52 @@ pub(super) struct Responder {
     pub(super) counters: Arc<Counters>,
 }
 
+/// What a query came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    Udp,
+    Tcp,
+}
+
+/// What becomes of a message.
+pub(super) enum Outcome {
+    /// No response: it is one itself, or too short for anything.
+    Ignore,
+    /// This response.
+    Respond(Response),
+    /// The response of upstreams: [`Responder::forward`].
+    Forward(Box<Forwarding>),
+}
+
+/// A response to be sent.
+pub(super) struct Response {
+    pub(super) message: Written,
+    /// Equal for equal responses, as rate limits count them.
+    pub(super) kind: u64,
+}
+
+/// A query that upstreams have to answer.
+pub(super) struct Forwarding {
+    query: Query,
+    /// The name to resolve, whose records follow those of `known`.
+    name: Name,
+    record_type: RecordType,
+    known: Reply,
+    _slot: Slot,
+    forwarder: Arc<Forwarder>,
+}
+
+/// A query and what it came by.
+struct Query {
+    message: Message,
+    transport: Transport,
+}
+
 /// A response without the parts that are copied from the query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Reply {
     code: ResponseCode,
     is_authoritative: bool,
-    is_truncated: bool,
     answers: Vec<Record>,
     authorities: Vec<Record>,
     additionals: Vec<Record>,
@@ -55,71 +93,66 @@ enum Decision {
     },
 }
 
-#[async_trait]
-impl RequestHandler for Responder {
-    async fn handle_request<R: ResponseHandler, T: Time>(
-        &self,
-        request: &Request,
-        mut handle: R,
-    ) -> ResponseInfo {
-        if request.protocol() != Protocol::Udp {
+impl Responder {
+    /// Answers a message from a client as far as that needs no upstream. A defect that it uncovers ends nothing else.
+    pub(super) fn begin(&self, bytes: &[u8], client: IpAddr, transport: Transport) -> Outcome {
+        let begun = catch_unwind(AssertUnwindSafe(|| self.answer(bytes, client, transport)));
+        begun.unwrap_or(Outcome::Ignore)
+    }
+
+    fn answer(&self, bytes: &[u8], client: IpAddr, transport: Transport) -> Outcome {
+        let read = message::has_plausible_counts(bytes).then(|| Message::from_vec(bytes).ok()).flatten();
+        let Some(message) = read else {
+            let Some(message) = message::malformed(bytes) else { return Outcome::Ignore };
+            self.counters.answered(ResponseCode::FormErr);
+            return Outcome::Respond(Response { message, kind: kind(ResponseCode::FormErr, None) });
+        };
+        if message.metadata.message_type != MessageType::Query {
+            return Outcome::Ignore;
+        }
+        if transport == Transport::Tcp {
             Counters::add(&self.counters.over_tcp);
         }
-        let mut reply = self.reply(request).await;
-        let question = question(request);
-        reply.rotate(request.metadata.id);
-        reply.fit(request, &question);
-        self.counters.answered(reply.code);
-        if reply.is_truncated {
-            Counters::add(&self.counters.truncated);
-        }
-        let edns = request.edns.as_ref().map(our_edns);
-        let builder = MessageResponseBuilder::new(&question, edns.as_ref());
-        let metadata = self.metadata(request, &reply);
-        let response = builder.build(metadata, &reply.answers, &reply.authorities, [], &reply.additionals);
-        match handle.send_response(response).await {
-            Ok(info) => info,
-            Err(error) => {
-                tracing::debug!(client = %request.src(), %error, "a DNS response was not sent");
-                hickory_proto::op::Header { metadata, counts: hickory_proto::op::HeaderCounts::default() }
-                    .into()
+        let query = Query { message, transport };
+        let (name, record_type, mut known) = match self.decide(&query.message) {
+            Decision::Reply(reply) => return Outcome::Respond(self.respond(&query, reply)),
+            Decision::Forward { name, record_type, known } => (name, record_type, known),
+        };
+        let Some(forwarder) = self.forwarder.as_ref().filter(|_| query.message.metadata.recursion_desired)
+        else {
+            // The target of an alias is not resolved, but the alias itself is an answer. Without one the whole name is
+            // not ours to resolve.
+            if known.answers.is_empty() {
+                known.code = ResponseCode::Refused;
             }
-        }
-    }
-}
-
-impl Responder {
-    async fn reply(&self, request: &Request) -> Reply {
-        match self.decide(request) {
-            Decision::Reply(reply) => reply,
-            Decision::Forward { name, record_type, mut known } => {
-                let Some(forwarder) = &self.forwarder else {
-                    // The target of an alias cannot be resolved, but the alias itself is an answer. Without one the
-                    // whole name is not ours to resolve.
-                    if known.answers.is_empty() {
-                        known.code = ResponseCode::Refused;
-                    }
-                    return known;
-                };
-                // RFC 6604 section 3: the code is that of the last name in the CNAME chain.
-                let UpstreamResponse { code, answers, authorities } =
-                    forwarder.resolve(name, record_type).await;
-                known.answers.extend(answers);
-                Reply { code, authorities, ..known }
-            }
-        }
+            return Outcome::Respond(self.respond(&query, known));
+        };
+        let Some(slot) = forwarder.slot(client) else {
+            known.code = ResponseCode::ServFail;
+            return Outcome::Respond(self.respond(&query, known));
+        };
+        let forwarder = Arc::clone(forwarder);
+        Outcome::Forward(Box::new(Forwarding { query, name, record_type, known, _slot: slot, forwarder }))
     }
 
-    fn decide(&self, request: &Request) -> Decision {
+    /// Waits for the upstreams.
+    pub(super) async fn forward(self, forwarding: Box<Forwarding>) -> Response {
+        let Forwarding { query, name, record_type, mut known, _slot, forwarder } = *forwarding;
+        let UpstreamResponse { code, answers, authorities } = forwarder.resolve(name, record_type).await;
+        known.answers.extend(answers);
+        // RFC 6604 section 3: the code is that of the last name in the CNAME chain.
+        self.respond(&query, Reply { code, authorities, ..known })
+    }
+
+    fn decide(&self, query: &Message) -> Decision {
         let refuse = |code| Decision::Reply(Reply::error(code));
-        if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+        if query.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
             return refuse(ResponseCode::BADVERS);
         }
-        if request.metadata.op_code != OpCode::Query {
+        if query.metadata.op_code != OpCode::Query {
             return refuse(ResponseCode::NotImp);
         }
-        let Ok(info) = request.request_info() else { return refuse(ResponseCode::FormErr) };
-        let question = info.query.original();
+        let [question] = &query.queries[..] else { return refuse(ResponseCode::FormErr) };
         let (name, record_type) = (question.name(), question.query_type());
         match record_type {
             // No zone transfers (RFC 5936, RFC 1995): nobody needs one, and one query would fetch every name.
@@ -158,14 +191,38 @@ impl Responder {
         Decision::Reply(reply)
     }
 
-    fn metadata(&self, request: &Request, reply: &Reply) -> Metadata {
-        let mut metadata = Metadata::response_from_request(&request.metadata);
+    /// The reply as a message that the client can receive.
+    fn respond(&self, query: &Query, mut reply: Reply) -> Response {
+        let Query { message, transport } = query;
+        reply.rotate(message.metadata.id);
+        let mut metadata = Metadata::response_from_request(&message.metadata);
         metadata.message_type = MessageType::Response;
         metadata.authoritative = reply.is_authoritative;
-        metadata.truncation = reply.is_truncated;
         metadata.recursion_available = self.forwarder.is_some();
         metadata.response_code = reply.code;
-        metadata
+        let question = if let [question] = &message.queries[..] { Some(question) } else { None };
+        let parts = Parts {
+            metadata,
+            question,
+            answers: &reply.answers,
+            authorities: &reply.authorities,
+            additionals: &reply.additionals,
+            edns: message.edns.as_ref().map(our_edns),
+        };
+        let written = parts.write(match transport {
+            Transport::Udp => {
+                let offered = message.edns.as_ref().map_or(UDP_LEN, Edns::max_payload);
+                offered.clamp(UDP_LEN, UDP_LEN_MAX)
+            }
+            Transport::Tcp => u16::MAX,
+        });
+        self.counters.answered(reply.code);
+        if written.is_truncated() {
+            Counters::add(&self.counters.truncated);
+        }
+        let asked = question.filter(|_| !reply.answers.is_empty());
+        let kind = kind(reply.code, asked.map(|question| (question.name(), question.query_type())));
+        Response { message: written, kind }
     }
 }
 
@@ -174,7 +231,6 @@ impl Reply {
         Self {
             code,
             is_authoritative: false,
-            is_truncated: false,
             answers: Vec::new(),
             authorities: Vec::new(),
             additionals: Vec::new(),
@@ -190,59 +246,14 @@ impl Reply {
         let first = self.answers.len() - count;
         self.answers[first..].rotate_left(usize::from(by) % count);
     }
-
-    /// Removes the records that the client cannot receive, and sets the truncation flag (RFC 2181 section 9). The
-    /// server library would send up to 4096 bytes over UDP to clients without EDNS, which take 512 (RFC 1035 section
-    /// 4.2.1).
-    fn fit(&mut self, request: &Request, question: &Queries) {
-        let over_udp = request.protocol() == Protocol::Udp;
-        let largest = if over_udp {
-            let offered = request.edns.as_ref().map_or(UDP_LEN, Edns::max_payload);
-            offered.clamp(UDP_LEN, UDP_LEN_MAX)
-        } else {
-            u16::MAX
-        };
-        let mut bytes = Vec::new();
-        let mut encoder = BinEncoder::new(&mut bytes);
-        encoder.set_max_size(largest - EDNS_LEN);
-        let metadata = Metadata::response_from_request(&request.metadata);
-        let response = MessageResponseBuilder::new(question, None).build(
-            metadata,
-            &self.answers,
-            &self.authorities,
-            [],
-            &self.additionals,
-        );
-        // Encoded once to learn how many records fit; the server encodes it again to send it.
-        let Ok(info) = response.destructive_emit(&mut encoder) else {
-            *self = Self::error(ResponseCode::ServFail);
-            return;
-        };
-        let counts = info.counts();
-        let [answers, authorities, additionals] =
-            [counts.answers, counts.authorities, counts.additionals].map(usize::from);
-        // Over TCP the flag would only make the client repeat the query, with the same result. Records that are left
-        // out of the additional section are no truncation (RFC 2181 section 9).
-        let lost = answers < self.answers.len() || authorities < self.authorities.len();
-        self.is_truncated = over_udp && lost;
-        self.answers.truncate(answers);
-        self.authorities.truncate(authorities);
-        self.additionals.truncate(additionals);
-    }
 }
 
-/// The question section of the response: the client's question in its own spelling, encoded anew. The library would
-/// copy the bytes, and a compressed name in them (RFC 1035 section 4.1.4) may point at bytes that differ in the
-/// response. A query with several questions gets none back.
-fn question(request: &Request) -> Queries {
-    let mut bytes = Vec::new();
-    let mut count = 0;
-    if let [query] = request.queries.queries()
-        && query.original().emit(&mut BinEncoder::new(&mut bytes)).is_ok()
-    {
-        count = 1;
-    }
-    Queries::read(&mut BinDecoder::new(&bytes), count).expect("what was just written is a question")
+/// The number that equal responses have: their code and, with records, name and type. Names compare without case.
+fn kind(code: ResponseCode, asked: Option<(&Name, RecordType)>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    u16::from(code).hash(&mut hasher);
+    asked.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn our_edns(theirs: &Edns) -> Edns {
@@ -257,5 +268,3 @@ fn our_edns(theirs: &Edns) -> Edns {
 const UDP_LEN: u16 = 512;
 /// The largest message over UDP: it fits into the smallest IPv6 MTU of 1280 bytes, so it is never fragmented.
 const UDP_LEN_MAX: u16 = 1232;
-/// An OPT record without options.
-const EDNS_LEN: u16 = 11;

@@ -3,20 +3,22 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use socket2::SockRef;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use super::Counters;
 use super::forward::{self, ForwardError, Forwarder, Upstream};
+use super::rate_limit::{RateLimit, RateLimiter};
 use super::respond::{Responder, ZoneState};
-use super::tcp;
 use super::zone::{BadDomain, Zone};
+use super::{Counters, tcp, udp};
+use crate::descriptors::DescriptorBudget;
 use crate::model::Desired;
 
 /// The operator's decisions.
@@ -31,6 +33,8 @@ pub struct Config {
     pub ttl_s: u32,
     /// Resolvers for other names; if empty those are refused.
     pub upstreams: Vec<Upstream>,
+    /// Limits responses over UDP; `None`: all are sent.
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// Why there is no server.
@@ -63,6 +67,7 @@ pub struct Server {
     sockets: Vec<(UdpSocket, TcpListener)>,
     zone: Zone,
     upstreams: Vec<SocketAddr>,
+    rate_limit: Option<RateLimit>,
     counters: Arc<Counters>,
 }
 
@@ -88,7 +93,8 @@ impl Server {
         let listening: Vec<SocketAddr> =
             sockets.iter().filter_map(|(udp, _)| udp.local_addr().ok()).collect();
         let upstreams = forward::addresses(&config.upstreams, &listening)?;
-        Ok(Self { sockets, zone, upstreams, counters: Arc::default() })
+        let rate_limit = config.rate_limit;
+        Ok(Self { sockets, zone, upstreams, rate_limit, counters: Arc::default() })
     }
 
     /// Where it listens.
@@ -105,10 +111,14 @@ impl Server {
     ///
     /// # Errors
     /// The runtime or the thread could not be made.
-    pub fn spawn(self, desired: watch::Receiver<Arc<Desired>>) -> io::Result<thread::JoinHandle<()>> {
+    pub fn spawn(
+        self,
+        desired: watch::Receiver<Arc<Desired>>,
+        budget: Arc<DescriptorBudget>,
+    ) -> io::Result<thread::JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("flowgate-dns".to_owned()).spawn(move || {
-            if let Err(error) = runtime.block_on(self.serve(desired)) {
+            if let Err(error) = runtime.block_on(self.serve(desired, budget)) {
                 tracing::error!("{error}");
             }
             runtime.shutdown_background();
@@ -116,37 +126,41 @@ impl Server {
     }
 
     /// Serves until the sender of the desired state is dropped. The receiver's first value does not count: before the
-    /// first change every name of the cluster domain is answered with SERVFAIL.
+    /// first change every name of the cluster domain is answered with SERVFAIL. Connections and forwarded queries are
+    /// within the budget.
     ///
     /// # Errors
-    /// [`DnsError`]: a socket or the resolver failed.
-    pub async fn serve(self, desired: watch::Receiver<Arc<Desired>>) -> Result<(), DnsError> {
+    /// [`DnsError`]: the sockets or the resolver cannot be used.
+    pub async fn serve(
+        self,
+        desired: watch::Receiver<Arc<Desired>>,
+        budget: Arc<DescriptorBudget>,
+    ) -> Result<(), DnsError> {
         let state = ZoneState { zone: self.zone, is_synced: false };
         let forwarder = if self.upstreams.is_empty() {
             None
         } else {
-            Some(Arc::new(Forwarder::new(&self.upstreams, Arc::clone(&self.counters))?))
+            let slots_max = budget.limits().forwarded;
+            Some(Arc::new(Forwarder::new(&self.upstreams, slots_max, Arc::clone(&self.counters))?))
         };
         let responder =
             Responder { state: Arc::new(ArcSwap::from_pointee(state)), forwarder, counters: self.counters };
-        let mut over_udp = hickory_server::Server::new(responder.clone());
-        let mut over_tcp = JoinSet::new();
-        let permits = tcp::connection_permits();
-        for (udp, listener) in self.sockets {
-            let ended = |error: io::Error| DnsError::Ended(error.to_string());
-            over_udp.register_socket(tokio::net::UdpSocket::from_std(udp).map_err(ended)?);
-            let listener = tokio::net::TcpListener::from_std(listener).map_err(ended)?;
-            over_tcp.spawn(tcp::accept(listener, responder.clone(), Arc::clone(&permits)));
+        let limiter =
+            self.rate_limit.map(|limit| Arc::new(Mutex::new(RateLimiter::new(limit, Instant::now()))));
+        // Dropping the set aborts the tasks.
+        let mut servers = JoinSet::new();
+        for (over_udp, over_tcp) in self.sockets {
+            let unusable = |error: io::Error| DnsError::Ended(error.to_string());
+            let socket = tokio::net::UdpSocket::from_std(over_udp).map_err(unusable)?;
+            servers.spawn(udp::serve(socket, responder.clone(), limiter.clone()));
+            let listener = tokio::net::TcpListener::from_std(over_tcp).map_err(unusable)?;
+            servers.spawn(tcp::accept(listener, responder.clone(), Arc::clone(&budget)));
         }
         tokio::select! {
             () = follow(&responder.state, desired) => Ok(()),
-            ended = over_udp.block_until_done() => {
-                let reason = ended.err().map_or_else(|| "no UDP socket is left".to_owned(), |error| error.to_string());
-                Err(DnsError::Ended(reason))
-            }
-            Some(ended) = over_tcp.join_next() => {
-                let reason = ended.err().map_or_else(String::new, |error| error.to_string());
-                Err(DnsError::Ended(format!("TCP: {reason}")))
+            // They never end by themselves.
+            Some(ended) = servers.join_next() => {
+                Err(DnsError::Ended(ended.err().map_or_else(String::new, |error| error.to_string())))
             }
         }
     }
@@ -189,6 +203,8 @@ fn bind_both(addr: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
     let udp = UdpSocket::bind(addr).map_err(failed("UDP", addr))?;
     let bound = udp.local_addr().map_err(failed("UDP", addr))?;
     let tcp = TcpListener::bind(bound).map_err(failed("TCP", bound))?;
+    // Longer than the default: connections of a flood wait there, and behind them those of real clients.
+    SockRef::from(&tcp).listen(BACKLOG).map_err(failed("TCP", bound))?;
     udp.set_nonblocking(true).map_err(failed("UDP", bound))?;
     tcp.set_nonblocking(true).map_err(failed("TCP", bound))?;
     Ok((udp, tcp))
@@ -206,3 +222,4 @@ fn remedy(error: &io::Error) -> &'static str {
 /// The shortest time between updates of the zone.
 const BETWEEN_CHANGES: Duration = Duration::from_millis(10);
 const ANY_PORT_TRIES: usize = 8;
+const BACKLOG: i32 = 1024;

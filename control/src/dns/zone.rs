@@ -1,7 +1,8 @@
 //! The records of the cluster domain: a question in, an answer out. Pure.
 //!
 //! After the Kubernetes DNS-based service discovery specification 1.1.0. As in CoreDNS, which most clusters run,
-//! endpoints of Services with a cluster IP have names of their own too. There are no pod records, which the
+//! endpoints of Services with a cluster IP have names of their own too, and the name of a Service or endpoint has SRV records
+//! for all of its ports. There are no pod records, which the
 //! specification dropped, and no wildcards.
 //!
 //! A name exists if it or a name below it has a record (RFC 8020): for another type it is answered with NODATA, and
@@ -23,7 +24,7 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use self::answer::Step;
 pub use self::answer::{Answer, Status};
-use self::entry::{Entry, Kind};
+use self::entry::{Entry, Kind, PortTarget};
 use self::index::Index;
 use self::query_name::{Part, QueryName};
 use crate::model::Desired;
@@ -171,11 +172,16 @@ impl Zone {
                 }
                 Kind::Alias(target) => Some(Step::Follow(CNAME(target))),
                 _ if !entry.exists() => None,
+                // As in CoreDNS: the ports of a Service need not be known to be found.
+                _ if record_type == RecordType::SRV => Some(self.ports(name, &entry.all_ports())),
                 _ => Some(self.addressed(name, record_type, &entry.addresses())),
             },
             Part::Endpoint(label) => {
                 let addresses = entry.endpoint(label);
-                (!addresses.is_empty()).then(|| self.addressed(name, record_type, &addresses))
+                (!addresses.is_empty()).then(|| match record_type {
+                    RecordType::SRV => self.ports(name, &entry.endpoint_ports(label)),
+                    _ => self.addressed(name, record_type, &addresses),
+                })
             }
             Part::Protocol(protocol) => entry.has_protocol(protocol).then(|| self.present(name, record_type)),
             Part::Port(port, protocol) => self.port(entry, port, protocol, name, record_type),
@@ -197,9 +203,17 @@ impl Zone {
         if record_type != RecordType::SRV {
             return Some(self.present(name, record_type));
         }
-        // One SRV record per host and port: the targets are sorted, so those of one host are adjacent.
-        let mut ports: Vec<(&Name, u16)> = targets.iter().map(|target| (&target.host, target.port)).collect();
-        ports.dedup();
+        Some(self.ports(name, &targets))
+    }
+
+    /// The SRV records of these targets, with the addresses of their hosts; NODATA if there are none.
+    fn ports(&self, name: &Name, targets: &[PortTarget]) -> Step {
+        if targets.is_empty() {
+            return self.present(name, RecordType::SRV);
+        }
+        // One SRV record per host and port, however many addresses the host has or protocols the port.
+        let ports: BTreeSet<(&Name, u16)> =
+            targets.iter().map(|target| (&target.host, target.port)).collect();
         let records = ports.into_iter().map(|(host, port)| {
             let srv = SRV::new(SRV_PRIORITY, SRV_WEIGHT, port, host.clone());
             self.record(name.clone(), RData::SRV(srv))
@@ -209,7 +223,7 @@ impl Zone {
             targets.iter().map(|target| (&target.host, target.addr)).collect();
         let additionals =
             hosts.into_iter().map(|(host, addr)| self.record(host.clone(), addr.into())).collect();
-        Some(Step::Done { status: Status::Found, records, additionals })
+        Step::Done { status: Status::Found, records, additionals }
     }
 
     fn apex(&self, name: &Name, record_type: RecordType) -> Step {

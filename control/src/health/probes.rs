@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::future::ready;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
@@ -14,6 +16,7 @@ use tokio::sync::watch;
 
 use super::HealthInputs;
 use super::inputs::HealthSnapshot;
+use crate::descriptors::DescriptorBudget;
 use crate::http::listen::{self, Server};
 use crate::http::{self, HttpResponse};
 use crate::reconcile::Status;
@@ -38,13 +41,14 @@ impl ProbeCounts {
 /// Serves the probes until dropped.
 pub(super) async fn serve(
     address: SocketAddr,
+    budget: &Arc<DescriptorBudget>,
     inputs: &HealthInputs,
     counts: &ProbeCounts,
     status: &watch::Sender<Status>,
 ) {
     let report = |purpose, findings| Status::show_listener_findings(status, purpose, findings);
-    listen::serve(SERVER, address, report, |request| ready(respond(request.uri().path(), inputs, counts)))
-        .await;
+    let handler = |request: Request<Incoming>| ready(respond(request.uri().path(), inputs, counts));
+    listen::serve(SERVER, address, budget, report, handler).await;
 }
 
 fn respond(path: &str, inputs: &HealthInputs, counts: &ProbeCounts) -> HttpResponse {
@@ -135,7 +139,6 @@ const SERVER: Server = Server { purpose: "health probes", key: "health.listen" }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use http_body_util::BodyExt;
@@ -144,7 +147,7 @@ mod tests {
     use super::*;
     use crate::health::Identity;
     use crate::health::inputs::tests::healthy;
-    use crate::http::tests::{free_addresses, get, get_until};
+    use crate::http::tests::{budget, free_addresses, get, get_until};
     use crate::model::Desired;
     use crate::reconcile::SyncMetrics;
 
@@ -214,7 +217,7 @@ mod tests {
         let counts = ProbeCounts::default();
         let server = {
             let counts = counts.clone();
-            tokio::spawn(async move { serve(address, &inputs, &counts, &status).await })
+            tokio::spawn(async move { serve(address, &budget(8), &inputs, &counts, &status).await })
         };
         let livez = get_until(address, "/livez", "open", Result::is_ok).await.unwrap();
         assert!(livez.starts_with("HTTP/1.1 200"), "{livez}");

@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::HealthInputs;
 use super::ports::{self, HealthPort, Wanted};
+use crate::descriptors::{DescriptorBudget, ListenerPermit};
 use crate::http::{self, listen};
 use crate::model::{Key, NetState};
 use crate::reconcile::Status;
@@ -22,6 +23,7 @@ use crate::report::{Entry, Severity};
 /// Opens, updates and closes ports as objects and addresses change, until dropped.
 pub(super) async fn serve(
     inputs: &HealthInputs,
+    budget: &Arc<DescriptorBudget>,
     mut net: watch::Receiver<NetState>,
     status: &watch::Sender<Status>,
 ) {
@@ -36,7 +38,7 @@ pub(super) async fn serve(
             ports::wanted(&objects, &net, &inputs.identity)
         };
         let mut findings = wanted.findings.clone();
-        let refused = servers.adjust(&wanted, inputs).await;
+        let refused = servers.adjust(&wanted, inputs, budget).await;
         let again = !refused.is_empty();
         findings.extend(refused);
         Status::show_listener_findings(status, PURPOSE, findings);
@@ -58,7 +60,12 @@ struct Servers {
 
 impl Servers {
     /// Opens and closes ports until they are those wanted; returns those that cannot be opened.
-    async fn adjust(&mut self, wanted: &Wanted, inputs: &HealthInputs) -> Vec<Entry> {
+    async fn adjust(
+        &mut self,
+        wanted: &Wanted,
+        inputs: &HealthInputs,
+        budget: &Arc<DescriptorBudget>,
+    ) -> Vec<Entry> {
         // Close first: a port to be opened may need the address of one to be closed.
         let gone: Vec<_> = self
             .running
@@ -67,8 +74,9 @@ impl Servers {
                 wanted.ports.get(address).is_none_or(|port| port.service != running.service)
             })
             .collect();
+        let (mut opened, closed) = (0_usize, gone.len());
         for (address, running) in gone {
-            tracing::info!(%address, service = %running.service, "health check port closed");
+            tracing::debug!(%address, service = %running.service, "health check port closed");
             running.close().await;
         }
         let mut refused = Vec::new();
@@ -77,13 +85,22 @@ impl Servers {
                 running.ready.store(port.ready, Ordering::Relaxed);
                 continue;
             }
-            match Running::open(address, port, inputs.clone()) {
+            let Some(permit) = budget.listener() else {
+                refused.push(no_descriptor(address, port, budget));
+                continue;
+            };
+            match Running::open(address, port, permit, (inputs, budget)) {
                 Ok(running) => {
-                    tracing::info!(%address, service = %port.service, "health check port open");
+                    tracing::debug!(%address, service = %port.service, "health check port open");
+                    opened += 1;
                     self.running.insert(address, running);
                 }
                 Err(error) => refused.push(refusal(address, port, &error)),
             }
+        }
+        // One line, however many Services come and go at once.
+        if opened + closed > 0 {
+            tracing::info!(opened, closed, open = self.running.len(), "health check ports of Services");
         }
         refused
     }
@@ -98,15 +115,24 @@ struct Running {
 }
 
 impl Running {
-    fn open(address: SocketAddr, port: &HealthPort, inputs: HealthInputs) -> std::io::Result<Self> {
+    fn open(
+        address: SocketAddr,
+        port: &HealthPort,
+        permit: ListenerPermit,
+        (inputs, budget): (&HealthInputs, &Arc<DescriptorBudget>),
+    ) -> std::io::Result<Self> {
         let listener = listen::bind(address)?;
         let ready_endpoints = Arc::new(AtomicUsize::new(port.ready));
         let (service, count) = (port.service.clone(), Arc::clone(&ready_endpoints));
+        let (inputs, budget) = (inputs.clone(), Arc::clone(budget));
         let handler = move |_: Request<Incoming>| {
             let endpoints = if inputs.is_left_out(&service) { 0 } else { count.load(Ordering::Relaxed) };
             ready(ports::response(&service, endpoints, inputs.is_healthy()))
         };
-        let task = tokio::spawn(http::serve(listener, handler));
+        let task = tokio::spawn(async move {
+            http::serve(listener, &budget, handler).await;
+            drop(permit);
+        });
         Ok(Self { service: port.service.clone(), ready: ready_endpoints, task })
     }
 
@@ -134,6 +160,18 @@ fn refusal(address: SocketAddr, port: &HealthPort, error: &std::io::Error) -> En
     ports::finding(&port.service, port.place.clone(), Severity::Error, reason)
 }
 
+fn no_descriptor(address: SocketAddr, port: &HealthPort, budget: &DescriptorBudget) -> Entry {
+    let reason = format!(
+        "healthCheckNodePort {}: is not open on {}: the {} listening sockets that the limit of open files leaves are \
+         in use: raise it (LimitNOFILE); tried again every {} s",
+        address.port(),
+        address.ip(),
+        budget.limits().listeners,
+        listen::RETRY_AFTER.as_secs()
+    );
+    ports::finding(&port.service, port.place.clone(), Severity::Error, reason)
+}
+
 const PURPOSE: &str = "health check ports of Services";
 
 #[cfg(test)]
@@ -141,10 +179,11 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::descriptors::DescriptorLimits;
     use crate::health::inputs::node_eligible;
     use crate::health::inputs::tests::healthy;
     use crate::health::ports::tests::{desired, node, yaml};
-    use crate::http::tests::{free_addresses, get, get_until};
+    use crate::http::tests::{budget, free_addresses, get, get_until};
     use crate::model::Desired;
     use crate::reconcile::SyncMetrics;
     use crate::report::{LEFT_OUT, Report};
@@ -163,6 +202,10 @@ mod tests {
 
     impl TestBed {
         fn start() -> Self {
+            Self::with(budget(64))
+        }
+
+        fn with(budget: Arc<DescriptorBudget>) -> Self {
             let (status, status_receiver) = watch::channel(healthy().status);
             let report = status.clone();
             let (dataplane, dataplane_receiver) = watch::channel(Arc::from([]));
@@ -175,7 +218,7 @@ mod tests {
                 desired: desired_receiver,
                 identity: node(),
             };
-            let task = tokio::spawn(async move { serve(&inputs, net_receiver, &status).await });
+            let task = tokio::spawn(async move { serve(&inputs, &budget, net_receiver, &status).await });
             Self { status: status_receiver, report, dataplane, desired, _net: net, task }
         }
 
@@ -316,6 +359,42 @@ mod tests {
         drop(taken);
         let freed: SocketAddr = (Ipv4Addr::LOCALHOST, taken_port).into();
         answers(freed, 200).await;
+        assert!(bed.status.wait_for(|status| status.findings().next().is_none()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn health_check_ports_beyond_the_budget_are_named_and_open_when_others_close() {
+        let limits = DescriptorLimits { listeners: 3, ..DescriptorLimits::default() };
+        let mut bed = TestBed::with(DescriptorBudget::new(limits));
+        let addresses: [SocketAddr; 5] = free_addresses();
+        let objects = |addresses: &[SocketAddr]| {
+            let service = |(n, address): (usize, &SocketAddr)| {
+                with_port(address.port())
+                    .replace("web", &format!("web-{n}"))
+                    .replace("10.96.0.1", &format!("10.96.0.{}", n + 1))
+                    .replace("30080", &format!("{}", 30_080 + n))
+            };
+            addresses.iter().enumerate().map(service).collect::<Vec<_>>().join("---\n")
+        };
+        bed.apply(&objects(&addresses));
+        let is_short = |status: &Status| status.findings().count() == 2;
+        let said: Vec<_> = {
+            let status = bed.status.wait_for(is_short).await.unwrap();
+            status.findings().map(ToString::to_string).collect()
+        };
+        assert!(said.iter().all(|finding| finding.contains("healthCheckNodePort ")), "{said:?}");
+        assert!(said.iter().all(|finding| finding.contains("raise it (LimitNOFILE)")), "{said:?}");
+        let mut open = Vec::new();
+        for address in addresses {
+            if get(address, "/").await.is_ok() {
+                open.push(address);
+            }
+        }
+        assert_eq!(open.len(), 3);
+        bed.apply(&objects(&addresses[..3]));
+        for address in &addresses[..3] {
+            answers(*address, 200).await;
+        }
         assert!(bed.status.wait_for(|status| status.findings().next().is_none()).await.is_ok());
     }
 }

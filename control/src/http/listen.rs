@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Request;
@@ -12,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 use super::HttpResponse;
+use crate::descriptors::DescriptorBudget;
 use crate::report::{Entry, Severity};
 
 /// A server whose address is in the configuration.
@@ -28,6 +30,7 @@ pub struct Server {
 pub async fn serve<H, F>(
     server: Server,
     address: SocketAddr,
+    budget: &Arc<DescriptorBudget>,
     report: impl Fn(&'static str, Vec<Entry>),
     handler: H,
 ) where
@@ -52,7 +55,7 @@ pub async fn serve<H, F>(
     };
     report(server.purpose, Vec::new());
     tracing::info!(%address, "listening for {}", server.purpose);
-    super::serve(listener, handler).await;
+    super::serve(listener, budget, handler).await;
 }
 
 /// A listening socket. One for an IPv6 address takes no IPv4 connections: those have a socket of their own.
@@ -74,7 +77,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// How long to wait before an address that could not be bound is tried again.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(5);
-const BACKLOG: i32 = 128;
+/// Connections that the kernel holds until they are accepted: those of a flood and, behind them, that of a probe.
+const BACKLOG: i32 = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -96,7 +100,7 @@ mod tests {
             let ok =
                 |_: Request<Incoming>| std::future::ready(http::response(StatusCode::OK, http::TEXT, "ok"));
             let report = |_, findings| drop(shown.send_replace(findings));
-            serve(SERVER, address, report, ok).await;
+            serve(SERVER, address, &http::tests::budget(8), report, ok).await;
         });
         let reason = seen.wait_for(|findings| !findings.is_empty()).await.unwrap()[0].reason.clone();
         assert!(reason.starts_with(&format!("{address}: cannot listen for tests: ")), "{reason}");

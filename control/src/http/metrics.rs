@@ -1,25 +1,43 @@
-//! The metrics server (P1107). The metrics come from a function that the binary supplies.
+//! The metrics server (P1107). The metrics come from the binary, over a channel: they are gathered on another thread.
 
-use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use hyper::StatusCode;
+use hyper::body::Bytes;
+use tokio::sync::{mpsc, oneshot};
 
 use super::listen::{self, Server};
 use super::{HttpResponse, TEXT, not_found, response};
+use crate::descriptors::DescriptorBudget;
 use crate::report::Entry;
 
-/// Serves until dropped: `/metrics` with the text of `expose` in the OpenMetrics format, `/proxyMode`, and `/healthz`,
-/// which shows only that this server responds. `report` as in [`listen::serve`].
-pub async fn serve<F>(address: SocketAddr, report: impl Fn(&'static str, Vec<Entry>), expose: impl Fn() -> F)
-where
-    F: Future<Output = Result<String, String>>,
-{
-    listen::serve(SERVER, address, report, |request| {
-        let metrics = (request.uri().path() == "/metrics").then(&expose);
+/// A request for the metrics in the OpenMetrics text format, or for the reason why there are none. Requests that wait at the
+/// same time may get one text.
+pub type ExpositionRequest = oneshot::Sender<Result<Bytes, String>>;
+
+/// Where the metrics server listens and what it asks.
+#[derive(Debug)]
+pub struct Config {
+    /// `None`: no server.
+    pub listen: Option<SocketAddr>,
+    /// Gets a request for each scrape.
+    pub requests: mpsc::Sender<ExpositionRequest>,
+}
+
+/// Serves until dropped: `/metrics`, `/proxyMode`, and `/healthz`, which shows only that this server responds. `report` as in
+/// [`listen::serve`].
+pub async fn serve(
+    config: &Config,
+    budget: &Arc<DescriptorBudget>,
+    report: impl Fn(&'static str, Vec<Entry>),
+) {
+    let Some(address) = config.listen else { return std::future::pending().await };
+    listen::serve(SERVER, address, budget, report, |request| {
+        let requests = (request.uri().path() == "/metrics").then(|| config.requests.clone());
         async move {
-            match metrics {
-                Some(metrics) => exposition(metrics.await),
+            match requests {
+                Some(requests) => exposition(expose(&requests).await),
                 None => elsewhere(request.uri().path()),
             }
         }
@@ -27,7 +45,14 @@ where
     .await;
 }
 
-fn exposition(text: Result<String, String>) -> HttpResponse {
+async fn expose(requests: &mpsc::Sender<ExpositionRequest>) -> Result<Bytes, String> {
+    let ending = || "flowgate is ending".to_owned();
+    let (request, text) = oneshot::channel();
+    requests.send(request).await.map_err(|_closed| ending())?;
+    text.await.unwrap_or_else(|_closed| Err(ending()))
+}
+
+fn exposition(text: Result<Bytes, String>) -> HttpResponse {
     match text {
         Ok(text) => response(StatusCode::OK, OPENMETRICS, text),
         Err(reason) => response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, reason + "\n"),
@@ -48,13 +73,20 @@ const SERVER: Server = Server { purpose: "metrics", key: "metrics.listen" };
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::tests::{free_addresses, get, get_until};
+    use crate::http::tests::{budget, free_addresses, get, get_until};
 
     #[tokio::test]
     async fn p1107_metrics_and_proxy_mode_are_answered() {
         let [address] = free_addresses();
+        let (requests, mut received) = mpsc::channel::<ExpositionRequest>(1);
         let server = tokio::spawn(async move {
-            serve(address, |_, _| {}, || std::future::ready(Ok("# EOF\n".to_owned()))).await;
+            let config = Config { listen: Some(address), requests };
+            serve(&config, &budget(8), |_, _| {}).await;
+        });
+        tokio::spawn(async move {
+            while let Some(request) = received.recv().await {
+                request.send(Ok("# EOF\n".into())).unwrap();
+            }
         });
         let metrics = get_until(address, "/metrics", "open", Result::is_ok).await.unwrap();
         assert!(metrics.contains("content-type: application/openmetrics-text"), "{metrics}");

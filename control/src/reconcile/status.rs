@@ -29,14 +29,14 @@ pub struct Status {
     pub refused: Option<String>,
     /// What is wrong with the objects.
     pub report: Arc<Report>,
-    /// Findings about servers that cannot listen, by purpose.
-    pub listeners: BTreeMap<&'static str, Vec<Entry>>,
+    /// Findings about servers that cannot listen, by purpose. Shared: each probe takes a copy of the status.
+    pub listeners: BTreeMap<&'static str, Arc<[Entry]>>,
 }
 
 impl Status {
     /// All findings: about objects, then about servers.
     pub fn findings(&self) -> impl Iterator<Item = &Entry> {
-        self.report.entries.iter().chain(self.listeners.values().flatten())
+        self.report.entries.iter().chain(self.listeners.values().flat_map(|findings| findings.iter()))
     }
 
     /// Shows what is wrong with the servers for one purpose, in place of what was; receivers wake only if that
@@ -47,10 +47,10 @@ impl Status {
 
     /// Replaces what is wrong with the servers for one purpose; returns whether that changed anything.
     pub fn set_listener_findings(&mut self, purpose: &'static str, findings: Vec<Entry>) -> bool {
-        if self.listeners.get(purpose).map_or(&[][..], Vec::as_slice) == findings {
+        if self.listeners.get(purpose).map_or(&[][..], AsRef::as_ref) == findings {
             return false;
         }
-        self.listeners.insert(purpose, findings);
+        self.listeners.insert(purpose, findings.into());
         true
     }
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use flowgate_control::dns::{Config, Counters, Server, Upstream};
+use flowgate_control::descriptors::{DescriptorBudget, DescriptorLimits};
+use flowgate_control::dns::{Config, Counters, RateLimit, Server, Upstream};
 use flowgate_control::model::{
     Affinity, ClusterAddress, Desired, Endpoint, EndpointPort, EndpointSlice, Key, Object, Service,
     ServiceType, SliceFamily, TrafficPolicy,
@@ -20,6 +21,17 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
+
+/// Listens there and forwards nothing.
+pub(crate) fn config(listen: SocketAddr) -> Config {
+    Config {
+        listen: vec![listen],
+        domain: "cluster.local".into(),
+        ttl_s: 5,
+        upstreams: Vec::new(),
+        rate_limit: None,
+    }
+}
 
 /// A server that ends with the test.
 pub(crate) struct TestServer {
@@ -38,22 +50,36 @@ impl Drop for TestServer {
 impl TestServer {
     /// Serves, and knows no objects yet.
     pub(crate) fn start(upstreams: &[SocketAddr]) -> Self {
+        Self::start_with(upstreams, None, DescriptorLimits { forwarded: 512, ..DescriptorLimits::default() })
+    }
+
+    /// The same with limits.
+    pub(crate) fn start_with(
+        upstreams: &[SocketAddr],
+        rate_limit: Option<RateLimit>,
+        limits: DescriptorLimits,
+    ) -> Self {
         let config = Config {
-            listen: vec!["127.0.0.1:0".parse().unwrap()],
-            domain: "cluster.local".into(),
-            ttl_s: 5,
             upstreams: upstreams.iter().map(|&addr| Upstream::Server(addr)).collect(),
+            rate_limit,
+            ..config("127.0.0.1:0".parse().unwrap())
         };
         let server = Server::bind(&config).unwrap();
         let (addr, counters) = (server.addresses()[0], server.counters());
         let (desired, seen) = watch::channel(Arc::default());
-        let task = tokio::spawn(async move { server.serve(seen).await.unwrap() });
+        let budget = DescriptorBudget::new(limits);
+        let task = tokio::spawn(async move { server.serve(seen, budget).await.unwrap() });
         Self { addr, desired, counters, task }
     }
 
     /// Serves these objects.
     pub(crate) async fn with(desired: Desired, upstreams: &[SocketAddr]) -> Self {
-        let served = Self::start(upstreams);
+        Self::start(upstreams).serving(desired).await
+    }
+
+    /// Waits until these objects are served.
+    pub(crate) async fn serving(self, desired: Desired) -> Self {
+        let served = self;
         served.desired.send_replace(Arc::new(desired));
         let probe = query("nothing.cluster.local.", RecordType::A);
         served.until(&probe, |answer| answer.metadata.response_code == ResponseCode::NXDomain).await;

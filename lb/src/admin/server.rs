@@ -5,8 +5,11 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use flowgate_control::descriptors::{Admission, DescriptorBudget};
 use nix::unistd::geteuid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -63,21 +66,15 @@ impl AdminServer {
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Serves connections, each in a task of its own, until cancelled.
-    pub(crate) async fn serve(self, handler: Rc<impl Handler + 'static>) {
+    /// Serves connections within the budget, each in a task of its own, until cancelled.
+    pub(crate) async fn serve(self, handler: Rc<impl Handler + 'static>, budget: Arc<DescriptorBudget>) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let handler = Rc::clone(&handler);
-                    tokio::task::spawn_local(async move {
-                        // An error here means that the client has closed the connection: nobody is left to report it to.
-                        let _ = timeout(CONNECTION_TIMEOUT, serve_connection(stream, &*handler)).await;
-                    });
+                    let (handler, admission) = (Rc::clone(&handler), budget.admit(None).await);
+                    tokio::task::spawn_local(serve_within(stream, handler, admission));
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "admin socket");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+                Err(error) => budget.accept_failed(&error).await,
             }
         }
     }
@@ -135,10 +132,27 @@ impl Drop for AdminServer {
     }
 }
 
-async fn serve_connection(stream: UnixStream, handler: &impl Handler) -> io::Result<()> {
+/// Serves one connection for as long as one may take, or until it has to make room.
+async fn serve_within(stream: UnixStream, handler: Rc<impl Handler>, mut admission: Admission) {
+    let requests = admission.requests();
+    // One command at a time uses the connection: it is idle only until it has sent its first request.
+    let counted = || {
+        requests.fetch_add(1, Ordering::Relaxed);
+    };
+    let connection = serve_connection(stream, &*handler, counted);
+    // The stream is closed before the admission is dropped.
+    tokio::select! {
+        // An error means that the client has closed the connection: nobody is left to report it to.
+        _ = timeout(CONNECTION_TIMEOUT, connection) => {}
+        () = admission.shed() => {}
+    }
+}
+
+async fn serve_connection(stream: UnixStream, handler: &impl Handler, counted: impl Fn()) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read.take(REQUEST_MAX_BYTES)).lines();
     while let Some(line) = lines.next_line().await? {
+        counted();
         let response = match serde_json::from_str(&line) {
             Ok(request) => handler.handle(request).await,
             Err(error) => Response::Error(format!("the request makes no sense: {error}")),

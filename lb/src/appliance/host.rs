@@ -75,6 +75,24 @@ pub(crate) fn raise_locked_memory() {
     }
 }
 
+/// Raises the limit of open files as far as permitted, and returns it.
+pub(crate) fn raise_open_files() -> usize {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((OPEN_FILES_DEFAULT, OPEN_FILES_DEFAULT));
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of open files stays at {soft}");
+            soft
+        }
+    };
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// How many files this process has open; 0 if it cannot see that.
+pub(crate) fn open_files() -> usize {
+    fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
 fn read_reserved() -> anyhow::Result<PortSet> {
     let text = fs::read_to_string(RESERVED_PORTS).with_context(|| format!("reading {RESERVED_PORTS}"))?;
     Ok(parse_ranges(&text))
@@ -116,6 +134,8 @@ fn local_ports(table: &str) -> impl Iterator<Item = u16> {
     })
 }
 
+/// The soft limit with which the kernel and systemd start processes.
+const OPEN_FILES_DEFAULT: u64 = 1024;
 const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// The id of the present boot.

@@ -1,5 +1,5 @@
-//! `flowgate run`: brings the parts up in the right order and down again. Control plane, supervisor, admin socket and metrics
-//! share one thread; each worker has its own.
+//! `flowgate run`: brings the parts up in the right order and down again. Control plane, supervisor and admin socket share one
+//! thread; each worker has its own, and so have the servers of DNS and of probes and metrics.
 //!
 //! No socket is in the socket map before the first generation of the tables is published. Until then all traffic passes to
 //! the kernel, or is dropped during the grace period of an earlier process. So a packet that reaches a worker always finds
@@ -13,14 +13,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use flowgate_control::descriptors::{DescriptorBudget, DescriptorLimits};
 use flowgate_control::health::{self, HealthInputs, ProbeCounts};
-use flowgate_control::{Status, SyncMetrics, Update, dns};
+use flowgate_control::{Status, SyncMetrics, Update, dns, http};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_tables::Publisher;
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, SteeringError};
 use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tracing_subscriber::EnvFilter;
 
 use crate::admin::AdminServer;
 use crate::admin::handler::AdminHandler;
@@ -33,7 +35,7 @@ use crate::appliance::vlan_offload::VlanOffload;
 use crate::appliance::workers::Workers;
 use crate::appliance::{flow_files, host, prove};
 use crate::config::Config;
-use crate::metrics::{Metrics, MetricsInputs};
+use crate::metrics::{Breakdown, Metrics, MetricsInputs};
 
 /// Serves until a signal.
 ///
@@ -68,6 +70,7 @@ enum Ended {
 /// Brings everything up, serves until a signal, and brings it down again. Program, maps, links and flows stay for the next
 /// start.
 async fn serve(config: &Config) -> anyhow::Result<Ended> {
+    let files_max = host::raise_open_files();
     // The servers' sockets come first: an address that is in use ends the start before anything is attached.
     let admin = AdminServer::bind(&config.admin.socket)?;
     let dns = bind_dns(config)?;
@@ -80,6 +83,8 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
     let resolver = Resolver::new(move |neighbour| requests.try_send(neighbour).is_ok());
     let appliance = open_appliance(config, steering, resolver, started).await?;
+    // After all sockets of workers: they are not the servers' to use.
+    let budget = DescriptorBudget::new(DescriptorLimits::divide(files_max, host::open_files()));
     let exec_history = ExecHistory::from_env();
     let compile_config = config.compile_config(snat_ports);
     let (status, status_receiver) = watch::channel(Status::default());
@@ -100,11 +105,12 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let handler = AdminHandler { supervisor: handle.clone(), status: status_receiver.clone(), started };
     let metrics_inputs = MetricsInputs {
         dns: dns.as_ref().map(dns::Server::counters),
-        detail: config.metrics.detail,
+        breakdown: Breakdown { detail: config.metrics.detail, services_max: config.metrics.services_max },
+        budget: Arc::clone(&budget),
         hangs: exec_history.total(),
     };
     let metrics = Metrics::new(handle.clone(), health_inputs.clone(), &probe_counts, metrics_inputs);
-    let metrics_status = status.clone();
+    let (expositions, exposition_requests) = mpsc::channel(EXPOSITIONS_WAITING);
     let control_config = flowgate_control::Config {
         compile: compile_config,
         source: config.source.clone(),
@@ -115,6 +121,8 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         desired,
         sync_metrics: health_inputs.sync_metrics.clone(),
         health: health::Config { listen: config.health.listen, inputs: health_inputs, counts: probe_counts },
+        metrics: http::metrics::Config { listen: config.metrics.listen, requests: expositions },
+        budget: Arc::clone(&budget),
         shutdown: shutdown_receiver,
     };
     let control = flowgate_control::run(control_config, sink(handle, config.xdp.grace));
@@ -126,8 +134,8 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
             Ok(Ended::Hang(exec_history))
         }
         () = logged => Ok(Ended::Signal("ended")),
-        () = admin.serve(Rc::new(handler)) => Ok(Ended::Signal("ended")),
-        () = metrics.serve(config.metrics.listen, &metrics_status) => Ok(Ended::Signal("ended")),
+        () = admin.serve(Rc::new(handler), budget) => Ok(Ended::Signal("ended")),
+        () = metrics.answer(exposition_requests) => Ok(Ended::Signal("ended")),
         how = signalled() => how.map(Ended::Signal),
     };
     drop((shutdown, metrics));
@@ -318,14 +326,9 @@ fn clock_start() -> Instant {
 }
 
 fn init_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        // The netlink crates warn of attributes of newer kernels, which are not needed; kube-client logs each failed request,
-        // which the source logs once and better; the DNS library logs every query.
-        .unwrap_or_else(|_| {
-            tracing_subscriber::EnvFilter::new(
-                "info,netlink_packet_route=error,kube_client=off,hickory_server=warn",
-            )
-        });
+    // RUST_LOG adds to these: a level for everything leaves them as they are, a level for one of them replaces it.
+    let asked = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| "info".into());
+    let filter = EnvFilter::new(format!("{QUIET_CRATES},{asked}"));
     let on_terminal = std::io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -335,4 +338,10 @@ fn init_log() {
         .init();
 }
 
+/// The netlink crates warn of attributes of newer kernels, which are not needed; kube-client logs each failed request, which
+/// the source logs once and better; the DNS library logs each query that no upstream answers, of which strangers can send any
+/// number.
+const QUIET_CRATES: &str =
+    "netlink_packet_route=error,kube_client=off,hickory_resolver=off,hickory_net=off,hickory_proto=off";
 const REQUESTS_WAITING: usize = 1024;
+const EXPOSITIONS_WAITING: usize = 64;

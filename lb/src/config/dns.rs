@@ -1,8 +1,9 @@
 //! The section `[dns]`: the server for the names of Services.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 
-use flowgate_control::dns::{self, DNS_PORT, Upstream};
+use flowgate_control::dns::{self, DNS_PORT, RateLimit, Upstream};
 use serde::{Deserialize, Deserializer};
 
 use super::value::{first_repeated, parse_with};
@@ -19,6 +20,9 @@ pub(super) struct Dns {
     ttl_s: u32,
     #[serde(deserialize_with = "forward")]
     forward: Vec<Upstream>,
+    /// 0: no limit.
+    responses_per_s: u32,
+    slip: u8,
 }
 
 impl Default for Dns {
@@ -28,6 +32,8 @@ impl Default for Dns {
             domain: "cluster.local".into(),
             ttl_s: 5,
             forward: vec![Upstream::File("/etc/resolv.conf".into())],
+            responses_per_s: 0,
+            slip: 2,
         }
     }
 }
@@ -35,8 +41,10 @@ impl Default for Dns {
 impl Dns {
     /// The server's configuration; `None` if it listens nowhere.
     pub(super) fn resolve(self) -> Option<dns::Config> {
-        let Self { listen, domain, ttl_s, forward } = self;
-        (!listen.is_empty()).then_some(dns::Config { listen, domain, ttl_s, upstreams: forward })
+        let Self { listen, domain, ttl_s, forward: upstreams, responses_per_s, slip } = self;
+        let limit = |responses_per_s| RateLimit { responses_per_s, slip };
+        let rate_limit = NonZeroU32::new(responses_per_s).map(limit);
+        (!listen.is_empty()).then_some(dns::Config { listen, domain, ttl_s, upstreams, rate_limit })
     }
 }
 
@@ -104,6 +112,17 @@ mod tests {
         assert_eq!(config.listen, ["127.0.0.1:53".parse().unwrap(), "[::1]:5353".parse().unwrap()]);
         assert_eq!((config.domain.as_str(), config.ttl_s), ("cluster.local", 5));
         assert_eq!(config.upstreams, [Upstream::File("/etc/resolv.conf".into())]);
+        assert_eq!(config.rate_limit, None);
+    }
+
+    #[test]
+    fn responses_are_limited_once_a_rate_is_given() {
+        let limit =
+            |keys: &str| dns(&format!("listen = [\"127.0.0.1\"]\n{keys}")).unwrap().unwrap().rate_limit;
+        let responses_per_s = NonZeroU32::new(50).unwrap();
+        assert_eq!(limit("responses_per_s = 50"), Some(RateLimit { responses_per_s, slip: 2 }));
+        assert_eq!(limit("responses_per_s = 50\nslip = 0"), Some(RateLimit { responses_per_s, slip: 0 }));
+        assert_eq!(limit("slip = 1"), None);
     }
 
     #[test]

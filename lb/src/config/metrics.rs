@@ -14,6 +14,8 @@ pub(crate) struct Metrics {
     pub(crate) listen: Option<SocketAddr>,
     #[serde(deserialize_with = "word")]
     pub(crate) detail: MetricsDetail,
+    /// 0: all.
+    pub(crate) services_max: usize,
 }
 
 impl Default for Metrics {
@@ -21,6 +23,7 @@ impl Default for Metrics {
         Self {
             listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 10_249))),
             detail: MetricsDetail::Services,
+            services_max: 256,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use flowgate_control::descriptors::DescriptorBudget;
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::families::{Families, Kind, Labels};
@@ -24,6 +26,26 @@ pub(super) fn add(families: &mut Families) {
     if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
         families.gauge("process_open_fds", "Open file descriptors.", descriptors.count());
     }
+    if let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        families.gauge("process_max_fds", "File descriptors that it may open.", limit);
+    }
+}
+
+/// Adds the families of the budget that all servers share.
+pub(super) fn add_servers(families: &mut Families, budget: &DescriptorBudget) {
+    let limits = budget.limits();
+    let help =
+        "Connections to the servers of this process: probes, metrics, DNS, health check ports, admin socket.";
+    families.gauge("flowgate_server_connections", help, budget.open_connections());
+    let help = "How many of them there may be; more make the oldest idle one close.";
+    families.gauge("flowgate_server_connections_max", help, limits.connections);
+    let help = "Connections that were closed to make room for newer ones.";
+    let shed = [(Labels::new(), budget.shed_total().into())];
+    families.add(Kind::Counter, "flowgate_server_connections_shed", help, shed);
+    let help = "Listening sockets of health check ports of Services.";
+    families.gauge("flowgate_server_listeners", help, budget.open_listeners());
+    let help = "How many of them there may be.";
+    families.gauge("flowgate_server_listeners_max", help, limits.listeners);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! Metrics of workers, their sockets and the XDP program.
 
+use std::cmp::Reverse;
+
 use flowgate_dataplane::{Counters, DropReason, Event, PassReason};
 use flowgate_xsk::steering::Reason;
 use flowgate_xsk::{BindMode, XdpStatistics};
@@ -8,8 +10,8 @@ use super::families::{Families, Kind, Labels, Number};
 use crate::appliance::sockets::{QueueSocket, SOCKET_DROPS, SocketCount};
 use crate::appliance::workers::{Restarts, WorkerSlot, Workers};
 
-/// Adds the counters of the workers.
-pub(super) fn add_workers(families: &mut Families, workers: &Workers, hangs: u64) {
+/// Adds the counters of the workers. Refused flows are listed for at most `services_max` Services, 0 for all.
+pub(super) fn add_workers(families: &mut Families, workers: &Workers, hangs: u64, services_max: usize) {
     let states = (0..workers.slots.len())
         .map(|index| (worker_label(index), Number::from(workers.state(index) == "running")));
     let help = "Whether the worker runs: 0 when it hangs or is dead, and its traffic passes to the kernel.";
@@ -22,7 +24,12 @@ pub(super) fn add_workers(families: &mut Families, workers: &Workers, hangs: u64
     families.add(Kind::Counter, "flowgate_worker_restarts", help, restarts);
     let help = "Flows that were taken over from an earlier process at the start.";
     families.gauge("flowgate_flows_adopted", help, workers.adoption.flows);
-    let refused = workers.exhaustion.totals().map(|(service, resource, refused)| {
+    let mut refused: Vec<_> = workers.exhaustion.totals().collect();
+    if services_max > 0 && refused.len() > services_max {
+        refused.sort_by_key(|(.., refused)| Reverse(refused.flows));
+        refused.truncate(services_max);
+    }
+    let refused = refused.into_iter().map(|(service, resource, refused)| {
         let labels = vec![("service", service.to_owned()), ("reason", resource.reason().name().to_owned())];
         (labels, refused.flows.into())
     });

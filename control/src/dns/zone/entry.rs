@@ -2,7 +2,6 @@
 //!
 //! Nothing is copied from the objects: answers are computed from the Service and its slices for each query.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -83,7 +82,13 @@ impl Entry {
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         match self.kind() {
             Kind::Addresses(addresses) => addresses.to_vec(),
-            Kind::Headless => sorted(self.ready().map(|(_, endpoint)| endpoint.addr)),
+            Kind::Headless => {
+                let of_family = |ipv4: bool| {
+                    let addresses = self.ready().map(|(_, endpoint)| endpoint.addr);
+                    addresses.filter(move |addr| addr.is_ipv4() == ipv4).take(ADDRESSES_MAX)
+                };
+                sorted(of_family(true).chain(of_family(false)))
+            }
             Kind::Alias(_) | Kind::Unusable => Vec::new(),
         }
     }
@@ -91,19 +96,28 @@ impl Entry {
     /// The addresses of an endpoint's name; empty if there is no such endpoint.
     pub(super) fn endpoint(&self, label: &str) -> Vec<IpAddr> {
         let meant = address_of_label(label);
-        let matches = |endpoint: &Endpoint| match host_name(endpoint) {
-            Some(name) => name.eq_ignore_ascii_case(label),
-            None => meant == Some(endpoint.addr),
-        };
         if matches!(self.kind(), Kind::Alias(_) | Kind::Unusable) {
             return Vec::new();
         }
-        sorted(self.ready().filter(|(_, endpoint)| matches(endpoint)).map(|(_, endpoint)| endpoint.addr))
+        let of_it = self.ready().filter(|(_, endpoint)| is_named(endpoint, label, meant));
+        sorted(of_it.map(|(_, endpoint)| endpoint.addr))
     }
 
     /// The targets of a named port; empty if there is no such port.
     pub(super) fn port(&self, name: &str, protocol: Protocol) -> Vec<PortTarget> {
         self.ports(|port, proto| !name.is_empty() && port.eq_ignore_ascii_case(name) && proto == protocol)
+    }
+
+    /// The targets of all ports, those without a name included.
+    pub(super) fn all_ports(&self) -> Vec<PortTarget> {
+        self.ports(|_, _| true)
+    }
+
+    /// The ports of an endpoint; empty if there is no such endpoint.
+    pub(super) fn endpoint_ports(&self, label: &str) -> Vec<PortTarget> {
+        let meant = address_of_label(label);
+        let of_it = self.ready().filter(|(_, endpoint)| is_named(endpoint, label, meant));
+        sorted(of_it.flat_map(|(slice, endpoint)| self.ports_of(slice, endpoint, |_, _| true)))
     }
 
     /// Whether any named port has this protocol.
@@ -140,15 +154,30 @@ impl Entry {
                     addresses.iter().map(move |&addr| PortTarget { host: host(), port, addr })
                 }))
             }
-            // P105: no proxy translates ports of a headless Service, so the endpoint's own number counts.
-            Kind::Headless => sorted(self.ready().flat_map(|(slice, endpoint)| {
-                let ports = slice.ports.iter().filter(|port| wanted(&port.name, port.protocol));
-                ports.filter_map(|&EndpointPort { port, .. }| {
-                    Some(PortTarget { host: self.host(endpoint)?, port, addr: endpoint.addr })
-                })
-            })),
+            Kind::Headless => {
+                let targets =
+                    self.ready().flat_map(|(slice, endpoint)| self.ports_of(slice, endpoint, &wanted));
+                sorted(targets.take(TARGETS_MAX))
+            }
             Kind::Alias(_) | Kind::Unusable => Vec::new(),
         }
+    }
+
+    /// Ports of an endpoint. P105: no proxy translates those of a headless Service, so the endpoint's own number counts.
+    fn ports_of(
+        &self,
+        slice: &EndpointSlice,
+        endpoint: &Endpoint,
+        wanted: impl Fn(&str, Protocol) -> bool,
+    ) -> Vec<PortTarget> {
+        let Some(host) = self.host(endpoint) else { return Vec::new() };
+        let ports = slice.ports.iter().filter(|port| wanted(&port.name, port.protocol));
+        let target = |&EndpointPort { port, .. }: &EndpointPort| PortTarget {
+            host: host.clone(),
+            port,
+            addr: endpoint.addr,
+        };
+        ports.map(target).collect()
     }
 
     /// Endpoints that take connections, with their slices. `publishNotReadyAddresses` needs no case here: its slices
@@ -163,6 +192,14 @@ impl Entry {
         let label = host_name(endpoint)
             .map_or_else(|| label_of_address(endpoint.addr), |name| name.to_ascii_lowercase());
         self.name.prepend_label(label.as_bytes()).ok()
+    }
+}
+
+/// Whether an endpoint has the name `label`, which is that of the address `meant` if of any.
+fn is_named(endpoint: &Endpoint, label: &str, meant: Option<IpAddr>) -> bool {
+    match host_name(endpoint) {
+        Some(name) => name.eq_ignore_ascii_case(label),
+        None => meant == Some(endpoint.addr),
     }
 }
 
@@ -194,8 +231,17 @@ fn address_of_label(label: &str) -> Option<IpAddr> {
 
 /// Sorted, each once: an endpoint may be in two slices, and a port too.
 fn sorted<T: Ord>(all: impl Iterator<Item = T>) -> Vec<T> {
-    all.collect::<BTreeSet<T>>().into_iter().collect()
+    let mut sorted: Vec<T> = all.collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    sorted
 }
+
+/// Addresses of a family that are looked at for one answer. No message holds as many (65,535 bytes, 16 for each), and a
+/// query must not cost more for the endpoints beyond.
+const ADDRESSES_MAX: usize = 4096;
+/// Targets of ports that are looked at for one answer; no message holds as many, since their names are not shortened.
+const TARGETS_MAX: usize = 2400;
 
 #[cfg(test)]
 mod tests {

@@ -11,7 +11,8 @@ pub(super) enum QueryName<'a> {
     Version,
     /// `ns.dns`: this server.
     Server,
-    /// `dns` or `svc`: has no records, but names below it (RFC 9499, "empty non-terminal").
+    /// `dns` or `svc`: has no records, but names below it (RFC 9499, "empty non-terminal"). `pod` too, as in CoreDNS without
+    /// pod records: its clients ask for it to find out whether there are any.
     EmptyNonTerminal,
     /// `<ns>.svc`.
     Namespace(&'a str),
@@ -48,7 +49,7 @@ impl<'a> QueryName<'a> {
             [] => Self::Apex,
             ["dns-version"] => Self::Version,
             ["ns", "dns"] => Self::Server,
-            ["dns" | "svc"] => Self::EmptyNonTerminal,
+            ["dns" | "svc" | "pod"] => Self::EmptyNonTerminal,
             [namespace, "svc"] => Self::Namespace(namespace),
             [below @ .., service, namespace, "svc"] => {
                 Part::read(below).map_or(Self::Nothing, |part| Self::Service { namespace, service, part })
@@ -90,11 +91,13 @@ mod tests {
     #[test]
     fn names_mean_what_the_specification_says() {
         let of = |part| QueryName::Service { namespace: "shop", service: "web", part };
-        let cases: [(&[&str], QueryName<'_>); 14] = [
+        let cases: [(&[&str], QueryName<'_>); 16] = [
             (&[], QueryName::Apex),
             (&["dns-version"], QueryName::Version),
             (&["svc"], QueryName::EmptyNonTerminal),
             (&["dns"], QueryName::EmptyNonTerminal),
+            (&["pod"], QueryName::EmptyNonTerminal),
+            (&["shop", "pod"], QueryName::Nothing),
             (&["ns", "dns"], QueryName::Server),
             (&["shop", "svc"], QueryName::Namespace("shop")),
             (&["web", "shop", "svc"], of(Part::Whole)),
