@@ -51,6 +51,15 @@ fn no_connection_is_lost_whatever_happens_around_it() -> Result<()> {
 }
 
 #[test]
+fn whoever_abuses_the_listening_ports_probes_are_answered_and_everything_stays_bounded() -> Result<()> {
+    let arguments = ["faults", "--connections", "40", "--case", "listener_abuse", "--abuse-seconds", "5"];
+    let (success, report, progress) = lab(&arguments)?;
+    assert!(success, "{progress}");
+    assert_eq!((&report["failed"], &report["lost_connections"]), (&0.into(), &0.into()), "{report}");
+    Ok(())
+}
+
+#[test]
 fn a_short_soak_loses_nothing_and_leaves_nothing() -> Result<()> {
     let (success, report, progress) =
         lab(&["soak", "--seconds", "10", "--connections", "60", "--seed", "3"])?;

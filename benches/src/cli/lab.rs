@@ -148,6 +148,9 @@ pub struct FaultsArgs {
     /// The seed of all random choices.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// How long the case `listener_abuse` abuses the listening ports, in seconds.
+    #[arg(long, default_value_t = 10)]
+    pub abuse_seconds: u64,
 }
 
 /// The options of `flowgate lab soak`.
@@ -367,7 +370,12 @@ impl BenchControlArgs {
 
 impl FaultsArgs {
     fn options(&self) -> FaultOptions {
-        FaultOptions { cases: self.cases.clone(), connections: self.connections, seed: self.seed }
+        FaultOptions {
+            cases: self.cases.clone(),
+            connections: self.connections,
+            seed: self.seed,
+            abuse: Duration::from_secs(self.abuse_seconds),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod report;
 pub(super) mod test_bed;
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::interrupt;
 use super::output::print_progress;
@@ -32,11 +33,13 @@ pub struct FaultOptions {
     pub connections: usize,
     /// The seed of all random choices.
     pub seed: u64,
+    /// How long the case `listener_abuse` abuses the listening ports.
+    pub abuse: Duration,
 }
 
 impl Default for FaultOptions {
     fn default() -> Self {
-        Self { cases: Vec::new(), connections: 1000, seed: 1 }
+        Self { cases: Vec::new(), connections: 1000, seed: 1, abuse: Duration::from_secs(10) }
     }
 }
 
@@ -45,6 +48,7 @@ pub(in crate::lab) struct CaseContext<'a> {
     pub(in crate::lab) flowgate: &'a Path,
     pub(in crate::lab) connections: usize,
     pub(in crate::lab) seed: u64,
+    pub(in crate::lab) abuse: Duration,
     pub(in crate::lab) stop: &'a Stop,
 }
 
@@ -70,7 +74,8 @@ pub fn faults(options: &FaultOptions, flowgate: &Path, stop: &Stop) -> Result<Fa
     if options.connections < 8 {
         return Err(Error::Option("the cases need at least 8 connections: some of each kind".into()));
     }
-    let context = CaseContext { flowgate, connections: options.connections, seed: options.seed, stop };
+    let FaultOptions { connections, seed, abuse, .. } = *options;
+    let context = CaseContext { flowgate, connections, seed, abuse, stop };
     let mut report = FaultReport::default();
     for case in cases::all() {
         if !options.cases.is_empty() && !options.cases.iter().any(|name| name == case.name) {

@@ -1,5 +1,6 @@
 //! The fault cases, grouped by what they disturb.
 
+mod abuse;
 mod address;
 mod attack;
 mod control;
@@ -19,7 +20,7 @@ use super::Case;
 
 /// All cases, in their order.
 pub(super) fn all() -> impl Iterator<Item = Case> {
-    let groups: [&'static [Case]; 13] = [
+    let groups: [&'static [Case]; 14] = [
         &flood::CASES,
         &restart::CASES,
         &workers::CASES,
@@ -32,6 +33,7 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
         &control::CASES,
         &fragments::CASES,
         &attack::CASES,
+        &abuse::CASES,
         &leak::CASES,
     ];
     groups.into_iter().flatten().copied()

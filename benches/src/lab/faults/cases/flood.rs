@@ -104,7 +104,7 @@ impl Flood {
 
 /// Lowers the priority of the calling thread. A real attacker has its own CPU: only receiving its packets should cost the
 /// gateway time, not generating them.
-fn lower_priority() -> Result<()> {
+pub(in crate::lab) fn lower_priority() -> Result<()> {
     let thread = gettid().as_raw().to_string();
     let mut command = Command::new("renice");
     command.args(["-n", "5", "-p", &thread]).stdout(Stdio::null()).stderr(Stdio::null());
