@@ -175,6 +175,7 @@ fn a_start_that_fails_after_attaching_leaves_nothing() -> Result<()> {
         let left = pins(gateway).unwrap_or_default();
         assert_eq!(left, BTreeMap::new(), "{what}");
         assert_eq!(is_bpffs_mounted()?, mounted_before, "{what}");
+        assert!(!folder.path().join("flows").exists(), "{what}: the flow tables");
         Ok(())
     };
 

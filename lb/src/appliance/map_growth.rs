@@ -39,7 +39,10 @@ impl MapGrowth {
     /// Adds to the maps what the new generation has in addition. To be called when the workers know it.
     pub(super) fn complete(&mut self, steering: &mut Steering, now: Instant) {
         self.add_new(steering);
-        self.grow(steering, now);
+        // After a failure it is tried again by `follow_up`, and not with each generation.
+        if self.cannot_grow.is_none() {
+            self.grow(steering, now);
+        }
     }
 
     /// Takes larger maps into use that have become ready, and tries again what has failed. To be called periodically.
@@ -97,8 +100,7 @@ impl MapGrowth {
     /// Has larger maps prepared if some are too small. Loading a program means verification, which would stop the control
     /// thread for too long.
     fn grow(&mut self, steering: &Steering, now: Instant) {
-        let waits = self.cannot_grow.is_some() && self.retry_at.is_some_and(|at| now < at);
-        if self.preparing.is_some() || waits {
+        if self.preparing.is_some() {
             return;
         }
         let Some(resize) = steering.resize(&self.wanted) else {
@@ -133,7 +135,7 @@ impl MapGrowth {
     }
 
     fn failed(&mut self, error: &dyn std::error::Error, now: Instant) {
-        self.cannot_grow = Some(error.to_string());
+        self.cannot_grow = Some(with_sources(error));
         self.retry_at = Some(now + RETRY_EVERY);
     }
 
@@ -222,6 +224,21 @@ fn limit_key(map: &str) -> Option<&'static str> {
 
 fn error(reason: String) -> Entry {
     Entry { severity: Severity::Error, place: None, object: None, reason }
+}
+
+/// An error with its causes, each once: some errors name their cause in their own text, and those of aya do not.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = source.source();
+    }
+    text
 }
 
 fn panicked() -> SteeringError {

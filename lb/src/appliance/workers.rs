@@ -49,6 +49,8 @@ pub(crate) struct Workers {
     started: bool,
     /// Whether the flow table holds flows of an earlier process that must be adopted before the start.
     adoption_is_due: bool,
+    /// Where the flow tables come from.
+    pub(crate) flow_origins: [Origin; 2],
     /// Whether sockets could not be opened again after a change of the interfaces.
     pub(crate) needs_reopen: bool,
 }
@@ -111,6 +113,7 @@ impl Workers {
             watchdog: Watchdog::new(config.workers.hang),
             started: false,
             adoption_is_due: origins.contains(&Origin::Restored),
+            flow_origins: origins,
             needs_reopen: false,
         };
         workers.open_slots(attached)?;

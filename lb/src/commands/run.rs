@@ -17,6 +17,7 @@ use flowgate_control::descriptors::{DescriptorBudget, DescriptorLimits};
 use flowgate_control::health::{self, HealthInputs, ProbeCounts};
 use flowgate_control::{Status, SyncMetrics, Update, dns, http};
 use flowgate_dataplane::worker::Resolver;
+use flowgate_flow::Origin;
 use flowgate_tables::Publisher;
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, SteeringError};
 use nix::time::{ClockId, clock_gettime};
@@ -161,16 +162,19 @@ async fn open_appliance(
     resolver: Resolver,
     started: Instant,
 ) -> anyhow::Result<Appliance> {
-    let opened = flow_files::open(config)
-        .and_then(|flows| Workers::open(config, steering.report(), flows, resolver, started));
-    let mut workers = match opened {
-        Ok(workers) => workers,
+    let flows = match flow_files::open(config) {
+        Ok(flows) => flows,
         Err(error) => return Err(undo_attach(config, steering, error)),
+    };
+    let origins = flows.1;
+    let mut workers = match Workers::open(config, steering.report(), flows, resolver, started) {
+        Ok(workers) => workers,
+        Err(error) => return Err(undo_start(config, steering, origins, error)),
     };
     if let Err(error) = prove::before_traffic(&mut workers, &mut steering).await {
         // Closes the sockets before the program is detached.
         drop(workers);
-        return Err(undo_attach(config, steering, error));
+        return Err(undo_start(config, steering, origins, error));
     }
     let publishing = Publishing {
         publisher: Publisher::new(),
@@ -189,9 +193,10 @@ fn shut_down(config: &Config, appliance: Appliance, outcome: anyhow::Result<Ende
     let Appliance { workers, mut publishing } = appliance;
     let outcome = match outcome {
         Err(error) if !workers.have_started() => {
+            let origins = workers.flow_origins;
             // Closes the sockets before the program is detached.
             workers.stop();
-            return Err(undo_attach(config, publishing.steering, error));
+            return Err(undo_start(config, publishing.steering, origins, error));
         }
         outcome => outcome,
     };
@@ -263,6 +268,21 @@ fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> any
         }
     }
     error
+}
+
+/// As [`undo_attach`], and removes the flow tables if this start made them.
+fn undo_start(
+    config: &Config,
+    steering: Steering,
+    origins: [Origin; 2],
+    error: anyhow::Error,
+) -> anyhow::Error {
+    if origins == [Origin::Created; 2]
+        && let Err(left) = flow_files::remove(&config.flow_folder())
+    {
+        tracing::error!("the flow tables of the failed start stay, run `flowgate detach`: {left:#}");
+    }
+    undo_attach(config, steering, error)
 }
 
 /// Publishes what the control plane compiled. The first generation starts the workers.
