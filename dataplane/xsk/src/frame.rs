@@ -4,9 +4,8 @@
 use std::ptr::NonNull;
 use std::{fmt, mem, slice};
 
-use xsk_rs::FrameDesc;
-
 use crate::region::{ChunkOwner, Region, release};
+use crate::ring::Descriptor;
 
 /// An Ethernet frame in a pool's memory; this value owns its chunk.
 ///
@@ -15,7 +14,7 @@ use crate::region::{ChunkOwner, Region, release};
 /// fine on an error path, too slow for the packet path.
 #[must_use = "a frame that is not sent or recycled goes back to its pool the slow way"]
 pub struct Frame {
-    desc: FrameDesc,
+    desc: Descriptor,
     region: NonNull<Region>,
 }
 
@@ -41,13 +40,13 @@ impl Frame {
     /// The caller owned the token of this chunk, hands it to the frame, and the descriptor passed
     /// [`Region::contains`] on this region.
     #[inline]
-    pub(crate) unsafe fn new(desc: FrameDesc, region: NonNull<Region>) -> Self {
+    pub(crate) unsafe fn new(desc: Descriptor, region: NonNull<Region>) -> Self {
         Self { desc, region }
     }
 
     /// The frame's descriptor and with it the chunk's token.
     #[inline]
-    pub(crate) fn into_desc(self) -> FrameDesc {
+    pub(crate) fn into_desc(self) -> Descriptor {
         let desc = self.desc;
         // The token goes on with the descriptor: `drop` would give the chunk back to the pool as well.
         mem::forget(self);
@@ -69,7 +68,7 @@ impl Frame {
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
-        self.desc.lengths().data()
+        self.desc.len as usize
     }
 
     /// True for a frame with no bytes, as [`FramePool::take`](crate::FramePool::take) hands it out.
@@ -97,11 +96,8 @@ impl Frame {
         if len > capacity {
             return Err(FrameTooLong { wanted: len, capacity });
         }
-        // SAFETY: as in `region`; taken apart from `self` so that the descriptor can be borrowed as well.
-        let region = unsafe { self.region.as_ref() };
-        // SAFETY: the descriptor is of this UMEM and the frame is the chunk's only owner.
-        let mut data = unsafe { region.umem().data_mut(&mut self.desc) };
-        data.cursor().set_pos(len);
+        // Lossless: a chunk has at most 4096 bytes.
+        self.desc.len = u32::try_from(len).unwrap_or_default();
         Ok(())
     }
 }
@@ -138,7 +134,7 @@ impl Drop for Frame {
 
 impl fmt::Debug for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Frame").field("addr", &self.desc.addr()).field("len", &self.len()).finish()
+        f.debug_struct("Frame").field("addr", &self.desc.addr).field("len", &self.len()).finish()
     }
 }
 
@@ -148,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_frame_stays_small() {
-        assert!(size_of::<Frame>() <= 40);
+        assert!(size_of::<Frame>() <= 24);
         assert_eq!(size_of::<Option<Frame>>(), size_of::<Frame>());
     }
 }

@@ -33,10 +33,12 @@
 
 mod driver;
 mod frame;
+mod memory;
 mod missing_feature;
 mod poll;
 mod pool;
 mod region;
+mod ring;
 mod rx_vlan_offload;
 mod socket;
 pub mod steering;
@@ -45,6 +47,7 @@ mod umem;
 
 pub use driver::Driver;
 pub use frame::{Frame, FrameTooLong};
+pub use memory::{OpenedSockets, PacketMemory};
 pub use missing_feature::MissingFeature;
 pub use poll::{Poller, Readiness};
 pub use pool::{AuditError, FrameAudit, FramePool};

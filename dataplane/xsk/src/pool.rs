@@ -4,76 +4,53 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use xsk_rs::FrameDesc;
-
+use crate::memory::{OpenedSockets, PacketMemory};
 use crate::region::{Region, RegionRef};
-use crate::{
-    BindMode, Frame, MissingFeature, UmemConfig, XskError, XskSocket, XskSocketConfig, ZeroCopy, umem,
-};
+use crate::ring::Descriptor;
+use crate::{Frame, MissingFeature, UmemConfig, XskError, XskSocket, XskSocketConfig, umem};
 
 /// One worker's packet memory with its free frames.
 ///
 /// All sockets of a pool share the memory, so a frame received on one may be sent on another. Free frames are a stack:
 /// the one used last is most likely still in the CPU's cache.
 pub struct FramePool {
-    free: Vec<FrameDesc>,
+    free: Vec<Descriptor>,
     region: RegionRef,
     zero_copy_refusal: Option<String>,
     missing: BTreeSet<MissingFeature>,
 }
 
 impl FramePool {
-    /// Maps the memory and binds the sockets, in their order.
-    ///
-    /// If all are [`ZeroCopy::Auto`], tries zero copy first; if one cannot be bound so, binds all in copy mode (one memory
-    /// has one mode), and [`zero_copy_refusal`](Self::zero_copy_refusal) has the reason.
+    /// Maps the memory and opens sockets on it, as [`PacketMemory::open`] does.
     ///
     /// # Errors
     ///
-    /// [`XskError`] with the socket and a hint. A queue that is still busy because of a process that has just died is tried
-    /// for about three seconds.
+    /// [`XskError`] with the socket and a hint.
     pub fn new(config: &UmemConfig, sockets: &[XskSocketConfig]) -> Result<(Self, Vec<XskSocket>), XskError> {
         umem::check(config, sockets)?;
-        if sockets.iter().any(|socket| socket.zero_copy == ZeroCopy::Off) {
-            return Self::open(config, sockets, BindMode::Copy, None);
-        }
-        // Zero copy is a property of the UMEM and not of a socket (net/xdp/xsk_buff_pool.c:xp_assign_dev_shared), so the
-        // fallback starts again with another UMEM.
-        match Self::open(config, sockets, BindMode::ZeroCopy, None) {
-            Err(XskError::Bind { source, .. })
-                // No device or no privilege: copy mode would fail in the same way.
-                if sockets.iter().all(|socket| socket.zero_copy == ZeroCopy::Auto)
-                    && !matches!(source.raw_os_error(), Some(libc::ENODEV | libc::EPERM)) =>
-            {
-                Self::open(config, sockets, BindMode::Copy, Some(source.to_string()))
-            }
-            other => other,
-        }
+        let mut pool = Self::map(config)?;
+        let OpenedSockets { sockets, zero_copy_refusal, missing_features } = pool.memory().open(sockets)?;
+        (pool.zero_copy_refusal, pool.missing) = (zero_copy_refusal, missing_features);
+        Ok((pool, sockets))
     }
 
-    fn open(
-        config: &UmemConfig,
-        sockets: &[XskSocketConfig],
-        mode: BindMode,
-        zero_copy_refusal: Option<String>,
-    ) -> Result<(Self, Vec<XskSocket>), XskError> {
-        let (umem, mut free) = umem::create_umem(config, sockets)?;
-        // All are bound before the first `XskSocket` exists: an error here leaves nothing that refers to frames.
-        let rings =
-            sockets.iter().map(|socket| umem::bind(&umem, socket, mode)).collect::<Result<Vec<_>, _>>()?;
-
+    /// Maps the memory, for sockets that are opened later.
+    ///
+    /// # Errors
+    ///
+    /// [`XskError`]: there is no such memory.
+    pub fn map(config: &UmemConfig) -> Result<Self, XskError> {
+        umem::check(config, &[])?;
+        let (region, mut free) = Region::map(config)?;
         // A stack is taken from at its end: so the lowest addresses are used first.
         free.reverse();
-        let mut references = Region::share(umem, &free, config.chunk_len, sockets.len() + 1);
-        let region = references.pop().expect("asked for one more than sockets");
-        let mut missing = BTreeSet::new();
-        let sockets = sockets
-            .iter()
-            .zip(rings)
-            .zip(references)
-            .map(|((config, rings), reference)| XskSocket::new(config, rings, reference, &mut missing))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok((Self { free, region, zero_copy_refusal, missing }, sockets))
+        Ok(Self { free, region, zero_copy_refusal: None, missing: BTreeSet::new() })
+    }
+
+    /// A handle by which sockets are opened on this memory.
+    #[must_use]
+    pub fn memory(&self) -> PacketMemory {
+        PacketMemory::of(self.region.another())
     }
 
     /// An empty frame to build a packet in; `None` if all are in use.
@@ -109,13 +86,13 @@ impl FramePool {
         self.region.chunk_count() as usize
     }
 
-    /// Why the sockets are in copy mode although zero copy was tried; `None` otherwise.
+    /// Why the sockets that were opened with the pool are in copy mode although zero copy was tried; `None` otherwise.
     #[must_use]
     pub fn zero_copy_refusal(&self) -> Option<&str> {
         self.zero_copy_refusal.as_deref()
     }
 
-    /// Features that this kernel does not have, without which the sockets work.
+    /// Features that this kernel does not have, without which those sockets work.
     pub fn missing_features(&self) -> impl Iterator<Item = MissingFeature> + '_ {
         self.missing.iter().copied()
     }
@@ -146,7 +123,7 @@ impl FramePool {
 
     /// The free list, after frames that were dropped elsewhere were moved back into it.
     #[inline]
-    pub(crate) fn free_list(&mut self) -> &mut Vec<FrameDesc> {
+    pub(crate) fn free_list(&mut self) -> &mut Vec<Descriptor> {
         if self.region.returned_count() > 0 {
             self.collect_returned();
         }

@@ -2,17 +2,20 @@
 //!
 //! Every chunk has exactly one token. The token is in the pool's free list, in a [`Frame`](crate::Frame), or with a socket
 //! (in its rings, or with the kernel, which took the chunk from them). `alive` counts tokens and references (one of the
-//! pool, one per socket); the release that brings it to zero frees the memory. So the memory outlives every frame, without
-//! an atomic reference count per frame on the packet path.
+//! pool, one per socket, and those by which sockets are opened later); the release that brings it to zero frees the memory.
+//! So the memory outlives every frame, without an atomic reference count per frame on the packet path.
 #![allow(unsafe_code, reason = "hands out packet memory that the kernel shares")]
 
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 #[cfg(debug_assertions)]
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use xsk_rs::{FrameDesc, Umem};
+use crate::ring::Descriptor;
+use crate::sys::xdp_socket;
+use crate::umem::KERNEL_HEADROOM;
+use crate::{UmemConfig, XskError, umem};
 
 /// Who owns a chunk. Tracked in debug builds only: a second owner is a bug of this crate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,13 +27,15 @@ pub(crate) enum ChunkOwner {
 }
 
 pub(crate) struct Region {
-    umem: Umem,
     base: NonNull<u8>,
+    /// Bytes of the whole mapping.
+    len: usize,
+    headroom: u32,
     chunk_shift: u32,
     chunk_count: u32,
     alive: AtomicUsize,
     /// Frames that were dropped instead of recycled; `None` once the pool is gone.
-    returned: Mutex<Option<Vec<FrameDesc>>>,
+    returned: Mutex<Option<Vec<Descriptor>>>,
     returned_count: AtomicU32,
     /// Chunks that are lost until the memory is freed: the kernel had them when their socket was closed.
     leaked: AtomicU32,
@@ -44,7 +49,13 @@ unsafe impl Sync for Region {}
 // SAFETY: nothing in it belongs to a thread; mmap'ed memory may be unmapped from any thread.
 unsafe impl Send for Region {}
 
-/// A counted reference to a region: one of the pool and one per socket.
+impl Drop for Region {
+    fn drop(&mut self) {
+        xdp_socket::unmap(self.base, self.len);
+    }
+}
+
+/// A counted reference to a region: one of the pool, one per socket, and those of [`PacketMemory`](crate::PacketMemory).
 pub(crate) struct RegionRef(NonNull<Region>);
 
 // SAFETY: a region may be shared between threads (it is Sync) and freed on any of them (it is Send).
@@ -53,31 +64,43 @@ unsafe impl Send for RegionRef {}
 unsafe impl Sync for RegionRef {}
 
 impl Region {
-    /// Takes a new UMEM with all its descriptors, and returns `owners` references to it.
-    pub(crate) fn share(umem: Umem, descs: &[FrameDesc], chunk_len: u32, owners: usize) -> Vec<RegionRef> {
-        // SAFETY: the descriptor came with this UMEM; the slice is empty and only its address is taken.
-        let first = unsafe { umem.data(&descs[0]) }.contents().as_ptr().addr() - descs[0].addr();
-        // With exposed provenance: the memory was mapped by C code, and the kernel writes into it by address.
-        let base = NonNull::new(ptr::with_exposed_provenance_mut(first)).expect("mmap never maps page zero");
+    /// Maps new memory. Returns its first reference, and a descriptor for every chunk.
+    pub(crate) fn map(config: &UmemConfig) -> Result<(RegionRef, Vec<Descriptor>), XskError> {
+        let (base, len) = umem::map(config)?;
+        let chunk_len = config.chunk_len as usize;
+        let data_start = u64::from(KERNEL_HEADROOM + config.headroom);
+        let chunks = (0..len / chunk_len).map(|chunk| (chunk * chunk_len) as u64);
+        let descs: Vec<_> =
+            chunks.map(|start| Descriptor { addr: start + data_start, len: 0, options: 0 }).collect();
         let region = Box::new(Self {
-            umem,
             base,
-            chunk_shift: chunk_len.trailing_zeros(),
-            chunk_count: u32::try_from(descs.len()).expect("xsk-rs counts frames in a u32"),
+            len,
+            headroom: config.headroom,
+            chunk_shift: config.chunk_len.trailing_zeros(),
+            chunk_count: u32::try_from(descs.len()).unwrap_or(u32::MAX),
             // All tokens at once: on the packet path none is counted, they only move.
-            alive: AtomicUsize::new(descs.len() + owners),
+            alive: AtomicUsize::new(descs.len() + 1),
             returned: Mutex::new(Some(Vec::new())),
             returned_count: AtomicU32::new(0),
             leaked: AtomicU32::new(0),
             #[cfg(debug_assertions)]
             owners: descs.iter().map(|_| AtomicU8::new(ChunkOwner::User as u8)).collect(),
         });
-        let region = NonNull::from(Box::leak(region));
-        (0..owners).map(|_| RegionRef(region)).collect()
+        Ok((RegionRef(NonNull::from(Box::leak(region))), descs))
     }
 
-    pub(crate) fn umem(&self) -> &Umem {
-        &self.umem
+    /// Where the memory is, and how long.
+    pub(crate) fn memory(&self) -> (NonNull<u8>, usize) {
+        (self.base, self.len)
+    }
+
+    /// Bytes left free in each chunk in front of those that the kernel reserves.
+    pub(crate) fn headroom(&self) -> u32 {
+        self.headroom
+    }
+
+    pub(crate) fn chunk_len(&self) -> u32 {
+        1 << self.chunk_shift
     }
 
     pub(crate) fn chunk_count(&self) -> u32 {
@@ -86,32 +109,32 @@ impl Region {
 
     /// Where the data of a descriptor starts.
     #[inline]
-    pub(crate) fn data(&self, desc: &FrameDesc) -> NonNull<u8> {
+    pub(crate) fn data(&self, desc: &Descriptor) -> NonNull<u8> {
         debug_assert!(self.contains(desc));
-        // SAFETY: every descriptor that becomes a frame came with the UMEM or passed `contains`: it is inside.
-        unsafe { self.base.add(desc.addr()) }
+        // SAFETY: every descriptor that becomes a frame came with the memory or passed `contains`: it is inside.
+        unsafe { self.base.add(desc.start()) }
     }
 
     /// Bytes from the descriptor's address to the end of its chunk.
     #[inline]
-    pub(crate) fn capacity(&self, desc: &FrameDesc) -> usize {
+    pub(crate) fn capacity(&self, desc: &Descriptor) -> usize {
         let chunk_len = 1_usize << self.chunk_shift;
-        chunk_len - (desc.addr() & (chunk_len - 1))
+        chunk_len - (desc.start() & (chunk_len - 1))
     }
 
     /// True if the descriptor's bytes lie in one chunk of this region. Checked for every descriptor from the kernel.
     #[inline]
-    pub(crate) fn contains(&self, desc: &FrameDesc) -> bool {
-        desc.addr() >> self.chunk_shift < self.chunk_count as usize
-            && desc.lengths().data() <= self.capacity(desc)
+    pub(crate) fn contains(&self, desc: &Descriptor) -> bool {
+        desc.start() >> self.chunk_shift < self.chunk_count as usize
+            && desc.len as usize <= self.capacity(desc)
     }
 
     /// Records that a chunk changes its owner. Debug builds panic if `from` did not own it; release builds do nothing.
     #[inline]
-    pub(crate) fn transfer(&self, desc: &FrameDesc, from: ChunkOwner, to: ChunkOwner) {
+    pub(crate) fn transfer(&self, desc: &Descriptor, from: ChunkOwner, to: ChunkOwner) {
         #[cfg(debug_assertions)]
         {
-            let chunk = desc.addr() >> self.chunk_shift;
+            let chunk = desc.start() >> self.chunk_shift;
             // Relaxed: the ring or the lock by which the chunk moves orders the accesses to its bytes.
             let was = self.owners[chunk].swap(to as u8, Ordering::Relaxed);
             assert_eq!(was, from as u8, "chunk {chunk} goes from {from:?} to {to:?}, but another holds it");
@@ -121,7 +144,7 @@ impl Region {
     }
 
     /// Takes back a frame that was dropped. False if the pool is gone: then the caller releases the token.
-    pub(crate) fn take_back(&self, desc: FrameDesc) -> bool {
+    pub(crate) fn take_back(&self, desc: Descriptor) -> bool {
         let mut returned = self.lock_returned();
         let Some(frames) = returned.as_mut() else { return false };
         frames.push(desc);
@@ -136,7 +159,7 @@ impl Region {
         self.returned_count.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn drain_returned(&self, into: &mut Vec<FrameDesc>) {
+    pub(crate) fn drain_returned(&self, into: &mut Vec<Descriptor>) {
         if let Some(frames) = self.lock_returned().as_mut() {
             into.append(frames);
             self.returned_count.store(0, Ordering::Relaxed);
@@ -156,7 +179,7 @@ impl Region {
         self.leaked.fetch_add(chunks, Ordering::Relaxed);
     }
 
-    fn lock_returned(&self) -> MutexGuard<'_, Option<Vec<FrameDesc>>> {
+    fn lock_returned(&self) -> MutexGuard<'_, Option<Vec<Descriptor>>> {
         // No code under this lock panics halfway, so a poisoned lock still protects a valid list.
         self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -166,6 +189,13 @@ impl RegionRef {
     #[inline]
     pub(crate) fn as_ptr(&self) -> NonNull<Region> {
         self.0
+    }
+
+    /// Another reference to the same region.
+    pub(crate) fn another(&self) -> Self {
+        // Relaxed, as in `Arc`: who has a reference need not synchronise to make another.
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        Self(self.0)
     }
 
     /// Releases the tokens of `chunks`, which the owner of this reference had and does not use any more.
@@ -204,7 +234,7 @@ pub(crate) unsafe fn release(region: NonNull<Region>, count: usize) {
     let before = unsafe { region.as_ref() }.alive.fetch_sub(count, Ordering::AcqRel);
     debug_assert!(before >= count);
     if before == count {
-        // SAFETY: made by Box::leak in `share`; the count just reached zero, so nobody else refers to it.
+        // SAFETY: made by Box::leak in `map`; the count just reached zero, so nobody else refers to it.
         drop(unsafe { Box::from_raw(region.as_ptr()) });
     }
 }

@@ -9,13 +9,12 @@
 #![allow(unsafe_code, reason = "moves descriptors between rings that the kernel shares")]
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::{fmt, io};
-
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use xsk_rs::FrameDesc;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+use std::{fmt, io, thread};
 
 use crate::region::{ChunkOwner, RegionRef};
+use crate::ring::Descriptor;
 use crate::sys::xdp_socket;
 use crate::umem::Rings;
 use crate::{BindMode, Frame, FramePool, MissingFeature, XskError, XskSocketConfig};
@@ -27,6 +26,10 @@ pub const BURST: usize = 64;
 /// packet that the device drops.
 const KICKS_PER_FLUSH: usize = 64;
 
+/// How often a socket that is to be closed looks for completions, and the pause in between.
+const RETIRE_LOOKS: usize = 20;
+const RETIRE_PAUSE: Duration = Duration::from_micros(100);
+
 /// Packets that a send call in copy mode takes before Linux 6.17 (net/xdp/xsk.c:TX_BATCH_SIZE).
 const OLD_TX_BATCH: usize = 32;
 
@@ -34,7 +37,6 @@ const OLD_TX_BATCH: usize = 32;
 pub struct XskSocket {
     rings: Rings,
     region: RegionRef,
-    fd: RawFd,
     fill_target: usize,
     tx_ring_len: usize,
     always_kick: bool,
@@ -46,8 +48,8 @@ pub struct XskSocket {
     /// Free entries of the tx ring beyond those that `staged` will take. Cached: the kernel can only add to them.
     tx_room: usize,
     staged_count: usize,
-    staged: [FrameDesc; BURST],
-    scratch: [FrameDesc; BURST],
+    staged: [Descriptor; BURST],
+    scratch: [Descriptor; BURST],
     wakes: WakeCounters,
     bind_mode: BindMode,
     interface: String,
@@ -140,11 +142,9 @@ impl XskSocket {
         region: RegionRef,
         missing: &mut BTreeSet<MissingFeature>,
     ) -> Result<Self, XskError> {
-        let fd = rings.rx.fd().as_raw_fd();
         let mut socket = Self {
             rings,
             region,
-            fd,
             fill_target: config.fill_ring_len as usize,
             tx_ring_len: config.tx_ring_len as usize,
             always_kick: false,
@@ -153,8 +153,8 @@ impl XskSocket {
             in_tx: 0,
             tx_room: 0,
             staged_count: 0,
-            staged: [FrameDesc::default(); BURST],
-            scratch: [FrameDesc::default(); BURST],
+            staged: [Descriptor::default(); BURST],
+            scratch: [Descriptor::default(); BURST],
             wakes: WakeCounters::default(),
             bind_mode: BindMode::Copy,
             interface: config.interface.clone(),
@@ -162,8 +162,6 @@ impl XskSocket {
         };
         let failed =
             |source| XskError::Socket { interface: config.interface.clone(), queue: config.queue, source };
-        // libxdp does not set close-on-exec: when Flowgate executes itself anew, the old socket would keep the queue busy.
-        fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|errno| failed(errno.into()))?;
         // Asked of the kernel and not taken from the bind flags: what counts is what the socket is.
         if xdp_socket::is_zero_copy(socket.as_fd()).map_err(failed)? {
             socket.bind_mode = BindMode::ZeroCopy;
@@ -195,8 +193,7 @@ impl XskSocket {
     #[inline]
     pub fn rx_burst(&mut self, frames: &mut Vec<Frame>, max: usize) -> usize {
         let want = &mut self.scratch[..max.min(BURST)];
-        // SAFETY: the descriptors are written before they are read, and this ring belongs to this region's UMEM.
-        let count = unsafe { self.rings.rx.consume(want) };
+        let count = self.rings.rx.consume(want);
         self.in_fill -= count;
         for desc in &self.scratch[..count] {
             if !self.region.contains(desc) {
@@ -232,14 +229,14 @@ impl XskSocket {
         if self.tx_room == 0 {
             // Reading the consumer index costs a cache miss on a line that the kernel writes: only when the cached number is
             // used up.
-            self.tx_room = self.rings.tx.nb_free_exact() as usize - self.staged_count;
+            self.tx_room = self.rings.tx.room(usize::MAX) - self.staged_count;
             if self.tx_room == 0 {
                 return Err(TxRefused { frame, reason: RefusedReason::RingFull });
             }
         }
         let mut desc = frame.into_desc();
         // A received descriptor may have XDP_PKT_CONTD or other bits, which are invalid for sending.
-        desc.set_options(0);
+        desc.options = 0;
         self.region.transfer(&desc, ChunkOwner::User, ChunkOwner::Tx);
         self.staged[self.staged_count] = desc;
         self.staged_count += 1;
@@ -273,8 +270,7 @@ impl XskSocket {
         assert!(pool.is(&self.region), "a port's frames go back to its own pool");
         let mut reaped = 0;
         while self.in_tx > 0 {
-            // SAFETY: the descriptors are written before they are read, and this ring belongs to this region's UMEM.
-            let count = unsafe { self.rings.completion.consume(&mut self.scratch) };
+            let count = self.rings.completion.consume(&mut self.scratch);
             self.in_tx -= count;
             reaped += count;
             let free = pool.free_list();
@@ -308,23 +304,75 @@ impl XskSocket {
         let want = (self.fill_target - self.in_fill).min(free.len());
         // The kernel publishes received packets before it frees their entries in the fill ring (net/xdp/xsk.c:xsk_flush;
         // zero-copy drivers free them later still), so for a moment the ring may have less room than `in_fill` leaves.
-        let room = self.rings.fill.nb_free(u32::try_from(want).unwrap_or(u32::MAX)) as usize;
-        let want = want.min(room);
+        let want = want.min(self.rings.fill.room(want));
         let rest = free.len() - want;
         for desc in &free[rest..] {
             self.region.transfer(desc, ChunkOwner::User, ChunkOwner::Fill);
         }
-        // SAFETY: the pool owns the tokens of its free list, all of this region, and gives these up just below.
-        let count = unsafe { self.rings.fill.produce(&free[rest..]) };
-        assert_eq!(count, want, "only the kernel takes from the fill ring, so its room can only grow");
+        // The pool owns the tokens of its free list, all of this region, and gives these up here.
+        self.rings.fill.produce(&free[rest..]);
         free.truncate(rest);
-        self.in_fill += count;
+        self.in_fill += want;
         if self.always_kick || self.rings.fill.needs_wakeup() {
             self.wakes.rx += 1;
             let result = xdp_socket::kick_rx(self.as_fd());
             self.count_failure(result);
         }
-        count
+        want
+    }
+
+    /// Takes back into the pool the frames of a socket that is about to be closed, and returns how many the kernel keeps: they
+    /// are lost for the pool. Before, the socket has left the socket map, and [`SocketMap::wait_for_readers`] has returned.
+    ///
+    /// In copy mode the kernel keeps at most what it is just sending. In zero copy the device goes on to take frames from the
+    /// fill ring as long as it exists, so that all are lost that are there for receiving.
+    ///
+    /// [`SocketMap::wait_for_readers`]: crate::steering::SocketMap::wait_for_readers
+    ///
+    /// # Panics
+    ///
+    /// If `pool` is not the pool of this socket.
+    pub fn retire(&mut self, pool: &mut FramePool) -> usize {
+        assert!(pool.is(&self.region), "a port's frames go back to its own pool");
+        self.submit();
+        // What is on its way to the device mostly completes at once.
+        for _ in 0..RETIRE_LOOKS {
+            if self.in_tx > 0 && self.tx_waiting() > 0 {
+                self.kick();
+            }
+            self.reap(pool);
+            if self.in_tx == 0 {
+                break;
+            }
+            thread::sleep(RETIRE_PAUSE);
+        }
+        let mut received = [Descriptor::default(); BURST];
+        loop {
+            let count = self.rings.rx.consume(&mut received);
+            self.in_fill -= count;
+            let valid = received[..count].iter().filter(|desc| self.region.contains(desc));
+            let before = pool.free_list().len();
+            pool.free_list().extend(valid.inspect(|desc| {
+                self.region.transfer(desc, ChunkOwner::Fill, ChunkOwner::User);
+            }));
+            self.region.leak(u32::try_from(count - (pool.free_list().len() - before)).unwrap_or_default());
+            if count < BURST {
+                break;
+            }
+        }
+        // In copy mode only our own calls send, and only the program's redirection receives (net/xdp/xsk.c).
+        if self.bind_mode == BindMode::Copy || self.link_state() == LinkState::Gone {
+            let (region, free) = (&self.region, pool.free_list());
+            self.in_fill -= self.rings.fill.take_back(|desc| {
+                region.transfer(&desc, ChunkOwner::Fill, ChunkOwner::User);
+                free.push(desc);
+            });
+            self.in_tx -= self.rings.tx.take_back(|desc| {
+                region.transfer(&desc, ChunkOwner::Tx, ChunkOwner::User);
+                free.push(desc);
+            });
+        }
+        self.in_fill + self.in_tx
     }
 
     /// Its descriptor, for the socket map and for polling.
@@ -399,10 +447,9 @@ impl XskSocket {
         if self.staged_count == 0 {
             return;
         }
-        // SAFETY: their tokens came with the frames, all of this region; `in_tx` holds them until the completion
-        // ring gives them back.
-        let count = unsafe { self.rings.tx.produce(&self.staged[..self.staged_count]) };
-        assert_eq!(count, self.staged_count, "tx_push counted the places");
+        // Their tokens came with the frames; `in_tx` holds them until the completion ring gives them back. `tx_push` has
+        // counted the places.
+        self.rings.tx.produce(&self.staged[..self.staged_count]);
         self.staged_count = 0;
     }
 
@@ -431,7 +478,7 @@ impl XskSocket {
 
     /// Packets in the tx ring that the kernel has not taken yet.
     fn tx_waiting(&mut self) -> usize {
-        self.tx_ring_len - self.rings.tx.nb_free_exact() as usize
+        self.tx_ring_len - self.rings.tx.room(usize::MAX)
     }
 
     fn count_failure(&mut self, result: io::Result<()>) {
@@ -449,8 +496,7 @@ impl XskSocket {
 
 impl AsFd for XskSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the socket stays open as long as the rings, which this socket owns and the borrow keeps.
-        unsafe { BorrowedFd::borrow_raw(self.fd) }
+        self.rings.fd.as_fd()
     }
 }
 

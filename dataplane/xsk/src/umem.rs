@@ -1,13 +1,20 @@
-//! UMEM and socket configuration, and binding. Used at start-up and when sockets are reopened, not on the packet path.
-#![allow(unsafe_code, reason = "xsk-rs marks binding a socket as unsafe")]
+//! Packet memory and socket configuration, and binding. Used at start-up and when sockets are opened again, not on the packet
+//! path.
+//!
+//! The kernel's UMEM is a registration of memory with a socket. The sockets of one interface share one registration; each
+//! interface registers the same memory for itself. So a frame that one interface has received is sent by another without a
+//! copy, and yet no interface needs the sockets of another.
 
-use std::error::Error as _;
-use std::num::NonZeroU32;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 use std::time::Duration;
 use std::{io, thread};
 
-use xsk_rs::config::{BindFlags, LibxdpFlags, SocketConfig, UmemConfigBuilder};
-use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
+use nix::net::if_::if_nametoindex;
+
+use crate::region::Region;
+use crate::ring::{Descriptor, Ring};
+use crate::sys::xdp_socket;
 
 /// Bytes at the start of each chunk that the kernel reserves (XDP_PACKET_HEADROOM).
 pub const KERNEL_HEADROOM: u32 = 256;
@@ -169,20 +176,19 @@ pub enum XskError {
     },
 }
 
-/// The four rings of one bound socket.
+/// The four rings of one bound socket, and its descriptor.
 pub(crate) struct Rings {
-    pub(crate) tx: TxQueue,
-    pub(crate) rx: RxQueue,
-    pub(crate) fill: FillQueue,
-    pub(crate) completion: CompQueue,
+    pub(crate) tx: Ring<Descriptor>,
+    pub(crate) rx: Ring<Descriptor>,
+    pub(crate) fill: Ring<u64>,
+    pub(crate) completion: Ring<u64>,
+    pub(crate) fd: OwnedFd,
 }
 
 /// Rejects configurations that the kernel would reject later with EINVAL and no reason.
 pub(crate) fn check(umem: &UmemConfig, sockets: &[XskSocketConfig]) -> Result<(), XskError> {
     let fail = |text: String| Err(XskError::Config(text));
-    if sockets.is_empty() {
-        return fail("a frame pool needs at least one port".to_owned());
-    }
+    check_sockets(sockets)?;
     // Aligned chunks are a power of two from 2048 to the page size (net/xdp/xdp_umem.c:xdp_umem_reg), also in huge pages.
     if !matches!(umem.chunk_len, 2048 | 4096) {
         return fail(format!("chunk_len {}: only 2048 and 4096 exist", umem.chunk_len));
@@ -190,7 +196,26 @@ pub(crate) fn check(umem: &UmemConfig, sockets: &[XskSocketConfig]) -> Result<()
     if umem.headroom + KERNEL_HEADROOM >= umem.chunk_len {
         return fail(format!("headroom {} leaves no room in chunks of {}", umem.headroom, umem.chunk_len));
     }
-    for socket in sockets {
+    let least = sockets.iter().fold(64_u64, |sum, socket| sum + u64::from(socket.fill_ring_len));
+    if u64::from(umem.frame_count) < least {
+        return fail(format!(
+            "frame_count {}: the fill rings alone take {least}; {} serve every ring",
+            umem.frame_count,
+            UmemConfig::frames_for(sockets)
+        ));
+    }
+    Ok(())
+}
+
+/// Rejects sockets that the kernel would reject later with EINVAL and no reason.
+pub(crate) fn check_sockets(sockets: &[XskSocketConfig]) -> Result<(), XskError> {
+    let fail = |text: String| Err(XskError::Config(text));
+    for (at, socket) in sockets.iter().enumerate() {
+        let is_same =
+            |other: &&XskSocketConfig| (&other.interface, other.queue) == (&socket.interface, socket.queue);
+        if sockets[..at].iter().find(is_same).is_some() {
+            return fail(format!("{} queue {} appears twice in one pool", socket.interface, socket.queue));
+        }
         for (name, len) in [
             ("rx_ring_len", socket.rx_ring_len),
             ("tx_ring_len", socket.tx_ring_len),
@@ -211,112 +236,109 @@ pub(crate) fn check(umem: &UmemConfig, sockets: &[XskSocketConfig]) -> Result<()
             force.interface, off.interface
         ));
     }
-    let least = sockets.iter().fold(64_u64, |sum, socket| sum + u64::from(socket.fill_ring_len));
-    if u64::from(umem.frame_count) < least {
-        return fail(format!(
-            "frame_count {}: the fill rings alone take {least}; {} serve every ring",
-            umem.frame_count,
-            UmemConfig::frames_for(sockets)
-        ));
-    }
     Ok(())
 }
 
-/// Maps and registers the memory.
-pub(crate) fn create_umem(
-    config: &UmemConfig,
-    sockets: &[XskSocketConfig],
-) -> Result<(Umem, Vec<FrameDesc>), XskError> {
-    // libxdp gives every fill and completion ring of a UMEM the same length; a socket uses no more of its fill ring than
-    // it is configured for.
-    let fill = sockets.iter().map(|socket| socket.fill_ring_len).max().unwrap_or_default();
-    let completion = sockets.iter().map(|socket| socket.completion_ring_len).max().unwrap_or_default();
-    let mut count = u64::from(config.frame_count);
+/// Maps the memory: where it is, and how many bytes.
+pub(crate) fn map(config: &UmemConfig) -> Result<(NonNull<u8>, usize), XskError> {
+    let mut bytes = u64::from(config.frame_count) * u64::from(config.chunk_len);
     if config.huge_pages {
         // munmap fails for a length that ends inside a huge page.
-        count = count.next_multiple_of(HUGE_PAGE_LEN / u64::from(config.chunk_len));
+        bytes = bytes.next_multiple_of(HUGE_PAGE_LEN);
     }
-    let bytes = count * u64::from(config.chunk_len);
-    let invalid = |error: &dyn std::fmt::Display| XskError::Config(error.to_string());
-
-    let umem_config = UmemConfigBuilder::new()
-        .frame_size(config.chunk_len.try_into().map_err(|error| invalid(&error))?)
-        .frame_headroom(config.headroom)
-        .fill_queue_size(fill.try_into().map_err(|error| invalid(&error))?)
-        .comp_queue_size(completion.try_into().map_err(|error| invalid(&error))?)
-        .build()
-        .map_err(|error| invalid(&error))?;
-    let count = u32::try_from(count)
-        .ok()
-        .and_then(NonZeroU32::new)
-        .ok_or_else(|| XskError::Config(format!("frame_count {} is too large", config.frame_count)))?;
-
-    // In huge pages too the kernel pins 4 KiB pages and charges them to RLIMIT_MEMLOCK: ENOBUFS.
-    Umem::new(umem_config, count, config.huge_pages).map_err(|error| {
-        let source = os_error(error.source());
+    let len = usize::try_from(bytes)
+        .map_err(|_error| XskError::Config(format!("frame_count {} is too large", config.frame_count)))?;
+    let base = xdp_socket::map_memory(len, config.huge_pages).map_err(|source| {
         let hint = match source.raw_os_error() {
             Some(libc::ENOMEM) if config.huge_pages => " (reserve huge pages: sysctl vm.nr_hugepages)",
+            _ => "",
+        };
+        XskError::Umem { bytes, source, hint }
+    })?;
+    Ok((base, len))
+}
+
+/// Opens and binds one socket. It shares the registration of `shared`, a bound socket of the same interface, or registers
+/// the memory itself.
+pub(crate) fn open(
+    region: &Region,
+    socket: &XskSocketConfig,
+    mode: BindMode,
+    shared: Option<BorrowedFd<'_>>,
+) -> Result<Rings, XskError> {
+    let failed = |source| bind_error(socket, mode, source);
+    let fd = xdp_socket::open().map_err(failed)?;
+    if shared.is_none() {
+        register(region, fd.as_fd())?;
+    }
+    let rings = create_rings(fd, socket).map_err(failed)?;
+    bind(&rings, socket, mode, shared)?;
+    Ok(rings)
+}
+
+fn register(region: &Region, socket: BorrowedFd<'_>) -> Result<(), XskError> {
+    let memory = region.memory();
+    let registered = xdp_socket::register_memory(socket, memory, region.chunk_len(), region.headroom());
+    registered.map_err(|source| {
+        // In huge pages too the kernel pins 4 KiB pages and charges them to RLIMIT_MEMLOCK: ENOBUFS.
+        let hint = match source.raw_os_error() {
             Some(libc::ENOBUFS) => " (raise the memlock limit or grant CAP_IPC_LOCK)",
             Some(libc::EPERM) => " (needs CAP_NET_RAW)",
             _ => "",
         };
-        XskError::Umem { bytes, source, hint }
+        XskError::Umem { bytes: memory.1 as u64, source, hint }
     })
 }
 
-/// Binds one socket. A queue whose last owner has just died stays busy for a moment, so it is tried for about 3 s.
-pub(crate) fn bind(umem: &Umem, socket: &XskSocketConfig, mode: BindMode) -> Result<Rings, XskError> {
-    let copy = match mode {
-        BindMode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
-        BindMode::Copy => BindFlags::XDP_COPY,
-    };
-    let invalid = |error: &dyn std::fmt::Display| XskError::Config(error.to_string());
-    let config = SocketConfig::builder()
-        .rx_queue_size(socket.rx_ring_len.try_into().map_err(|error| invalid(&error))?)
-        .tx_queue_size(socket.tx_ring_len.try_into().map_err(|error| invalid(&error))?)
-        // Without its own program, which libxdp would attach in place of ours.
-        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+fn create_rings(fd: OwnedFd, socket: &XskSocketConfig) -> io::Result<Rings> {
+    let (fill_len, completion_len) = (socket.fill_ring_len, socket.completion_ring_len);
+    for (option, len) in [
+        (libc::XDP_UMEM_FILL_RING, fill_len),
+        (libc::XDP_UMEM_COMPLETION_RING, completion_len),
+        (libc::XDP_RX_RING, socket.rx_ring_len),
+        (libc::XDP_TX_RING, socket.tx_ring_len),
+    ] {
+        xdp_socket::create_ring(fd.as_fd(), option, len)?;
+    }
+    let offsets = xdp_socket::ring_offsets(fd.as_fd())?;
+    let page = |offset| libc::off_t::try_from(offset).map_err(io::Error::other);
+    let (of_fill, of_completion) =
+        (page(libc::XDP_UMEM_PGOFF_FILL_RING)?, page(libc::XDP_UMEM_PGOFF_COMPLETION_RING)?);
+    Ok(Rings {
+        tx: Ring::map(fd.as_fd(), libc::XDP_PGOFF_TX_RING, offsets.tx, socket.tx_ring_len)?,
+        rx: Ring::map(fd.as_fd(), libc::XDP_PGOFF_RX_RING, offsets.rx, socket.rx_ring_len)?,
+        fill: Ring::map(fd.as_fd(), of_fill, offsets.fr, fill_len)?,
+        completion: Ring::map(fd.as_fd(), of_completion, offsets.cr, completion_len)?,
+        fd,
+    })
+}
+
+/// Binds a socket. A queue whose last owner has just died stays busy for a moment, so it is tried for about 3 s.
+fn bind(
+    rings: &Rings,
+    socket: &XskSocketConfig,
+    mode: BindMode,
+    shared: Option<BorrowedFd<'_>>,
+) -> Result<(), XskError> {
+    let flags = match (shared, mode) {
+        // The mode is the one of the registration, and naming it is an error (net/xdp/xsk.c:xsk_bind).
+        (Some(_), _) => 0,
         // Need-wakeup: system calls only when the driver sleeps, in copy mode one per burst.
-        .bind_flags(copy | BindFlags::XDP_USE_NEED_WAKEUP)
-        .build();
-    let interface = socket.interface.parse().map_err(|error| invalid(&error))?;
-
-    let failed = |source: io::Error| {
-        let hint = match source.raw_os_error() {
-            Some(libc::EBUSY) => " (another process has a socket on this queue)",
-            Some(libc::EINVAL) => " (does the queue exist?)",
-            Some(libc::EPERM) => " (needs CAP_NET_RAW and CAP_NET_ADMIN)",
-            Some(libc::ENODEV) => " (no such interface here)",
-            _ => "",
-        };
-        XskError::Bind {
-            interface: socket.interface.clone(),
-            queue: socket.queue,
-            mode: mode.name(),
-            source,
-            hint,
-        }
+        (None, BindMode::ZeroCopy) => libc::XDP_ZEROCOPY | libc::XDP_USE_NEED_WAKEUP,
+        (None, BindMode::Copy) => libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP,
     };
-
     let mut pause = FIRST_BIND_PAUSE;
     for attempt in 1.. {
-        // SAFETY: loading libxdp's own program is inhibited, which is what the contract asks for.
-        match unsafe { Socket::new(config, umem, &interface, socket.queue) } {
-            Ok((tx, rx, Some((fill, completion)))) => return Ok(Rings { tx, rx, fill, completion }),
-            // A second socket on a queue shares the rings of the first one and gets none of its own.
-            Ok((_, _, None)) => {
-                return Err(XskError::Config(format!(
-                    "{} queue {} appears twice in one pool",
-                    socket.interface, socket.queue
-                )));
+        let ifindex = if_nametoindex(socket.interface.as_str()).map_err(io::Error::from);
+        let bound = ifindex
+            .and_then(|ifindex| xdp_socket::bind(rings.fd.as_fd(), (ifindex, socket.queue), flags, shared));
+        match bound {
+            Ok(()) => return Ok(()),
+            // The kernel frees sockets of a dead process from a work queue (net/xdp/xsk_buff_pool.c:xp_put_pool).
+            Err(source) if source.raw_os_error() != Some(libc::EBUSY) || attempt == BIND_ATTEMPTS => {
+                return Err(bind_error(socket, mode, source));
             }
-            Err(error) => {
-                let source = os_error(error.source());
-                // The kernel frees sockets of a dead process from a work queue (net/xdp/xsk_buff_pool.c:xp_put_pool).
-                if source.raw_os_error() != Some(libc::EBUSY) || attempt == BIND_ATTEMPTS {
-                    return Err(failed(source));
-                }
-            }
+            Err(_) => {}
         }
         thread::sleep(pause);
         pause = (pause * 2).min(LONGEST_BIND_PAUSE);
@@ -324,10 +346,14 @@ pub(crate) fn bind(umem: &Umem, socket: &XskSocketConfig, mode: BindMode) -> Res
     unreachable!("the loop above returns on its last attempt")
 }
 
-/// The errno of an xsk-rs error, which has it in its `source()`.
-fn os_error(source: Option<&(dyn std::error::Error + 'static)>) -> io::Error {
-    source
-        .and_then(|error| error.downcast_ref::<io::Error>())
-        .and_then(io::Error::raw_os_error)
-        .map_or_else(|| io::Error::other("xsk-rs gave no reason"), io::Error::from_raw_os_error)
+fn bind_error(socket: &XskSocketConfig, mode: BindMode, source: io::Error) -> XskError {
+    let hint = match source.raw_os_error() {
+        Some(libc::EBUSY) => " (another process has a socket on this queue)",
+        Some(libc::EINVAL) => " (does the queue exist?)",
+        Some(libc::EPERM) => " (needs CAP_NET_RAW and CAP_NET_ADMIN)",
+        Some(libc::ENODEV) => " (no such interface here)",
+        _ => "",
+    };
+    let (interface, queue) = (socket.interface.clone(), socket.queue);
+    XskError::Bind { interface, queue, mode: mode.name(), source, hint }
 }

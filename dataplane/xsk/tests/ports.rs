@@ -356,6 +356,79 @@ fn a_port_that_is_gone_leaves_its_queue_to_the_next_and_its_traffic_to_the_kerne
     steering.set_socket(steering.report()[0].ifindex, 0, ports[0].fd()).expect("a slot");
 }
 
+/// A frame from one peer leaves by another interface.
+fn crosses(rig: &mut Rig, from: usize, to: usize) {
+    let (left, right) = (rig.peers[from].packet_socket("peer"), rig.peers[to].packet_socket("peer"));
+    let sent = udp((VIP, 53), b"across");
+    left.send(&sent);
+    let frame = receive(&mut rig.ports[from], &mut rig.pool, 1).pop().expect("received");
+    push(&mut rig.ports[to], frame);
+    rig.ports[to].flush();
+    assert_eq!(right.receive(), Some(sent));
+}
+
+#[test]
+fn sockets_of_each_interface_close_and_open_while_the_others_work_and_no_frame_is_lost() {
+    let mut rig = rig(2);
+    let memory = rig.pool.memory();
+    // The first one as well, whose socket came first.
+    for (closed, other) in [(0, 1), (1, 0)].repeat(3) {
+        crosses(&mut rig, closed, other);
+        crosses(&mut rig, other, closed);
+        let ifindex = rig.steering.report()[closed].ifindex;
+        rig.steering.clear_socket(ifindex, 0).expect("cleared");
+        rig.steering.sockets().wait_for_readers();
+        let mut socket = rig.ports.remove(closed);
+        assert_eq!(socket.retire(&mut rig.pool), 0, "frames that the kernel keeps");
+        rig.gateway.run(|| drop(socket));
+        rig.check(0);
+        let left = rig.peers[other].packet_socket("peer");
+        left.send(&udp((VIP, 53), b"meanwhile"));
+        let frames = receive(&mut rig.ports[0], &mut rig.pool, 1);
+        assert_eq!(frames.len(), 1, "the one that is left works");
+        frames.into_iter().for_each(|frame| rig.pool.recycle(frame));
+        let name = format!("lb{closed}");
+        let opened = rig.gateway.run(|| memory.open(&[small_port(&name)])).expect("a socket");
+        let socket = opened.sockets.into_iter().next().expect("one");
+        rig.steering.set_socket(ifindex, 0, socket.fd()).expect("a slot");
+        rig.ports.insert(closed, socket);
+        rig.ports[closed].refill(&mut rig.pool);
+        rig.settle();
+        rig.check(0);
+    }
+    crosses(&mut rig, 0, 1);
+}
+
+#[test]
+fn a_device_that_is_gone_takes_no_frames_along_and_leaves_the_others_working() {
+    let mut rig = rig(3);
+    let memory = rig.pool.memory();
+    crosses(&mut rig, 0, 1);
+    rig.settle();
+    rig.gateway.ip("link del lb0");
+    let mut socket = rig.ports.remove(0);
+    assert_eq!(socket.retire(&mut rig.pool), 0, "frames that the kernel keeps");
+    drop(socket);
+    rig.check(0);
+    rig.peers.remove(0);
+    crosses(&mut rig, 0, 1);
+    crosses(&mut rig, 1, 0);
+    // Although the socket is gone that was opened first, others can be opened on the same memory.
+    let peer = Namespace::new();
+    rig.gateway.veth_to("lb9", "peer", &peer);
+    let opened = rig.gateway.run(|| memory.open(&[small_port("lb9")])).expect("a socket");
+    rig.ports.extend(opened.sockets);
+    rig.peers.push(peer);
+    let right = rig.peers[2].packet_socket("peer");
+    let frame = filled(&mut rig.pool, &udp((VIP, 53), b"to a new one"));
+    let sent = frame.as_ref().to_vec();
+    push(&mut rig.ports[2], frame);
+    rig.ports[2].flush();
+    assert_eq!(right.receive(), Some(sent));
+    rig.settle();
+    rig.check(0);
+}
+
 #[test]
 fn a_queue_in_use_is_an_error_that_says_so() {
     let rig = rig(1);
@@ -384,7 +457,7 @@ fn mistakes_in_the_configuration_are_named() {
         FramePool::new(&umem, ports).map(|_| ()).expect_err("a mistake").to_string()
     };
     let port = || small_port("lo");
-    assert!(error(small_umem(), &[]).contains("at least one port"));
+    assert!(error(small_umem(), &[port(), port()]).contains("lo queue 0 appears twice"));
     assert!(error(UmemConfig { chunk_len: 3000, ..small_umem() }, &[port()]).contains("chunk_len 3000"));
     assert!(error(UmemConfig { headroom: 1792, ..small_umem() }, &[port()]).contains("headroom 1792"));
     assert!(error(UmemConfig { frame_count: 300, ..small_umem() }, &[port()]).contains("frame_count 300"));
@@ -392,7 +465,7 @@ fn mistakes_in_the_configuration_are_named() {
     assert!(error(small_umem(), &[odd]).contains("tx_ring_len 100"));
     let (force, off) = (
         XskSocketConfig { zero_copy: ZeroCopy::Force, ..port() },
-        XskSocketConfig { zero_copy: ZeroCopy::Off, ..port() },
+        XskSocketConfig { zero_copy: ZeroCopy::Off, queue: 1, ..port() },
     );
     assert!(error(small_umem(), &[force, off]).contains("one packet memory has one mode"));
 }

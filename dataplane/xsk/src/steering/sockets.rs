@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aya::maps::{MapData, MapError, XskMap};
 
 use super::SteeringError;
+use crate::sys::xdp_socket;
 
 /// Interfaces that one set of maps serves.
 pub(super) const MAX_INTERFACES: u32 = 16;
@@ -89,6 +90,11 @@ impl SocketMap {
         let mut map = self.lock();
         // Also slots of interfaces that are not configured any more. `fold` does not stop at an error.
         (0..map.len()).map(|slot| unset(&mut map, slot)).fold(Ok(()), Result::and)
+    }
+
+    /// Waits until the kernel delivers nothing more by slots that were emptied before. Takes some tens of milliseconds.
+    pub fn wait_for_readers(&self) {
+        xdp_socket::wait_for_readers();
     }
 
     fn slot(&self, ifindex: u32, queue: u32) -> Result<u32, SteeringError> {
