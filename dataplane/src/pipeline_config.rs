@@ -10,6 +10,8 @@ pub struct PipelineConfig {
     pub echo_vips: bool,
     /// The limit for the maximum segment size that the ends of a connection offer each other.
     pub mss_clamp: MssClamp,
+    /// The largest IP packet, in bytes, that frames hold: with [`MssClamp::Auto`] segments fit into it.
+    pub largest_packet: u16,
     /// The share of each flow table, in percent, that half-open connections may take.
     pub half_open_percent: u8,
 }
@@ -27,6 +29,12 @@ pub enum MssClamp {
 
 impl Default for PipelineConfig {
     fn default() -> Self {
-        Self { reset_unknown: true, echo_vips: false, mss_clamp: MssClamp::Off, half_open_percent: 50 }
+        Self {
+            reset_unknown: true,
+            echo_vips: false,
+            mss_clamp: MssClamp::Off,
+            largest_packet: u16::MAX,
+            half_open_percent: 50,
+        }
     }
 }

@@ -9,8 +9,8 @@ mod sweeping;
 mod vlan;
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use flowgate_flow::{AffinityTable, Flows, Tick, Timeouts};
 use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{InterfaceId, Routing, TablesReader};
 
-use crate::burst::{BURST, FrameBuffer, WorkerNumber};
+use crate::burst::{BURST, FrameBuffer, RxChecksums, WorkerNumber};
 use crate::counters::{Counters, Event, SharedCounters};
 use crate::device::{Device, NotSent};
 use crate::exhaustion::ExhaustionReporter;
@@ -88,7 +88,8 @@ pub struct WorkerState {
     /// Its counters.
     pub counters: SharedCounters,
     heartbeat: AtomicU64,
-    stop: AtomicBool,
+    /// [`STOP`] and [`ORDER`]: one byte, so that the loop looks at one.
+    signal: AtomicU8,
     running_cpu: AtomicU64,
     #[cfg(feature = "lab")]
     fault: crate::fault::Injected,
@@ -112,14 +113,23 @@ impl WorkerState {
     }
 }
 
+/// A change of the device, which the worker carries out between two bursts.
+type Order<D> = Box<dyn FnOnce(&mut D) + Send>;
+
 /// Handle of a running worker.
-#[derive(Debug)]
 pub struct WorkerHandle<D> {
     /// Its number.
     pub number: WorkerNumber,
     /// Its state.
     pub state: Arc<WorkerState>,
+    orders: Arc<Mutex<Vec<Order<D>>>>,
     thread: JoinHandle<D>,
+}
+
+impl<D> fmt::Debug for WorkerHandle<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerHandle").field("number", &self.number).finish_non_exhaustive()
+    }
 }
 
 impl<D> WorkerHandle<D> {
@@ -130,7 +140,15 @@ impl<D> WorkerHandle<D> {
 
     /// Requests it to stop, without waiting.
     pub fn request_stop(&self) {
-        self.state.stop.store(true, Ordering::Relaxed);
+        self.state.signal.fetch_or(STOP, Ordering::Relaxed);
+    }
+
+    /// Has the worker change its device, without waiting: within a tenth of a second, after it has served what was received
+    /// until then. A worker that has ended drops the order.
+    pub fn order(&self, order: impl FnOnce(&mut D) + Send + 'static) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(order));
+        // After the order is in the list, so that the worker finds it there.
+        self.state.signal.fetch_or(ORDER, Ordering::Release);
     }
 
     /// Stops it and waits until it has; returns its device, or `None` if the worker panicked.
@@ -141,11 +159,11 @@ impl<D> WorkerHandle<D> {
 }
 
 /// One worker: a device, a pipeline, and the loop that joins them.
-#[derive(Debug)]
 pub struct Worker<D: Device, P> {
     config: WorkerConfig,
     shared: Shared,
     device: D,
+    orders: Arc<Mutex<Vec<Order<D>>>>,
     process: P,
     tables: TablesReader,
     state: Arc<WorkerState>,
@@ -173,10 +191,10 @@ where
     /// # Errors
     /// The operating system refuses a thread.
     pub fn spawn(self) -> std::io::Result<WorkerHandle<D>> {
-        let (number, state) = (self.config.number, Arc::clone(&self.state));
+        let (number, state, orders) = (self.config.number, Arc::clone(&self.state), Arc::clone(&self.orders));
         let thread =
             thread::Builder::new().name(format!("worker-{}", number.index)).spawn(move || self.run())?;
-        Ok(WorkerHandle { number, state, thread })
+        Ok(WorkerHandle { number, state, orders, thread })
     }
 
     fn run(mut self) -> D {
@@ -187,7 +205,12 @@ where
             self.state.running_cpu.store(core as u64 + 1, Ordering::Relaxed);
         }
         let mut last_frame = now();
-        while !self.state.stop.load(Ordering::Relaxed) {
+        loop {
+            match self.state.signal.load(Ordering::Relaxed) {
+                0 => {}
+                signal if signal & STOP != 0 => break,
+                _ => self.carry_out_orders(),
+            }
             #[cfg(feature = "lab")]
             self.state.fault.strike();
             // Read once per iteration: a clock read costs as much as a packet.
@@ -204,6 +227,27 @@ where
         self.publish_counters();
         self.device
     }
+
+    #[cold]
+    fn carry_out_orders(&mut self) {
+        self.state.signal.fetch_and(!ORDER, Ordering::Acquire);
+        let orders = std::mem::take(&mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner));
+        for order in orders {
+            // An order may close sockets: what they have received is served first. Others may go on to receive meanwhile.
+            for _ in 0..BURSTS_BEFORE_ORDER {
+                if !self.poll_once(now()) {
+                    break;
+                }
+            }
+            order(&mut self.device);
+        }
+    }
+}
+
+impl<D: Device, P> fmt::Debug for Worker<D, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 impl<D: Device, P: Process> Worker<D, P> {
@@ -214,6 +258,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             config,
             shared,
             device,
+            orders: Arc::default(),
             process,
             tables,
             state: Arc::new(WorkerState::default()),
@@ -283,15 +328,14 @@ impl<D: Device, P: Process> Worker<D, P> {
                     *ingress = untag(frame, device, routing);
                 }
             }
-            self.decide(queue, now, Arrival::JustNow);
+            self.decide(self.device.checksums(queue), now, Arrival::JustNow);
         }
         received
     }
 
     /// Decides about the frames of a burst and carries the verdicts out.
-    fn decide(&mut self, queue: usize, now: Tick, arrival: Arrival) {
+    fn decide(&mut self, checksums: RxChecksums, now: Tick, arrival: Arrival) {
         // On the stack: a verdict is a few bytes, and 64 of them stay in the first-level cache.
-        let checksums = self.device.checksums(queue);
         let mut verdicts = [Verdict::Pass(PassReason::NotOurs); BURST];
         let verdicts = &mut verdicts[..self.frames.len()];
         let context = Context {
@@ -312,7 +356,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                 }
                 Verdict::AwaitNeighbour(neighbour) => {
                     // With the time of its arrival: one that is decided again and held again does not start over.
-                    let held = Held::new(frame, neighbour, (queue, ingress), arrival.since(now));
+                    let held = Held::new(frame, neighbour, (checksums, ingress), arrival.since(now));
                     match self.held_for_neighbour.admit(held, now) {
                         Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
                         Err(frame) => {
@@ -321,7 +365,7 @@ impl<D: Device, P: Process> Worker<D, P> {
                     }
                 }
                 Verdict::AwaitFragment(of) => {
-                    let held = Held::new(frame, of, (queue, ingress), arrival.since(now));
+                    let held = Held::new(frame, of, (checksums, ingress), arrival.since(now));
                     let is_late = self.held_for_fragment.is_expired(&held, now);
                     match self.held_for_fragment.admit(held, now) {
                         Ok(()) => self
@@ -391,10 +435,14 @@ impl<D: Device, P: Process> Worker<D, P> {
         }
     }
 
-    fn decide_again<K>(&mut self, Held { frame, queue, ingress, since, .. }: Held<D::Frame, K>, now: Tick) {
+    fn decide_again<K>(
+        &mut self,
+        Held { frame, checksums, ingress, since, .. }: Held<D::Frame, K>,
+        now: Tick,
+    ) {
         self.frames.push(frame);
         self.ingress[0] = ingress;
-        self.decide(queue, now, Arrival::Held { since });
+        self.decide(checksums, now, Arrival::Held { since });
     }
 
     fn housekeeping(&mut self, now: Tick) {
@@ -515,6 +563,13 @@ pub fn tick(time: Instant, started: Instant) -> Tick {
 fn now() -> Instant {
     Instant::now()
 }
+
+/// Bits of [`WorkerState::signal`]: end; look at the orders.
+const STOP: u8 = 1;
+const ORDER: u8 = 2;
+
+/// Most bursts of each queue that are served before an order: twice a receive ring of usual length.
+const BURSTS_BEFORE_ORDER: usize = 64;
 
 /// A neighbour is requested again after this time in ms.
 const REQUEST_AGAIN_MS: u32 = 100;

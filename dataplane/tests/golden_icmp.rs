@@ -461,13 +461,16 @@ fn segment_sizes_are_limited_both_ways_to_what_fits_or_to_a_number() {
     };
     let mut world = world();
     world.interfaces[1].mtu = 1400;
-    for (clamp, [v4, v6], lowered) in [
-        (MssClamp::Off, [1460, 1460], 0),
-        (MssClamp::Auto, [1360, 1340], 4),
-        (MssClamp::To(1000), [1000, 1000], 4),
-        (MssClamp::To(9000), [1460, 1460], 0),
+    for (clamp, largest_packet, [v4, v6], lowered) in [
+        (MssClamp::Off, 1200, [1460, 1460], 0),
+        (MssClamp::Auto, 9000, [1360, 1340], 4),
+        // Frames that are shorter than the MTUs.
+        (MssClamp::Auto, 1200, [1160, 1140], 4),
+        (MssClamp::To(1000), 9000, [1000, 1000], 4),
+        (MssClamp::To(9000), 9000, [1460, 1460], 0),
     ] {
-        let mut gateway = with(PipelineConfig { mss_clamp: clamp, ..PipelineConfig::default() }, &world);
+        let config = PipelineConfig { mss_clamp: clamp, largest_packet, ..PipelineConfig::default() };
+        let mut gateway = with(config, &world);
         for (client, vip, wanted) in [(CLIENT, "10.96.0.80:80", v4), (CLIENT6, "[fd00:96::80]:80", v6)] {
             let (client, vip) = (at(client), at(vip));
             let sent = gateway.receive(UP0, tcp(client, vip, 64, "S", b""));

@@ -35,19 +35,57 @@ pub struct XskDevice {
 impl XskDevice {
     /// A device of the sockets that were opened over `pool`. Of several sockets on one interface the first sends.
     pub fn new(pool: FramePool, queues: Vec<RxQueue>) -> Self {
-        let interface_count = queues.iter().map(|queue| queue.interface.index() + 1).max().unwrap_or(0);
-        let mut tx_socket = vec![None; interface_count];
-        // In reverse, so that the first socket of an interface is written last and stays.
-        for (position, queue) in queues.iter().enumerate().rev() {
-            tx_socket[queue.interface.index()] = Some(position);
-        }
-        let checksums = queues.iter().map(|queue| queue.checksums).collect();
-        let interfaces = queues.iter().map(|queue| queue.interface).collect();
-        let sockets = queues.into_iter().map(|queue| queue.socket).collect();
-        let mut device = Self { pool, sockets, checksums, interfaces, tx_socket, poller: Poller::new() };
-        // Fills the fill rings: until then the kernel has no memory to receive into.
-        device.flush();
+        let mut device = Self {
+            pool,
+            sockets: Vec::new(),
+            checksums: Vec::new(),
+            interfaces: Vec::new(),
+            tx_socket: Vec::new(),
+            poller: Poller::new(),
+        };
+        device.add(queues);
         device
+    }
+
+    /// Adds the sockets of interfaces that have none.
+    pub fn add(&mut self, queues: Vec<RxQueue>) {
+        for RxQueue { interface, checksums, socket } in queues {
+            self.interfaces.push(interface);
+            self.checksums.push(checksums);
+            self.sockets.push(socket);
+        }
+        self.assign_tx();
+        // Fills the fill rings: until then the kernel has no memory to receive into.
+        self.flush();
+    }
+
+    /// Removes the sockets of an interface. Their frames go back to the pool, as far as the kernel is done with them
+    /// ([`XskSocket::retire`], which says what must have happened before). The sockets are returned to be closed by another
+    /// thread, since that waits for the kernel; with them, how many frames are lost.
+    pub fn remove(&mut self, interface: InterfaceId) -> (Vec<XskSocket>, usize) {
+        let (mut removed, mut lost) = (Vec::new(), 0);
+        let is_its = |at: &usize| self.interfaces[*at] == interface;
+        // From the last one on, so that the positions of the others stay.
+        let positions: Vec<_> = (0..self.sockets.len()).rev().filter(is_its).collect();
+        for position in positions {
+            self.interfaces.remove(position);
+            self.checksums.remove(position);
+            let mut socket = self.sockets.remove(position);
+            lost += socket.retire(&mut self.pool);
+            removed.push(socket);
+        }
+        self.assign_tx();
+        (removed, lost)
+    }
+
+    fn assign_tx(&mut self) {
+        let interface_count =
+            self.interfaces.iter().map(|interface| interface.index() + 1).max().unwrap_or(0);
+        self.tx_socket = vec![None; interface_count];
+        // In reverse, so that the first socket of an interface is written last and stays.
+        for (position, interface) in self.interfaces.iter().enumerate().rev() {
+            self.tx_socket[interface.index()] = Some(position);
+        }
     }
 
     /// Sends a frame made elsewhere at once, for a device that no worker owns yet.

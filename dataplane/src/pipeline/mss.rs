@@ -26,7 +26,7 @@ pub(super) fn clamp<A: Family>(
     slow.counters.add(Event::MssClamped, u64::from(mss::clamp(frame, packet, largest)));
 }
 
-/// The largest segment that fits into the MTUs of both directions. The MSS option limits the segments of the other side, which
+/// The largest segment that fits into the MTUs of both directions and into a frame. The MSS option limits the segments of the other side, which
 /// come back on the way to the sender.
 fn segment_size<A: Family>(
     packet: &Packet<A>,
@@ -43,7 +43,7 @@ fn segment_size<A: Family>(
         }
         Route::None => None,
     };
-    let mtu = back.unwrap_or(u16::MAX).min(next_hop.mtu);
+    let mtu = back.unwrap_or(u16::MAX).min(next_hop.mtu).min(context.config.largest_packet);
     // RFC 6691: the MTU less the fixed IP and TCP headers; senders subtract options themselves.
     mtu.saturating_sub(if A::IS_V4 { 40 } else { 60 })
 }

@@ -7,6 +7,7 @@ use flowgate_flow::Tick;
 use flowgate_tables::InterfaceId;
 use flowgate_tables::routing::NeighbourKey;
 
+use crate::burst::RxChecksums;
 use crate::pipeline::EXPECTED_MS;
 use crate::verdict::AwaitedFragment;
 
@@ -15,16 +16,21 @@ use crate::verdict::AwaitedFragment;
 pub(super) struct Held<F, K> {
     pub(super) frame: F,
     pub(super) key: K,
-    /// The receive queue that it came in by.
-    pub(super) queue: usize,
+    /// The state of the checksums of the queue that it came in by, which may be gone by now.
+    pub(super) checksums: RxChecksums,
     pub(super) ingress: InterfaceId,
     pub(super) since: Tick,
     is_ready: bool,
 }
 
 impl<F, K> Held<F, K> {
-    pub(super) fn new(frame: F, key: K, (queue, ingress): (usize, InterfaceId), since: Tick) -> Self {
-        Self { frame, key, queue, ingress, since, is_ready: false }
+    pub(super) fn new(
+        frame: F,
+        key: K,
+        (checksums, ingress): (RxChecksums, InterfaceId),
+        since: Tick,
+    ) -> Self {
+        Self { frame, key, checksums, ingress, since, is_ready: false }
     }
 }
 
@@ -121,7 +127,7 @@ mod tests {
     const LIMITS: HeldLimits = HeldLimits { total: 4, per_key: 2, age_ms: 100 };
 
     fn held(frame: u32, key: char, since: u32) -> Held<u32, char> {
-        Held::new(frame, key, (0, InterfaceId(0)), Tick(since))
+        Held::new(frame, key, (RxChecksums::Complete, InterfaceId(0)), Tick(since))
     }
 
     #[test]
