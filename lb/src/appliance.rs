@@ -5,6 +5,7 @@ pub(crate) mod exhaustion;
 pub(crate) mod flow_files;
 mod frames;
 pub(crate) mod host;
+mod interfaces;
 pub(crate) mod map_growth;
 pub(crate) mod prove;
 pub(crate) mod publish;

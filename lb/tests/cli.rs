@@ -148,8 +148,6 @@ fn a_start_that_cannot_work_says_why_in_one_sentence_and_leaves_nothing() -> Res
     let place = Place::new()?;
     for (extra, interfaces, reason) in [
         ("", &[][..], "no interface to serve: set gateway.interfaces"),
-        ("", &["missing0"], "there is no interface missing0"),
-        ("", &["good0", "missing0"], "there is no interface missing0"),
         ("[xdp]\npin_dir = \"/proc/flowgate\"\n", &["good0"], "cannot use /proc/flowgate for pins"),
         ("[workers]\ncount = 2\ncores = [1]\n", &["good0"], "workers.cores: 1 cores for 2 workers"),
     ] {

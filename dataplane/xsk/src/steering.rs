@@ -111,7 +111,7 @@ impl XdpMode {
 pub struct AttachReport {
     /// The device's name.
     pub interface: String,
-    /// The device's index.
+    /// The device's index; 0 if there has been none of this name yet.
     pub ifindex: u32,
     /// Number of its receive queues, read after attaching, which changes it with some drivers; 0 if there is no such device.
     pub queues: u32,
@@ -139,7 +139,8 @@ pub struct Uninstalled {
 /// Dropping it changes nothing in the kernel: the program stays attached until [`detach`](Self::detach).
 pub struct Steering {
     programs: Vec<Program>,
-    links: Vec<PinnedLink>,
+    /// The link of each interface; `None` until there is a device of its name.
+    links: Vec<Option<PinnedLink>>,
     reports: Vec<AttachReport>,
     /// The configured policy of each interface.
     policies: Vec<XdpModePolicy>,
@@ -154,7 +155,8 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Attaches the program to every interface, taking over what an earlier process left in the pin directory.
+    /// Attaches the program to every interface, taking over what an earlier process left in the pin directory. One that does
+    /// not exist is attached by [`reattach`](Self::reattach) once it does; until then its report has no queues.
     ///
     /// Afterwards all socket slots are empty and the other maps are as they were found: call
     /// [`remove_stale`](Self::remove_stale) before anything else.
@@ -184,11 +186,13 @@ impl Steering {
             .and_then(|()| open_maps(&pins, &slots))
             .and_then(|(maps, sockets)| {
                 let names = config.interfaces.iter().map(|interface| &interface.name).zip(&slots);
-                let reports =
-                    names.zip(&mut links).map(|((name, slots), link)| report(name, slots.ifindex, link));
+                let reports = names.zip(&mut links).map(|((name, slots), link)| match link {
+                    Some(link) => report(name, slots.ifindex, link),
+                    None => Ok(absent(name)),
+                });
                 let reports = reports.collect::<Result<_, _>>()?;
                 // Last: a start that fails leaves what an earlier process had attached.
-                notices.extend(remove_unused(&pins, &programs, &links)?);
+                notices.extend(remove_unused(config, &pins, &programs)?);
                 Ok((maps, sockets, reports))
             });
         let (maps, sockets, reports) = match opened {
@@ -378,7 +382,7 @@ fn attach_all(
     pins: &PinDir,
     (object, verifier_log): (&[u8], &VerifierLog<'_>),
     slots: &[InterfaceSlots],
-    (programs, links): (&mut Vec<Program>, &mut Vec<PinnedLink>),
+    (programs, links): (&mut Vec<Program>, &mut Vec<Option<PinnedLink>>),
 ) -> Result<(), SteeringError> {
     let sizes = maps::initial_sizes(&config.limits);
     let map_pins = MapPins { pins, sizes: &sizes, new_prefix: "" };
@@ -386,7 +390,9 @@ fn attach_all(
         let program = program::reuse_or_load(&map_pins, object, *slots, verifier_log)?;
         programs.push(program);
         let fd = programs[programs.len() - 1].xdp.fd()?.as_fd();
-        links.push(link::attach(pins, &interface.name, slots.ifindex, interface.mode, fd)?);
+        let attach = || link::attach(pins, &interface.name, slots.ifindex, interface.mode, fd);
+        // One that does not exist has its program already, and is attached once it does.
+        links.push((slots.ifindex != 0).then(attach).transpose()?);
     }
     Ok(())
 }
@@ -402,13 +408,14 @@ fn open_maps(pins: &PinDir, slots: &[InterfaceSlots]) -> Result<(Maps, SocketMap
 
 /// Detaches from interfaces that are not configured any more, and removes the pins of programs that are not attached.
 fn remove_unused(
+    config: &SteeringConfig,
     pins: &PinDir,
     programs: &[Program],
-    links: &[PinnedLink],
 ) -> Result<Vec<String>, SteeringError> {
     let mut notices = Vec::new();
     for name in pins.names()? {
-        if link::is_pin_name(&name) && !links.iter().any(|link| link.pin == name) {
+        let is_configured = |interface: &InterfaceConfig| link::pin_name(&interface.name) == name;
+        if link::is_pin_name(&name) && !config.interfaces.iter().any(is_configured) {
             link::remove(pins, &name)?;
             notices.push(format!("removed {name}: that interface is not configured any more"));
         } else if program::is_pin_name(&name) && !programs.iter().any(|program| program.pin == name) {
@@ -430,22 +437,22 @@ fn assign_slots(config: &SteeringConfig) -> Result<Vec<InterfaceSlots>, Steering
         if !seen.insert(&interface.name) {
             return Err(SteeringError::Twice { interface: interface.name.clone() });
         }
-        let ifindex = if_nametoindex(interface.name.as_str())
-            .map_err(|_errno| SteeringError::NoInterface { interface: interface.name.clone() })?;
+        let ifindex = if_nametoindex(interface.name.as_str()).unwrap_or(0);
         slots.push(InterfaceSlots { ifindex, first });
     }
     Ok(slots)
 }
 
 /// Removes what a failed call made; if no link of an earlier process is left, everything.
-fn roll_back(pins: PinDir, programs: &[Program], links: &[PinnedLink]) {
+fn roll_back(pins: PinDir, programs: &[Program], links: &[Option<PinnedLink>]) {
     // Errors are ignored: the one that led here is of more use to the operator than one about cleaning up.
-    for link in links.iter().filter(|link| link.origin == LinkOrigin::Fresh) {
+    for link in links.iter().flatten().filter(|link| link.origin == LinkOrigin::Fresh) {
         let _ = link::remove(&pins, &link.pin);
     }
     for (position, program) in programs.iter().enumerate() {
         // A link that was taken over runs this program already, and goes on with it.
-        let is_in_use = links.get(position).is_some_and(|link| link.origin == LinkOrigin::Reused);
+        let link = links.get(position).and_then(Option::as_ref);
+        let is_in_use = link.is_some_and(|link| link.origin == LinkOrigin::Reused);
         if !program.is_reused && !is_in_use {
             let _ = pins.remove(&program.pin);
         }
@@ -453,6 +460,19 @@ fn roll_back(pins: PinDir, programs: &[Program], links: &[PinnedLink]) {
     if pins.names().is_ok_and(|names| !names.iter().any(|name| link::is_pin_name(name))) {
         let _ = remove_all(&pins);
         pins.unmount();
+    }
+}
+
+/// The report of an interface that does not exist yet.
+fn absent(interface: &str) -> AttachReport {
+    AttachReport {
+        interface: interface.to_owned(),
+        ifindex: 0,
+        queues: 0,
+        mtu: 0,
+        mode: XdpMode::Native,
+        link: LinkOrigin::Fresh,
+        messages: Vec::new(),
     }
 }
 

@@ -467,7 +467,20 @@ fn mistakes_in_the_configuration_are_named() {
     let error = |interfaces: &[&str]| namespace.attach(interfaces).expect_err("a mistake").to_string();
     assert_eq!(error(&[]), "0 interfaces configured: at least 1 and at most 16");
     assert_eq!(error(&["lo", "lo"]), "interface lo is configured twice");
-    assert_eq!(error(&["nope0"]), "there is no interface nope0 here");
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_attached_once_it_does() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let mut steering = namespace.attach(&["late0", "lb0"]).expect("attach");
+    let queues =
+        |steering: &Steering| steering.report().iter().map(|report| report.queues > 0).collect::<Vec<_>>();
+    assert_eq!(queues(&steering), [false, true]);
+    namespace.veth("late0", "peer1");
+    namespace.run(|| steering.reattach()).expect("attached");
+    assert_eq!(queues(&steering), [true, true]);
+    assert!(program_on(&namespace, "late0").is_some());
 }
 
 /// The process that the test below starts and kills: attached, serving, with a socket in its slot.

@@ -19,17 +19,49 @@ pub(crate) struct Frames {
     pub(crate) why_copy: Option<String>,
 }
 
-/// A frame must hold the 256 bytes that the kernel keeps, an Ethernet header with a tag, and a packet; in zero
+/// The largest IP packet, in bytes, that frames of this length hold: beside it the 256 bytes that the kernel keeps, and an
+/// Ethernet header with a tag.
+pub(crate) fn largest_packet(chunk_len: u32) -> u32 {
+    chunk_len - KERNEL_HEADROOM - ETHERNET_AND_TAG
+}
+
+/// What follows if frames of this length do not hold the largest packets of an interface, and the remedy; `None` if they do.
+/// `frame_bytes` is the configured length, 0 if there is none.
+pub(crate) fn shortage(interface: &str, mtu: u32, chunk_len: u32, frame_bytes: u32) -> Option<String> {
+    let held = largest_packet(chunk_len);
+    if mtu <= held {
+        return None;
+    }
+    let longest_len = LENGTHS[LENGTHS.len() - 1];
+    let remedy = match (chunk_len < longest_len, mtu <= largest_packet(longest_len), frame_bytes) {
+        (true, true, 0) => {
+            format!("restart flowgate, which then takes frames of {longest_len}, or lower the MTU")
+        }
+        (true, true, _) => format!("set rings.frame_bytes to {longest_len} and restart, or lower the MTU"),
+        (true, false, _) => format!(
+            "lower the MTU to {held}, or to {} with rings.frame_bytes = {longest_len} and a restart",
+            largest_packet(longest_len)
+        ),
+        (false, ..) => format!("lower the MTU to {held}"),
+    };
+    Some(format!(
+        "{interface}: its MTU of {mtu} does not fit into frames of {chunk_len} bytes: it is served, and received packets of \
+         more than {held} bytes are dropped (rx_dropped): {remedy}"
+    ))
+}
+
+/// A frame should hold the 256 bytes that the kernel keeps, an Ethernet header with a tag, and a packet; in zero
 /// copy all of it in the part of the frame that the driver uses. `frame_bytes` is the configured length, 0 if there is none.
+/// Where no frame is long enough, the interface is served with the longest: see [`shortage`].
 ///
 /// # Errors
-/// The configured length is too short, or zero copy is demanded where it would lose packets: says what to change.
+/// Zero copy is demanded where it would lose packets: says what to change.
 pub(crate) fn choose(
     receivers: &[Receiver],
     zero_copy: ZeroCopy,
     frame_bytes: u32,
 ) -> anyhow::Result<Frames> {
-    let chunk_len = for_copies(receivers, frame_bytes)?;
+    let chunk_len = for_copies(receivers, frame_bytes);
     let longest = |receiver: &Receiver, len| receiver.driver.longest_frame(len);
     let never = receivers.iter().any(|receiver| longest(receiver, chunk_len).is_none());
     if zero_copy == ZeroCopy::Off || never {
@@ -63,27 +95,18 @@ pub(crate) fn choose(
 }
 
 /// The length that the largest MTU needs in copy mode.
-fn for_copies(receivers: &[Receiver], frame_bytes: u32) -> anyhow::Result<u32> {
-    let largest = receivers.iter().max_by_key(|receiver| receiver.mtu);
-    let (interface, largest) =
-        largest.map_or(("no interface", 1500), |receiver| (&*receiver.interface, receiver.mtu));
-    let needed = largest + KERNEL_HEADROOM + ETHERNET_AND_TAG;
-    let chosen = match frame_bytes {
-        0 if needed <= LENGTHS[0] => LENGTHS[0],
+fn for_copies(receivers: &[Receiver], frame_bytes: u32) -> u32 {
+    let largest = receivers.iter().map(|receiver| receiver.mtu).max().unwrap_or(1500);
+    match frame_bytes {
+        0 if largest <= largest_packet(LENGTHS[0]) => LENGTHS[0],
         0 => LENGTHS[1],
         configured => configured,
-    };
-    anyhow::ensure!(
-        needed <= chosen,
-        "{interface}: its MTU of {largest} does not fit into frames of {chosen} bytes: at most {} does",
-        chosen - KERNEL_HEADROOM - ETHERNET_AND_TAG
-    );
-    Ok(chosen)
+    }
 }
 
 /// The lengths that AF_XDP supports with pages of 4096 bytes.
 const LENGTHS: [u32; 2] = [2048, 4096];
-const ETHERNET_AND_TAG: u32 = 18;
+pub(crate) const ETHERNET_AND_TAG: u32 = 18;
 
 #[cfg(test)]
 mod tests {
@@ -157,13 +180,30 @@ mod tests {
     }
 
     #[test]
-    fn an_mtu_beyond_the_configured_frames_is_an_error_in_every_mode() {
-        let message = "up0: its MTU of 1800 does not fit into frames of 2048 bytes: at most 1774 does";
-        for zero_copy in [ZeroCopy::Auto, ZeroCopy::Force, ZeroCopy::Off] {
-            for driver in ["veth", "igb"] {
-                let error = chosen(&[("up0", driver, 1800)], zero_copy, 2048).unwrap_err();
-                assert_eq!(error, message);
-            }
+    fn an_mtu_that_no_frame_holds_is_served_with_the_longest_that_there_is() {
+        for zero_copy in [ZeroCopy::Auto, ZeroCopy::Off] {
+            assert_eq!(chosen(&[("up0", "veth", 1800)], zero_copy, 2048).unwrap().0, 2048);
+            assert_eq!(chosen(&[("up0", "veth", 9000)], zero_copy, 0).unwrap().0, 4096);
+            assert_eq!(chosen(&[("up0", "igb", 9000)], zero_copy, 0).unwrap().1, ZeroCopy::Off);
+        }
+    }
+
+    #[test]
+    fn a_shortage_names_the_interface_what_is_lost_and_the_remedy() {
+        let shortage = |mtu, chunk_len, frame_bytes| shortage("up0", mtu, chunk_len, frame_bytes);
+        assert_eq!(shortage(1774, 2048, 0), None);
+        assert_eq!(shortage(3822, 4096, 4096), None);
+        let start = "up0: its MTU of 3000 does not fit into frames of 2048 bytes: it is served, and received packets \
+                     of more than 1774 bytes are dropped (rx_dropped): ";
+        for (mtu, chunk_len, frame_bytes, remedy) in [
+            (3000, 2048, 0, "restart flowgate, which then takes frames of 4096, or lower the MTU"),
+            (3000, 2048, 2048, "set rings.frame_bytes to 4096 and restart, or lower the MTU"),
+            (9000, 2048, 0, "lower the MTU to 1774, or to 3822 with rings.frame_bytes = 4096 and a restart"),
+            (9000, 4096, 0, "lower the MTU to 3822"),
+        ] {
+            let text = shortage(mtu, chunk_len, frame_bytes).unwrap();
+            assert!(text.ends_with(remedy), "{text}");
+            assert!(mtu != 3000 || text.starts_with(start), "{text}");
         }
     }
 }

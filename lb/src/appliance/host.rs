@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use flowgate_tables::PortSet;
+use nix::net::if_::if_nametoindex;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// The devices behind the named interfaces: a bond has no queues, so its ports stand for it. `class` is `/sys/class/net`.
@@ -28,6 +29,11 @@ pub(crate) fn devices(names: &[String], class: &Path) -> anyhow::Result<Vec<Stri
         anyhow::ensure!(!devices[..at].contains(device), "{device} is named beside the bond it is a port of");
     }
     Ok(devices)
+}
+
+/// Those of the named interfaces that do not exist in this network namespace.
+pub(crate) fn missing(names: &[String]) -> impl Iterator<Item = &String> {
+    names.iter().filter(|name| if_nametoindex(name.as_str()).is_err())
 }
 
 /// Reserves the range, so that the kernel no longer takes ephemeral ports from it, and returns it without the ports on which

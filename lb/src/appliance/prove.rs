@@ -222,7 +222,8 @@ fn try_out(
     wait_for_carriers(interfaces.iter().map(|(device, _)| &attached[device.index()]).collect());
     for &(device, mode) in interfaces {
         let report = &attached[device.index()];
-        let targets = targets::of(routing, device, report.mtu, 0);
+        let largest = report.mtu.min(workers.largest_packet());
+        let targets = targets::of(routing, device, largest, 0);
         match obstacle(&report.interface, &targets) {
             Ok(link) => {
                 devices.push((report.ifindex, targets));
@@ -291,7 +292,7 @@ pub(crate) fn forget_deliveries(steering: &mut Steering) -> anyhow::Result<()> {
     attached.into_iter().try_for_each(|ifindex| Ok(steering.reset_delivery(ifindex)?))
 }
 
-fn note_modes(workers: &mut Workers, attached: &[AttachReport]) {
+pub(super) fn note_modes(workers: &mut Workers, attached: &[AttachReport]) {
     for report in attached {
         if let Some(mode) = workers.mode(&report.interface) {
             workers.proofs.note_mode(report, mode);

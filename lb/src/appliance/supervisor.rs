@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flowgate_control::Status;
-use flowgate_xsk::steering::Device;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::Appliance;
+use super::interfaces::Interfaces;
 use super::prove::{self, Prover};
 use super::reexec::ExecHistory;
 
@@ -27,9 +27,7 @@ pub(crate) struct Supervisor {
     grace: Duration,
     grace_set_at: Option<Instant>,
     interfaces_checked_at: Option<Instant>,
-    /// The devices for which the sockets were opened, and as they were at the last check.
-    opened_for: Vec<Option<Device>>,
-    seen: Vec<Option<Device>>,
+    interfaces: Interfaces,
 }
 
 /// Where the supervisor shows what is wrong.
@@ -105,7 +103,7 @@ impl Supervisor {
         grace: Duration,
     ) -> (Self, SupervisorHandle) {
         let (sender, requests) = mpsc::channel(REQUESTS_WAITING);
-        let devices = appliance.publishing.devices();
+        let interfaces = Interfaces::attached(appliance.publishing.steering.report());
         let supervisor = Self {
             appliance,
             requests,
@@ -115,8 +113,7 @@ impl Supervisor {
             grace,
             grace_set_at: None,
             interfaces_checked_at: None,
-            opened_for: devices.clone(),
-            seen: devices,
+            interfaces,
         };
         (supervisor, SupervisorHandle { requests: sender })
     }
@@ -152,7 +149,7 @@ impl Supervisor {
         }
         if self.interfaces_checked_at.is_none_or(|at| now.duration_since(at) >= INTERFACES_EVERY) {
             self.interfaces_checked_at = Some(now);
-            self.check_interfaces();
+            self.interfaces.check(&mut self.appliance);
         }
         self.prolong_grace(now);
         self.report_exhaustion(now);
@@ -188,38 +185,6 @@ impl Supervisor {
         None
     }
 
-    /// Reopens the sockets when an interface has come, gone or changed. Two successive checks must see the same devices, since
-    /// a change takes several steps.
-    fn check_interfaces(&mut self) {
-        let devices = self.appliance.publishing.devices();
-        let settled = devices == self.seen;
-        self.seen.clone_from(&devices);
-        let due = devices != self.opened_for || self.appliance.workers.needs_reopen;
-        if !due || !settled || devices.iter().all(Option::is_none) {
-            return;
-        }
-        let Appliance { workers, publishing } = &mut self.appliance;
-        for (report, device) in publishing.steering.report().iter().zip(&devices) {
-            let interface = &report.interface;
-            match device {
-                Some(Device { ifindex, queues, mtu }) => {
-                    tracing::info!(interface, ifindex, queues, mtu, "sockets are reopened")
-                }
-                None => tracing::warn!(interface, "is gone: the others are served without it"),
-            }
-        }
-        for error in publishing.steering.reattach().err().into_iter().flatten() {
-            tracing::error!("an interface is no longer served: {error}");
-        }
-        self.opened_for = devices;
-        if let Err(error) = prove::forget_deliveries(&mut publishing.steering) {
-            tracing::error!("truncated frames of the interfaces cannot be detected: {error:#}");
-        }
-        if let Err(error) = workers.reopen(&publishing.start_context()) {
-            tracing::error!("the sockets cannot be reopened yet: {error:#}");
-        }
-    }
-
     /// Extends the grace period while all workers are healthy. If one stays dead or hangs the period runs out, and the XDP
     /// program passes its traffic to the kernel.
     fn prolong_grace(&mut self, now: Instant) {
@@ -248,7 +213,12 @@ fn publish_unhealthy_reasons(
         .filter(|(_, state)| ["hanging", "dead"].contains(state))
         .map(|(index, state)| format!("worker {index} is {state}: its traffic passes to the kernel"));
     let no_sockets = workers.needs_reopen.then(|| "no sockets after a change of the interfaces".to_owned());
-    let unwell: Arc<[String]> = unwell.chain(no_sockets).chain(publishing.unhealthy_reasons()).collect();
+    let reports = publishing.steering.report();
+    let names = || reports.iter().map(|report| &*report.interface).collect::<Vec<_>>().join(", ");
+    let is_without = reports.iter().all(|report| report.queues == 0);
+    let no_interface = is_without.then(|| format!("no interface to serve exists, waiting for {}", names()));
+    let unwell = unwell.chain(no_sockets).chain(no_interface);
+    let unwell: Arc<[String]> = unwell.chain(publishing.unhealthy_reasons()).collect();
     unhealthy_reasons.send_if_modified(|shown| {
         let changed = *shown != unwell;
         *shown = unwell;

@@ -4,9 +4,10 @@
 //! Order of a start: sockets are opened ([`Workers::open`]), the first generation is published, the flows of an earlier
 //! process are adopted, the thread starts, and its sockets enter the socket map. Only then does traffic reach it.
 
+mod interface;
 mod slot;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use anyhow::Context;
 use flowgate_dataplane::adopt::{Adoption, adopt};
 use flowgate_dataplane::watchdog::{Change, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
-use flowgate_dataplane::{Counters, Pipeline, Worker, WorkerConfig, WorkerNumber};
+use flowgate_dataplane::{Counters, Pipeline, PipelineConfig, Worker, WorkerConfig, WorkerNumber};
 use flowgate_flow::{AffinityTable, Flows, Origin};
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap};
@@ -24,7 +25,7 @@ use flowgate_xsk::{BindMode, ZeroCopy};
 use super::exhaustion::ExhaustionLog;
 use super::frames::Frames;
 use super::prove::proofs::{Mode, ProofStatus, Proofs};
-use super::sockets;
+use super::sockets::{self, Opened};
 use crate::config::Config;
 use slot::Stage;
 
@@ -53,6 +54,10 @@ pub(crate) struct Workers {
     pub(crate) flow_origins: [Origin; 2],
     /// Whether sockets could not be opened again after a change of the interfaces.
     pub(crate) needs_reopen: bool,
+    /// The MTU of interfaces whose largest packets do not fit into a frame, as it was last told.
+    too_large: BTreeMap<String, u32>,
+    /// Frames that were lost with sockets of single interfaces.
+    lost_frames: usize,
 }
 
 /// How often workers were replaced, by reason.
@@ -60,7 +65,7 @@ pub(crate) struct Workers {
 pub(crate) struct Restarts {
     /// One panicked.
     pub(crate) panic: u64,
-    /// An interface came, went, or changed its queues or its MTU: all workers.
+    /// An interface has fewer queues than there are workers, or zero copy is no longer possible: all workers.
     pub(crate) interface: u64,
     /// An interface lost packets in its mode: all workers.
     pub(crate) fallback: u64,
@@ -85,12 +90,13 @@ impl Workers {
         resolver: Resolver,
         started: Instant,
     ) -> anyhow::Result<Self> {
-        let fewest = sockets::workers_possible(attached);
-        anyhow::ensure!(
-            config.workers.count <= fewest,
-            "workers.count is {}, but an interface has {fewest} queues: each worker needs one of each",
-            config.workers.count
-        );
+        if let Some(fewest) = sockets::workers_possible(attached) {
+            anyhow::ensure!(
+                config.workers.count <= fewest,
+                "workers.count is {}, but an interface has {fewest} queues: each worker needs one of each",
+                config.workers.count
+            );
+        }
         let affinity = Arc::new(AffinityTable::new(config.flows.affinity_capacity));
         let exhaustion = ExhaustionLog::default();
         let proofs = Proofs::load(config);
@@ -115,6 +121,8 @@ impl Workers {
             adoption_is_due: origins.contains(&Origin::Restored),
             flow_origins: origins,
             needs_reopen: false,
+            too_large: BTreeMap::new(),
+            lost_frames: 0,
         };
         workers.open_slots(attached)?;
         Ok(workers)
@@ -123,7 +131,10 @@ impl Workers {
     /// Opens all sockets, in the modes in which the interfaces are known to work; on an error everything stays as it is.
     pub(crate) fn open_slots(&mut self, attached: &[AttachReport]) -> anyhow::Result<()> {
         let (wanted, possible) = (self.config.workers.count, sockets::workers_possible(attached));
-        let count = if wanted == 0 { possible } else { wanted.min(possible) };
+        let count = match wanted {
+            0 => possible.unwrap_or(1),
+            wanted => possible.map_or(wanted, |possible| wanted.min(possible)),
+        };
         let cores = sockets::choose_cores(&self.config, count)?;
         self.proofs.forget_others(attached);
         let zero_copy = self.proofs.zero_copy();
@@ -134,13 +145,13 @@ impl Workers {
         let mut slots = Vec::new();
         for (index, core) in cores.into_iter().enumerate() {
             let number = WorkerNumber { index, count };
-            let (device, sockets) = sockets::open(&self.config, attached, number, &frames)?;
-            let stage = Stage::Ready(device);
+            let Opened { device, sockets, room } = sockets::open(&self.config, attached, number, &frames)?;
             slots.push(WorkerSlot {
                 number,
                 core,
                 sockets,
-                stage,
+                room: Some(room),
+                stage: Stage::Ready(device),
                 counted: Counters::default(),
                 panics: VecDeque::new(),
             });
@@ -152,7 +163,9 @@ impl Workers {
             slots[target].panics.extend(slot.panics);
         }
         self.slots = slots;
+        self.lost_frames = 0;
         (self.frames, self.zero_copy) = (frames, zero_copy);
+        self.warn_of_shortages(attached);
         Ok(())
     }
 
@@ -193,6 +206,7 @@ impl Workers {
     }
 
     fn start_one(&mut self, index: usize, context: &StartContext<'_>) -> anyhow::Result<()> {
+        let largest_packet = u16::try_from(self.largest_packet()).unwrap_or(u16::MAX);
         let slot = &mut self.slots[index];
         let Stage::Ready(device) = std::mem::replace(&mut slot.stage, Stage::Empty) else { return Ok(()) };
         let config = WorkerConfig {
@@ -200,7 +214,7 @@ impl Workers {
             core: slot.core,
             idle_before_sleep: self.config.workers.idle_before_sleep,
             timeouts: self.config.flows.timeouts(),
-            pipeline: self.config.pipeline,
+            pipeline: PipelineConfig { largest_packet, ..self.config.pipeline },
         };
         let (shared, pipeline) = (self.shared.clone(), Pipeline::new(slot.number));
         let worker = Worker::new(config, shared, context.publisher.reader(), device, pipeline);
@@ -272,9 +286,9 @@ impl Workers {
             return;
         }
         let opened = sockets::open(&self.config, context.attached, slot.number, &frames);
-        let replaced = opened.and_then(|(device, sockets)| {
+        let replaced = opened.and_then(|Opened { device, sockets, room }| {
             let slot = &mut self.slots[index];
-            (slot.stage, slot.sockets) = (Stage::Ready(device), sockets);
+            (slot.stage, slot.sockets, slot.room) = (Stage::Ready(device), sockets, Some(room));
             self.start_one(index, context)
         });
         match replaced {
@@ -292,10 +306,10 @@ impl Workers {
     /// Opens all sockets again after interfaces have changed, with as many workers as their queues allow.
     ///
     /// # Errors
-    /// What is missing, with its interface and queue. Then no worker runs until another call succeeds. If no frame is long
-    /// enough for an interface, all workers go on unchanged.
+    /// What is missing, with its interface and queue. Then no worker runs until another call succeeds. If zero copy is
+    /// demanded and would lose packets, all workers go on unchanged.
     pub(crate) fn reopen(&mut self, context: &StartContext<'_>) -> anyhow::Result<()> {
-        // Checked before the workers stop: an MTU that cannot be served must not interrupt the other interfaces.
+        // Checked before the workers stop: what cannot be served must not interrupt the other interfaces.
         sockets::choose_frames(&self.config, context.attached, self.proofs.zero_copy())?;
         self.pause()?;
         self.open_slots(context.attached)?;

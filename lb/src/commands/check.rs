@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use flowgate_control::{Shown, Source};
 
+use crate::appliance::host;
 use crate::config::Config;
 
 /// Compiles all objects and prints the report. The exit code is 1 if it has errors.
@@ -19,6 +20,9 @@ pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
             (report, cluster.access.to_string())
         }
     };
+    for interface in host::missing(&config.gateway.interfaces) {
+        println!("gateway.interfaces: {interface} does not exist here: it is served once it does");
+    }
     print!("{report}");
     if report.has_errors() {
         return Ok(ExitCode::FAILURE);

@@ -239,7 +239,7 @@ fn attach(config: &Config) -> anyhow::Result<Steering> {
     })?;
     steering.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     steering.notices().iter().for_each(|notice| tracing::info!("{notice}"));
-    for report in steering.report() {
+    for report in steering.report().iter().filter(|report| report.queues > 0) {
         let (mode, queues) = (report.mode.name(), report.queues);
         tracing::info!(interface = report.interface, mode, queues, link = report.link.name(), "XDP attached");
         report.messages.iter().for_each(|message| tracing::warn!(interface = report.interface, "{message}"));

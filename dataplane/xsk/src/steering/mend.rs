@@ -21,7 +21,7 @@ impl Steering {
             missing.push((&program.pin, program.xdp.fd()?.as_fd()));
         }
         // Last: with the links, everything is found.
-        missing.extend(self.links.iter().map(|link| (link.pin.as_str(), link.fd())));
+        missing.extend(self.links.iter().flatten().map(|link| (link.pin.as_str(), link.fd())));
         missing.retain(|(name, _)| !present.iter().any(|pin| pin == name));
         for (name, object) in &missing {
             let path = self.pins.file(name);

@@ -32,15 +32,16 @@ impl Device {
 }
 
 impl Steering {
-    /// Attaches the program to devices that were created again under the names of the old ones, and updates the report of
-    /// every interface: one that does not exist has no queues. Handles from [`sockets`](Self::sockets) that are older know
-    /// only the old devices.
+    /// Attaches the program to devices that are new, or were created again under the names of the old ones, and updates the
+    /// report of every interface: one that does not exist has no queues. Handles from [`sockets`](Self::sockets) that are
+    /// older know only the old devices.
     ///
     /// # Errors
     ///
     /// All interfaces to which the program could not be attached; their reports have no queues.
     pub fn reattach(&mut self) -> Result<(), Vec<SteeringError>> {
         let mut errors = Vec::new();
+        let before: Vec<u32> = self.reports.iter().map(|report| report.ifindex).collect();
         for position in 0..self.reports.len() {
             match self.reattach_one(position) {
                 Ok(report) => self.reports[position] = report,
@@ -49,6 +50,9 @@ impl Steering {
                     errors.push(error);
                 }
             }
+        }
+        if self.reports.iter().map(|report| report.ifindex).eq(before) {
+            return if errors.is_empty() { Ok(()) } else { Err(errors) };
         }
         let interfaces: Vec<_> = self
             .reports
@@ -77,7 +81,11 @@ impl Steering {
             .iter()
             .position(|report| report.interface == interface)
             .ok_or_else(|| SteeringError::NoInterface { interface: interface.to_owned() })?;
-        let (ifindex, before) = (self.reports[position].ifindex, self.links[position].mode);
+        let ifindex = self.reports[position].ifindex;
+        let Some((before, origin)) = self.links[position].as_ref().map(|link| (link.mode, link.origin))
+        else {
+            return Err(SteeringError::NoInterface { interface: interface.to_owned() });
+        };
         if before == mode {
             return Ok(());
         }
@@ -94,10 +102,10 @@ impl Steering {
             Err(error) => (attach(before)?, Err(error)),
         };
         // Kept although the link is new: a failed start removes only what no earlier process had attached.
-        link.origin = self.links[position].origin;
+        link.origin = origin;
         link.messages.clear();
-        self.links[position] = link;
-        self.reports[position] = report(interface, ifindex, &mut self.links[position])?;
+        let link = self.links[position].insert(link);
+        self.reports[position] = report(interface, ifindex, link)?;
         changed
     }
 
@@ -106,12 +114,14 @@ impl Steering {
         let Some(device) = Device::named(&before.interface) else {
             return Ok(AttachReport { queues: 0, messages: Vec::new(), ..before.clone() });
         };
-        let link = &mut self.links[position];
-        if device.ifindex != before.ifindex {
-            let program = self.programs[position].xdp.fd()?;
-            let (name, mode) = (&before.interface, self.policies[position]);
-            *link = link::attach(&self.pins, name, device.ifindex, mode, program.as_fd())?;
-        }
+        let link = match &mut self.links[position] {
+            Some(link) if device.ifindex == before.ifindex => link,
+            slot => {
+                let program = self.programs[position].xdp.fd()?;
+                let (name, mode) = (&before.interface, self.policies[position]);
+                slot.insert(link::attach(&self.pins, name, device.ifindex, mode, program.as_fd())?)
+            }
+        };
         report(&before.interface, device.ifindex, link)
     }
 }

@@ -132,11 +132,14 @@ impl Steering {
     fn update_links(&self, programs: &[Program]) -> Result<(), SteeringError> {
         for (position, program) in programs.iter().enumerate() {
             let name = &self.reports[position].interface;
-            let Err(error) = link::update(&self.links[position], name, program) else { continue };
-            for (before, present) in self.programs.iter().enumerate().take(position) {
+            // An interface that has not existed yet is attached with the new program once it does.
+            let Some(link) = &self.links[position] else { continue };
+            let Err(error) = link::update(link, name, program) else { continue };
+            let earlier = self.links.iter().zip(&self.programs).zip(&self.reports).take(position);
+            for ((link, present), report) in earlier {
                 // Should this fail as well, the interface goes on with the new maps: they hold what the old ones hold until
                 // the next change.
-                let _ = link::update(&self.links[before], &self.reports[before].interface, present);
+                let _ = link.as_ref().map(|link| link::update(link, &report.interface, present));
             }
             return Err(error);
         }

@@ -32,7 +32,7 @@ pub(super) fn take_over(
     slots: &[InterfaceSlots],
 ) -> Result<Vec<String>, SteeringError> {
     let mut notices = Vec::new();
-    for (interface, slots) in interfaces.iter().zip(slots) {
+    for (interface, slots) in interfaces.iter().zip(slots).filter(|(_, slots)| slots.ifindex != 0) {
         let name = &interface.name;
         if pins.names()?.contains(&link::pin_name(name)) {
             continue;

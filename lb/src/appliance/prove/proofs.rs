@@ -89,11 +89,14 @@ struct Record {
     lost: BTreeMap<Mode, String>,
     /// The last outcome other than a loss, with the mode and frame length that it holds for.
     outcome: Option<(Mode, u32, Outcome)>,
+    /// The MTU before it was raised while the interface served: packets up to there are no reason to doubt the mode.
+    #[serde(default)]
+    raised_from: Option<u32>,
 }
 
 impl Record {
     fn new(subject: ProvenDevice, best: Mode) -> Self {
-        Self { subject, best, lost: BTreeMap::new(), outcome: None }
+        Self { subject, best, lost: BTreeMap::new(), outcome: None, raised_from: None }
     }
 
     /// A record of an interface that had native mode and is to have it again.
@@ -262,6 +265,24 @@ impl Proofs {
         self.refused.retain(|interface, _| records.contains_key(interface));
     }
 
+    /// Takes over another MTU of an interface that stays as it is. What was proven holds for smaller packets. Larger ones are
+    /// proven anew, but if they are lost no other mode is tried: far more often than the driver the link has another MTU, and
+    /// a change of modes interrupts all interfaces. In zero copy, where drivers do cut packets, the mode may change.
+    pub(crate) fn follow_mtu(&mut self, report: &AttachReport) {
+        let Some(record) = self.records.get_mut(&report.interface) else { return };
+        let before = record.subject.mtu;
+        record.subject.mtu = report.mtu;
+        if report.mtu > before {
+            record.outcome = None;
+            record.raised_from = Some(record.raised_from.map_or(before, |earlier| earlier.min(before)));
+        }
+    }
+
+    /// Whether packets were lost in a mode of this interface, so that it works in a slower one or is blamed on the path.
+    pub(crate) fn has_fallen_back(&self, interface: &str) -> bool {
+        self.records.get(interface).is_some_and(|record| !record.lost.is_empty())
+    }
+
     /// The zero-copy policy that follows. All interfaces share one packet memory, so one that loses packets turns it off for
     /// all.
     pub(crate) fn zero_copy(&self) -> ZeroCopy {
@@ -332,6 +353,12 @@ impl Proofs {
             return false;
         }
         match outcome {
+            Outcome::Lost(how) if record.raised_from.is_some() && mode != Mode::ZeroCopy => {
+                let before = record.raised_from.unwrap_or_default();
+                let how =
+                    format!("{how}, since the MTU is more than {before}: is the MTU of the link smaller?");
+                record.outcome = Some((mode, chunk_len, Outcome::Unproven(how)));
+            }
             Outcome::Lost(how) => {
                 record.lost.insert(mode, how);
             }

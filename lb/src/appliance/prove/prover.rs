@@ -155,7 +155,8 @@ fn due_probes(
         if round.count >= ATTEMPTS_MAX || now < round.next {
             continue;
         }
-        let targets = targets::of(&tables.routing, device, report.mtu, round.count);
+        let largest = report.mtu.min(workers.largest_packet());
+        let targets = targets::of(&tables.routing, device, largest, round.count);
         match obstacle(interface, &targets) {
             Ok(link) => {
                 round.next = now + FIRST_PAUSE * 4_u32.pow(u32::try_from(round.count).unwrap_or_default());

@@ -7,13 +7,15 @@ use flowgate_dataplane::device::XskDevice;
 use flowgate_dataplane::{Counters, WorkerHandle, WorkerNumber};
 use flowgate_xsk::steering::SteeringError;
 
-use crate::appliance::sockets::QueueSocket;
+use crate::appliance::sockets::{MemoryRoom, QueueSocket};
 
 /// One worker number with its core and sockets. It stays when its worker is replaced.
 pub(crate) struct WorkerSlot {
     pub(super) number: WorkerNumber,
     pub(super) core: Option<usize>,
     pub(crate) sockets: Vec<QueueSocket>,
+    /// By which sockets are opened while the worker runs.
+    pub(super) room: Option<MemoryRoom>,
     pub(super) stage: Stage,
     /// Counters of the workers before the present one.
     pub(super) counted: Counters,
@@ -66,6 +68,7 @@ impl WorkerSlot {
     pub(super) fn teardown(&mut self) {
         self.counted = self.counters();
         self.sockets.clear();
+        self.room = None;
         if let Stage::Running(handle) = std::mem::replace(&mut self.stage, Stage::Empty) {
             drop(handle.stop());
         }
