@@ -3,9 +3,11 @@
 //! `cases/explained.yaml` or fails the comparison.
 
 mod cases;
+mod objects;
 mod observation;
 mod probe;
 mod report;
+mod sctp;
 mod side;
 
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use super::interrupt;
 use super::kubernetes::{ControlPlane, NodeSpec, Programs};
 use super::output::print_line;
-use super::topology::GATEWAY_UPLINK;
+use super::topology::{GATEWAY_UPLINK, ipv6_of};
 use crate::error::Result;
 use crate::loadgen::stop::Stop;
 use cases::Cases;
@@ -44,6 +46,7 @@ pub fn compare(options: &CompareOptions, flowgate: &Path, stop: &Stop) -> Result
     let cases = Cases::load(options)?;
     let mut plane = ControlPlane::start(Programs::find()?, |doing| print_line(doing))?;
     let mut node = NodeSpec::new(NODE, GATEWAY_UPLINK);
+    node.addresses.push(ipv6_of(GATEWAY_UPLINK).into());
     node.labels.insert("topology.kubernetes.io/zone".into(), "a".into());
     plane.client().register_node(&node)?;
     interrupt::check(stop)?;
@@ -51,14 +54,14 @@ pub fn compare(options: &CompareOptions, flowgate: &Path, stop: &Stop) -> Result
     let mut proxy = KubeProxySide::start(&mut plane)?;
     let flowgate = FlowgateSide::start(&mut plane, flowgate, &options.role)?;
     print_line("applying the Services");
-    for manifest in cases::SERVICES {
-        plane.apply(manifest)?;
-    }
-    cases::write_statuses(&plane.client())?;
+    plane.apply(&objects::as_list(&cases.objects))?;
+    cases::write_statuses(&plane.client(), &cases.objects)?;
     await_sentinel(&plane, &flowgate, &mut proxy, stop, "first")?;
     print_line("changing some of the Services");
-    plane.apply(cases::CHANGES)?;
-    plane.kubectl(&["delete", "service", "deleted"])?;
+    plane.apply(&objects::as_list(&cases.changes))?;
+    for service in cases::DELETED {
+        plane.kubectl(&["delete", "service", service])?;
+    }
     await_sentinel(&plane, &flowgate, &mut proxy, stop, "second")?;
     print_line(format!("sending {} probes through both", cases.probes.len()));
     let (ours, theirs) = thread::scope(|scope| {

@@ -28,6 +28,8 @@ pub const UPLINK: &str = "up0";
 pub const FABRIC: &str = "fab0";
 /// The range of ClusterIPs, which clients reach through the gateway.
 pub const SERVICE_RANGE: &str = "10.96.0.0/12";
+/// The range of IPv6 ClusterIPs, by [`ipv6_of`].
+pub const SERVICE_RANGE_V6: &str = "2001:db8:10:96::/64";
 
 /// The IPv6 address that goes with an IPv4 address of the lab. It reads alike: each octet, as it is written in decimal,
 /// is a group. The first two octets are the network, a /64.

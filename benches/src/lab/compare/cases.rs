@@ -10,23 +10,33 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::CompareOptions;
+use super::objects;
 use super::probe::Probe;
 use crate::error::{Error, Result};
 use crate::lab::kubernetes::ApiClient;
 
 /// The manifests to apply first.
-pub(super) const SERVICES: [&str; 3] = [
+const SERVICES: [&str; 3] = [
     include_str!("cases/addresses.yaml"),
     include_str!("cases/policies.yaml"),
     include_str!("cases/endpoints.yaml"),
 ];
+/// More Services, in a short form.
+const SHORT: &str = include_str!("cases/short.yaml");
 /// The manifests of the changes.
-pub(super) const CHANGES: &str = include_str!("cases/changes.yaml");
-const PROBES: &str = include_str!("cases/probes.yaml");
+const CHANGES: &str = include_str!("cases/changes.yaml");
+/// A Service that is deleted, and its twin.
+pub(super) const DELETED: [&str; 2] = ["deleted", "deleted-v6"];
+const PROBES: [(&str, &str); 2] = [
+    ("probes.yaml", include_str!("cases/probes.yaml")),
+    ("short-probes.yaml", include_str!("cases/short-probes.yaml")),
+];
 const EXPLAINED: &str = include_str!("cases/explained.yaml");
 
-/// The probes and the expected differences.
+/// The objects, the probes and the expected differences.
 pub(super) struct Cases {
+    pub(super) objects: Vec<Value>,
+    pub(super) changes: Vec<Value>,
     pub(super) probes: Vec<Probe>,
     explained: Vec<Explanation>,
 }
@@ -35,7 +45,7 @@ pub(super) struct Cases {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Explanation {
-    /// The ids of probes.
+    /// The ids of probes; each stands for its twin as well.
     probes: BTreeSet<String>,
     /// The roles of the gateway that it applies to.
     roles: BTreeSet<String>,
@@ -50,7 +60,10 @@ pub(super) struct Explanation {
 impl Cases {
     /// Reads the data and checks it for consistency.
     pub(super) fn load(options: &CompareOptions) -> Result<Self> {
-        let mut probes: Vec<Probe> = parse("probes.yaml", PROBES)?;
+        let mut probes: Vec<Probe> = Vec::new();
+        for (file, text) in PROBES {
+            probes.extend(parse::<Vec<Probe>>(file, text)?);
+        }
         let explained: Vec<Explanation> = parse("explained.yaml", EXPLAINED)?;
         let ids: BTreeSet<_> = probes.iter().map(|probe| probe.id.clone()).collect();
         if ids.len() < probes.len() {
@@ -60,28 +73,26 @@ impl Cases {
         {
             return Err(Error::State(format!("explained.yaml names {unknown}, which is not a probe")));
         }
+        let twins: Vec<_> = probes.iter().map(objects::probe_twin).collect();
+        probes.extend(twins);
         if let Some(only) = &options.only {
             probes.retain(|probe| probe.id.contains(only.as_str()));
         }
         let explained = explained.into_iter().filter(|entry| entry.roles.contains(&options.role)).collect();
-        Ok(Self { probes, explained })
+        let objects = objects::load(&SERVICES, SHORT)?;
+        Ok(Self { objects, changes: objects::load_manifest(CHANGES)?, probes, explained })
     }
 
     /// The explanation of a probe's difference, if any.
     pub(super) fn explanation(&self, probe: &str) -> Option<&Explanation> {
+        let probe = probe.strip_suffix(objects::TWIN).unwrap_or(probe);
         self.explained.iter().find(|entry| entry.probes.contains(probe))
     }
 }
 
 /// Writes the status of load balancers, as a cloud controller would.
-pub(super) fn write_statuses(client: &ApiClient) -> Result<()> {
-    let mut statuses = Vec::new();
-    for manifest in SERVICES {
-        let objects: Vec<Value> = serde_saphyr::from_multiple(manifest).map_err(|error| {
-            Error::State(format!("a manifest of the comparison is not valid YAML: {error}"))
-        })?;
-        statuses.extend(objects.into_iter().filter(|object| !object["status"].is_null()));
-    }
+pub(super) fn write_statuses(client: &ApiClient, objects: &[Value]) -> Result<()> {
+    let statuses: Vec<_> = objects.iter().filter(|object| !object["status"].is_null()).cloned().collect();
     client.run("write the addresses of load balancers", |client| async move {
         let services: Api<Service> = Api::default_namespaced(client);
         for object in &statuses {
@@ -115,7 +126,7 @@ mod tests {
     fn the_data_of_the_comparison_hangs_together() {
         for role in ["gateway", "node"] {
             let cases = Cases::load(&CompareOptions { role: role.into(), only: None }).unwrap();
-            assert!(cases.probes.len() > 60);
+            assert!(cases.probes.len() >= 200, "{}", cases.probes.len());
             assert!(cases.explained.iter().all(|entry| entry.flowgate != entry.kube_proxy));
             assert!(cases.explained.iter().all(|entry| entry.reason.len() > 20));
         }

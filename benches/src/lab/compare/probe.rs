@@ -9,9 +9,12 @@ use futures::{StreamExt as _, stream};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::observation::{Attempt, Compare, Observation};
+use super::sctp;
 use crate::error::{Error, Result};
 use crate::lab::topology::Host;
 use crate::loadgen::stop::Stop;
@@ -22,6 +25,8 @@ const CONCURRENCY: usize = 12;
 const ATTEMPTS: usize = 60;
 /// Attempts of a probe if none of the first is answered.
 const UNANSWERED_ATTEMPTS: usize = 3;
+/// ENOPROTOOPT.
+const PROTOCOL_UNREACHABLE: i32 = 92;
 /// Longer than the first SYN retransmission, in case a neighbour has to be resolved first.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
 
@@ -34,16 +39,27 @@ pub(super) struct Probe {
     pub(super) to: Vec<Target>,
     #[serde(default = "first_client")]
     pub(super) client: usize,
+    /// The number of the backend that sends it, in place of a client.
+    #[serde(default)]
+    pub(super) pod: Option<usize>,
     #[serde(default)]
     pub(super) compare: Compare,
 }
 
-/// `tcp ADDRESS:PORT` or `udp ADDRESS:PORT`.
+/// `tcp ADDRESS:PORT`, `udp ADDRESS:PORT` or `sctp ADDRESS:PORT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) enum Target {
     Tcp(SocketAddr),
     Udp(SocketAddr),
+    Sctp(SocketAddr),
+}
+
+impl Target {
+    fn is_ipv4(self) -> bool {
+        let (Self::Tcp(address) | Self::Udp(address) | Self::Sctp(address)) = self;
+        address.is_ipv4()
+    }
 }
 
 impl Probe {
@@ -56,6 +72,7 @@ impl Probe {
             about: "a new Service".into(),
             to,
             client: first_client(),
+            pod: None,
             compare: Compare::Names,
         }
     }
@@ -73,9 +90,14 @@ pub(super) fn send_all(
             .build()
             .map_err(Error::io("make a runtime for the probes"))?;
         runtime.block_on(async {
-            let sent = stream::iter(probes.iter().map(|probe| async {
-                let attempts = attempts(probe, stop).await?;
-                let seen = Observation::of(&attempts, client.address.into(), probe.compare);
+            // The kernel reports an ICMP error to every raw socket with the same peer: one at a time.
+            let raw = Mutex::new(());
+            let raw = &raw;
+            let sent = stream::iter(probes.iter().map(|probe| async move {
+                let attempts = attempts(probe, raw, stop).await?;
+                let is_ipv4 = probe.to.iter().all(|target| target.is_ipv4());
+                let own = if is_ipv4 { IpAddr::from(client.address) } else { client.address_v6.into() };
+                let seen = Observation::of(&attempts, own, probe.compare);
                 Ok((probe.id.clone(), seen))
             }));
             let seen: Vec<Result<_>> = sent.buffer_unordered(CONCURRENCY).collect().await;
@@ -84,7 +106,7 @@ pub(super) fn send_all(
     })?
 }
 
-async fn attempts(probe: &Probe, stop: &Stop) -> Result<Vec<Attempt>> {
+async fn attempts(probe: &Probe, raw: &Mutex<()>, stop: &Stop) -> Result<Vec<Attempt>> {
     let mut attempts = Vec::new();
     for target in probe.to.iter().cycle().take(ATTEMPTS) {
         if stop.is_stopped() {
@@ -93,6 +115,7 @@ async fn attempts(probe: &Probe, stop: &Stop) -> Result<Vec<Attempt>> {
         let attempt = match target {
             Target::Tcp(address) => timeout(ATTEMPT_TIMEOUT, over_tcp(*address)).await,
             Target::Udp(address) => timeout(ATTEMPT_TIMEOUT, over_udp(*address)).await,
+            Target::Sctp(address) => Ok(over_sctp(*address, raw).await),
         };
         attempts.push(match attempt {
             Err(_) => Attempt::Silent,
@@ -132,6 +155,13 @@ async fn over_udp(address: SocketAddr) -> io::Result<String> {
     }
 }
 
+async fn over_sctp(address: SocketAddr, raw: &Mutex<()>) -> io::Result<String> {
+    let _turn = raw.lock().await;
+    // A thread of the pool is in the namespace of the thread that started it.
+    let asked = spawn_blocking(move || sctp::ask(address, ATTEMPT_TIMEOUT)).await;
+    asked.unwrap_or_else(|panic| Err(io::Error::other(panic)))
+}
+
 fn parse_answer(text: &str) -> Result<Attempt> {
     let parsed = text.split_once(' ').and_then(|(backend, sees)| {
         Some(Attempt::Answer { backend: backend.to_owned(), sees: sees.parse().ok()? })
@@ -145,6 +175,9 @@ fn attempt_of_error(error: &io::Error) -> Result<Attempt> {
         // Accepted, then reset before the greeting: no backend of the lab does this, so a proxy refused it.
         io::ErrorKind::ConnectionReset => Ok(Attempt::Refused),
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Ok(Attempt::Unreachable),
+        io::ErrorKind::TimedOut => Ok(Attempt::Silent),
+        // ICMP protocol unreachable: this kernel has no SCTP of its own.
+        _ if matches!(error.raw_os_error(), Some(PROTOCOL_UNREACHABLE)) => Ok(Attempt::Unreachable),
         _ => Err(Error::State(format!("a probe could not be sent: {error}"))),
     }
 }
@@ -157,12 +190,13 @@ impl TryFrom<String> for Target {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not `tcp ADDRESS:PORT` or `udp ADDRESS:PORT`");
+        let wrong = || format!("{text:?} is not `tcp ADDRESS:PORT`, `udp ...` or `sctp ...`");
         let (protocol, address) = text.split_once(' ').ok_or_else(wrong)?;
         let address = address.parse().ok().ok_or_else(wrong)?;
         match protocol {
             "tcp" => Ok(Self::Tcp(address)),
             "udp" => Ok(Self::Udp(address)),
+            "sctp" => Ok(Self::Sctp(address)),
             _ => Err(wrong()),
         }
     }

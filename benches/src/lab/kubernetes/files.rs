@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::lab::topology::SERVICE_RANGE;
+use crate::lab::topology::{SERVICE_RANGE, SERVICE_RANGE_V6};
 
 /// Where the API server listens.
 pub(super) const API_SERVER: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 51, 100, 1), 6443);
@@ -116,7 +116,7 @@ impl Files {
             format!("--advertise-address={address}"),
             format!("--secure-port={port}"),
             format!("--cert-dir={}", self.certificates().display()),
-            format!("--service-cluster-ip-range={SERVICE_RANGE}"),
+            format!("--service-cluster-ip-range={SERVICE_RANGE},{SERVICE_RANGE_V6}"),
             format!("--token-auth-file={}", self.tokens().display()),
             "--authorization-mode=RBAC".into(),
             "--service-account-issuer=https://kubernetes.default.svc".into(),

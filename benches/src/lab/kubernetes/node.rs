@@ -48,7 +48,8 @@ impl NodeSpec {
             "allocatable": capacity,
             "conditions": [{"type": "Ready", "status": "True", "reason": "Lab", "message": "no kubelet needed"}],
         }});
-        nodes.patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(status)).await?;
+        // Not a strategic merge, which keeps one address of each type.
+        nodes.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(status)).await?;
         Ok(())
     }
 }
