@@ -82,15 +82,19 @@ impl Findings {
     }
 }
 
-fn excluded_by(metadata: &ObjectMeta) -> Option<ExcludedBy> {
-    let has = |label: &str| metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label));
-    if has("service.kubernetes.io/service-proxy-name") {
-        Some(ExcludedBy::ServiceProxyName)
-    } else if has("service.kubernetes.io/headless") {
-        Some(ExcludedBy::Headless)
-    } else {
-        None
-    }
+/// P102: the label counts on Services only, as since Kubernetes 1.37, and whatever its value.
+fn service_excluded_by(metadata: &ObjectMeta) -> Option<ExcludedBy> {
+    has_label(metadata, "service.kubernetes.io/service-proxy-name").then_some(ExcludedBy::ServiceProxyName)
+}
+
+/// P103: the label counts on slices only, as since Kubernetes 1.37, and on Endpoints, whose labels are copied to the slices
+/// that mirror them.
+fn slice_excluded_by(metadata: &ObjectMeta) -> Option<ExcludedBy> {
+    has_label(metadata, "service.kubernetes.io/headless").then_some(ExcludedBy::Headless)
+}
+
+fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
+    metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{EndpointSubset as RawSubset, Endpoints as RawEndpoints};
 use k8s_openapi::api::discovery::v1::{Endpoint as RawEndpoint, EndpointSlice as RawSlice};
 
-use super::{Findings, excluded_by, values};
+use super::{Findings, slice_excluded_by, values};
 use crate::model::{
     Endpoint, EndpointAddress, EndpointPort, EndpointSlice, Endpoints, Hints, SliceFamily, Subset,
 };
@@ -45,7 +45,7 @@ pub fn endpoint_slice(raw: &RawSlice, findings: &mut Findings) -> EndpointSlice 
         family,
         endpoints: list,
         ports,
-        excluded_by: excluded_by(&raw.metadata),
+        excluded_by: slice_excluded_by(&raw.metadata),
         triggered_at: trigger.and_then(|text| values::time(text)),
     }
 }
@@ -65,7 +65,7 @@ pub fn endpoints(raw: &RawEndpoints, findings: &mut Findings) -> Endpoints {
         .annotations
         .as_ref()
         .is_some_and(|annotations| annotations.contains_key("control-plane.alpha.kubernetes.io/leader"));
-    Endpoints { subsets, skip_mirror: skipped || leader, excluded_by: excluded_by(&raw.metadata) }
+    Endpoints { subsets, skip_mirror: skipped || leader, excluded_by: slice_excluded_by(&raw.metadata) }
 }
 
 fn one_endpoint(

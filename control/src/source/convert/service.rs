@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service as Raw, ServicePort as RawPort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Findings, excluded_by, values};
+use super::{Findings, service_excluded_by, values};
 use crate::model::{
     Affinity, ClusterAddress, Ingress, IngressMode, Service, ServicePort, ServiceType, TargetPort,
     TrafficPolicy, unreachable_kind,
@@ -48,7 +48,7 @@ pub fn service(raw: &Raw, findings: &mut Findings) -> Service {
         source_ranges,
         health_check_node_port: health
             .and_then(|port| findings.usable("spec.healthCheckNodePort", values::port(port))),
-        excluded_by: excluded_by(&raw.metadata),
+        excluded_by: service_excluded_by(&raw.metadata),
         created_s: raw.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
     };
     check_reachable(&service, findings);

@@ -39,15 +39,12 @@ impl Resource {
     /// The collections that are watched (P101). Endpoints are not: the cluster's mirroring controller makes slices of
     /// them (P117). Of the Nodes only this one is.
     pub(super) fn all(scope: Scope, node_name: Option<&str>) -> Vec<Self> {
-        let labels = match scope {
-            Scope::Served => Some(NEITHER_LABEL),
-            Scope::Named => None,
-        };
+        let unless = |label| if scope == Scope::Served { Some(label) } else { None };
         let of =
             |kind, plural| Self { kind, plural, necessity: Necessity::Required, labels: None, fields: None };
         let mut all = vec![
-            Self { labels, ..of(Kind::Service, "services") },
-            Self { labels, ..of(Kind::EndpointSlice, "endpointslices") },
+            Self { labels: unless(NO_OTHER_PROXY), ..of(Kind::Service, "services") },
+            Self { labels: unless(NOT_HEADLESS), ..of(Kind::EndpointSlice, "endpointslices") },
             // Kubernetes has them since 1.33.
             Self {
                 necessity: Necessity::Optional { without: NO_CIDRS },
@@ -115,8 +112,10 @@ pub(super) type ApiRequest = http::Request<Vec<u8>>;
 const NO_CIDRS: &str = "packets to cluster IPs that no Service has are left to the kernel";
 /// P209, P305, P601
 const NO_NODE: &str = "this machine's zone and pod ranges are unknown, and its primary addresses are the first of its interfaces";
-/// P102, P103: the presence of the label counts, whatever its value.
-const NEITHER_LABEL: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+/// P102: the presence of the label counts, whatever its value.
+const NO_OTHER_PROXY: &str = "!service.kubernetes.io/service-proxy-name";
+/// P103: likewise.
+const NOT_HEADLESS: &str = "!service.kubernetes.io/headless";
 /// As in client-go.
 const PAGE_OBJECTS: u32 = 500;
 
@@ -132,13 +131,12 @@ mod tests {
             let path = |resource: &Resource| resource.list(None).uri().to_string().replace("?&", "?");
             all.iter().map(path).collect()
         };
-        let neither = "labelSelector=%21service.kubernetes.io%2Fservice-proxy-name\
-                       %2C%21service.kubernetes.io%2Fheadless";
+        let without = |label| format!("labelSelector=%21service.kubernetes.io%2F{label}");
         assert_eq!(
             asked(Scope::Served, Some("Edge-1")),
             [
-                format!("/api/v1/services?{neither}&limit=500"),
-                format!("/apis/discovery.k8s.io/v1/endpointslices?{neither}&limit=500"),
+                format!("/api/v1/services?{}&limit=500", without("service-proxy-name")),
+                format!("/apis/discovery.k8s.io/v1/endpointslices?{}&limit=500", without("headless")),
                 "/apis/networking.k8s.io/v1/servicecidrs?limit=500".into(),
                 "/api/v1/nodes?fieldSelector=metadata.name%3Dedge-1&limit=500".into(),
             ]
