@@ -110,6 +110,8 @@ reasons! {
         NoBackend = "no_backend",
         /// The Service admits only clients from its source ranges, and this one is not.
         SourceNotAllowed = "source_not_allowed",
+        /// A new flow from a source of translated flows, or from the very VIP that it goes to: sent by ourselves, or forged.
+        OwnSource = "own_source",
         /// An address that cluster IPs are taken from and that no Service has.
         UnallocatedClusterIp = "unallocated_cluster_ip",
         /// To be refused, but its sender gets no answer: too many were refused lately, or it cannot be answered.

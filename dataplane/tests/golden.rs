@@ -407,6 +407,26 @@ fn source_ports_serve_each_backend_anew_and_then_run_out() {
 }
 
 #[test]
+fn a_new_flow_from_a_source_of_ours_is_dropped_and_the_answer_of_a_known_one_is_not() {
+    let mut gateway = Gateway::new(&World::new());
+    let vip = "10.96.0.53:53";
+    let sent = gateway.receive(UP0, udp(CLIENT, vip, b"question"));
+    let (backend, snat) = (destination(&sent[0].1), source(&sent[0].1));
+    // What was sent comes back from somewhere, aimed at the VIP again; and somebody forges the VIP itself.
+    for (from, to) in
+        [(&*snat, vip), (&*snat, "10.96.0.80:80"), ("10.96.0.53:9", vip), ("10.96.0.80:9", "10.96.0.80:80")]
+    {
+        let frame = if to == vip { udp(from, to, b"again") } else { tcp(from, to, "S") };
+        assert_eq!(gateway.receive(UP0, frame), [], "{from} to {to}");
+    }
+    assert_eq!(gateway.counters().dropped(DropReason::OwnSource), 4);
+    assert_eq!(gateway.receive(FAB0, udp(&backend, &snat, b"answer")).len(), 1);
+    // The same address with another port is the machine itself.
+    let itself = snat.replace(&snat[snat.rfind(':').unwrap()..], ":9");
+    assert_eq!(gateway.receive(UP0, udp(&itself, vip, b"question")).len(), 1);
+}
+
+#[test]
 fn a_full_transmit_ring_drops_and_counts() {
     let mut gateway = Gateway::with(&World::new(), 1000, 2);
     for port in 1..=3 {

@@ -241,8 +241,7 @@ fn no_service<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
     let snat = &context.tables.snat;
     let FiveTuple { protocol, dst, dst_port, .. } = packet.tuple;
     // The XDP program redirects by address and port of SNAT alone, so a late or forged reply comes here too.
-    let is_reply =
-        snat.ports().binary_search(&dst_port.number()).is_ok() && snat.is_reply_address(dst.into());
+    let is_reply = snat.is_source(dst.into(), dst_port);
     match (is_reply, protocol) {
         (false, _) => Verdict::Pass(PassReason::NotOurs),
         (true, Protocol::Tcp) => no_connection(packet, context),

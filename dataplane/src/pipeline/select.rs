@@ -10,7 +10,7 @@ use std::time::Duration;
 use flowgate_flow::{AffinityTable, Binding, Tick};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{
-    Backend, BackendId, BackendSet, EmptyAction, Frontend, SourceClass, Tables, TrafficPolicy,
+    Backend, BackendId, BackendSet, EmptyAction, Frontend, FrontendKind, SourceClass, Tables, TrafficPolicy,
     UnmatchedDestination,
 };
 use flowgate_wire::FiveTuple;
@@ -77,6 +77,9 @@ pub fn select_backend<'a>(
     if !frontend.admits(tuple.src) {
         return Decision::Drop(DropReason::SourceNotAllowed);
     }
+    if is_own_source(tables, frontend, tuple) {
+        return Decision::Drop(DropReason::OwnSource);
+    }
     let policy = frontend.policy(tables.sources.class(tuple.src));
     // A closure, since an affinity binding makes the pick unnecessary.
     let backends = &*policy.backends;
@@ -103,6 +106,14 @@ pub fn select_backend<'a>(
             EmptyAction::Drop => Decision::Drop(DropReason::NoBackend),
         },
     }
+}
+
+/// Whether a new flow to a Service comes from ourselves. We open no flows, so what we have sent has come back to us, and
+/// translating it once more would make a loop; or somebody forges it.
+fn is_own_source(tables: &Tables, frontend: &Frontend, tuple: &FiveTuple<IpAddr>) -> bool {
+    // The node may be its own client at a NodePort, whose address is the node's (P320), but a VIP sends nothing.
+    tables.snat.is_source(tuple.src, tuple.src_port)
+        || tuple.src == tuple.dst && frontend.kind != FrontendKind::NodePort
 }
 
 impl AffinityContext<'_> {

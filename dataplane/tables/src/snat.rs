@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fixedbitset::FixedBitSet;
+use flowgate_wire::L4Port;
 
 use crate::id::InterfaceId;
 
@@ -124,6 +125,13 @@ impl SnatPool {
         self.reply_addresses.binary_search(&addr).is_ok()
     }
 
+    /// Whether translated flows may have this source, now or from before.
+    #[inline]
+    pub fn is_source(&self, addr: IpAddr, port: L4Port) -> bool {
+        // The address first: there are few, and clients use the same ports.
+        self.is_reply_address(addr) && self.ports.binary_search(&port.number()).is_ok()
+    }
+
     /// Every address at which replies to translated flows may arrive, ascending.
     pub fn reply_addresses(&self) -> &[IpAddr] {
         &self.reply_addresses
@@ -226,6 +234,21 @@ mod tests {
         assert_eq!(pool.all_addresses(), [ip("192.0.2.2")]);
         assert_eq!(pool.reply_addresses(), [ip("192.0.2.1"), ip("192.0.2.2")]);
         assert!(pool.is_reply_address(ip("192.0.2.1")) && !pool.is_reply_address(ip("192.0.2.3")));
+    }
+
+    #[test]
+    fn a_source_is_an_address_of_any_time_with_a_port_of_the_range() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let pool = SnatPool::new(&[vec![ip("192.0.2.2")]], &(40_000..=40_009).collect());
+        let pool = pool.with_reply_addresses([ip("192.0.2.1")]);
+        for (addr, port, is_source) in [
+            ("192.0.2.2", 40_000, true),
+            ("192.0.2.1", 40_009, true),
+            ("192.0.2.2", 40_010, false),
+            ("192.0.2.3", 40_000, false),
+        ] {
+            assert_eq!(pool.is_source(ip(addr), L4Port::new(port)), is_source, "{addr}:{port}");
+        }
     }
 
     #[test]

@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use flowgate_tables::spec::{FrontendSpec, ServiceName, ServiceSpec, TrafficPolicySpec};
-use flowgate_tables::{EmptyAction, FrontendKind, SourceNat};
+use flowgate_tables::{EmptyAction, FrontendKind, InterfaceId, SourceNat};
 use flowgate_wire::Protocol;
 
 use super::packet::Tuple;
+use super::places::snat_addresses;
 use super::world::World;
 
 /// One Service port.
@@ -119,6 +120,9 @@ pub(crate) fn rule(world: &World, lives: &Lives, bindings: &Bindings, tuple: &Tu
     if frontend.allowed.as_ref().is_some_and(|ranges| !ranges.iter().any(|net| net.contains(&client))) {
         return Rule::Drop("source_not_allowed");
     }
+    if is_own_source(world, frontend, tuple) {
+        return Rule::Drop("own_source");
+    }
     let is_node = is_own_address(world, client);
     let policy: &TrafficPolicySpec =
         if is_node { &frontend.policies.node } else { &frontend.policies.outside };
@@ -139,6 +143,16 @@ pub(crate) fn rule(world: &World, lives: &Lives, bindings: &Bindings, tuple: &Tu
         None => candidates,
     };
     Rule::Serve(Offer { port, candidates, source_nat: policy.source_nat, bound: service.affinity.is_some() })
+}
+
+/// Whether the source of a new flow is one that only the gateway itself could have: an address and port of translated flows,
+/// or the VIP that it goes to.
+pub(crate) fn is_own_source(world: &World, frontend: &FrontendSpec, tuple: &Tuple) -> bool {
+    let mut interfaces = (0..).map(InterfaceId).take(world.interfaces.len());
+    let src = tuple.src.ip();
+    let is_snat = world.snat_ports.contains(tuple.src.port())
+        && interfaces.any(|interface| snat_addresses(world, interface, src).contains(&src));
+    is_snat || frontend.kind != FrontendKind::NodePort && src == tuple.dst.ip()
 }
 
 /// Whether the address is one of the node's.

@@ -12,7 +12,7 @@ use super::checksums::judge_translation;
 use super::flows::{Chosen, Direction, Flow, Noted, Side};
 use super::packet::{Kind, Segment, Tuple, read};
 use super::places::{Neighbour, Way, hops, snat_addresses, way, worker_ports};
-use super::services::{Offer, Rule, frontend, may_answer_kept, rule};
+use super::services::{Offer, Rule, frontend, is_own_source, may_answer_kept, rule};
 use super::{Decided, Difference, Fate, Model};
 
 impl Model {
@@ -184,8 +184,10 @@ impl Model {
 
     fn unbind(&mut self, tuple: &Tuple) {
         let Some((service, frontend)) = frontend(&self.world, tuple) else { return };
-        let admits =
-            |addr| frontend.allowed.as_ref().is_none_or(|nets| nets.iter().any(|n| n.contains(addr)));
+        let admits = |addr| {
+            frontend.allowed.as_ref().is_none_or(|nets| nets.iter().any(|n| n.contains(addr)))
+                && !is_own_source(&self.world, frontend, tuple)
+        };
         if service.affinity.is_some() && admits(&tuple.src.ip()) {
             self.bindings.forget(&self.lives, tuple.src.ip(), &(service.name.clone(), service.protocol));
         }
