@@ -1,7 +1,8 @@
 //! Responds to admin requests with what the parts of the appliance show.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use flowgate_control::Status;
@@ -125,6 +126,7 @@ impl Inspection<'_> {
             };
             load.add(&flow);
         }
+        let active = active_backends(tables);
         let names: HashMap<ServiceId, String> =
             tables.services.services().iter().map(|s| (s.id, s.spec.name.to_string())).collect();
         let row = |service: String, address: String, state: &str, load: Load| view::Backend {
@@ -142,7 +144,8 @@ impl Inspection<'_> {
             .map(|backend| {
                 let name = names.get(&backend.service).cloned().unwrap_or_default();
                 let address = SocketAddr::new(backend.addr, backend.port.number()).to_string();
-                row(name, address, "active", current.get(&backend.id).copied().unwrap_or_default())
+                let state = if active.contains(&backend.id) { "active" } else { "draining" };
+                row(name, address, state, current.get(&backend.id).copied().unwrap_or_default())
             })
             .collect();
         rows.extend(removed.into_iter().map(|(address, load)| row(String::new(), address, "removed", load)));
@@ -274,6 +277,16 @@ impl Inspection<'_> {
             report: status.findings().map(|e| format!("{}: {e}", e.severity.name())).collect(),
         }
     }
+}
+
+/// The backends that new flows may go to: those in a set that a frontend chooses from. A Service keeps others for the flows that
+/// they have: what terminates, what hints or a Local policy rule out here, and the last endpoints of one that has none left.
+fn active_backends(tables: &Tables) -> HashSet<BackendId> {
+    let policies = tables.services.frontends().flat_map(|frontend| frontend.policies.all());
+    // Most frontends share their sets, and a set may have thousands of members.
+    let mut seen = HashSet::new();
+    let sets = policies.map(|policy| &policy.backends).filter(|set| seen.insert(Arc::as_ptr(set)));
+    sets.flat_map(|set| set.members()).copied().collect()
 }
 
 /// A time in RFC 3339 format, in whole seconds.

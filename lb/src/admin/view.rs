@@ -30,7 +30,8 @@ pub(crate) struct Frontend {
 pub(crate) struct Backend {
     pub(crate) service: String,
     pub(crate) address: String,
-    /// `active`, or `removed` for one that only old flows still use.
+    /// `active` if it takes new flows; `draining` if it only keeps those that it has, as one that terminates; `removed` if it
+    /// is no endpoint any more and old flows still use it.
     pub(crate) state: String,
     pub(crate) flows: usize,
     pub(crate) packets: u64,
