@@ -1,21 +1,26 @@
 //! Objects and network state to tables. Pure: no clock, no file, no kernel; the same input gives the same tables, and
 //! parts that did not change are shared with the generation before.
 
+mod address_rules;
 mod addresses;
 mod budget;
+mod claims;
 mod endpoints;
 mod incremental;
 mod net;
 mod net_budget;
+mod ourselves;
 mod policy;
 mod service_compiler;
 mod services;
+mod wanted;
 
 use std::sync::Arc;
 
 use flowgate_tables::spec::SnatSpec;
 use flowgate_tables::{Budgets, SourceClassifier, Tables};
 
+pub use self::address_rules::{ExternalIps, ProtectedPort};
 pub(crate) use self::addresses::listed;
 pub use self::addresses::{LocalPods, NodePortAddress};
 pub use self::incremental::Compiler;
@@ -47,6 +52,10 @@ pub struct CompileConfig {
     pub node_addresses: NodeAddresses,
     /// What all objects together, one Service and one namespace may ask for.
     pub budgets: Budgets,
+    /// Which external addresses are served; `None`: as [`ExternalIps::of_role`] has it.
+    pub external_ips: Option<ExternalIps>,
+    /// Ports of the node's own addresses that no Service gets.
+    pub protected_ports: Vec<ProtectedPort>,
 }
 
 /// Where the node's own addresses are read.
@@ -76,7 +85,7 @@ pub fn compile(
     entries.extend(unfit);
     let (routing, more) = net::compile_routing(&net, &previous.routing);
     entries.extend(more);
-    let (snat, more) = net::compile_snat(&net, config, &previous.snat);
+    let (snat, more) = net::compile_snat(&net, &node_context, config, &previous.snat);
     entries.extend(more);
     entries.extend(services::snat_overlaps(desired, &services, &snat));
     let sources = compile_sources(&node_context, &previous.sources);

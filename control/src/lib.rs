@@ -24,7 +24,9 @@ mod servers;
 pub mod source;
 
 pub use check::{check, check_cluster};
-pub use compile::{CompileConfig, LocalPods, NodeAddresses, NodePortAddress, Role, compile};
+pub use compile::{
+    CompileConfig, ExternalIps, LocalPods, NodeAddresses, NodePortAddress, ProtectedPort, Role, compile,
+};
 pub use reconcile::{Status, SyncMetrics, Update};
 pub use report::{Entry, ObjectRef, Place, Report, Severity, Shown};
 pub use run::{Config, Source, run};

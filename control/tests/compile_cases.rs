@@ -29,7 +29,6 @@ macro_rules! cases {
 cases! { Role::Gateway;
     a_cluster_ip_leads_to_the_ready_endpoints => cluster_ip
     a_node_port_is_served_on_every_address_of_the_node => node_port
-    an_external_ip_is_served_whoever_owns_it => external_ip
     a_load_balancer_address_is_captured_unless_a_proxy_has_it => load_balancer
     target_ports_come_from_slices_by_name => target_ports
     ports_are_told_apart_by_name_and_protocol => multi_port
@@ -45,7 +44,7 @@ cases! { Role::Gateway;
     bad_services_are_refused_with_all_reasons_and_spoil_no_other => bad_services_next_to_a_good_one
     bad_objects_of_every_kind_are_named_and_the_rest_goes_on => bad_objects_of_every_kind
     of_an_object_that_is_there_twice_the_first_counts => duplicates
-    contested_addresses_go_to_the_first_name => contested
+    of_equal_claims_without_history_or_age_the_first_name_counts => contested
     external_policy_local_keeps_the_client_on_a_gateway => external_policy_local
     lists_json_and_other_kinds_are_read => lists_and_json
     address_families_are_served_apart => dual_stack
@@ -56,6 +55,7 @@ cases! { Role::Gateway;
 
 cases! { Role::Node;
     local_policies_on_a_node_use_its_own_endpoints => policies_on_a_node
+    an_external_ip_is_served_whoever_owns_it => external_ip
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn network() -> NetState {
             interface("fab0", 2, &["10.0.0.1"]),
         ]),
         routes: Arc::new(vec![route]),
-        neighbours: Arc::default(),
+        ..NetState::default()
     }
 }
 

@@ -1,5 +1,10 @@
 //! P1003: after any sequence of changes the tables are equivalent to those of a fresh start: slots and numbers may
 //! differ; names, sets, refusals and the backend that a flow would get may not.
+//!
+//! With one exception, which is history: of Services that claim one address and port, or one NodePort, by fields of one rank,
+//! the one that has it keeps it, so a fresh start, which knows of no one that has it, may give it to another. Where nothing
+//! is claimed twice nothing depends on history; and where something is, compiling everything with the tables before at hand
+//! gives what compiling only the changes does.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
 use std::collections::BTreeSet;
@@ -11,9 +16,10 @@ use flowgate_control::compile::Compiler;
 use flowgate_control::model::{Desired, Key, Kind, NetState};
 use flowgate_control::source::convert;
 use flowgate_control::{CompileConfig, LocalPods, ObjectRef, Role, compile};
+use flowgate_tables::service::ServiceKey;
 use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteHopSpec, RouteSpec, SnatSpec};
 use flowgate_tables::{Budgets, Tables, TrafficPolicy, UnmatchedDestination};
-use flowgate_wire::MacAddr;
+use flowgate_wire::{L4Port, MacAddr, Protocol};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -71,11 +77,19 @@ proptest! {
                 }
                 Step::Network(number) => net = network(number),
                 Step::Compile => {
+                    let before = compiler.tables().clone();
                     let (tables, report) = compiler.compile(&desired, &net);
-                    let (fresh, fresh_report) = compile(&desired, &net, &config, &Tables::empty());
-                    prop_assert_eq!(meaning(&tables), meaning(&fresh));
-                    prop_assert_eq!(report.to_string(), fresh_report.to_string());
+                    let (whole, whole_report) = compile(&desired, &net, &config, &before);
+                    prop_assert_eq!(meaning(&tables), meaning(&whole));
+                    prop_assert_eq!(report.to_string(), whole_report.to_string());
                     prop_assert_eq!(compiler.tables().generation, tables.generation);
+                    let (fresh, fresh_report) = compile(&desired, &net, &config, &Tables::empty());
+                    let claimed_twice = report.to_string().contains(" belongs to ");
+                    prop_assert_eq!(claimed_twice, fresh_report.to_string().contains(" belongs to "));
+                    if !claimed_twice {
+                        prop_assert_eq!(meaning(&tables), meaning(&fresh));
+                        prop_assert_eq!(report.to_string(), fresh_report.to_string());
+                    }
                 }
             }
         }
@@ -104,6 +118,127 @@ fn budgets() -> impl Strategy<Value = Budgets> {
         },
     );
     prop_oneof![Just(Budgets::default()), few]
+}
+
+/// A cluster whose Services claim one external address and one NodePort.
+struct Contest {
+    desired: Arc<Desired>,
+    compiler: Compiler,
+}
+
+impl Contest {
+    fn new() -> Self {
+        let config = CompileConfig { snat: SnatSpec::default(), ..config(Role::Node) };
+        Self { desired: Arc::default(), compiler: Compiler::new(config) }
+    }
+
+    /// A Service comes: its name, the day it was created, and further fields of its spec.
+    fn comes(&mut self, name: &str, day: Option<u8>, spec: &Value) {
+        let number = name.bytes().next().expect("a name");
+        let mut value = json!({"metadata": {}, "spec": {"type": "NodePort", "clusterIP": format!("10.96.0.{number}"),
+            "ports": [{"port": 80}]}});
+        if let Some(day) = day {
+            value["metadata"]["creationTimestamp"] = json!(format!("2026-01-0{day}T00:00:00Z"));
+        }
+        for (field, field_value) in spec.as_object().expect("fields") {
+            value["spec"][field] = field_value.clone();
+        }
+        let reference = ObjectRef::new("Service", "default", name);
+        let (object, findings) = convert::object(Kind::Service, &reference, value);
+        let object = object.unwrap_or_else(|| panic!("{findings:?}"));
+        Arc::make_mut(&mut self.desired).apply(Key::new("default", name), object, None);
+    }
+
+    fn goes(&mut self, name: &str) {
+        Arc::make_mut(&mut self.desired).delete(&ObjectRef::new("Service", "default", name));
+    }
+
+    /// Who has an address after the changes so far; and the findings.
+    fn owner(&mut self, addr: &str, port: u16) -> (String, String) {
+        let before = self.compiler.tables().clone();
+        let (tables, report) = self.compiler.compile(&self.desired, &network(0));
+        let (whole, _) = compile(&self.desired, &network(0), self.compiler.config(), &before);
+        assert_eq!(meaning(&tables), meaning(&whole));
+        (owner(&tables, addr, port), report.to_string())
+    }
+
+    /// Who has it after a restart.
+    fn owner_afresh(&self, addr: &str, port: u16) -> String {
+        let (tables, _) = compile(&self.desired, &network(0), self.compiler.config(), &Tables::empty());
+        owner(&tables, addr, port)
+    }
+}
+
+fn owner(tables: &Tables, addr: &str, port: u16) -> String {
+    let key = ServiceKey { protocol: Protocol::Tcp, addr: ip(addr), port: L4Port::new(port) };
+    let frontend = tables.services.frontend(&key).expect("somebody has it");
+    tables.services.service(frontend.service).expect("a Service that is there").spec.name.name.clone()
+}
+
+#[test]
+fn of_equals_the_one_that_had_an_address_has_it_then_the_elder_then_the_first_by_name() {
+    let (external, port) = ("203.0.113.5", 80);
+    let spec = json!({"externalIPs": [external]});
+    let mut contest = Contest::new();
+    contest.comes("b", Some(2), &spec);
+    assert_eq!(contest.owner(external, port).0, "b");
+    // The elder comes late, as after it was labelled for another proxy for a while.
+    contest.comes("a", Some(1), &spec);
+    let (owner, report) = contest.owner(external, port);
+    assert_eq!(owner, "b");
+    let taken = "error: Service default/a: 203.0.113.5:80 TCP belongs to default/b already";
+    assert!(report.contains(taken), "{report}");
+    assert_eq!(contest.owner_afresh(external, port), "a", "nothing is remembered over a restart");
+    contest.goes("b");
+    assert_eq!(contest.owner(external, port).0, "a");
+    contest.comes("b", Some(2), &spec);
+    assert_eq!(contest.owner(external, port).0, "a");
+    // Without history: the elder, what has no age after all that have one, and the first by name.
+    let mut contest = Contest::new();
+    contest.comes("a", None, &spec);
+    contest.comes("c", Some(1), &spec);
+    contest.comes("b", Some(1), &spec);
+    contest.comes("d", Some(3), &spec);
+    assert_eq!(contest.owner(external, port).0, "b");
+    contest.goes("b");
+    contest.goes("c");
+    assert_eq!(contest.owner(external, port).0, "d");
+}
+
+#[test]
+fn a_node_port_stays_with_the_service_that_had_it_on_all_addresses() {
+    let spec = json!({"ports": [{"port": 80, "nodePort": 30_001}]});
+    let mut contest = Contest::new();
+    contest.comes("b", Some(2), &spec);
+    assert_eq!(contest.owner("192.0.2.1", 30_001).0, "b");
+    contest.comes("a", Some(1), &spec);
+    let (owner, report) = contest.owner("192.0.2.1", 30_001);
+    assert_eq!(owner, "b");
+    assert!(
+        report.contains("Service default/a: nodePort 30001 TCP belongs to default/b already"),
+        "{report}"
+    );
+    assert_eq!(contest.owner_afresh("192.0.2.1", 30_001), "a");
+}
+
+#[test]
+fn the_rank_of_a_field_comes_before_history() {
+    let mut contest = Contest::new();
+    contest.comes("a", Some(1), &json!({"ports": [{"port": 80, "nodePort": 30_001}]}));
+    assert_eq!(contest.owner("192.0.2.1", 30_001).0, "a");
+    contest.comes("b", Some(2), &json!({"externalIPs": ["192.0.2.1"], "ports": [{"port": 30_001}]}));
+    let (owner, report) = contest.owner("192.0.2.1", 30_001);
+    assert_eq!(owner, "b");
+    let lost = "Service default/a: 192.0.2.1:30001 TCP belongs to default/b as external IP, which comes before nodePort: \
+                choose another address or port";
+    assert!(report.contains(lost), "{report}");
+    // `a` is 97, so this is its cluster IP.
+    contest.comes("b", Some(2), &json!({"externalIPs": ["10.96.0.97"]}));
+    let (owner, report) = contest.owner("10.96.0.97", 80);
+    assert_eq!(owner, "a");
+    let refused =
+        "Service default/b: external IP 10.96.0.97:80 TCP is not served: it is the cluster IP of default/a";
+    assert!(report.contains(refused), "{report}");
 }
 
 /// What tables say, without the numbers that they say it with.
@@ -177,7 +312,8 @@ fn service(number: u8, random: &mut fastrand::Rng) -> Value {
         spec["selector"] = json!({"app": format!("n{number}")});
     }
     if random.u8(..3) == 0 {
-        spec["externalIPs"] = json!([one_of(random, &["198.51.100.1", "198.51.100.2"])]);
+        let addresses = ["198.51.100.1", "198.51.100.2", "10.96.0.2", "10.96.0.9", "192.0.2.1"];
+        spec["externalIPs"] = json!([one_of(random, &addresses)]);
     }
     if random.u8(..4) == 0 {
         spec["sessionAffinity"] = json!("ClientIP");
@@ -186,7 +322,8 @@ fn service(number: u8, random: &mut fastrand::Rng) -> Value {
         spec["type"] = json!("ExternalName");
         spec["externalName"] = json!("db.example.org");
     }
-    let labels = if random.u8(..6) == 0 { json!({"service.kubernetes.io/headless": ""}) } else { json!({}) };
+    let labels =
+        if random.u8(..6) == 0 { json!({"service.kubernetes.io/service-proxy-name": ""}) } else { json!({}) };
     let mut metadata = json!({"labels": labels});
     if random.bool() {
         metadata["creationTimestamp"] = json!(format!("2026-01-0{}T00:00:00Z", random.u8(1..4)));
@@ -197,7 +334,12 @@ fn service(number: u8, random: &mut fastrand::Rng) -> Value {
 fn slice(random: &mut fastrand::Rng) -> Value {
     let endpoints: Vec<Value> = (0..random.u8(..4))
         .map(|_| {
-            json!({"addresses": [format!("10.244.1.{}", random.u8(1..6))],
+            // Now and then a Service, or the machine itself.
+            let address = match random.u8(..8) {
+                0 => one_of(random, &["10.96.0.1", "10.96.0.2", "198.51.100.1", "192.0.2.1"]).to_owned(),
+                _ => format!("10.244.1.{}", random.u8(1..6)),
+            };
+            json!({"addresses": [address],
                 "nodeName": one_of(random, &["n0", "elsewhere"]),
                 "hints": {"forZones": [{"name": one_of(random, &["z0", "z1"])}]},
                 "conditions": {"ready": random.bool(), "serving": random.bool(), "terminating": random.bool()}})
@@ -205,7 +347,7 @@ fn slice(random: &mut fastrand::Rng) -> Value {
         .collect();
     // Renamed and renumbered ports too.
     let mut ports = vec![
-        json!({"name": one_of(random, &["a", "a", "a", "c"]), "port": 8080 + i32::from(random.u8(..2))}),
+        json!({"name": one_of(random, &["a", "a", "a", "c"]), "port": one_of(random, &[80, 8080, 8081, 30_001])}),
     ];
     if random.bool() {
         ports.push(json!({"name": "b", "port": 53, "protocol": "UDP"}));
@@ -225,7 +367,7 @@ fn node(random: &mut fastrand::Rng) -> Value {
         "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{address}")}]}})
 }
 
-fn one_of(random: &mut fastrand::Rng, list: &[&'static str]) -> &'static str {
+fn one_of<T: Copy>(random: &mut fastrand::Rng, list: &[T]) -> T {
     list[random.usize(..list.len())]
 }
 
@@ -262,6 +404,7 @@ fn network(number: u8) -> NetState {
         interfaces: Arc::new(vec![interface]),
         routes: Arc::new(vec![route]),
         neighbours: Arc::new(vec![NeighbourSpec { interface: 0, addr: ip("192.0.2.254"), mac }]),
+        ..NetState::default()
     }
 }
 

@@ -16,6 +16,7 @@ mod metrics;
 mod node;
 mod rings;
 mod role;
+mod services;
 mod snat;
 mod source;
 mod tcp;
@@ -25,6 +26,7 @@ mod value;
 mod workers;
 mod xdp;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use flowgate_control::source::kube::Scope;
@@ -38,6 +40,8 @@ use value::Invalid;
 
 pub(crate) use metrics::MetricsDetail;
 pub(crate) use role::RoleName;
+pub(crate) use services::Services;
+pub(crate) use snat::port_range;
 pub(crate) use source::SourceOverride;
 
 /// The operator's decisions, checked, with the command line applied.
@@ -48,6 +52,7 @@ pub(crate) struct Config {
     pub(crate) source: Source,
     pub(crate) gateway: gateway::Gateway,
     pub(crate) node: node::Node,
+    pub(crate) services: Services,
     pub(crate) snat: snat::Snat,
     pub(crate) workers: workers::Workers,
     pub(crate) xdp: xdp::Xdp,
@@ -115,7 +120,7 @@ impl Config {
     fn resolve(sections: Sections, overrides: Overrides) -> Result<Self, Invalid> {
         let Sections { role, node_name, source, gateway, node, snat, workers, xdp, rings, flows, .. } =
             sections;
-        let Sections { limits, tcp, icmp, dns, admin, health, metrics, .. } = sections;
+        let Sections { limits, services, tcp, icmp, dns, admin, health, metrics, .. } = sections;
         let role = Role::from(overrides.role.unwrap_or(role));
         // P202: the Node has the name of the host unless the operator gives another. A gateway belongs to no Node unless the
         // operator names one.
@@ -134,6 +139,7 @@ impl Config {
             source: source.resolve(overrides.source, scope, followed_node)?,
             gateway: gateway.resolve(overrides.interfaces)?,
             node,
+            services,
             snat,
             workers: workers.resolve()?,
             xdp,
@@ -160,7 +166,15 @@ impl Config {
         self.gateway.apply_to(&mut compile);
         self.limits.apply_to(&mut compile);
         self.node.apply_to(&mut compile);
+        self.services.apply_to(&mut compile, &self.own_servers());
         compile
+    }
+
+    /// Where the servers of this process listen, and whether by UDP too.
+    fn own_servers(&self) -> Vec<(SocketAddr, bool)> {
+        let dns = self.dns.iter().flat_map(|dns| dns.listen.iter().copied());
+        let http = http_servers(&self.health, &self.metrics);
+        http.chain(dns.map(|listen| (listen, true))).collect()
     }
 
     /// The folder of the flow tables that outlive the process.
@@ -172,6 +186,18 @@ impl Config {
     pub(crate) fn log_folder(&self) -> PathBuf {
         self.admin.socket.parent().map_or_else(std::env::temp_dir, Into::into)
     }
+}
+
+/// Where the servers of a process listen by default, and whether by UDP too.
+pub(crate) fn default_servers() -> Vec<(SocketAddr, bool)> {
+    http_servers(&health::Health::default(), &metrics::Metrics::default()).collect()
+}
+
+fn http_servers(
+    health: &health::Health,
+    metrics: &metrics::Metrics,
+) -> impl Iterator<Item = (SocketAddr, bool)> + use<> {
+    [health.listen, metrics.listen].into_iter().flatten().map(|listen| (listen, false))
 }
 
 /// The name that the operating system has for this machine; empty if it has none.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use flowgate_tables::Budgets;
 use ipnet::IpNet;
@@ -64,8 +65,12 @@ pub(super) struct NodeContext {
     pub(super) localhost_nodeports: bool,
     /// The first address of each family.
     pub(super) primary: Vec<IpAddr>,
-    /// All addresses of the node.
+    /// All addresses of the node on the served interfaces, ascending.
     pub(super) own: Vec<IpAddr>,
+    /// Its addresses by its Node object, ascending.
+    pub(super) of_node: Vec<IpAddr>,
+    /// Its addresses on other interfaces, ascending.
+    pub(super) elsewhere: Arc<Vec<IpAddr>>,
     /// Ranges of the addresses of this node's pods.
     pub(super) pods: Vec<IpNet>,
     /// The node's zone, by its label (P209).
@@ -94,6 +99,9 @@ impl NodeContext {
         findings.extend(fit_own_addresses(&mut own, config));
         own.sort_unstable();
         own.dedup();
+        let mut node_addresses = of_node();
+        node_addresses.retain(is_unique);
+        node_addresses.sort_unstable();
         let list = &config.nodeport_addresses;
         let pods = pods(node, config);
         Self {
@@ -105,12 +113,25 @@ impl NodeContext {
             localhost_nodeports: localhost_selected(config),
             primary,
             own,
+            of_node: node_addresses,
+            elsewhere: Arc::clone(&net.elsewhere),
             absent_pods: pods.iter().filter(|range| !may_arrive_from(net, range)).copied().collect(),
             pods,
             zone: zone(node),
             service_cidrs,
             findings,
         }
+    }
+
+    /// Whether others reach this machine by the address. One of an interface that is not served does not count: routing
+    /// daemons announce VIPs from there.
+    pub(super) fn is_own(&self, addr: IpAddr) -> bool {
+        self.own.binary_search(&addr).is_ok() || self.of_node.binary_search(&addr).is_ok()
+    }
+
+    /// Whether the address is one of this machine's, on whichever interface.
+    pub(super) fn is_of_host(&self, addr: IpAddr) -> bool {
+        self.is_own(addr) || self.elsewhere.binary_search(&addr).is_ok()
     }
 
     /// Whether pods of this node can be told from others in this family (P604).

@@ -11,6 +11,7 @@ use flowgate_wire::Protocol;
 use super::endpoints::is_local;
 use super::policy::Scope;
 use super::service_compiler::ServiceCompiler;
+use super::wanted::Wanted;
 use crate::model::{Key, Service};
 use crate::report::LEFT_OUT;
 
@@ -36,9 +37,8 @@ impl Demand {
         let Some(port) = with_node_port().next().or_else(|| ports.first()) else {
             return Self { services: 1, ..Self::default() };
         };
-        let mut wanted = compiler.wanted(port);
-        wanted.retain(|wanted| compiler.has_family(wanted.addr));
-        let (at_nodes, vips): (Vec<_>, Vec<_>) =
+        let wanted = compiler.wanted(port);
+        let (at_nodes, vips): (Vec<&Wanted>, Vec<&Wanted>) =
             wanted.iter().partition(|wanted| wanted.kind == FrontendKind::NodePort);
         let vip_addresses = len(vips.iter().map(|wanted| wanted.addr).collect::<HashSet<IpAddr>>());
         let vips = vip_addresses * len(ports);

@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use flowgate_tables::service::ServiceKey;
 use flowgate_tables::spec::EndpointSpec;
 use flowgate_wire::L4Port;
 
+use super::ourselves::{LeftOut, SelfChecker};
 use super::policy::Scope;
 use crate::model::{Desired, Endpoint, EndpointSlice, Hints, Key, Service, ServicePort, SliceFamily, Stored};
 
@@ -82,6 +84,13 @@ struct Known<'a> {
     hints: Option<&'a Hints>,
 }
 
+/// What an endpoint is judged by besides its slice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EndpointContext<'a> {
+    pub(super) locality: Locality<'a>,
+    pub(super) selves: SelfChecker<'a>,
+}
+
 /// The endpoints of one Service port.
 pub(super) struct PortEndpoints<'a> {
     by_address: BTreeMap<(IpAddr, L4Port), Known<'a>>,
@@ -89,9 +98,14 @@ pub(super) struct PortEndpoints<'a> {
 }
 
 impl<'a> PortEndpoints<'a> {
-    /// Merges the slices: each address and port counts once, and an endpoint that is not terminating wins over one that
-    /// is (P115, P116).
-    pub(super) fn new(slices: &'a [Arc<EndpointSlice>], port: &ServicePort, locality: Locality<'a>) -> Self {
+    /// Merges the slices: each address and port counts once, and as the one that is not terminating, then as the one that
+    /// is ready (P115, P116). Those that lead back to this machine are left out.
+    pub(super) fn new(
+        slices: &'a [Arc<EndpointSlice>],
+        port: &ServicePort,
+        EndpointContext { locality, selves }: EndpointContext<'a>,
+        left_out: &mut LeftOut,
+    ) -> Self {
         let mut by_address: BTreeMap<(IpAddr, L4Port), Known<'_>> = BTreeMap::new();
         for slice in slices {
             let matching = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
@@ -105,12 +119,22 @@ impl<'a> PortEndpoints<'a> {
                         hints: endpoint.hints.as_deref(),
                     };
                     let merged = by_address.entry((endpoint.addr, number)).or_insert(known);
-                    if merged.terminating && !known.terminating {
+                    if known.standing() > merged.standing() {
                         *merged = known;
                     }
                 }
             }
         }
+        by_address.retain(|&(addr, number), _| {
+            let endpoint = ServiceKey { protocol: port.protocol, addr, port: number };
+            match selves.find(&endpoint) {
+                None => true,
+                Some(reason) => {
+                    left_out.add(reason, endpoint);
+                    false
+                }
+            }
+        });
         Self { by_address, locality }
     }
 
@@ -174,6 +198,12 @@ impl<'a> PortEndpoints<'a> {
 impl Known<'_> {
     const fn is_ending(&self) -> bool {
         self.serving && self.terminating
+    }
+
+    /// P116: of two endpoints at one address and port the one with the higher standing counts. kube-proxy takes the last of
+    /// those that are not terminating, in no order.
+    const fn standing(&self) -> (bool, bool, bool) {
+        (!self.terminating, self.ready, self.serving)
     }
 }
 

@@ -71,12 +71,12 @@ impl Compiler {
         };
         let mut entries = last.entries.clone();
         let sources = compile_sources(&last.node_context, &self.tables.sources);
-        self.last = Some(last);
         entries.extend(unfit);
         let (routing, more) = net::compile_routing(&net, &self.tables.routing);
         entries.extend(more);
-        let (snat, more) = net::compile_snat(&net, &self.config, &self.tables.snat);
+        let (snat, more) = net::compile_snat(&net, &last.node_context, &self.config, &self.tables.snat);
         entries.extend(more);
+        self.last = Some(last);
         let same = Arc::ptr_eq(&services, &self.tables.services) && Arc::ptr_eq(&snat, &self.tables.snat);
         if !same || !known_services {
             self.overlaps = services::snat_overlaps(desired, &services, &snat);

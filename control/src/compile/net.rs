@@ -9,6 +9,7 @@ use flowgate_tables::{Routing, SnatPool, Tables};
 use ipnet::IpNet;
 
 use super::CompileConfig;
+use super::addresses::NodeContext;
 use super::net_budget::fit_snat_addresses;
 use crate::model::NetState;
 use crate::report::{Entry, ObjectRef, Severity};
@@ -42,6 +43,7 @@ pub(super) fn compile_routing(net: &NetState, previous: &Arc<Routing>) -> (Arc<R
 /// Builds the SNAT pool: for each family the configured addresses, else the primary address of each interface.
 pub(super) fn compile_snat(
     net: &NetState,
+    node_context: &NodeContext,
     config: &CompileConfig,
     previous: &Arc<SnatPool>,
 ) -> (Arc<SnatPool>, Vec<Entry>) {
@@ -66,8 +68,11 @@ pub(super) fn compile_snat(
         by_interface.push(addresses);
     }
     // The primary address may change; replies to the flows of the last one still arrive and must be recognised.
-    let own = net.interfaces.iter().flat_map(|interface| interface.addresses.iter().copied());
-    let mut reply_only: Vec<IpAddr> = own.filter(|addr| !is_configured_family(addr, config)).collect();
+    let own = net.interfaces.iter().flat_map(|interface| &interface.addresses).chain(&node_context.own);
+    let own = own.filter(|addr| !is_configured_family(addr, config));
+    let mut reply_only: Vec<IpAddr> = own.chain(&config.snat.addresses).copied().collect();
+    reply_only.sort_unstable();
+    reply_only.dedup();
     entries.extend(fit_snat_addresses(&mut by_interface, &mut reply_only, &config.budgets));
     let pool = SnatPool::new(&by_interface, &config.snat.ports).with_reply_addresses(reply_only);
     (if pool == **previous { Arc::clone(previous) } else { Arc::new(pool) }, entries)

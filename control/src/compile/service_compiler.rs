@@ -10,9 +10,11 @@ use ipnet::IpNet;
 
 use super::CompileConfig;
 use super::addresses::NodeContext;
-use super::endpoints::{Locality, PortEndpoints};
+use super::endpoints::{EndpointContext, Locality, PortEndpoints};
+use super::ourselves::{LeftOut, SelfChecker};
 use super::policy::{Policy, PolicyInput, Role, Scope, policy};
-use crate::model::{Affinity, EndpointSlice, IngressMode, Key, Service, ServicePort, unreachable_kind};
+use super::wanted::{LOCALHOST, Wanted, load_balancer_ips, wanted};
+use crate::model::{Affinity, EndpointSlice, Key, Service, ServicePort};
 
 /// A Service that is served, and what it is compiled with.
 pub(super) struct ServiceCompiler<'a> {
@@ -24,33 +26,38 @@ pub(super) struct ServiceCompiler<'a> {
     pub(super) config: &'a CompileConfig,
 }
 
-/// One address and port that clients aim at.
-pub(super) struct Wanted {
-    pub(super) kind: FrontendKind,
-    pub(super) addr: IpAddr,
-    port: u16,
+/// A Service's place among all, and what it depends on besides itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Neighbourhood<'a> {
+    /// Its position among all Services.
+    pub(super) position: usize,
+    pub(super) selves: SelfChecker<'a>,
 }
 
 impl ServiceCompiler<'_> {
-    /// One spec per port.
-    pub(super) fn specs(&self) -> Vec<ServiceSpec> {
-        self.service.ports.iter().map(|port| self.spec(port)).collect()
+    /// One spec per port, and the endpoints that are in none of them.
+    pub(super) fn specs(&self, others: Neighbourhood<'_>) -> (Vec<ServiceSpec>, LeftOut) {
+        let mut left_out = LeftOut::default();
+        let ports = 0..self.service.ports.len();
+        let specs = ports.map(|position| self.spec(position, others, &mut left_out)).collect();
+        (specs, left_out)
     }
 
-    fn spec(&self, port: &ServicePort) -> ServiceSpec {
+    fn spec(&self, position: usize, others: Neighbourhood<'_>, left_out: &mut LeftOut) -> ServiceSpec {
+        let port = &self.service.ports[position];
         let locality = Locality {
             node: &self.config.node_name,
             zone: self.node_context.zone.as_deref(),
             follows_hints: self.config.role == Role::Node,
         };
-        let endpoints = PortEndpoints::new(self.slices, port, locality);
+        let context = EndpointContext { locality, selves: others.selves };
+        let endpoints = PortEndpoints::new(self.slices, port, context, left_out);
         let mut sets = Sets { endpoints: &endpoints, known: Vec::new(), built: Vec::new() };
         let mut frontends = Vec::new();
-        for wanted in self.wanted(port) {
+        let claims = others.selves.claims;
+        let has = |wanted: &Wanted| claims.has(others.position, position, &wanted.key(port.protocol));
+        for wanted in self.wanted(port).into_iter().filter(has) {
             let ipv4 = wanted.addr.is_ipv4();
-            if !self.has_family(wanted.addr) {
-                continue;
-            }
             // P206, P501
             let when_empty = if endpoints.any_usable(ipv4) { EmptyAction::Drop } else { EmptyAction::Reject };
             let policy = |policy: &Policy, sets: &mut Sets<'_>| TrafficPolicySpec {
@@ -89,37 +96,9 @@ impl ServiceCompiler<'_> {
         }
     }
 
-    /// P902: a Service has only the families of its cluster IPs.
-    pub(super) fn has_family(&self, addr: IpAddr) -> bool {
-        self.cluster_ips.iter().any(|ip| ip.is_ipv4() == addr.is_ipv4())
-    }
-
-    /// All addresses and ports that lead to a Service port. Of an address that is listed twice the first counts: load
-    /// balancer addresses before external ones, since source ranges may guard them (P401).
+    /// All addresses and ports that lead to a Service port, also those that another Service has.
     pub(super) fn wanted(&self, port: &ServicePort) -> Vec<Wanted> {
-        let mut all = Vec::new();
-        let mut want = |kind, addresses: &[IpAddr], port| {
-            all.extend(addresses.iter().map(|&addr| Wanted { kind, addr, port }));
-        };
-        // One that reaches nobody only says that the Service has its family.
-        let cluster_ips: Vec<IpAddr> =
-            self.cluster_ips.iter().copied().filter(|ip| unreachable_kind(*ip).is_none()).collect();
-        want(FrontendKind::ClusterIp, &cluster_ips, port.port);
-        want(FrontendKind::LoadBalancer, &self.load_balancer_ips(), port.port);
-        want(FrontendKind::ExternalIp, &self.service.external_ips, port.port);
-        if let Some(number) = port.node_port {
-            want(FrontendKind::NodePort, &self.node_context.nodeport_addresses, number);
-            if self.node_context.localhost_nodeports {
-                want(FrontendKind::NodePort, &[LOCALHOST], number);
-            }
-        }
-        all
-    }
-
-    /// P313, P314
-    fn load_balancer_ips(&self) -> Vec<IpAddr> {
-        let captured = self.service.ingress.iter().filter(|ingress| ingress.mode == IngressMode::Vip);
-        captured.map(|ingress| ingress.ip).collect()
+        wanted(self.service, self.cluster_ips, port, self.node_context)
     }
 
     pub(super) fn policies(&self, wanted: &Wanted) -> PerSourceClass<Policy> {
@@ -155,7 +134,7 @@ impl ServiceCompiler<'_> {
         }
         let primary = self.node_context.primary.iter().find(|ip| ip.is_ipv4() == ipv4);
         if primary.is_some_and(|ip| ranges.iter().any(|net| net.contains(ip))) {
-            let own = self.load_balancer_ips().into_iter().filter(|ip| ip.is_ipv4() == ipv4);
+            let own = load_balancer_ips(self.service).filter(|ip| ip.is_ipv4() == ipv4);
             ranges.extend(own.map(IpNet::from));
         }
         Some(ranges.into())
@@ -180,5 +159,4 @@ impl Sets<'_> {
     }
 }
 
-const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const LOOPBACK: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));

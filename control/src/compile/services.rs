@@ -1,22 +1,21 @@
 //! Services to the service table. One Service's errors do not affect another.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use flowgate_tables::service::ServiceError;
 use flowgate_tables::spec::{FrontendSpec, ServiceName, ServiceSpec};
-use flowgate_tables::{FrontendKind, ServiceTable, SnatPool};
-use flowgate_wire::Protocol;
+use flowgate_tables::{ServiceTable, SnatPool};
 
 use super::CompileConfig;
 use super::addresses::NodeContext;
 use super::budget::{Candidate, Demand, refusals};
+use super::claims::Claims;
 use super::endpoints::{SliceIndex, slices_of};
-use super::service_compiler::ServiceCompiler;
-use crate::model::{
-    ClusterAddress, Desired, EndpointSlice, Endpoints, Key, Service, ServicePort, ServiceType, Stored,
-};
+use super::ourselves::{SelfCheck, SelfChecker};
+use super::service_compiler::{Neighbourhood, ServiceCompiler};
+use super::wanted::served;
+use crate::model::{Desired, EndpointSlice, Endpoints, Key, Service, ServicePort, ServiceType, Stored};
 use crate::report::{Entry, ObjectRef, Severity};
 
 /// What all Services are compiled from.
@@ -31,6 +30,10 @@ pub(super) struct ServiceInput<'a> {
 #[derive(Debug, Default)]
 pub(super) struct ServiceMemo {
     node_context: NodeContext,
+    /// What the claims were decided from: all Services in the order of names, and whether each fits the budgets.
+    services: Vec<(Arc<Service>, bool)>,
+    claims: Claims,
+    self_check: SelfCheck,
     by_service: BTreeMap<Key, Compiled>,
 }
 
@@ -48,6 +51,8 @@ struct Compiled {
 /// What one Service is compiled to.
 #[derive(Debug, Default)]
 struct Built {
+    /// Whether it depends on other Services too: by what it claims or by whom it points at.
+    is_entangled: bool,
     specs: Vec<Arc<ServiceSpec>>,
     notes: Vec<(Severity, String)>,
 }
@@ -63,6 +68,35 @@ impl Compiled {
             && self.slices.len() == slices.len()
             && self.slices.iter().zip(slices).all(|(a, b)| Arc::ptr_eq(a, b))
             && self.endpoints.as_deref().map(std::ptr::from_ref) == of.map(std::ptr::from_ref)
+    }
+
+    /// Whether one of its endpoints may be this machine.
+    fn may_point_here(&self, check: &SelfCheck) -> bool {
+        let of_slices = self.slices.iter().flat_map(|slice| &slice.endpoints).map(|endpoint| endpoint.addr);
+        let subsets = self.endpoints.iter().flat_map(|endpoints| &endpoints.subsets);
+        let mut all = of_slices.chain(subsets.flat_map(|subset| &subset.addresses).map(|a| a.addr));
+        all.any(|addr| check.suspects(addr))
+    }
+}
+
+impl ServiceMemo {
+    /// Makes the claims those of `input`, of the Services that fit the budgets; returns whether any may have changed.
+    fn follow(&mut self, input: ServiceInput<'_>, fits: &[bool], previous: &ServiceTable) -> bool {
+        let services =
+            || input.desired.services().values().map(|stored| &stored.object).zip(fits.iter().copied());
+        let unchanged = self.services.len() == fits.len()
+            && self
+                .services
+                .iter()
+                .zip(services())
+                .all(|((a, fitted), (b, fits))| Arc::ptr_eq(a, b) && *fitted == fits);
+        // Then who has what has it still: among equals it is the one that had it.
+        if !unchanged {
+            self.services = services().map(|(service, fits)| (Arc::clone(service), fits)).collect();
+            self.claims = Claims::new(input, fits, previous);
+            self.self_check = SelfCheck::new(&self.claims, input.node_context, input.config);
+        }
+        !unchanged
     }
 }
 
@@ -98,28 +132,33 @@ pub(super) fn compile(
         candidates.push(Candidate { key, service: &stored.object, demand: compiled.demand });
         by_service.insert(key.clone(), compiled);
     }
+    let refusals = refusals(&candidates, &config.budgets);
+    let fits: Vec<bool> = refusals.iter().map(Option::is_none).collect();
+    let claims_changed = memo.follow(input, &fits, previous);
+    let ServiceMemo { claims, self_check, .. } = &*memo;
+    let selves = SelfChecker { check: self_check, claims, node_context, config };
     let mut specs = Vec::new();
     let mut entries = node_context.findings.clone();
-    let mut node_ports = NodePorts::default();
     // Both maps have the same keys in the same order.
-    let services = desired.services().iter().zip(by_service.values_mut());
-    for (((key, stored), compiled), refusal) in services.zip(refusals(&candidates, &config.budgets)) {
+    let services = desired.services().iter().zip(by_service.values_mut()).zip(refusals).enumerate();
+    for (position, (((key, stored), compiled), refusal)) in services {
         if let Some(reason) = refusal {
             compiled.built = None;
             entries.push(entry(Severity::Error, key, stored, reason));
             continue;
         }
-        let built =
-            compiled.built.get_or_insert_with(|| compile_one(key, &stored.object, index.of(key), input));
-        entries.extend(
-            built.notes.iter().map(|(severity, reason)| entry(*severity, key, stored, reason.clone())),
-        );
-        // Not part of the memo: which Service owns a NodePort depends on the others.
-        for spec in &built.specs {
-            let (spec, refused) = node_ports.claim(spec, &stored.object);
-            specs.push(spec);
-            entries.extend(refused.map(|reason| entry(Severity::Error, key, stored, reason)));
+        if claims_changed || compiled.built.is_none() {
+            let is_entangled = claims.is_disputed(position) || compiled.may_point_here(self_check);
+            compiled.built = compiled.built.take().filter(|built| !(built.is_entangled || is_entangled));
+            compiled.built.get_or_insert_with(|| Built {
+                is_entangled,
+                ..compile_one((key, &stored.object), index.of(key), input, Neighbourhood { position, selves })
+            });
         }
+        let Some(built) = &compiled.built else { continue };
+        let notes = claims.findings(key).iter().chain(&built.notes);
+        entries.extend(notes.map(|(severity, reason)| entry(*severity, key, stored, reason.clone())));
+        specs.extend(built.specs.iter().cloned());
     }
     memo.by_service = by_service;
     let (table, errors) = ServiceTable::build_within(
@@ -145,23 +184,28 @@ fn demand(key: &Key, service: &Service, slices: &[&Arc<EndpointSlice>], input: S
 
 /// One spec per port, and warnings for the owner.
 fn compile_one(
-    key: &Key,
-    service: &Service,
+    (key, service): (&Key, &Service),
     slices: &[&Arc<EndpointSlice>],
     input: ServiceInput<'_>,
+    others: Neighbourhood<'_>,
 ) -> Built {
     match served(service) {
         Ok(cluster_ips) => {
             let slices = slices_of(key, service, slices, input.desired);
-            let notes = warnings(service, &slices);
+            let mut notes = warnings(service, &slices);
             let ServiceInput { node_context, config, .. } = input;
             let compiler =
                 ServiceCompiler { key, service, cluster_ips, slices: &slices, node_context, config };
-            let specs = compiler.specs().into_iter().map(Arc::new).collect();
-            Built { specs, notes: notes.into_iter().map(|note| (Severity::Warning, note)).collect() }
+            let (specs, left_out) = compiler.specs(others);
+            notes.extend(left_out.sentences());
+            Built {
+                specs: specs.into_iter().map(Arc::new).collect(),
+                notes: notes.into_iter().map(|note| (Severity::Warning, note)).collect(),
+                ..Built::default()
+            }
         }
         Err(Some(warning)) => {
-            Built { specs: Vec::new(), notes: vec![(Severity::Warning, warning.to_owned())] }
+            Built { notes: vec![(Severity::Warning, warning.to_owned())], ..Built::default() }
         }
         Err(None) => Built::default(),
     }
@@ -170,9 +214,7 @@ fn compile_one(
 /// Warns about Services that are reached by an address and port that translated flows use as source: packets to it
 /// could be either a client's or a backend's reply.
 pub(super) fn snat_overlaps(desired: &Desired, services: &ServiceTable, snat: &SnatPool) -> Vec<Entry> {
-    let taken = |frontend: &&FrontendSpec| {
-        snat.is_reply_address(frontend.addr) && snat.ports().binary_search(&frontend.port.number()).is_ok()
-    };
+    let taken = |frontend: &&FrontendSpec| snat.is_source(frontend.addr, frontend.port);
     let mut entries = Vec::new();
     for service in services.services() {
         let ServiceSpec { name, frontends, .. } = &*service.spec;
@@ -184,22 +226,6 @@ pub(super) fn snat_overlaps(desired: &Desired, services: &ServiceTable, snat: &S
         }
     }
     entries
-}
-
-/// The cluster IPs of a Service that is served; else the warning, if its owner should get one.
-fn served(service: &Service) -> Result<&[IpAddr], Option<&'static str>> {
-    // P102, P103, P106
-    if service.excluded_by.is_some() || service.service_type == ServiceType::ExternalName {
-        return Err(None);
-    }
-    match &service.cluster {
-        ClusterAddress::Assigned(ips) => Ok(ips),
-        // P105
-        ClusterAddress::Headless => Err(None),
-        ClusterAddress::Unassigned => {
-            Err(Some("has no spec.clusterIP and is not served: nobody assigns one here, so write one"))
-        }
-    }
 }
 
 /// Warnings about a Service that is served.
@@ -226,34 +252,6 @@ fn warnings(service: &Service, slices: &[Arc<EndpointSlice>]) -> Vec<String> {
         }
     }
     all
-}
-
-/// The owner of each NodePort: the first Service in the order of names that claims it.
-#[derive(Default)]
-struct NodePorts {
-    owners: HashMap<(u16, Protocol), ServiceName>,
-}
-
-impl NodePorts {
-    /// The spec, without the NodePort if it belongs to another Service, and then the reason.
-    fn claim(&mut self, spec: &Arc<ServiceSpec>, service: &Service) -> (Arc<ServiceSpec>, Option<String>) {
-        let (name, protocol) = (&spec.name, spec.protocol);
-        let port = service.ports.iter().find(|p| p.name == name.port && p.protocol == protocol);
-        let Some(number) = port.and_then(|port| port.node_port) else { return (Arc::clone(spec), None) };
-        match self.owners.get(&(number, protocol)) {
-            Some(owner) => {
-                let mut without = ServiceSpec::clone(spec);
-                without.frontends.retain(|frontend| frontend.kind != FrontendKind::NodePort);
-                let reason =
-                    format!("nodePort {number} {protocol} belongs to {owner} already: choose another");
-                (Arc::new(without), Some(reason))
-            }
-            None => {
-                self.owners.insert((number, protocol), name.clone());
-                (Arc::clone(spec), None)
-            }
-        }
-    }
 }
 
 fn refusal(desired: &Desired, error: &ServiceError) -> Entry {

@@ -10,7 +10,7 @@ use super::Identity;
 use super::local::ready_here;
 use crate::compile::listed;
 use crate::http::{self, HttpResponse};
-use crate::model::{ClusterAddress, Desired, Key, NetState, Service, ServiceType, Stored, TrafficPolicy};
+use crate::model::{ClusterAddress, Desired, Key, NetState, Service, Stored};
 use crate::report::{Entry, ObjectRef, Place, Severity};
 
 /// One open port on one address.
@@ -39,7 +39,7 @@ pub fn wanted(desired: &Desired, net: &NetState, identity: &Identity) -> Wanted 
     let with_port: Vec<(&Key, &Stored<Service>, u16)> = desired
         .services()
         .iter()
-        .filter_map(|(key, stored)| Some((key, stored, health_port(&stored.object)?)))
+        .filter_map(|(key, stored)| Some((key, stored, stored.object.health_check_port()?)))
         .collect();
     let mut wanted = Wanted::default();
     if with_port.is_empty() {
@@ -75,15 +75,6 @@ pub fn wanted(desired: &Desired, net: &NetState, identity: &Identity) -> Wanted 
         }
     }
     wanted
-}
-
-/// P323: the health check port of a Service, if it is to be open.
-fn health_port(service: &Service) -> Option<u16> {
-    let has = service.service_type == ServiceType::LoadBalancer
-        && service.external_policy == TrafficPolicy::Local
-        && service.excluded_by.is_none()
-        && matches!(service.cluster, ClusterAddress::Assigned(_));
-    service.health_check_node_port.filter(|&port| has && port != 0)
 }
 
 /// P1104: the unspecified address of each family, or those of the node that `nodeport_addresses` selects (P306).
@@ -138,6 +129,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::compile::Role;
+    use crate::model::{ServiceType, TrafficPolicy};
     use crate::source::manifests;
 
     /// The objects of a text.
@@ -216,12 +208,12 @@ endpoints:{endpoints}
             );
         }
         let mut service = (*local.services()[&Key::new("default", "web")].object).clone();
-        assert_eq!(health_port(&service), Some(32_000));
+        assert_eq!(service.health_check_port(), Some(32_000));
         service.service_type = ServiceType::NodePort;
-        assert_eq!(health_port(&service), None);
+        assert_eq!(service.health_check_port(), None);
         service.service_type = ServiceType::LoadBalancer;
         service.external_policy = TrafficPolicy::Cluster;
-        assert_eq!(health_port(&service), None);
+        assert_eq!(service.health_check_port(), None);
     }
 
     #[test]

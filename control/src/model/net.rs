@@ -1,5 +1,6 @@
 //! The network state of the served interfaces.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteSpec};
@@ -14,4 +15,6 @@ pub struct NetState {
     pub routes: Arc<Vec<RouteSpec>>,
     /// Neighbours on them.
     pub neighbours: Arc<Vec<NeighbourSpec>>,
+    /// Addresses of all other interfaces, ascending, without loopback and link-local ones.
+    pub elsewhere: Arc<Vec<IpAddr>>,
 }

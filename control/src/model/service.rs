@@ -101,9 +101,9 @@ pub enum Affinity {
 /// A label that excludes an object from being served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExcludedBy {
-    /// `service.kubernetes.io/service-proxy-name`: another proxy serves it (P102).
+    /// `service.kubernetes.io/service-proxy-name` on a Service: another proxy serves it (P102).
     ServiceProxyName,
-    /// `service.kubernetes.io/headless` (P103).
+    /// `service.kubernetes.io/headless` on a slice: its Service has no cluster IP (P103).
     Headless,
 }
 
@@ -148,6 +148,15 @@ impl Service {
     /// A key that sorts the elder Service first; one of unknown age is the newest.
     pub fn age_order(&self) -> i64 {
         self.created_s.unwrap_or(i64::MAX)
+    }
+
+    /// P323: its health check port, if one is to be open.
+    pub fn health_check_port(&self) -> Option<u16> {
+        let has = self.service_type == ServiceType::LoadBalancer
+            && self.external_policy == TrafficPolicy::Local
+            && self.excluded_by.is_none()
+            && matches!(self.cluster, ClusterAddress::Assigned(_));
+        self.health_check_node_port.filter(|&port| has && port != 0)
     }
 }
 

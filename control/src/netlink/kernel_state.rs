@@ -57,7 +57,14 @@ impl KernelState {
             neighbours.extend(specs.map(|n| NeighbourSpec { interface: at, addr: n.ip, mac: n.mac }));
         }
         let interfaces = served.into_iter().map(|served| served.spec).collect();
+        let others = self.addresses.iter().filter(|address| !positions.contains_key(&address.ifindex));
+        let mut elsewhere: Vec<IpAddr> = others.map(|address| address.ip).collect();
+        // Those of a pod's link come and go with it, and are no way to the node.
+        elsewhere.retain(|ip| !ip.is_loopback() && !is_link_local(*ip));
+        elsewhere.sort_unstable();
+        elsewhere.dedup();
         NetState {
+            elsewhere: share(elsewhere, &previous.elsewhere),
             routes: share(routes::specs(&self.routes, &positions), &previous.routes),
             interfaces: share(interfaces, &previous.interfaces),
             neighbours: share(neighbours, &previous.neighbours),
@@ -200,6 +207,26 @@ mod tests {
             ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::3", "fd00::2", "fe80::1"].map(ip)
         );
         assert!(!state.interfaces[1].up);
+    }
+
+    #[test]
+    fn addresses_of_other_interfaces_are_known_too() {
+        let address =
+            |ifindex, text| Address { ifindex, ip: ip(text), is_secondary: false, is_deprecated: false };
+        let kernel = KernelState {
+            links: vec![link(1, "lo"), link(7, "mgmt0"), link(9, "up0")],
+            addresses: vec![
+                address(1, "127.0.0.1"),
+                address(1, "203.0.113.7"),
+                address(7, "fe80::7"),
+                address(7, "10.9.0.1"),
+                address(9, "192.0.2.1"),
+            ],
+            ..KernelState::default()
+        };
+        let state = kernel.net_state(&["up0".to_owned()], &NetState::default());
+        assert_eq!(*state.elsewhere, ["10.9.0.1", "203.0.113.7"].map(ip));
+        assert!(Arc::ptr_eq(&state.elsewhere, &kernel.net_state(&["up0".to_owned()], &state).elsewhere));
     }
 
     #[test]

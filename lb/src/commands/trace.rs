@@ -7,6 +7,7 @@ mod fuzz;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,16 +15,17 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use flowgate_control::model::NetState;
 use flowgate_control::source::manifests;
-use flowgate_control::{CompileConfig, LocalPods, NodeAddresses, compile};
+use flowgate_control::{CompileConfig, ExternalIps, LocalPods, NodeAddresses, ProtectedPort, compile};
 use flowgate_dataplane::pipeline::select::{Decision, Selection, select_backend};
 use flowgate_tables::service::ServiceKey;
+use flowgate_tables::spec::SnatSpec;
 use flowgate_tables::{Backend, SourceClass, Tables};
 use flowgate_wire::{FiveTuple, L4Port, Protocol};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::{RoleName, host_name};
+use crate::config::{RoleName, Services, default_servers, host_name, port_range};
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {
@@ -51,6 +53,19 @@ pub(crate) struct TraceArgs {
     /// Serve NodePorts on 127.0.0.1.
     #[arg(long)]
     localhost_nodeports: bool,
+    /// Which externalIPs are served: safe, all, none or ranges [default: safe for a gateway, all for a node].
+    #[arg(long, value_name = "WHICH")]
+    external_ips: Option<ExternalIps>,
+    /// Ports of the node's own addresses that no Service gets, such as 22/tcp; may be repeated. Beside those of ssh, BGP, the
+    /// kubelet and Flowgate's own servers.
+    #[arg(long = "protected-ports", value_name = "PORT", value_delimiter = ',')]
+    protected_ports: Vec<ProtectedPort>,
+    /// Source addresses of translated flows, without which they are the node's own; may be repeated.
+    #[arg(long = "snat-addresses", value_name = "ADDRESS", value_delimiter = ',')]
+    snat_addresses: Vec<IpAddr>,
+    /// Source ports of translated flows, such as 40000-59999: packets from them come from ourselves [default: none].
+    #[arg(long, value_name = "RANGE", value_parser = port_range)]
+    snat_ports: Option<RangeInclusive<u16>>,
     /// One JSON object per line, `{"id":"x","proto":"tcp","src":"10.0.0.2:1234","dst":"10.96.0.1:80"}`; - for stdin.
     #[arg(long, value_name = "FILE")]
     packets: PathBuf,
@@ -134,8 +149,10 @@ pub(crate) fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
 fn tables(args: &TraceArgs) -> anyhow::Result<Tables> {
     let nodeport_addresses =
         args.nodeport_addresses.iter().map(|entry| entry.parse()).collect::<Result<_, _>>();
-    let compile_config = CompileConfig {
+    let snat_ports = args.snat_ports.clone().into_iter().flatten().collect();
+    let mut compile_config = CompileConfig {
         role: args.role.into(),
+        snat: SnatSpec { addresses: args.snat_addresses.clone(), ports: snat_ports },
         node_name: args.node_name.clone().unwrap_or_else(host_name).to_lowercase(),
         nodeport_addresses: nodeport_addresses
             .map_err(|reason| anyhow::anyhow!("--nodeport-addresses: {reason}"))?,
@@ -148,6 +165,9 @@ fn tables(args: &TraceArgs) -> anyhow::Result<Tables> {
         node_addresses: NodeAddresses::NodeObject,
         ..CompileConfig::default()
     };
+    let mut services = Services { external_ips: args.external_ips.clone(), ..Services::default() };
+    services.protected_ports.extend(&args.protected_ports);
+    services.apply_to(&mut compile_config, &default_servers());
     let snapshot = manifests::read(&args.manifests)
         .with_context(|| format!("--manifests: {}: cannot be read", args.manifests.display()))?;
     if snapshot.desired.node(&compile_config.node_name).is_none() {

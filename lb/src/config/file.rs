@@ -13,6 +13,7 @@ use super::limits::Limits;
 use super::metrics::Metrics;
 use super::node::Node;
 use super::rings::Rings;
+use super::services::Services;
 use super::snat::Snat;
 use super::source::SourceSection;
 use super::tcp::Tcp;
@@ -31,6 +32,7 @@ pub(super) struct Sections {
     pub(super) source: SourceSection,
     pub(super) gateway: Gateway,
     pub(super) node: Node,
+    pub(super) services: Services,
     pub(super) snat: Snat,
     pub(super) workers: Workers,
     pub(super) xdp: Xdp,

@@ -52,11 +52,17 @@ const fn is_source(addr: &IpAddr) -> bool {
 }
 
 fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RangeInclusive<u16>, D::Error> {
-    parse_with(deserializer, |text: String| {
-        let shape = || format!("`{text}` is not a range of ports such as \"40000-59999\"");
-        let (lower, upper) = text.split_once('-').ok_or_else(shape)?;
-        let number = |part: &str| part.trim().parse::<u16>().ok().filter(|&port| port > 0).ok_or_else(shape);
-        let (lower, upper) = (number(lower)?, number(upper)?);
-        if lower > upper { Err(format!("{lower} is above {upper}")) } else { Ok(lower..=upper) }
-    })
+    parse_with(deserializer, |text: String| port_range(&text))
+}
+
+/// A range such as `40000-59999`.
+///
+/// # Errors
+/// What is wrong with the text.
+pub(crate) fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let shape = || format!("`{text}` is not a range of ports such as \"40000-59999\"");
+    let (lower, upper) = text.split_once('-').ok_or_else(shape)?;
+    let number = |part: &str| part.trim().parse::<u16>().ok().filter(|&port| port > 0).ok_or_else(shape);
+    let (lower, upper) = (number(lower)?, number(upper)?);
+    if lower > upper { Err(format!("{lower} is above {upper}")) } else { Ok(lower..=upper) }
 }

@@ -1,5 +1,6 @@
 //! What a file and a command line make of a [`Config`], and the sample file.
 
+use flowgate_control::{ExternalIps, ProtectedPort};
 use flowgate_dataplane::MssClamp;
 use flowgate_flow::Timeouts;
 use flowgate_tables::Budgets;
@@ -53,6 +54,7 @@ fn the_sample_file_holds_every_key_with_its_default() {
         "interfaces = [\"eth0\"]",
         "nodeport_addresses = [\"192.0.2.0/24\"]",
         "cluster_cidrs = [\"10.244.0.0/16\"]",
+        "external_ips = \"safe\"",
         "addresses = [\"192.0.2.1\", \"2001:db8::1\"]",
         "cores = [1]",
         "listen = [\"127.0.0.1\"]",
@@ -116,6 +118,19 @@ fn a_wrong_value_is_named_with_what_to_write() {
         ("[flows]\nhalf_open_percent = 0", "f.toml: flows.half_open_percent: 0 is not from 1 to 100"),
         ("[tcp]\nmss_clamp = 500", "f.toml: tcp.mss_clamp: 500 is not from 536 to 65495"),
         ("[limits]\nvips = 0", "f.toml: limits.vips: 0 is not from 1 to 16777215"),
+        (
+            "[services]\nexternal_ips = \"most\"",
+            "f.toml: services.external_ips: `most` is none of safe, all, none, and no range such as 203.0.113.0/24",
+        ),
+        (
+            "[services]\nexternal_ips = [\"203.0.113.0/33\"]",
+            "f.toml: services.external_ips: `203.0.113.0/33` is none of safe, all, none, and no range such as \
+             203.0.113.0/24",
+        ),
+        (
+            "[services]\nprotected_ports = [\"ssh\"]",
+            "f.toml: services.protected_ports: `ssh` is no port with a protocol such as 22/tcp",
+        ),
     ] {
         assert_eq!(load(text).unwrap_err(), message);
     }
@@ -153,6 +168,36 @@ fn what_objects_may_ask_for_can_be_chosen() {
     assert_eq!(budgets(""), Budgets::default());
     let chosen = Budgets { vips: 7, service_endpoints: 16_777_215, ..Budgets::default() };
     assert_eq!(budgets("[limits]\nvips = 7\nservice_endpoints = 16777215"), chosen);
+}
+
+#[test]
+fn external_addresses_are_a_word_or_ranges_and_as_the_role_has_them_by_default() {
+    let chosen =
+        |value: &str| load(&format!("[services]\nexternal_ips = {value}")).unwrap().services.external_ips;
+    assert_eq!(load("").unwrap().services.external_ips, None);
+    assert_eq!(chosen("\"safe\""), Some(ExternalIps::Safe));
+    assert_eq!(chosen("\"all\""), Some(ExternalIps::All));
+    assert_eq!(chosen("\"none\""), Some(ExternalIps::Nowhere));
+    assert_eq!(chosen("[]"), Some(ExternalIps::Nowhere));
+    let ranges = ["203.0.113.0/24", "2001:db8::7/128"].map(|net| net.parse().unwrap()).to_vec();
+    assert_eq!(chosen("[\"203.0.113.0/24\", \"2001:db8::7\"]"), Some(ExternalIps::Within(ranges)));
+}
+
+#[test]
+fn the_ports_of_the_programs_own_servers_are_protected_beside_those_of_the_list() {
+    let protected = |text: &str| load(text).unwrap().compile_config(PortSet::default()).protected_ports;
+    let port = |addr: Option<&str>, text: &str| ProtectedPort {
+        addr: addr.map(|addr| addr.parse().unwrap()),
+        ..text.parse().unwrap()
+    };
+    let default = protected("");
+    for text in ["22/tcp", "179/tcp", "10250/tcp", "10256/tcp"] {
+        assert!(default.contains(&port(None, text)), "{text}");
+    }
+    let text = "[services]\nprotected_ports = [\"22/tcp\"]\n[health]\nlisten = \"off\"\n[metrics]\nlisten = \"off\"\n\
+                [dns]\nlisten = [\"192.0.2.1\"]";
+    let wanted = [port(None, "22/tcp"), port(Some("192.0.2.1"), "53/tcp"), port(Some("192.0.2.1"), "53/udp")];
+    assert_eq!(protected(text), wanted);
 }
 
 #[test]

@@ -149,6 +149,9 @@ fn flags_that_mean_nothing_are_refused_with_what_to_write() {
         ("--cluster-cidr=10.244.0.0", "10.244.0.0"),
         ("--role=master", "gateway"),
         ("--detect-local=magic", "cluster-cidr"),
+        ("--external-ips=most", "safe, all, none"),
+        ("--protected-ports=ssh", "22/tcp"),
+        ("--snat-ports=5", "40000-59999"),
     ] {
         let output = World::new().flag(flag).traced(As::Flags).run("");
         let stderr = String::from_utf8(output.stderr).unwrap();

@@ -9,27 +9,40 @@ use crate::world::{
 const BOTH_ROLES: [As; 2] = [As::Node, As::Gateway];
 
 #[test]
-fn p102_p103_a_label_hides_a_service_whatever_its_value() {
-    for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
-        for value in ["other", ""] {
-            let hidden = World::new()
-                .with(labelled(service("web", json!({})), label, value))
-                .with(slice("web", vec![local()]));
-            for role in BOTH_ROLES {
-                hidden.check(role, &["tcp 10.244.1.5 -> 10.96.0.10:80 => pass"]);
-            }
+fn p102_the_name_of_another_proxy_hides_a_service_whatever_it_is_and_no_slice() {
+    for value in ["other", ""] {
+        let labelled = |object| labelled(object, "service.kubernetes.io/service-proxy-name", value);
+        let (web, endpoints) = (service("web", json!({})), slice("web", vec![local()]));
+        for role in BOTH_ROLES {
+            World::new()
+                .with(labelled(web.clone()))
+                .with(endpoints.clone())
+                .check(role, &["tcp 198.51.100.9 -> 10.96.0.10:80 => pass"]);
+            World::new()
+                .with(web.clone())
+                .with(labelled(endpoints.clone()))
+                .check(role, &["tcp 198.51.100.9 -> 10.96.0.10:80 => 10.244.1.10:8080 snat"]);
         }
     }
 }
 
 #[test]
-fn p102_p103_a_label_hides_a_slice() {
-    for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
+fn p103_the_label_of_headless_services_hides_a_slice_whatever_its_value_and_no_service() {
+    for value in ["no", ""] {
+        let labelled = |object| labelled(object, "service.kubernetes.io/headless", value);
         World::new()
-            .with(service("web", json!({})))
+            .with(labelled(service("web", json!({}))))
             .with(slice("web", vec![local()]))
-            .with(labelled(slice("web", vec![remote()]), label, ""))
+            .with(labelled(slice("web", vec![remote()])))
             .check(As::Node, &["tcp 10.244.1.5 -> 10.96.0.10:80 => 10.244.1.10:8080"]);
+        // The labels of Endpoints are copied to the slices that mirror them (P118).
+        let manual = json!({"apiVersion": "v1", "kind": "Endpoints",
+            "metadata": {"name": "web", "namespace": "default", "labels": {}},
+            "subsets": [{"addresses": [{"ip": "10.244.1.10"}], "ports": [{"port": 8080}]}]});
+        World::new()
+            .with(service("web", json!({"selector": {}})))
+            .with(labelled(manual))
+            .check(As::Node, &["tcp 10.244.1.5 -> 10.96.0.10:80 => reject"]);
     }
 }
 
@@ -212,6 +225,21 @@ fn p115_endpoints_of_one_port_may_have_different_numbers() {
 fn p116_an_endpoint_in_two_slices_counts_once_and_as_the_one_that_does_not_end() {
     let ends = but(local(), ending());
     for slices in [[vec![local()], vec![ends.clone()]], [vec![ends], vec![local()]]] {
+        let [first, second] = slices;
+        let mut second = slice("web", second);
+        second["metadata"]["name"] = "web-zzzz".into();
+        World::new()
+            .with(service("web", json!({})))
+            .with(slice("web", first))
+            .with(second)
+            .check(As::Node, &["tcp 10.244.1.5 -> 10.96.0.10:80 => 10.244.1.10:8080"]);
+    }
+}
+
+#[test]
+fn p116_an_endpoint_in_two_slices_is_ready_if_it_is_in_one() {
+    let unready = but(local(), unready());
+    for slices in [[vec![local()], vec![unready.clone()]], [vec![unready], vec![local()]]] {
         let [first, second] = slices;
         let mut second = slice("web", second);
         second["metadata"]["name"] = "web-zzzz".into();

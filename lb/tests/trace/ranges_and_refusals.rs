@@ -58,13 +58,14 @@ fn p401_where_the_node_is_allowed_its_own_load_balancer_addresses_are() {
     guarded(json!(["192.168.0.0/24"]), vec![local()]).check(
         As::Node,
         &[
-            &format!("tcp 192.0.2.8 -> 192.0.2.8:80 => {SERVED}"),
             &format!("tcp 192.0.2.9 -> 192.0.2.8:80 => {SERVED}"),
+            // Allowed, but no VIP sends to itself.
+            "tcp 192.0.2.8 -> 192.0.2.8:80 => drop",
             "tcp 192.0.2.7 -> 192.0.2.8:80 => drop",
         ],
     );
     guarded(json!(["192.168.7.0/24"]), vec![local()])
-        .check(As::Node, &["tcp 192.0.2.8 -> 192.0.2.8:80 => drop"]);
+        .check(As::Node, &["tcp 192.0.2.9 -> 192.0.2.8:80 => drop"]);
 }
 
 #[test]

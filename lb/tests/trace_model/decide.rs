@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use crate::cluster::{Cluster, Port, Service};
 use crate::endpoints::{PortEndpoints, cluster_ip, is_served};
 use crate::machine::Machine;
+use crate::owners::{Way, owner, virtual_ips};
 use crate::packets::Packet;
 
 /// What must become of a packet.
@@ -21,39 +22,22 @@ pub(crate) struct Expected {
     pub(crate) masquerade: bool,
 }
 
-/// How a packet names a Service port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    ClusterIp,
-    /// External IP, load balancer address or NodePort.
-    Outside,
-    /// A NodePort on 127.0.0.1.
-    Localhost,
-}
-
 pub(crate) fn decide(cluster: &Cluster, machine: &Machine, packet: &Packet) -> Expected {
     let ipv4 = packet.dst.is_ipv4();
-    let served = cluster.services.iter().filter(|service| is_served(service, ipv4));
-    let ports: Vec<(&Service, &Port)> = served
-        .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
-        .filter(|(_, port)| port.protocol == packet.protocol)
-        .collect();
-    // D1
-    for (service, port) in &ports {
-        let aimed_at = virtual_ips(service).contains(&packet.dst.ip()) && port.number == packet.dst.port();
-        if aimed_at && !is_allowed(cluster, machine, service, packet.src.ip()) {
-            return silent("drop", Some(name(service, port)));
-        }
-    }
     // D2
-    let mut found = ports.iter().filter_map(|(service, port)| {
-        way(cluster, machine, service, port, packet.dst).map(|way| (*service, *port, way))
-    });
-    let Some((service, port, way)) = found.next() else {
+    let Some((service, port, way)) = owner(cluster, machine, packet.protocol, packet.dst) else {
         return silent(unmatched(cluster, machine, packet.dst.ip()), None);
     };
+    // D1
+    if way == Way::LoadBalancer && !is_allowed(cluster, machine, service, packet.src.ip()) {
+        return silent("drop", Some(name(service, port)));
+    }
     // P308: what comes to 127.0.0.0/8 from elsewhere is dropped.
     if way == Way::Localhost && !machine.owns(cluster, packet.src.ip()) {
+        return silent("drop", Some(name(service, port)));
+    }
+    // Nobody but us could have sent it.
+    if !matches!(way, Way::NodePort | Way::Localhost) && packet.src.ip() == packet.dst.ip() {
         return silent("drop", Some(name(service, port)));
     }
     let (local_only, masquerade) = policy(cluster, machine, service, way, packet.src.ip());
@@ -81,12 +65,6 @@ fn name(service: &Service, port: &Port) -> String {
     format!("{}/{}{colon}{}", service.namespace, service.name, port.name)
 }
 
-/// P313, P314
-fn virtual_ips(service: &Service) -> Vec<IpAddr> {
-    let captured = service.ingress.iter().filter(|(_, mode)| mode.is_none_or(|mode| mode == "VIP"));
-    captured.filter_map(|(ip, _)| *ip).collect()
-}
-
 /// P401
 fn is_allowed(cluster: &Cluster, machine: &Machine, service: &Service, source: IpAddr) -> bool {
     let ipv4 = source.is_ipv4();
@@ -96,26 +74,6 @@ fn is_allowed(cluster: &Cluster, machine: &Machine, service: &Service, source: I
         || ranges.iter().any(|net| net.prefix_len() == 0)
         || contain(source)
         || (machine.primary(cluster, ipv4).is_some_and(contain) && virtual_ips(service).contains(&source))
-}
-
-/// P301, P304 to P308, P313, P315
-fn way(cluster: &Cluster, machine: &Machine, service: &Service, port: &Port, dst: SocketAddr) -> Option<Way> {
-    let ip = dst.ip();
-    if dst.port() == port.number {
-        if cluster_ip(service, ip.is_ipv4()) == Some(ip) {
-            return Some(Way::ClusterIp);
-        }
-        if virtual_ips(service).contains(&ip) || service.external_ips.contains(&ip) {
-            return Some(Way::Outside);
-        }
-    }
-    if port.node_port != Some(dst.port()) {
-        return None;
-    }
-    if machine.serves_node_ports_on(cluster, ip) {
-        return Some(Way::Outside);
-    }
-    (ip == IpAddr::from([127, 0, 0, 1]) && machine.serves_node_ports_on_localhost()).then_some(Way::Localhost)
 }
 
 /// P307, P316, P505, P506
@@ -148,12 +106,12 @@ fn policy(cluster: &Cluster, machine: &Machine, service: &Service, way: Way, sou
         // P302, P303, P603, P604
         Way::ClusterIp => (service.internal_local, machine.masquerade_all || (range.is_some() && !is_pod)),
         // P317
-        Way::Outside if !service.external_local => (false, true),
+        _ if !service.external_local => (false, true),
         // P319, P321
-        Way::Outside if is_pod => (false, false),
+        _ if is_pod => (false, false),
         // P320
-        Way::Outside if machine.owns(cluster, source) => (false, true),
+        _ if machine.owns(cluster, source) => (false, true),
         // P318
-        Way::Outside => (true, false),
+        _ => (true, false),
     }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::cluster::{Cluster, Endpoint, Port, Service};
 use crate::machine::Machine;
+use crate::owners::leads_back;
 
 /// All endpoints of one family of a Service port.
 pub(crate) struct PortEndpoints<'a> {
@@ -25,7 +26,7 @@ impl<'a> PortEndpoints<'a> {
         for slice in &cluster.slices {
             let belongs = slice.namespace == service.namespace
                 && slice.service.as_ref() == Some(&service.name)
-                && slice.label.is_none()
+                && slice.label.is_none_or(|label| !label.ends_with("/headless"))
                 && slice.family == if ipv4 { "IPv4" } else { "IPv6" };
             let ports = slice
                 .ports
@@ -58,6 +59,7 @@ impl<'a> PortEndpoints<'a> {
                 }
             }
         }
+        all.list.retain(|(endpoint, _)| !leads_back(cluster, machine, port.protocol, *endpoint));
         all
     }
 
@@ -67,10 +69,12 @@ impl<'a> PortEndpoints<'a> {
         let key = SocketAddr::new(*first, number);
         match self.list.iter_mut().find(|(known, _)| *known == key) {
             None => self.list.push((key, endpoint.clone())),
-            Some((_, known)) if known.is_terminating() && !endpoint.is_terminating() => {
-                *known = endpoint.clone()
+            Some((_, known)) => {
+                let rank = |e: &Endpoint| (!e.is_terminating(), e.is_ready(), e.serving.unwrap_or(true));
+                if rank(endpoint) > rank(known) {
+                    *known = endpoint.clone();
+                }
             }
-            Some(_) => {}
         }
     }
 
@@ -132,7 +136,9 @@ impl Endpoint {
 
 /// Whether a Service exists for a family at all (P102 to P106, P902).
 pub(crate) fn is_served(service: &Service, ipv4: bool) -> bool {
-    service.label.is_none() && service.kind != "ExternalName" && cluster_ip(service, ipv4).is_some()
+    service.label.is_none_or(|label| !label.ends_with("/service-proxy-name"))
+        && service.kind != "ExternalName"
+        && cluster_ip(service, ipv4).is_some()
 }
 
 /// Its cluster IP of a family.

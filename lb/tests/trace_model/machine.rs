@@ -16,6 +16,8 @@ pub(crate) struct Machine {
     pub(crate) masquerade_all: bool,
     pub(crate) localhost: bool,
     pub(crate) nodeport_addresses: Vec<&'static str>,
+    /// `None`: as the role has it.
+    pub(crate) external_ips: Option<&'static str>,
 }
 
 impl Machine {
@@ -29,7 +31,18 @@ impl Machine {
         flags.extend((!self.detects_pods).then(|| "--detect-local=none".to_owned()));
         flags.extend(self.masquerade_all.then(|| "--masquerade-all".to_owned()));
         flags.extend(self.localhost.then(|| "--localhost-nodeports".to_owned()));
+        flags.extend(self.external_ips.map(|which| format!("--external-ips={which}")));
         flags
+    }
+
+    /// Which external addresses are served: a word or ranges.
+    pub(crate) fn external_ips(&self) -> &'static str {
+        self.external_ips.unwrap_or(if self.is_gateway { "safe" } else { "all" })
+    }
+
+    /// Ports of its own addresses that no Service gets, as far as packets here have them.
+    pub(crate) fn protected_ports(&self) -> [(&'static str, u16); 2] {
+        [("TCP", 22), ("TCP", 10_250)]
     }
 
     fn node<'a>(&self, cluster: &'a Cluster) -> Option<&'a Node> {

@@ -10,6 +10,7 @@ mod cluster;
 mod decide;
 mod endpoints;
 mod machine;
+mod owners;
 mod packets;
 mod random;
 

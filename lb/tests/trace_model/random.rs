@@ -1,5 +1,5 @@
-//! Random clusters and machines. Everything in them passes the validation of an API server: no two Services share an address
-//! and port, or a NodePort.
+//! Random clusters and machines. Everything in them passes the validation of an API server; now and then two Services claim
+//! one address and port, or one NodePort.
 
 mod slices;
 
@@ -17,6 +17,8 @@ const NODES: [&str; 3] = ["a", "b", "c"];
 const ZONES: [&str; 3] = ["z1", "z2", "z3"];
 /// Shared by Services, each with ports of its own.
 const SHARED_VIP: [u8; 4] = [192, 0, 2, 250];
+/// Claimed by several Services with the same ports.
+const CONTESTED: [u8; 4] = [192, 0, 2, 5];
 
 pub(crate) fn one_of<T: Copy>(rng: &mut Rng, list: &[T]) -> T {
     list[rng.usize(..list.len())]
@@ -78,6 +80,17 @@ fn machine(rng: &mut Rng) -> Machine {
         masquerade_all: rarely(rng, 4),
         localhost: rarely(rng, 3),
         nodeport_addresses: one_of(rng, &lists).to_vec(),
+        external_ips: one_of(
+            rng,
+            &[
+                None,
+                None,
+                Some("all"),
+                Some("safe"),
+                Some("none"),
+                Some("192.0.2.0/26,192.168.0.0/24,10.96.0.0/29"),
+            ],
+        ),
     }
 }
 
@@ -160,14 +173,17 @@ fn service(rng: &mut Rng, number: u8, nodes: &[Node]) -> Service {
     }
 }
 
+/// An address of each family for one Service.
+fn own_address(number: u8, kind: u8) -> [IpAddr; 2] {
+    let last = 10 * number + kind;
+    [[192, 0, 2, last].into(), Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, last.into()).into()]
+}
+
 type Ingress = (Option<IpAddr>, Option<&'static str>);
 
 /// External IPs, load balancer addresses, and whether one of them may also be another Service's.
 fn outside_addresses(rng: &mut Rng, number: u8, nodes: &[Node]) -> (Vec<IpAddr>, Vec<Ingress>, bool) {
-    let own = |kind: u8| -> [IpAddr; 2] {
-        let last = 10 * number + kind;
-        [[192, 0, 2, last].into(), Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, last.into()).into()]
-    };
+    let own = |kind: u8| own_address(number, kind);
     let mut external_ips: Vec<IpAddr> = own(1).into_iter().filter(|_| rarely(rng, 2)).collect();
     let mut ingress: Vec<Ingress> = Vec::new();
     for kind in [2, 3] {
@@ -192,6 +208,16 @@ fn outside_addresses(rng: &mut Rng, number: u8, nodes: &[Node]) -> (Vec<IpAddr>,
             1 => ingress.push((Some(address), Some("VIP"))),
             _ => ingress.push((Some(SHARED_VIP.into()), None)),
         }
+    }
+    if rarely(rng, 4) {
+        // Somebody else's: a cluster IP, a free address of their range, a load balancer's address, or one more common one.
+        let claimed: IpAddr = match rng.u8(..4) {
+            0 => [10, 96, 0, 10 + rng.u8(..8)].into(),
+            1 => [10, 96, 0, rng.u8(..10)].into(),
+            2 => own_address(rng.u8(..8), 2)[0],
+            _ => CONTESTED.into(),
+        };
+        if rng.bool() { external_ips.push(claimed) } else { ingress.push((Some(claimed), None)) }
     }
     (external_ips, ingress, common)
 }
@@ -220,13 +246,24 @@ fn ports(rng: &mut Rng, service: u8, kind: &str, has_common_address: bool) -> Ve
         .map(|n| {
             // Two protocols on one number now and then, and never one protocol twice.
             let protocol = PROTOCOLS[usize::from(n) % 3];
-            let step =
-                if has_common_address { 2000 + first } else { 80 } + n / 3 + u16::from(rarely(rng, 2)) * 4;
+            let number = match rng.u8(..24) {
+                // A port of the machine's own, or another Service's NodePort.
+                0 if has_common_address && n == 0 => one_of(rng, &[22, 10_250]),
+                1 if has_common_address && n < 3 => 30_000 + 8 * rng.u16(..8),
+                _ => {
+                    let first = if has_common_address { 2000 + first } else { 80 };
+                    first + n / 3 + u16::from(rarely(rng, 2)) * 4
+                }
+            };
             Port {
                 name: if count == 1 { String::new() } else { format!("p{n}") },
                 protocol,
-                number: step,
-                node_port: (may_have && !rarely(rng, 4)).then_some(30_000 + first + n / 3),
+                number,
+                node_port: (may_have && !rarely(rng, 4)).then(|| match rng.u8(..16) {
+                    // Two of one number now and then.
+                    0 => 30_000 + 8 * rng.u16(..8) + n / 3,
+                    _ => 30_000 + first + n / 3,
+                }),
             }
         })
         .collect()

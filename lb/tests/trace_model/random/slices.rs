@@ -16,10 +16,14 @@ pub(super) fn hosts(rng: &mut Rng) -> BTreeMap<IpAddr, [Endpoint; 2]> {
     for ipv4 in [true, false] {
         addresses.extend((0..10).map(|_| pod(rng, ipv4)));
     }
-    let others: [IpAddr; 4] = [
+    // Nodes, a host outside, a cluster IP, a load balancer's address, and an address of the gateway.
+    let others: [IpAddr; 7] = [
         [192, 168, 0, 1].into(),
         [192, 168, 0, 2].into(),
         [198, 51, 100, 20].into(),
+        [10, 96, 0, 11].into(),
+        [192, 0, 2, 12].into(),
+        [203, 0, 113, 1].into(),
         Ipv6Addr::new(0xfd00, 0xa, 0, 0, 0, 0, 0, 1).into(),
     ];
     addresses.extend(others);
@@ -110,7 +114,11 @@ fn slice_ports(rng: &mut Rng, service: &Service) -> Vec<SlicePort> {
         let right = SlicePort {
             name: port.name.clone(),
             protocol: (port.protocol != "TCP" || rng.bool()).then_some(port.protocol),
-            number: Some(8080 + n % 2 + u16::from(rarely(rng, 4))),
+            number: Some(match rng.u8(..12) {
+                0 => port.node_port.unwrap_or(port.number),
+                1 => port.number,
+                _ => 8080 + n % 2 + u16::from(rarely(rng, 4)),
+            }),
         };
         match rng.u8(..14) {
             0 => {}
