@@ -33,6 +33,7 @@
 
 mod driver;
 mod frame;
+mod host_clock;
 mod memory;
 mod missing_feature;
 mod poll;
@@ -47,6 +48,7 @@ mod umem;
 
 pub use driver::Driver;
 pub use frame::{Frame, FrameTooLong};
+pub use host_clock::host_monotonic;
 pub use memory::{OpenedSockets, PacketMemory};
 pub use missing_feature::MissingFeature;
 pub use poll::{Poller, Readiness};

@@ -14,6 +14,7 @@ mod limits;
 mod link;
 mod maps;
 mod mend;
+mod perfmon;
 mod probe;
 mod program;
 mod reason;

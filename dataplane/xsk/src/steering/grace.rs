@@ -3,9 +3,8 @@
 
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
-
 use super::{Steering, SteeringError};
+use crate::host_monotonic;
 
 impl Steering {
     /// For this time from now on, the program drops packets of Flowgate if their slot has no socket, instead of passing them
@@ -18,9 +17,7 @@ impl Steering {
     ///
     /// Those of the kernel.
     pub fn set_grace_period(&mut self, time: Duration) -> Result<(), SteeringError> {
-        // The clock of bpf_ktime_get_ns(), which is what the program compares with.
-        let now =
-            clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).map_err(SteeringError::Clock)?;
+        let now = host_monotonic().map_err(SteeringError::Clock)?;
         let until = if time.is_zero() { Duration::ZERO } else { now.saturating_add(time) };
         self.maps.set_grace_deadline(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))
     }

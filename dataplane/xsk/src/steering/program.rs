@@ -16,6 +16,7 @@ use aya_obj::programs::XdpAttachType;
 use super::SteeringError;
 use super::bpffs::PinDir;
 use super::maps;
+use super::perfmon;
 use super::sockets::{InterfaceSlots, QUEUES_PER_INTERFACE};
 use super::verifier_log::VerifierLog;
 use crate::sys::bpf;
@@ -147,8 +148,8 @@ fn load(
     for (map, size) in map_pins.sizes {
         loader.map_max_entries(map, *size);
     }
-    let mut object = loader.load(object)?;
+    let mut object = perfmon::with(|| loader.load(object))?;
     let program: &mut Xdp = object.program_mut(PROGRAM).ok_or(SteeringError::NoProgram)?.try_into()?;
-    program.load().map_err(|error| verifier_log.explain(PROGRAM, error))?;
+    perfmon::with(|| program.load()).map_err(|error| verifier_log.explain(PROGRAM, error))?;
     Ok(object)
 }
