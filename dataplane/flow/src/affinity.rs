@@ -58,6 +58,11 @@ impl AffinityTable {
         Self { key: RandomState::new(), sets: (0..sets).map(|_| Mutex::default()).collect() }
     }
 
+    /// The memory of a table for `capacity` bindings, in bytes.
+    pub const fn bytes_for(capacity: u32) -> u64 {
+        (capacity as u64).div_ceil(SET_BINDINGS as u64) * size_of::<Mutex<BindingSet>>() as u64
+    }
+
     /// The backend for a new flow of a client to a Service: that of its last one, unless it is older than `timeout_ms` or
     /// `may_be_chosen` rejects the backend; else the one from `assign`. The timeout starts anew either way (P703).
     pub fn get_or_assign(

@@ -1,6 +1,8 @@
 //! The flow tables of both families.
 
+use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::hash::HashKey;
@@ -10,6 +12,9 @@ use crate::table::{FlowTable, FlowView};
 
 /// The tables' files, IPv4 first.
 const FILES: [&str; 2] = ["flows-ipv4", "flows-ipv6"];
+
+/// The unit of `st_blocks` (inode(7)).
+const BLOCK_BYTES: u64 = 512;
 
 /// The flow tables of both families, shared by all workers.
 #[derive(Debug)]
@@ -44,6 +49,12 @@ impl Flows {
         let (v4, origin_v4) = FlowTable::persistent(capacity_v4, key, &v4)?;
         let (v6, origin_v6) = FlowTable::persistent(capacity_v6, key, &v6)?;
         Ok((Self { v4, v6 }, [origin_v4, origin_v6]))
+    }
+
+    /// The bytes that the files in `folder` occupy by now.
+    pub fn stored_bytes(folder: &Path) -> u64 {
+        let of_file = |name| fs::metadata(folder.join(name)).map_or(0, |meta| meta.blocks() * BLOCK_BYTES);
+        FILES.into_iter().map(of_file).sum()
     }
 
     /// Removes the files in `folder`, those that exist.

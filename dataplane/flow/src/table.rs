@@ -109,6 +109,11 @@ impl<A: FlowAddress> FlowTable<A> {
         Ok(Self::from_memory(Memory::new(bucket_count, capacity_flows)?, capacity_flows, key, None))
     }
 
+    /// The memory of a table for this number of flows, in bytes.
+    pub fn bytes_for(capacity_flows: u32) -> u64 {
+        memory::len_bytes::<Entry<A>>(dimensions(capacity_flows).1) as u64
+    }
+
     /// A table in a file that outlives the process. Flows of an earlier process ([`Origin::Restored`]) have to be
     /// [adopted](Self::adopt) before the table is used.
     ///
