@@ -16,6 +16,7 @@ use flowgate_dataplane::verdict::AwaitedFragment;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Context, Counters, PipelineConfig, Process, RxChecksums, Verdict, Worker, WorkerConfig, WorkerNumber,
+    WorkerSettings,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::routing::NeighbourKey;
@@ -96,13 +97,15 @@ pub fn run(args: &BareForwardArgs) -> Result<ExitCode> {
     let worker_config = WorkerConfig {
         number: WorkerNumber { index: 0, count: 1 },
         core: args.core,
-        idle_before_sleep: Duration::from_micros(200),
-        timeouts: Timeouts::default(),
-        pipeline: PipelineConfig::default(),
+        settings: WorkerSettings {
+            idle_before_sleep: Duration::from_micros(200),
+            timeouts: Timeouts::default(),
+            pipeline: PipelineConfig::default(),
+        },
     };
     let device = XskDevice::new(pool, queues);
     let worker = Worker::new(worker_config, shared, publisher.reader(), device, BareForward);
-    let handle = worker.spawn().map_err(Error::io("start the worker"))?;
+    let handle = worker.spawn(|| {}).map_err(Error::io("start the worker"))?;
     for (socket, report) in sockets.iter().zip(steering.report()) {
         let set = steering.set_socket(report.ifindex, 0, socket.as_fd());
         set.map_err(|e| failed(report.interface.clone())(&e))?;

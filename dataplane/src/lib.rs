@@ -29,4 +29,4 @@ pub use device::Device;
 pub use pipeline::{Context, Pipeline, Process};
 pub use pipeline_config::{MssClamp, PipelineConfig};
 pub use verdict::{DropReason, PassReason, RejectReason, Verdict};
-pub use worker::{Worker, WorkerConfig, WorkerHandle};
+pub use worker::{Worker, WorkerConfig, WorkerHandle, WorkerSettings};

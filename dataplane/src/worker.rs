@@ -5,6 +5,7 @@
 
 mod held;
 mod reject;
+mod settings;
 mod sweeping;
 mod vlan;
 
@@ -14,7 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use flowgate_flow::{AffinityTable, Flows, Tick, Timeouts};
+use crossbeam::channel::{Receiver, Sender, bounded};
+use flowgate_flow::{AffinityTable, Flows, Tick};
 use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{InterfaceId, Routing, TablesReader};
 
@@ -23,26 +25,11 @@ use crate::counters::{Counters, Event, SharedCounters};
 use crate::device::{Device, NotSent};
 use crate::exhaustion::ExhaustionReporter;
 use crate::pipeline::{Context, Process};
-use crate::pipeline_config::PipelineConfig;
 use crate::verdict::{DropReason, PassReason, Verdict};
 use held::{FOR_FRAGMENT, FOR_NEIGHBOUR, Held, HeldForFragment, HeldForNeighbour};
 use reject::Rejects;
+pub use settings::{WorkerConfig, WorkerSettings};
 use sweeping::Sweeping;
-
-/// The configuration of one worker.
-#[derive(Clone, Debug)]
-pub struct WorkerConfig {
-    /// Its number.
-    pub number: WorkerNumber,
-    /// The core that it is pinned to; `None` to let the kernel choose.
-    pub core: Option<usize>,
-    /// For how long it polls without receiving a frame before it sleeps.
-    pub idle_before_sleep: Duration,
-    /// Idle timeouts of flows.
-    pub timeouts: Timeouts,
-    /// The operator's choices about the treatment of packets.
-    pub pipeline: PipelineConfig,
-}
 
 /// What workers share.
 #[derive(Clone, Debug)]
@@ -123,6 +110,7 @@ pub struct WorkerHandle<D> {
     /// Its state.
     pub state: Arc<WorkerState>,
     orders: Arc<Mutex<Vec<Order<D>>>>,
+    settings: Sender<WorkerSettings>,
     thread: JoinHandle<D>,
 }
 
@@ -136,6 +124,12 @@ impl<D> WorkerHandle<D> {
     /// Whether its thread has ended, by request or by a panic.
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()
+    }
+
+    /// Gives it other settings, which are in force once it has slept, within a tenth of a second. False if it has not taken the
+    /// last ones yet.
+    pub fn configure(&self, settings: WorkerSettings) -> bool {
+        self.settings.try_send(settings).is_ok()
     }
 
     /// Requests it to stop, without waiting.
@@ -161,6 +155,8 @@ impl<D> WorkerHandle<D> {
 /// One worker: a device, a pipeline, and the loop that joins them.
 pub struct Worker<D: Device, P> {
     config: WorkerConfig,
+    /// Other settings, when the operator changes some. The sender is kept for the handle.
+    settings: (Sender<WorkerSettings>, Receiver<WorkerSettings>),
     shared: Shared,
     device: D,
     orders: Arc<Mutex<Vec<Order<D>>>>,
@@ -186,24 +182,27 @@ where
     P: Process + Send + 'static,
     D::Frame: Send,
 {
-    /// Starts the worker on a thread of its own.
+    /// Starts the worker on a thread of its own. `confine` is called there before the first packet, to give up what a worker
+    /// does not need.
     ///
     /// # Errors
     /// The operating system refuses a thread.
-    pub fn spawn(self) -> std::io::Result<WorkerHandle<D>> {
+    pub fn spawn(self, confine: fn()) -> std::io::Result<WorkerHandle<D>> {
         let (number, state, orders) = (self.config.number, Arc::clone(&self.state), Arc::clone(&self.orders));
-        let thread =
-            thread::Builder::new().name(format!("worker-{}", number.index)).spawn(move || self.run())?;
-        Ok(WorkerHandle { number, state, orders, thread })
+        let settings = self.settings.0.clone();
+        let builder = thread::Builder::new().name(format!("worker-{}", number.index));
+        let thread = builder.spawn(move || self.run(confine))?;
+        Ok(WorkerHandle { number, state, orders, settings, thread })
     }
 
-    fn run(mut self) -> D {
+    fn run(mut self, confine: fn()) -> D {
         if let Some(core) = self.config.core
             && core_affinity::set_for_current(core_affinity::CoreId { id: core })
         {
             // Plus one, so that zero means not pinned.
             self.state.running_cpu.store(core as u64 + 1, Ordering::Relaxed);
         }
+        confine();
         let mut last_frame = now();
         loop {
             match self.state.signal.load(Ordering::Relaxed) {
@@ -217,7 +216,7 @@ where
             let time = now();
             if self.poll_once(time) {
                 last_frame = time;
-            } else if time.duration_since(last_frame) >= self.config.idle_before_sleep {
+            } else if time.duration_since(last_frame) >= self.config.settings.idle_before_sleep {
                 self.counters.add(Event::Sleeps, 1);
                 self.publish_counters();
                 // New tables release held packets, and no frame wakes the worker for them.
@@ -256,6 +255,7 @@ impl<D: Device, P: Process> Worker<D, P> {
         let sweeping = Sweeping::new(&shared.flows, config.number);
         Self {
             config,
+            settings: bounded(1),
             shared,
             device,
             orders: Arc::default(),
@@ -343,8 +343,8 @@ impl<D: Device, P: Process> Worker<D, P> {
             tables: self.tables.current(),
             flows: &self.shared.flows,
             affinity: &self.shared.affinity,
-            timeouts: &self.config.timeouts,
-            config: &self.config.pipeline,
+            timeouts: &self.config.settings.timeouts,
+            config: &self.config.settings.pipeline,
         };
         // The tables were borrowed once: all packets of the burst are decided by the same generation.
         self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
@@ -458,11 +458,18 @@ impl<D: Device, P: Process> Worker<D, P> {
         if self.sweeping.since_last(now) == 0 {
             return;
         }
+        if let Ok(settings) = self.settings.1.try_recv() {
+            self.config.settings = settings;
+        }
         if cfg!(debug_assertions) {
             self.device.assert_no_leak(self.held_for_neighbour.len() + self.held_for_fragment.len());
         }
-        let removed =
-            self.sweeping.step(&self.shared.flows, self.tables.current(), now, &self.config.timeouts);
+        let removed = self.sweeping.step(
+            &self.shared.flows,
+            self.tables.current(),
+            now,
+            &self.config.settings.timeouts,
+        );
         self.counters.add(Event::FlowsExpired, u64::from(removed));
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use flowgate_dataplane::device::MemoryDevice;
 use flowgate_dataplane::exhaustion::ExhaustionReporter;
 use flowgate_dataplane::worker::{Resolver, Shared};
-use flowgate_dataplane::{Pipeline, Verdict, Worker, WorkerConfig, WorkerNumber};
+use flowgate_dataplane::{Pipeline, Verdict, Worker, WorkerConfig, WorkerNumber, WorkerSettings};
 use flowgate_flow::{AffinityTable, Flows};
 use flowgate_fuzz::{Feature, Rng, feature};
 use flowgate_tables::{InterfaceId, Publisher, Tables};
@@ -95,9 +95,11 @@ impl<'a> Gateway<'a> {
         let config = WorkerConfig {
             number,
             core: None,
-            idle_before_sleep: Duration::ZERO,
-            timeouts: setup.timeouts,
-            pipeline: setup.config,
+            settings: WorkerSettings {
+                idle_before_sleep: Duration::ZERO,
+                timeouts: setup.timeouts,
+                pipeline: setup.config,
+            },
         };
         let shared = Shared {
             flows: Arc::new(Flows::new(1, 1, setup.key).unwrap()),

@@ -18,7 +18,7 @@ use flowgate_dataplane::exhaustion::{Exhaustion, ExhaustionReporter};
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Counters, DropReason, Event, PassReason, Pipeline, PipelineConfig, RejectReason, Worker, WorkerConfig,
-    WorkerNumber,
+    WorkerNumber, WorkerSettings,
 };
 use flowgate_flow::{AffinityTable, Flows, HashKey, Timeouts};
 use flowgate_tables::spec::{
@@ -111,9 +111,11 @@ impl Gateway {
         let config = WorkerConfig {
             number: WorkerNumber { index: 0, count: 1 },
             core: None,
-            idle_before_sleep: Duration::ZERO,
-            timeouts: Timeouts::default(),
-            pipeline: config,
+            settings: WorkerSettings {
+                idle_before_sleep: Duration::ZERO,
+                timeouts: Timeouts::default(),
+                pipeline: config,
+            },
         };
         let asked = Arc::clone(&resolve);
         let resolver = Resolver::new(move |neighbour| asked.push(neighbour).is_ok());

@@ -11,7 +11,7 @@ use flowgate_dataplane::exhaustion::ExhaustionReporter;
 use flowgate_dataplane::worker::{Resolver, Shared};
 use flowgate_dataplane::{
     Counters, DropReason, Event, PassReason, Pipeline, PipelineConfig, RejectReason, Worker, WorkerConfig,
-    WorkerNumber,
+    WorkerNumber, WorkerSettings,
 };
 use flowgate_flow::{AffinityTable, FlowView, Flows, HashKey, Timeouts};
 use flowgate_tables::{BackendId, InterfaceId, Publisher};
@@ -86,9 +86,11 @@ impl TestBed {
             let config = WorkerConfig {
                 number,
                 core: None,
-                idle_before_sleep: Duration::ZERO,
-                timeouts: setup.timeouts,
-                pipeline: setup.config,
+                settings: WorkerSettings {
+                    idle_before_sleep: Duration::ZERO,
+                    timeouts: setup.timeouts,
+                    pipeline: setup.config,
+                },
             };
             let asked = Arc::clone(&asked);
             let resolver = Resolver::new(move |n: flowgate_tables::routing::NeighbourKey| {
