@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod clock;
 pub mod compile;
 pub mod descriptors;
 pub mod dns;

@@ -10,7 +10,6 @@ mod sync_metrics;
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use flowgate_tables::Tables;
 use flowgate_tables::routing::NeighbourKey;
@@ -21,6 +20,7 @@ pub use self::changes::Changes;
 use self::debounce::Debounce;
 pub use self::status::Status;
 pub use self::sync_metrics::{SyncKind, SyncMetrics};
+use crate::clock;
 use crate::compile::{CompileConfig, Compiler, unresolved_next_hops};
 use crate::model::{Desired, NetState};
 use crate::netlink::Resolve;
@@ -45,6 +45,8 @@ pub struct Channels {
     pub net: watch::Receiver<NetState>,
     /// Neighbours that workers have packets for.
     pub requests: mpsc::Receiver<NeighbourKey>,
+    /// What to compile by. The first value is in force at the start; others take its place as they come.
+    pub config: watch::Receiver<CompileConfig>,
     /// Requests to resolve neighbours.
     pub resolve: mpsc::Sender<Resolve>,
     /// Gets the state of the loop.
@@ -59,15 +61,11 @@ pub struct Channels {
 
 /// Runs until shutdown. The sink publishes each update; one that it refuses is offered again until it is
 /// taken or a newer one takes its place. Nothing is published before the source's first set of objects.
-pub async fn run<E: Display>(
-    config: CompileConfig,
-    channels: Channels,
-    sink: impl AsyncFnMut(Update) -> Result<(), E>,
-) {
-    let Channels { source, mut net, requests, resolve, status, desired, sync_metrics, mut shutdown } =
-        channels;
+pub async fn run<E: Display>(channels: Channels, sink: impl AsyncFnMut(Update) -> Result<(), E>) {
+    let Channels { source, mut net, requests, mut config, resolve, .. } = channels;
+    let Channels { status, desired, sync_metrics, mut shutdown, .. } = channels;
     let mut state = Reconciler {
-        compiler: Compiler::new(config),
+        compiler: Compiler::new(config.borrow_and_update().clone()),
         desired: Arc::default(),
         findings: Vec::new(),
         stage: Stage::Waiting,
@@ -80,7 +78,8 @@ pub async fn run<E: Display>(
         shown_desired: desired,
         sync_metrics,
     };
-    let mut inputs = Inputs { source, net, requests, source_open: true, net_open: true, requests_open: true };
+    let open = Open { source: true, net: true, requests: true, config: true };
+    let mut inputs = Inputs { source, net, requests, config, open };
     let mut debounce = Debounce::default();
     loop {
         let due = debounce.due();
@@ -109,6 +108,13 @@ pub async fn run<E: Display>(
                         debounce.changed(Instant::now());
                     }
                 }
+                Input::Config(config) => {
+                    state.compiler.reconfigure(config);
+                    if state.stage == Stage::Serving {
+                        state.sync_metrics.queued(Instant::now());
+                        debounce.changed(Instant::now());
+                    }
+                }
                 // If netlink's channel is full the request is dropped: the next packet repeats it.
                 Input::Neighbours(wanted) => drop(state.resolve.try_send(Resolve::Now(wanted))),
             },
@@ -126,14 +132,22 @@ struct Inputs {
     source: mpsc::Receiver<SourceEvent>,
     net: watch::Receiver<NetState>,
     requests: mpsc::Receiver<NeighbourKey>,
-    source_open: bool,
-    net_open: bool,
-    requests_open: bool,
+    config: watch::Receiver<CompileConfig>,
+    open: Open,
+}
+
+/// Which channels have senders.
+struct Open {
+    source: bool,
+    net: bool,
+    requests: bool,
+    config: bool,
 }
 
 enum Input {
     Source(SourceEvent),
     Net(NetState),
+    Config(CompileConfig),
     /// Each neighbour once, ascending.
     Neighbours(Vec<NeighbourKey>),
 }
@@ -145,15 +159,19 @@ impl Inputs {
         loop {
             tokio::select! {
                 biased;
-                event = self.source.recv(), if self.source_open => match event {
+                event = self.source.recv(), if self.open.source => match event {
                     Some(event) => return Input::Source(event),
-                    None => self.source_open = false,
+                    None => self.open.source = false,
                 },
-                changed = self.net.changed(), if self.net_open => match changed {
+                changed = self.net.changed(), if self.open.net => match changed {
                     Ok(()) => return Input::Net(self.net.borrow_and_update().clone()),
-                    Err(_) => self.net_open = false,
+                    Err(_) => self.open.net = false,
                 },
-                request = self.requests.recv(), if self.requests_open => match request {
+                changed = self.config.changed(), if self.open.config => match changed {
+                    Ok(()) => return Input::Config(self.config.borrow_and_update().clone()),
+                    Err(_) => self.open.config = false,
+                },
+                request = self.requests.recv(), if self.open.requests => match request {
                     Some(first) => {
                         let mut wanted = vec![first];
                         while let Ok(more) = self.requests.try_recv() {
@@ -163,7 +181,7 @@ impl Inputs {
                         wanted.dedup();
                         return Input::Neighbours(wanted);
                     }
-                    None => self.requests_open = false,
+                    None => self.open.requests = false,
                 },
                 else => std::future::pending().await,
             }
@@ -263,7 +281,7 @@ where
             let mut next = Status { report, refused, ..status.clone() };
             if published {
                 next.generation = tables.generation;
-                next.last_change = Some(SystemTime::now());
+                next.last_change = Some(clock::now());
             }
             let changed = next != *status;
             *status = next;
@@ -314,7 +332,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::source::Snapshot;
@@ -328,11 +346,11 @@ mod tests {
         let (status, mut shown) = watch::channel(Status::default());
         let (_shutdown, shutdown) = watch::channel(false);
         let (published, mut publications) = mpsc::unbounded_channel();
+        let (_config, config) = watch::channel(CompileConfig::default());
         let (desired, sync_metrics) = (watch::channel(Arc::default()).0, SyncMetrics::default());
-        let channels = Channels { source, net, requests, resolve, status, desired, sync_metrics, shutdown };
-        let running = run(CompileConfig::default(), channels, async move |update: Update| {
-            published.send(update.tables)
-        });
+        let channels =
+            Channels { source, net, requests, config, resolve, status, desired, sync_metrics, shutdown };
+        let running = run(channels, async move |update: Update| published.send(update.tables));
         let driven = async {
             let stale = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "no answer".into() };
             events.send(SourceEvent::Health(stale)).await.expect("it runs");

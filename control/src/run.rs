@@ -3,10 +3,12 @@
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flowgate_tables::routing::NeighbourKey;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
 use crate::compile::CompileConfig;
 use crate::descriptors::DescriptorBudget;
@@ -29,8 +31,8 @@ pub enum Source {
 /// Everything the control plane needs from the binary, besides the sink.
 #[derive(Debug)]
 pub struct Config {
-    /// The operator's decisions about compiling.
-    pub compile: CompileConfig,
+    /// The operator's decisions about compiling, which may change.
+    pub compile: watch::Receiver<CompileConfig>,
     /// Where objects come from.
     pub source: Source,
     /// The served interfaces, in the order of the devices; they need not exist yet.
@@ -51,6 +53,8 @@ pub struct Config {
     pub metrics: http::metrics::Config,
     /// The file descriptors that all servers share.
     pub budget: Arc<DescriptorBudget>,
+    /// What the threads of servers call first, to give up privileges.
+    pub confine_server: fn(),
     /// Turns true, or is dropped, when the control plane should end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -78,6 +82,7 @@ pub async fn run<E: Display>(
         health,
         metrics,
         budget,
+        confine_server,
         shutdown,
     } = config;
     let (Netlink { state: net, resolve }, tracker) = netlink::open(interfaces).await?;
@@ -89,21 +94,40 @@ pub async fn run<E: Display>(
         Source::Manifests(dir) => tasks.spawn(manifests::watch(dir, events)),
         Source::Kubernetes(config) => tasks.spawn(kube::watch(config, events)),
     };
+    tasks.spawn(show_life(sync_metrics.clone()));
     let servers =
         Servers { health, metrics, budget: Arc::clone(&budget), net: net.clone(), status: status.clone() };
     // Dropping it ends the servers.
-    let _servers = servers.spawn().inspect_err(|error| {
+    let _servers = servers.spawn(confine_server).inspect_err(|error| {
         tracing::error!(%error, "no thread for the HTTP servers: neither probes nor metrics are answered");
     });
     if let Some(server) = dns
-        && let Err(error) = server.spawn(desired.subscribe(), budget)
+        && let Err(error) = server.spawn(confine_server, desired.subscribe(), budget)
     {
         tracing::error!(%error, "no thread for DNS, which does not answer");
     }
-    let channels =
-        Channels { source: source_events, net, requests, resolve, status, desired, sync_metrics, shutdown };
-    reconcile::run(compile, channels, sink).await;
+    let channels = Channels {
+        source: source_events,
+        net,
+        requests,
+        config: compile,
+        resolve,
+        status,
+        desired,
+        sync_metrics,
+        shutdown,
+    };
+    reconcile::run(channels, sink).await;
     Ok(())
 }
 
+/// Shows to the threads of probes that this one goes on.
+async fn show_life(sync_metrics: SyncMetrics) {
+    loop {
+        sync_metrics.alive(Instant::now());
+        sleep(SHOW_LIFE_EVERY).await;
+    }
+}
+
+const SHOW_LIFE_EVERY: Duration = Duration::from_secs(1);
 const EVENTS_WAITING: usize = 16;

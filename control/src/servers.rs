@@ -31,14 +31,16 @@ pub(crate) struct ServerThread {
 }
 
 impl Servers {
-    /// Serves on a thread of its own, in the network namespace of the calling thread.
+    /// Serves on a thread of its own, in the network namespace of the calling thread. `confine` is called there first, to give up
+    /// privileges.
     ///
     /// # Errors
     /// The runtime or the thread could not be made.
-    pub(crate) fn spawn(self) -> io::Result<ServerThread> {
+    pub(crate) fn spawn(self, confine: fn()) -> io::Result<ServerThread> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (end, ended) = oneshot::channel();
         thread::Builder::new().name("flowgate-http".to_owned()).spawn(move || {
+            confine();
             runtime.block_on(async {
                 tokio::select! {
                     () = self.serve() => {}

@@ -208,7 +208,7 @@ async fn the_server_ends_when_nobody_sends_changes_any_more() {
     let addr = server.addresses()[0];
     let (desired, seen) = tokio::sync::watch::channel(Arc::default());
     let budget = DescriptorBudget::new(DescriptorLimits::default());
-    let thread = server.spawn(seen, budget).unwrap();
+    let thread = server.spawn(|| {}, seen, budget).unwrap();
     drop(desired);
     tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap();
     UdpSocket::bind(addr).expect("the address is free again");

@@ -43,6 +43,7 @@ impl TestBed {
             source: source_events,
             net: net_receiver,
             requests,
+            config: watch::channel(CompileConfig::default()).1,
             resolve,
             status,
             desired,
@@ -52,7 +53,7 @@ impl TestBed {
         let refuse = Arc::new(AtomicBool::new(false));
         let refuses = Arc::clone(&refuse);
         let sink = async move |_| if refuses.load(Ordering::Relaxed) { Err("no room") } else { Ok(()) };
-        tokio::spawn(reconcile::run(CompileConfig::default(), channels, sink));
+        tokio::spawn(reconcile::run(channels, sink));
         Self { source, refuse, inputs, _held: (shutdown, net, dataplane) }
     }
 

@@ -41,6 +41,14 @@ impl Compiler {
         }
     }
 
+    /// Compiles by another configuration from now on. Ids of Services and backends stay, so that flows go on.
+    pub fn reconfigure(&mut self, config: CompileConfig) {
+        self.config = config;
+        // What is remembered follows from the old one.
+        self.last = None;
+        self.memo = ServiceMemo::default();
+    }
+
     /// The last tables.
     pub const fn tables(&self) -> &Tables {
         &self.tables

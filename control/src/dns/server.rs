@@ -107,17 +107,20 @@ impl Server {
         Arc::clone(&self.counters)
     }
 
-    /// Serves on a thread of its own until the sender of the desired state is dropped. Errors are logged.
+    /// Serves on a thread of its own until the sender of the desired state is dropped. Errors are logged. `confine` is called
+    /// there first, to give up privileges.
     ///
     /// # Errors
     /// The runtime or the thread could not be made.
     pub fn spawn(
         self,
+        confine: fn(),
         desired: watch::Receiver<Arc<Desired>>,
         budget: Arc<DescriptorBudget>,
     ) -> io::Result<thread::JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         thread::Builder::new().name("flowgate-dns".to_owned()).spawn(move || {
+            confine();
             if let Err(error) = runtime.block_on(self.serve(desired, budget)) {
                 tracing::error!("{error}");
             }

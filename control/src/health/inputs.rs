@@ -21,6 +21,8 @@ pub struct HealthSnapshot {
     pub status: Status,
     /// The age of the oldest change that is not in force yet.
     pub queued_for: Option<Duration>,
+    /// For how long the control thread has shown no sign of life.
+    pub silent_for: Duration,
     /// When changes were last put in force.
     pub synced_at: Option<SystemTime>,
     /// What is wrong with the data plane, one sentence each.
@@ -45,6 +47,9 @@ impl HealthSnapshot {
         }
         if let Some(waiting) = self.queued_for.filter(|waiting| *waiting > QUEUED_MAX) {
             reasons.push(format!("a change has not been put in force for {} s", waiting.as_secs()));
+        }
+        if self.silent_for > SILENT_MAX {
+            reasons.push(format!("the control thread has stood still for {} s", self.silent_for.as_secs()));
         }
         reasons.extend(self.dataplane.iter().cloned());
         reasons
@@ -87,6 +92,7 @@ impl HealthInputs {
         HealthSnapshot {
             status: self.status.borrow().clone(),
             queued_for: self.sync_metrics.queued_for(Instant::now()),
+            silent_for: self.sync_metrics.silent_for(Instant::now()),
             synced_at: self.sync_metrics.synced_at(),
             dataplane: Arc::clone(&self.dataplane.borrow()),
         }
@@ -115,6 +121,8 @@ impl HealthInputs {
 
 /// Twice the time after which kube-proxy syncs without a change (P1106).
 const QUEUED_MAX: Duration = Duration::from_secs(60);
+/// Far longer than anything that the control thread does in one go.
+const SILENT_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -130,7 +138,13 @@ pub(crate) mod tests {
             ..Status::default()
         };
         let synced_at = Some(SystemTime::UNIX_EPOCH);
-        HealthSnapshot { status, queued_for: None, synced_at, dataplane: Arc::from([]) }
+        HealthSnapshot {
+            status,
+            queued_for: None,
+            silent_for: Duration::ZERO,
+            synced_at,
+            dataplane: Arc::from([]),
+        }
     }
 
     fn only_reason(snapshot: &HealthSnapshot) -> String {
@@ -165,6 +179,19 @@ pub(crate) mod tests {
         assert_eq!(only_reason(&refused), "the newest tables were not published: no room");
         let hanging = HealthSnapshot { dataplane: Arc::from(["worker 1 hangs".to_owned()]), ..healthy() };
         assert_eq!(only_reason(&hanging), "worker 1 hangs");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unhealthy_when_the_control_thread_stands_still() {
+        let sync_metrics = SyncMetrics::default();
+        let after = |seconds| {
+            let silent_for = sync_metrics.silent_for(Instant::now() + Duration::from_secs(seconds));
+            HealthSnapshot { silent_for, ..healthy() }
+        };
+        assert!(after(60).unhealthy_reasons().is_empty(), "it has not begun");
+        sync_metrics.alive(Instant::now());
+        assert!(after(10).unhealthy_reasons().is_empty());
+        assert_eq!(only_reason(&after(11)), "the control thread has stood still for 11 s");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::HealthInputs;
 use super::inputs::HealthSnapshot;
+use crate::clock;
 use crate::descriptors::DescriptorBudget;
 use crate::http::listen::{self, Server};
 use crate::http::{self, HttpResponse};
@@ -78,11 +79,14 @@ pub fn response(
     };
     reasons.extend(node.and_then(Result::err));
     // While healthy, the last update is now, however long ago the last change was.
-    let last_updated = if healthy { time(now) } else { snapshot.synced_at.map_or_else(never, time) };
+    let last_updated =
+        if healthy { time(now) } else { snapshot.synced_at.map(clock::shown).map_or_else(never, time) };
     let (source, stale_since, source_reason) = match &snapshot.status.source {
         SourceHealth::Starting => ("starting", None, None),
         SourceHealth::Synced => ("synced", None, None),
-        SourceHealth::Stale { since, reason } => ("stale", Some(time(*since)), Some(reason.as_str())),
+        SourceHealth::Stale { since, reason } => {
+            ("stale", Some(time(clock::shown(*since))), Some(reason.as_str()))
+        }
     };
     let family = || FamilyStatus { last_updated: last_updated.clone(), healthy };
     let body = Body {

@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
 use super::changes::Changes;
+use crate::clock;
 use crate::model::SliceFamily;
 
 /// Whether a sync built all tables.
@@ -31,7 +32,7 @@ pub struct SyncMetrics(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    started: SystemTime,
+    started: Instant,
     waiting: Mutex<Waiting>,
     sync: PerFamily<Histogram>,
     full_sync: PerFamily<Histogram>,
@@ -49,8 +50,9 @@ struct Inner {
 /// What is not in force yet, and when something last was put in force.
 #[derive(Debug, Default)]
 struct Waiting {
+    alive_at: Option<Instant>,
     since: Option<Instant>,
-    triggers: Vec<(SliceFamily, SystemTime)>,
+    triggers: Vec<(SliceFamily, Instant)>,
     synced_at: Option<SystemTime>,
 }
 
@@ -61,7 +63,7 @@ impl Default for SyncMetrics {
         let sync = || Family::new_with_constructor(sync_histogram as fn() -> Histogram);
         let gauge = || Family::new_with_constructor(Gauge::default as fn() -> Gauge);
         Self(Arc::new(Inner {
-            started: SystemTime::now(),
+            started: Instant::now(),
             waiting: Mutex::default(),
             sync: sync(),
             full_sync: sync(),
@@ -85,8 +87,15 @@ impl SyncMetrics {
         self.0.service_changes_pending.inc_by(changes.services.cast_signed());
         self.0.endpoint_changes.inc_by(changes.endpoints);
         self.0.endpoint_changes_pending.inc_by(changes.endpoints.cast_signed());
-        // Changes from before this process started would count the time that it was not running.
-        let after_start = changes.triggers.iter().filter(|(_, at)| *at > self.0.started);
+        let wall = SystemTime::now();
+        let uptime = now.saturating_duration_since(self.0.started);
+        let after_start = changes.triggers.iter().filter_map(|&(family, at)| {
+            // By the wall clock only once: a step until the change is in force does not count. The trigger is by another
+            // machine's clock, which may be ahead of ours: then its age is zero.
+            let age = wall.duration_since(at).unwrap_or_default();
+            // Changes from before this process started would count the time that it was not running.
+            (age <= uptime).then(|| (family, now - age))
+        });
         let mut waiting = self.waiting();
         let room = TRIGGERS_MAX.saturating_sub(waiting.triggers.len());
         waiting.triggers.extend(after_start.take(room));
@@ -103,11 +112,11 @@ impl SyncMetrics {
 
     /// All that was queued is in force; `took` is the time to compile and publish.
     pub fn synced(&self, took: Duration, kind: SyncKind) {
-        let now = SystemTime::now();
+        let now = Instant::now();
         let triggers = {
             let mut waiting = self.waiting();
             waiting.since = None;
-            waiting.synced_at = Some(now);
+            waiting.synced_at = Some(clock::now());
             std::mem::take(&mut waiting.triggers)
         };
         let by_kind = match kind {
@@ -118,8 +127,7 @@ impl SyncMetrics {
             observe_both(&family, took);
         }
         for (family, at) in triggers {
-            // The trigger is by another machine's clock, which may be ahead of ours: then zero.
-            let took = now.duration_since(at).unwrap_or_default();
+            let took = now.saturating_duration_since(at);
             let label = match family {
                 SliceFamily::V4 => V4,
                 SliceFamily::V6 => V6,
@@ -129,7 +137,17 @@ impl SyncMetrics {
         }
         self.0.service_changes_pending.set(0);
         self.0.endpoint_changes_pending.set(0);
-        set_both(&self.0.last_sync, now);
+        set_both(&self.0.last_sync, SystemTime::now());
+    }
+
+    /// The control thread goes on. Called periodically: probes have threads of their own and would not notice its end.
+    pub fn alive(&self, now: Instant) {
+        self.waiting().alive_at = Some(now);
+    }
+
+    /// For how long the control thread has not called [`Self::alive`]; zero if it never did.
+    pub fn silent_for(&self, now: Instant) -> Duration {
+        self.waiting().alive_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 
     /// The sink refused the tables.

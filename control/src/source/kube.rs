@@ -42,6 +42,7 @@ use self::resource::{Necessity, Resource};
 use self::snapshot_writer::SnapshotWriter;
 use self::store::Store;
 use super::{Snapshot, SourceEvent, SourceHealth};
+use crate::clock;
 
 /// Which cluster, and which of its objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ pub async fn watch(config: Config, events: mpsc::Sender<SourceEvent>) {
     let required = collections.iter().filter(|collection| collection.necessity == Necessity::Required);
     let required: Vec<_> = required.map(|collection| collection.kind).collect();
     let (mut writer, saved) = SnapshotWriter::begin(config.snapshot, &config.access).await;
-    let mut api_health = ApiHealth::new(required, saved.as_ref().map(|saved| saved.at));
+    let mut api_health = ApiHealth::new(required, saved.as_ref().map(|saved| clock::moment(saved.at)));
     let mut health = api_health.health();
     if let Some(saved) = &saved {
         // The health first: saved objects must not pass for those of the API server.

@@ -21,7 +21,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -30,6 +30,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use self::directory::Directory;
 use super::{Snapshot, SourceEvent, SourceHealth};
+use crate::clock;
 use crate::report::Shown;
 
 /// Reads a directory once.
@@ -100,7 +101,7 @@ async fn scan(directory: Directory) -> (Directory, io::Result<ScanOutcome>) {
 fn stale(before: &SourceHealth, reason: String) -> SourceHealth {
     let since = match before {
         SourceHealth::Stale { since, .. } => *since,
-        SourceHealth::Starting | SourceHealth::Synced => SystemTime::now(),
+        SourceHealth::Starting | SourceHealth::Synced => clock::now(),
     };
     SourceHealth::Stale { since, reason }
 }

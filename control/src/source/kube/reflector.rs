@@ -16,6 +16,7 @@ use super::backoff::{Backoff, jittered};
 use super::connection::{BookmarkKind, Event, WatchStream, list, version_of};
 use super::error::ApiError;
 use super::resource::{Necessity, Resource};
+use crate::clock;
 use crate::model::{Kind, Object};
 use crate::report::{ObjectRef, Severity};
 use crate::source::convert;
@@ -169,7 +170,7 @@ enum Failure {
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
-        Self::Api { since: SystemTime::now(), error }
+        Self::Api { since: clock::now(), error }
     }
 }
 
@@ -245,7 +246,7 @@ impl Reflector {
         self.send(WatchEvent::Connected).await?;
         // The server was told to end the watch after `lifetime`: one that is silent for longer is dead.
         let idle_max = lifetime + self.timeouts.response;
-        let mut last_event = SystemTime::now();
+        let mut last_event = clock::now();
         loop {
             let event = match events.next(idle_max).await {
                 Ok(Some(event)) => event,
@@ -253,7 +254,7 @@ impl Reflector {
                 Err(error @ ApiError::Idle(_)) => return Err(Failure::Api { since: last_event, error }),
                 Err(error) => return Err(error.into()),
             };
-            last_event = SystemTime::now();
+            last_event = clock::now();
             // The version advances only after the event was sent: a watch that is reopened from it may repeat an
             // event but cannot miss one.
             match event {
