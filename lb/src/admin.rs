@@ -10,7 +10,7 @@ pub(crate) mod view;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use client::request;
-pub(crate) use server::{AdminServer, Handler};
+pub(crate) use server::{AdminError, AdminServer, Handler};
 
 /// Where a running flowgate answers unless the configuration says otherwise.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/flowgate/admin.sock";

@@ -11,6 +11,7 @@ pub(crate) mod prove;
 pub(crate) mod publish;
 pub(crate) mod reexec;
 pub(crate) mod sockets;
+pub(crate) mod source_ports;
 pub(crate) mod supervisor;
 pub(crate) mod vlan_offload;
 pub(crate) mod workers;

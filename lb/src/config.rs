@@ -12,8 +12,11 @@ mod gateway;
 mod health;
 mod icmp;
 mod limits;
+mod log;
 mod metrics;
 mod node;
+mod privileges;
+mod reload;
 mod rings;
 mod role;
 mod services;
@@ -38,9 +41,14 @@ use flowgate_tables::spec::SnatSpec;
 use file::Sections;
 use value::Invalid;
 
+pub(crate) use log::LogLevel;
 pub(crate) use metrics::MetricsDetail;
+pub(crate) use privileges::Privileges;
+pub(crate) use reload::{Change, ConfigFile, Reloaded};
 pub(crate) use role::RoleName;
 pub(crate) use services::Services;
+#[cfg(test)]
+pub(crate) use snat::DEFAULT_PORTS as DEFAULT_SNAT_PORTS;
 pub(crate) use snat::port_range;
 pub(crate) use source::SourceOverride;
 
@@ -66,6 +74,8 @@ pub(crate) struct Config {
     pub(crate) admin: admin::Admin,
     pub(crate) health: health::Health,
     pub(crate) metrics: metrics::Metrics,
+    pub(crate) privileges: Privileges,
+    pub(crate) log: log::Log,
 }
 
 /// What a command line sets instead of the file.
@@ -120,7 +130,8 @@ impl Config {
     fn resolve(sections: Sections, overrides: Overrides) -> Result<Self, Invalid> {
         let Sections { role, node_name, source, gateway, node, snat, workers, xdp, rings, flows, .. } =
             sections;
-        let Sections { limits, services, tcp, icmp, dns, admin, health, metrics, .. } = sections;
+        let Sections { limits, services, tcp, icmp, dns, admin, health, metrics, privileges, log, .. } =
+            sections;
         let role = Role::from(overrides.role.unwrap_or(role));
         // P202: the Node has the name of the host unless the operator gives another. A gateway belongs to no Node unless the
         // operator names one.
@@ -151,6 +162,8 @@ impl Config {
             admin,
             health,
             metrics,
+            privileges,
+            log,
         })
     }
 

@@ -17,7 +17,7 @@ const KEYS: &[&[u8]] = &[
     b"capacity = ",
     b"capacity_v6 = ",
     b"[snat]\n",
-    b"ports = \"40000-59999\"\n",
+    b"ports = \"49152-65535\"\n",
     b"addresses = [\"192.0.2.1\"]\n",
     b"[gateway]\n",
     b"interfaces = [\"up0\"]\n",

@@ -18,13 +18,14 @@ mod config;
 #[cfg(test)]
 mod fuzz;
 mod metrics;
+mod process;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use cli::{Cli, Command};
-use config::Config;
+use config::{Config, ConfigFile};
 
 fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
@@ -46,7 +47,7 @@ fn sentence(error: &anyhow::Error) -> String {
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(args) => commands::run(&Config::load(args.config.as_deref(), args.overrides())?),
+        Command::Run(args) => commands::run(ConfigFile::load(args.config.as_deref(), args.overrides())?),
         Command::Check(args) => commands::check(&Config::load(args.config.as_deref(), args.overrides())?),
         Command::Detach(args) => commands::detach(&Config::load(args.config.as_deref(), args.overrides())?),
         Command::Show(args) => commands::show(&args),

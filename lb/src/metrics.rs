@@ -13,6 +13,7 @@ mod process;
 mod state;
 mod workers;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ pub(crate) struct Metrics {
     supervisor: SupervisorHandle,
     health_inputs: HealthInputs,
     inputs: MetricsInputs,
+    breakdown: Cell<Breakdown>,
     /// Metrics that other parts update themselves.
     counted: Registry,
 }
@@ -63,7 +65,13 @@ impl Metrics {
         let sync_metrics: &SyncMetrics = &health_inputs.sync_metrics;
         sync_metrics.register(&mut counted);
         probes.register(&mut counted);
-        Self { supervisor, health_inputs, inputs, counted }
+        let breakdown = Cell::new(inputs.breakdown);
+        Self { supervisor, health_inputs, inputs, breakdown, counted }
+    }
+
+    /// Breaks the metrics of flows down like this from now on.
+    pub(crate) fn set_breakdown(&self, breakdown: Breakdown) {
+        self.breakdown.set(breakdown);
     }
 
     /// Answers requests until dropped: all that wait with one text. A request that comes meanwhile gets the next text, so
@@ -101,7 +109,7 @@ impl Metrics {
             self.supervisor.view(look).await.map_err(|error| error.to_string())?;
         let (desired, identity) =
             (Arc::clone(&self.health_inputs.desired.borrow()), self.health_inputs.identity.clone());
-        let breakdown = self.inputs.breakdown;
+        let breakdown = self.breakdown.get();
         let walk = move || {
             state::add_tables(&mut families, &tables, retired);
             state::add_no_local_endpoints(&mut families, &desired, &identity);

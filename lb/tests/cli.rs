@@ -100,7 +100,10 @@ fn check_names_every_bad_object_and_opens_nothing() -> Result<()> {
     }
     BAD.iter().try_for_each(|(name, _)| manifests.remove(name))?;
     let checked = flowgate_here(&["check", "--manifests", &path])?;
-    assert_eq!((checked.status.code(), checked.stdout), (Some(0), format!("{path}: no errors\n")));
+    assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    let ports = "note: snat.ports = \"49152-65535\" leaves this host ";
+    assert!(checked.stdout.starts_with(ports), "{checked:?}");
+    assert!(checked.stdout.ends_with(&format!("{path}: no errors\n")), "{checked:?}");
     let missing = flowgate_here(&["check", "--manifests", &format!("{path}/missing")])?;
     assert_eq!(missing.status.code(), Some(1), "{missing:?}");
     assert!(format!("{}{}", missing.stdout, missing.stderr).contains("/missing"), "{missing:?}");

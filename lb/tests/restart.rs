@@ -132,7 +132,7 @@ fn sigterm_leaves_the_program_attached_and_detach_leaves_nothing() -> Result<()>
 
     let gateway = served.lab.topology.gateway();
     let reserved = || gateway.run(|| fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports"));
-    assert_eq!(reserved()?.trim(), "40000-59999");
+    assert_eq!(reserved()?.trim(), "49152-65535");
     let config = served.lab.gateway.config_path().display().to_string();
     for expected in ["detached from 2 interfaces", "detached from 0 interfaces"] {
         let ended = flowgate(gateway, &["detach", "--config", &config])?;

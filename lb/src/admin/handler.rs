@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use flowgate_control::Status;
 use flowgate_control::source::SourceHealth;
+use flowgate_control::{Status, clock};
 use flowgate_dataplane::worker::tick;
 use flowgate_dataplane::{Counters, DropReason, Event, PassReason, RejectReason};
 use flowgate_flow::{FlowView, Flows};
@@ -261,7 +261,9 @@ impl Inspection<'_> {
             source: match &status.source {
                 SourceHealth::Starting => "starting".into(),
                 SourceHealth::Synced => "synced".into(),
-                SourceHealth::Stale { since, reason } => format!("stale since {}: {reason}", utc(*since)),
+                SourceHealth::Stale { since, reason } => {
+                    format!("stale since {}: {reason}", utc(clock::shown(*since)))
+                }
             },
             services: tables.services.services().len(),
             frontends: tables.services.frontends().count(),

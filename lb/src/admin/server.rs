@@ -1,7 +1,7 @@
 //! The server side of the admin socket, on the control thread.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -29,6 +29,11 @@ pub(crate) enum AdminError {
     InUse(PathBuf),
     #[error("{}: {reason}", path.display())]
     Untrusted { path: PathBuf, reason: String },
+    #[error(
+        "{}: a process listens here and does not answer; stop it, or choose another admin.socket",
+        .0.display()
+    )]
+    Silent(PathBuf),
     #[error("{}: {source}", path.display())]
     Io {
         path: PathBuf,
@@ -46,6 +51,10 @@ pub(crate) struct AdminServer {
 
 impl AdminServer {
     /// Creates the socket, and replaces one that a process left which has ended.
+    ///
+    /// # Errors
+    /// [`AdminError::InUse`] if a flowgate answers there, and [`AdminError::Silent`] if a process listens that does not, as one
+    /// does that is being killed, or that hangs.
     pub(crate) fn bind(path: &Path) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Io { path: path.to_owned(), source };
         if let Some(dir) = path.parent() {
@@ -54,7 +63,8 @@ impl AdminServer {
         }
         check_present(path)?;
         match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => return Err(AdminError::InUse(path.to_owned())),
+            Ok(stream) if answers(&stream) => return Err(AdminError::InUse(path.to_owned())),
+            Ok(_) => return Err(AdminError::Silent(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 fs::remove_file(path).map_err(failed)?;
             }
@@ -125,6 +135,18 @@ fn is_ours(owner: u32) -> bool {
     owner == 0 || owner == geteuid().as_raw()
 }
 
+/// Whether a server at the other end responds at all: to an empty request it does with an error.
+fn answers(mut stream: &std::os::unix::net::UnixStream) -> bool {
+    let mut exchange = || {
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+        stream.write_all(b"\n")?;
+        stream.read(&mut [0; 1])
+    };
+    // None: the process has ended meanwhile.
+    exchange().is_ok_and(|len| len > 0)
+}
+
 impl Drop for AdminServer {
     fn drop(&mut self) {
         // It may be gone already.
@@ -164,6 +186,8 @@ async fn serve_connection(stream: UnixStream, handler: &impl Handler, counted: i
     Ok(())
 }
 
+/// The control thread of a flowgate that serves is never silent for so long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUEST_MAX_BYTES: u64 = 64 * 1024;
 

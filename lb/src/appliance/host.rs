@@ -1,11 +1,9 @@
-//! What Flowgate needs from the host: devices, source ports of its own, locked memory, the boot id.
+//! What Flowgate needs from the host: devices, locked memory, the boot id.
 
 use std::fs;
-use std::ops::RangeInclusive;
 use std::path::Path;
 
 use anyhow::Context;
-use flowgate_tables::PortSet;
 use nix::net::if_::if_nametoindex;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
@@ -34,37 +32,6 @@ pub(crate) fn devices(names: &[String], class: &Path) -> anyhow::Result<Vec<Stri
 /// Those of the named interfaces that do not exist in this network namespace.
 pub(crate) fn missing(names: &[String]) -> impl Iterator<Item = &String> {
     names.iter().filter(|name| if_nametoindex(name.as_str()).is_err())
-}
-
-/// Reserves the range, so that the kernel no longer takes ephemeral ports from it, and returns it without the ports on which
-/// the node has sockets already: two connections on one five-tuple would mix.
-///
-/// # Errors
-/// The kernel's list cannot be read or written.
-pub(crate) fn reserve_ports(range: &RangeInclusive<u16>) -> anyhow::Result<PortSet> {
-    let mut reserved = read_reserved()?;
-    let before = reserved.clone();
-    range.clone().for_each(|port| reserved.insert(port));
-    if reserved != before {
-        write_reserved(&reserved)?;
-    }
-    let mut ports: PortSet = range.clone().collect();
-    for table in ["tcp", "tcp6", "udp", "udp6"] {
-        // A kernel without IPv6 has no such file.
-        let sockets = fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
-        local_ports(&sockets).for_each(|port| ports.remove(port));
-    }
-    Ok(ports)
-}
-
-/// Gives the range back to the kernel.
-///
-/// # Errors
-/// The kernel's list cannot be read or written.
-pub(crate) fn release_ports(range: &RangeInclusive<u16>) -> anyhow::Result<()> {
-    let mut reserved = read_reserved()?;
-    range.clone().for_each(|port| reserved.remove(port));
-    write_reserved(&reserved)
 }
 
 /// Raises the limit of locked memory as far as permitted. Packet memory counts against it without CAP_IPC_LOCK; if it is too
@@ -99,50 +66,8 @@ pub(crate) fn open_files() -> usize {
     fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
-fn read_reserved() -> anyhow::Result<PortSet> {
-    let text = fs::read_to_string(RESERVED_PORTS).with_context(|| format!("reading {RESERVED_PORTS}"))?;
-    Ok(parse_ranges(&text))
-}
-
-fn write_reserved(ports: &PortSet) -> anyhow::Result<()> {
-    fs::write(RESERVED_PORTS, format_ranges(ports)).with_context(|| {
-        format!("writing {RESERVED_PORTS}, so that the kernel leaves the SNAT ports to Flowgate: run as root")
-    })
-}
-
-/// `1,5-7` as the kernel writes it (Documentation/networking/ip-sysctl.rst).
-fn parse_ranges(text: &str) -> PortSet {
-    let range = |part: &str| {
-        let (lower, upper) = part.split_once('-').unwrap_or((part, part));
-        Some(lower.trim().parse::<u16>().ok()?..=upper.trim().parse::<u16>().ok()?)
-    };
-    text.trim().split(',').filter_map(range).flatten().collect()
-}
-
-fn format_ranges(ports: &PortSet) -> String {
-    let mut ranges: Vec<(u16, u16)> = Vec::new();
-    for port in ports.iter() {
-        match ranges.last_mut() {
-            Some((_, upper)) if upper.checked_add(1) == Some(port) => *upper = port,
-            _ => ranges.push((port, port)),
-        }
-    }
-    let text: Vec<_> = ranges.iter().map(|(lower, upper)| format!("{lower}-{upper}")).collect();
-    // The kernel takes an empty line as the empty list.
-    text.join(",") + "\n"
-}
-
-/// The local ports of a table such as `/proc/net/tcp`: the hexadecimal after the colon of column two.
-fn local_ports(table: &str) -> impl Iterator<Item = u16> {
-    table.lines().skip(1).filter_map(|line| {
-        let (_, port) = line.split_whitespace().nth(1)?.rsplit_once(':')?;
-        u16::from_str_radix(port, 16).ok()
-    })
-}
-
 /// The soft limit with which the kernel and systemd start processes.
 const OPEN_FILES_DEFAULT: u64 = 1024;
-const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// The id of the present boot.
 ///
@@ -190,19 +115,5 @@ mod tests {
         assert_eq!(of(&["eth0", "bond0"]).unwrap(), ["eth0", "eth1", "eth2"]);
         assert_eq!(of(&["bond1"]).unwrap_err(), "bond bond1 has no port to send and receive by");
         assert_eq!(of(&["eth1", "bond0"]).unwrap_err(), "eth1 is named beside the bond it is a port of");
-    }
-
-    #[test]
-    fn ranges_are_read_and_written_as_the_kernel_does() {
-        let ports = parse_ranges("22,8080-8082,65535\n");
-        assert_eq!(ports.iter().collect::<Vec<_>>(), [22, 8080, 8081, 8082, 65_535]);
-        assert_eq!(format_ranges(&ports), "22-22,8080-8082,65535-65535\n");
-        assert_eq!(format_ranges(&parse_ranges("\n")), "\n");
-    }
-
-    #[test]
-    fn local_ports_are_those_of_the_second_column() {
-        let table = "  sl  local_address rem_address   st\n   0: 0100007F:1F90 00000000:0000 0A\n   1: 00000000:9C40 0200000A:0050 01\n";
-        assert_eq!(local_ports(table).collect::<Vec<_>>(), [8080, 40_000]);
     }
 }

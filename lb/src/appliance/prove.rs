@@ -85,11 +85,7 @@ type ModeAndPlan = (String, Option<Mode>, Option<Mode>);
 
 /// Brings interfaces that serve into the modes that follow from what is known. Traffic stops meanwhile, so nothing is tried
 /// twice in the same state: `tried` is the state of the last time.
-fn go_to_planned_modes(
-    Appliance { workers, publishing }: &mut Appliance,
-    tried: &mut Vec<ModeAndPlan>,
-    grace: Duration,
-) {
+fn go_to_planned_modes(Appliance { workers, publishing }: &mut Appliance, tried: &mut Vec<ModeAndPlan>) {
     refuse_what_is_not_allowed(workers, publishing.steering.report());
     let mode_and_plan = |AttachReport { interface, .. }: &AttachReport| {
         (interface.clone(), workers.mode(interface), workers.proofs.plan(interface))
@@ -101,7 +97,7 @@ fn go_to_planned_modes(
     }
     *tried = now;
     let routing = &publishing.publisher.current().routing;
-    let grace = Grace::Traffic(grace);
+    let grace = Grace::Traffic(workers.grace());
     let settled = workers.pause().and_then(|()| settle(workers, &mut publishing.steering, routing, grace));
     let goes_on = settled.and_then(|()| {
         if refuse_what_is_not_allowed(workers, publishing.steering.report()) {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use flowgate_control::{Entry, Update};
 use flowgate_tables::service::ServiceKey;
-use flowgate_tables::{FrontendKind, Publisher, Tables};
+use flowgate_tables::{FrontendKind, PortSet, Publisher, Tables};
 use flowgate_xsk::steering::{AttachReport, Device, Steering, SteeringSet, VipKey};
 
 use super::map_growth::MapGrowth;
@@ -18,6 +18,8 @@ pub(crate) struct Publishing {
     pub(crate) steering: Steering,
     /// Whether workers answer the echo requests that VIPs receive.
     pub(crate) answers_echo: bool,
+    /// Source ports of flows of an earlier process that `snat.ports` does not have: their replies are steered too.
+    pub(crate) older_ports: PortSet,
     /// The receive VLAN offload of devices with VLANs.
     pub(crate) vlan_offload: VlanOffload,
     /// What the maps should hold, and what they lack.
@@ -44,10 +46,7 @@ impl Publishing {
     pub(crate) fn publish(&mut self, update: Update, now: Instant) {
         self.follow_devices(&update.tables);
         self.vlan_offload.configure(&update.tables.routing);
-        let mut wanted = steering_set(&update.tables);
-        if self.answers_echo {
-            wanted.answer_echo();
-        }
+        let wanted = self.steering_set(&update.tables);
         // The maps must never hold what the workers do not know: a redirected frame cannot be given back to the kernel. So stale
         // entries leave the maps before the tables change, and new ones enter them afterwards.
         self.map_growth.begin(&mut self.steering, wanted);
@@ -68,6 +67,26 @@ impl Publishing {
     /// Why this process is unhealthy, one sentence each.
     pub(crate) fn unhealthy_reasons(&self) -> impl Iterator<Item = String> {
         self.map_growth.unhealthy_reasons()
+    }
+
+    /// Whether workers answer echo requests from now on.
+    pub(crate) fn set_answers_echo(&mut self, answers_echo: bool, now: Instant) {
+        self.answers_echo = answers_echo;
+        let wanted = self.steering_set(&self.publisher.current());
+        self.map_growth.begin(&mut self.steering, wanted);
+        self.map_growth.complete(&mut self.steering, now);
+    }
+
+    /// What the XDP program sees while these tables are current.
+    fn steering_set(&self, tables: &Tables) -> SteeringSet {
+        let mut set = steering_set(tables);
+        for port in self.older_ports.iter() {
+            set.snat_ports.insert(port);
+        }
+        if self.answers_echo {
+            set.answer_echo();
+        }
+        set
     }
 
     /// Attaches the program to devices that were created anew, before their sockets are opened: without it the kernel would

@@ -23,8 +23,6 @@ pub(crate) struct Supervisor {
     prover: Prover,
     outputs: SupervisorOutputs,
     exec_history: ExecHistory,
-    /// Grace period: how long the XDP program drops Flowgate's traffic for a successor after this process has ended.
-    grace: Duration,
     grace_set_at: Option<Instant>,
     interfaces_checked_at: Option<Instant>,
     interfaces: Interfaces,
@@ -100,17 +98,15 @@ impl Supervisor {
         appliance: Appliance,
         outputs: SupervisorOutputs,
         exec_history: ExecHistory,
-        grace: Duration,
     ) -> (Self, SupervisorHandle) {
         let (sender, requests) = mpsc::channel(REQUESTS_WAITING);
         let interfaces = Interfaces::attached(appliance.publishing.steering.report());
         let supervisor = Self {
             appliance,
             requests,
-            prover: Prover::new(grace),
+            prover: Prover::default(),
             outputs,
             exec_history,
-            grace,
             grace_set_at: None,
             interfaces_checked_at: None,
             interfaces,
@@ -189,11 +185,12 @@ impl Supervisor {
     /// program passes its traffic to the kernel.
     fn prolong_grace(&mut self, now: Instant) {
         let due = self.grace_set_at.is_none_or(|at| now.duration_since(at) >= GRACE_EVERY);
-        if self.grace.is_zero() || !due || !self.appliance.workers.are_healthy() {
+        let grace = self.appliance.workers.grace();
+        if grace.is_zero() || !due || !self.appliance.workers.are_healthy() {
             return;
         }
         self.grace_set_at = Some(now);
-        if let Err(error) = self.appliance.publishing.steering.set_grace_period(self.grace) {
+        if let Err(error) = self.appliance.publishing.steering.set_grace_period(grace) {
             tracing::error!(%error, "the grace period cannot be extended: the next restart may break connections");
         }
     }

@@ -1,7 +1,7 @@
 //! The workers and their slots: starts and watches them and respawns those that panic. A worker that hangs is only reported,
 //! since a thread cannot be ended from outside; the supervisor decides what follows.
 //!
-//! Order of a start: sockets are opened ([`Workers::open`]), the first generation is published, the flows of an earlier
+//! Order of a start: sockets are opened ([`Workers::open_slots`]), the first generation is published, the flows of an earlier
 //! process are adopted, the thread starts, and its sockets enter the socket map. Only then does traffic reach it.
 
 mod interface;
@@ -16,7 +16,9 @@ use anyhow::Context;
 use flowgate_dataplane::adopt::{Adoption, adopt};
 use flowgate_dataplane::watchdog::{Change, Watchdog};
 use flowgate_dataplane::worker::{Resolver, Shared};
-use flowgate_dataplane::{Counters, Pipeline, PipelineConfig, Worker, WorkerConfig, WorkerNumber};
+use flowgate_dataplane::{
+    Counters, Pipeline, PipelineConfig, Worker, WorkerConfig, WorkerNumber, WorkerSettings,
+};
 use flowgate_flow::{AffinityTable, Flows, Origin};
 use flowgate_tables::{InterfaceId, Publisher};
 use flowgate_xsk::steering::{AttachReport, SocketMap};
@@ -27,6 +29,7 @@ use super::frames::Frames;
 use super::prove::proofs::{Mode, ProofStatus, Proofs};
 use super::sockets::{self, Opened};
 use crate::config::Config;
+use crate::process::privileges;
 use slot::Stage;
 
 pub(crate) use slot::WorkerSlot;
@@ -79,11 +82,11 @@ pub(crate) struct StartContext<'a> {
 }
 
 impl Workers {
-    /// Opens the sockets of all queues of the attached interfaces.
+    /// Workers without sockets: [`Self::open_slots`] comes next.
     ///
     /// # Errors
-    /// What is missing, with its interface and queue.
-    pub(crate) fn open(
+    /// There are fewer queues than workers, or no frame is long enough.
+    pub(crate) fn new(
         config: &Config,
         attached: &[AttachReport],
         (flows, origins): (Flows, [Origin; 2]),
@@ -100,7 +103,7 @@ impl Workers {
         let affinity = Arc::new(AffinityTable::new(config.flows.affinity_capacity));
         let exhaustion = ExhaustionLog::default();
         let proofs = Proofs::load(config);
-        let mut workers = Self {
+        Ok(Self {
             shared: Shared {
                 flows: Arc::new(flows),
                 affinity,
@@ -123,12 +126,14 @@ impl Workers {
             needs_reopen: false,
             too_large: BTreeMap::new(),
             lost_frames: 0,
-        };
-        workers.open_slots(attached)?;
-        Ok(workers)
+        })
     }
 
-    /// Opens all sockets, in the modes in which the interfaces are known to work; on an error everything stays as it is.
+    /// Opens the sockets of all queues of the attached interfaces, in the modes in which the interfaces are known to work; on an
+    /// error everything stays as it is.
+    ///
+    /// # Errors
+    /// What is missing, with its interface and queue.
     pub(crate) fn open_slots(&mut self, attached: &[AttachReport]) -> anyhow::Result<()> {
         let (wanted, possible) = (self.config.workers.count, sockets::workers_possible(attached));
         let count = match wanted {
@@ -206,19 +211,14 @@ impl Workers {
     }
 
     fn start_one(&mut self, index: usize, context: &StartContext<'_>) -> anyhow::Result<()> {
-        let largest_packet = u16::try_from(self.largest_packet()).unwrap_or(u16::MAX);
+        let settings = self.settings();
         let slot = &mut self.slots[index];
         let Stage::Ready(device) = std::mem::replace(&mut slot.stage, Stage::Empty) else { return Ok(()) };
-        let config = WorkerConfig {
-            number: slot.number,
-            core: slot.core,
-            idle_before_sleep: self.config.workers.idle_before_sleep,
-            timeouts: self.config.flows.timeouts(),
-            pipeline: PipelineConfig { largest_packet, ..self.config.pipeline },
-        };
+        let config = WorkerConfig { number: slot.number, core: slot.core, settings };
         let (shared, pipeline) = (self.shared.clone(), Pipeline::new(slot.number));
         let worker = Worker::new(config, shared, context.publisher.reader(), device, pipeline);
-        let handle = worker.counting_from(slot.counted).spawn();
+        let confine = privileges::worker_thread(&self.config.privileges);
+        let handle = worker.counting_from(slot.counted).spawn(confine);
         slot.stage = Stage::Running(handle.with_context(|| format!("starting worker {index}"))?);
         let connected = slot.sockets.iter().try_for_each(|socket| {
             let connected = socket.connect(&context.map);
@@ -229,6 +229,43 @@ impl Workers {
             slot.teardown();
         }
         connected
+    }
+
+    /// Takes over what a running worker can: its settings, when it counts as hanging, and the grace period.
+    pub(crate) fn reconfigure(&mut self, config: &Config) {
+        let hang = config.workers.hang;
+        if hang != self.config.workers.hang {
+            self.watchdog = Watchdog::new(hang);
+        }
+        (self.config.workers.hang, self.config.xdp.grace) = (hang, config.xdp.grace);
+        self.config.workers.idle_before_sleep = config.workers.idle_before_sleep;
+        (self.config.flows, self.config.pipeline) = (config.flows.clone(), config.pipeline);
+        let settings = self.settings();
+        for (worker, slot) in self.slots.iter().enumerate() {
+            if let Stage::Running(handle) = &slot.stage
+                && !handle.configure(settings)
+            {
+                tracing::error!(
+                    worker,
+                    "the worker does not take its new settings: it gets them when it is restarted"
+                );
+            }
+        }
+    }
+
+    /// The part of a worker's configuration that may change while it runs.
+    fn settings(&self) -> WorkerSettings {
+        let largest_packet = u16::try_from(self.largest_packet()).unwrap_or(u16::MAX);
+        WorkerSettings {
+            idle_before_sleep: self.config.workers.idle_before_sleep,
+            timeouts: self.config.flows.timeouts(),
+            pipeline: PipelineConfig { largest_packet, ..self.config.pipeline },
+        }
+    }
+
+    /// For how long the XDP program drops our traffic for a successor when this process ends.
+    pub(crate) fn grace(&self) -> Duration {
+        self.config.xdp.grace
     }
 
     /// Respawns workers that have panicked, and returns those that have begun to hang, whose traffic passes to the kernel.

@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use flowgate_control::{Shown, Source};
 
 use crate::appliance::host;
+use crate::appliance::source_ports::EphemeralPorts;
 use crate::config::Config;
+use crate::process::memory_need::MemoryNeed;
 
 /// Compiles all objects and prints the report. The exit code is 1 if it has errors.
 #[expect(clippy::print_stdout, reason = "the report goes to stdout")]
@@ -24,6 +26,13 @@ pub(crate) fn check(config: &Config) -> anyhow::Result<ExitCode> {
         println!("gateway.interfaces: {interface} does not exist here: it is served once it does");
     }
     print!("{report}");
+    // The machine that runs it may be another one, so this is no error.
+    if let Err(too_much) = MemoryNeed::of(config).check() {
+        println!("warning: {too_much}");
+    }
+    if let Some(ports) = EphemeralPorts::beside(&config.snat.ports) {
+        println!("{}: {ports}", if ports.are_scarce() { "warning" } else { "note" });
+    }
     if report.has_errors() {
         return Ok(ExitCode::FAILURE);
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use flowgate_xsk::steering;
 
-use crate::appliance::{flow_files, host, prove};
+use crate::appliance::{flow_files, prove, source_ports};
 use crate::config::Config;
 
 /// Removes program, maps, links, flow tables, proofs and port reservations.
@@ -17,7 +17,7 @@ pub(crate) fn detach(config: &Config) -> anyhow::Result<ExitCode> {
     let removed = steering::uninstall(&config.xdp.pin_dir).context("detaching")?;
     flow_files::remove(&config.flow_folder()).context("removing the flows")?;
     prove::remove(config).context("removing the proofs of the interfaces")?;
-    host::release_ports(&config.snat.ports)?;
+    source_ports::release(config)?;
     println!("detached from {} interfaces, removed {} maps", removed.links, removed.maps);
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,9 @@
 //! the kernel, or is dropped during the grace period of an earlier process. So a packet that reaches a worker always finds
 //! tables, and the flows of that process.
 
-use std::io::IsTerminal;
+mod log;
+mod reload;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -18,12 +20,11 @@ use flowgate_control::health::{self, HealthInputs, ProbeCounts};
 use flowgate_control::{Status, SyncMetrics, Update, dns, http};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_flow::Origin;
-use flowgate_tables::Publisher;
+use flowgate_tables::routing::NeighbourKey;
+use flowgate_tables::{PortSet, Publisher};
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, SteeringError};
-use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing_subscriber::EnvFilter;
 
 use crate::admin::AdminServer;
 use crate::admin::handler::AdminHandler;
@@ -31,29 +32,39 @@ use crate::appliance::Appliance;
 use crate::appliance::map_growth::MapGrowth;
 use crate::appliance::publish::Publishing;
 use crate::appliance::reexec::ExecHistory;
+use crate::appliance::source_ports::{EphemeralPorts, SourcePorts};
 use crate::appliance::supervisor::{Supervisor, SupervisorHandle, SupervisorOutputs};
 use crate::appliance::vlan_offload::VlanOffload;
 use crate::appliance::workers::Workers;
-use crate::appliance::{flow_files, host, prove};
-use crate::config::Config;
+use crate::appliance::{flow_files, host, prove, source_ports};
+use crate::config::{Config, ConfigFile};
 use crate::metrics::{Breakdown, Metrics, MetricsInputs};
+use crate::process::memory_need::MemoryNeed;
+use crate::process::predecessor::Predecessor;
+use crate::process::privileges;
+use log::LogHandle;
+use reload::Reloader;
 
 /// Serves until a signal.
 ///
 /// # Errors
 /// The start fails, or the control plane ends. If a worker hangs the program is executed again, and this returns only when
 /// that fails.
-pub(crate) fn run(config: &Config) -> anyhow::Result<ExitCode> {
-    init_log();
+pub(crate) fn run((config, file): (Config, Option<ConfigFile>)) -> anyhow::Result<ExitCode> {
+    let log = log::init(config.log.level);
     anyhow::ensure!(
         !config.gateway.interfaces.is_empty(),
         "no interface to serve: set gateway.interfaces in the configuration, or pass --interface IF"
     );
-    let mut config = config.clone();
+    let mut config = config;
     config.gateway.interfaces = host::devices(&config.gateway.interfaces, Path::new("/sys/class/net"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let privileges = config.privileges.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .on_thread_start(move || privileges::restrict_helper_thread(&privileges))
+        .build()?;
     let local = tokio::task::LocalSet::new();
-    match local.block_on(&runtime, serve(&config))? {
+    match local.block_on(&runtime, serve(&config, file, log))? {
         Ended::Signal(_) => Ok(ExitCode::SUCCESS),
         Ended::Hang(exec_history) => Err(exec_history.exec_again()),
     }
@@ -70,24 +81,18 @@ enum Ended {
 
 /// Brings everything up, serves until a signal, and brings it down again. Program, maps, links and flows stay for the next
 /// start.
-async fn serve(config: &Config) -> anyhow::Result<Ended> {
+async fn serve(config: &Config, file: Option<ConfigFile>, log: LogHandle) -> anyhow::Result<Ended> {
+    // From now on SIGHUP no longer ends the process.
+    let hangups = signal(SignalKind::hangup())?;
     let files_max = host::raise_open_files();
-    // The servers' sockets come first: an address that is in use ends the start before anything is attached.
-    let admin = AdminServer::bind(&config.admin.socket)?;
-    let dns = bind_dns(config)?;
-    let steering = attach(config)?;
-    let snat_ports = match host::reserve_ports(&config.snat.ports) {
-        Ok(ports) => ports,
-        Err(error) => return Err(undo_attach(config, steering, error)),
-    };
-    let started = clock_start();
-    let (requests, request_receiver) = mpsc::channel(REQUESTS_WAITING);
-    let resolver = Resolver::new(move |neighbour| requests.try_send(neighbour).is_ok());
-    let appliance = open_appliance(config, steering, resolver, started).await?;
+    let Opened { admin, dns, appliance, snat_ports, started, requests } = open(config).await?;
+    // Not before: a start that fails undoes what it has mounted.
+    let capabilities = privileges::restrict_control_thread(&config.privileges)?;
+    tracing::info!(capabilities, seccomp = config.privileges.seccomp, "privileges while serving");
     // After all sockets of workers: they are not the servers' to use.
     let budget = DescriptorBudget::new(DescriptorLimits::divide(files_max, host::open_files()));
     let exec_history = ExecHistory::from_env();
-    let compile_config = config.compile_config(snat_ports);
+    let compile_config = config.compile_config(snat_ports.clone());
     let (status, status_receiver) = watch::channel(Status::default());
     let (desired, desired_receiver) = watch::channel(Arc::default());
     let (unhealthy_reasons, dataplane_health) = watch::channel(Arc::from([]));
@@ -101,8 +106,7 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     let probe_counts = ProbeCounts::default();
     let (shutdown, shutdown_receiver) = watch::channel(false);
     let outputs = SupervisorOutputs { unhealthy_reasons, status: status.clone() };
-    let (mut supervisor, handle) =
-        Supervisor::new(appliance, outputs, exec_history.clone(), config.xdp.grace);
+    let (mut supervisor, handle) = Supervisor::new(appliance, outputs, exec_history.clone());
     let handler = AdminHandler { supervisor: handle.clone(), status: status_receiver.clone(), started };
     let metrics_inputs = MetricsInputs {
         dns: dns.as_ref().map(dns::Server::counters),
@@ -112,11 +116,12 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
     };
     let metrics = Metrics::new(handle.clone(), health_inputs.clone(), &probe_counts, metrics_inputs);
     let (expositions, exposition_requests) = mpsc::channel(EXPOSITIONS_WAITING);
+    let (compile, compile_receiver) = watch::channel(compile_config);
     let control_config = flowgate_control::Config {
-        compile: compile_config,
+        compile: compile_receiver,
         source: config.source.clone(),
         interfaces: config.gateway.interfaces.clone(),
-        requests: request_receiver,
+        requests,
         dns,
         status,
         desired,
@@ -124,9 +129,11 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         health: health::Config { listen: config.health.listen, inputs: health_inputs, counts: probe_counts },
         metrics: http::metrics::Config { listen: config.metrics.listen, requests: expositions },
         budget: Arc::clone(&budget),
+        confine_server: privileges::server_thread(&config.privileges),
         shutdown: shutdown_receiver,
     };
-    let control = flowgate_control::run(control_config, sink(handle, config.xdp.grace));
+    let reloader = Reloader { file, log, supervisor: handle.clone(), compile, metrics: &metrics, snat_ports };
+    let control = flowgate_control::run(control_config, sink(handle));
     let logged = log_reports(status_receiver);
     let outcome = tokio::select! {
         ended = control => ended.context("the control plane").map(|()| Ended::Signal("ended")),
@@ -137,10 +144,41 @@ async fn serve(config: &Config) -> anyhow::Result<Ended> {
         () = logged => Ok(Ended::Signal("ended")),
         () = admin.serve(Rc::new(handler), budget) => Ok(Ended::Signal("ended")),
         () = metrics.answer(exposition_requests) => Ok(Ended::Signal("ended")),
+        () = reloader.follow(hangups) => Ok(Ended::Signal("ended")),
         how = signalled() => how.map(Ended::Signal),
     };
     drop((shutdown, metrics));
     shut_down(config, supervisor.appliance, outcome)
+}
+
+/// What a start opens.
+struct Opened {
+    admin: AdminServer,
+    dns: Option<dns::Server>,
+    appliance: Appliance,
+    /// The source ports that are reserved.
+    snat_ports: PortSet,
+    /// The instant from which ticks count.
+    started: Instant,
+    /// Neighbours that workers have packets for.
+    requests: mpsc::Receiver<NeighbourKey>,
+}
+
+/// Opens everything. What a predecessor that is being killed still holds is waited for.
+async fn open(config: &Config) -> anyhow::Result<Opened> {
+    let mut predecessor = Predecessor::default();
+    // The servers' sockets come first: an address that is in use ends the start before anything is attached.
+    let admin = predecessor.outlast(|| AdminServer::bind(&config.admin.socket))?;
+    let dns = predecessor.outlast(|| bind_dns(config))?;
+    // Not before: a predecessor has given its memory back when it closes its sockets.
+    MemoryNeed::of(config).check()?;
+    let steering = predecessor.outlast(|| attach(config))?;
+    let started = clock_start();
+    let (sender, requests) = mpsc::channel(REQUESTS_WAITING);
+    let resolver = Resolver::new(move |neighbour| sender.try_send(neighbour).is_ok());
+    let (appliance, snat_ports) =
+        open_appliance(config, steering, (resolver, started), &mut predecessor).await?;
+    Ok(Opened { admin, dns, appliance, snat_ports, started, requests })
 }
 
 fn bind_dns(config: &Config) -> anyhow::Result<Option<dns::Server>> {
@@ -151,7 +189,7 @@ fn bind_dns(config: &Config) -> anyhow::Result<Option<dns::Server>> {
     Ok(Some(server))
 }
 
-/// Opens flow tables, sockets and workers, and proves the interfaces.
+/// Opens flow tables, sockets and workers, reserves the source ports, which it returns, and proves the interfaces.
 ///
 /// # Errors
 /// Something cannot be opened, or an interface loses packets in the only mode that is allowed. What was attached by this
@@ -159,16 +197,22 @@ fn bind_dns(config: &Config) -> anyhow::Result<Option<dns::Server>> {
 async fn open_appliance(
     config: &Config,
     mut steering: Steering,
-    resolver: Resolver,
-    started: Instant,
-) -> anyhow::Result<Appliance> {
-    let flows = match flow_files::open(config) {
+    (resolver, started): (Resolver, Instant),
+    predecessor: &mut Predecessor,
+) -> anyhow::Result<(Appliance, PortSet)> {
+    let flows = match predecessor.outlast(|| flow_files::open(config)) {
         Ok(flows) => flows,
         Err(error) => return Err(undo_attach(config, steering, error)),
     };
     let origins = flows.1;
-    let mut workers = match Workers::open(config, steering.report(), flows, resolver, started) {
-        Ok(workers) => workers,
+    let has_predecessor = steering.report().iter().any(|report| report.link == LinkOrigin::Reused);
+    let opened = SourcePorts::reserve(config, &flows.0, has_predecessor).and_then(|ports| {
+        let mut workers = Workers::new(config, steering.report(), flows, resolver, started)?;
+        predecessor.outlast(|| workers.open_slots(steering.report()))?;
+        Ok((workers, ports))
+    });
+    let (mut workers, ports) = match opened {
+        Ok(opened) => opened,
         Err(error) => return Err(undo_start(config, steering, origins, error)),
     };
     if let Err(error) = prove::before_traffic(&mut workers, &mut steering).await {
@@ -180,10 +224,11 @@ async fn open_appliance(
         publisher: Publisher::new(),
         steering,
         answers_echo: config.pipeline.echo_vips,
+        older_ports: ports.older,
         vlan_offload: VlanOffload::default(),
         map_growth: MapGrowth::default(),
     };
-    Ok(Appliance { workers, publishing })
+    Ok((Appliance { workers, publishing }, ports.new))
 }
 
 /// Hands the traffic over to the next process. The XDP program drops it during the grace period, so that clients send it
@@ -200,8 +245,9 @@ fn shut_down(config: &Config, appliance: Appliance, outcome: anyhow::Result<Ende
         }
         outcome => outcome,
     };
+    let grace = workers.grace();
     // The traffic goes first, then the workers. The other way round frames would wait in sockets that nobody reads.
-    let cleared = stop_traffic(&mut publishing, config.xdp.grace);
+    let cleared = stop_traffic(&mut publishing, grace);
     match outcome {
         // A worker that hangs cannot be stopped; exec(2) ends its thread.
         Ok(Ended::Hang(_)) => return outcome,
@@ -238,6 +284,9 @@ fn attach(config: &Config) -> anyhow::Result<Steering> {
         limits: config.limits.sets(),
     })?;
     steering.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    if let Some(ports) = EphemeralPorts::beside(&config.snat.ports).filter(EphemeralPorts::are_scarce) {
+        tracing::warn!("{ports}");
+    }
     steering.notices().iter().for_each(|notice| tracing::info!("{notice}"));
     for report in steering.report().iter().filter(|report| report.queues > 0) {
         let (mode, queues) = (report.mode.name(), report.queues);
@@ -262,7 +311,7 @@ fn undo_attach(config: &Config, steering: Steering, error: anyhow::Error) -> any
     let is_first = steering.report().iter().all(|report| report.link == LinkOrigin::Fresh);
     steering.undo();
     if is_first {
-        let undone = host::release_ports(&config.snat.ports);
+        let undone = source_ports::release(config);
         if let Err(left) = undone.and_then(|()| Ok(prove::remove(config)?)) {
             tracing::error!("the failed start was not undone completely, run `flowgate detach`: {left:#}");
         }
@@ -286,11 +335,15 @@ fn undo_start(
 }
 
 /// Publishes what the control plane compiled. The first generation starts the workers.
-fn sink(supervisor: SupervisorHandle, grace: Duration) -> impl AsyncFnMut(Update) -> anyhow::Result<()> {
+fn sink(supervisor: SupervisorHandle) -> impl AsyncFnMut(Update) -> anyhow::Result<()> {
     let mut is_first = true;
     async move |update: Update| {
         let begins = std::mem::take(&mut is_first);
-        supervisor.request(move |appliance| publish(appliance, update, begins.then_some(grace))).await?
+        let publish = move |appliance: &mut Appliance| {
+            let grace = begins.then(|| appliance.workers.grace());
+            publish(appliance, update, grace)
+        };
+        supervisor.request(publish).await?
     }
 }
 
@@ -336,32 +389,14 @@ async fn log_reports(mut status: watch::Receiver<Status>) {
     }
 }
 
-/// The instant from which ticks count: the zero of the monotonic clock, so that ticks in the flow table of one process are
-/// valid for the next.
+/// The instant from which ticks count: the zero of the host's monotonic clock, so that ticks in the flow table of one process
+/// are valid for the next, in whatever time namespace each runs.
 fn clock_start() -> Instant {
-    let since = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    let since = flowgate_xsk::host_monotonic().unwrap_or_default();
     #[expect(clippy::disallowed_methods, reason = "the clock that workers and watchdog share")]
     let now = Instant::now();
     now.checked_sub(since).unwrap_or(now)
 }
 
-fn init_log() {
-    // RUST_LOG adds to these: a level for everything leaves them as they are, a level for one of them replaces it.
-    let asked = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| "info".into());
-    let filter = EnvFilter::new(format!("{QUIET_CRATES},{asked}"));
-    let on_terminal = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(on_terminal)
-        .with_writer(std::io::stderr)
-        .init();
-}
-
-/// The netlink crates warn of attributes of newer kernels, which are not needed; kube-client logs each failed request, which
-/// the source logs once and better; the DNS library logs each query that no upstream answers, of which strangers can send any
-/// number.
-const QUIET_CRATES: &str =
-    "netlink_packet_route=error,kube_client=off,hickory_resolver=off,hickory_net=off,hickory_proto=off";
 const REQUESTS_WAITING: usize = 1024;
 const EXPOSITIONS_WAITING: usize = 64;

@@ -10,8 +10,10 @@ use super::gateway::Gateway;
 use super::health::Health;
 use super::icmp::Icmp;
 use super::limits::Limits;
+use super::log::Log;
 use super::metrics::Metrics;
 use super::node::Node;
+use super::privileges::Privileges;
 use super::rings::Rings;
 use super::services::Services;
 use super::snat::Snat;
@@ -45,6 +47,8 @@ pub(super) struct Sections {
     pub(super) admin: Admin,
     pub(super) health: Health,
     pub(super) metrics: Metrics,
+    pub(super) privileges: Privileges,
+    pub(super) log: Log,
 }
 
 impl Sections {

@@ -19,7 +19,7 @@ pub(crate) struct Snat {
 
 impl Default for Snat {
     fn default() -> Self {
-        Self { addresses: Vec::new(), ports: 40_000..=59_999 }
+        Self { addresses: Vec::new(), ports: DEFAULT_PORTS }
     }
 }
 
@@ -55,14 +55,18 @@ fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RangeInclusive<u1
     parse_with(deserializer, |text: String| port_range(&text))
 }
 
-/// A range such as `40000-59999`.
+/// A range such as `49152-65535`.
 ///
 /// # Errors
 /// What is wrong with the text.
 pub(crate) fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let shape = || format!("`{text}` is not a range of ports such as \"40000-59999\"");
+    let shape = || format!("`{text}` is not a range of ports such as \"49152-65535\"");
     let (lower, upper) = text.split_once('-').ok_or_else(shape)?;
     let number = |part: &str| part.trim().parse::<u16>().ok().filter(|&port| port > 0).ok_or_else(shape);
     let (lower, upper) = (number(lower)?, number(upper)?);
     if lower > upper { Err(format!("{lower} is above {upper}")) } else { Ok(lower..=upper) }
 }
+
+/// The dynamic ports (RFC 6335 section 6), on which nobody registers a server. They leave the kernel the lower 16,384 of its
+/// 28,232 ephemeral ports, and lie above the NodePorts.
+pub(crate) const DEFAULT_PORTS: RangeInclusive<u16> = 49_152..=65_535;

@@ -16,7 +16,7 @@ fn load(text: &str) -> Result<Config, String> {
 #[test]
 fn an_empty_file_is_all_defaults() {
     let config = load("").unwrap();
-    assert_eq!(config.snat.ports, 40_000..=59_999);
+    assert_eq!(config.snat.ports, 49_152..=65_535);
     assert_eq!(config.flows.timeouts(), Timeouts::default());
     assert_eq!(config.role, Role::Gateway);
 }
@@ -85,7 +85,7 @@ fn an_unknown_key_is_refused_with_its_line_and_the_nearest_one() {
 fn a_wrong_value_is_named_with_what_to_write() {
     for (text, message) in [
         ("role = \"router\"", "f.toml: role: `router` is neither gateway nor node"),
-        ("[snat]\nports = \"5\"", "f.toml: snat.ports: `5` is not a range of ports such as \"40000-59999\""),
+        ("[snat]\nports = \"5\"", "f.toml: snat.ports: `5` is not a range of ports such as \"49152-65535\""),
         (
             "[snat]\naddresses = [\"192.0.2.1\", \"fe80::1\"]",
             "f.toml: snat.addresses: `fe80::1` is no address that packets can come from and be answered to",

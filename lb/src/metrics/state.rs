@@ -6,7 +6,7 @@ use flowgate_control::health::local::no_local_endpoints;
 use flowgate_control::health::{HealthInputs, Identity};
 use flowgate_control::model::Desired;
 use flowgate_control::source::SourceHealth;
-use flowgate_control::{Severity, Status};
+use flowgate_control::{Severity, Status, clock};
 use flowgate_tables::Tables;
 
 use super::families::{Families, Kind, Number};
@@ -44,7 +44,7 @@ pub(super) fn add_control(families: &mut Families, health_inputs: &HealthInputs)
     families.gauge("flowgate_healthy", "Whether /livez says that all is well.", health_inputs.is_healthy());
     let help = "Whether /healthz says that load balancers may send traffic to this node.";
     families.gauge("flowgate_node_eligible", help, health_inputs.node_eligible().is_ok());
-    add_status(families, &health_inputs.status.borrow().clone(), SystemTime::now());
+    add_status(families, &health_inputs.status.borrow().clone(), clock::now());
 }
 
 fn add_status(families: &mut Families, status: &Status, now: SystemTime) {
@@ -77,7 +77,7 @@ fn add_status(families: &mut Families, status: &Status, now: SystemTime) {
     let help = "Whether the newest tables were refused and older ones are in force.";
     families.gauge("flowgate_publish_refused", help, status.refused.is_some());
     if let Some(at) = status.last_change {
-        let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let at = clock::shown(at).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         families.gauge("flowgate_last_publish_timestamp_seconds", "When tables were last published.", at);
     }
 }

@@ -20,9 +20,8 @@ use crate::appliance::publish::Publishing;
 use crate::appliance::workers::Workers;
 
 /// What the supervisor calls every [`CHECK_EVERY`].
+#[derive(Default)]
 pub(in crate::appliance) struct Prover {
-    /// Grace period, set again before each step while sockets are reopened.
-    grace: Duration,
     attempts: BTreeMap<String, Attempts>,
     detectors: BTreeMap<String, TruncationDetector>,
     tried: Vec<ModeAndPlan>,
@@ -34,11 +33,6 @@ pub(in crate::appliance) struct Prover {
 pub(in crate::appliance) type Found = (Vec<PendingProbe>, io::Result<Vec<Finding>>);
 
 impl Prover {
-    pub(in crate::appliance) fn new(grace: Duration) -> Self {
-        let (attempts, detectors, tried) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { grace, attempts, detectors, tried, running: None }
-    }
-
     /// Starts the probes that are due. If there are none, applies what is known.
     pub(in crate::appliance) fn look(&mut self, appliance: &mut Appliance, now: Instant) {
         let Appliance { workers, publishing } = appliance;
@@ -85,7 +79,7 @@ impl Prover {
 
     fn act(&mut self, appliance: &mut Appliance) {
         watch_deliveries(&mut appliance.workers, &appliance.publishing, &mut self.detectors);
-        go_to_planned_modes(appliance, &mut self.tried, self.grace);
+        go_to_planned_modes(appliance, &mut self.tried);
         appliance.workers.proofs.save_changes();
     }
 }
