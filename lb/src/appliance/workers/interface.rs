@@ -83,8 +83,8 @@ impl Workers {
         (0..expected).try_for_each(|_| answers.recv_timeout(ANSWER_LIMIT))?;
         if self.started {
             let all = self.slots.iter().flat_map(|slot| &slot.sockets);
-            let own = all.filter(|socket| socket.number == interface);
-            own.into_iter().try_for_each(|socket| socket.connect(&context.map))?;
+            let mut own = all.filter(|socket| socket.number == interface);
+            own.try_for_each(|socket| socket.connect(&context.map))?;
         }
         self.warn_of_shortages(context.attached);
         Ok(())
