@@ -97,12 +97,10 @@ pub(super) fn read(text: &str, budget: &Budget) -> Result<Value, Unreadable> {
     });
     read.map_err(|error| {
         let line = error.location().map_or(1, |at| u32::try_from(at.line()).unwrap_or(u32::MAX));
-        let is_bomb = matches!(
-            error,
-            serde_saphyr::Error::AliasReplayLimitExceeded { .. } | serde_saphyr::Error::Budget { .. }
-        );
+        // By its text: within an alias the parser wraps the error.
         let text = error.without_snippet().to_string();
-        let is_deep = text.contains("depth");
+        let is_bomb = text.contains("budget breached") || text.contains("alias replay limit");
+        let is_deep = text.contains("Depth");
         let reason = if text.contains(TOO_LARGE) || (is_bomb && !is_deep) {
             TOO_LARGE.to_owned()
         } else {
@@ -219,8 +217,8 @@ const TOO_LARGE: &str =
 const ALIASED_BYTES_MAX: usize = 64 << 20;
 /// What a byte of text may become without aliases, in files of the usual form, with room.
 const BYTES_PER_BYTE: usize = 32;
-/// Events that are repeated for aliases of any file: some seconds.
-const REPLAYED_EVENTS_MAX: usize = 4_000_000;
+/// Events that are repeated for aliases of any file: about a second.
+const REPLAYED_EVENTS_MAX: usize = 1_000_000;
 /// Documents of one file that may turn out to be too large, each after some seconds.
 const BREACHES_MAX: usize = 4;
 /// Nesting: twice that of the deepest schemas in use, and far from the end of the stack.
