@@ -15,6 +15,9 @@ use flowgate_wire::hash::splitmix;
 // lie where a Service rarely crosses them.
 const SIZES: [(usize, u32); 4] = [(1, 1), (100, 32_749), (1_000, 131_071), (usize::MAX, 655_373)];
 
+/// Lookup table sizes where memory counts more than flows that move; prime.
+const COMPACT_SIZES: [u32; 3] = [1_021, 8_191, 65_521];
+
 /// A lookup table over members numbered from 0.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Maglev {
@@ -31,7 +34,8 @@ enum Slots {
         len: usize,
     },
     Byte(Box<[u8]>),
-    Word(Box<[u16]>),
+    Short(Box<[u16]>),
+    Word(Box<[u32]>),
 }
 
 impl Default for Slots {
@@ -50,24 +54,22 @@ pub struct Member<'a> {
 }
 
 impl Maglev {
-    /// Members at most: a slot holds 16 bits.
-    pub const MEMBERS_MAX: usize = u16::MAX as usize;
+    /// Builds the table with as many slots as [`table_size`] has for it.
+    pub fn build(members: &[Member<'_>]) -> Self {
+        Self::build_sized(members, table_size(members.len()))
+    }
 
-    /// Builds the table. Members beyond [`Maglev::MEMBERS_MAX`] get no slot.
+    /// Builds the table with this many slots, a prime. Each member gets one as long as there are not more members than slots.
     ///
     /// The order of `members` numbers them but does not decide who gets which slot.
-    pub fn build(members: &[Member<'_>]) -> Self {
-        let members = &members[..members.len().min(Self::MEMBERS_MAX)];
-        if members.is_empty() {
-            return Self::default();
-        }
-        let size = table_size(members.len());
-        let slots = if members.len() <= NIBBLE_MEMBERS {
-            Slots::in_nibbles(&populate(members, size, u8::MAX))
-        } else if members.len() < usize::from(u8::MAX) {
-            Slots::Byte(populate(members, size, u8::MAX).into())
-        } else {
-            Slots::Word(populate(members, size, u16::MAX).into())
+    pub fn build_sized(members: &[Member<'_>], size: u32) -> Self {
+        // The largest number of each type marks a free slot.
+        let slots = match members.len() {
+            0 => return Self::default(),
+            1..=NIBBLE_MEMBERS => Slots::in_nibbles(&populate(members, size, u8::MAX)),
+            ..=BYTE_MEMBERS => Slots::Byte(populate(members, size, u8::MAX).into()),
+            ..=SHORT_MEMBERS => Slots::Short(populate(members, size, u16::MAX).into()),
+            _ => Slots::Word(populate(members, size, u32::MAX).into()),
         };
         Self { slots }
     }
@@ -78,6 +80,16 @@ impl Maglev {
         // Multiply and shift (Lemire 2019) in place of a division: maps the hash evenly onto the slots.
         let slot = ((u64::from(maglev_hash) * self.slots.len() as u64) >> 32) as usize;
         self.slots.get(slot)
+    }
+
+    /// Memory of the slots.
+    pub fn len_bytes(&self) -> usize {
+        match &self.slots {
+            Slots::Nibble { pairs, .. } => size_of_val(&**pairs),
+            Slots::Byte(slots) => size_of_val(&**slots),
+            Slots::Short(slots) => size_of_val(&**slots),
+            Slots::Word(slots) => size_of_val(&**slots),
+        }
     }
 
     /// The member of each slot, in order.
@@ -96,6 +108,7 @@ impl Slots {
         match self {
             Self::Nibble { len, .. } => *len,
             Self::Byte(slots) => slots.len(),
+            Self::Short(slots) => slots.len(),
             Self::Word(slots) => slots.len(),
         }
     }
@@ -108,13 +121,18 @@ impl Slots {
                 Some(usize::from(if slot.is_multiple_of(2) { pair & 0x0f } else { pair >> 4 }))
             }
             Self::Byte(slots) => slots.get(slot).map(|&member| usize::from(member)),
-            Self::Word(slots) => slots.get(slot).map(|&member| usize::from(member)),
+            Self::Short(slots) => slots.get(slot).map(|&member| usize::from(member)),
+            Self::Word(slots) => slots.get(slot).map(|&member| member as usize),
         }
     }
 }
 
 /// Members at most whose numbers fit into half a byte.
 const NIBBLE_MEMBERS: usize = 16;
+/// Members at most whose numbers fit into a byte, beside the mark of a free slot.
+const BYTE_MEMBERS: usize = u8::MAX as usize;
+/// The same for two bytes.
+const SHORT_MEMBERS: usize = u16::MAX as usize;
 
 /// Fills the lookup table; `free` marks a free slot and is the number of no member.
 fn populate<S: Slot>(members: &[Member<'_>], size: u32, free: S) -> Vec<S> {
@@ -151,21 +169,49 @@ pub fn table_size(member_count: usize) -> u32 {
     SIZES.iter().find(|(up_to, _)| member_count <= *up_to).map_or(1, |(_, size)| *size)
 }
 
+/// The size of a table that takes little memory: eight slots per member, so that shares differ by an eighth at most. More
+/// flows of other members move when one comes or goes.
+pub fn compact_table_size(member_count: usize) -> u32 {
+    let fits = |size: &&u32| member_count.saturating_mul(8) <= **size as usize;
+    COMPACT_SIZES
+        .iter()
+        .find(fits)
+        .map_or_else(|| table_size(member_count), |&size| size.min(table_size(member_count)))
+}
+
+/// Memory of the slots of a table with so many members and slots, in bytes.
+pub const fn slot_bytes(member_count: usize, size: u32) -> usize {
+    let size = size as usize;
+    match member_count {
+        0 => 0,
+        1..=NIBBLE_MEMBERS => size.div_ceil(2),
+        ..=BYTE_MEMBERS => size,
+        ..=SHORT_MEMBERS => size * 2,
+        _ => size * 4,
+    }
+}
+
 /// A member's number as a slot stores it.
 // One byte where it fits: claiming walks the table at random, and one of bytes lies in the L1 cache.
 trait Slot: Copy + PartialEq {
     /// The number, which fits.
-    fn of(number: u16) -> Self;
+    fn of(number: u32) -> Self;
 }
 
 impl Slot for u8 {
-    fn of(number: u16) -> Self {
+    fn of(number: u32) -> Self {
         Self::try_from(number).unwrap_or(Self::MAX)
     }
 }
 
 impl Slot for u16 {
-    fn of(number: u16) -> Self {
+    fn of(number: u32) -> Self {
+        Self::try_from(number).unwrap_or(Self::MAX)
+    }
+}
+
+impl Slot for u32 {
+    fn of(number: u32) -> Self {
         number
     }
 }
@@ -173,7 +219,7 @@ impl Slot for u16 {
 /// One member's permutation of the slots: `slot`, `slot + skip`, `slot + 2 * skip` and so on, modulo the table size.
 struct Permutation {
     name_hash: u64,
-    number: u16,
+    number: u32,
     weight: u32,
     credit: u32,
     slot: u32,
@@ -181,7 +227,7 @@ struct Permutation {
 }
 
 impl Permutation {
-    fn new(member: &Member<'_>, number: u16, size: u32) -> Self {
+    fn new(member: &Member<'_>, number: u32, size: u32) -> Self {
         let name_hash = stable_hash(0, member.name);
         let reduce = |hash: u64, modulus: u32| {
             u32::try_from(hash % u64::from(modulus)).expect("a remainder is below its modulus")
@@ -261,7 +307,7 @@ mod tests {
 
     #[test]
     fn sizes_are_prime() {
-        for (_, size) in SIZES {
+        for size in SIZES.map(|(_, size)| size).into_iter().chain(COMPACT_SIZES) {
             assert!((2..).take_while(|d| d * d <= size).all(|d| size % d != 0), "{size}");
         }
     }
@@ -342,6 +388,39 @@ mod tests {
         for count in [3, 4, 5, 8, 10, 20, 32, 50, 99, 150, 200] {
             let excess = excess_moved(count);
             assert!(excess <= 0.01, "{count} members: {excess}");
+        }
+    }
+
+    #[test]
+    fn a_compact_table_has_eight_slots_per_member_and_is_never_larger_than_a_full_one() {
+        for count in [0, 1, 2, 16, 100, 127, 128, 1_001, 8_000, 8_190, 8_191, 70_000] {
+            let (compact, full) = (compact_table_size(count), table_size(count));
+            assert!(
+                compact <= full && (compact == full || compact as usize >= 8 * count),
+                "{count}: {compact}"
+            );
+        }
+        let names = names(0..1_001);
+        let members: Vec<_> = names.iter().map(|n| Member { name: n.as_bytes(), weight: 1 }).collect();
+        let table = Maglev::build_sized(&members, compact_table_size(1_001));
+        let shares = shares(&table, 1_001);
+        assert!(shares.iter().all(|share| [8, 9].contains(share)), "{shares:?}");
+    }
+
+    #[test]
+    fn every_member_of_a_very_large_set_gets_a_slot() {
+        for count in [65_535, 65_536, 70_000] {
+            let shares = shares(&build(&names(0..count)), count);
+            let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+            assert!(*least > 0 && most - least <= 1, "{count} members: {least} to {most}");
+        }
+    }
+
+    #[test]
+    fn a_table_is_as_large_as_foretold() {
+        for count in [0, 1, 16, 17, 255, 256, 1_001, 65_535, 65_536] {
+            let table = build(&names(0..count));
+            assert_eq!(table.len_bytes(), slot_bytes(count, table_size(count)), "{count} members");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Services, their frontends and the sets of backends behind them.
 
 mod build;
+mod lookup;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,9 +11,9 @@ use flowgate_wire::{L4Port, Protocol};
 use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 
+use self::lookup::LookupTable;
 use crate::backend::BackendTable;
 use crate::id::{BackendId, ServiceId};
-use crate::maglev::Maglev;
 use crate::source::{PerSourceClass, SourceClass};
 use crate::spec::{EmptyAction, FrontendKind, ServiceName, ServiceSpec, SourceNat};
 
@@ -30,8 +31,12 @@ pub struct ServiceKey {
 /// The backends that new flows to a frontend are spread over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackendSet {
-    members: Vec<BackendId>,
-    lookup_table: Maglev,
+    /// In the order of the lookup table, which has their positions: it is shared with other sets, whose backends have the
+    /// same addresses.
+    members: Box<[BackendId]>,
+    /// The same, ascending; `None` if they are so in `members`, as those of a new Service.
+    ascending: Option<Box<[BackendId]>>,
+    lookup_table: Arc<LookupTable>,
 }
 
 impl BackendSet {
@@ -41,7 +46,7 @@ impl BackendSet {
         self.members.get(self.lookup_table.pick(maglev_hash)?).copied()
     }
 
-    /// All backends of the set, ascending.
+    /// All backends of the set, ascending by address and port.
     pub fn members(&self) -> &[BackendId] {
         &self.members
     }
@@ -49,8 +54,8 @@ impl BackendSet {
     /// Whether the backend is in the set.
     #[inline]
     pub fn contains(&self, backend: BackendId) -> bool {
-        // Sorted when it was built; sets of a thousand members take ten comparisons, once per flow with affinity.
-        self.members.binary_search(&backend).is_ok()
+        // Sets of a thousand members take ten comparisons, once per flow with affinity.
+        self.ascending.as_ref().unwrap_or(&self.members).binary_search(&backend).is_ok()
     }
 }
 
@@ -174,6 +179,7 @@ pub struct ServiceTable {
     /// The addresses of all frontends except NodePorts.
     vips: HashSet<IpAddr>,
     service_cidrs: Vec<IpNet>,
+    lookup_table_bytes: usize,
 }
 
 impl ServiceTable {
@@ -233,6 +239,11 @@ impl ServiceTable {
     /// The ranges that cluster IPs are taken from.
     pub fn service_cidrs(&self) -> &[IpNet] {
         &self.service_cidrs
+    }
+
+    /// Memory of the Maglev tables, in bytes.
+    pub const fn lookup_table_bytes(&self) -> usize {
+        self.lookup_table_bytes
     }
 
     /// All backends.

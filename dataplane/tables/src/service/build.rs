@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::thread;
 
 use flowgate_wire::L4Port;
 use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 
+use super::lookup::{LookupTable, LookupTables, Members, TableSizes};
 use super::{
     BackendSet, Frontend, FrontendKind, Service, ServiceError, ServiceId, ServiceKey, ServiceTable,
     SourceNat, TrafficPolicy,
@@ -15,7 +15,6 @@ use super::{
 use crate::backend::BackendKey;
 use crate::budgets::Budgets;
 use crate::id::BackendId;
-use crate::maglev::{Maglev, Member};
 use crate::spec::{EndpointSpec, ServiceSpec};
 
 impl ServiceTable {
@@ -69,6 +68,7 @@ impl ServiceTable {
             next.positions.insert(service.id, next.services.len());
             next.services.push(service);
         }
+        next.lookup_table_bytes = lookup_table_bytes(&next.services);
         (next, errors)
     }
 
@@ -97,67 +97,64 @@ impl ServiceTable {
     }
 
     /// The Services in the order of `accepted`; unchanged ones are shared with `previous`.
-    fn build_services(
+    fn build_services<'a>(
         &self,
-        previous: &Self,
-        accepted: &[(ServiceId, Arc<ServiceSpec>)],
+        previous: &'a Self,
+        accepted: &'a [(ServiceId, Arc<ServiceSpec>)],
     ) -> Vec<Arc<Service>> {
-        let build = |(id, spec): &(ServiceId, Arc<ServiceSpec>)| {
+        let plan = |(id, spec): &'a (ServiceId, Arc<ServiceSpec>)| {
             let old = previous.positions.get(id).map(|&at| &previous.services[at]);
             // Pointers first: comparing the specs of thousands of Services takes longer than building the few that changed.
             match old.filter(|old| Arc::ptr_eq(&old.spec, spec) || old.spec == *spec) {
-                Some(unchanged) => Arc::clone(unchanged),
-                None => Arc::new(self.build_service(*id, spec, old.map(AsRef::as_ref))),
+                Some(unchanged) => Plan::Share(unchanged),
+                None => Plan::Build { id: *id, spec, old },
             }
         };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        if accepted.len().abs_diff(previous.services.len()) < PARALLEL_BUILD_MIN || threads == 1 {
-            return accepted.iter().map(build).collect();
+        let plans: Vec<Plan<'a>> = accepted.iter().map(plan).collect();
+        let mut tables = LookupTables::default();
+        if plans.len() != previous.services.len()
+            || plans.iter().any(|plan| matches!(plan, Plan::Build { .. }))
+        {
+            tables = LookupTables::of(previous.services.iter().map(AsRef::as_ref));
         }
-        // Filling lookup tables takes most of the time of a start with thousands of Services.
-        let share = accepted.len().div_ceil(threads);
-        thread::scope(|scope| {
-            let parts: Vec<_> = accepted
-                .chunks(share)
-                .map(|chunk| scope.spawn(move || chunk.iter().map(build).collect::<Vec<_>>()))
-                .collect();
-            parts.into_iter().flat_map(|part| part.join().expect("building a table does not panic")).collect()
-        })
+        let mut planned: Vec<(Plan<'a>, Vec<SetPlan>)> = Vec::with_capacity(plans.len());
+        // The ports of a Service lie one after the other.
+        for ports in plans.chunk_by(|a, b| a.is_of_same_service(b)) {
+            let mut sizes = TableSizes::default();
+            planned.extend(ports.iter().map(|plan| plan.with_sets(&mut tables, &mut sizes)));
+        }
+        let tables = tables.built();
+        planned.into_iter().map(|(plan, sets)| self.build_service(plan, sets, &tables)).collect()
     }
 
-    fn build_service(&self, id: ServiceId, spec: &Arc<ServiceSpec>, old: Option<&Service>) -> Service {
-        let build = |endpoints: &Vec<EndpointSpec>| {
-            let reusable = old.and_then(|service| {
-                let at = service.spec.endpoint_sets.iter().position(|set| set == endpoints)?;
-                Some(Arc::clone(&service.backend_sets[at]))
-            });
-            reusable.unwrap_or_else(|| Arc::new(self.build_set(id, endpoints)))
+    fn build_service(&self, plan: Plan<'_>, sets: Vec<SetPlan>, tables: &[Arc<LookupTable>]) -> Arc<Service> {
+        let (id, spec) = match plan {
+            Plan::Share(unchanged) => return Arc::clone(unchanged),
+            Plan::Build { id, spec, .. } => (id, spec),
         };
-        let backend_sets = spec.endpoint_sets.iter().map(build).collect();
-        Service { id, spec: Arc::clone(spec), backend_sets }
+        let build = |(endpoints, set): (&Vec<EndpointSpec>, SetPlan)| match set {
+            SetPlan::Share(unchanged) => unchanged,
+            SetPlan::Build { table } => Arc::new(self.build_set(id, endpoints, &tables[table])),
+        };
+        let backend_sets = spec.endpoint_sets.iter().zip(sets).map(build).collect();
+        Arc::new(Service { id, spec: Arc::clone(spec), backend_sets })
     }
 
-    fn build_set(&self, id: ServiceId, endpoints: &[EndpointSpec]) -> BackendSet {
-        let backend = |e: &EndpointSpec| self.backends.id_of(&(id, e.addr, e.port));
-        let mut members: Vec<(BackendId, &EndpointSpec)> =
-            endpoints.iter().map(|e| (backend(e).expect("every endpoint was given a slot"), e)).collect();
-        // `BackendSet::contains` searches by id.
-        members.sort_unstable_by_key(|(id, _)| *id);
-        // Named by address and not by id: ids differ between nodes, the lookup tables must not.
-        let names: Vec<String> = members.iter().map(|(_, e)| format!("{}:{}", e.addr, e.port)).collect();
-        let named: Vec<Member<'_>> = names
-            .iter()
-            .zip(&members)
-            .map(|(name, (_, endpoint))| Member { name: name.as_bytes(), weight: endpoint.weight })
-            .collect();
-        BackendSet {
-            lookup_table: Maglev::build(&named),
-            members: members.into_iter().map(|(id, _)| id).collect(),
-        }
+    fn build_set(&self, id: ServiceId, endpoints: &[EndpointSpec], table: &Arc<LookupTable>) -> BackendSet {
+        let backend = |e: &EndpointSpec| {
+            self.backends.id_of(&(id, e.addr, e.port)).expect("every endpoint was given a slot")
+        };
+        let members: Box<[BackendId]> = endpoints.iter().map(backend).collect();
+        let ascending = (!members.is_sorted()).then(|| {
+            let mut ascending = members.clone();
+            ascending.sort_unstable();
+            ascending
+        });
+        BackendSet { members, ascending, lookup_table: Arc::clone(table) }
     }
 
     fn add_frontends(&mut self, service: &Service, errors: &mut Vec<ServiceError>) {
-        let mut own = HashSet::new();
+        let (mut own, mut preserving) = (HashSet::new(), HashSet::new());
         let ServiceSpec { name, protocol, frontends, endpoint_sets, affinity, .. } = &*service.spec;
         for spec in frontends {
             let (addr, port) = (spec.addr, spec.port);
@@ -189,7 +186,8 @@ impl ServiceTable {
             }
             // Replies of these backends are not addressed to us, so they are recognised by where they come from.
             for policy in spec.policies.all() {
-                if policy.source_nat == SourceNat::PreserveClient {
+                // Each set once, whatever the number of frontends.
+                if policy.source_nat == SourceNat::PreserveClient && preserving.insert(policy.endpoint_set) {
                     let endpoints = &endpoint_sets[policy.endpoint_set];
                     let source = |e: &EndpointSpec| ServiceKey { addr: e.addr, port: e.port, ..key };
                     self.reply_sources.extend(endpoints.iter().map(source));
@@ -231,6 +229,80 @@ fn leave_out(
     errors
 }
 
+/// Memory of the lookup tables of all sets; one that several share counts once.
+fn lookup_table_bytes(services: &[Arc<Service>]) -> usize {
+    let sets = services.iter().flat_map(|service| &service.backend_sets);
+    let mut counted = HashSet::new();
+    sets.map(|set| &set.lookup_table)
+        .filter(|table| counted.insert(Arc::as_ptr(table)))
+        .map(|table| table.len_bytes())
+        .sum()
+}
+
+/// How a Service of the new generation comes about.
+#[derive(Clone, Copy)]
+enum Plan<'a> {
+    /// It is that of the generation before.
+    Share(&'a Arc<Service>),
+    Build {
+        id: ServiceId,
+        spec: &'a Arc<ServiceSpec>,
+        old: Option<&'a Arc<Service>>,
+    },
+}
+
+/// How a backend set of the new generation comes about.
+enum SetPlan {
+    /// It is that of the generation before.
+    Share(Arc<BackendSet>),
+    /// `table` is the number of its lookup table.
+    Build { table: usize },
+}
+
+impl<'a> Plan<'a> {
+    fn spec(&self) -> &ServiceSpec {
+        match self {
+            Self::Share(service) => &service.spec,
+            Self::Build { spec, .. } => spec,
+        }
+    }
+
+    /// Whether both are ports of one Service.
+    fn is_of_same_service(&self, other: &Self) -> bool {
+        let (a, b) = (&self.spec().name, &other.spec().name);
+        (&a.namespace, &a.name) == (&b.namespace, &b.name)
+    }
+
+    /// The plan, and how its sets come about if it is built, in the order of its spec.
+    fn with_sets(self, tables: &mut LookupTables, sizes: &mut TableSizes) -> (Self, Vec<SetPlan>) {
+        let (id, spec, old) = match self {
+            Self::Build { id, spec, old } => (id, spec, old),
+            Self::Share(service) => {
+                let fits = |set: &Arc<BackendSet>| sizes.fits(set.lookup_table.members());
+                // No short cut: every set takes its room.
+                if service.backend_sets.iter().map(fits).fold(true, |all, fits| all && fits) {
+                    return (self, Vec::new());
+                }
+                // Another port has taken the room that its tables had, or left it.
+                (service.id, &service.spec, Some(service))
+            }
+        };
+        let plan = |endpoints: &Vec<EndpointSpec>| {
+            let unchanged = old.and_then(|service| {
+                let at = service.spec.endpoint_sets.iter().position(|set| set == endpoints)?;
+                let set = &service.backend_sets[at];
+                sizes.fits(set.lookup_table.members()).then(|| Arc::clone(set))
+            });
+            unchanged.map_or_else(
+                || SetPlan::Build { table: tables.number_for(Members::of(endpoints), sizes) },
+                SetPlan::Share,
+            )
+        };
+        let sets = spec.endpoint_sets.iter().map(plan).collect();
+        (Self::Build { id, spec, old }, sets)
+    }
+}
+
 /// Sorts endpoint sets, so that equal sets compare equal whatever order they arrived in.
 fn sort_endpoint_sets(spec: &mut Arc<ServiceSpec>) {
     let key = |endpoint: &EndpointSpec| (endpoint.addr, endpoint.port);
@@ -243,6 +315,3 @@ fn sort_endpoint_sets(spec: &mut Arc<ServiceSpec>) {
         set.dedup_by_key(|endpoint| key(endpoint));
     }
 }
-
-/// From this many Services added or removed at once, tables are built on all cores.
-const PARALLEL_BUILD_MIN: usize = 256;

@@ -1,6 +1,7 @@
 //! The service table as control builds it and workers read it.
 
 use super::*;
+use crate::maglev::table_size;
 use crate::spec::{EndpointSpec, FrontendSpec, TrafficPolicySpec};
 use std::net::Ipv4Addr;
 
@@ -178,6 +179,105 @@ fn many_services_at_once_are_built_as_one_by_one() {
             assert_eq!(addr(&at_once, pick(a)), addr(&one_by_one, pick(b)));
         }
     }
+}
+
+#[test]
+fn the_ports_of_a_service_share_one_lookup_table_whatever_their_numbers() {
+    let members = 1_001_u16;
+    let port = |number: u16| {
+        let mut port = spec("web", 1, &[]);
+        port.name.port = format!("p{number}");
+        port.frontends[0].port = L4Port::new(number);
+        let endpoint = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            let addr = IpAddr::V4(Ipv4Addr::new(10, 244, high, low));
+            EndpointSpec { addr, port: L4Port::new(8000 + number), weight: 1 }
+        };
+        port.endpoint_sets = vec![(0..members).map(endpoint).collect()];
+        port
+    };
+    let (table, errors) = build(&ServiceTable::default(), (1..=300).map(port).collect());
+    assert!(errors.is_empty());
+    assert_eq!((table.services().len(), table.backends().len()), (300, 300 * 1_001));
+    // Two bytes per slot and a name per member: what one port of the Service needs.
+    let slots = table_size(usize::from(members)) as usize * size_of::<u16>();
+    let bytes = table.lookup_table_bytes();
+    assert!((slots..slots + 64 * usize::from(members)).contains(&bytes), "{bytes}");
+    let lookup_table = |service: &Service| Arc::as_ptr(&service.backend_sets[0].lookup_table);
+    let shared = lookup_table(&table.services()[0]);
+    assert!(table.services().iter().all(|service| lookup_table(service) == shared));
+    // The next generation has the table as well, although each port is another now.
+    let (next, _) = build(&table, (301..=310).map(port).collect());
+    assert!(next.services().iter().all(|service| lookup_table(service) == shared));
+}
+
+#[test]
+fn sets_that_share_a_lookup_table_pick_the_same_address_and_each_its_own_backend() {
+    let secure = ServiceSpec {
+        name: ServiceName { namespace: "default".into(), name: "web".into(), port: "https".into() },
+        endpoint_sets: vec![
+            [11, 12, 13]
+                .map(|host| EndpointSpec { addr: ip(host), port: L4Port::new(8443), weight: 1 })
+                .to_vec(),
+        ],
+        ..spec("web", 2, &[])
+    };
+    // Backends that came later have lower or higher numbers than those before, in the order of slots that were free.
+    let (first, _) =
+        build(&ServiceTable::default(), vec![spec("web", 1, &[12, 14]), spec("gone", 3, &[1, 2])]);
+    let (table, _) = build(&first, vec![spec("web", 1, &[11, 12, 13]), secure]);
+    for hash in (0..=u32::MAX).step_by(1 << 20) {
+        let picked = |vip| table.backends().get(picks(&table, vip, hash).unwrap()).unwrap().clone();
+        let (plain, secure) = (picked(1), picked(2));
+        assert_eq!(plain.addr, secure.addr);
+        assert_eq!((plain.port, secure.port), (L4Port::new(8080), L4Port::new(8443)));
+        let set = |vip| &table.frontend(&key(vip)).unwrap().policy(SourceClass::Outside).backends;
+        assert!(set(1).contains(plain.id) && !set(1).contains(secure.id));
+        assert!(set(2).contains(secure.id) && !set(2).contains(plain.id));
+    }
+}
+
+#[test]
+fn a_service_whose_ports_all_have_other_members_takes_bounded_memory_and_disturbs_no_other() {
+    let port = |name: &str, number: u16, members: u16| {
+        let mut port = spec(name, 1, &[]);
+        port.name.port = format!("p{number:03}");
+        port.frontends[0].port = L4Port::new(number);
+        let endpoint = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            EndpointSpec {
+                addr: IpAddr::V4(Ipv4Addr::new(10, 244, high, low)),
+                port: L4Port::new(8080),
+                weight: 1,
+            }
+        };
+        // One endpoint of its own for each port.
+        port.endpoint_sets = vec![(0..members).chain([10_000 + number]).map(endpoint).collect()];
+        port
+    };
+    let good = || port("other", 999, 1_500);
+    let ports = |count: u16| (1..=count).map(|number| port("web", number, 1_001)).chain([good()]).collect();
+    let size = |table: &ServiceTable, at: usize| table.services()[at].backend_sets[0].lookup_table.slots();
+    let (table, _) = build(&ServiceTable::default(), ports(100));
+    assert!(table.lookup_table_bytes() < 24 << 20, "{}", table.lookup_table_bytes());
+    assert_eq!(size(&table, 0), 655_373, "the other Service");
+    assert_eq!((size(&table, 1), size(&table, 100)), (655_373, 8_191), "first and last port");
+    // Whatever the table was before: it is that of a fresh start.
+    let (fewer, _) = build(&table, ports(10));
+    let (fresh, _) = build(&ServiceTable::default(), ports(10));
+    assert!((0..11).all(|at| size(&fewer, at) == 655_373 && size(&fresh, at) == 655_373));
+    let (without_first, _) = build(&table, (2..=100).map(|number| port("web", number, 1_001)).collect());
+    let sizes: Vec<usize> = (0..99).map(|at| size(&without_first, at)).collect();
+    assert_eq!(sizes.iter().filter(|&&size| size == 655_373).count(), (16 << 20) / (655_373 * 2));
+    assert!(sizes.is_sorted_by(|a, b| a >= b), "the first ports have the full tables: {sizes:?}");
+}
+
+#[test]
+fn a_removed_service_leaves_no_lookup_table_behind() {
+    let (first, _) = build(&ServiceTable::default(), vec![spec("a", 1, &[11, 12]), spec("b", 2, &[21, 22])]);
+    let (second, _) = build(&first, vec![spec("a", 1, &[11, 12])]);
+    assert_eq!(second.lookup_table_bytes() * 2, first.lookup_table_bytes());
+    assert_eq!(build(&second, vec![]).0.lookup_table_bytes(), 0);
 }
 
 #[test]
