@@ -185,8 +185,11 @@ fn four_equal_services() -> Cluster {
     cluster
 }
 
+/// A key, its value, and its field.
+type Budget = (&'static str, u32, fn(&mut Budgets) -> &mut u32);
+
 /// What the four take of each budget together, and how it is set.
-fn budgets_of_services() -> Vec<(&'static str, u32, fn(&mut Budgets) -> &mut u32)> {
+fn budgets_of_services() -> Vec<Budget> {
     vec![
         ("services", 4, |b| &mut b.services),
         ("frontends", 16, |b| &mut b.frontends),

@@ -23,7 +23,7 @@ impl Default for Services {
         let protected = |text: &&str| text.parse().expect("the defaults are ports");
         Self {
             external_ips: None,
-            protected_ports: PROTECTED_PORTS.iter().map(|text| protected(text)).collect(),
+            protected_ports: PROTECTED_PORTS.iter().map(protected).collect(),
         }
     }
 }

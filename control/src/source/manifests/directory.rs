@@ -159,10 +159,8 @@ fn retain_last_good(
             continue;
         }
         retained += 1;
-        if refused {
-            if let Some(at) = first_finding.get(&object.name) {
-                parsed.findings[*at].reason.push_str(RETAINED);
-            }
+        if refused && let Some(at) = first_finding.get(&object.name) {
+            parsed.findings[*at].reason.push_str(RETAINED);
         }
         parsed.objects.push(object);
     }
