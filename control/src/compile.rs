@@ -24,6 +24,7 @@ pub use self::address_rules::{ExternalIps, ProtectedPort};
 pub(crate) use self::addresses::listed;
 pub use self::addresses::{LocalPods, NodePortAddress};
 pub use self::incremental::Compiler;
+pub(crate) use self::incremental::{CompiledServices, NetworkPart, ServicePart, assemble};
 pub use self::net::unresolved_next_hops;
 pub use self::policy::Role;
 

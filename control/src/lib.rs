@@ -28,6 +28,6 @@ pub use check::{check, check_cluster};
 pub use compile::{
     CompileConfig, ExternalIps, LocalPods, NodeAddresses, NodePortAddress, ProtectedPort, Role, compile,
 };
-pub use reconcile::{Status, SyncMetrics, Update};
+pub use reconcile::{Background, Status, SyncMetrics, Update};
 pub use report::{Entry, ObjectRef, Place, Report, Severity, Shown};
 pub use run::{Config, Source, run};

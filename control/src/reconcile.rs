@@ -3,8 +3,11 @@
 //! Values come from one source, from netlink, and from workers that have no neighbour for a packet. Changes are
 //! debounced (until 10 ms were quiet, 100 ms at most; P1004), then compiled and handed to the sink.
 
+mod background;
 mod changes;
 mod debounce;
+mod findings;
+mod publication;
 mod status;
 mod sync_metrics;
 
@@ -16,12 +19,15 @@ use flowgate_tables::routing::NeighbourKey;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+pub use self::background::Background;
+use self::background::release;
 pub use self::changes::Changes;
 use self::debounce::Debounce;
+use self::findings::Findings;
+use self::publication::{Job, Outcome, Publication};
 pub use self::status::Status;
 pub use self::sync_metrics::{SyncKind, SyncMetrics};
-use crate::clock;
-use crate::compile::{CompileConfig, Compiler, unresolved_next_hops};
+use crate::compile::CompileConfig;
 use crate::model::{Desired, NetState};
 use crate::netlink::Resolve;
 use crate::report::{Entry, Report, Severity};
@@ -32,8 +38,6 @@ use crate::source::{SourceEvent, SourceHealth};
 pub struct Update {
     /// The tables.
     pub tables: Tables,
-    /// What is wrong with the objects that they were compiled from.
-    pub report: Arc<Report>,
 }
 
 /// Everything that flows into and out of the loop, besides the sink.
@@ -61,38 +65,56 @@ pub struct Channels {
 
 /// Runs until shutdown. The sink publishes each update; one that it refuses is offered again until it is
 /// taken or a newer one takes its place. Nothing is published before the source's first set of objects.
-pub async fn run<E: Display>(channels: Channels, sink: impl AsyncFnMut(Update) -> Result<(), E>) {
-    let Channels { source, mut net, requests, mut config, resolve, .. } = channels;
-    let Channels { status, desired, sync_metrics, mut shutdown, .. } = channels;
-    let mut state = Reconciler {
-        compiler: Compiler::new(config.borrow_and_update().clone()),
+///
+/// What takes long runs on other threads, with the priority of `background`; the calling thread is never away for long.
+pub async fn run<E: Display>(
+    background: Background,
+    channels: Channels,
+    sink: impl AsyncFnMut(Update) -> Result<(), E>,
+) {
+    // One job at a time, and one outcome for each.
+    let ((jobs, waiting_jobs), (outcomes, finished)) = (mpsc::channel(1), mpsc::channel(1));
+    let publication = Publication::new(background, &channels, sink);
+    tokio::select! {
+        () = collect(channels, jobs, finished) => {}
+        () = publication.run(waiting_jobs, outcomes) => {}
+    }
+}
+
+/// The half of the loop that collects changes. Whenever there are some and the other half is idle, it gets a job.
+async fn collect(channels: Channels, jobs: mpsc::Sender<Job>, mut finished: mpsc::Receiver<Outcome>) {
+    let Channels { source, net, requests, config, resolve, .. } = channels;
+    let Channels { status, sync_metrics, mut shutdown, .. } = channels;
+    let mut state = Collector {
         desired: Arc::default(),
-        findings: Vec::new(),
+        findings: Findings::default(),
         stage: Stage::Waiting,
-        net: net.borrow_and_update().clone(),
-        published_generation: None,
-        sink,
         resolve,
-        periodic: Vec::new(),
         status,
-        shown_desired: desired,
         sync_metrics,
     };
     let open = Open { source: true, net: true, requests: true, config: true };
     let mut inputs = Inputs { source, net, requests, config, open };
     let mut debounce = Debounce::default();
+    let mut publishing = false;
     loop {
-        let due = debounce.due();
-        // Biased: shutdown goes first, and a compilation that is due is not put off by more input.
+        let due = debounce.due().filter(|_| !publishing);
+        // Biased: shutdown goes first, and a job that is due is not put off by more input.
         tokio::select! {
             biased;
             () = ended(&mut shutdown) => return,
+            Some(outcome) = finished.recv() => {
+                publishing = false;
+                // A change in the meantime is a reason of its own, and sooner.
+                if outcome == Outcome::Refused && debounce.due().is_none() {
+                    debounce.retry(Instant::now());
+                }
+            }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 debounce = Debounce::default();
-                if state.stage == Stage::Waiting {
-                    state.report_waiting();
-                } else if state.compile_and_publish().await == PublishOutcome::Refused {
-                    debounce.retry(Instant::now());
+                match state.stage {
+                    Stage::Waiting => state.report_waiting(),
+                    Stage::Serving => publishing = jobs.try_send(state.job()).is_ok(),
                 }
             }
             input = inputs.next() => match input {
@@ -100,16 +122,8 @@ pub async fn run<E: Display>(channels: Channels, sink: impl AsyncFnMut(Update) -
                     state.apply_source_event(event);
                     debounce.changed(Instant::now());
                 }
-                Input::Net(net) => {
-                    state.net = net;
+                Input::Net | Input::Config => {
                     // Before the first set of objects there is nothing to compile.
-                    if state.stage == Stage::Serving {
-                        state.sync_metrics.queued(Instant::now());
-                        debounce.changed(Instant::now());
-                    }
-                }
-                Input::Config(config) => {
-                    state.compiler.reconfigure(config);
                     if state.stage == Stage::Serving {
                         state.sync_metrics.queued(Instant::now());
                         debounce.changed(Instant::now());
@@ -146,8 +160,10 @@ struct Open {
 
 enum Input {
     Source(SourceEvent),
-    Net(NetState),
-    Config(CompileConfig),
+    /// Links, addresses, routes or neighbours changed.
+    Net,
+    /// The configuration changed.
+    Config,
     /// Each neighbour once, ascending.
     Neighbours(Vec<NeighbourKey>),
 }
@@ -164,11 +180,11 @@ impl Inputs {
                     None => self.open.source = false,
                 },
                 changed = self.net.changed(), if self.open.net => match changed {
-                    Ok(()) => return Input::Net(self.net.borrow_and_update().clone()),
+                    Ok(()) => return Input::Net,
                     Err(_) => self.open.net = false,
                 },
                 changed = self.config.changed(), if self.open.config => match changed {
-                    Ok(()) => return Input::Config(self.config.borrow_and_update().clone()),
+                    Ok(()) => return Input::Config,
                     Err(_) => self.open.config = false,
                 },
                 request = self.requests.recv(), if self.open.requests => match request {
@@ -189,20 +205,13 @@ impl Inputs {
     }
 }
 
-struct Reconciler<S> {
-    compiler: Compiler,
+/// What was received so far.
+struct Collector {
     desired: Arc<Desired>,
-    findings: Vec<Entry>,
+    findings: Findings,
     stage: Stage,
-    net: NetState,
-    /// The last generation that the sink took.
-    published_generation: Option<u64>,
-    sink: S,
     resolve: mpsc::Sender<Resolve>,
-    /// The neighbours that netlink requests periodically.
-    periodic: Vec<NeighbourKey>,
     status: watch::Sender<Status>,
-    shown_desired: watch::Sender<Arc<Desired>>,
     sync_metrics: SyncMetrics,
 }
 
@@ -214,16 +223,7 @@ enum Stage {
     Serving,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PublishOutcome {
-    Published,
-    Refused,
-}
-
-impl<S, E: Display> Reconciler<S>
-where
-    S: AsyncFnMut(Update) -> Result<(), E>,
-{
+impl Collector {
     fn apply_source_event(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Replace(snapshot) => {
@@ -232,9 +232,9 @@ where
                 self.sync_metrics.changed(&changes, Instant::now());
                 // To the compiler the same `Arc` means unchanged objects.
                 if snapshot.desired != *self.desired {
-                    self.desired = Arc::new(snapshot.desired);
+                    release(std::mem::replace(&mut self.desired, Arc::new(snapshot.desired)));
                 }
-                self.findings = snapshot.findings;
+                self.findings = snapshot.findings.into_iter().collect();
                 let objects = self.desired.counts();
                 self.status.send_modify(|status| {
                     status.received = true;
@@ -256,117 +256,29 @@ where
 
     /// Reports why nothing is served yet.
     fn report_waiting(&self) {
-        let report = Arc::new(Report { entries: self.entries(Report::default()) });
+        let mut entries: Vec<Entry> = self.findings.all().iter().map(|entry| Entry::clone(entry)).collect();
+        entries.extend(self.of_source());
+        let report = Arc::new(Report { entries });
         self.status.send_modify(|status| status.report = report);
     }
 
-    async fn compile_and_publish(&mut self) -> PublishOutcome {
-        let began = Instant::now();
-        let (tables, compiled) = self.compiler.compile(&self.desired, &self.net);
-        let report = Arc::new(Report { entries: self.entries(compiled) });
-        let outcome = if self.published_generation == Some(tables.generation) {
-            Ok(())
-        } else {
-            let update = Update { tables: tables.clone(), report: Arc::clone(&report) };
-            (self.sink)(update).await.map_err(|error| error.to_string())
+    /// All that was received, to be put in force.
+    fn job(&self) -> Job {
+        self.sync_metrics.begun();
+        Job { desired: Arc::clone(&self.desired), findings: self.findings.all(), of_source: self.of_source() }
+    }
+
+    /// What is wrong with the source, and what follows.
+    fn of_source(&self) -> Option<Entry> {
+        let SourceHealth::Stale { reason, .. } = &self.status.borrow().source else { return None };
+        let consequence = match self.stage {
+            Stage::Waiting => "nothing is served before it was read once",
+            Stage::Serving => "the last good state stays in force",
         };
-        self.count_sync(began, &outcome);
-        let published = outcome.is_ok() && self.published_generation != Some(tables.generation);
-        if published {
-            self.published_generation = Some(tables.generation);
-        }
-        let refused = outcome.as_ref().err().cloned();
-        // After the sink: a generation that the status shows is in force.
-        self.status.send_if_modified(|status| {
-            let mut next = Status { report, refused, ..status.clone() };
-            if published {
-                next.generation = tables.generation;
-                next.last_change = Some(clock::now());
-            }
-            let changed = next != *status;
-            *status = next;
-            changed
-        });
-        self.request_resolution(&tables);
-        // DNS and health ports follow after forwarding: a name that is answered leads to an address that is served.
-        self.shown_desired.send_if_modified(|shown| {
-            let changed = !Arc::ptr_eq(shown, &self.desired);
-            shown.clone_from(&self.desired);
-            changed
-        });
-        if outcome.is_ok() { PublishOutcome::Published } else { PublishOutcome::Refused }
-    }
-
-    fn count_sync(&self, began: Instant, outcome: &Result<(), String>) {
-        let kind = if self.published_generation.is_none() { SyncKind::Full } else { SyncKind::Partial };
-        match outcome {
-            Ok(()) => self.sync_metrics.synced(began.elapsed(), kind),
-            Err(_) => self.sync_metrics.refused(),
-        }
-    }
-
-    /// All findings: those of the source, of the compilation, and of the source's health.
-    fn entries(&self, compiled: Report) -> Vec<Entry> {
-        let mut entries = self.findings.clone();
-        entries.extend(compiled.entries);
-        if let SourceHealth::Stale { reason, .. } = &self.status.borrow().source {
-            let consequence = match self.stage {
-                Stage::Waiting => "nothing is served before it was read once",
-                Stage::Serving => "the last good state stays in force",
-            };
-            let reason = format!("{reason}; {consequence}");
-            entries.push(Entry { severity: Severity::Error, place: None, object: None, reason });
-        }
-        entries
-    }
-
-    /// Has the next hops of all backends resolved before the first packet needs them.
-    fn request_resolution(&mut self, tables: &Tables) {
-        let wanted = unresolved_next_hops(tables);
-        // If netlink's channel is full, the list stays as it was and is sent after the next compilation.
-        if wanted != self.periodic && self.resolve.try_send(Resolve::Periodic(wanted.clone())).is_ok() {
-            self.periodic = wanted;
-        }
+        let reason = format!("{reason}; {consequence}");
+        Some(Entry { severity: Severity::Error, place: None, object: None, reason })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::{Duration, SystemTime};
-
-    use super::*;
-    use crate::source::Snapshot;
-
-    #[tokio::test]
-    async fn p1001_nothing_is_published_before_the_first_whole_set_but_it_is_said_why() {
-        let (events, source) = mpsc::channel(1);
-        let (_net, net) = watch::channel(NetState::default());
-        let (_requests, requests) = mpsc::channel(1);
-        let (resolve, _resolutions) = mpsc::channel(1);
-        let (status, mut shown) = watch::channel(Status::default());
-        let (_shutdown, shutdown) = watch::channel(false);
-        let (published, mut publications) = mpsc::unbounded_channel();
-        let (_config, config) = watch::channel(CompileConfig::default());
-        let (desired, sync_metrics) = (watch::channel(Arc::default()).0, SyncMetrics::default());
-        let channels =
-            Channels { source, net, requests, config, resolve, status, desired, sync_metrics, shutdown };
-        let running = run(channels, async move |update: Update| published.send(update.tables));
-        let driven = async {
-            let stale = SourceHealth::Stale { since: SystemTime::UNIX_EPOCH, reason: "no answer".into() };
-            events.send(SourceEvent::Health(stale)).await.expect("it runs");
-            let said =
-                shown.wait_for(|status| !status.report.entries.is_empty()).await.expect("it runs").clone();
-            assert_eq!(
-                said.report.to_string(),
-                "error: no answer; nothing is served before it was read once\n"
-            );
-            assert!(publications.try_recv().is_err());
-            events.send(SourceEvent::Replace(Snapshot::default())).await.expect("it runs");
-            assert!(publications.recv().await.is_some());
-        };
-        tokio::select! {
-            () = running => panic!("it runs until shutdown"),
-            driven = tokio::time::timeout(Duration::from_secs(60), driven) => driven.unwrap(),
-        }
-    }
-}
+mod tests;

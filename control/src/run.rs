@@ -14,7 +14,7 @@ use crate::compile::CompileConfig;
 use crate::descriptors::DescriptorBudget;
 use crate::model::Desired;
 use crate::netlink::{self, Netlink, NetlinkError};
-use crate::reconcile::{self, Channels, Status, SyncMetrics, Update};
+use crate::reconcile::{self, Background, Channels, Status, SyncMetrics, Update};
 use crate::servers::Servers;
 use crate::source::{kube, manifests};
 use crate::{dns, health, http};
@@ -33,6 +33,8 @@ pub enum Source {
 pub struct Config {
     /// The operator's decisions about compiling, which may change.
     pub compile: watch::Receiver<CompileConfig>,
+    /// How compiling shares the machine with the workers.
+    pub background: Background,
     /// Where objects come from.
     pub source: Source,
     /// The served interfaces, in the order of the devices; they need not exist yet.
@@ -72,6 +74,7 @@ pub async fn run<E: Display>(
 ) -> Result<(), NetlinkError> {
     let Config {
         compile,
+        background,
         source,
         interfaces,
         requests,
@@ -117,7 +120,7 @@ pub async fn run<E: Display>(
         sync_metrics,
         shutdown,
     };
-    reconcile::run(channels, sink).await;
+    reconcile::run(background, channels, sink).await;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flowgate_control::health::{HealthInputs, Identity};
 use flowgate_control::model::{Desired, Key, NetState, Node, Object};
-use flowgate_control::reconcile::{self, Channels};
+use flowgate_control::reconcile::{self, Background, Channels};
 use flowgate_control::source::{Snapshot, SourceEvent};
 use flowgate_control::{CompileConfig, Status, SyncMetrics};
 use prometheus_client::encoding::text::encode;
@@ -53,7 +53,7 @@ impl TestBed {
         let refuse = Arc::new(AtomicBool::new(false));
         let refuses = Arc::clone(&refuse);
         let sink = async move |_| if refuses.load(Ordering::Relaxed) { Err("no room") } else { Ok(()) };
-        tokio::spawn(reconcile::run(channels, sink));
+        tokio::spawn(reconcile::run(Background::default(), channels, sink));
         Self { source, refuse, inputs, _held: (shutdown, net, dataplane) }
     }
 

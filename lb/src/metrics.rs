@@ -10,6 +10,7 @@ mod dns;
 mod families;
 mod flows;
 mod process;
+mod stall;
 mod state;
 mod workers;
 
@@ -29,6 +30,7 @@ use tokio::time::{Instant, sleep};
 
 use self::families::Families;
 pub(crate) use self::flows::Breakdown;
+pub(crate) use self::stall::StallMeter;
 use crate::appliance::Appliance;
 use crate::appliance::supervisor::SupervisorHandle;
 
@@ -52,6 +54,8 @@ pub(crate) struct MetricsInputs {
     pub(crate) budget: Arc<DescriptorBudget>,
     /// How often the program was executed again since a worker hung.
     pub(crate) hangs: u64,
+    /// For how long the control thread was busy with one thing.
+    pub(crate) stalls: StallMeter,
 }
 
 impl Metrics {
@@ -65,6 +69,7 @@ impl Metrics {
         let sync_metrics: &SyncMetrics = &health_inputs.sync_metrics;
         sync_metrics.register(&mut counted);
         probes.register(&mut counted);
+        inputs.stalls.register(&mut counted);
         let breakdown = Cell::new(inputs.breakdown);
         Self { supervisor, health_inputs, inputs, breakdown, counted }
     }

@@ -1,11 +1,12 @@
 //! Services to the service table. One Service's errors do not affect another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use flowgate_tables::service::ServiceError;
 use flowgate_tables::spec::{FrontendSpec, ServiceName, ServiceSpec};
 use flowgate_tables::{ServiceTable, SnatPool};
+use flowgate_wire::Protocol;
 
 use super::CompileConfig;
 use super::addresses::NodeContext;
@@ -238,21 +239,38 @@ fn warnings(service: &Service, slices: &[Arc<EndpointSlice>]) -> Vec<String> {
         let missing = if service.has_selector { "EndpointSlice" } else { "EndpointSlice or Endpoints" };
         all.push(format!("has no {missing}: new connections are refused"));
     }
-    let has_endpoints = slices.iter().any(|slice| !slice.endpoints.is_empty());
-    for ServicePort { name, protocol, .. } in service.ports.iter().filter(|_| has_endpoints) {
-        let all_ports = || slices.iter().flat_map(|slice| &slice.ports);
-        if !all_ports().any(|p| p.name == *name && p.protocol == *protocol) {
-            let mut have: Vec<String> = all_ports().map(|p| format!("{:?} {}", p.name, p.protocol)).collect();
-            have.sort_unstable();
-            have.dedup();
-            let have = if have.is_empty() { "none".into() } else { have.join(", ") };
-            all.push(format!(
-                "no endpoint has a port named {name:?} {protocol} (they have {have}): new connections are refused"
-            ));
-        }
+    if slices.iter().any(|slice| !slice.endpoints.is_empty()) {
+        all.extend(unmatched_ports(service, slices));
     }
     all
 }
+
+/// Warnings about the ports that no endpoint has. Linear, since a Service may have thousands of them.
+fn unmatched_ports(service: &Service, slices: &[Arc<EndpointSlice>]) -> Vec<String> {
+    let have: BTreeSet<(&str, Protocol)> = slices
+        .iter()
+        .flat_map(|slice| &slice.ports)
+        .map(|port| (port.name.as_str(), port.protocol))
+        .collect();
+    let mut listed: Vec<String> =
+        have.iter().take(LISTED_MAX).map(|(name, protocol)| format!("{name:?} {protocol}")).collect();
+    match have.len().saturating_sub(LISTED_MAX) {
+        0 if have.is_empty() => listed.push("none".into()),
+        0 => {}
+        more => listed.push(format!("{more} more")),
+    }
+    let listed = listed.join(", ");
+    let unmatched = service.ports.iter().filter(|port| !have.contains(&(port.name.as_str(), port.protocol)));
+    let warning = |ServicePort { name, protocol, .. }: &ServicePort| {
+        format!(
+            "no endpoint has a port named {name:?} {protocol} (they have {listed}): new connections are refused"
+        )
+    };
+    unmatched.map(warning).collect()
+}
+
+/// The most ports that a warning lists.
+const LISTED_MAX: usize = 10;
 
 fn refusal(desired: &Desired, error: &ServiceError) -> Entry {
     let name = match error {

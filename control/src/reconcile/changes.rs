@@ -1,12 +1,12 @@
 //! Differences between sets of objects, counted, and changes applied to a set.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::findings::Findings;
 use crate::model::{Desired, EndpointSlice, Key, Kind, Object, SliceFamily, Stored};
-use crate::report::{Entry, ObjectRef};
 use crate::source::Change;
 
 /// Numbers of changed objects, as metrics count them.
@@ -66,10 +66,9 @@ impl Changes {
 
 /// Applies changes to the set and its findings. If a generation still holds the set it is copied first: the names,
 /// since objects are shared.
-pub(super) fn apply(desired: &mut Arc<Desired>, findings: &mut Vec<Entry>, changes: Vec<Change>) -> Changes {
-    let named: HashSet<&ObjectRef> = changes.iter().map(|change| &change.name).collect();
+pub(super) fn apply(desired: &mut Arc<Desired>, findings: &mut Findings, changes: Vec<Change>) -> Changes {
     // All earlier findings about the changed objects go; the changes have the new ones.
-    findings.retain(|entry| entry.object.as_ref().is_none_or(|object| !named.contains(object)));
+    changes.iter().for_each(|change| findings.remove(&change.name));
     let mut counted = Changes::default();
     for Change { name, object, findings: found } in changes {
         let key = Key::new(&name.namespace, &name.name);
@@ -115,7 +114,7 @@ fn each_difference<T: PartialEq>(
 mod tests {
     use super::*;
     use crate::model::Namespace;
-    use crate::report::Severity;
+    use crate::report::{Entry, ObjectRef, Severity};
 
     fn slice(seconds: Option<u64>) -> EndpointSlice {
         EndpointSlice {
@@ -166,17 +165,21 @@ mod tests {
         Entry { severity: Severity::Error, place: None, object, reason: reason.into() }
     }
 
+    fn said(findings: &Findings) -> Vec<Entry> {
+        findings.all().iter().map(|entry| Entry::clone(entry)).collect()
+    }
+
     #[test]
     fn p1003_a_change_touches_its_object_and_what_was_said_of_it_and_nothing_else() {
         let mut desired = Arc::new(Desired::default());
         let general = Entry { object: None, ..blamed("", "of nobody") };
-        let mut findings = vec![general.clone(), blamed("a", "old"), blamed("b", "stays")];
+        let mut findings = Findings::from_iter([general.clone(), blamed("a", "old"), blamed("b", "stays")]);
         apply(&mut desired, &mut findings, vec![applied("a", "1"), applied("b", "1"), applied("c", "1")]);
-        assert_eq!(findings, std::slice::from_ref(&general), "an accepted object is not to blame");
+        assert_eq!(said(&findings), std::slice::from_ref(&general), "an accepted object is not to blame");
         let published = Arc::clone(&desired);
         let gone = Change { object: None, findings: vec![blamed("a", "refused")], ..applied("a", "") };
         apply(&mut desired, &mut findings, vec![gone, applied("c", "2")]);
-        assert_eq!(findings, [general, blamed("a", "refused")]);
+        assert_eq!(said(&findings), [general, blamed("a", "refused")]);
         assert_eq!((published.counts().namespaces, desired.counts().namespaces), (3, 2), "copied on write");
         let label = |desired: &Desired, name: &str| {
             desired.namespaces()[&Key::new("", name)].object.labels["l"].clone()

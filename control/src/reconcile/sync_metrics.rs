@@ -33,7 +33,7 @@ pub struct SyncMetrics(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     started: Instant,
-    waiting: Mutex<Waiting>,
+    state: Mutex<State>,
     sync: PerFamily<Histogram>,
     full_sync: PerFamily<Histogram>,
     partial_sync: PerFamily<Histogram>,
@@ -49,11 +49,33 @@ struct Inner {
 
 /// What is not in force yet, and when something last was put in force.
 #[derive(Debug, Default)]
-struct Waiting {
+struct State {
     alive_at: Option<Instant>,
-    since: Option<Instant>,
-    triggers: Vec<(SliceFamily, Instant)>,
+    /// Queued for the next sync.
+    queued: Pending,
+    /// What the sync under way puts in force.
+    syncing: Pending,
     synced_at: Option<SystemTime>,
+}
+
+/// Changes that are not in force yet.
+#[derive(Debug, Default)]
+struct Pending {
+    since: Option<Instant>,
+    services: u64,
+    endpoints: u64,
+    triggers: Vec<(SliceFamily, Instant)>,
+}
+
+impl Pending {
+    /// Adds later changes.
+    fn append(&mut self, later: Self) {
+        self.since = self.since.or(later.since);
+        self.services += later.services;
+        self.endpoints += later.endpoints;
+        let room = TRIGGERS_MAX.saturating_sub(self.triggers.len());
+        self.triggers.extend(later.triggers.into_iter().take(room));
+    }
 }
 
 type PerFamily<M> = Family<[(&'static str, &'static str); 1], M, fn() -> M>;
@@ -64,7 +86,7 @@ impl Default for SyncMetrics {
         let gauge = || Family::new_with_constructor(Gauge::default as fn() -> Gauge);
         Self(Arc::new(Inner {
             started: Instant::now(),
-            waiting: Mutex::default(),
+            state: Mutex::default(),
             sync: sync(),
             full_sync: sync(),
             partial_sync: sync(),
@@ -84,9 +106,7 @@ impl SyncMetrics {
     /// Objects have changed and are not in force yet.
     pub fn changed(&self, changes: &Changes, now: Instant) {
         self.0.service_changes.inc_by(changes.services);
-        self.0.service_changes_pending.inc_by(changes.services.cast_signed());
         self.0.endpoint_changes.inc_by(changes.endpoints);
-        self.0.endpoint_changes_pending.inc_by(changes.endpoints.cast_signed());
         let wall = SystemTime::now();
         let uptime = now.saturating_duration_since(self.0.started);
         let after_start = changes.triggers.iter().filter_map(|&(family, at)| {
@@ -96,28 +116,36 @@ impl SyncMetrics {
             // Changes from before this process started would count the time that it was not running.
             (age <= uptime).then(|| (family, now - age))
         });
-        let mut waiting = self.waiting();
-        let room = TRIGGERS_MAX.saturating_sub(waiting.triggers.len());
-        waiting.triggers.extend(after_start.take(room));
-        // `queued` takes the lock again.
-        drop(waiting);
-        self.queued(now);
+        let triggers = after_start.collect();
+        self.state().queued.append(Pending {
+            since: Some(now),
+            services: changes.services,
+            endpoints: changes.endpoints,
+            triggers,
+        });
+        self.show_pending();
+        set_both(&self.0.last_queued, SystemTime::now());
     }
 
     /// Something has changed and is not in force yet.
     pub fn queued(&self, now: Instant) {
-        self.waiting().since.get_or_insert(now);
+        self.state().queued.since.get_or_insert(now);
         set_both(&self.0.last_queued, SystemTime::now());
     }
 
-    /// All that was queued is in force; `took` is the time to compile and publish.
+    /// A sync begins with all that is queued now.
+    pub fn begun(&self) {
+        let state = &mut *self.state();
+        state.syncing.append(std::mem::take(&mut state.queued));
+    }
+
+    /// All that the sync began with is in force; `took` is the time to compile and publish.
     pub fn synced(&self, took: Duration, kind: SyncKind) {
         let now = Instant::now();
-        let triggers = {
-            let mut waiting = self.waiting();
-            waiting.since = None;
-            waiting.synced_at = Some(clock::now());
-            std::mem::take(&mut waiting.triggers)
+        let synced = {
+            let mut state = self.state();
+            state.synced_at = Some(clock::now());
+            std::mem::take(&mut state.syncing)
         };
         let by_kind = match kind {
             SyncKind::Full => &self.0.full_sync,
@@ -126,7 +154,7 @@ impl SyncMetrics {
         for family in [self.0.sync.clone(), by_kind.clone()] {
             observe_both(&family, took);
         }
-        for (family, at) in triggers {
+        for (family, at) in synced.triggers {
             let took = now.saturating_duration_since(at);
             let label = match family {
                 SliceFamily::V4 => V4,
@@ -135,34 +163,44 @@ impl SyncMetrics {
             };
             self.0.programming.get_or_create(&label).observe(took.as_secs_f64());
         }
-        self.0.service_changes_pending.set(0);
-        self.0.endpoint_changes_pending.set(0);
+        self.show_pending();
         set_both(&self.0.last_sync, SystemTime::now());
     }
 
     /// The control thread goes on. Called periodically: probes have threads of their own and would not notice its end.
     pub fn alive(&self, now: Instant) {
-        self.waiting().alive_at = Some(now);
+        self.state().alive_at = Some(now);
     }
 
     /// For how long the control thread has not called [`Self::alive`]; zero if it never did.
     pub fn silent_for(&self, now: Instant) -> Duration {
-        self.waiting().alive_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
+        self.state().alive_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at))
     }
 
-    /// The sink refused the tables.
+    /// The sink refused the tables. What the sync began with belongs to the next one.
     pub fn refused(&self) {
         self.0.refusals.inc();
     }
 
     /// The age of the oldest change that is not in force yet.
     pub fn queued_for(&self, now: Instant) -> Option<Duration> {
-        self.waiting().since.map(|since| now.saturating_duration_since(since))
+        let state = self.state();
+        let since = state.syncing.since.or(state.queued.since);
+        since.map(|since| now.saturating_duration_since(since))
     }
 
     /// When changes were last put in force.
     pub fn synced_at(&self) -> Option<SystemTime> {
-        self.waiting().synced_at
+        self.state().synced_at
+    }
+
+    fn show_pending(&self) {
+        let (services, endpoints) = {
+            let State { queued, syncing, .. } = &*self.state();
+            (queued.services + syncing.services, queued.endpoints + syncing.endpoints)
+        };
+        self.0.service_changes_pending.set(services.cast_signed());
+        self.0.endpoint_changes_pending.set(endpoints.cast_signed());
     }
 
     /// Registers all metrics.
@@ -224,8 +262,8 @@ impl SyncMetrics {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -288,6 +326,8 @@ mod tests {
             "the oldest counts"
         );
         has(&sync_metrics, "kubeproxy_sync_proxy_rules_service_changes_pending 4");
+        sync_metrics.begun();
+        has(&sync_metrics, "kubeproxy_sync_proxy_rules_service_changes_pending 4");
         sync_metrics.synced(Duration::from_millis(3), SyncKind::Full);
         assert_eq!(sync_metrics.queued_for(Instant::now()), None);
         for line in [
@@ -298,6 +338,25 @@ mod tests {
         ] {
             has(&sync_metrics, line);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn p1205_p1206_a_change_during_a_sync_waits_for_the_next_one() {
+        let sync_metrics = SyncMetrics::default();
+        let change = Changes { services: 1, ..Changes::default() };
+        sync_metrics.changed(&change, Instant::now());
+        sync_metrics.begun();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        sync_metrics.changed(&change, Instant::now());
+        sync_metrics.refused();
+        has(&sync_metrics, "kubeproxy_sync_proxy_rules_service_changes_pending 2");
+        assert_eq!(sync_metrics.queued_for(Instant::now()), Some(Duration::from_secs(5)));
+        sync_metrics.begun();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        sync_metrics.changed(&change, Instant::now());
+        sync_metrics.synced(Duration::from_secs(1), SyncKind::Partial);
+        has(&sync_metrics, "kubeproxy_sync_proxy_rules_service_changes_pending 1");
+        assert_eq!(sync_metrics.queued_for(Instant::now()), Some(Duration::ZERO));
     }
 
     #[test]
@@ -323,6 +382,7 @@ mod tests {
         let before = (SliceFamily::V4, SystemTime::now() - Duration::from_secs(3600));
         let changes = Changes { triggers: vec![before, at(1)], ..Changes::default() };
         sync_metrics.changed(&changes, Instant::now());
+        sync_metrics.begun();
         sync_metrics.synced(Duration::ZERO, SyncKind::Full);
         sync_metrics.synced(Duration::ZERO, SyncKind::Partial);
         has(&sync_metrics, r#"kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1"#);

@@ -15,15 +15,17 @@ use flowgate_wire::L4Port;
 use flowgate_xsk::steering::Reason;
 use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 
 use super::top_talkers;
 use super::{Handler, Request, Response, view};
 use crate::appliance::Appliance;
 use crate::appliance::sockets::{QueueSocket, SOCKET_DROPS};
-use crate::appliance::supervisor::SupervisorHandle;
+use crate::appliance::supervisor::{SupervisorHandle, ViewError};
 use crate::appliance::workers::WorkerSlot;
 
-/// Responds to admin requests. Each is carried out by the supervisor, which owns the appliance.
+/// Responds to admin requests. The supervisor, which owns the appliance, only hands out what it has: the responses that walk
+/// flows or tables are made on another thread.
 #[derive(Clone)]
 pub(crate) struct AdminHandler {
     pub(crate) supervisor: SupervisorHandle,
@@ -34,10 +36,21 @@ pub(crate) struct AdminHandler {
 impl Handler for AdminHandler {
     async fn handle(&self, request: Request) -> Response {
         let Self { supervisor, status, started } = self.clone();
-        let look =
-            move |appliance: &mut Appliance| Inspection { appliance, status, started }.respond(request);
-        supervisor.view(look).await.unwrap_or_else(|error| Response::Error(error.to_string()))
+        let look = move |appliance: &mut Appliance| Inspection { appliance, status, started }.look(request);
+        let looked = match supervisor.view(look).await {
+            Ok(Looked::Response(response)) => return response,
+            Ok(Looked::Snapshot(snapshot)) => spawn_blocking(move || snapshot.respond(request)).await,
+            Err(error) => return Response::Error(error.to_string()),
+        };
+        looked.unwrap_or_else(|_panic| Response::Error(ViewError::Panicked.to_string()))
     }
+}
+
+/// What the supervisor returns.
+enum Looked {
+    Response(Response),
+    /// The response is still to be made.
+    Snapshot(Snapshot),
 }
 
 /// The appliance at the time of one request.
@@ -47,27 +60,39 @@ struct Inspection<'a> {
     started: Instant,
 }
 
+/// What responses that take long are made from.
+struct Snapshot {
+    tables: Arc<Tables>,
+    flows: Arc<Flows>,
+    status: Status,
+    started: Instant,
+    retired_generations: usize,
+    short: Vec<String>,
+}
+
 impl Inspection<'_> {
-    fn respond(mut self, request: Request) -> Response {
-        let tables = self.appliance.publishing.publisher.current();
-        match request {
-            Request::Services => Response::Services(self.services(&tables)),
-            Request::Backends => Response::Backends(self.backends(&tables)),
-            Request::Flows { limit } => Response::Flows(self.flows(limit)),
-            Request::TopTalkers { by, limit } => {
-                Response::TopTalkers(top_talkers::top(self.flow_table().views(), &tables, by, limit))
-            }
-            Request::Neighbours => Response::Neighbours(neighbours(&tables)),
+    fn look(self, request: Request) -> Looked {
+        Looked::Response(match request {
             Request::Workers => Response::Workers(self.show_workers()),
             Request::Drops => self.drops().map_or_else(Response::Error, Response::Drops),
             #[cfg(feature = "lab")]
             Request::Fault { worker, fault } => self.break_worker(worker, fault),
-            Request::Tables => Response::Tables(Box::new(self.show_tables(&tables))),
-        }
+            _ => return Looked::Snapshot(self.snapshot()),
+        })
     }
 
-    fn flow_table(&self) -> &Flows {
-        &self.appliance.workers.shared.flows
+    fn snapshot(self) -> Snapshot {
+        let Appliance { workers, publishing } = self.appliance;
+        #[expect(clippy::disallowed_methods, reason = "ages are shown to people")]
+        let now = Instant::now();
+        Snapshot {
+            tables: publishing.publisher.current(),
+            flows: Arc::clone(&workers.shared.flows),
+            status: self.status.borrow().clone(),
+            started: self.started,
+            retired_generations: publishing.publisher.collect(),
+            short: workers.exhaustion.recent(now),
+        }
     }
 
     #[cfg(feature = "lab")]
@@ -82,10 +107,27 @@ impl Inspection<'_> {
             _ => Response::Error(format!("there is no worker {worker}")),
         }
     }
+}
+
+impl Snapshot {
+    fn respond(&self, request: Request) -> Response {
+        let tables = &*self.tables;
+        match request {
+            Request::Services => Response::Services(self.services(tables)),
+            Request::Backends => Response::Backends(self.backends(tables)),
+            Request::Flows { limit } => Response::Flows(self.flows(limit)),
+            Request::TopTalkers { by, limit } => {
+                Response::TopTalkers(top_talkers::top(self.flows.views(), tables, by, limit))
+            }
+            Request::Neighbours => Response::Neighbours(neighbours(tables)),
+            Request::Tables => Response::Tables(Box::new(self.show_tables(tables))),
+            _ => Response::Error("the supervisor responds to this request".into()),
+        }
+    }
 
     fn services(&self, tables: &Tables) -> Vec<view::Service> {
         let mut flows: HashMap<ServiceId, usize> = HashMap::new();
-        for flow in self.flow_table().views() {
+        for flow in self.flows.views() {
             if let Some(backend) = tables.services.backends().get(BackendId::from_bits(flow.backend)) {
                 *flows.entry(backend.service).or_default() += 1;
             }
@@ -118,7 +160,7 @@ impl Inspection<'_> {
         // By backend, and by address for those that were removed and only have old flows left.
         let mut current: HashMap<BackendId, Load> = HashMap::new();
         let mut removed: HashMap<String, Load> = HashMap::new();
-        for flow in self.flow_table().views() {
+        for flow in self.flows.views() {
             let id = BackendId::from_bits(flow.backend);
             let load = match tables.services.backends().get(id) {
                 Some(_) => current.entry(id).or_default(),
@@ -154,7 +196,7 @@ impl Inspection<'_> {
     }
 
     fn flows(&self, limit: usize) -> view::Flows {
-        let flows = self.flow_table();
+        let flows = &self.flows;
         #[expect(clippy::disallowed_methods, reason = "ages are shown to people")]
         let now = tick(Instant::now(), self.started);
         let mut all: Vec<FlowView> = flows.views().collect();
@@ -184,7 +226,9 @@ impl Inspection<'_> {
         };
         view::Flows { total, capacity: flows.capacity(), flows: all.into_iter().map(row).collect() }
     }
+}
 
+impl Inspection<'_> {
     fn show_workers(&self) -> Vec<view::Worker> {
         let workers = &self.appliance.workers;
         let queue = |socket: &QueueSocket| {
@@ -248,14 +292,12 @@ impl Inspection<'_> {
         rows.extend(PassReason::ALL.iter().map(|r| row("worker", r.name(), total.passed(*r), r.meaning())));
         Ok(rows)
     }
+}
 
-    fn show_tables(&mut self, tables: &Tables) -> view::Tables {
-        let Appliance { workers, publishing } = &mut *self.appliance;
-        let flows = &workers.shared.flows;
-        let status = self.status.borrow();
+impl Snapshot {
+    fn show_tables(&self, tables: &Tables) -> view::Tables {
+        let Self { flows, status, .. } = self;
         let snat_addresses = tables.snat.all_addresses();
-        #[expect(clippy::disallowed_methods, reason = "ages are shown to people")]
-        let now = Instant::now();
         view::Tables {
             generation: tables.generation,
             source: match &status.source {
@@ -274,8 +316,8 @@ impl Inspection<'_> {
             flow_entries_used: flows.used_entries(),
             flow_capacity: flows.capacity(),
             flow_table_bytes: flows.len_bytes(),
-            retired_generations: publishing.publisher.collect(),
-            short: workers.exhaustion.recent(now),
+            retired_generations: self.retired_generations,
+            short: self.short.clone(),
             report: status.findings().map(|e| format!("{}: {e}", e.severity.name())).collect(),
         }
     }

@@ -13,6 +13,7 @@ use flowgate_control::descriptors::{Admission, DescriptorBudget};
 use nix::unistd::geteuid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::{Request, Response};
@@ -179,7 +180,8 @@ async fn serve_connection(stream: UnixStream, handler: &impl Handler, counted: i
             Ok(request) => handler.handle(request).await,
             Err(error) => Response::Error(format!("the request makes no sense: {error}")),
         };
-        let mut text = serde_json::to_vec(&response)?;
+        // On another thread: a row for each backend of a large cluster is many megabytes.
+        let mut text = spawn_blocking(move || serde_json::to_vec(&response)).await??;
         text.push(b'\n');
         write.write_all(&text).await?;
     }

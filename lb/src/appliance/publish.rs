@@ -26,6 +26,21 @@ pub(crate) struct Publishing {
     pub(crate) map_growth: MapGrowth,
 }
 
+/// A generation, and what the maps should hold for it.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) tables: Tables,
+    wanted: SteeringSet,
+}
+
+impl Prepared {
+    /// Takes long in a large cluster: not for the control thread.
+    pub(crate) fn new(update: Update) -> Self {
+        let wanted = steering_set(&update.tables);
+        Self { tables: update.tables, wanted }
+    }
+}
+
 impl Publishing {
     /// What workers are started with now.
     pub(crate) fn start_context(&self) -> StartContext<'_> {
@@ -43,14 +58,14 @@ impl Publishing {
 
     /// Makes a generation current. What the maps cannot hold passes to the kernel, see [`findings`](Self::findings), and is
     /// tried again by [`follow_up`](Self::follow_up); everything else is served.
-    pub(crate) fn publish(&mut self, update: Update, now: Instant) {
-        self.follow_devices(&update.tables);
-        self.vlan_offload.configure(&update.tables.routing);
-        let wanted = self.steering_set(&update.tables);
+    pub(crate) fn publish(&mut self, Prepared { tables, wanted }: Prepared, now: Instant) {
+        self.follow_devices(&tables);
+        self.vlan_offload.configure(&tables.routing);
+        let wanted = self.with_choices(wanted);
         // The maps must never hold what the workers do not know: a redirected frame cannot be given back to the kernel. So stale
         // entries leave the maps before the tables change, and new ones enter them afterwards.
         self.map_growth.begin(&mut self.steering, wanted);
-        self.publisher.publish(update.tables);
+        self.publisher.publish(tables);
         self.map_growth.complete(&mut self.steering, now);
     }
 
@@ -72,14 +87,13 @@ impl Publishing {
     /// Whether workers answer echo requests from now on.
     pub(crate) fn set_answers_echo(&mut self, answers_echo: bool, now: Instant) {
         self.answers_echo = answers_echo;
-        let wanted = self.steering_set(&self.publisher.current());
+        let wanted = self.with_choices(steering_set(&self.publisher.current()));
         self.map_growth.begin(&mut self.steering, wanted);
         self.map_growth.complete(&mut self.steering, now);
     }
 
-    /// What the XDP program sees while these tables are current.
-    fn steering_set(&self, tables: &Tables) -> SteeringSet {
-        let mut set = steering_set(tables);
+    /// Adds what does not follow from the tables.
+    fn with_choices(&self, mut set: SteeringSet) -> SteeringSet {
         for port in self.older_ports.iter() {
             set.snat_ports.insert(port);
         }

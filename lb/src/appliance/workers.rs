@@ -448,6 +448,11 @@ impl Workers {
         }
     }
 
+    /// The cores that workers are bound to.
+    pub(crate) fn cores(&self) -> Vec<usize> {
+        self.slots.iter().filter_map(|slot| slot.core).collect()
+    }
+
     fn request_stop(&self) {
         for slot in &self.slots {
             if let Stage::Running(handle) = &slot.stage {

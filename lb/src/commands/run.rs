@@ -5,6 +5,7 @@
 //! the kernel, or is dropped during the grace period of an earlier process. So a packet that reaches a worker always finds
 //! tables, and the flows of that process.
 
+mod findings_log;
 mod log;
 mod reload;
 
@@ -17,20 +18,21 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use flowgate_control::descriptors::{DescriptorBudget, DescriptorLimits};
 use flowgate_control::health::{self, HealthInputs, ProbeCounts};
-use flowgate_control::{Status, SyncMetrics, Update, dns, http};
+use flowgate_control::{Background, Status, SyncMetrics, Update, dns, http};
 use flowgate_dataplane::worker::Resolver;
 use flowgate_flow::Origin;
 use flowgate_tables::routing::NeighbourKey;
-use flowgate_tables::{PortSet, Publisher};
+use flowgate_tables::{PortSet, Publisher, Tables};
 use flowgate_xsk::steering::{InterfaceConfig, LinkOrigin, Steering, SteeringConfig, SteeringError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
 
 use crate::admin::AdminServer;
 use crate::admin::handler::AdminHandler;
 use crate::appliance::Appliance;
 use crate::appliance::map_growth::MapGrowth;
-use crate::appliance::publish::Publishing;
+use crate::appliance::publish::{Prepared, Publishing};
 use crate::appliance::reexec::ExecHistory;
 use crate::appliance::source_ports::{EphemeralPorts, SourcePorts};
 use crate::appliance::supervisor::{Supervisor, SupervisorHandle, SupervisorOutputs};
@@ -38,7 +40,7 @@ use crate::appliance::vlan_offload::VlanOffload;
 use crate::appliance::workers::Workers;
 use crate::appliance::{flow_files, host, prove, source_ports};
 use crate::config::{Config, ConfigFile};
-use crate::metrics::{Breakdown, Metrics, MetricsInputs};
+use crate::metrics::{Breakdown, Metrics, MetricsInputs, StallMeter};
 use crate::process::memory_need::MemoryNeed;
 use crate::process::predecessor::Predecessor;
 use crate::process::privileges;
@@ -64,7 +66,11 @@ pub(crate) fn run((config, file): (Config, Option<ConfigFile>)) -> anyhow::Resul
         .on_thread_start(move || privileges::restrict_helper_thread(&privileges))
         .build()?;
     let local = tokio::task::LocalSet::new();
-    match local.block_on(&runtime, serve(&config, file, log))? {
+    let ended = local.block_on(&runtime, serve(&config, file, log));
+    // Threads that still compile end with the process; nobody waits for them.
+    drop(local);
+    runtime.shutdown_background();
+    match ended? {
         Ended::Signal(_) => Ok(ExitCode::SUCCESS),
         Ended::Hang(exec_history) => Err(exec_history.exec_again()),
     }
@@ -108,17 +114,20 @@ async fn serve(config: &Config, file: Option<ConfigFile>, log: LogHandle) -> any
     let outputs = SupervisorOutputs { unhealthy_reasons, status: status.clone() };
     let (mut supervisor, handle) = Supervisor::new(appliance, outputs, exec_history.clone());
     let handler = AdminHandler { supervisor: handle.clone(), status: status_receiver.clone(), started };
+    let stalls = StallMeter::default();
     let metrics_inputs = MetricsInputs {
         dns: dns.as_ref().map(dns::Server::counters),
         breakdown: Breakdown { detail: config.metrics.detail, services_max: config.metrics.services_max },
         budget: Arc::clone(&budget),
         hangs: exec_history.total(),
+        stalls: stalls.clone(),
     };
     let metrics = Metrics::new(handle.clone(), health_inputs.clone(), &probe_counts, metrics_inputs);
     let (expositions, exposition_requests) = mpsc::channel(EXPOSITIONS_WAITING);
     let (compile, compile_receiver) = watch::channel(compile_config);
     let control_config = flowgate_control::Config {
         compile: compile_receiver,
+        background: Background { nice: COMPILE_NICE, avoid_cores: supervisor.appliance.workers.cores() },
         source: config.source.clone(),
         interfaces: config.gateway.interfaces.clone(),
         requests,
@@ -134,7 +143,7 @@ async fn serve(config: &Config, file: Option<ConfigFile>, log: LogHandle) -> any
     };
     let reloader = Reloader { file, log, supervisor: handle.clone(), compile, metrics: &metrics, snat_ports };
     let control = flowgate_control::run(control_config, sink(handle));
-    let logged = log_reports(status_receiver);
+    let logged = findings_log::run(status_receiver);
     let outcome = tokio::select! {
         ended = control => ended.context("the control plane").map(|()| Ended::Signal("ended")),
         worker = supervisor.until_a_worker_hangs() => {
@@ -142,6 +151,7 @@ async fn serve(config: &Config, file: Option<ConfigFile>, log: LogHandle) -> any
             Ok(Ended::Hang(exec_history))
         }
         () = logged => Ok(Ended::Signal("ended")),
+        () = stalls.measure() => Ok(Ended::Signal("ended")),
         () = admin.serve(Rc::new(handler), budget) => Ok(Ended::Signal("ended")),
         () = metrics.answer(exposition_requests) => Ok(Ended::Signal("ended")),
         () = reloader.follow(hangups) => Ok(Ended::Signal("ended")),
@@ -339,9 +349,10 @@ fn sink(supervisor: SupervisorHandle) -> impl AsyncFnMut(Update) -> anyhow::Resu
     let mut is_first = true;
     async move |update: Update| {
         let begins = std::mem::take(&mut is_first);
+        let prepared = spawn_blocking(move || Prepared::new(update)).await?;
         let publish = move |appliance: &mut Appliance| {
             let grace = begins.then(|| appliance.workers.grace());
-            publish(appliance, update, grace)
+            publish(appliance, prepared, grace)
         };
         supervisor.request(publish).await?
     }
@@ -349,12 +360,12 @@ fn sink(supervisor: SupervisorHandle) -> impl AsyncFnMut(Update) -> anyhow::Resu
 
 fn publish(
     Appliance { workers, publishing }: &mut Appliance,
-    update: Update,
+    prepared: Prepared,
     grace: Option<Duration>,
 ) -> anyhow::Result<()> {
-    let generation = update.tables.generation;
-    let (services, backends) =
-        (update.tables.services.services().len(), update.tables.services.backends().len());
+    let Tables { generation, services, .. } = &prepared.tables;
+    let (generation, services, backends) =
+        (*generation, services.services().len(), services.backends().len());
     if let Some(grace) = grace {
         // From now on the maps name our traffic, but the sockets enter the socket map only when the workers start. Without the
         // grace period such packets would pass to the kernel in between, and be reset.
@@ -362,31 +373,10 @@ fn publish(
             tracing::error!(%error, "connections may be reset in this moment, since the grace period cannot be set");
         }
     }
-    publishing.publish(update, tokio::time::Instant::now().into_std());
+    publishing.publish(prepared, tokio::time::Instant::now().into_std());
     workers.start(&publishing.start_context())?;
     tracing::info!(generation, services, backends, "published");
     Ok(())
-}
-
-/// Logs each finding once, when it appears.
-async fn log_reports(mut status: watch::Receiver<Status>) {
-    let mut known = Vec::new();
-    loop {
-        let (findings, refused) = {
-            let status = status.borrow_and_update();
-            (status.findings().cloned().collect::<Vec<_>>(), status.refused.clone())
-        };
-        for entry in findings.iter().filter(|entry| !known.contains(*entry)) {
-            tracing::warn!("{entry}");
-        }
-        known = findings;
-        if let Some(reason) = refused {
-            tracing::error!("the newest tables were not published: {reason}");
-        }
-        if status.changed().await.is_err() {
-            return std::future::pending().await;
-        }
-    }
 }
 
 /// The instant from which ticks count: the zero of the host's monotonic clock, so that ticks in the flow table of one process
@@ -400,3 +390,5 @@ fn clock_start() -> Instant {
 
 const REQUESTS_WAITING: usize = 1024;
 const EXPOSITIONS_WAITING: usize = 64;
+/// Added to the nice value of threads that compile: a worker that is busy on the same core gets ten times as much of it.
+const COMPILE_NICE: i32 = 10;

@@ -28,6 +28,8 @@ pub(super) fn add_tables(families: &mut Families, tables: &Tables, retired: usiz
     let help = "Addresses and ports that clients may aim at.";
     families.gauge("flowgate_frontends", help, tables.services.frontends().count());
     families.gauge("flowgate_backends", "Backends that flows are sent to.", tables.services.backends().len());
+    let help = "Memory of the tables by which new flows are spread over backends, shared ones once.";
+    families.gauge("flowgate_lookup_table_bytes", help, tables.services.lookup_table_bytes());
     let unresolved = tables.routing.next_hops().filter(|(_, hop)| hop.ether.is_none()).count();
     families.gauge("flowgate_next_hops", "Next hops in use.", tables.routing.next_hops().count());
     let help = "Next hops whose Ethernet address is not known.";
