@@ -66,9 +66,9 @@ impl Maglev {
         // The largest number of each type marks a free slot.
         let slots = match members.len() {
             0 => return Self::default(),
-            1..=NIBBLE_MEMBERS => Slots::in_nibbles(&populate(members, size, u8::MAX)),
-            ..=BYTE_MEMBERS => Slots::Byte(populate(members, size, u8::MAX).into()),
-            ..=SHORT_MEMBERS => Slots::Short(populate(members, size, u16::MAX).into()),
+            len if len <= NIBBLE_MEMBERS => Slots::in_nibbles(&populate(members, size, u8::MAX)),
+            len if len <= BYTE_MEMBERS => Slots::Byte(populate(members, size, u8::MAX).into()),
+            len if len <= SHORT_MEMBERS => Slots::Short(populate(members, size, u16::MAX).into()),
             _ => Slots::Word(populate(members, size, u32::MAX).into()),
         };
         Self { slots }
@@ -184,9 +184,9 @@ pub const fn slot_bytes(member_count: usize, size: u32) -> usize {
     let size = size as usize;
     match member_count {
         0 => 0,
-        1..=NIBBLE_MEMBERS => size.div_ceil(2),
-        ..=BYTE_MEMBERS => size,
-        ..=SHORT_MEMBERS => size * 2,
+        len if len <= NIBBLE_MEMBERS => size.div_ceil(2),
+        len if len <= BYTE_MEMBERS => size,
+        len if len <= SHORT_MEMBERS => size * 2,
         _ => size * 4,
     }
 }

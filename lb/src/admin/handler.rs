@@ -50,7 +50,7 @@ impl Handler for AdminHandler {
 enum Looked {
     Response(Response),
     /// The response is still to be made.
-    Snapshot(Snapshot),
+    Snapshot(Box<Snapshot>),
 }
 
 /// The appliance at the time of one request.
@@ -77,7 +77,7 @@ impl Inspection<'_> {
             Request::Drops => self.drops().map_or_else(Response::Error, Response::Drops),
             #[cfg(feature = "lab")]
             Request::Fault { worker, fault } => self.break_worker(worker, fault),
-            _ => return Looked::Snapshot(self.snapshot()),
+            _ => return Looked::Snapshot(Box::new(self.snapshot())),
         })
     }
 

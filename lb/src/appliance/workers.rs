@@ -239,7 +239,7 @@ impl Workers {
         }
         (self.config.workers.hang, self.config.xdp.grace) = (hang, config.xdp.grace);
         self.config.workers.idle_before_sleep = config.workers.idle_before_sleep;
-        (self.config.flows, self.config.pipeline) = (config.flows.clone(), config.pipeline);
+        (self.config.flows, self.config.pipeline) = (config.flows, config.pipeline);
         let settings = self.settings();
         for (worker, slot) in self.slots.iter().enumerate() {
             if let Stage::Running(handle) = &slot.stage

@@ -41,7 +41,8 @@ pub(crate) struct Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |value: &Option<Value>| value.as_ref().map_or("its default".to_owned(), Value::to_string);
+        let shown =
+            |value: &Option<Value>| value.as_ref().map_or_else(|| "its default".to_owned(), Value::to_string);
         write!(f, "{} = {} (was {})", self.key, shown(&self.new), shown(&self.old))
     }
 }

@@ -21,10 +21,7 @@ pub(crate) struct Services {
 impl Default for Services {
     fn default() -> Self {
         let protected = |text: &&str| text.parse().expect("the defaults are ports");
-        Self {
-            external_ips: None,
-            protected_ports: PROTECTED_PORTS.iter().map(protected).collect(),
-        }
+        Self { external_ips: None, protected_ports: PROTECTED_PORTS.iter().map(protected).collect() }
     }
 }
 

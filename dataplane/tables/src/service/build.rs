@@ -278,9 +278,9 @@ impl<'a> Plan<'a> {
         let (id, spec, old) = match self {
             Self::Build { id, spec, old } => (id, spec, old),
             Self::Share(service) => {
-                let fits = |set: &Arc<BackendSet>| sizes.fits(set.lookup_table.members());
-                // No short cut: every set takes its room.
-                if service.backend_sets.iter().map(fits).fold(true, |all, fits| all && fits) {
+                let is_too_large = |set: &&Arc<BackendSet>| !sizes.fits(set.lookup_table.members());
+                // Counted and not searched for: every set takes its room.
+                if service.backend_sets.iter().filter(is_too_large).count() == 0 {
                     return (self, Vec::new());
                 }
                 // Another port has taken the room that its tables had, or left it.

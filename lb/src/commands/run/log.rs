@@ -26,7 +26,7 @@ impl LogHandle {
 pub(super) fn init(level: LogLevel) -> LogHandle {
     let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok();
     let is_fixed = asked.is_some();
-    let (filter, handle) = reload::Layer::new(filter(asked.as_deref().unwrap_or(level.name())));
+    let (filter, handle) = reload::Layer::new(filter(asked.as_deref().unwrap_or_else(|| level.name())));
     let lines = fmt::layer()
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
