@@ -14,6 +14,8 @@ pub struct Background {
     pub nice: i32,
     /// Cores that are left alone unless there are no others: those that workers are bound to.
     pub avoid_cores: Vec<usize>,
+    /// What these threads call first, to give up privileges: they read what strangers wrote.
+    pub confine: Option<fn()>,
     /// Stops work before it begins.
     #[cfg(test)]
     pub(super) gate: super::tests::Gate,
@@ -34,6 +36,9 @@ impl Background {
                 let thread = thread::Builder::new().name("flowgate-compile".to_owned());
                 let lowered = || {
                     background.lower_this_thread();
+                    if let Some(confine) = background.confine {
+                        confine();
+                    }
                     #[cfg(test)]
                     background.gate.pass();
                     work()

@@ -127,7 +127,11 @@ async fn serve(config: &Config, file: Option<ConfigFile>, log: LogHandle) -> any
     let (compile, compile_receiver) = watch::channel(compile_config);
     let control_config = flowgate_control::Config {
         compile: compile_receiver,
-        background: Background { nice: COMPILE_NICE, avoid_cores: supervisor.appliance.workers.cores() },
+        background: Background {
+            nice: COMPILE_NICE,
+            avoid_cores: supervisor.appliance.workers.cores(),
+            confine: Some(privileges::server_thread(&config.privileges)),
+        },
         source: config.source.clone(),
         interfaces: config.gateway.interfaces.clone(),
         requests,

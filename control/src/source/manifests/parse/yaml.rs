@@ -107,6 +107,8 @@ pub(super) fn read(text: &str, budget: &Budget) -> Result<Value, Unreadable> {
             format!("not YAML: {}", text.lines().next().unwrap_or(""))
         };
         budget.bytes.set(left);
+        // What is not read has no keys to warn of.
+        budget.duplicates.borrow_mut().clear();
         budget.breaches.set(budget.breaches.get() + usize::from(reason == TOO_LARGE));
         Unreadable { line, reason }
     })
