@@ -232,7 +232,10 @@ impl<'a> AddressRules<'a> {
         if !self.node_context.is_of_host(addr) {
             return None;
         }
+        // A health check port takes no NodePort from another Service: probes matter less than traffic, and the API server
+        // allots both kinds from one range without a clash.
         if protocol == Protocol::Tcp
+            && wanted.kind != FrontendKind::NodePort
             && let Some(service) = self.health_ports.get(&port)
         {
             return Some(Refusal::HealthCheck((*service).clone()));
