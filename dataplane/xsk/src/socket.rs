@@ -2,7 +2,7 @@
 //!
 //! A chunk goes from the pool through the fill ring to the kernel and comes back through the rx ring, or through the tx ring
 //! to the device and back through the completion ring. Each ring has one producer and one consumer, this socket's owner and
-//! the kernel; xsk-rs orders the stores of ring indexes and entries.
+//! the kernel; `ring.rs` orders the stores of ring indexes and entries.
 //!
 //! Nothing here allocates, blocks or loops without a bound. A descriptor that the kernel would reject must never reach the tx
 //! ring: it would be consumed and never completed (net/xdp/xsk_queue.h:xskq_cons_read_desc), and its frame lost.

@@ -1,4 +1,4 @@
-//! System calls that neither aya nor xsk-rs offers, as thin and safe functions. What to do with them is decided elsewhere.
+//! System calls that aya does not offer, as thin and safe functions. What to do with them is decided elsewhere.
 
 pub(crate) mod bpf;
 pub(crate) mod bpf_map;

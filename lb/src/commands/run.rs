@@ -85,6 +85,15 @@ enum Ended {
     Hang(ExecHistory),
 }
 
+/// How threads that compile share the machine with the workers.
+fn background(config: &Config, supervisor: &Supervisor) -> Background {
+    Background {
+        nice: COMPILE_NICE,
+        avoid_cores: supervisor.appliance.workers.cores(),
+        confine: Some(privileges::server_thread(&config.privileges)),
+    }
+}
+
 /// Brings everything up, serves until a signal, and brings it down again. Program, maps, links and flows stay for the next
 /// start.
 async fn serve(config: &Config, file: Option<ConfigFile>, log: LogHandle) -> anyhow::Result<Ended> {
@@ -127,11 +136,7 @@ async fn serve(config: &Config, file: Option<ConfigFile>, log: LogHandle) -> any
     let (compile, compile_receiver) = watch::channel(compile_config);
     let control_config = flowgate_control::Config {
         compile: compile_receiver,
-        background: Background {
-            nice: COMPILE_NICE,
-            avoid_cores: supervisor.appliance.workers.cores(),
-            confine: Some(privileges::server_thread(&config.privileges)),
-        },
+        background: background(config, &supervisor),
         source: config.source.clone(),
         interfaces: config.gateway.interfaces.clone(),
         requests,
