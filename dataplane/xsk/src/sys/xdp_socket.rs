@@ -59,19 +59,8 @@ pub(crate) type RingOffsets = libc::xdp_ring_offset;
 pub(crate) fn ring_offsets(socket: BorrowedFd<'_>) -> io::Result<libc::xdp_mmap_offsets> {
     let none = || libc::xdp_ring_offset { producer: 0, consumer: 0, desc: 0, flags: 0 };
     let mut offsets = libc::xdp_mmap_offsets { rx: none(), tx: none(), fr: none(), cr: none() };
-    const { assert!(size_of::<libc::xdp_mmap_offsets>() == 128) };
-    let mut len: libc::socklen_t = 128;
-    // SAFETY: `offsets` and `len` are live locals, and the kernel writes at most `len` bytes.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_XDP,
-            libc::XDP_MMAP_OFFSETS,
-            (&raw mut offsets).cast(),
-            &raw mut len,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(offsets) }
+    read_option(socket, libc::XDP_MMAP_OFFSETS, &mut offsets)?;
+    Ok(offsets)
 }
 
 /// Binds a socket to a queue. With `shared` it uses the memory of that bound socket, in the same mode, and `flags` are empty.
@@ -197,19 +186,10 @@ pub(crate) fn wait_for_readers() {
 
 /// True if the kernel bound the socket in zero-copy mode.
 pub(crate) fn is_zero_copy(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    // `struct xdp_options` of <linux/if_xdp.h> is a u32.
     let mut flags: u32 = 0;
-    let mut len = size_of_u32();
-    // SAFETY: `flags` and `len` are live locals; XDP_OPTIONS writes one `struct xdp_options`, which is a u32.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_XDP,
-            libc::XDP_OPTIONS,
-            (&raw mut flags).cast(),
-            &raw mut len,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(flags & libc::XDP_OPTIONS_ZEROCOPY != 0) }
+    read_option(socket, libc::XDP_OPTIONS, &mut flags)?;
+    Ok(flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
 }
 
 /// The kernel's counters of a socket.
@@ -217,20 +197,7 @@ pub(crate) fn statistics(socket: BorrowedFd<'_>) -> io::Result<XdpStatistics> {
     // `struct xdp_statistics` of <linux/if_xdp.h>, 48 bytes; kernels before 5.9 fill in the first three.
     const { assert!(size_of::<[u64; 6]>() == 48) };
     let mut counters = [0_u64; 6];
-    let mut len: libc::socklen_t = 48;
-    // SAFETY: `counters` and `len` are live locals, and the kernel writes at most `len` bytes.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_XDP,
-            libc::XDP_STATISTICS,
-            counters.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    read_option(socket, libc::XDP_STATISTICS, &mut counters)?;
     let [
         rx_dropped,
         rx_invalid_descs,
@@ -309,7 +276,12 @@ fn set_option<T>(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: &T)
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn size_of_u32() -> libc::socklen_t {
-    const { assert!(size_of::<u32>() == 4) };
-    4
+/// `T` is what the option of SOL_XDP writes: integers or a structure of them, for which every value of the bytes is valid.
+fn read_option<T: Copy>(socket: BorrowedFd<'_>, option: c_int, value: &mut T) -> io::Result<()> {
+    let mut len = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `len` bytes, all of which are of `value`.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_XDP, option, ptr::from_mut(value).cast(), &raw mut len)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
