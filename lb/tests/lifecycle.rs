@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
 use flowgate_benches::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer};
 use flowgate_benches::lab::servers::http::HttpServer;
 use flowgate_benches::lab::topology::{GATEWAY_UPLINK, Topology, TopologyOptions, UPLINK};
-use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun};
+use flowgate_benches::loadgen::stream::StreamRun;
 use flowgate_benches::netns::Namespace;
 
 use support::{FLOWGATE, Lab, admin, eventually, get, number, one_at_a_time, rows, snmp, text};
@@ -71,15 +71,7 @@ impl Served {
 
     /// Connections that are kept open and exchange a few bytes all the time.
     fn load(&self) -> Result<StreamRun> {
-        let exchange = Exchange::Echo { len: 300, greeting: Greeting::Name };
-        let target = SocketAddr::from((CLUSTER_IP, ECHO));
-        let mut options = StreamOptions::new(target, CONNECTIONS, Duration::from_secs(600), exchange);
-        options.pause = Duration::from_millis(10);
-        // After some outages in a row a lost segment is sent again half a minute later.
-        options.exchange_timeout = Duration::from_secs(120);
-        let run = stream::start(self.lab.client(), options)?;
-        eventually("all connections are open", || Ok(run.snapshot().connects == CONNECTIONS as u64))?;
-        Ok(run)
+        self.lab.echo_load((CLUSTER_IP, ECHO).into(), CONNECTIONS)
     }
 
     /// All connections are still those of the beginning.

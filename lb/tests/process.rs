@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
 use flowgate_benches::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer};
-use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun};
+use flowgate_benches::loadgen::stream::StreamRun;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -57,14 +57,7 @@ impl Served {
 
     /// Connections that are kept open and exchange a few bytes all the time.
     fn load(&self) -> Result<StreamRun> {
-        let exchange = Exchange::Echo { len: 300, greeting: Greeting::Name };
-        let target = SocketAddr::from((CLUSTER_IP, ECHO));
-        let mut options = StreamOptions::new(target, CONNECTIONS, Duration::from_secs(600), exchange);
-        options.pause = Duration::from_millis(10);
-        options.exchange_timeout = Duration::from_secs(120);
-        let run = stream::start(self.lab.client(), options)?;
-        eventually("all connections are open", || Ok(run.snapshot().connects == CONNECTIONS as u64))?;
-        Ok(run)
+        self.lab.echo_load((CLUSTER_IP, ECHO).into(), CONNECTIONS)
     }
 
     fn none_was_lost(load: StreamRun) -> Result<()> {

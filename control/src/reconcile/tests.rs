@@ -110,6 +110,17 @@ impl TestBed {
         }
     }
 
+    /// Nothing is published, and 10.96.0.0/16 is being compiled, which ends when the gate opens.
+    async fn compiling() -> Self {
+        let mut bed = Self::start();
+        bed.send_cidrs(&[]).await;
+        bed.published().await;
+        bed.gate.set(Position::Closed);
+        bed.send_cidrs(&["10.96.0.0/16"]).await;
+        timeout(LIMIT, bed.gate.reached()).await.expect("Services are compiled");
+        bed
+    }
+
     async fn send(&self, event: SourceEvent) {
         self.events.send(event).await.expect("the loop runs");
     }
@@ -183,12 +194,7 @@ async fn p1001_nothing_is_published_before_the_first_whole_set_but_it_is_said_wh
 
 #[tokio::test]
 async fn routes_are_published_and_the_source_is_heard_while_services_are_compiled() {
-    let mut bed = TestBed::start();
-    bed.send_cidrs(&[]).await;
-    bed.published().await;
-    bed.gate.set(Position::Closed);
-    bed.send_cidrs(&["10.96.0.0/16"]).await;
-    timeout(LIMIT, bed.gate.reached()).await.expect("Services are compiled");
+    let mut bed = TestBed::compiling().await;
     bed.send_interface("up0");
     assert_eq!(bed.published().await, (vec![], texts(&["up0"])), "routes, with the last Services");
     bed.send(stale("away")).await;
@@ -201,12 +207,7 @@ async fn routes_are_published_and_the_source_is_heard_while_services_are_compile
 
 #[tokio::test]
 async fn what_changes_while_services_are_compiled_is_put_in_force_after_them() {
-    let mut bed = TestBed::start();
-    bed.send_cidrs(&[]).await;
-    bed.published().await;
-    bed.gate.set(Position::Closed);
-    bed.send_cidrs(&["10.96.0.0/16"]).await;
-    timeout(LIMIT, bed.gate.reached()).await.expect("Services are compiled");
+    let mut bed = TestBed::compiling().await;
     for second in 1..=20 {
         bed.send_cidrs(&["10.96.0.0/16", &format!("10.{second}.0.0/16")]).await;
     }

@@ -21,6 +21,7 @@ use flowgate_benches::lab::manifests::ServiceSpec;
 use flowgate_benches::lab::servers::http::{HttpServer, HttpServerOptions};
 use flowgate_benches::lab::topology::{Topology, TopologyOptions};
 use flowgate_benches::lab::wait;
+use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun};
 use flowgate_benches::netns::{Namespace, guarded};
 use serde_json::Value;
 
@@ -71,6 +72,18 @@ impl Lab {
             Ok((host.name.clone(), server))
         };
         self.topology.backends().iter().map(start).collect()
+    }
+
+    /// So many connections to an echo server, all of them open, that exchange a few bytes all the time.
+    pub(crate) fn echo_load(&self, target: SocketAddr, connections: usize) -> Result<StreamRun> {
+        let exchange = Exchange::Echo { len: 300, greeting: Greeting::Name };
+        let mut options = StreamOptions::new(target, connections, Duration::from_secs(600), exchange);
+        options.pause = Duration::from_millis(10);
+        // After some outages in a row a lost segment is sent again half a minute later.
+        options.exchange_timeout = Duration::from_secs(120);
+        let run = stream::start(self.client(), options)?;
+        eventually("all connections are open", || Ok(run.snapshot().connects == connections as u64))?;
+        Ok(run)
     }
 
     /// `flowgate show WHAT -o json`.

@@ -1,6 +1,6 @@
 //! P1xx: which objects count, and for which addresses and ports.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::world::{
     As, World, but, ending, endpoint, ingress, labelled, local, remote, service, slice, slice_of, unready,
@@ -221,10 +221,9 @@ fn p115_endpoints_of_one_port_may_have_different_numbers() {
         .check(As::Node, &["tcp 10.244.1.5 -> 10.96.0.10:80 => 10.244.1.10:8080 10.244.2.10:9090"]);
 }
 
-#[test]
-fn p116_an_endpoint_in_two_slices_counts_once_and_as_the_one_that_does_not_end() {
-    let ends = but(local(), ending());
-    for slices in [[vec![local()], vec![ends.clone()]], [vec![ends], vec![local()]]] {
+/// [`local`] and `other` are one endpoint in two slices, in either order, and it is served.
+fn is_served_with(other: Value) {
+    for slices in [[vec![local()], vec![other.clone()]], [vec![other], vec![local()]]] {
         let [first, second] = slices;
         let mut second = slice("web", second);
         second["metadata"]["name"] = "web-zzzz".into();
@@ -237,18 +236,13 @@ fn p116_an_endpoint_in_two_slices_counts_once_and_as_the_one_that_does_not_end()
 }
 
 #[test]
+fn p116_an_endpoint_in_two_slices_counts_once_and_as_the_one_that_does_not_end() {
+    is_served_with(but(local(), ending()));
+}
+
+#[test]
 fn p116_an_endpoint_in_two_slices_is_ready_if_it_is_in_one() {
-    let unready = but(local(), unready());
-    for slices in [[vec![local()], vec![unready.clone()]], [vec![unready], vec![local()]]] {
-        let [first, second] = slices;
-        let mut second = slice("web", second);
-        second["metadata"]["name"] = "web-zzzz".into();
-        World::new()
-            .with(service("web", json!({})))
-            .with(slice("web", first))
-            .with(second)
-            .check(As::Node, &["tcp 10.244.1.5 -> 10.96.0.10:80 => 10.244.1.10:8080"]);
-    }
+    is_served_with(but(local(), unready()));
 }
 
 #[test]
