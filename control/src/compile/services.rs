@@ -273,18 +273,10 @@ fn unmatched_ports(service: &Service, slices: &[Arc<EndpointSlice>]) -> Vec<Stri
 const LISTED_MAX: usize = 10;
 
 fn refusal(desired: &Desired, error: &ServiceError) -> Entry {
-    let name = match error {
-        ServiceError::FrontendTaken { winner, loser, key } => {
-            let reason = format!(
-                "{}:{} {} belongs to {winner} already: choose another address or port",
-                key.addr, key.port, key.protocol
-            );
-            return about(desired, loser, Severity::Error, reason);
-        }
-        ServiceError::Duplicate { name, .. }
-        | ServiceError::NoSuchSet { name, .. }
-        | ServiceError::TooManyBackends { name, .. } => name,
-    };
+    let (ServiceError::FrontendTaken { loser: name, .. }
+    | ServiceError::Duplicate { name, .. }
+    | ServiceError::NoSuchSet { name, .. }
+    | ServiceError::TooManyBackends { name, .. }) = error;
     about(desired, name, Severity::Error, error.to_string())
 }
 
