@@ -29,5 +29,5 @@ pub use compile::{
     CompileConfig, ExternalIps, LocalPods, NodeAddresses, NodePortAddress, ProtectedPort, Role, compile,
 };
 pub use reconcile::{Background, Status, SyncMetrics, Update};
-pub use report::{Entry, ObjectRef, Place, Report, Severity, Shown};
+pub use report::{Entry, ObjectRef, Place, Report, Severity, Shown, error_chain};
 pub use run::{Config, Source, run};

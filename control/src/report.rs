@@ -3,6 +3,7 @@
 //! Names, reasons and paths may hold whatever a stranger wrote into an object or a folder. They are shown by [`Shown`],
 //! so that nothing of them acts on a terminal or begins a line of its own, and so that none floods the log.
 
+use std::error::Error;
 use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,6 +99,25 @@ impl fmt::Display for Entry {
         }
         write!(f, "{}", Shown(&self.reason))
     }
+}
+
+/// The text of an error followed by those of its causes, each once: many errors repeat their cause in their own text.
+pub fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// How many others a finding is about too, as the end of what it names: ` (and 3 more)`, or nothing.
+pub(crate) fn and_more(others: usize) -> String {
+    if others > 0 { format!(" (and {others} more)") } else { String::new() }
 }
 
 /// A text of foreign origin on one line: control characters, and those that are invisible or turn the direction of

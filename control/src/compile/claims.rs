@@ -16,7 +16,7 @@ use super::addresses::NodeContext;
 use super::services::ServiceInput;
 use super::wanted::{LOCALHOST, Wanted, served, wanted};
 use crate::model::{Key, Service, ServicePort};
-use crate::report::Severity;
+use crate::report::{Severity, and_more};
 
 /// A port of a Service, by position: of the Service among all, of the port within it. `kind` is what it claims by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -242,7 +242,7 @@ impl<'a> Contest<'a> {
         };
         for ((claimant, refusal), (wanted, count)) in &self.refusals {
             let protocol = self.services[claimant.service].1.ports[claimant.port].protocol;
-            let what = described(claimant.kind, &wanted.key(protocol)) + &more(*count);
+            let what = described(claimant.kind, &wanted.key(protocol)) + &and_more(*count - 1);
             add(claimant, Severity::Warning, refusal.sentence(&what));
         }
         for ((number, protocol), claimant) in &node_ports.losers {
@@ -264,7 +264,7 @@ impl<'a> Contest<'a> {
             } else {
                 format!("as {}, which comes before {}", field(winner.kind), field(loser.kind))
             };
-            let (name, more) = (self.name(winner), more(*count));
+            let (name, more) = (self.name(winner), and_more(*count - 1));
             let sentence = format!(
                 "{addr}:{port} {protocol}{more} belongs to {name} {by}: choose another address or port"
             );
@@ -301,9 +301,4 @@ const fn field(kind: FrontendKind) -> &'static str {
 
 fn described(kind: FrontendKind, key: &ServiceKey) -> String {
     format!("{} {}:{} {}", field(kind), key.addr, key.port, key.protocol)
-}
-
-/// How many others a finding is about too.
-fn more(count: usize) -> String {
-    if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() }
 }

@@ -11,6 +11,7 @@ use super::addresses::NodeContext;
 use super::claims::Claims;
 use super::{CompileConfig, Role};
 use crate::model::Key;
+use crate::report::and_more;
 
 /// What on this machine an endpoint would be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,7 +36,7 @@ impl Ourselves {
             Self::SnatAddress => "is a source address of translated flows (snat)".to_owned(),
             Self::OwnAddress => "is an address of this machine".to_owned(),
         };
-        let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+        let more = and_more(more);
         format!(
             "endpoint {addr}:{port} {protocol}{more} {what} and is left out, since its packets would come back here: point \
              the Service at the endpoints themselves"

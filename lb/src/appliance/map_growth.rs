@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use flowgate_control::{Entry, Severity};
+use flowgate_control::{Entry, Severity, error_chain};
 use flowgate_xsk::steering::{Resized, Shortfall, ShortfallCause, Steering, SteeringError, SteeringSet};
 
 /// What the maps should hold, what they lack, and the larger maps on their way.
@@ -48,14 +48,17 @@ impl MapGrowth {
     /// Takes larger maps into use that have become ready, and tries again what has failed. To be called periodically.
     pub(super) fn follow_up(&mut self, steering: &mut Steering, now: Instant) {
         self.mend_pins(steering, now);
-        let ready = match self.preparing.as_ref().map(Receiver::try_recv) {
-            None | Some(Err(TryRecvError::Empty)) => None,
-            Some(Ok(prepared)) => Some(prepared),
-            Some(Err(TryRecvError::Disconnected)) => Some(Err(panicked())),
-        };
-        if let Some(prepared) = ready {
-            self.preparing = None;
-            self.switch(steering, prepared, now);
+        match self.preparing.as_ref().map(Receiver::try_recv) {
+            None | Some(Err(TryRecvError::Empty)) => {}
+            Some(Ok(prepared)) => {
+                self.preparing = None;
+                self.switch(steering, prepared, now);
+            }
+            Some(Err(TryRecvError::Disconnected)) => {
+                self.preparing = None;
+                self.failed(&io::Error::other("the thread that makes larger ones panicked"), now);
+                self.add_new(steering);
+            }
         }
         let is_due = self.retry_at.is_none_or(|at| now >= at);
         if is_due && self.needs_retry() {
@@ -135,7 +138,7 @@ impl MapGrowth {
     }
 
     fn failed(&mut self, error: &dyn std::error::Error, now: Instant) {
-        self.cannot_grow = Some(with_sources(error));
+        self.cannot_grow = Some(error_chain(error));
         self.retry_at = Some(now + RETRY_EVERY);
     }
 
@@ -224,25 +227,6 @@ fn limit_key(map: &str) -> Option<&'static str> {
 
 fn error(reason: String) -> Entry {
     Entry { severity: Severity::Error, place: None, object: None, reason }
-}
-
-/// An error with its causes, each once: some errors name their cause in their own text, and those of aya do not.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let cause = source.to_string();
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        next = source.source();
-    }
-    text
-}
-
-fn panicked() -> SteeringError {
-    SteeringError::Entries { map: "vips", action: "fill", source: io::Error::other("the thread panicked") }
 }
 
 fn in_words(sizes: Vec<(&'static str, u32)>) -> String {
