@@ -9,7 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use flowgate_control::{Entry, Severity, error_chain};
-use flowgate_xsk::steering::{Resized, Shortfall, ShortfallCause, Steering, SteeringError, SteeringSet};
+use flowgate_xsk::steering::{
+    Resized, SetLimits, Shortfall, ShortfallCause, Steering, SteeringError, SteeringSet,
+};
 
 /// What the maps should hold, what they lack, and the larger maps on their way.
 #[derive(Debug, Default)]
@@ -204,25 +206,12 @@ impl MapGrowth {
                 RETRY_EVERY.as_secs()
             ),
             (_, None) => {
-                let remedy = limit_key(map).map_or_else(String::new, |key| format!("; raise {key}"));
+                let remedy = SetLimits::field_of(map)
+                    .map_or_else(String::new, |field| format!("; raise limits.{field}"));
                 format!("{what}, since it is full at its limit of {capacity} entries: {follows}{remedy}")
             }
         }
     }
-}
-
-/// The configuration's key for the size of a map.
-fn limit_key(map: &str) -> Option<&'static str> {
-    Some(match map {
-        "vips" => "limits.vips",
-        "vip_addrs" | "echo_addrs" => "limits.vip_addresses",
-        "cluster_ips" => "limits.cluster_ips",
-        "reply_sources" => "limits.reply_sources",
-        "own_addrs" | "node_addrs" => "limits.node_addresses",
-        "snat_addrs" => "limits.snat_addresses",
-        "service_cidrs" => "limits.service_cidrs",
-        _ => return None,
-    })
 }
 
 fn error(reason: String) -> Entry {

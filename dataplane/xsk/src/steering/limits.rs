@@ -29,18 +29,27 @@ impl SetLimits {
 
     /// The limit of the set in this map.
     pub(super) fn of(&self, map: &str) -> u32 {
-        let limit = match map {
-            "vips" => self.vips,
-            "vip_addrs" | "echo_addrs" => self.vip_addresses,
-            "cluster_ips" => self.cluster_ips,
-            "reply_sources" => self.reply_sources,
-            "own_addrs" | "node_addrs" => self.node_addresses,
-            "snat_addrs" => self.snat_addresses,
-            "service_cidrs" => self.service_cidrs,
-            _ => self.vlans,
-        };
         // A map has at least one entry, and the kernel refuses hash maps of more than 2^28 buckets.
-        limit.clamp(1, 1 << 28)
+        self.field(map).1.clamp(1, 1 << 28)
+    }
+
+    /// The name of the field with the limit of the set in this map; `None` for VLANs, whose limit nobody chooses.
+    #[must_use]
+    pub fn field_of(map: &str) -> Option<&'static str> {
+        Some(Self::default().field(map).0).filter(|field| *field != "vlans")
+    }
+
+    fn field(&self, map: &str) -> (&'static str, u32) {
+        match map {
+            "vips" => ("vips", self.vips),
+            "vip_addrs" | "echo_addrs" => ("vip_addresses", self.vip_addresses),
+            "cluster_ips" => ("cluster_ips", self.cluster_ips),
+            "reply_sources" => ("reply_sources", self.reply_sources),
+            "own_addrs" | "node_addrs" => ("node_addresses", self.node_addresses),
+            "snat_addrs" => ("snat_addresses", self.snat_addresses),
+            "service_cidrs" => ("service_cidrs", self.service_cidrs),
+            _ => ("vlans", self.vlans),
+        }
     }
 }
 
