@@ -4,8 +4,12 @@ use std::os::fd::AsFd as _;
 
 use nix::net::if_::if_nametoindex;
 
+use super::kernel::Kernel;
+use super::program::{self, MapPins};
 use super::sockets::InterfaceSlots;
+use super::verifier_log::VerifierLog;
 use super::{AttachReport, Steering, SteeringError, XdpMode, XdpModePolicy, link, report};
+use crate::Driver;
 use crate::sys::{ethtool, netlink};
 
 /// The properties of a device on which its sockets depend.
@@ -110,18 +114,43 @@ impl Steering {
     }
 
     fn reattach_one(&mut self, position: usize) -> Result<AttachReport, SteeringError> {
-        let before = &self.reports[position];
+        let before = self.reports[position].clone();
         let Some(device) = Device::named(&before.interface) else {
-            return Ok(AttachReport { queues: 0, messages: Vec::new(), ..before.clone() });
+            return Ok(AttachReport { queues: 0, messages: Vec::new(), ..before });
         };
-        let link = match &mut self.links[position] {
-            Some(link) if device.ifindex == before.ifindex => link,
-            slot => {
-                let program = self.programs[position].xdp.fd()?;
-                let (name, mode) = (&before.interface, self.policies[position]);
-                slot.insert(link::attach(&self.pins, name, device.ifindex, mode, program.as_fd())?)
-            }
-        };
-        report(&before.interface, device.ifindex, link)
+        let is_known = self.links[position].is_some() && device.ifindex == before.ifindex;
+        let mut renewed = Ok(());
+        if !is_known {
+            let program = self.programs[position].xdp.fd()?;
+            let mode = self.policies[position];
+            let link = link::attach(&self.pins, &before.interface, device.ifindex, mode, program.as_fd())?;
+            self.links[position] = Some(link);
+        // veth gives queues that are added the program only together with another one (`veth_set_channels`, `veth_xdp_set`).
+        } else if device.queues > before.queues && Driver::of(&before.interface).is_veth() {
+            renewed = self.renew_program(position);
+        }
+        let link = self.links[position].as_mut().ok_or(SteeringError::NoProgram)?;
+        let mut report = report(&before.interface, device.ifindex, link)?;
+        if let Err(error) = renewed {
+            report.messages.push(format!("queues that are new pass everything to the kernel: {error}"));
+        }
+        Ok(report)
+    }
+
+    /// Attaches another instance of the program: an update to the one that is attached would not reach the driver
+    /// (`bpf_xdp_link_update` in net/core/dev.c).
+    fn renew_program(&mut self, position: usize) -> Result<(), SteeringError> {
+        let kernel = Kernel::running();
+        let verifier_log = VerifierLog { kernel: &kernel, dir: &self.log_dir };
+        let map_pins = MapPins { pins: &self.pins, sizes: &[], new_prefix: "" };
+        // Its pin is in the way. A successor that finds none loads the program anew.
+        self.pins.remove(&self.programs[position].pin)?;
+        let slots = self.maps.interfaces()[position];
+        let program = program::load_beside(&map_pins, self.object, slots, &verifier_log)?;
+        if let Some(link) = &self.links[position] {
+            link::update(link, &self.reports[position].interface, &program)?;
+        }
+        self.programs[position] = program;
+        Ok(())
     }
 }
