@@ -44,13 +44,14 @@ test: root deps
 	@$(STAGE) interleave $(CARGO) test -p flowgate-flow --features interleave --test interleave
 	@$(STAGE) --summary
 
-# Who imports whom, how long files are, names that were given up, paths that documents name, and shell scripts: .ci/gates,
+# Who imports whom, how long files are, names that were given up, paths and tests that documents name, and shell scripts: .ci/gates,
 # one command each.
 gates: deps
 	@.ci/gates/imports
 	@.ci/gates/sizes
 	@.ci/gates/words
 	@.ci/gates/paths
+	@.ci/gates/requirements
 	@.ci/gates/scripts
 
 # Crates from outside: licences, duplicates, known vulnerabilities. The first time it builds cargo-deny, some minutes.
