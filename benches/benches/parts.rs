@@ -12,7 +12,7 @@ use flowgate_flow::HashKey;
 use flowgate_tables::maglev::{Maglev, Member};
 use flowgate_tables::{Publisher, Tables};
 use flowgate_wire::checksum::{Delta, Sum};
-use flowgate_wire::{Address, Parsed};
+use flowgate_wire::{Address, Parsed, Protocol};
 
 use support::{Family, client_tuple, tables, udp_frame};
 
@@ -56,7 +56,7 @@ fn maglev(c: &mut Criterion) {
 }
 
 fn publish(c: &mut Criterion) {
-    let tables = tables(Family::V4);
+    let tables = tables(Family::V4, Protocol::Udp);
     let mut publisher = Publisher::new();
     let mut reader = publisher.reader();
     let mut group = c.benchmark_group("publish");

@@ -6,6 +6,7 @@
 mod support;
 
 use std::hint::black_box;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -13,9 +14,11 @@ use flowgate_dataplane::{Event, PassReason, Verdict};
 use flowgate_flow::Tick;
 use flowgate_tables::InterfaceId;
 use flowgate_wire::checksum::Sum;
-use flowgate_wire::{Address, FiveTuple, FiveTuple4, FiveTuple6};
+use flowgate_wire::{Address, FiveTuple, FiveTuple4, FiveTuple6, Parsed, Protocol, TcpFlags};
 
-use support::{BURST, Family, Frame, Gateway, Random, client_tuple, tuple_v6, udp_frame, udp_frame_v6};
+use support::{
+    BURST, Family, Frame, Gateway, Random, client_tuple, tcp_frame, tuple_v6, udp_frame, udp_frame_v6,
+};
 
 /// Runs `bursts` bursts of frames, each written by `write`; returns the time spent in `process`.
 fn timed<const N: usize>(
@@ -106,6 +109,52 @@ fn established(c: &mut Criterion) {
     });
 }
 
+/// Segments of open TCP connections. Unlike datagrams they are compared with what their connection has sent before.
+fn established_tcp(c: &mut Criterion) {
+    let mut group = c.benchmark_group("established_tcp");
+    group.throughput(Throughput::Elements(BURST as u64));
+    for (name, flows) in [("1k", 1_000), ("100k", 100_000)] {
+        let mut gateway = Gateway::new_tcp(flows);
+        let mut segments: Vec<Frame<60>> = Vec::new();
+        for first in (0..flows).step_by(BURST) {
+            let tuples: Vec<_> = (first..flows.min(first + 64)).map(tcp_tuple).collect();
+            segments.extend(open(&mut gateway, &tuples));
+        }
+        let mut random = Random(0x5eed);
+        group.bench_function(name, |b| {
+            b.iter_custom(|bursts| {
+                timed(&mut gateway, bursts, &segments[0].clone(), |frame| {
+                    frame.0 = segments[random.below(flows) as usize].0;
+                })
+            });
+        });
+        assert_eq!(gateway.counters.event(Event::FlowsOpened), u64::from(flows), "every packet hit its flow");
+    }
+    group.finish();
+}
+
+fn tcp_tuple(flow: u32) -> FiveTuple4 {
+    FiveTuple { protocol: Protocol::Tcp, ..client_tuple(flow) }
+}
+
+/// Opens the connections of a burst; returns a segment of each client.
+fn open(gateway: &mut Gateway, tuples: &[FiveTuple4]) -> Vec<Frame<60>> {
+    let frames = |flags| -> Vec<_> { tuples.iter().map(|tuple| tcp_frame(tuple, flags)).collect() };
+    let mut verdicts = vec![Verdict::Pass(PassReason::NotOurs); tuples.len()];
+    let mut syns = frames(TcpFlags::SYN);
+    gateway.process(&mut syns, Tick(1), &mut verdicts);
+    assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Transmit(InterfaceId(1))));
+    let answer = |syn: &Frame<60>| match Ipv4Addr::parse(&syn.0) {
+        Ok(Parsed::L4(packet)) => tcp_frame(&packet.tuple.reversed(), TcpFlags::SYN.union(TcpFlags::ACK)),
+        other => panic!("not a SYN: {other:?}"),
+    };
+    let mut answers: Vec<_> = syns.iter().map(answer).collect();
+    gateway.process(&mut answers, Tick(1), &mut verdicts);
+    let mut segments = frames(TcpFlags::ACK);
+    gateway.process(&mut segments, Tick(1), &mut verdicts);
+    frames(TcpFlags::ACK)
+}
+
 fn established_v6(c: &mut Criterion) {
     let template = udp_frame_v6(&tuple_v6(&client_tuple(0)));
     established_of(c, "established_v6", Family::V6, &template, |frame, flow| {
@@ -142,6 +191,6 @@ fn new_flows(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(4));
-    targets = established, established_v6, new_flows
+    targets = established, established_tcp, established_v6, new_flows
 }
 criterion_main!(benches);

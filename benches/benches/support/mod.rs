@@ -16,7 +16,7 @@ use flowgate_tables::{
     EmptyAction, FrontendKind, PerSourceClass, Routing, ServiceTable, SnatPool, SourceClassifier, SourceNat,
     Tables,
 };
-use flowgate_wire::{FiveTuple, FiveTuple4, FiveTuple6, L4Port, MacAddr, Protocol};
+use flowgate_wire::{FiveTuple, FiveTuple4, FiveTuple6, L4Port, MacAddr, Protocol, TcpFlags};
 
 /// Frames per burst.
 pub(crate) const BURST: usize = 64;
@@ -45,9 +45,18 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// A gateway with one Service of 64 backends and room for `flows` flows.
     pub(crate) fn new(family: Family, flows: u32) -> Self {
+        Self::with(family, Protocol::Udp, flows)
+    }
+
+    /// The same of TCP, over IPv4.
+    pub(crate) fn new_tcp(flows: u32) -> Self {
+        Self::with(Family::V4, Protocol::Tcp, flows)
+    }
+
+    fn with(family: Family, protocol: Protocol, flows: u32) -> Self {
         let (v4, v6) = if family == Family::V4 { (flows, 64) } else { (64, flows) };
         Self {
-            tables: tables(family),
+            tables: tables(family, protocol),
             flows: Flows::new(v4, v6, HashKey::random()).expect("memory for the flow table"),
             affinity: AffinityTable::new(1024),
             timeouts: Timeouts::default(),
@@ -111,6 +120,27 @@ fn ipv6_of(addr: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(addr.to_bits()))
 }
 
+/// A TCP segment with six bytes of payload and valid checksums: 60 bytes. Both ends begin with number 1000.
+pub(crate) fn tcp_frame(tuple: &FiveTuple4, flags: TcpFlags) -> Frame<60> {
+    let is_syn = flags.contains(TcpFlags::SYN);
+    let mut tcp = etherparse::TcpHeader::new(
+        tuple.src_port.number(),
+        tuple.dst_port.number(),
+        if is_syn { 1000 } else { 1001 },
+        8192,
+    );
+    (tcp.syn, tcp.ack) = (is_syn, flags.contains(TcpFlags::ACK));
+    tcp.acknowledgment_number = if tcp.ack { 1001 } else { 0 };
+    let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4(tuple.src.octets(), tuple.dst.octets(), 64)
+        .tcp_header(tcp);
+    let mut bytes = Vec::with_capacity(60);
+    builder.write(&mut bytes, if is_syn { &[] } else { &[0x5a; 6] }).expect("writing to a vector");
+    // A SYN without payload is padded.
+    bytes.resize(60, 0);
+    Frame(bytes.try_into().expect("14 + 20 + 20 + 6 bytes"))
+}
+
 /// A UDP frame with this tuple and valid checksums: 60 bytes.
 pub(crate) fn udp_frame(tuple: &FiveTuple4) -> Frame<60> {
     let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
@@ -148,13 +178,13 @@ impl Random {
 
 /// Tables of a gateway with two interfaces, routes both ways, and one Service with 64 backends, all in
 /// one family.
-pub(crate) fn tables(family: Family) -> Tables {
+pub(crate) fn tables(family: Family, protocol: Protocol) -> Tables {
     let ip = |addr: Ipv4Addr| match family {
         Family::V4 => IpAddr::V4(addr),
         Family::V6 => IpAddr::V6(ipv6_of(addr)),
     };
     let backends: Vec<Ipv4Addr> = (1..=64).map(|n| Ipv4Addr::new(10, 244, 0, n + 10)).collect();
-    let service = service(ip(VIP), backends.iter().map(|addr| ip(*addr)));
+    let service = service(protocol, ip(VIP), backends.iter().map(|addr| ip(*addr)));
     let (services, errors) = ServiceTable::build(&ServiceTable::default(), vec![Arc::new(service)], vec![]);
     assert!(errors.is_empty(), "{errors:?}");
     let interface = |name: &str, host: u8, addr: Ipv4Addr| InterfaceSpec {
@@ -202,12 +232,12 @@ pub(crate) fn tables(family: Family) -> Tables {
     }
 }
 
-/// A UDP Service with source NAT.
-fn service(vip: IpAddr, backends: impl Iterator<Item = IpAddr>) -> ServiceSpec {
+/// A Service with source NAT.
+fn service(protocol: Protocol, vip: IpAddr, backends: impl Iterator<Item = IpAddr>) -> ServiceSpec {
     let endpoint = |addr| EndpointSpec { addr, port: L4Port::new(8080), weight: 1 };
     ServiceSpec {
         name: ServiceName { namespace: "default".into(), name: "bench".into(), port: "http".into() },
-        protocol: Protocol::Udp,
+        protocol,
         frontends: vec![FrontendSpec {
             addr: vip,
             port: L4Port::new(80),

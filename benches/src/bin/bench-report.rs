@@ -34,6 +34,10 @@ fn report(folder: &Path) -> Result<Value, String> {
             "100k": ns("established/100k")?,
             "1m": ns("established/1m")?,
         },
+        "pipeline_tcp_ns": {
+            "1k": ns("established_tcp/1k")?,
+            "100k": ns("established_tcp/100k")?,
+        },
         "pipeline_v6_ns": {
             "1k": ns("established_v6/1k")?,
             "100k": ns("established_v6/100k")?,
