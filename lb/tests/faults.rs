@@ -36,6 +36,7 @@ fn no_connection_is_lost_whatever_happens_around_it() -> Result<()> {
         "route_change",
         "fragments",
         "rst_attack",
+        "blind_storm",
         "no_leak",
     ];
     let mut arguments = vec!["faults", "--connections", "80"];

@@ -13,8 +13,12 @@ use crate::netns::Namespace;
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
 const FRAGMENT_HEADER: u8 = 44;
-const RST: u8 = 4;
-const ACK: u8 = 16;
+
+/// Flags of a TCP segment (RFC 9293 section 3.1).
+pub(super) const FIN: u8 = 1;
+pub(super) const SYN: u8 = 2;
+pub(super) const RST: u8 = 4;
+pub(super) const ACK: u8 = 16;
 
 /// Sends complete IP packets of both families from a namespace, with any source address.
 pub(super) struct RawSender {
@@ -42,18 +46,33 @@ impl RawSender {
     }
 }
 
-/// A TCP RST without payload.
-pub(super) fn reset(source: SocketAddr, destination: SocketAddr, sequence: u32, ack: u32) -> Vec<u8> {
-    let mut segment = vec![0; 20];
-    segment[0..2].copy_from_slice(&source.port().to_be_bytes());
-    segment[2..4].copy_from_slice(&destination.port().to_be_bytes());
-    segment[4..8].copy_from_slice(&sequence.to_be_bytes());
-    segment[8..12].copy_from_slice(&ack.to_be_bytes());
-    segment[12] = 5 << 4;
-    segment[13] = RST | ACK;
-    let sum = transport_checksum(source.ip(), destination.ip(), TCP, &segment);
-    segment[16..18].copy_from_slice(&sum.to_be_bytes());
-    whole(source.ip(), destination.ip(), TCP, &segment)
+/// A TCP segment without payload.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    pub(super) source: SocketAddr,
+    pub(super) destination: SocketAddr,
+    pub(super) flags: u8,
+    pub(super) sequence: u32,
+    pub(super) acknowledgement: u32,
+    /// What is added to the right checksum; zero leaves it right.
+    pub(super) damage: u16,
+}
+
+impl Segment {
+    pub(super) fn packet(&self) -> Vec<u8> {
+        let Self { source, destination, .. } = *self;
+        let mut segment = vec![0; 20];
+        segment[0..2].copy_from_slice(&source.port().to_be_bytes());
+        segment[2..4].copy_from_slice(&destination.port().to_be_bytes());
+        segment[4..8].copy_from_slice(&self.sequence.to_be_bytes());
+        segment[8..12].copy_from_slice(&self.acknowledgement.to_be_bytes());
+        segment[12] = 5 << 4;
+        segment[13] = self.flags;
+        segment[14..16].copy_from_slice(&8192_u16.to_be_bytes());
+        let sum = transport_checksum(source.ip(), destination.ip(), TCP, &segment);
+        segment[16..18].copy_from_slice(&sum.wrapping_add(self.damage).to_be_bytes());
+        whole(source.ip(), destination.ip(), TCP, &segment)
+    }
 }
 
 /// The fragments of a UDP datagram, each with at most `piece_len` bytes (a multiple of eight).
@@ -203,7 +222,10 @@ mod tests {
     fn segments_are_what_an_independent_parser_reads() {
         let pairs = [("10.0.0.1:1000", "10.96.0.11:90"), ("[2001:db8::1]:1000", "[2001:db8::2]:90")];
         for (source, destination) in pairs {
-            let packet = reset(source.parse().unwrap(), destination.parse().unwrap(), 7, 8);
+            let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+            let (sequence, acknowledgement, flags) = (7, 8, RST | ACK);
+            let packet =
+                Segment { source, destination, flags, sequence, acknowledgement, damage: 0 }.packet();
             let headers = PacketHeaders::from_ip_slice(&packet).unwrap();
             let Some(TransportHeader::Tcp(tcp)) = headers.transport else { panic!("{source}: no TCP") };
             assert!(tcp.rst && tcp.ack && tcp.sequence_number == 7 && tcp.destination_port == 90);
