@@ -12,6 +12,8 @@ pub enum RxChecksums {
     /// A virtual device may have left only the sum of the pseudo header, for a device further on to complete
     /// (`CHECKSUM_PARTIAL` in `linux/skbuff.h`).
     MayBePartial,
+    /// Complete, but over a packet of which this frame is the first fragment only.
+    Fragmented,
 }
 
 /// A frame whose length can change.

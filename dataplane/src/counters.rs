@@ -49,8 +49,10 @@ reasons! {
         EchoesAnswered = "echoes_answered",
         /// SYNs and SYN-ACKs whose segment size was lowered.
         MssClamped = "mss_clamped",
-        /// TCP resets that changed nothing, since no endpoint would have taken them.
+        /// TCP resets and SCTP ABORTs that changed nothing: their number, tag or checksum is none that an endpoint would accept.
         ResetsIgnored = "resets_ignored",
+        /// Other packets of connections that changed nothing, likewise.
+        SegmentsIgnored = "segments_ignored",
         /// TCP resets that were taken back, since the other side went on.
         ResetsRefuted = "resets_refuted",
         /// Clients that stayed with the backend of their last connection.

@@ -102,6 +102,8 @@ reasons! {
     DropReason {
         /// A header contradicts the bytes that are there.
         Malformed = "malformed",
+        /// To open a flow, but its transport checksum is wrong: the backend would drop it.
+        BadChecksum = "bad_checksum",
         /// Its hops are used up.
         TtlExpired = "ttl_expired",
         /// Belongs to no flow and does not open one: a late TCP segment or a stray reply.

@@ -100,7 +100,7 @@ fn udp(src: SocketAddr, dst: SocketAddr, hops: u8, payload: &[u8]) -> Vec<u8> {
 fn tcp(src: SocketAddr, dst: SocketAddr, hops: u8, flags: &str, payload: &[u8]) -> Vec<u8> {
     let mut builder = header(src.ip(), dst.ip(), hops).tcp(src.port(), dst.port(), 1000, 8192);
     for flag in flags.chars() {
-        builder = if flag == 'S' { builder.syn() } else { builder.ack(2000) };
+        builder = if flag == 'S' { builder.syn() } else { builder.ack(1001) };
     }
     if flags.contains('S') {
         builder = builder.options(&[etherparse::TcpOptionElement::MaximumSegmentSize(1460)]).unwrap();

@@ -1,15 +1,19 @@
 //! How the addresses of a family are stored in an entry and hashed.
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU16, AtomicU64, Ordering};
 use std::fmt::Debug;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use flowgate_wire::Address;
+use flowgate_wire::checksum::Delta;
+use flowgate_wire::family::{AddressSum, HeaderDelta};
 
 /// An address family that a flow table can have.
 pub trait FlowAddress: Address {
     /// The field of an entry that stores source and destination.
     type Pair: PairCell<Self>;
+    /// The field of an entry that stores the change of the transport checksum.
+    type L4Delta: DeltaCell<Self>;
 
     /// The addresses' part of the multilinear hash, modulo 2^64.
     fn pair_hash(pair: [Self; 2], key: &[u64; 8]) -> u64;
@@ -26,8 +30,43 @@ pub trait PairCell<A>: Debug + Default + Send + Sync {
     fn store(&self, pair: [A; 2]);
 }
 
+/// The change of the transport checksum, as an entry stores it.
+pub trait DeltaCell<A: Address>: Debug + Default + Send + Sync {
+    /// The change; `ports` are those before and after translation, in memory order, source first.
+    fn load(&self, l3_sum: A::L3Sum, ports: [u32; 2]) -> Delta;
+    /// Stores the change.
+    fn store(&self, delta: Delta);
+}
+
+/// Of IPv4, where the change follows from that of the header checksum and the ports: nothing is stored. A few additions
+/// per packet, for two bytes of an entry that has none to spare.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Derived;
+
+impl DeltaCell<Ipv4Addr> for Derived {
+    #[inline(always)]
+    fn load(&self, l3_sum: HeaderDelta, ports: [u32; 2]) -> Delta {
+        l3_sum.l4_delta(ports)
+    }
+
+    fn store(&self, _delta: Delta) {}
+}
+
+impl DeltaCell<Ipv6Addr> for AtomicU16 {
+    #[inline(always)]
+    fn load(&self, _l3_sum: AddressSum, _ports: [u32; 2]) -> Delta {
+        Delta::from_bits(self.load(Ordering::Relaxed))
+    }
+
+    fn store(&self, delta: Delta) {
+        self.store(delta.to_bits(), Ordering::Relaxed);
+    }
+}
+
 impl FlowAddress for Ipv4Addr {
     type Pair = AtomicU64;
+    type L4Delta = Derived;
 
     #[inline]
     fn pair_hash([src, dst]: [Self; 2], key: &[u64; 8]) -> u64 {
@@ -62,6 +101,7 @@ fn pack(src: Ipv4Addr, dst: Ipv4Addr) -> u64 {
 
 impl FlowAddress for Ipv6Addr {
     type Pair = [AtomicU64; 4];
+    type L4Delta = AtomicU16;
 
     #[inline(always)]
     fn pair_hash([src, dst]: [Self; 2], key: &[u64; 8]) -> u64 {

@@ -5,18 +5,23 @@
 //!   (the peer follows when the second entry is there): odd while it is written. A reader loads the word, the fields, and the word again: equal and even means
 //!   that they belong together. Every field is an atomic, so a race gives stale values, which the reader discards.
 //! - `next_hop` may be replaced in place by any worker and reset by the sweep: one word that is valid by itself.
-//! - `last_seen`, `tcp_seen`, `packets` and `acked_and_bytes` are written by the worker that receives this direction,
-//!   with plain loads and stores. Others write seldom: fragments may come by another queue, a reset is recorded for both
-//!   directions, and the NIC may move a direction. Then a few counts, or a flag, may be lost, which later packets mend.
+//! - `last_seen`, `counters` and the state of the connection (`connection`, `end`, `acked`) are written by the worker that
+//!   receives this direction, with plain loads and stores. Others write seldom: fragments may come by another queue, a
+//!   reset is recorded for both directions, and the NIC may move a direction. Then a few counts, or a flag, may be lost,
+//!   which later packets mend.
+//!
+//! # How 64 bytes suffice
+//! Protocol and direction share the sequence word. IPv4 stores one of two checksum changes and derives the other. Counters
+//! are narrower than in a process's memory: 24 bits of packets, 40 bits of bytes. See decision record 33.
 
-use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use flowgate_wire::checksum::Delta;
 use flowgate_wire::family::L3Sum;
 use flowgate_wire::{Address, FiveTuple, L4Port, Protocol, Translation};
 
-use crate::address::{FlowAddress, PairCell};
+use crate::address::{DeltaCell, FlowAddress, PairCell};
+use crate::state::Connection;
 
 /// Coarse time in milliseconds; wraps after 49 days. Differences up to 24 days are right, and expiry visits every entry
 /// far more often.
@@ -104,24 +109,28 @@ pub struct Direction<A: Address> {
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Entry<A: FlowAddress> {
+    /// [`SIDE`], protocol ([`protocol_code`]), [`LOCKED`], and above it the number of writes.
     sequence: AtomicU32,
-    protocol: AtomicU8,
-    side: AtomicU8,
-    pub(crate) tcp_seen: AtomicU16,
+    next_hop: AtomicU32,
     addrs: A::Pair,
     ports: AtomicU32,
     new_ports: AtomicU32,
     new_addrs: A::Pair,
     l3_sum: AtomicU16,
-    l4_delta: AtomicU16,
-    next_hop: AtomicU32,
+    /// The bits of a [`Connection`].
+    connection: AtomicU16,
     backend: AtomicU32,
     pub(crate) peer: AtomicU32,
     last_seen: AtomicU32,
-    packets: AtomicU32,
-    /// The upper half of the last TCP acknowledgement number of this direction in the upper 16 bits, bytes of
-    /// IP modulo 2^48 below.
-    acked_and_bytes: AtomicU64,
+    /// TCP: the number after the highest octet that this direction has sent. SCTP: the verification tag that the other
+    /// direction must carry.
+    end: AtomicU32,
+    /// TCP: the last acknowledgement number of this direction; until there is one, the number after its SYN. SCTP: a tag of an
+    /// association that is being opened.
+    acked: AtomicU32,
+    /// Packets in the upper 24 bits, bytes of IP modulo 2^40 below.
+    counters: AtomicU64,
+    l4_delta: A::L4Delta,
 }
 
 const _: () = assert!(size_of::<Entry<Ipv4Addr>>() == 64, "an entry is one cache line");
@@ -165,14 +174,16 @@ impl<A: FlowAddress> Entry<A> {
     pub(crate) fn forwarding(&self, tuple: &FiveTuple<A>) -> Option<Forwarding<A>> {
         // Acquire: the fields are loaded after the word, so they are at least as new as the write that made it even.
         let sequence = self.sequence.load(Ordering::Acquire);
+        let ports = self.ports.load(Ordering::Relaxed);
+        // One comparison for the protocol and for an entry that is not being written.
         let mine = self.addrs.is(tuple.src, tuple.dst)
-            && self.ports.load(Ordering::Relaxed) == pack_ports(tuple.src_port, tuple.dst_port)
-            && self.protocol.load(Ordering::Relaxed) == tuple.protocol.number();
-        if !mine || sequence & 1 == 1 {
+            && ports == pack_ports(tuple.src_port, tuple.dst_port)
+            && sequence & (PROTOCOL_MASK | LOCKED) == protocol_code(tuple.protocol);
+        if !mine {
             return None;
         }
         let forwarding = Forwarding {
-            translation: self.translation(),
+            translation: self.translation(ports),
             next_hop: NextHopRef(self.next_hop.load(Ordering::Relaxed)),
             backend: self.backend.load(Ordering::Relaxed),
         };
@@ -185,18 +196,19 @@ impl<A: FlowAddress> Entry<A> {
     /// A consistent copy of the identity; `None` while the entry is free or being written.
     pub(crate) fn identity(&self) -> Option<Identity<A>> {
         let sequence = self.sequence.load(Ordering::Acquire);
-        let protocol = Protocol::from_number(self.protocol.load(Ordering::Relaxed))?;
+        let protocol = protocol_of(sequence)?;
         let [src, dst] = self.addrs.load();
-        let (src_port, dst_port) = unpack_ports(self.ports.load(Ordering::Relaxed));
+        let ports = self.ports.load(Ordering::Relaxed);
+        let (src_port, dst_port) = unpack_ports(ports);
         let identity = Identity {
             tuple: FiveTuple { protocol, src, dst, src_port, dst_port },
-            translation: self.translation(),
-            side: self.side(),
+            translation: self.translation(ports),
+            side: side_of(sequence),
             peer: EntryIndex(self.peer.load(Ordering::Relaxed)),
             backend: self.backend.load(Ordering::Relaxed),
         };
         fence(Ordering::Acquire);
-        (sequence & 1 == 0 && self.sequence.load(Ordering::Relaxed) == sequence).then_some(identity)
+        (sequence & LOCKED == 0 && self.sequence.load(Ordering::Relaxed) == sequence).then_some(identity)
     }
 
     /// Writes the entry of a slot that the caller has claimed.
@@ -211,40 +223,40 @@ impl<A: FlowAddress> Entry<A> {
         let sequence = self.sequence.load(Ordering::Relaxed);
         // The slot is ours, so plain stores do. The fence keeps the stores below from becoming visible before the odd
         // word; a release store would order only what comes before it.
-        self.sequence.store(sequence.wrapping_add(1) | 1, Ordering::Relaxed);
+        self.sequence.store(sequence | LOCKED, Ordering::Relaxed);
         fence(Ordering::Release);
         let Direction { tuple, translation, next_hop } = direction;
-        self.protocol.store(tuple.protocol.number(), Ordering::Relaxed);
-        self.side.store(side as u8, Ordering::Relaxed);
-        self.tcp_seen.store(0, Ordering::Relaxed);
         self.addrs.store([tuple.src, tuple.dst]);
         self.ports.store(pack_ports(tuple.src_port, tuple.dst_port), Ordering::Relaxed);
         self.new_addrs.store([translation.src, translation.dst]);
         self.new_ports.store(pack_ports(translation.src_port, translation.dst_port), Ordering::Relaxed);
         self.l3_sum.store(translation.l3_sum.to_bits(), Ordering::Relaxed);
-        self.l4_delta.store(translation.l4_delta.to_bits(), Ordering::Relaxed);
+        self.l4_delta.store(translation.l4_delta);
         self.next_hop.store(next_hop.0, Ordering::Relaxed);
         self.backend.store(backend, Ordering::Relaxed);
         self.peer.store(peer.0, Ordering::Relaxed);
         self.last_seen.store(now.0, Ordering::Relaxed);
-        self.packets.store(0, Ordering::Relaxed);
-        self.acked_and_bytes.store(0, Ordering::Relaxed);
-        // Even again, after all of the above. `| 1` since a process may have died here and left the word odd.
-        self.sequence.store((sequence | 1).wrapping_add(1), Ordering::Release);
+        self.connection.store(0, Ordering::Relaxed);
+        self.end.store(0, Ordering::Relaxed);
+        self.acked.store(0, Ordering::Relaxed);
+        self.counters.store(0, Ordering::Relaxed);
+        // Unlocked again, after all of the above.
+        let kind = protocol_code(tuple.protocol) | side as u32;
+        self.sequence.store(after(sequence) | kind, Ordering::Release);
     }
 
-    /// Locks the entry if it still has this tuple: makes the sequence word odd, after which only the caller may
+    /// Locks the entry if it still has this tuple: sets [`LOCKED`], after which only the caller may
     /// [`clear`](Self::clear) it. False when another writer was first.
     pub(crate) fn lock(&self, tuple: &FiveTuple<A>) -> bool {
         let sequence = self.sequence.load(Ordering::Acquire);
-        if sequence & 1 == 1 || self.identity().is_none_or(|identity| identity.tuple != *tuple) {
+        if sequence & LOCKED != 0 || self.identity().is_none_or(|identity| identity.tuple != *tuple) {
             return false;
         }
         // Fails if the word has changed since the tuple was compared, even if the same tuple was inserted again: that is
         // another flow.
         let locked = self
             .sequence
-            .compare_exchange(sequence, sequence | 1, Ordering::AcqRel, Ordering::Relaxed)
+            .compare_exchange(sequence, sequence | LOCKED, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok();
         fence(Ordering::Release);
         locked
@@ -252,18 +264,17 @@ impl<A: FlowAddress> Entry<A> {
 
     /// Locks the entry whatever it holds. The caller must be the table's only user.
     pub(crate) fn lock_unchecked(&self) {
-        self.sequence.fetch_or(1, Ordering::AcqRel);
+        self.sequence.fetch_or(LOCKED, Ordering::AcqRel);
     }
 
     /// Clears a locked entry; its slot may be released afterwards.
     pub(crate) fn clear(&self) {
-        self.protocol.store(0, Ordering::Relaxed);
         self.addrs.store([A::UNSPECIFIED; 2]);
         self.ports.store(0, Ordering::Relaxed);
         self.peer.store(EntryIndex::NONE.0, Ordering::Relaxed);
-        // From odd to even: readers that saw the word before the lock find it changed.
+        // Without a protocol the entry is free. Readers that saw the word before the lock find it changed.
         let sequence = self.sequence.load(Ordering::Relaxed);
-        self.sequence.store(sequence.wrapping_add(1), Ordering::Release);
+        self.sequence.store(after(sequence), Ordering::Release);
     }
 
     /// Counts a packet of `ip_len` bytes at `now`.
@@ -272,17 +283,43 @@ impl<A: FlowAddress> Entry<A> {
         // Load and store in place of `fetch_add`: one worker writes these, and a locked instruction per packet would cost
         // more than the rest of this function.
         self.last_seen.store(now.0, Ordering::Relaxed);
-        self.packets.store(self.packets.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        // A carry out of the 48 bits runs into the acknowledgement number, which the next segment replaces.
-        let word = self.acked_and_bytes.load(Ordering::Relaxed).wrapping_add(u64::from(ip_len));
-        self.acked_and_bytes.store(word, Ordering::Relaxed);
+        // Bytes that overflow their 40 bits count as a packet.
+        let counters = self.counters.load(Ordering::Relaxed);
+        let counters = counters.wrapping_add(1 << BYTES_BITS | u64::from(ip_len));
+        self.counters.store(counters, Ordering::Relaxed);
     }
 
-    /// Stores the upper half of an acknowledgement number.
-    #[inline]
-    pub(crate) fn record_ack(&self, high: u16) {
-        let bytes = self.acked_and_bytes.load(Ordering::Relaxed) & BYTES_MASK;
-        self.acked_and_bytes.store(u64::from(high) << BYTES_BITS | bytes, Ordering::Relaxed);
+    /// The state of the connection in this direction.
+    #[inline(always)]
+    pub(crate) fn connection(&self) -> Connection {
+        Connection::from_bits(self.connection.load(Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_connection(&self, connection: Connection) {
+        self.connection.store(connection.to_bits(), Ordering::Relaxed);
+    }
+
+    /// TCP: the number after the highest octet sent. SCTP: the tag that the other direction must carry.
+    #[inline(always)]
+    pub(crate) fn end(&self) -> u32 {
+        self.end.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_end(&self, end: u32) {
+        self.end.store(end, Ordering::Relaxed);
+    }
+
+    /// TCP: the last acknowledgement number, or the number after the SYN. SCTP: the tag of an opening association.
+    #[inline(always)]
+    pub(crate) fn acked(&self) -> u32 {
+        self.acked.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_acked(&self, acked: u32) {
+        self.acked.store(acked, Ordering::Relaxed);
     }
 
     #[inline]
@@ -318,34 +355,72 @@ impl<A: FlowAddress> Entry<A> {
         }
     }
 
-    /// Packets (modulo 2^32) and bytes of IP (modulo 2^48) counted so far.
+    /// Packets (modulo 2^24) and bytes of IP (modulo 2^40) counted so far.
     pub(crate) fn counts(&self) -> (u32, u64) {
-        (self.packets.load(Ordering::Relaxed), self.acked_and_bytes.load(Ordering::Relaxed) & BYTES_MASK)
+        let counters = self.counters.load(Ordering::Relaxed);
+        (u32::try_from(counters >> BYTES_BITS).unwrap_or(0), counters & BYTES_MASK)
     }
 
-    /// The upper half of the last acknowledgement number that this direction sent.
-    pub(crate) fn acked(&self) -> u16 {
-        (self.acked_and_bytes.load(Ordering::Relaxed) >> BYTES_BITS) as u16
+    /// Whether this direction has carried a packet.
+    pub(crate) fn has_carried(&self) -> bool {
+        // Not by the packets alone, whose 24 bits come to zero now and then.
+        self.counters.load(Ordering::Relaxed) != 0
     }
 
     /// Original or reply.
     #[inline]
     pub(crate) fn side(&self) -> Side {
-        if self.side.load(Ordering::Relaxed) == 0 { Side::Original } else { Side::Reply }
+        side_of(self.sequence.load(Ordering::Relaxed))
     }
 
     #[inline]
-    fn translation(&self) -> Translation<A> {
+    fn translation(&self, ports: u32) -> Translation<A> {
         let [src, dst] = self.new_addrs.load();
-        let (src_port, dst_port) = unpack_ports(self.new_ports.load(Ordering::Relaxed));
+        let new_ports = self.new_ports.load(Ordering::Relaxed);
+        let (src_port, dst_port) = unpack_ports(new_ports);
         let l3_sum = A::L3Sum::from_bits(self.l3_sum.load(Ordering::Relaxed));
-        let l4_delta = Delta::from_bits(self.l4_delta.load(Ordering::Relaxed));
+        let l4_delta = self.l4_delta.load(l3_sum, [ports, new_ports]);
         Translation { src, dst, src_port, dst_port, l3_sum, l4_delta }
     }
 }
 
-const BYTES_BITS: u32 = 48;
+const BYTES_BITS: u32 = 40;
 const BYTES_MASK: u64 = (1 << BYTES_BITS) - 1;
+
+/// The bit of the sequence word that tells the directions apart.
+const SIDE: u32 = 1;
+/// The bits of the sequence word that name the protocol; zero in a free entry.
+const PROTOCOL_MASK: u32 = 0b110;
+/// Set in the sequence word while the entry is written. One bit below the number of writes, so that an addition of this
+/// unlocks and counts.
+const LOCKED: u32 = 0b1000;
+
+const fn protocol_code(protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::Tcp => 0b010,
+        Protocol::Udp => 0b100,
+        Protocol::Sctp => 0b110,
+    }
+}
+
+const fn protocol_of(sequence: u32) -> Option<Protocol> {
+    match sequence & PROTOCOL_MASK {
+        0b010 => Some(Protocol::Tcp),
+        0b100 => Some(Protocol::Udp),
+        0b110 => Some(Protocol::Sctp),
+        _ => None,
+    }
+}
+
+const fn side_of(sequence: u32) -> Side {
+    if sequence & SIDE == 0 { Side::Original } else { Side::Reply }
+}
+
+/// The word of a free entry after a write: unlocked, whether or not a process died before it unlocked this one.
+const fn after(sequence: u32) -> u32 {
+    ((sequence | LOCKED) & !(SIDE | PROTOCOL_MASK)).wrapping_add(LOCKED)
+}
+
 const ID_MASK: u32 = 0x00ff_ffff;
 
 // Wire order in memory: a C reader sees source, then destination.
@@ -384,34 +459,43 @@ mod tests {
     fn entry() -> Entry<Ipv4Addr> {
         Entry {
             sequence: AtomicU32::default(),
-            protocol: AtomicU8::default(),
-            side: AtomicU8::default(),
-            tcp_seen: AtomicU16::default(),
+            next_hop: AtomicU32::default(),
             addrs: AtomicU64::default(),
             ports: AtomicU32::default(),
             new_ports: AtomicU32::default(),
             new_addrs: AtomicU64::default(),
             l3_sum: AtomicU16::default(),
-            l4_delta: AtomicU16::default(),
-            next_hop: AtomicU32::default(),
+            connection: AtomicU16::default(),
             backend: AtomicU32::default(),
             peer: AtomicU32::default(),
             last_seen: AtomicU32::default(),
-            packets: AtomicU32::default(),
-            acked_and_bytes: AtomicU64::default(),
+            end: AtomicU32::default(),
+            acked: AtomicU32::default(),
+            counters: AtomicU64::default(),
+            l4_delta: Default::default(),
         }
     }
 
     #[test]
-    fn acknowledgements_and_bytes_share_a_word_and_do_not_meet() {
+    fn packets_and_bytes_share_a_word_and_an_entry_that_carried_any_is_never_taken_for_unused() {
         let entry = entry();
-        entry.acked_and_bytes.store(BYTES_MASK, Ordering::Relaxed);
+        assert!(!entry.has_carried());
         entry.touch(Tick(1), 1500);
-        entry.record_ack(0xffff);
-        assert_eq!((entry.acked(), entry.counts()), (0xffff, (1, 1499)));
-        entry.touch(Tick(1), 1);
-        entry.record_ack(7);
-        assert_eq!((entry.acked(), entry.counts()), (7, (2, 1500)));
+        assert_eq!(entry.counts(), (1, 1500));
+        entry.counters.store(u64::MAX << BYTES_BITS | 7, Ordering::Relaxed);
+        entry.touch(Tick(1), 1500);
+        assert_eq!((entry.counts(), entry.has_carried()), ((0, 1507), true));
+    }
+
+    #[test]
+    fn an_entry_that_a_dead_process_left_locked_can_be_written_again() {
+        let entry = entry();
+        entry.lock_unchecked();
+        for side in [Side::Original, Side::Reply] {
+            entry.write(side, &direction(7), 1, EntryIndex(3), Tick(5));
+            let identity = entry.identity().unwrap();
+            assert_eq!((identity.side, identity.tuple), (side, direction(7).tuple));
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod sync;
 pub mod table;
 pub mod tags;
 pub mod timeouts;
+mod window;
 
 pub use address::FlowAddress;
 pub use adopt::{Adopted, RestoredFlow};
@@ -37,5 +38,5 @@ pub use hash::{FlowHash, HashKey};
 pub use memory::OutOfMemory;
 pub use persistence::{Incompatible, Origin, PersistConfig, PersistError};
 pub use state::TcpPhase;
-pub use table::{FlowTable, FlowView, Found, Inserted, NewFlow, Probe};
+pub use table::{FlowTable, FlowView, Found, Inserted, NewFlow, Probe, Tracked};
 pub use timeouts::Timeouts;

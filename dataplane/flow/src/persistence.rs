@@ -279,7 +279,7 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 /// To be raised with every change of the meaning of tags or entries.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 const MAGIC: &[u8; 8] = b"flowgate";
 const CHECKSUM_BYTES: usize = 8;

@@ -1,22 +1,31 @@
 //! The phase of a TCP or SCTP connection; how long it may last is in [`crate::timeouts`].
 //!
-//! Each direction records the flags it has seen in its own entry, so that two cores do not write one cache line. The
-//! phase follows from both records (RFC 9293 section 3.3.2, as seen from the middle).
+//! Each direction records in its own entry the flags of its segments that the other end would accept, so that two cores do
+//! not write one cache line. The phase follows from both records (RFC 9293 section 3.3.2, as seen from the middle).
 
 use flowgate_wire::TcpFlags;
+use flowgate_wire::header::tcp::WINDOW_SCALE_MAX;
 
-/// The flags that one direction of a connection has sent so far.
+/// What one direction of a connection has sent that later packets are judged by, in the 16 bits of an entry: its flags
+/// and, for TCP, the window it announces. The numbers that go with it are in [`crate::window`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
-pub struct TcpSeen(u16);
+pub struct Connection(u16);
 
-impl TcpSeen {
+impl Connection {
     const SYN: u16 = 1;
     const ACK: u16 = 2;
     const FIN: u16 = 4;
     const RST: u16 = 8;
     /// The other direction has sent a valid reset.
     const RST_FROM_PEER: u16 = 16;
+    const FLAGS: u16 = 31;
+    /// The shift of windows plus one; zero without the option.
+    const SCALE_AT: u32 = 6;
+    const SCALE: u16 = 0b1111 << Self::SCALE_AT;
+    /// See [`window_code`].
+    const WINDOW_AT: u32 = 10;
+    const WINDOW: u16 = 0b11_1111 << Self::WINDOW_AT;
 
     /// From the form that an entry stores.
     #[inline]
@@ -30,9 +39,8 @@ impl TcpSeen {
         self.0
     }
 
-    /// The record after a segment with these flags. RST is recorded by [`TcpSeen::with_reset`] only, since it counts only
-    /// with a valid sequence number.
-    #[inline]
+    /// The record after a segment with these flags. RST is recorded by [`Connection::with_reset`] only, since it counts
+    /// only with a valid sequence number.
     #[must_use]
     pub const fn with_flags(self, flags: TcpFlags) -> Self {
         let mut bits = self.0;
@@ -82,9 +90,61 @@ impl TcpSeen {
         self.has(Self::SYN)
     }
 
+    /// Whether data and acknowledgements of this direction change nothing but numbers: it has acknowledged the other's
+    /// SYN, and no reset of the other is waiting to be refuted.
+    #[inline(always)]
+    pub const fn is_open(self) -> bool {
+        self.0 & (Self::ACK | Self::RST_FROM_PEER) == Self::ACK
+    }
+
+    /// The same flags, window and scale apart.
+    pub(crate) const fn has_flags_of(self, other: Self) -> bool {
+        (self.0 ^ other.0) & Self::FLAGS == 0
+    }
+
+    /// The record with the shift that a SYN offers (RFC 7323 section 2.2); `None` if it offers none.
+    #[must_use]
+    pub(crate) fn with_scale(self, scale: Option<u8>) -> Self {
+        let stored = scale.map_or(0, |scale| u16::from(scale.min(WINDOW_SCALE_MAX)) + 1);
+        Self(self.0 & !Self::SCALE | stored << Self::SCALE_AT)
+    }
+
+    /// The shift that this direction has offered for its windows.
+    pub(crate) fn scale(self) -> Option<u32> {
+        ((self.0 & Self::SCALE) >> Self::SCALE_AT).checked_sub(1).map(u32::from)
+    }
+
+    /// The record with the window of a segment, as it stands in the header.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) const fn with_window(self, window: u16) -> Self {
+        Self(self.0 & !Self::WINDOW | window_code(window) << Self::WINDOW_AT)
+    }
+
+    /// The window that this direction has announced last, before scaling: what was in the header or up to a quarter
+    /// more.
+    pub(crate) const fn window(self) -> u32 {
+        window_of((self.0 & Self::WINDOW) >> Self::WINDOW_AT)
+    }
+
     const fn has(self, bits: u16) -> bool {
         self.0 & bits == bits
     }
+}
+
+/// A window in six bits: its three leading bits and how many follow them, as in a floating-point number. Rounded up when it
+/// is read again, so that nothing a receiver accepts is refused; windows below 8 and the largest one are exact.
+#[inline(always)]
+const fn window_code(window: u16) -> u16 {
+    // Bits behind the three leading ones; none for numbers below 8.
+    let dropped = (window | 0b100).ilog2() - 2;
+    (dropped as u16) * 4 + (window >> dropped)
+}
+
+/// The largest window with this code.
+const fn window_of(code: u16) -> u32 {
+    let dropped = (code / 4).saturating_sub(1);
+    (((code - dropped * 4) as u32 + 1) << dropped) - 1
 }
 
 /// The phase of a TCP connection as both directions show it.
@@ -106,17 +166,17 @@ pub enum TcpPhase {
 
 impl TcpPhase {
     /// The phase that follows from the records of both directions.
-    pub const fn of(original: TcpSeen, reply: TcpSeen) -> Self {
+    pub const fn of(original: Connection, reply: Connection) -> Self {
         // The latest phase first: flags are never cleared but by `without_reset`.
-        if original.has(TcpSeen::RST) || reply.has(TcpSeen::RST) {
+        if original.has(Connection::RST) || reply.has(Connection::RST) {
             Self::Reset
-        } else if original.has(TcpSeen::FIN) && reply.has(TcpSeen::FIN) {
+        } else if original.has(Connection::FIN) && reply.has(Connection::FIN) {
             Self::TimeWait
-        } else if original.has(TcpSeen::FIN) || reply.has(TcpSeen::FIN) {
+        } else if original.has(Connection::FIN) || reply.has(Connection::FIN) {
             Self::HalfClosed
-        } else if !reply.has(TcpSeen::SYN) {
+        } else if !reply.has(Connection::SYN) {
             Self::SynSent
-        } else if !original.has(TcpSeen::ACK) {
+        } else if !original.has(Connection::ACK) {
             Self::SynReceived
         } else {
             Self::Established
@@ -147,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_connection_goes_through_its_phases() {
-        let (mut client, mut server) = (TcpSeen::default(), TcpSeen::default());
+        let (mut client, mut server) = (Connection::default(), Connection::default());
         let (syn, ack, fin) = (TcpFlags::SYN, TcpFlags::ACK, TcpFlags::FIN);
         client = client.with_flags(syn);
         assert_eq!(TcpPhase::of(client, server), TcpPhase::SynSent);
@@ -166,7 +226,8 @@ mod tests {
     #[test]
     fn a_connection_whose_reset_was_not_taken_lives_on() {
         let flags = TcpFlags::SYN.union(TcpFlags::ACK);
-        let (client, server) = (TcpSeen::default().with_flags(flags), TcpSeen::default().with_flags(flags));
+        let (client, server) =
+            (Connection::default().with_flags(flags), Connection::default().with_flags(flags));
         assert_eq!(TcpPhase::of(client.with_reset(), server.with_reset_from_peer()), TcpPhase::Reset);
         assert!(server.with_reset_from_peer().is_reset_by_peer());
         let (client, server) =
@@ -175,9 +236,32 @@ mod tests {
     }
 
     #[test]
+    fn a_window_in_six_bits_is_never_smaller_and_at_most_a_quarter_larger() {
+        for window in 0..=u16::MAX {
+            let record =
+                Connection::default().with_flags(TcpFlags::SYN).with_scale(Some(7)).with_window(window);
+            let (kept, exact) = (record.window(), u32::from(window));
+            assert!(kept >= exact && kept <= exact + exact / 4, "{window} became {kept}");
+            assert!(record.has_sent_syn() && record.scale() == Some(7));
+        }
+        for exact in [0, 1, 7, u16::MAX] {
+            assert_eq!(Connection::default().with_window(exact).window(), exact.into());
+        }
+    }
+
+    #[test]
+    fn a_scale_of_zero_is_an_offer_and_none_is_not() {
+        let scale = |offered| Connection::default().with_scale(offered).scale();
+        assert_eq!(
+            [scale(None), scale(Some(0)), scale(Some(14)), scale(Some(255))],
+            [None, Some(0), Some(14), Some(14)]
+        );
+    }
+
+    #[test]
     fn a_refused_connection_is_reset() {
-        let client = TcpSeen::default().with_flags(TcpFlags::SYN);
-        let server = TcpSeen::default().with_flags(TcpFlags::RST.union(TcpFlags::ACK)).with_reset();
+        let client = Connection::default().with_flags(TcpFlags::SYN);
+        let server = Connection::default().with_flags(TcpFlags::RST.union(TcpFlags::ACK)).with_reset();
         assert!(TcpPhase::of(client, server).is_closing());
     }
 }

@@ -4,10 +4,10 @@
 pub(crate) use std::sync::atomic::{Ordering, fence};
 
 #[cfg(not(feature = "interleave"))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64};
 
 #[cfg(feature = "interleave")]
-pub(crate) use stepped::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+pub(crate) use stepped::{AtomicBool, AtomicU16, AtomicU32, AtomicU64};
 
 #[cfg(feature = "interleave")]
 mod stepped {
@@ -76,7 +76,6 @@ mod stepped {
     }
 
     stepped!(AtomicBool, bool);
-    stepped!(AtomicU8, u8);
     stepped!(AtomicU16, u16);
     stepped!(AtomicU32, u32);
     stepped!(AtomicU64, u64);

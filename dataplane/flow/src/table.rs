@@ -2,6 +2,7 @@
 
 mod eviction;
 mod idle;
+mod sctp;
 mod tcp;
 mod view;
 
@@ -18,6 +19,7 @@ use crate::memory::{self, Memory, OutOfMemory};
 use crate::persistence::{self, Header, Opened, Origin, PersistConfig, PersistError};
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
+pub use tcp::Tracked;
 pub use view::FlowView;
 
 /// One fixed-capacity table of the flows of one family, shared by all workers.

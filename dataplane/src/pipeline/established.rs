@@ -5,9 +5,9 @@
 
 use flowgate_flow::Found;
 use flowgate_tables::{BackendId, InterfaceId};
-use flowgate_wire::{Packet, Protocol, TcpFlags};
+use flowgate_wire::{Packet, Protocol};
 
-use super::router::{Router, current_next_hop, rewrite, track};
+use super::router::{Router, current_next_hop, rewrite};
 use super::{Context, Family, Staged};
 use crate::burst::RxChecksums;
 use crate::counters::{Counters, Event};
@@ -27,28 +27,36 @@ impl Router {
         let next_hop = current_next_hop(&found, &context.tables.routing)?;
         let ether = next_hop.ether.as_ref()?;
         // Everything that needs more than a comparison goes to the slow path: one branch that is almost never taken.
-        if packet.ttl <= 1 || may_be_superseded(&found, packet, context) || packet.ip_len() > next_hop.mtu {
+        // Tracking is last, since it records the packet.
+        let is_special = packet.ttl <= 1 || packet.ip_len() > next_hop.mtu;
+        if is_special || !track_next(frame, &found, packet, context) {
             return None;
         }
         counters.add(Event::FlowHits, 1);
-        track(frame, &found, packet, context);
+        found.touch(context.now, packet.ip_len());
         rewrite(frame, packet, &found.forwarding.translation, ether, checksums, counters);
         Some(next_hop.egress)
     }
 }
 
-/// Whether the slow path must decide if the packet still belongs to the flow. May be true for one that does.
+/// Records a packet that goes on where its flow stands; false, with nothing recorded, if the slow path must decide whether it
+/// belongs to the flow and what it changes.
 #[inline(always)]
-fn may_be_superseded<A: Family>(found: &Found<'_, A>, packet: &Packet<A>, context: &Context<'_>) -> bool {
-    let flows = A::table(context.flows);
-    if packet.tuple.protocol != Protocol::Udp {
-        // SYN and RST change the state of a connection, and after a reset of the peer a packet may refute it. For SCTP the
-        // parser sets the same flags for the chunks that correspond.
-        let special = TcpFlags::SYN.union(TcpFlags::RST);
-        return packet.tcp_flags.intersects(special) || flows.is_reset_by_peer(found);
+fn track_next<A: Family>(
+    frame: &[u8],
+    found: &Found<'_, A>,
+    packet: &Packet<A>,
+    context: &Context<'_>,
+) -> bool {
+    match packet.tuple.protocol {
+        Protocol::Tcp => found.record_next(&packet.tcp_segment(frame)),
+        // P801: UDP has no end of its own, so the removal of the backend and the idle timeout end it.
+        Protocol::Udp => {
+            let backends = context.tables.services.backends();
+            backends.is_current(BackendId::from_bits(found.forwarding.backend))
+                && !A::table(context.flows).may_be_expired(found, context.now)
+        }
+        // Its tags are compared with those of the other direction.
+        Protocol::Sctp => false,
     }
-    // P801: UDP has no end of its own, so the removal of the backend and the idle timeout end it.
-    let backends = context.tables.services.backends();
-    !backends.is_current(BackendId::from_bits(found.forwarding.backend))
-        || flows.may_be_expired(found, context.now)
 }

@@ -220,7 +220,7 @@ impl Router {
         let complete = &mut SlowPath {
             context: slow.context,
             counters: slow.counters,
-            checksums: RxChecksums::Complete,
+            checksums: RxChecksums::Fragmented,
         };
         let verdict = self.slow_path(frame, &staged, complete);
         if let (Verdict::Transmit(_), Some((ports, checksum)), Some(len)) = (verdict, before, sctp_len) {
@@ -327,6 +327,10 @@ impl Router {
         if let Some(found) = A::table(slow.context.flows).lookup(&tuple) {
             // Keeps the flow from expiring while only fragments come, and counts their bytes.
             found.touch(slow.context.now, datagram.ip_len());
+            if tuple.protocol == Protocol::Tcp {
+                // The numbers of the segment were recorded as if it ended with its first fragment.
+                found.extend_segment(datagram.l4_len);
+            }
         }
         let rewritten = fragment::rewrite(frame, datagram, pair.into(), ether);
         rewritten.ok_or(Verdict::Drop(DropReason::Malformed))?;

@@ -10,7 +10,7 @@ use flowgate_wire::reject::IcmpError;
 use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 
 use super::context::SlowPath;
-use super::router::Router;
+use super::router::{Router, has_valid_checksum};
 use super::select::{AffinityContext, Decision, select_backend};
 use super::{Context, Family};
 use crate::counters::Event;
@@ -30,6 +30,7 @@ impl Router {
     #[cold]
     pub(super) fn open<'a, A: Family>(
         &mut self,
+        frame: &[u8],
         packet: &Packet<A>,
         probe: &Probe,
         slow: &mut SlowPath<'a>,
@@ -41,17 +42,22 @@ impl Router {
         // A TCP segment without SYN, or an SCTP chunk that is no INIT, belongs to a connection that we do not know: a backend
         // selected for it would not know it either.
         let opens = tuple.protocol == Protocol::Udp || packet.tcp_flags.opens();
-        if !opens && tables.services.frontend(&key).is_some() {
+        let frontend = tables.services.frontend(&key);
+        if !opens && frontend.is_some() {
             return Err(no_connection(packet, slow.context));
         }
         // Before anything that costs more: in a SYN flood this is where nearly all of it ends.
         if tuple.protocol != Protocol::Udp
             && has_too_many_half_open::<A>(slow.context)
-            && let Some(frontend) = tables.services.frontend(&key)
+            && let Some(frontend) = frontend
             && !self.replacements.take(slow.context.now)
         {
             self.exhaustions.add(ExhaustedResource::HalfOpen, frontend.service, None);
             return Err(Verdict::Drop(DropReason::HalfOpenLimit));
+        }
+        // The backend would drop it, and a flow with a source port would wait for an answer.
+        if frontend.is_some() && !has_valid_checksum(frame, packet, slow.checksums) {
+            return Err(Verdict::Drop(DropReason::BadChecksum));
         }
         let affinity = AffinityContext { affinity: slow.context.affinity, now: slow.context.now };
         let selection = match select_backend(tables, Some(&affinity), &any) {

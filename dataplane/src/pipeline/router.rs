@@ -3,12 +3,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flowgate_flow::{Found, NextHopRef, Probe};
+use flowgate_flow::{Found, NextHopRef, Probe, Tracked};
 use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{BackendId, NextHop, NextHopId, Routing};
 use flowgate_wire::reject::IcmpError;
 use flowgate_wire::rewrite::complete_checksum;
-use flowgate_wire::{EtherAddrs, EtherType, Packet, Protocol, TcpFlags, Translation};
+use flowgate_wire::{ChecksumState, EtherAddrs, EtherType, Packet, Protocol, TcpFlags, Translation};
 
 use super::context::SlowPath;
 use super::fragments::Fragments;
@@ -112,7 +112,7 @@ impl Router {
                 slow.counters.add(Event::FlowHits, 1);
                 found
             }
-            None => match self.open(packet, probe, slow) {
+            None => match self.open(frame, packet, probe, slow) {
                 Ok(found) => found,
                 Err(Verdict::Pass(PassReason::NotOurs))
                     if open::may_be_preserved_reply(&packet.tuple, slow.context) =>
@@ -144,7 +144,7 @@ impl Router {
             Err(verdict) => return verdict,
         };
         // Only now: a packet that is held for its neighbour comes here again and would be tracked twice.
-        track_slow(frame, found, packet, slow);
+        track(frame, found, packet, slow);
         let translation = &found.forwarding.translation;
         let verdict = self.send(frame, packet, translation, (next_hop, ether), slow);
         if packet.tcp_flags.intersects(TcpFlags::SYN) && matches!(verdict, Verdict::Transmit(_)) {
@@ -232,46 +232,52 @@ pub(super) fn current_next_hop<'a, A: Family>(
     routing.next_hop(NextHopId::from_bits(id))
 }
 
-/// Tracks in the flow a packet that is neither a reset nor follows one.
-#[inline(always)]
-pub(super) fn track<A: Family>(
-    frame: &[u8],
-    found: &Found<'_, A>,
-    packet: &Packet<A>,
-    context: &Context<'_>,
-) {
-    found.touch(context.now, packet.ip_len());
-    match packet.tuple.protocol {
-        Protocol::Udp => {}
-        Protocol::Tcp => {
-            found.record_tcp_flags(packet.tcp_flags);
-            // RFC 9293 section 3.1: without the flag the acknowledgement number means nothing.
-            if packet.tcp_flags.intersects(TcpFlags::ACK) {
-                found.record_ack(packet.tcp_acknowledgement_high(frame));
-            }
-        }
-        Protocol::Sctp => found.record_tcp_flags(packet.tcp_flags),
-    }
-}
-
-/// Tracks any packet in the flow. A reset with a sequence number that no endpoint accepts changes nothing (RFC 5961 section
-/// 3.2), not even the idle time, so that blind resets cannot keep a flow alive.
-fn track_slow<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, slow: &mut SlowPath<'_>) {
+/// Tracks any packet in its flow. One that its receiver would not act on changes nothing, not even the idle time, so that
+/// blind packets can neither end a flow nor keep it alive. It is forwarded all the same: the receiver answers it with a
+/// challenge (RFC 5961) or not at all, and what was misjudged here still arrives.
+fn track<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, slow: &mut SlowPath<'_>) {
     let flows = A::table(slow.context.flows);
-    let flags = packet.tcp_flags;
-    if flags.intersects(TcpFlags::RST) {
-        if !flows.record_reset(found, packet.tcp_sequence(frame)) {
-            slow.counters.add(Event::ResetsIgnored, 1);
+    let checksums = slow.checksums;
+    let is_intact = || has_valid_checksum(frame, packet, checksums);
+    let tracked = match packet.tuple.protocol {
+        Protocol::Udp => Tracked::Recorded,
+        Protocol::Tcp => flows.track_segment(found, &packet.tcp_segment(frame), is_intact),
+        Protocol::Sctp => match packet.sctp_packet(frame) {
+            Some(sctp) => flows.track_sctp(found, &sctp, is_intact),
+            None => Tracked::Ignored,
+        },
+    };
+    match tracked {
+        Tracked::Recorded => {}
+        Tracked::ResetRefuted => slow.counters.add(Event::ResetsRefuted, 1),
+        Tracked::Ignored => {
+            let is_reset = packet.tcp_flags.intersects(TcpFlags::RST);
+            slow.counters.add(if is_reset { Event::ResetsIgnored } else { Event::SegmentsIgnored }, 1);
             return;
         }
-    } else if flags.intersects(TcpFlags::ACK) && flows.is_reset_by_peer(found) {
-        flows.undo_reset(found);
-        slow.counters.add(Event::ResetsRefuted, 1);
     }
-    if flags.intersects(TcpFlags::SYN) {
-        flows.mark_replied(found);
+    found.touch(slow.context.now, packet.ip_len());
+}
+
+/// Whether the transport checksum is right, as far as it can be known.
+#[cold]
+pub(super) fn has_valid_checksum<A: Family>(
+    frame: &[u8],
+    packet: &Packet<A>,
+    checksums: RxChecksums,
+) -> bool {
+    // The rest of a fragmented packet is elsewhere; its receiver verifies it.
+    if checksums == RxChecksums::Fragmented {
+        return true;
     }
-    track(frame, found, packet, slow.context);
+    match packet.checksum_state(frame) {
+        ChecksumState::Right | ChecksumState::Absent => true,
+        // Zero, the partial checksum of SCTP, is also a whole one by agreement of both ends (RFC 9653).
+        ChecksumState::Partial => {
+            checksums == RxChecksums::MayBePartial || packet.tuple.protocol == Protocol::Sctp
+        }
+        ChecksumState::Wrong => false,
+    }
 }
 
 #[inline(always)]

@@ -36,7 +36,7 @@ impl Transport {
         match self {
             Self::Udp => 8,
             Self::Syn => 20,
-            Self::Init => 16,
+            Self::Init => 20,
         }
     }
 
@@ -50,6 +50,8 @@ impl Transport {
                 packet.extend([0; 8]);
                 packet.extend([1, 0]);
                 packet.extend((len - 12).to_be_bytes());
+                // The tag that it announces.
+                packet.extend([0, 0, 0, 9]);
             }
         }
         packet.extend(body);

@@ -212,17 +212,18 @@ impl Gateway {
     }
 }
 
-/// A TCP segment.
+/// A TCP segment of a connection whose ends both begin with number 1000.
 pub(crate) fn tcp(from: &str, to: &str, flags: &str) -> Vec<u8> {
     let (src, src_port) = split(from);
     let (dst, dst_port) = split(to);
+    let sequence = if flags.contains('S') { 1000 } else { 1001 };
     let mut builder = PacketBuilder::ethernet2([4, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 1])
         .ipv4(src.octets(), dst.octets(), 64)
-        .tcp(src_port, dst_port, 1000, 8192);
+        .tcp(src_port, dst_port, sequence, 8192);
     for flag in flags.chars() {
         builder = match flag {
             'S' => builder.syn(),
-            'A' => builder.ack(2000),
+            'A' => builder.ack(1001),
             'F' => builder.fin(),
             'R' => builder.rst(),
             other => panic!("flag {other}"),

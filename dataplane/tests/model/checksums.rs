@@ -81,6 +81,13 @@ fn is_left_open(frame: &[u8], segment: &Segment) -> bool {
     *field == sum(&pseudo_header(frame, segment)).to_be_bytes()
 }
 
+/// Whether the transport checksum is right, left open, or not wanted (RFC 768).
+pub(crate) fn is_intact(frame: &[u8], segment: &Segment) -> bool {
+    let field = &frame[l4_field(segment.tuple.protocol, segment.l4_at)];
+    let is_none = segment.tuple.protocol == Protocol::Udp && *field == [0, 0];
+    is_none || is_left_open(frame, segment) || l4_error(frame, segment) == 0
+}
+
 /// How far the IPv4 header is from summing up to what it should; zero if it is right.
 fn header_error(frame: &[u8], l4_at: usize) -> u16 {
     (!sum(&frame[14..l4_at])) % 0xffff

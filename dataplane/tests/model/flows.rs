@@ -6,8 +6,9 @@ use flowgate_flow::Timeouts;
 use flowgate_tables::spec::RouteHopSpec;
 use flowgate_wire::Protocol;
 
-use super::packet::{Flags, Segment, Tuple};
+use super::packet::{Flags, Tuple};
 use super::services::{BackendKey, Lives};
+use super::tracking::Known;
 
 /// One flow.
 #[derive(Clone, Debug)]
@@ -32,8 +33,8 @@ pub(crate) struct Direction {
     pub(crate) last: u64,
     /// SYN, ACK and FIN that it has sent, and whether it has sent a reset that counts.
     pub(crate) sent: Flags,
-    /// The last acknowledgement number.
-    pub(crate) acked: u32,
+    /// What later packets are judged by.
+    pub(crate) known: Known,
     /// Its way, once one was taken.
     pub(crate) hop: Option<Chosen>,
 }
@@ -119,39 +120,6 @@ impl Flow {
         gone.zip(timeouts.drain).is_some_and(|(gone, drain)| u128::from(gone) > drain.as_millis())
     }
 
-    /// The flow sends this packet on. Says what came of its reset, or of one before it.
-    pub(crate) fn note(&mut self, side: Side, segment: &Segment, now: u64) -> Noted {
-        let (own, other) = match side {
-            Side::Client => (&mut self.client, &mut self.server),
-            Side::Server => (&mut self.server, &mut self.client),
-        };
-        let flags = segment.flags;
-        let mut noted = Noted::Plainly;
-        if flags.rst {
-            if segment.tuple.protocol == Protocol::Tcp
-                && other.sent.ack
-                && !is_in_window(segment, other.acked)
-            {
-                return Noted::Ignored;
-            }
-            own.sent.rst = true;
-        } else if flags.ack && other.sent.rst {
-            // RFC 5961 section 3.2: whoever goes on has not believed the reset.
-            (own.sent.rst, other.sent.rst) = (false, false);
-            noted = Noted::Refuted;
-        }
-        own.packets += 1;
-        own.bytes += u64::from(segment.ip_len);
-        own.last = now;
-        own.sent.syn |= flags.syn;
-        own.sent.ack |= flags.ack;
-        own.sent.fin |= flags.fin;
-        if flags.ack {
-            own.acked = segment.acknowledgement;
-        }
-        noted
-    }
-
     /// The packet as it leaves.
     pub(crate) fn translated(&self, side: Side) -> Tuple {
         match side {
@@ -159,23 +127,6 @@ impl Flow {
             Side::Server => self.original.reversed(),
         }
     }
-}
-
-/// What became of a segment in the eyes of its flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Noted {
-    Plainly,
-    /// A reset that no endpoint would take: it changed nothing.
-    Ignored,
-    /// It showed that the reset before was not taken.
-    Refuted,
-}
-
-/// Whether the receiver of a reset may take it for its peer's: from 64 KiB before what it acknowledged to
-/// 16 MiB behind, of which only the upper half is compared.
-fn is_in_window(segment: &Segment, acked: u32) -> bool {
-    let units = (segment.sequence >> 16).wrapping_sub(acked >> 16) & 0xffff;
-    units == 0xffff || units <= 256
 }
 
 /// All flows.

@@ -13,6 +13,7 @@ pub(crate) mod packet;
 pub(crate) mod places;
 pub(crate) mod reject;
 pub(crate) mod services;
+pub(crate) mod tracking;
 pub(crate) mod verdicts;
 pub(crate) mod world;
 

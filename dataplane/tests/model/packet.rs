@@ -2,9 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{EtherType, IpNumber, IpPayloadSlice, NetSlice, SlicedPacket, TransportSlice};
+use etherparse::{
+    EtherType, IpNumber, IpPayloadSlice, NetSlice, SlicedPacket, TcpOptionElement, TransportSlice,
+};
 use flowgate_wire::Protocol;
 
+use super::checksums::is_intact;
 use super::control::{Control, message};
 
 /// Protocol, source and destination.
@@ -34,6 +37,25 @@ pub(crate) struct Segment {
     pub(crate) sequence: u32,
     pub(crate) acknowledgement: u32,
     pub(crate) payload_len: u32,
+    /// The window of a TCP segment as it stands there, and the scale that a SYN offers.
+    pub(crate) window: u16,
+    pub(crate) scale: Option<u8>,
+    pub(crate) tags: Tags,
+    /// Whether its checksum is right, or left for a device to complete.
+    pub(crate) is_intact: bool,
+}
+
+/// What an SCTP packet says of tags (RFC 9260 section 8.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tags {
+    /// The tag that it carries.
+    pub(crate) carried: u32,
+    /// The tag that it announces, if it is an INIT or its answer.
+    pub(crate) announced: u32,
+    /// Whether its sender has no association and returns the tag of what it received.
+    pub(crate) reflected: bool,
+    /// Whether it echoes a cookie.
+    pub(crate) cookie: bool,
 }
 
 /// TCP flags that matter to whoever stands in the middle, and what chunks of SCTP come to.
@@ -99,17 +121,21 @@ pub(crate) fn read(frame: &[u8]) -> Kind {
             flags: Flags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() },
             numbers: (tcp.sequence_number(), tcp.acknowledgment_number()),
             payload_len: tcp.payload().len(),
+            window: tcp.window_size(),
+            scale: tcp.options_iterator().find_map(|option| match option {
+                Ok(TcpOptionElement::WindowScale(shift)) => Some(shift.min(14)),
+                _ => None,
+            }),
+            tags: Tags::default(),
         }),
         (Some(TransportSlice::Udp(udp)), _) => {
             if usize::from(udp.length()) != payload.payload.len() {
                 return Kind::Malformed;
             }
             Some(Transport {
-                protocol: Protocol::Udp,
                 ports: (udp.source_port(), udp.destination_port()),
-                flags: Flags::default(),
-                numbers: (0, 0),
                 payload_len: udp.payload().len(),
+                ..Transport::of(Protocol::Udp)
             })
         }
         (None, IpNumber::SCTP) => sctp(payload.payload),
@@ -120,23 +146,28 @@ pub(crate) fn read(frame: &[u8]) -> Kind {
         }
         _ => return Kind::NotL4,
     };
-    let Some(Transport { protocol, ports, flags, numbers, payload_len }) = transport else {
-        return Kind::Malformed;
-    };
+    let Some(transport) = transport else { return Kind::Malformed };
+    let Transport { protocol, ports, .. } = transport;
     // A flow has ports: zero is none (RFC 6335 section 6).
     if ports.0 == 0 || ports.1 == 0 {
         return Kind::Malformed;
     }
-    Kind::Segment(Segment {
+    let mut segment = Segment {
         tuple: Tuple { protocol, src: SocketAddr::new(src, ports.0), dst: SocketAddr::new(dst, ports.1) },
         ttl,
         ip_len,
         l4_at: 14 + usize::from(ip_len) - payload.payload.len(),
-        flags,
-        sequence: numbers.0,
-        acknowledgement: numbers.1,
-        payload_len: u32::try_from(payload_len).unwrap(),
-    })
+        flags: transport.flags,
+        sequence: transport.numbers.0,
+        acknowledgement: transport.numbers.1,
+        payload_len: u32::try_from(transport.payload_len).unwrap(),
+        window: transport.window,
+        scale: transport.scale,
+        tags: transport.tags,
+        is_intact: false,
+    };
+    segment.is_intact = is_intact(frame, &segment);
+    Kind::Segment(segment)
 }
 
 /// What a transport header says.
@@ -146,32 +177,61 @@ struct Transport {
     flags: Flags,
     numbers: (u32, u32),
     payload_len: usize,
+    window: u16,
+    scale: Option<u8>,
+    tags: Tags,
 }
 
-/// The common header and the first chunk (RFC 9260 section 3).
+impl Transport {
+    fn of(protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            ports: (0, 0),
+            flags: Flags::default(),
+            numbers: (0, 0),
+            payload_len: 0,
+            window: 0,
+            scale: None,
+            tags: Tags::default(),
+        }
+    }
+}
+
+/// The common header and all chunks (RFC 9260 section 3).
 fn sctp(bytes: &[u8]) -> Option<Transport> {
     if bytes.len() < 16 {
         return None;
     }
     let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-    let flags = match bytes[12] {
-        // INIT
-        1 => Flags { syn: true, ..Flags::default() },
-        // INIT ACK
-        2 => Flags { syn: true, ack: true, ..Flags::default() },
-        // ABORT
-        6 => Flags { rst: true, ack: true, ..Flags::default() },
-        // SHUTDOWN, SHUTDOWN ACK, SHUTDOWN COMPLETE
-        7 | 8 | 14 => Flags { fin: true, ack: true, ..Flags::default() },
-        _ => Flags { ack: true, ..Flags::default() },
-    };
-    Some(Transport {
-        protocol: Protocol::Sctp,
-        ports: (port(0), port(2)),
-        flags,
-        numbers: (0, 0),
-        payload_len: bytes.len() - 16,
-    })
+    let word = |at: usize| bytes.get(at..at + 4).map_or(0, |b| u32::from_be_bytes(b.try_into().unwrap()));
+    let mut tags = Tags { carried: word(4), ..Tags::default() };
+    let (mut flags, mut at) = (Flags::default(), 12);
+    while at + 4 <= bytes.len() {
+        let alone = at == 12 && [1, 2].contains(&bytes[at]);
+        match bytes[at] {
+            // INIT, which carries no tag (section 8.5.1) and announces one
+            1 if alone && tags.carried == 0 && word(16) != 0 => flags.syn = true,
+            // INIT ACK
+            2 if alone => (flags.syn, flags.ack) = (true, true),
+            // ABORT
+            6 => (flags.rst, flags.ack) = (true, true),
+            // SHUTDOWN, SHUTDOWN ACK, SHUTDOWN COMPLETE
+            7 | 8 | 14 => (flags.fin, flags.ack) = (true, true),
+            _ => flags.ack = true,
+        }
+        tags.cookie |= bytes[at] == 10;
+        tags.reflected |= [6, 14].contains(&bytes[at]) && bytes[at + 1] & 1 == 1;
+        if alone {
+            tags.announced = word(16);
+            break;
+        }
+        match usize::from(port(at + 2)).next_multiple_of(4) {
+            0 => break,
+            len => at += len,
+        }
+    }
+    let ports = (port(0), port(2));
+    Some(Transport { ports, flags, payload_len: bytes.len() - 16, tags, ..Transport::of(Protocol::Sctp) })
 }
 
 /// Whether a frame has extension headers of IPv6. Etherparse refuses those that are out of order (RFC 8200

@@ -9,10 +9,11 @@ use flowgate_wire::Protocol;
 use flowgate_wire::reject::IcmpError;
 
 use super::checksums::judge_translation;
-use super::flows::{Chosen, Direction, Flow, Noted, Side};
+use super::flows::{Chosen, Direction, Flow, Side};
 use super::packet::{Kind, Segment, Tuple, read};
 use super::places::{Neighbour, Way, hops, snat_addresses, way, worker_ports};
 use super::services::{Offer, Rule, frontend, is_own_source, may_answer_kept, rule};
+use super::tracking::Noted;
 use super::{Decided, Difference, Fate, Model};
 
 impl Model {
@@ -92,7 +93,8 @@ impl Model {
     fn count_noted(&mut self, worker: usize, noted: Noted) {
         match noted {
             Noted::Plainly => {}
-            Noted::Ignored => self.count(worker, "resets_ignored"),
+            Noted::ResetIgnored => self.count(worker, "resets_ignored"),
+            Noted::Ignored => self.count(worker, "segments_ignored"),
             Noted::Refuted => self.count(worker, "resets_refuted"),
         }
     }
@@ -149,6 +151,9 @@ impl Model {
         let opens = tuple.protocol == Protocol::Udp || segment.flags.opens();
         if !opens && frontend(&self.world, tuple).is_some() {
             return self.without_connection(decided, segment);
+        }
+        if !segment.is_intact && frontend(&self.world, tuple).is_some() {
+            return self.ends(decided, "drop", "bad_checksum");
         }
         match rule(&self.world, &self.lives, &self.bindings, tuple, decided.now) {
             Rule::Serve(offer) => self.serve(decided, segment, &offer),

@@ -63,7 +63,12 @@ pub(crate) fn frame(packet: &Packet, random: &mut Rng) -> Vec<u8> {
     let (src, dst) = (packet.src.port(), packet.dst.port());
     match packet.protocol {
         Protocol::Tcp => {
-            let mut tcp = etherparse::TcpHeader::new(src, dst, packet.sequence, random.u16(..));
+            let window = if random.bool() { random.u16(..) } else { u16::MAX };
+            let mut tcp = etherparse::TcpHeader::new(src, dst, packet.sequence, window);
+            if packet.flags.syn && random.u8(..3) > 0 {
+                let scale = etherparse::TcpOptionElement::WindowScale(random.u8(..16));
+                tcp.set_options(&[etherparse::TcpOptionElement::Noop, scale]).unwrap();
+            }
             let Flags { syn, ack, fin, rst } = packet.flags;
             (tcp.syn, tcp.ack, tcp.fin, tcp.rst) = (syn, ack, fin, rst);
             tcp.acknowledgment_number = packet.acknowledgement;
@@ -125,7 +130,8 @@ pub(crate) fn control(about: &[u8], src: IpAddr, dst: IpAddr, random: &mut Rng) 
     frame
 }
 
-/// An SCTP packet with one chunk, padded as chunks are (RFC 9260 section 3.2).
+/// An SCTP packet, padded as chunks are (RFC 9260 section 3.2): its sequence number is the tag that it carries, its
+/// acknowledgement number the one that it announces.
 fn sctp(packet: &Packet, payload: &[u8], random: &mut Rng) -> Vec<u8> {
     let chunk = match packet.flags {
         Flags { rst: true, .. } => 6,
@@ -139,8 +145,14 @@ fn sctp(packet: &Packet, payload: &[u8], random: &mut Rng) -> Vec<u8> {
     bytes.extend(packet.dst.port().to_be_bytes());
     bytes.extend(packet.sequence.to_be_bytes());
     bytes.extend([0; 4]);
-    bytes.extend([chunk, 0]);
-    bytes.extend(u16::try_from(4 + payload.len()).unwrap().to_be_bytes());
+    if chunk > 2 && random.u8(..10) == 0 {
+        // A HEARTBEAT with five bytes before it.
+        bytes.extend([4, 0, 0, 9, 1, 2, 3, 4, 5, 0, 0, 0]);
+    }
+    let announced = if packet.flags.syn { packet.acknowledgement.to_be_bytes().to_vec() } else { vec![] };
+    bytes.extend([chunk, u8::from(random.u8(..10) == 0)]);
+    bytes.extend(u16::try_from(4 + announced.len() + payload.len()).unwrap().to_be_bytes());
+    bytes.extend(announced);
     bytes.extend(payload);
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     let checksum = sctp_checksum(&bytes);

@@ -19,6 +19,8 @@ pub(crate) struct Peer {
     next: u32,
     /// The next sequence number to receive.
     wanted: u32,
+    /// SCTP: the tags that it announces, and that it was told.
+    tags: [u32; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +42,7 @@ impl Peer {
         remote: SocketAddr,
         random: &mut Rng,
     ) -> Self {
-        Self { protocol, local, remote, state: State::Asking, next: random.u32(..), wanted: 0 }
+        Self::new(protocol, [local, remote], State::Asking, random)
     }
 
     pub(crate) fn server(
@@ -49,7 +51,12 @@ impl Peer {
         remote: SocketAddr,
         random: &mut Rng,
     ) -> Self {
-        Self { protocol, local, remote, state: State::Listening, next: random.u32(..), wanted: 0 }
+        Self::new(protocol, [local, remote], State::Listening, random)
+    }
+
+    fn new(protocol: Protocol, [local, remote]: [SocketAddr; 2], state: State, random: &mut Rng) -> Self {
+        let tags = [random.u32(1..), 0];
+        Self { protocol, local, remote, state, next: random.u32(..), wanted: 0, tags }
     }
 
     /// Says something by itself.
@@ -92,6 +99,9 @@ impl Peer {
             return if answers { vec![self.packet(Flags::default(), payload_len(random))] } else { vec![] };
         }
         let flags = segment.flags;
+        if flags.syn {
+            self.tags[1] = segment.tags.announced;
+        }
         if flags.rst {
             self.state = State::Closed;
             return vec![];
@@ -150,9 +160,22 @@ impl Peer {
             src: self.local,
             dst: self.remote,
             flags,
-            sequence: self.next,
-            acknowledgement: if flags.ack { self.wanted } else { 0 },
+            sequence: self.sequence(flags),
+            acknowledgement: match self.protocol {
+                Protocol::Sctp => self.tags[0],
+                _ if flags.ack => self.wanted,
+                _ => 0,
+            },
             payload_len,
+        }
+    }
+
+    fn sequence(&self, flags: Flags) -> u32 {
+        match self.protocol {
+            // RFC 9260 section 8.5.1 (A): an INIT carries no tag.
+            Protocol::Sctp if flags.syn && !flags.ack => 0,
+            Protocol::Sctp => self.tags[1],
+            _ => self.next,
         }
     }
 }

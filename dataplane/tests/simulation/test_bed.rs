@@ -366,6 +366,7 @@ fn counted(counters: &Counters) -> impl Iterator<Item = (&'static str, u64)> {
         Event::IcmpErrorsTranslated,
         Event::EchoesAnswered,
         Event::ResetsIgnored,
+        Event::SegmentsIgnored,
         Event::ResetsRefuted,
     ];
     let events = events.into_iter().map(|event| (event.name(), counters.event(event)));

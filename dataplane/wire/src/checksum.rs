@@ -115,6 +115,17 @@ impl Delta {
     // The TTL is the first byte of its word, and in one's complement `~w + (w - k)` is `~k` for every word `w`.
     pub const TTL_DECREMENT: Self = Self(!u16::from_ne_bytes([1, 0]));
 
+    /// The change of a checksum that does not cover a TTL relative to one that does, after one TTL decrement.
+    pub const TTL_INCREMENT: Self = Self(u16::from_ne_bytes([1, 0]));
+
+    /// This change and that from two words to two others, each pair as four bytes in memory order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and_words(self, [old, new]: [u32; 2]) -> Self {
+        // The complement of both words at once; the sum fits into 34 bits.
+        Self(fold(!old as u64 + new as u64 + self.0 as u64))
+    }
+
     /// The change from words that sum to `old` to words that sum to `new`.
     #[inline]
     #[must_use]
@@ -275,6 +286,15 @@ mod tests {
             let one_by_one = Checksum(check).update(a).update(b);
             prop_assert!(same(one_by_one, Checksum(check).update(a.and(b))));
             prop_assert_eq!(a.and(b), b.and(a));
+        }
+
+        #[test]
+        fn the_change_of_two_words_at_once_is_that_of_both(old in any::<u32>(), new in any::<u32>(), delta in any::<u16>(), check in any::<[u8; 2]>()) {
+            let delta = Delta::from_bits(delta);
+            let both = delta.and(Delta::between(Sum::two_words(old), Sum::two_words(new)));
+            prop_assert!(same(Checksum(check).update(delta.and_words([old, new])), Checksum(check).update(both)));
+            let unchanged = Delta::TTL_DECREMENT.and(Delta::TTL_INCREMENT);
+            prop_assert!(same(Checksum(check).update(unchanged), Checksum(check)));
         }
 
         #[test]

@@ -83,6 +83,10 @@ pub trait L3Sum: Copy + Eq + fmt::Debug + Send + Sync {
 
     /// The inverse of [`L3Sum::to_bits`].
     fn from_bits(bits: u16) -> Self;
+
+    /// The change of the transport checksum by new ports and, since the pseudo header covers them, addresses: of ports
+    /// before and after translation, in memory order, source first, and the sums of both addresses likewise.
+    fn l4_delta_of(self, ports: [u32; 2], addresses: [Sum; 2]) -> Delta;
 }
 
 /// IPv4: the change of the header checksum, by new addresses and a TTL that is one less.
@@ -95,6 +99,17 @@ pub struct HeaderDelta(Delta);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct AddressSum(u16);
+
+impl HeaderDelta {
+    /// [`L3Sum::l4_delta_of`], which needs no addresses here: the header checksum covers them too, besides a TTL that is one
+    /// less.
+    #[inline(always)]
+    #[must_use]
+    pub const fn l4_delta(self, ports: [u32; 2]) -> Delta {
+        // One sum and one fold: a packet pays for this.
+        self.0.and(Delta::TTL_INCREMENT).and_words(ports)
+    }
+}
 
 impl L3Sum for HeaderDelta {
     #[inline]
@@ -110,6 +125,11 @@ impl L3Sum for HeaderDelta {
     #[inline(always)]
     fn from_bits(bits: u16) -> Self {
         Self(Delta::from_bits(bits))
+    }
+
+    #[inline]
+    fn l4_delta_of(self, ports: [u32; 2], _addresses: [Sum; 2]) -> Delta {
+        self.l4_delta(ports)
     }
 }
 
@@ -127,6 +147,11 @@ impl L3Sum for AddressSum {
     #[inline(always)]
     fn from_bits(bits: u16) -> Self {
         Self(bits)
+    }
+
+    #[inline]
+    fn l4_delta_of(self, ports: [u32; 2], [from, to]: [Sum; 2]) -> Delta {
+        Delta::between(from, to).and_words(ports)
     }
 }
 

@@ -153,6 +153,8 @@ pub mod tcp {
     pub const DATA_OFFSET: usize = 12;
     /// Offset of the flags.
     pub const FLAGS: usize = 13;
+    /// Offset of the window.
+    pub const WINDOW: usize = 14;
     /// Offset of the checksum.
     pub const CHECKSUM: usize = 16;
     /// Option kind: end of the list.
@@ -163,6 +165,12 @@ pub mod tcp {
     pub const OPTION_MSS: u8 = 2;
     /// Length of the maximum segment size option.
     pub const OPTION_MSS_LEN: u8 = 4;
+    /// Option kind: window scale (RFC 7323 section 2.2).
+    pub const OPTION_WINDOW_SCALE: u8 = 3;
+    /// Length of the window scale option.
+    pub const OPTION_WINDOW_SCALE_LEN: u8 = 3;
+    /// The largest shift of a window; a larger one counts as this (RFC 7323 section 2.3).
+    pub const WINDOW_SCALE_MAX: u8 = 14;
 }
 
 /// UDP (RFC 768).
@@ -195,8 +203,13 @@ pub mod sctp {
     pub const SHUTDOWN: u8 = 7;
     /// Chunk type: answers a SHUTDOWN.
     pub const SHUTDOWN_ACK: u8 = 8;
+    /// Chunk type: echoes the cookie of an INIT ACK, which opens the association.
+    pub const COOKIE_ECHO: u8 = 10;
     /// Chunk type: answers a SHUTDOWN ACK.
     pub const SHUTDOWN_COMPLETE: u8 = 14;
+    /// Flag of ABORT and SHUTDOWN COMPLETE: the sender knows no association, and the verification tag is that of the packet
+    /// that it answers.
+    pub const REFLECTED_TAG: u8 = 1;
 }
 
 /// What ICMP (RFC 792) and ICMPv6 (RFC 4443 section 2.1) have in common.

@@ -3,8 +3,9 @@
 use crate::addr::Protocol;
 use crate::checksum::{Checksum, Delta, Sum};
 use crate::family::Address;
-use crate::header::tcp::{self, OPTION_END, OPTION_MSS, OPTION_MSS_LEN, OPTION_NOP};
+use crate::header::tcp::{self, OPTION_MSS, OPTION_MSS_LEN};
 use crate::parse::{Packet, TcpFlags};
+use crate::segment::option_position;
 
 /// Lowers the maximum segment size in a SYN or SYN-ACK to `largest` bytes; a smaller one stays, and none is added.
 /// The checksum is updated in `frame`, where `packet` may have been translated already. Returns whether the size was
@@ -22,7 +23,7 @@ pub fn clamp<A: Address>(frame: &mut [u8], packet: &Packet<A>, largest: u16) -> 
     // Parsing has checked the length, but `packet` may be older than the last change of the frame.
     let Some(header) = segment.get_mut(..header_len) else { return false };
     let Some((fixed, options)) = header.split_first_chunk_mut::<{ tcp::LEN }>() else { return false };
-    let Some(at) = mss_position(options) else { return false };
+    let Some(at) = option_position(options, [OPTION_MSS, OPTION_MSS_LEN]) else { return false };
     let Some(size) = options.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<2>()) else { return false };
     if u16::from_be_bytes(*size) <= largest {
         return false;
@@ -39,22 +40,6 @@ pub fn clamp<A: Address>(frame: &mut [u8], packet: &Packet<A>, largest: u16) -> 
 /// The sum of two bytes at an offset: the upper halves of two words if it is odd.
 const fn size_sum([high, low]: [u8; 2], at: usize) -> Sum {
     if at.is_multiple_of(2) { Sum::ZERO.word([high, low]) } else { Sum::ZERO.word([0, high]).word([low, 0]) }
-}
-
-/// Offset of the maximum segment size among the options.
-fn mss_position(options: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    loop {
-        match *options.get(at..)? {
-            [OPTION_NOP, ..] => at += 1,
-            [OPTION_MSS, OPTION_MSS_LEN, _, _, ..] => return Some(at + 2),
-            // An MSS option of another length than four is malformed; receivers ignore it.
-            [OPTION_END, ..] | [OPTION_MSS, ..] => return None,
-            // The length counts kind and length bytes, so it is at least 2; a smaller one would loop for ever.
-            [_, len, ..] if len >= 2 => at += usize::from(len),
-            _ => return None,
-        }
-    }
 }
 
 #[cfg(test)]

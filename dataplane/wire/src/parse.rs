@@ -9,7 +9,7 @@ use crate::addr::{FiveTuple, L4Port, Protocol};
 use crate::checksum::{Checksum, Sum};
 use crate::datagram::{self, Datagram, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, ipv4_header, ipv6_header, u16_at};
 use crate::family::Address;
-use crate::header::{ethernet, ethertype, ip_protocol, ipv4, ipv6, sctp, tcp, udp};
+use crate::header::{ethernet, ethertype, ip_protocol, ipv4, ipv6, tcp, udp};
 
 /// What the EtherType of a frame announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ pub struct Packet<A> {
     pub l4_len: u16,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// The TCP flags; for SCTP the flags that its first chunk corresponds to; none for UDP.
+    /// The TCP flags; for SCTP the flags that its chunks correspond to; none for UDP.
     pub tcp_flags: TcpFlags,
     /// The transport checksum as received; [`Checksum::NONE`] for SCTP, whose CRC is computed anew.
     pub l4_checksum: Checksum,
@@ -132,21 +132,6 @@ impl<A: Address> Packet<A> {
     #[inline]
     pub const fn ip_len(&self) -> u16 {
         self.l4_offset - self.l3_offset + self.l4_len
-    }
-
-    /// The upper half of the acknowledgement number of a TCP segment.
-    #[inline]
-    pub fn tcp_acknowledgement_high(&self, frame: &[u8]) -> u16 {
-        // Out of bounds only for a frame that was shortened since; then any value will do.
-        let at = usize::from(self.l4_offset) + tcp::ACKNOWLEDGEMENT;
-        frame.get(at..at + 2).map_or(0, |high| u16::from_be_bytes([high[0], high[1]]))
-    }
-
-    /// The sequence number of a TCP segment; zero for other protocols.
-    pub fn tcp_sequence(&self, frame: &[u8]) -> u32 {
-        let at = usize::from(self.l4_offset) + tcp::SEQUENCE;
-        let field = frame.get(at..at + 4).and_then(|field| field.first_chunk::<4>());
-        field.filter(|_| self.tuple.protocol == Protocol::Tcp).map_or(0, |field| u32::from_be_bytes(*field))
     }
 
     /// Whether the transport checksum was left to a device to complete: see [`Checksum::is_partial`].
@@ -333,18 +318,10 @@ fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<
     }))
 }
 
-/// The TCP flags that the first chunk of an SCTP packet corresponds to (RFC 9260 sections 3.2 and 4), so that the flow
-/// table has one state machine for both.
+/// The TCP flags that the chunks of an SCTP packet correspond to (RFC 9260 sections 3.2 and 4).
 #[cold]
 pub(crate) fn sctp_flags(l4: &[u8]) -> Result<TcpFlags, Malformed> {
-    let header = l4.first_chunk::<{ sctp::LEN + sctp::CHUNK_LEN }>().ok_or(Malformed::Truncated)?;
-    Ok(match header[sctp::LEN] {
-        sctp::INIT => TcpFlags::SYN,
-        sctp::INIT_ACK => TcpFlags::SYN.union(TcpFlags::ACK),
-        sctp::ABORT => TcpFlags::RST.union(TcpFlags::ACK),
-        sctp::SHUTDOWN | sctp::SHUTDOWN_ACK | sctp::SHUTDOWN_COMPLETE => TcpFlags::FIN.union(TcpFlags::ACK),
-        _ => TcpFlags::ACK,
-    })
+    crate::sctp::read(l4).map(|packet| packet.flags).ok_or(Malformed::Truncated)
 }
 
 #[cfg(test)]

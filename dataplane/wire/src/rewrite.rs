@@ -55,14 +55,19 @@ impl<A: Address> Translation<A> {
     /// The translation that turns packets of `from` into packets of `to`. Both have the same protocol.
     pub fn between(from: &FiveTuple<A>, to: &FiveTuple<A>) -> Self {
         let addrs = |t: &FiveTuple<A>| Sum::ZERO.addr(t.src).addr(t.dst);
-        let all = |t: &FiveTuple<A>| addrs(t).port(t.src_port).port(t.dst_port);
+        let ports = |t: &FiveTuple<A>| {
+            let ([a, b], [c, d]) = (t.src_port.wire(), t.dst_port.wire());
+            u32::from_ne_bytes([a, b, c, d])
+        };
+        let sums = [addrs(from), addrs(to)];
+        let l3_sum = A::L3Sum::precompute(sums[0], sums[1]);
         Self {
             src: to.src,
             dst: to.dst,
             src_port: to.src_port,
             dst_port: to.dst_port,
-            l3_sum: A::L3Sum::precompute(addrs(from), addrs(to)),
-            l4_delta: Delta::between(all(from), all(to)),
+            l3_sum,
+            l4_delta: l3_sum.l4_delta_of([ports(from), ports(to)], sums),
         }
     }
 

@@ -2,7 +2,92 @@
 
 use crate::addr::L4Port;
 use crate::header::ports;
-use crate::header::sctp::{ABORT, CHECKSUM, CHUNK_LEN, INIT, LEN, TAG};
+use crate::header::sctp::{
+    ABORT, CHECKSUM, CHUNK_LEN, COOKIE_ECHO, INIT, INIT_ACK, LEN, REFLECTED_TAG, SHUTDOWN, SHUTDOWN_ACK,
+    SHUTDOWN_COMPLETE, TAG,
+};
+use crate::parse::TcpFlags;
+use crate::segment::ChecksumState;
+
+/// What connection tracking reads of an SCTP packet (RFC 9260 sections 3.1 and 8.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SctpPacket {
+    /// The TCP flags that its chunks correspond to, so that the flow table has one state machine for both.
+    pub flags: TcpFlags,
+    /// The verification tag.
+    pub tag: u32,
+    /// The tag that an INIT or INIT ACK announces: what packets of the other direction must carry. Zero in others.
+    pub initiate_tag: u32,
+    /// Whether it ends the association for a sender that knows none: the tag is that of the packet it answers.
+    pub is_tag_reflected: bool,
+    /// Whether it echoes the cookie of an INIT ACK.
+    pub echoes_cookie: bool,
+}
+
+/// Reads all chunks of a packet; `None` if it is too short for one.
+#[cold]
+pub(crate) fn read(packet: &[u8]) -> Option<SctpPacket> {
+    let (header, mut chunks) = packet.split_first_chunk::<LEN>()?;
+    let mut read =
+        SctpPacket { tag: u32::from_be_bytes(*header.get(TAG..)?.first_chunk()?), ..SctpPacket::default() };
+    let mut flags = TcpFlags::default();
+    let mut is_first = true;
+    while let Some(&[kind, chunk_flags, high, low]) = chunks.first_chunk::<CHUNK_LEN>() {
+        let reflects = chunk_flags & REFLECTED_TAG != 0;
+        flags = flags.union(match kind {
+            // RFC 9260 section 4.3: these two stand alone.
+            INIT | INIT_ACK if is_first => {
+                let tag = chunks.get(CHUNK_LEN..).and_then(|value| value.first_chunk::<4>());
+                read.initiate_tag = tag.map_or(0, |tag| u32::from_be_bytes(*tag));
+                match kind {
+                    INIT_ACK => TcpFlags::SYN.union(TcpFlags::ACK),
+                    // Section 8.5.1 (A): an INIT carries no tag, and announces one (section 3.3.2). Others open nothing.
+                    _ if read.tag == 0 && read.initiate_tag != 0 => TcpFlags::SYN,
+                    _ => TcpFlags::ACK,
+                }
+            }
+            ABORT => {
+                read.is_tag_reflected |= reflects;
+                TcpFlags::RST.union(TcpFlags::ACK)
+            }
+            SHUTDOWN_COMPLETE => {
+                read.is_tag_reflected |= reflects;
+                TcpFlags::FIN.union(TcpFlags::ACK)
+            }
+            SHUTDOWN | SHUTDOWN_ACK => TcpFlags::FIN.union(TcpFlags::ACK),
+            COOKIE_ECHO => {
+                read.echoes_cookie = true;
+                TcpFlags::ACK
+            }
+            _ => TcpFlags::ACK,
+        });
+        // What follows one of those two cannot change what the packet is.
+        if matches!(kind, INIT | INIT_ACK) && is_first {
+            break;
+        }
+        is_first = false;
+        // Chunks are padded to whole words, and the length counts the header: a smaller one ends the list.
+        let len = usize::from(u16::from_be_bytes([high, low])).next_multiple_of(CHUNK_LEN);
+        if len < CHUNK_LEN {
+            break;
+        }
+        chunks = chunks.get(len..).unwrap_or_default();
+    }
+    read.flags = flags;
+    (flags != TcpFlags::default()).then_some(read)
+}
+
+/// The state of the CRC32c of a packet.
+#[cold]
+pub(crate) fn checksum_state(packet: &[u8]) -> ChecksumState {
+    let field = packet.get(CHECKSUM..CHECKSUM + 4).and_then(|field| field.first_chunk::<4>());
+    match field {
+        None => ChecksumState::Wrong,
+        Some([0, 0, 0, 0]) => ChecksumState::Partial,
+        Some(field) if u32::from_le_bytes(*field) == checksum(packet) => ChecksumState::Right,
+        Some(_) => ChecksumState::Wrong,
+    }
+}
 
 /// Writes new ports into an SCTP packet and computes its checksum. One that was wrong stays wrong.
 #[cold]

@@ -147,8 +147,9 @@ fn half_done<A: FlowAddress>() {
     let [_, [_, unlinked]] = place(3);
     let [[tag, _], _] = place(4);
     drop(table);
-    file.write(torn.start, &[1]);
-    file.write(empty.start + 4, &[0]);
+    // The lowest byte of the sequence word: locked, and without a protocol.
+    file.write(torn.start, &[0b0001_1010]);
+    file.write(empty.start, &[0b0001_0000]);
     let peer = std::mem::offset_of!(Entry<A>, peer);
     file.write(unlinked.start + peer, &u32::MAX.to_ne_bytes());
     file.write(tag.start, &[0]);

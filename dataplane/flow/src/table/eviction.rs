@@ -10,7 +10,7 @@ use flowgate_wire::Protocol;
 use super::{FlowTable, Found, Probe, entry_index};
 use crate::address::FlowAddress;
 use crate::entry::{Entry, EntryIndex, Identity, Side, Tick};
-use crate::state::{TcpPhase, TcpSeen};
+use crate::state::TcpPhase;
 use crate::sync::Ordering;
 
 impl<A: FlowAddress> FlowTable<A> {
@@ -62,7 +62,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     pub(super) fn has_sent_syn(entry: &Entry<A>) -> bool {
-        TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed)).has_sent_syn()
+        entry.connection().has_sent_syn()
     }
 
     pub(super) fn decrement_half_open(&self) {
@@ -107,7 +107,7 @@ impl<A: FlowAddress> FlowTable<A> {
             phase.is_closing() || phase == TcpPhase::SynSent
         } else {
             // UDP has no phases: a flow that was answered counts as established.
-            reply.counts().0 == 0
+            !reply.has_carried()
         }
     }
 }

@@ -31,7 +31,7 @@ impl<A: FlowAddress> FlowTable<A> {
         };
         let idle = idle.min(now.since(peer.last_seen()));
         let reply = if identity.side == Side::Original { peer } else { entry };
-        let answered = reply.counts().0 > 0;
+        let answered = reply.has_carried();
         idle > timeouts.allowed_ms(identity.tuple.protocol, self.phase(identity.side, entry), answered)
     }
 }

@@ -1,12 +1,23 @@
-//! Records the flags of TCP segments and validates resets.
+//! Tracks the segments of TCP connections: which count is decided in [`crate::window`], here both entries are read and written.
 
-use flowgate_wire::TcpFlags;
+use flowgate_wire::{TcpFlags, TcpSegment};
 
 use super::{FlowTable, Found};
 use crate::address::FlowAddress;
 use crate::entry::{Entry, Side};
-use crate::state::{TcpPhase, TcpSeen};
-use crate::sync::Ordering;
+use crate::state::{Connection, TcpPhase};
+use crate::window::{self, Sent};
+
+/// What became of a packet in the record of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracked {
+    /// Its receiver would act on it: what it says is recorded.
+    Recorded,
+    /// The same, and it shows that a reset of the other direction was not taken.
+    ResetRefuted,
+    /// Its receiver would not act on it, or it is damaged: nothing was recorded.
+    Ignored,
+}
 
 impl<A: FlowAddress> FlowTable<A> {
     /// The phase of the connection of `found`.
@@ -14,44 +25,49 @@ impl<A: FlowAddress> FlowTable<A> {
         self.phase(found.side(), found.entry)
     }
 
-    /// Records a reset with this sequence number in the direction of `found`. False, and nothing is recorded, if the
-    /// number is outside the window that its receiver would accept.
-    pub fn record_reset(&self, found: &Found<'_, A>, sequence: u32) -> bool {
-        let Some(peer) = self.peer_of(found.entry) else { return false };
-        let seen = |entry: &Entry<A>| TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
-        // A reset outside of its receiver's window is ignored by the receiver (RFC 9293 section 3.10.7.4: only the exact next
-        // number ends a connection, others in the window are challenged). The window begins at the last acknowledgement. The entry has the upper 16 bits of that number only, so the distance is in units of 64 KiB,
-        // and one unit below is accepted too. A reset that answers a SYN has no such number and is always recorded.
-        let beyond = ((sequence >> 16) as u16).wrapping_sub(peer.acked()).wrapping_add(1);
-        if seen(peer).has_sent_ack() && beyond > RESET_WINDOW + 1 {
-            return false;
+    /// Records a segment in the direction of `found`, if its receiver would act on it. `is_intact` verifies its checksum, and
+    /// is called only for a segment that changes the phase.
+    pub fn track_segment(
+        &self,
+        found: &Found<'_, A>,
+        segment: &TcpSegment,
+        is_intact: impl FnOnce() -> bool,
+    ) -> Tracked {
+        // The same segment is judged alike whichever way it takes through the pipeline.
+        if found.record_next(segment) {
+            return Tracked::Recorded;
         }
-        found.entry.tcp_seen.store(seen(found.entry).with_reset().to_bits(), Ordering::Relaxed);
+        let Some(peer) = self.peer_of(found.entry) else { return Tracked::Ignored };
+        let (own, other) = (sent(found.entry), sent(peer));
+        let Some(accepted) = window::judge(found.side(), &own, &other, segment) else {
+            return Tracked::Ignored;
+        };
+        if accepted.changes(&own, segment) && !is_intact() {
+            return Tracked::Ignored;
+        }
+        if !own.connection.has_sent_syn() && segment.flags.intersects(TcpFlags::SYN) {
+            self.mark_replied(found);
+        }
+        found.entry.set_end(accepted.own.end);
+        found.entry.set_acked(accepted.own.acked);
+        found.entry.set_connection(accepted.own.connection);
+        self.tell_peer(found, accepted.resets, accepted.refutes)
+    }
+
+    /// Records in the other direction that this one has reset the connection, or refuted a reset.
+    pub(super) fn tell_peer(&self, found: &Found<'_, A>, resets: bool, refutes: bool) -> Tracked {
         // The peer's record belongs to another worker, which may overwrite this store with an older value. The phase is
-        // "reset" in any case, by the store above; resets are rare enough for two cores to write one cache line.
-        peer.tcp_seen.store(seen(peer).with_reset_from_peer().to_bits(), Ordering::Relaxed);
-        true
-    }
-
-    /// Whether the other direction has reset the connection.
-    #[inline]
-    pub fn is_reset_by_peer(&self, found: &Found<'_, A>) -> bool {
-        TcpSeen::from_bits(found.entry.tcp_seen.load(Ordering::Relaxed)).is_reset_by_peer()
-    }
-
-    /// Removes the record of a reset that its receiver did not accept: it goes on sending, for example a challenge ACK
-    /// (RFC 5961 section 3.2).
-    pub fn undo_reset(&self, found: &Found<'_, A>) {
-        for entry in [Some(found.entry), self.peer_of(found.entry)].into_iter().flatten() {
-            let seen = TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
-            entry.tcp_seen.store(seen.without_reset().to_bits(), Ordering::Relaxed);
+        // "reset" in any case, by the record of this direction; resets are rare enough for two cores to write one cache line.
+        if let Some(peer) = self.peer_of(found.entry).filter(|_| resets || refutes) {
+            let before = peer.connection();
+            peer.set_connection(if resets { before.with_reset_from_peer() } else { before.without_reset() });
         }
+        if refutes { Tracked::ResetRefuted } else { Tracked::Recorded }
     }
 
     pub(crate) fn phase(&self, side: Side, entry: &Entry<A>) -> TcpPhase {
-        let seen = |entry: &Entry<A>| TcpSeen::from_bits(entry.tcp_seen.load(Ordering::Relaxed));
-        let own = seen(entry);
-        let other = self.peer_of(entry).map_or_else(TcpSeen::default, seen);
+        let own = entry.connection();
+        let other = self.peer_of(entry).map_or_else(Connection::default, Entry::connection);
         match side {
             Side::Original => TcpPhase::of(own, other),
             Side::Reply => TcpPhase::of(other, own),
@@ -60,23 +76,41 @@ impl<A: FlowAddress> FlowTable<A> {
 }
 
 impl<A: FlowAddress> Found<'_, A> {
-    /// Records the upper half of the acknowledgement number of a TCP segment of this direction.
-    #[inline]
-    pub fn record_ack(&self, high: u16) {
-        self.entry.record_ack(high);
+    /// Records a segment that goes on where its direction stands, as nearly all do. False, and nothing is recorded, for any
+    /// other: [`FlowTable::track_segment`] decides about it with both directions at hand.
+    #[inline(always)]
+    pub fn record_next(&self, segment: &TcpSegment) -> bool {
+        const FLAGS: TcpFlags =
+            TcpFlags(TcpFlags::SYN.0 | TcpFlags::FIN.0 | TcpFlags::RST.0 | TcpFlags::ACK.0);
+        let entry = self.entry;
+        let (connection, end) = (entry.connection(), entry.end());
+        let goes_on = segment.flags.0 & FLAGS.0 == TcpFlags::ACK.0
+            && connection.is_open()
+            && window::is_next(segment, end, entry.acked());
+        if !goes_on {
+            return false;
+        }
+        // Stored whether they changed or not: the cache line is written anyway, and a branch would cost more.
+        let ahead = segment.end.wrapping_sub(end).cast_signed() > 0;
+        entry.set_end(if ahead { segment.end } else { end });
+        entry.set_acked(segment.acknowledgement);
+        entry.set_connection(connection.with_window(segment.window));
+        true
     }
 
-    /// Records the flags of a TCP segment of this direction.
-    #[inline]
-    pub fn record_tcp_flags(&self, flags: TcpFlags) {
-        let seen = self.entry.tcp_seen.load(Ordering::Relaxed);
-        let after = TcpSeen::from_bits(seen).with_flags(flags).to_bits();
-        // Most segments add nothing, and a store would make the cache line dirty.
-        if after != seen {
-            self.entry.tcp_seen.store(after, Ordering::Relaxed);
+    /// Records `len` octets that follow the last segment in a later fragment of its packet.
+    pub fn extend_segment(&self, len: u16) {
+        if self.entry.connection().is_open() {
+            self.entry.set_end(self.entry.end().wrapping_add(len.into()));
         }
     }
 }
 
-/// Distance of a valid reset from the last acknowledgement, in units of 64 KiB: 16 MiB, which few receive windows exceed.
-const RESET_WINDOW: u16 = 256;
+fn sent<A: FlowAddress>(entry: &Entry<A>) -> Sent {
+    Sent {
+        connection: entry.connection(),
+        end: entry.end(),
+        acked: entry.acked(),
+        is_past_syn: entry.counts().0 > 1,
+    }
+}

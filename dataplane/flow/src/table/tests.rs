@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::thread;
 
-use flowgate_wire::{Address, FiveTuple, L4Port, TcpFlags, Translation};
+use flowgate_wire::{Address, FiveTuple, L4Port, TcpFlags, TcpSegment, Translation};
 use proptest::prelude::*;
 
 use super::*;
 use crate::expiry::{Sweep, SweepContext};
 use crate::state::TcpPhase;
 use crate::timeouts::Timeouts;
+
+mod connections;
 
 const KEY: HashKey = HashKey([
     3,
@@ -65,6 +67,58 @@ fn v4(tuple: &FiveTuple<IpAddr>) -> FiveTuple<Ipv4Addr> {
 
 fn udp(client: u32, port: u16, snat_port: u16) -> NewFlow<Ipv4Addr> {
     flow(tuple(Protocol::Udp, client, port), reply_tuple(Protocol::Udp, snat_port), snat_port.into())
+}
+
+/// A segment without payload.
+fn segment(flags: TcpFlags, sequence: u32, acknowledgement: u32) -> TcpSegment {
+    let occupied = [TcpFlags::SYN, TcpFlags::FIN].into_iter().filter(|flag| flags.intersects(*flag)).count();
+    let end = sequence.wrapping_add(occupied as u32);
+    TcpSegment { flags, sequence, end, acknowledgement, window: 8192, window_scale: None }
+}
+
+/// Two ends of a connection that send in turn and lose nothing.
+struct Talk<'a> {
+    table: &'a FlowTable<Ipv4Addr>,
+    tuples: [FiveTuple<Ipv4Addr>; 2],
+    /// The next number of each side.
+    next: [u32; 2],
+}
+
+impl<'a> Talk<'a> {
+    fn new(table: &'a FlowTable<Ipv4Addr>, flow: &NewFlow<Ipv4Addr>) -> Self {
+        let tuples = [flow.original.tuple, flow.reply.tuple];
+        Self { table, tuples, next: [u32::MAX - 1, 5000] }
+    }
+
+    fn found(&self, side: Side) -> Found<'a, Ipv4Addr> {
+        self.table.lookup(&self.tuples[side as usize]).unwrap()
+    }
+
+    /// The next segment of a side.
+    fn say(&mut self, side: Side, flags: TcpFlags) -> Tracked {
+        let (own, other) = (side as usize, 1 - side as usize);
+        let acknowledgement = if flags.intersects(TcpFlags::ACK) { self.next[other] } else { 0 };
+        let segment = segment(flags, self.next[own], acknowledgement);
+        self.next[own] = segment.end;
+        self.hear(side, &segment)
+    }
+
+    /// Any segment, as it comes from a wire.
+    fn hear(&self, side: Side, segment: &TcpSegment) -> Tracked {
+        self.table.track_segment(&self.found(side), segment, || true)
+    }
+
+    fn open(table: &'a FlowTable<Ipv4Addr>, flow: &NewFlow<Ipv4Addr>) -> Self {
+        let mut talk = Self::new(table, flow);
+        talk.say(Side::Original, TcpFlags::SYN);
+        talk.say(Side::Reply, TcpFlags::SYN.union(TcpFlags::ACK));
+        talk.say(Side::Original, TcpFlags::ACK);
+        talk
+    }
+
+    fn phase(&self) -> TcpPhase {
+        self.table.tcp_phase(&self.found(Side::Original))
+    }
 }
 
 fn at(now: u32, timeouts: &Timeouts, epoch: u8) -> SweepContext<'_> {
@@ -189,63 +243,6 @@ fn silent_flows_expire_and_busy_ones_stay() {
     assert_eq!(step(&mut sweep, 149_000), 0);
     assert_eq!(step(&mut sweep, 149_001), 1);
     assert_eq!(table.used_entries(), 0);
-}
-
-#[test]
-fn a_tcp_flow_expires_by_its_phase() {
-    let timeouts = Timeouts::default();
-    let run = |original: &[TcpFlags], reply: &[TcpFlags]| {
-        let table = FlowTable::new(100, KEY).unwrap();
-        let flow = flow(tuple(Protocol::Tcp, 1, 1), reply_tuple(Protocol::Tcp, 40_000), 1);
-        table.insert(&flow, Tick(0));
-        let see = |tuple: &FiveTuple<Ipv4Addr>, flags: &TcpFlags| {
-            let found = table.lookup(tuple).unwrap();
-            found.record_tcp_flags(*flags);
-            assert!(!flags.intersects(TcpFlags::RST) || table.record_reset(&found, 0));
-        };
-        original.iter().for_each(|flags| see(&flow.original.tuple, flags));
-        reply.iter().for_each(|flags| see(&flow.reply.tuple, flags));
-        let mut sweep = Sweep::new(&table, 0, 1);
-        [9, 11, 31, 61, 3_601, 432_001].into_iter().find(|&seconds| {
-            sweep.step(&table, u32::MAX, at(seconds * 1000, &timeouts, 0), |_, _| false) == 1
-        })
-    };
-    let (syn, ack, fin, rst) = (TcpFlags::SYN, TcpFlags::ACK, TcpFlags::FIN, TcpFlags::RST);
-    let syn_ack = syn.union(ack);
-    assert_eq!(run(&[syn], &[]), Some(61));
-    assert_eq!(run(&[syn, ack], &[syn_ack]), Some(432_001));
-    assert_eq!(run(&[syn, ack, fin], &[syn_ack]), Some(3_601));
-    assert_eq!(run(&[syn, ack, fin], &[syn_ack, fin]), Some(31));
-    assert_eq!(run(&[syn, rst], &[syn_ack]), Some(11));
-}
-
-/// RFC 5961 section 3: a reset out of the receiver's window is none, and one that its receiver answers with
-/// an acknowledgement was none either.
-#[test]
-fn a_reset_counts_only_within_the_window_and_until_its_receiver_goes_on() {
-    let table = FlowTable::new(100, KEY).unwrap();
-    let flow = flow(tuple(Protocol::Tcp, 1, 1), reply_tuple(Protocol::Tcp, 40_000), 1);
-    table.insert(&flow, Tick(0));
-    let (client, server) =
-        (table.lookup(&flow.original.tuple).unwrap(), table.lookup(&flow.reply.tuple).unwrap());
-    client.record_tcp_flags(TcpFlags::SYN);
-    server.record_tcp_flags(TcpFlags::SYN.union(TcpFlags::ACK));
-    client.record_tcp_flags(TcpFlags::ACK);
-    let acked = 0xffff_8000_u32;
-    server.record_ack((acked >> 16) as u16);
-    for outside in [acked.wrapping_sub(1 << 17), acked.wrapping_add(17 << 20), acked.wrapping_add(1 << 31)] {
-        assert!(!table.record_reset(&client, outside), "{outside:#x}");
-        assert_eq!(table.tcp_phase(&client), TcpPhase::Established);
-    }
-    for inside in [acked, acked.wrapping_add(1000), acked.wrapping_add(15 << 20)] {
-        assert!(table.record_reset(&client, inside), "{inside:#x}");
-        assert_eq!((table.tcp_phase(&client), table.is_reset_by_peer(&server)), (TcpPhase::Reset, true));
-        table.undo_reset(&server);
-        assert_eq!(
-            (table.tcp_phase(&client), table.is_reset_by_peer(&server)),
-            (TcpPhase::Established, false)
-        );
-    }
 }
 
 #[test]
@@ -447,10 +444,11 @@ fn half_open_connections_are_counted_until_they_are_answered_or_gone() {
     table.insert(&udp(1, 999, 39_999), Tick(1));
     assert_eq!(table.half_open(), 10);
     for port in 0..4 {
-        let reply = table.lookup(&reply_tuple(Protocol::Tcp, 40_000 + port)).unwrap();
+        let mut talk = Talk::new(&table, &tcp(1, 1000 + port, 40_000 + port));
+        talk.say(Side::Original, TcpFlags::SYN);
         for _ in 0..2 {
-            table.mark_replied(&reply);
-            reply.record_tcp_flags(TcpFlags::SYN.union(TcpFlags::ACK));
+            talk.say(Side::Reply, TcpFlags::SYN.union(TcpFlags::ACK));
+            talk.next[1] -= 1;
         }
     }
     assert_eq!(table.half_open(), 6);
@@ -478,6 +476,8 @@ fn a_taken_reply_tells_whether_its_flow_may_make_room() {
     table.insert(&tcp(1, 1000, 40_000), Tick(1));
     let Inserted::ReplyTaken(holder) = table.insert(&tcp(2, 1000, 40_000), Tick(5)) else { panic!("taken") };
     assert_eq!(table.evictable_idle_ms(&holder, Tick(5)), Some(4));
-    holder.record_tcp_flags(TcpFlags::SYN.union(TcpFlags::ACK));
+    let mut talk = Talk::new(&table, &tcp(1, 1000, 40_000));
+    talk.say(Side::Original, TcpFlags::SYN);
+    talk.say(Side::Reply, TcpFlags::SYN.union(TcpFlags::ACK));
     assert_eq!(table.evictable_idle_ms(&holder, Tick(5)), None);
 }

@@ -24,9 +24,9 @@ pub struct FlowView {
     pub answered: bool,
     /// When either direction last carried a packet.
     pub last_seen: Tick,
-    /// Packets of the original and the reply direction, modulo 2^32.
+    /// Packets of the original and the reply direction, modulo 2^24.
     pub packets: [u32; 2],
-    /// Bytes of IP of the original and the reply direction.
+    /// Bytes of IP of the original and the reply direction, modulo 2^40.
     pub bytes: [u64; 2],
 }
 
@@ -47,7 +47,7 @@ impl<A: FlowAddress> FlowTable<A> {
                     reply: reply_identity.tuple.any_family(),
                     backend: identity.backend,
                     tcp_phase: has_phases.then(|| self.phase(Side::Original, entry)),
-                    answered: reply_packets > 0,
+                    answered: reply.has_carried(),
                     last_seen: entry.last_seen().later(reply.last_seen()),
                     packets: [packets, reply_packets],
                     bytes: [bytes, reply_bytes],
