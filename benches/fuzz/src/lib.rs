@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod mutate;
+pub mod objects;
 
 use std::collections::HashSet;
 use std::fs;

@@ -151,6 +151,9 @@ pub struct FaultsArgs {
     /// How long the case `listener_abuse` abuses the listening ports, in seconds.
     #[arg(long, default_value_t = 10)]
     pub abuse_seconds: u64,
+    /// How many broken objects the case `hostile_objects` applies beside good ones.
+    #[arg(long, default_value_t = 2000)]
+    pub hostile_objects: usize,
 }
 
 /// The options of `flowgate lab soak`.
@@ -375,6 +378,7 @@ impl FaultsArgs {
             connections: self.connections,
             seed: self.seed,
             abuse: Duration::from_secs(self.abuse_seconds),
+            hostile_objects: self.hostile_objects,
         }
     }
 }

@@ -35,11 +35,19 @@ pub struct FaultOptions {
     pub seed: u64,
     /// How long the case `listener_abuse` abuses the listening ports.
     pub abuse: Duration,
+    /// How many broken objects the case `hostile_objects` applies.
+    pub hostile_objects: usize,
 }
 
 impl Default for FaultOptions {
     fn default() -> Self {
-        Self { cases: Vec::new(), connections: 1000, seed: 1, abuse: Duration::from_secs(10) }
+        Self {
+            cases: Vec::new(),
+            connections: 1000,
+            seed: 1,
+            abuse: Duration::from_secs(10),
+            hostile_objects: 2000,
+        }
     }
 }
 
@@ -49,6 +57,7 @@ pub(in crate::lab) struct CaseContext<'a> {
     pub(in crate::lab) connections: usize,
     pub(in crate::lab) seed: u64,
     pub(in crate::lab) abuse: Duration,
+    pub(in crate::lab) hostile_objects: usize,
     pub(in crate::lab) stop: &'a Stop,
 }
 
@@ -74,8 +83,8 @@ pub fn faults(options: &FaultOptions, flowgate: &Path, stop: &Stop) -> Result<Fa
     if options.connections < 8 {
         return Err(Error::Option("the cases need at least 8 connections: some of each kind".into()));
     }
-    let FaultOptions { connections, seed, abuse, .. } = *options;
-    let context = CaseContext { flowgate, connections, seed, abuse, stop };
+    let FaultOptions { connections, seed, abuse, hostile_objects, .. } = *options;
+    let context = CaseContext { flowgate, connections, seed, abuse, hostile_objects, stop };
     let mut report = FaultReport::default();
     for case in cases::all() {
         if !options.cases.is_empty() && !options.cases.iter().any(|name| name == case.name) {

@@ -61,8 +61,8 @@ impl SoakReport {
 
 /// Injects faults for the set time, then checks for lost connections, leaks and leftovers.
 pub fn soak(options: &SoakOptions, flowgate: &Path, stop: &Stop) -> Result<SoakReport> {
-    let (connections, seed, abuse) = (options.connections, options.seed, Duration::ZERO);
-    let context = CaseContext { flowgate, connections, seed, abuse, stop };
+    let (connections, seed, abuse, hostile_objects) = (options.connections, options.seed, Duration::ZERO, 0);
+    let context = CaseContext { flowgate, connections, seed, abuse, hostile_objects, stop };
     let attacker = Namespace::new("attacker")?;
     let bed_options = TestBedOptions { interfaces: vec![ATTACK.into()], ..TestBedOptions::default() };
     let mut bed = TestBed::build(&context, bed_options, |topology| {

@@ -11,6 +11,7 @@ mod fragments;
 pub(in crate::lab) mod leak;
 mod link;
 mod neighbours;
+mod objects;
 mod pmtu;
 mod pressure;
 mod restart;
@@ -20,7 +21,7 @@ use super::Case;
 
 /// All cases, in their order.
 pub(super) fn all() -> impl Iterator<Item = Case> {
-    let groups: [&'static [Case]; 14] = [
+    let groups: [&'static [Case]; 15] = [
         &flood::CASES,
         &restart::CASES,
         &workers::CASES,
@@ -31,6 +32,7 @@ pub(super) fn all() -> impl Iterator<Item = Case> {
         &address::CASES,
         &neighbours::CASES,
         &control::CASES,
+        &objects::CASES,
         &fragments::CASES,
         &attack::CASES,
         &abuse::CASES,
