@@ -31,14 +31,13 @@ kubernetes:
 demo: root lab
 	$(FLOWGATE) lab demo
 
-# Everything: gates, format, lints, unit, property, golden, fuzz replay, and the network tests, which need root. Each stage
-# says how long it took, and the end repeats all of them.
+# Gates, and then unit, property, golden and network tests and a replay of the fuzz corpora; the network tests need root. Each
+# stage says how long it took, and the end repeats all of them.
 STAGE := .ci/stage
 test: root deps
 	@rm -f target/stages
-	@$(STAGE) kubernetes $(MAKE) --no-print-directory kubernetes
 	@$(STAGE) gates $(MAKE) --no-print-directory gates
-	@$(STAGE) lint $(MAKE) --no-print-directory lint
+	@$(STAGE) kubernetes $(MAKE) --no-print-directory kubernetes
 	@$(STAGE) compile $(CARGO) test --workspace $(WITH_LAB) --no-run
 	@$(STAGE) tests .ci/tests
 	@$(STAGE) interleave $(CARGO) test -p flowgate-flow --features interleave --test interleave
@@ -58,6 +57,8 @@ gates: deps
 dependencies: deps
 	@.ci/gates/dependencies
 
+# Format, lints with and without the lab, and documentation without a warning. Beside `make test`, since it reads every crate
+# in another way than the tests, which takes minutes from nothing.
 lint: deps
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets $(WITH_LAB) -- -D warnings
