@@ -8,12 +8,13 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 10000
 SECONDS ?= 60
 SEED ?= 1
+PACKETS ?= 10000
 KERNELS ?= 5.10 6.1 6.12 6.18 sid backports
 DEVICE ?= igb
 KERNEL ?= sid
 QUEUES ?= 1
 
-.PHONY: build lab kubernetes demo test lint gates dependencies bench bench-lab compare-kube-proxy bench-control fuzz simulate mutants faults soak kernels vm vm-tests clean deps root
+.PHONY: build lab kubernetes demo test lint gates dependencies bench bench-lab compare-kube-proxy compare-nft bench-control fuzz simulate mutants faults soak kernels vm vm-tests clean deps root
 
 # What operators run: target/release/flowgate, and its symbols in flowgate.dwp beside it.
 build: deps
@@ -77,6 +78,10 @@ bench-lab: root lab
 # The same objects and probes through flowgate and real kube-proxy; ends with one line of JSON.
 compare-kube-proxy: root lab kubernetes
 	$(FLOWGATE) lab compare
+
+# The same random packets through flowgate and Linux with nft: PACKETS=10000 SEED=7 make compare-nft; ends with one line of JSON.
+compare-nft: root lab
+	$(FLOWGATE) lab compare-nft --packets $(PACKETS) --seed $(SEED)
 
 # Milliseconds from API to forwarding at 5,000 Services, beside real kube-proxy; ends with one line of JSON.
 bench-control: root lab kubernetes

@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod compare;
+pub mod compare_nft;
 pub mod control_bench;
 pub mod demo;
 pub mod faults;

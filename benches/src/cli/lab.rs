@@ -1,4 +1,4 @@
-//! `flowgate lab up|down|kubectl|demo|bench|compare|bench-control|faults|soak|kernels|vm|vm-tests`.
+//! `flowgate lab up|down|kubectl|demo|bench|compare|compare-nft|bench-control|faults|soak|kernels|vm|vm-tests`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,6 +10,7 @@ use crate::bare_forward::{self, BareForwardArgs};
 use crate::error::{Error, Result};
 use crate::lab::bench::{BenchOptions, bench};
 use crate::lab::compare::{CompareOptions, compare};
+use crate::lab::compare_nft::{CompareNftOptions, compare_nft};
 use crate::lab::control_bench::{ControlBenchOptions, control_bench};
 use crate::lab::demo::{DemoOptions, demo};
 use crate::lab::faults::{FaultOptions, case_names, faults};
@@ -38,6 +39,9 @@ pub enum LabCommand {
     /// Send the same probes through flowgate and through real kube-proxy, and compare the outcomes; ends with one line of
     /// JSON.
     Compare(CompareArgs),
+    /// Send the same random packets through flowgate and through Linux with nft, and compare what becomes of each; ends with
+    /// one line of JSON.
+    CompareNft(CompareNftArgs),
     /// Measure how fast changes in the API become changes in forwarding, beside real kube-proxy; ends with one line of
     /// JSON.
     BenchControl(BenchControlArgs),
@@ -134,6 +138,20 @@ pub struct CompareArgs {
     /// Only probes whose name contains this.
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
+}
+
+/// The options of `flowgate lab compare-nft`.
+#[derive(Debug, Clone, Args)]
+pub struct CompareNftArgs {
+    /// Packets to send through each gateway.
+    #[arg(long, default_value_t = 10_000)]
+    pub packets: usize,
+    /// The seed of all random choices.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How often all conversations pause: by turns for 2.5 s, and so long that flows which are beginning or ending expire.
+    #[arg(long, default_value_t = 6)]
+    pub pauses: usize,
 }
 
 /// The options of `flowgate lab faults`.
@@ -259,6 +277,10 @@ pub fn run_lab(command: &LabCommand, flowgate: &Path) -> Result<ExitCode> {
             let report = compare(&args.options(), flowgate, &interrupt::listen()?)?;
             Ok(finish(&report.json(), report.is_success()))
         }
+        LabCommand::CompareNft(args) => {
+            let report = compare_nft(&args.options(), flowgate, &interrupt::listen()?)?;
+            Ok(finish(&report.json(), report.is_success()))
+        }
         LabCommand::BenchControl(args) => {
             let report = control_bench(&args.options(), flowgate, &interrupt::listen()?)?;
             Ok(finish(&report.json(), true))
@@ -362,6 +384,12 @@ impl BenchArgs {
 impl CompareArgs {
     fn options(&self) -> CompareOptions {
         CompareOptions { role: self.role.clone(), only: self.only.clone() }
+    }
+}
+
+impl CompareNftArgs {
+    fn options(&self) -> CompareNftOptions {
+        CompareNftOptions { packets: self.packets, seed: self.seed, pauses: self.pauses }
     }
 }
 

@@ -1,0 +1,212 @@
+//! Differences that are meant: each names the kinds of packets, what both gateways make of them, and why.
+
+use Fate::{Answered, Forwarded, Nothing};
+
+use super::conversation::{Conversation, Step};
+use super::packet::Train;
+use super::reading::End;
+use super::report::Outcome;
+use super::services;
+use crate::lab::topology::{GATEWAY_UPLINK, ipv6_of};
+
+/// What became of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The other end got something, its sender nothing.
+    Forwarded,
+    /// Its sender got something, the other end nothing.
+    Answered,
+    /// Both got something.
+    Both,
+    /// Nobody got anything.
+    Nothing,
+}
+
+/// A difference with its reason.
+struct Explanation {
+    kinds: &'static [&'static str],
+    /// Flowgate's and Linux's.
+    fates: &'static [[Fate; 2]],
+    /// What else has to hold.
+    holds: fn(&Case<'_>) -> bool,
+    reason: &'static str,
+}
+
+/// A packet and what came of it in both networks.
+pub(super) struct Case<'a> {
+    pub(super) of: &'a Conversation,
+    pub(super) step: &'a Step,
+    pub(super) outcomes: &'a [Outcome; 2],
+}
+
+const EXPLANATIONS: [Explanation; 17] = [
+    Explanation {
+        kinds: &["wrong transport checksum", "wrong IP checksum", "ICMP error with a wrong checksum"],
+        fates: &[[Forwarded, Nothing], [Answered, Nothing]],
+        holds: always,
+        reason: "checksums are updated and never verified: a wrong one stays wrong, and the receiver drops it (decision 16)",
+    },
+    Explanation {
+        kinds: &[
+            "reset outside the window",
+            "FIN outside the window",
+            "data outside the window",
+            "acknowledgement of what was never sent",
+            "SYN in the connection",
+            "SYN, ACK in the connection",
+            "flags that no host sends",
+            "segment before the SYN, ACK",
+            "segment after the end",
+        ],
+        fates: &[[Forwarded, Nothing]],
+        holds: always,
+        reason: "a segment that its receiver would not take is passed on and changes nothing of the flow: the receiver ignores it \
+                 or answers with a challenge ACK (RFC 9293 section 3.10.7.4, RFC 5961); Linux calls it invalid",
+    },
+    Explanation {
+        kinds: &[
+            "ABORT with a wrong tag",
+            "end with a wrong tag",
+            "DATA with a wrong tag",
+            "chunk with a wrong length",
+        ],
+        fates: &[[Forwarded, Nothing]],
+        holds: always,
+        reason: "an SCTP packet that its receiver discards (RFC 9260 section 8.5) is passed on and changes nothing of the flow",
+    },
+    Explanation {
+        kinds: &["HEARTBEAT without an association"],
+        fates: &[[Nothing, Forwarded]],
+        holds: always,
+        reason: "only an INIT opens a flow: a path that is added to an association has no Service to lead to",
+    },
+    Explanation {
+        kinds: &["hop-by-hop option that discards"],
+        fates: &[[Forwarded, Nothing], [Forwarded, Answered], [Answered, Nothing]],
+        holds: always,
+        reason: "hop-by-hop options are for those that are configured to look at them (RFC 8200 section 4.3)",
+    },
+    Explanation {
+        kinds: &["hop-by-hop options out of place"],
+        fates: &[
+            [Answered, Forwarded],
+            [Nothing, Forwarded],
+            [Forwarded, Nothing],
+            [Answered, Nothing],
+            [Forwarded, Forwarded],
+        ],
+        holds: always,
+        reason: "hop-by-hop options stand first (RFC 8200 section 4.1): others pass to the kernel, which reports them or has no \
+                 flow for them",
+    },
+    Explanation {
+        kinds: &["record route", "timestamp option", "atomic fragment"],
+        fates: &[[Forwarded, Forwarded]],
+        holds: only_options_differ,
+        reason: "options and extension headers stay as they are; Linux writes into some, and reassembles atomic fragments",
+    },
+    Explanation {
+        kinds: &["broken IP options"],
+        fates: &[[Nothing, Answered]],
+        holds: always,
+        reason: "dropped and counted, without an ICMP parameter problem: nobody sends such options but to attack",
+    },
+    Explanation {
+        kinds: &["datagram to port 0"],
+        fates: &[[Nothing, Answered], [Nothing, Forwarded]],
+        holds: always,
+        reason: "no Service has port 0 (RFC 6335 section 6): dropped and counted",
+    },
+    Explanation {
+        kinds: &["VIP as source"],
+        fates: &[[Nothing, Answered], [Nothing, Forwarded]],
+        holds: always,
+        reason: "no client has the address of a Service: its answers would go to the Service",
+    },
+    Explanation {
+        kinds: &["fragments in reverse"],
+        fates: &[[Nothing, Forwarded]],
+        holds: overtakes_where_nothing_is_known,
+        reason: "to an address of the node, and from a backend that sees its clients, a later fragment that overtakes its first one \
+                 is lost (decision 6)",
+    },
+    Explanation {
+        kinds: &["fragments that are not all", "fragments that overlap", "a fragment twice", "fragments"],
+        fates: &[[Answered, Nothing]],
+        holds: is_unserved,
+        reason: "the first fragment is refused as the whole packet would be, without waiting for the others",
+    },
+    Explanation {
+        kinds: &["segment without a connection", "segment before the SYN, ACK", "segment after the end"],
+        fates: &[[Answered, Nothing]],
+        holds: is_unserved,
+        reason: "what no backend serves is refused whether or not it opens a connection",
+    },
+    Explanation {
+        kinds: &[],
+        fates: &[[Forwarded, Nothing]],
+        holds: was_refused,
+        reason: "a connection that was refused is remembered like every other that was reset; Linux forgets it at once",
+    },
+    Explanation {
+        kinds: &["SYN, ACK in the connection"],
+        fates: &[[Forwarded, Forwarded]],
+        holds: leaves_a_kept_backend_as_it_is,
+        reason: "after the end of a connection through the VIP, a SYN, ACK of its backend belongs to a direct one (decision 15)",
+    },
+    Explanation {
+        kinds: &[],
+        fates: &[[Forwarded, Nothing]],
+        holds: leaves_a_kept_backend_as_it_is,
+        reason: "what a backend that sees its clients sends besides its flows is routed as it is (decision 15); the rules for Linux \
+                 drop what opens nothing",
+    },
+    Explanation {
+        kinds: &["routing header with a segment left"],
+        fates: &[[Nothing, Forwarded], [Nothing, Answered]],
+        holds: always,
+        reason: "source routes of IPv6 are dropped (RFC 5095); Linux looks at them only if they lead to itself",
+    },
+];
+
+/// The reason for this difference, if there is one.
+pub(super) fn explanation(case: &Case<'_>) -> Option<&'static str> {
+    let fates = [case.outcomes[0].fate, case.outcomes[1].fate];
+    let fits = |explanation: &&Explanation| {
+        (explanation.kinds.is_empty() || explanation.kinds.contains(&case.step.kind))
+            && explanation.fates.contains(&fates)
+            && (explanation.holds)(case)
+    };
+    EXPLANATIONS.iter().find(fits).map(|explanation| explanation.reason)
+}
+
+fn always(_: &Case<'_>) -> bool {
+    true
+}
+
+fn only_options_differ(case: &Case<'_>) -> bool {
+    case.outcomes[0].bare == case.outcomes[1].bare
+}
+
+/// Whether the first fragment, which has the ports, is needed to know whose the others are, and arrives last: they are
+/// addressed to the node (to a NodePort, or to the source of a masqueraded flow), or to a client.
+fn overtakes_where_nothing_is_known(case: &Case<'_>) -> bool {
+    let is_node_port = [GATEWAY_UPLINK.into(), ipv6_of(GATEWAY_UPLINK).into()].contains(&case.of.target.ip());
+    let is_reversed = case.step.shape.fragments.is_some_and(|fragments| fragments.train == Train::Reversed);
+    is_reversed && (case.step.sender == End::Backend || is_node_port)
+}
+
+/// Whether no backend serves the target.
+fn is_unserved(case: &Case<'_>) -> bool {
+    case.of.sides.iter().all(|side| side.peer.is_none())
+}
+
+fn was_refused(case: &Case<'_>) -> bool {
+    case.of.is_refused
+}
+
+/// Whether a backend that sees its clients sent it, and Flowgate left its address as it is.
+fn leaves_a_kept_backend_as_it_is(case: &Case<'_>) -> bool {
+    let is_kept = [services::KEPT.into(), ipv6_of(services::KEPT).into()].contains(&case.of.target.ip());
+    is_kept && case.step.sender == End::Backend && case.outcomes[0].comes_from(case.of.backend.ip())
+}
