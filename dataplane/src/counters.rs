@@ -35,6 +35,8 @@ reasons! {
         SnatPortsReclaimed = "snat_ports_reclaimed",
         /// Half-open connections that made room for others, since they took their share of the table.
         HalfOpenReplaced = "half_open_replaced",
+        /// Flows that made room for others of the same client, since it has its share of the table.
+        ClientFlowsReplaced = "client_flows_replaced",
         /// Requests to resolve a neighbour that found no room in the queue.
         ResolveOverflows = "resolve_overflows",
         /// Packets routed untranslated: from a backend whose clients keep their address, of no flow of ours.

@@ -19,6 +19,8 @@ pub enum ExhaustedResource {
     FlowTable,
     /// The share of the flow table for half-open connections.
     HalfOpen,
+    /// One client's share of the flow table or of the source ports to a backend.
+    ClientShare,
 }
 
 impl ExhaustedResource {
@@ -29,6 +31,7 @@ impl ExhaustedResource {
             DropReason::ReplyTupleTaken => Some(Self::ReplyTuples),
             DropReason::FlowTableFull => Some(Self::FlowTable),
             DropReason::HalfOpenLimit => Some(Self::HalfOpen),
+            DropReason::ClientLimit => Some(Self::ClientShare),
             _ => None,
         }
     }
@@ -40,6 +43,7 @@ impl ExhaustedResource {
             Self::ReplyTuples => DropReason::ReplyTupleTaken,
             Self::FlowTable => DropReason::FlowTableFull,
             Self::HalfOpen => DropReason::HalfOpenLimit,
+            Self::ClientShare => DropReason::ClientLimit,
         }
     }
 }

@@ -25,6 +25,7 @@ mod neighbours;
 mod open;
 mod router;
 pub mod select;
+mod shares;
 mod staged;
 
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -14,6 +14,8 @@ pub struct PipelineConfig {
     pub largest_packet: u16,
     /// The share of each flow table, in percent, that half-open connections may take.
     pub half_open_percent: u8,
+    /// The share of each flow table, and of the source ports to each backend, in percent, that one client may take; 100: all.
+    pub per_client_percent: u8,
 }
 
 /// How the maximum segment size in SYNs and SYN-ACKs is limited (RFC 9293 section 3.7.1).
@@ -35,6 +37,7 @@ impl Default for PipelineConfig {
             mss_clamp: MssClamp::Off,
             largest_packet: u16::MAX,
             half_open_percent: 50,
+            per_client_percent: 100,
         }
     }
 }

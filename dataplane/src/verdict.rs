@@ -130,6 +130,8 @@ reasons! {
         ReplyTupleTaken = "reply_tuple_taken",
         /// Half-open connections take their share of the flow table, and none of them could make room.
         HalfOpenLimit = "half_open_limit",
+        /// The client has its share of the flow table or of the source ports to a backend, and no flow of its own could make room.
+        ClientLimit = "client_limit",
         /// No room in the flow table and no flow that may be evicted.
         FlowTableFull = "flow_table_full",
         /// A fragment that cuts up the headers of its packet (RFC 1858, RFC 7112).

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use flowgate_dataplane::exhaustion::ExhaustedResource;
-use flowgate_dataplane::{DropReason, Event};
+use flowgate_dataplane::{DropReason, Event, PipelineConfig};
 use flowgate_wire::Protocol;
 use gateway::{FAB0, Gateway, UP0, World, destination, service, source, tcp, udp};
 
@@ -95,16 +95,62 @@ fn the_connection_unanswered_for_longest_gives_its_port_up() {
     assert_eq!(gateway.flows.used_entries(), 6);
 }
 
+/// SYNs from forged addresses, all of which the backend answers and nobody acknowledges.
+fn answered_syn_flood(gateway: &mut Gateway, clients: std::ops::Range<usize>) {
+    for n in clients {
+        if let [(_, syn), ..] = &gateway.receive(UP0, tcp(&client(n), VIP, "S"))[..] {
+            let (backend, snat) = (destination(syn), source(syn));
+            assert_eq!(gateway.receive(FAB0, tcp(&backend, &snat, "SA")).len(), 1);
+        }
+    }
+}
+
 #[test]
-fn unanswered_datagrams_give_their_ports_up_and_answered_ones_do_not() {
+fn a_flood_of_answered_syns_gives_its_ports_up_and_every_new_connection_gets_one() {
+    let mut gateway = Gateway::new(&world(40));
+    let mut kept: Vec<_> = (0..10).map(|n| (client(n), connect(&mut gateway, &client(n)).unwrap())).collect();
+    for round in 0..20 {
+        answered_syn_flood(&mut gateway, 1000 + round * 100..1100 + round * 100);
+        let fresh = client(100 + round);
+        let flow = connect(&mut gateway, &fresh).expect("a port of the flood");
+        kept.push((fresh, flow));
+    }
+    assert_eq!(dropped(&gateway, DropReason::SnatPortsExhausted), 0);
+    assert!(kept.iter().all(|(client, flow)| lives(&mut gateway, client, flow)));
+}
+
+#[test]
+fn a_flood_of_answered_syns_takes_its_share_of_the_table_and_no_more() {
+    let mut gateway = Gateway::with(&world(5000), 1000, 256);
+    let kept: Vec<_> = (0..50).map(|n| (client(n), connect(&mut gateway, &client(n)).unwrap())).collect();
+    answered_syn_flood(&mut gateway, 1000..6000);
+    assert_eq!(gateway.flows.v4.half_open(), 500);
+    let during: Vec<_> =
+        (100..200).map(|n| (client(n), connect(&mut gateway, &client(n)).expect("room"))).collect();
+    assert!(kept.iter().chain(&during).all(|(client, flow)| lives(&mut gateway, client, flow)));
+    gateway.wait(Duration::from_secs(61));
+    gateway.wait(Duration::from_secs(16));
+    assert_eq!((gateway.flows.v4.half_open(), gateway.flows.used_entries()), (0, 300));
+}
+
+#[test]
+fn datagrams_that_are_answered_once_give_their_ports_up_and_streams_do_not() {
     let mut world = world(4);
     world.services[1] = service("dns", Protocol::Udp, "10.96.0.53:53", 5353, &[11]);
     let mut gateway = Gateway::new(&world);
-    let asked = gateway.receive(UP0, udp(&client(0), "10.96.0.53:53", b"q"));
-    let (backend, snat) = (destination(&asked[0].1), source(&asked[0].1));
-    assert_eq!(gateway.receive(FAB0, udp(&backend, &snat, b"a")).len(), 1);
+    // The answer to a question; its source is ours.
+    let ask = |gateway: &mut Gateway, client: &str| {
+        let asked = gateway.receive(UP0, udp(client, "10.96.0.53:53", b"q"));
+        let (backend, snat) = (destination(&asked[0].1), source(&asked[0].1));
+        assert_eq!(gateway.receive(FAB0, udp(&backend, &snat, b"a")).len(), 1);
+        (backend, snat)
+    };
+    let stream = ask(&mut gateway, &client(0));
+    gateway.wait(Duration::from_millis(2_100));
+    let (backend, snat) = ask(&mut gateway, &client(0));
+    assert_eq!((&backend, &snat), (&stream.0, &stream.1));
     for n in 1..50 {
-        assert_eq!(gateway.receive(UP0, udp(&client(n), "10.96.0.53:53", b"q")).len(), 1);
+        ask(&mut gateway, &client(n));
     }
     assert_eq!(event(&gateway, Event::SnatPortsReclaimed), 46);
     let back = gateway.receive(FAB0, udp(&backend, &snat, b"a"));
@@ -191,4 +237,95 @@ fn a_full_table_keeps_what_is_established_and_takes_new_flows_once_it_can() {
     let begun = (1000..1100).filter(|n| connect(&mut gateway, &client(*n)).is_some()).count();
     assert!(begun >= 30, "{begun}");
     assert!(kept.iter().all(|(client, flow)| lives(&mut gateway, client, flow)));
+}
+
+/// A client behind the router, by its number and its port.
+fn far_client(host: u8, port: u16) -> String {
+    format!("198.51.100.{host}:{port}")
+}
+
+/// One client may take half of table and ports.
+fn with_shares(world: &World) -> Gateway {
+    Gateway::with_config(world, PipelineConfig { per_client_percent: 50, ..PipelineConfig::default() })
+}
+
+#[test]
+fn one_client_has_its_share_of_the_ports_and_others_get_theirs() {
+    let mut gateway = with_shares(&world(40));
+    let greedy: Vec<_> =
+        (0..100).filter_map(|n| connect(&mut gateway, &client(n)).map(|flow| (client(n), flow))).collect();
+    assert_eq!(greedy.len(), 20);
+    assert_eq!(dropped(&gateway, DropReason::ClientLimit), 80);
+    let exhaustions = std::mem::take(&mut *gateway.exhaustions.lock().unwrap());
+    assert!(exhaustions.iter().all(|exhaustion| exhaustion.resource == ExhaustedResource::ClientShare));
+    let modest: Vec<_> = (0..20)
+        .map(|n| (far_client(n, 1024), connect(&mut gateway, &far_client(n, 1024)).expect("a port")))
+        .collect();
+    assert!(greedy.iter().chain(&modest).all(|(client, flow)| lives(&mut gateway, client, flow)));
+}
+
+#[test]
+fn a_client_with_its_share_goes_on_with_the_ports_of_its_connections_that_are_over() {
+    let mut gateway = with_shares(&world(40));
+    for n in 0..200 {
+        let (backend, snat) = connect(&mut gateway, &client(n)).expect("a port");
+        gateway.receive(UP0, tcp(&client(n), VIP, "FA"));
+        gateway.receive(FAB0, tcp(&backend, &snat, "FA"));
+    }
+    // Nor do SYNs that somebody else forges keep it out.
+    for n in 1000..1500 {
+        gateway.receive(UP0, tcp(&client(n), VIP, "S"));
+    }
+    let flow = connect(&mut gateway, &client(2000)).expect("a port");
+    assert!(lives(&mut gateway, &client(2000), &flow));
+    assert_eq!(dropped(&gateway, DropReason::ClientLimit), 0);
+    assert_eq!(gateway.flows.used_entries(), 2 * 20);
+}
+
+#[test]
+fn one_client_has_its_share_of_the_table_and_others_get_theirs() {
+    let mut gateway = with_shares(&world(4000));
+    let greedy: Vec<_> =
+        (0..900).filter_map(|n| connect(&mut gateway, &client(n)).map(|flow| (client(n), flow))).collect();
+    assert_eq!(greedy.len(), 500);
+    assert_eq!(dropped(&gateway, DropReason::ClientLimit), 400);
+    let modest: Vec<_> = (0..200)
+        .map(|n| far_client(n, 1024))
+        .map(|client| (client.clone(), connect(&mut gateway, &client).expect("room")))
+        .collect();
+    // Its ended connections make room for new ones.
+    for (client, (backend, snat)) in &greedy[..100] {
+        gateway.receive(UP0, tcp(client, VIP, "FA"));
+        gateway.receive(FAB0, tcp(backend, snat, "FA"));
+    }
+    let again = (2000..2200).filter(|n| connect(&mut gateway, &client(*n)).is_some()).count();
+    assert!((60..=100).contains(&again), "{again}");
+    assert_eq!(event(&gateway, Event::ClientFlowsReplaced), again as u64);
+    assert!(greedy[100..].iter().chain(&modest).all(|(client, flow)| lives(&mut gateway, client, flow)));
+}
+
+#[test]
+fn in_a_full_table_idle_connections_of_the_largest_user_give_way_and_no_others() {
+    let mut gateway = Gateway::with(&world(5000), 1000, 256);
+    let modest: Vec<_> = (0..200)
+        .map(|n| far_client(n, 1024))
+        .map(|client| (client.clone(), connect(&mut gateway, &client).unwrap()))
+        .collect();
+    let mut greedy = Vec::new();
+    for n in 0..2000 {
+        greedy.extend(connect(&mut gateway, &client(n)).map(|flow| (client(n), flow)));
+    }
+    assert!(dropped(&gateway, DropReason::FlowTableFull) > 500, "the largest user takes nothing from itself");
+    assert!(greedy.iter().chain(&modest).all(|(client, flow)| lives(&mut gateway, client, flow)));
+
+    gateway.wait(Duration::from_secs(3600));
+    let busy = greedy.split_off(greedy.len() - 100);
+    assert!(busy.iter().all(|(client, flow)| lives(&mut gateway, client, flow)));
+    let fresh: Vec<_> = (0..300)
+        .map(|n| far_client(201, 1024 + n))
+        .map(|client| (client.clone(), connect(&mut gateway, &client).expect("room")))
+        .collect();
+    assert!(fresh.iter().chain(&modest).chain(&busy).all(|(client, flow)| lives(&mut gateway, client, flow)));
+    let left = greedy.iter().filter(|(client, flow)| lives(&mut gateway, client, flow)).count();
+    assert!(left < greedy.len(), "nobody made room");
 }

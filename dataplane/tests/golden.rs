@@ -396,13 +396,16 @@ fn source_ports_serve_each_backend_anew_and_then_run_out() {
     world.snat_ports = [40_000, 40_001].into_iter().collect();
     let mut gateway = Gateway::new(&world);
     for port in 1..=8 {
-        let sent = gateway.receive(UP0, udp(&format!("192.0.2.10:{port}"), "10.96.0.53:53", b"x"));
-        for (_, question) in sent {
+        let question = udp(&format!("192.0.2.10:{port}"), "10.96.0.53:53", b"x");
+        for (_, question) in gateway.receive(UP0, question.clone()) {
             gateway.receive(FAB0, udp(&destination(&question), &source(&question), b"y"));
+            gateway.wait(Duration::from_millis(2_100));
         }
+        // What goes on for longer than two seconds keeps its port.
+        gateway.receive(UP0, question);
     }
     let refused = gateway.worker.state().counters.read().dropped(DropReason::SnatPortsExhausted);
-    assert_eq!((gateway.flows.used_entries(), refused), (8, 4), "two ports for each of two backends");
+    assert_eq!((gateway.flows.used_entries(), refused), (8, 8), "two ports for each of two backends");
     golden("snat_ports", &gateway);
 }
 

@@ -6,6 +6,7 @@
 pub(super) mod case_result;
 pub(super) mod cases;
 pub(super) mod gateway_state;
+mod idle;
 pub(super) mod load;
 pub(super) mod random;
 mod raw;

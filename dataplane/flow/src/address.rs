@@ -17,6 +17,11 @@ pub trait FlowAddress: Address {
 
     /// The addresses' part of the multilinear hash, modulo 2^64.
     fn pair_hash(pair: [Self; 2], key: &[u64; 8]) -> u64;
+
+    /// Whom the address stands for where the flows of clients are counted: for IPv6 its /64, within which a host chooses and
+    /// changes its addresses as it likes (RFC 4291 section 2.5.4, RFC 8981).
+    #[must_use]
+    fn client(self) -> Self;
 }
 
 /// Source and destination in words that several threads read and write, in wire order in memory. Only each word is
@@ -73,6 +78,10 @@ impl FlowAddress for Ipv4Addr {
         let word = |addr: Self| u64::from(u32::from_ne_bytes(addr.octets()));
         key[0].wrapping_mul(word(src)).wrapping_add(key[1].wrapping_mul(word(dst)))
     }
+
+    fn client(self) -> Self {
+        self
+    }
 }
 
 impl PairCell<Ipv4Addr> for AtomicU64 {
@@ -113,6 +122,10 @@ impl FlowAddress for Ipv6Addr {
             key[at].wrapping_add(low).wrapping_mul(key[at + 1].wrapping_add(high))
         };
         product(a, 0).wrapping_add(product(b, 2)).wrapping_add(product(c, 4)).wrapping_add(product(d, 6))
+    }
+
+    fn client(self) -> Self {
+        Self::from_bits(self.to_bits() >> 64 << 64)
     }
 }
 

@@ -62,8 +62,8 @@ impl<A: FlowAddress> FlowTable<A> {
                 adopted.flows += 1;
             }
         }
-        // The counter is outside the shared memory and starts at zero.
-        self.recount_half_open();
+        // These counters are outside the shared memory and start at zero.
+        self.recount();
         adopted
     }
 

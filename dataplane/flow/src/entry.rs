@@ -117,13 +117,13 @@ pub struct Entry<A: FlowAddress> {
     new_ports: AtomicU32,
     new_addrs: A::Pair,
     l3_sum: AtomicU16,
-    /// The bits of a [`Connection`].
+    /// The bits of a [`Connection`]; of UDP, those of `table/udp.rs`.
     connection: AtomicU16,
     backend: AtomicU32,
     pub(crate) peer: AtomicU32,
     last_seen: AtomicU32,
     /// TCP: the number after the highest octet that this direction has sent. SCTP: the verification tag that the other
-    /// direction must carry.
+    /// direction must carry. UDP: when the flow was opened.
     end: AtomicU32,
     /// TCP: the last acknowledgement number of this direction; until there is one, the number after its SYN. SCTP: a tag of an
     /// association that is being opened.
@@ -237,7 +237,7 @@ impl<A: FlowAddress> Entry<A> {
         self.peer.store(peer.0, Ordering::Relaxed);
         self.last_seen.store(now.0, Ordering::Relaxed);
         self.connection.store(0, Ordering::Relaxed);
-        self.end.store(0, Ordering::Relaxed);
+        self.end.store(if tuple.protocol == Protocol::Udp { now.0 } else { 0 }, Ordering::Relaxed);
         self.acked.store(0, Ordering::Relaxed);
         self.counters.store(0, Ordering::Relaxed);
         // Unlocked again, after all of the above.
@@ -298,6 +298,23 @@ impl<A: FlowAddress> Entry<A> {
     #[inline(always)]
     pub(crate) fn set_connection(&self, connection: Connection) {
         self.connection.store(connection.to_bits(), Ordering::Relaxed);
+    }
+
+    /// UDP: what `table/udp.rs` has recorded.
+    #[inline(always)]
+    pub(crate) fn udp_bits(&self) -> u16 {
+        self.connection.load(Ordering::Relaxed)
+    }
+
+    /// Adds to what `table/udp.rs` has recorded; the worker of the other direction may do the same at any time.
+    pub(crate) fn add_udp_bits(&self, bits: u16) {
+        self.connection.fetch_or(bits, Ordering::Relaxed);
+    }
+
+    /// UDP: when the flow was opened.
+    #[inline(always)]
+    pub(crate) fn opened(&self) -> Tick {
+        Tick(self.end.load(Ordering::Relaxed))
     }
 
     /// TCP: the number after the highest octet sent. SCTP: the tag that the other direction must carry.

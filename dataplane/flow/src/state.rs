@@ -165,6 +165,12 @@ pub enum TcpPhase {
 }
 
 impl TcpPhase {
+    /// Whether the handshake is not complete: a SYN alone, from whatever address, brings a connection here, and the
+    /// backend's answer to it adds nothing that the client has proven (RFC 4987 section 2).
+    pub const fn is_half_open(self) -> bool {
+        matches!(self, Self::SynSent | Self::SynReceived)
+    }
+
     /// The phase that follows from the records of both directions.
     pub const fn of(original: Connection, reply: Connection) -> Self {
         // The latest phase first: flags are never cleared but by `without_reset`.

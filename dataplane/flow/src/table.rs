@@ -3,7 +3,9 @@
 mod eviction;
 mod idle;
 mod sctp;
+mod shares;
 mod tcp;
+mod udp;
 mod view;
 
 use std::fs::File;
@@ -17,8 +19,10 @@ use crate::entry::{Direction, Entry, EntryIndex, Forwarding, Identity, NextHopRe
 use crate::hash::{FlowHash, HashKey};
 use crate::memory::{self, Memory, OutOfMemory};
 use crate::persistence::{self, Header, Opened, Origin, PersistConfig, PersistError};
+use crate::shares::Shares;
 use crate::sync::{AtomicBool, AtomicU32, Ordering};
 use crate::tags::{BUCKET_SLOTS, Candidates, Slots};
+pub use shares::PORT_BLOCK;
 pub use tcp::Tracked;
 pub use view::FlowView;
 
@@ -30,6 +34,8 @@ pub struct FlowTable<A: FlowAddress> {
     capacity_flows: u32,
     /// See [`FlowTable::half_open`].
     half_open: AtomicU32,
+    /// How many flows each client has.
+    shares: Shares,
     /// Striped by hash: one insertion of a tuple at a time. Outside the shared memory, so that a process that dies while it
     /// holds one does not block the next.
     insert_locks: Box<[SpinLock]>,
@@ -113,7 +119,8 @@ impl<A: FlowAddress> FlowTable<A> {
 
     /// The memory of a table for this number of flows, in bytes.
     pub fn bytes_for(capacity_flows: u32) -> u64 {
-        memory::len_bytes::<Entry<A>>(dimensions(capacity_flows).1) as u64
+        let (capacity_flows, bucket_count) = dimensions(capacity_flows);
+        memory::len_bytes::<Entry<A>>(bucket_count) as u64 + Shares::bytes_for(capacity_flows)
     }
 
     /// A table in a file that outlives the process. Flows of an earlier process ([`Origin::Restored`]) have to be
@@ -144,7 +151,8 @@ impl<A: FlowAddress> FlowTable<A> {
     fn from_memory(memory: Memory<Entry<A>>, capacity_flows: u32, key: HashKey, file: Option<File>) -> Self {
         let insert_locks = (0..INSERT_LOCKS).map(|_| SpinLock::default()).collect();
         let half_open = AtomicU32::new(0);
-        Self { key, memory, capacity_flows, half_open, insert_locks, _lock: file }
+        let shares = Shares::new(capacity_flows);
+        Self { key, memory, capacity_flows, half_open, shares, insert_locks, _lock: file }
     }
 
     /// Capacity in flows.
@@ -223,17 +231,18 @@ impl<A: FlowAddress> FlowTable<A> {
 
     /// Inserts both directions of a flow, or returns the flow that has one of the tuples already.
     pub fn insert(&self, flow: &NewFlow<A>, now: Tick) -> Inserted<'_, A> {
-        let NewFlow { original, reply, backend } = flow;
+        let NewFlow { original, reply, .. } = flow;
         // The reply direction first: nothing can reply to a packet that was not sent, so no packet finds it before the
         // original one. Two workers that insert the same original tuple with different replies meet at the second step,
         // and the one that loses takes its reply direction back.
-        let reply_index = match self.insert_direction(Side::Reply, reply, *backend, EntryIndex::NONE, now) {
+        let reply_index = match self.insert_direction(Side::Reply, flow, EntryIndex::NONE, now) {
             DirectionInserted::New(index) => index,
             DirectionInserted::Existing(holder) => return Inserted::ReplyTaken(holder),
             DirectionInserted::Full => return Inserted::Full,
         };
-        let outcome = self.insert_direction(Side::Original, original, *backend, reply_index, now);
-        match outcome {
+        // Before anybody can find the flow and remove it, so that no count is taken back that was not made.
+        self.count(flow);
+        match self.insert_direction(Side::Original, flow, reply_index, now) {
             DirectionInserted::New(index) => {
                 // The reply entry has had no peer until now: eviction leaves such an entry alone, the sweep for a second.
                 self.entry(reply_index).set_peer(index);
@@ -248,10 +257,12 @@ impl<A: FlowAddress> FlowTable<A> {
                 }
             }
             DirectionInserted::Existing(found) => {
+                self.uncount(flow);
                 self.remove_direction(reply_index, &reply.tuple);
                 Inserted::Existing(found)
             }
             DirectionInserted::Full => {
+                self.uncount(flow);
                 self.remove_direction(reply_index, &reply.tuple);
                 Inserted::Full
             }
@@ -295,22 +306,23 @@ impl<A: FlowAddress> FlowTable<A> {
         };
         let peers_with = |at: EntryIndex, peer: EntryIndex| {
             let entry = self.memory.entries().get(at.0 as usize)?;
-            entry.identity().filter(|found| found.peer == peer).map(|found| found.tuple)
+            entry.identity().filter(|found| found.peer == peer)
         };
-        let Some(tuple) = peers_with(original, reply) else {
+        let Some(whole) = peers_with(original, reply) else {
             // Only this direction is left, or the peer's slot has another flow by now. If this one ever had a peer, the
             // flow was counted as removed with it.
             return self.remove_direction(index, &identity.tuple) && identity.peer == EntryIndex::NONE;
         };
-        if !self.entry(original).lock(&tuple) {
+        if !self.entry(original).lock(&whole.tuple) {
             return false;
         }
-        if tuple.protocol != Protocol::Udp && !Self::has_sent_syn(self.entry(reply)) {
+        if whole.tuple.protocol != Protocol::Udp && Self::is_half_open(self.entry(original)) {
             self.decrement_half_open();
         }
+        self.uncount_removed(&whole);
         // Read again: between the check and the lock the reply slot may have gone to another flow.
-        if let Some(reply_tuple) = peers_with(reply, original) {
-            self.remove_direction(reply, &reply_tuple);
+        if let Some(reply_identity) = peers_with(reply, original) {
+            self.remove_direction(reply, &reply_identity.tuple);
         }
         self.free(original);
         true
@@ -319,11 +331,11 @@ impl<A: FlowAddress> FlowTable<A> {
     fn insert_direction(
         &self,
         side: Side,
-        direction: &Direction<A>,
-        backend: u32,
+        flow: &NewFlow<A>,
         peer: EntryIndex,
         now: Tick,
     ) -> DirectionInserted<'_, A> {
+        let direction = if side == Side::Original { &flow.original } else { &flow.reply };
         let tuple = &direction.tuple;
         let hash = self.key.hash(tuple);
         // Looking up and claiming must be one step, or two workers that miss the same tuple insert it twice. The lock
@@ -336,11 +348,11 @@ impl<A: FlowAddress> FlowTable<A> {
         // After an eviction another worker may take the freed slot; then the table is full for this flow. No second try:
         // under a flood it would turn into a loop.
         let claimed = self.claim(buckets, hash.tag()).or_else(|| {
-            self.evict_from(buckets, now);
+            self.evict_from(buckets, flow.original.tuple.src, now);
             self.claim(buckets, hash.tag())
         });
         let Some(index) = claimed else { return DirectionInserted::Full };
-        self.entry(index).write(side, direction, backend, peer, now);
+        self.entry(index).write(side, direction, flow.backend, peer, now);
         DirectionInserted::New(index)
     }
 

@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use flowgate_wire::Protocol;
-
 use crate::state::TcpPhase;
 
 /// How long a flow may be idle. All values are below [`Timeouts::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// TCP until the handshake is complete.
+    /// TCP until the client has acknowledged the backend's SYN.
     pub tcp_opening: Duration,
     /// TCP between handshake and the first FIN.
     pub tcp_established: Duration,
@@ -19,9 +17,9 @@ pub struct Timeouts {
     pub tcp_time_wait: Duration,
     /// TCP after a reset.
     pub tcp_reset: Duration,
-    /// UDP without a reply.
+    /// UDP in one direction, or in both for less than two seconds.
     pub udp_unanswered: Duration,
-    /// UDP with packets in both directions.
+    /// UDP in both directions for longer: a stream.
     pub udp_answered: Duration,
     /// Deadline for connections to a removed backend, active or idle; `None`: no deadline.
     pub drain: Option<Duration>,
@@ -50,20 +48,26 @@ impl Timeouts {
 
     /// Deadline for connections to a removed backend, in milliseconds.
     pub fn drain_ms(&self) -> Option<u32> {
-        self.drain.map(|drain| u32::try_from(drain.min(Self::MAX).as_millis()).unwrap_or(u32::MAX / 2))
+        self.drain.map(bounded_ms)
     }
 
-    /// How long a flow in this phase may be idle, in milliseconds.
-    pub(crate) fn allowed_ms(&self, protocol: Protocol, phase: TcpPhase, answered: bool) -> u32 {
-        let allowed = match (protocol, phase) {
-            (Protocol::Tcp | Protocol::Sctp, TcpPhase::SynSent | TcpPhase::SynReceived) => self.tcp_opening,
-            (Protocol::Tcp | Protocol::Sctp, TcpPhase::Established) => self.tcp_established,
-            (Protocol::Tcp | Protocol::Sctp, TcpPhase::HalfClosed) => self.tcp_half_closed,
-            (Protocol::Tcp | Protocol::Sctp, TcpPhase::TimeWait) => self.tcp_time_wait,
-            (Protocol::Tcp | Protocol::Sctp, TcpPhase::Reset) => self.tcp_reset,
-            _ if answered => self.udp_answered,
-            _ => self.udp_unanswered,
-        };
-        u32::try_from(allowed.min(Self::MAX).as_millis()).unwrap_or(u32::MAX / 2)
+    /// How long a connection in this phase may be idle, in milliseconds.
+    pub(crate) fn allowed_ms(&self, phase: TcpPhase) -> u32 {
+        bounded_ms(match phase {
+            TcpPhase::SynSent | TcpPhase::SynReceived => self.tcp_opening,
+            TcpPhase::Established => self.tcp_established,
+            TcpPhase::HalfClosed => self.tcp_half_closed,
+            TcpPhase::TimeWait => self.tcp_time_wait,
+            TcpPhase::Reset => self.tcp_reset,
+        })
     }
+
+    /// How long a UDP flow may be idle, in milliseconds.
+    pub(crate) fn allowed_udp_ms(&self, is_stream: bool) -> u32 {
+        bounded_ms(if is_stream { self.udp_answered } else { self.udp_unanswered })
+    }
+}
+
+fn bounded_ms(timeout: Duration) -> u32 {
+    u32::try_from(timeout.min(Timeouts::MAX).as_millis()).unwrap_or(u32::MAX / 2)
 }

@@ -31,6 +31,8 @@ struct Listed<A> {
     backend: u32,
     packets: [u32; 2],
     last: [u32; 2],
+    opened: u32,
+    is_stream: bool,
 }
 
 /// The table and the list beside it.
@@ -113,7 +115,9 @@ impl<A: FlowAddress> Pair<A> {
                 assert_eq!(has(&self.list, &original), None, "two flows of one tuple");
                 assert_eq!(found.forwarding.translation, flow.original.translation);
                 let last = [self.now; 2];
-                self.list.push(Listed { original, reply, backend: self.next, packets: [0; 2], last });
+                let (backend, opened) = (self.next, self.now);
+                let packets = [0; 2];
+                self.list.push(Listed { original, reply, backend, packets, last, opened, is_stream: false });
                 "new"
             }
             Inserted::Existing(found) => {
@@ -133,7 +137,6 @@ impl<A: FlowAddress> Pair<A> {
         let found = self.table.lookup(tuple);
         assert_eq!(found.is_some(), known.is_some(), "{tuple}");
         let (Some(found), Some(known)) = (found, known) else { return "not found" };
-        found.touch(Tick(self.now), 60);
         if tuple.protocol != Protocol::Udp {
             // Of few numbers, so that some of them fit.
             let segment = TcpSegment {
@@ -144,7 +147,12 @@ impl<A: FlowAddress> Pair<A> {
                 ..TcpSegment::default()
             };
             self.table.track_segment(&found, &segment, || true);
+        } else if found.may_become_stream(Tick(self.now)) {
+            self.table.record_datagram(&found, Tick(self.now));
         }
+        found.touch(Tick(self.now), 60);
+        let is_old = self.now - known.opened > 2_000;
+        known.is_stream |= tuple.protocol == Protocol::Udp && known.packets[1] > 0 && is_old;
         let side = usize::from(known.reply == *tuple);
         known.packets[side] += 1;
         known.last[side] = self.now;
@@ -173,7 +181,7 @@ impl<A: FlowAddress> Pair<A> {
             let idle = now - flow.last.into_iter().max().unwrap();
             let is_there = left.contains(&flow.original.any_family());
             if flow.original.protocol == Protocol::Udp {
-                let allowed = if flow.packets[1] > 0 { 10_000 } else { 5_000 };
+                let allowed = if flow.is_stream { 10_000 } else { 5_000 };
                 assert_eq!(is_there, idle <= allowed, "idle for {idle} ms");
             } else {
                 assert!(is_there || idle > 10_000, "a connection ended after {idle} ms");
@@ -186,16 +194,22 @@ impl<A: FlowAddress> Pair<A> {
 
     fn compare(&self) {
         assert_eq!(self.table.used_entries(), 2 * self.list.len());
+        for flow in &self.list {
+            let client = flow.original.src.client();
+            let of_client = self.list.iter().filter(|other| other.original.src.client() == client);
+            assert!(self.table.flows_of(client) as usize >= of_client.count(), "too few were counted");
+        }
+        assert!(!self.list.is_empty() || self.table.flows_of(A::UNSPECIFIED) == 0, "counts are left");
         for view in self.table.flows() {
             let is_it = |flow: &&Listed<A>| flow.original.any_family() == view.original;
             let flow = self.list.iter().find(is_it).expect("the table has a flow of its own");
             assert_eq!((flow.reply.any_family(), flow.backend), (view.reply, view.backend));
-            assert_eq!(flow.packets, view.packets);
+            assert_eq!((flow.packets, flow.is_stream), (view.packets, view.is_stream));
         }
     }
 }
 
-/// Whoever made room must have been allowed to: nobody had answered, or the connection was over.
+/// Whoever made room must have been allowed to: the connection was half open or over, or the datagrams were no stream.
 fn forget_evicted<A: FlowAddress>(list: &mut Vec<Listed<A>>, table: &FlowTable<A>, before: &[FlowView]) {
     // Each flow has a backend of its own.
     let left: Vec<u32> = table.flows().map(|flow| flow.backend).collect();
@@ -203,9 +217,9 @@ fn forget_evicted<A: FlowAddress>(list: &mut Vec<Listed<A>>, table: &FlowTable<A
     assert!(gone.len() <= 2, "{} flows made room for one", gone.len());
     for flow in gone {
         let may_go = match flow.tcp_phase {
-            Some(TcpPhase::SynSent | TcpPhase::Reset | TcpPhase::TimeWait) => true,
+            Some(TcpPhase::SynSent | TcpPhase::SynReceived | TcpPhase::Reset | TcpPhase::TimeWait) => true,
             Some(_) => false,
-            None => !flow.answered,
+            None => !flow.is_stream,
         };
         assert!(may_go && before.len() * 2 >= 32, "{flow:?} made room");
         list.retain(|listed| listed.backend != flow.backend);

@@ -85,6 +85,8 @@ fn found_is_whole(table: &Table, flows: &[NewFlow<Ipv4Addr>]) {
 fn settled(table: &Table, flows: usize) {
     assert_eq!(table.used_entries(), 2 * flows);
     assert_eq!(table.flows().count(), flows);
+    // All flows are of one client.
+    assert_eq!(table.flows_of(original(0).src) as usize, flows, "counts are exact");
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn track_next<A: Family>(
             let backends = context.tables.services.backends();
             backends.is_current(BackendId::from_bits(found.forwarding.backend))
                 && !A::table(context.flows).may_be_expired(found, context.now)
+                && !found.may_become_stream(context.now)
         }
         // Its tags are compared with those of the other direction.
         Protocol::Sctp => false,

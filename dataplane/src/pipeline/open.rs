@@ -12,6 +12,7 @@ use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 use super::context::SlowPath;
 use super::router::{Router, has_valid_checksum};
 use super::select::{AffinityContext, Decision, select_backend};
+use super::shares::{PortShare, has_too_many_half_open, make_room_for_client, make_room_for_connection};
 use super::{Context, Family};
 use crate::counters::Event;
 use crate::exhaustion::ExhaustedResource;
@@ -20,6 +21,11 @@ use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};
 /// Source ports that are tried before a flow is refused. With 95 % of a range in use, 128 random tries fail once in 700
 /// (0.95^128).
 const SNAT_ATTEMPTS: u32 = 128;
+
+/// Sources of a large range that are tried before a flow makes room that may. In a flood of forged packets, whose flows fill the
+/// range and all may, every new flow would else cost eight times as much. With half of a range in use, all of so many random
+/// tries are in use once in 65,000 (0.5^16).
+const PATIENCE: usize = 16;
 
 /// The lowest source port given to a client whose address is preserved and whose own port is taken: those below are system
 /// ports (RFC 6335 section 6).
@@ -126,6 +132,8 @@ impl Router {
         egress: &NextHop,
         slow: &mut SlowPath<'a>,
     ) -> Result<Found<'a, A>, Verdict> {
+        make_room_for_connection(target.original, probe, slow)?;
+        make_room_for_client(target.original, probe, slow)?;
         // RFC 6056 section 3.3.3: the first port follows from a keyed hash, so nobody outside can guess it.
         let start = probe.hash().0;
         let client = target.original;
@@ -137,7 +145,9 @@ impl Router {
             let others = (0..SNAT_ATTEMPTS).filter_map(|attempt| u16::try_from(another(attempt)).ok());
             let ports = std::iter::once(client.src_port).chain(others.map(L4Port::new));
             let sources = ports.map(|port| (client.src, port));
-            return insert_any(probe, target, sources, DropReason::ReplyTupleTaken, slow);
+            let none_left = DropReason::ReplyTupleTaken;
+            let attempts = Attempts { sources, share: None, patience: usize::MAX, none_left };
+            return insert_any(target, attempts, slow);
         }
         let snat = &slow.context.tables.snat;
         let addresses = A::snat_addresses(snat, egress.egress);
@@ -147,47 +157,82 @@ impl Router {
         }
         // Pseudo-random steps may miss the last free one of a small range: then every pair is tried as well.
         let pairs = u32::try_from(addresses.len() * ports.len()).unwrap_or(u32::MAX);
-        let every_pair = 0..if pairs <= SNAT_ATTEMPTS { pairs } else { 0 };
+        let is_small = pairs <= SNAT_ATTEMPTS;
+        let every_pair = 0..if is_small { pairs } else { 0 };
         let choices = (0..SNAT_ATTEMPTS).map(|attempt| nth_choice(start, attempt)).chain(every_pair);
         let sources = choices.map(|choice| {
             let choice = choice as usize;
             let port = ports[(choice / addresses.len()) % ports.len()];
             (addresses[choice % addresses.len()], L4Port::new(port))
         });
-        insert_any(probe, target, sources, DropReason::SnatPortsExhausted, slow)
+        let share = PortShare::new(ports, addresses.len(), slow.context.config.per_client_percent);
+        let patience = if is_small { usize::MAX } else { PATIENCE };
+        insert_any(
+            target,
+            Attempts { sources, share, patience, none_left: DropReason::SnatPortsExhausted },
+            slow,
+        )
     }
 }
 
-/// Inserts the flow with the first source whose reply tuple is free. When all are taken, the longest idle of the flows
-/// that hold them makes room, if it is half open or has ended; an established flow never does.
-fn insert_any<'a, A: Family>(
-    probe: &Probe,
-    target: &ForwardTarget<'_, A>,
-    sources: impl Iterator<Item = (A, L4Port)>,
+/// How a source is looked for.
+struct Attempts<'t, I> {
+    /// What is tried, in this order.
+    sources: I,
+    /// What the client may have of them.
+    share: Option<PortShare<'t>>,
+    /// After so many sources that are in use, the oldest of the flows seen makes room, if one may.
+    patience: usize,
+    /// Why the flow is refused when there is none.
     none_left: DropReason,
+}
+
+/// Inserts the flow with the first source whose reply tuple is free. When all are taken, the longest idle of the flows
+/// that hold them makes room, if it is half open, unanswered or has ended; an established flow never does. A client that has
+/// its share of the ports gets one of its own only.
+fn insert_any<'a, A: Family>(
+    target: &ForwardTarget<'_, A>,
+    attempts: Attempts<'_, impl Iterator<Item = (A, L4Port)>>,
     slow: &mut SlowPath<'a>,
 ) -> Result<Found<'a, A>, Verdict> {
     let flows = A::table(slow.context.flows);
-    make_room_for_connection(target.original, probe, slow)?;
+    let Attempts { sources, share, patience, mut none_left } = attempts;
     let mut spare: Option<(u32, Found<'a, A>, (A, L4Port))> = None;
-    for source in sources {
-        // Nothing is looked up first: two workers may open the same flow, or take the same port, at the same time. The
-        // insertion decides and returns what won.
-        match flows.insert(&target.flow(source), slow.context.now) {
-            Inserted::New(found) => {
-                slow.counters.add(Event::FlowsOpened, 1);
-                return Ok(found);
-            }
-            // Another worker was first with a packet of the same flow: its translation is the one.
-            Inserted::Existing(found) => return Ok(found),
-            Inserted::ReplyTaken(holder) => {
-                slow.counters.add(Event::SnatCollisions, 1);
-                let idle = flows.evictable_idle_ms(&holder, slow.context.now);
-                if let Some(idle) = idle.filter(|idle| spare.is_none_or(|(most, ..)| *idle > most)) {
-                    spare = Some((idle, holder, source));
+    for (tried, source) in sources.enumerate() {
+        if tried >= patience && spare.is_some() {
+            break;
+        }
+        let flow = target.flow(source);
+        let client = target.original.src;
+        let has_share = share.is_some_and(|share| {
+            let sent = flow.reply.tuple.reversed();
+            flows.flows_in_port_block(client, &sent) >= share.in_block_of(source.1.number())
+        });
+        let holder = if has_share {
+            none_left = DropReason::ClientLimit;
+            let own = |holder: &Found<'_, A>| holder.forwarding.translation.dst.client() == client.client();
+            flows.lookup(&flow.reply.tuple).filter(own)
+        } else {
+            // Nothing is looked up first: two workers may open the same flow, or take the same port, at the same time. The
+            // insertion decides and returns what won.
+            match flows.insert(&flow, slow.context.now) {
+                Inserted::New(found) => {
+                    slow.counters.add(Event::FlowsOpened, 1);
+                    return Ok(found);
                 }
+                // Another worker was first with a packet of the same flow: its translation is the one.
+                Inserted::Existing(found) => return Ok(found),
+                Inserted::ReplyTaken(holder) => {
+                    slow.counters.add(Event::SnatCollisions, 1);
+                    Some(holder)
+                }
+                Inserted::Full => return Err(Verdict::Drop(DropReason::FlowTableFull)),
             }
-            Inserted::Full => return Err(Verdict::Drop(DropReason::FlowTableFull)),
+        };
+        let Some(holder) = holder else { continue };
+        let idle = flows.evictable_idle_ms(&holder, slow.context.now);
+        if let Some(idle) = idle.filter(|idle| spare.is_none_or(|(most, ..)| *idle > most)) {
+            spare = Some((idle, holder, source));
         }
     }
     let (_, holder, source) = spare.ok_or(Verdict::Drop(none_left))?;
@@ -201,33 +246,6 @@ fn insert_any<'a, A: Family>(
         }
     }
     Err(Verdict::Drop(none_left))
-}
-
-/// Keeps half-open connections within their share of the table: of those in the buckets of the new flow the oldest makes
-/// room.
-fn make_room_for_connection<A: Family>(
-    tuple: &FiveTuple<A>,
-    probe: &Probe,
-    slow: &mut SlowPath<'_>,
-) -> Result<(), Verdict> {
-    if tuple.protocol == Protocol::Udp || !has_too_many_half_open::<A>(slow.context) {
-        return Ok(());
-    }
-    let flows = A::table(slow.context.flows);
-    // Only within the two buckets of the new flow: the oldest of the whole table would have to be searched for. When neither
-    // has one, the connection waits for the next retransmission of its SYN.
-    if flows.evict_half_open(probe, slow.context.now) {
-        slow.counters.add(Event::HalfOpenReplaced, 1);
-        return Ok(());
-    }
-    Err(Verdict::Drop(DropReason::HalfOpenLimit))
-}
-
-/// Whether half-open connections have reached their share of the table.
-fn has_too_many_half_open<A: Family>(context: &Context<'_>) -> bool {
-    let flows = A::table(context.flows);
-    let percent = u64::from(context.config.half_open_percent);
-    u64::from(flows.half_open()) >= u64::from(flows.capacity_flows()) * percent / 100
 }
 
 /// The verdict on a segment of an unknown connection that does not open one. RFC 9293 section 3.10.7.1: a reset spares the

@@ -240,7 +240,10 @@ fn track<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, slow
     let checksums = slow.checksums;
     let is_intact = || has_valid_checksum(frame, packet, checksums);
     let tracked = match packet.tuple.protocol {
-        Protocol::Udp => Tracked::Recorded,
+        Protocol::Udp => {
+            flows.record_datagram(found, slow.context.now);
+            Tracked::Recorded
+        }
         Protocol::Tcp => flows.track_segment(found, &packet.tcp_segment(frame), is_intact),
         Protocol::Sctp => match packet.sctp_packet(frame) {
             Some(sctp) => flows.track_sctp(found, &sctp, is_intact),

@@ -1,6 +1,7 @@
 //! Connection tracking as the RFCs have it, in a list.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use flowgate_flow::Timeouts;
 use flowgate_tables::spec::RouteHopSpec;
@@ -20,6 +21,10 @@ pub(crate) struct Flow {
     pub(crate) life: u64,
     pub(crate) client: Direction,
     pub(crate) server: Direction,
+    /// When it was opened, in milliseconds.
+    pub(crate) opened: u64,
+    /// Whether datagrams have gone both ways for longer than two seconds.
+    pub(crate) is_stream: bool,
 }
 
 /// Which of several hops packets take, and among which it was chosen.
@@ -55,6 +60,7 @@ pub(crate) struct Listed {
     pub(crate) backend: Option<SocketAddr>,
     pub(crate) phase: Option<&'static str>,
     pub(crate) answered: bool,
+    pub(crate) is_stream: bool,
     /// Milliseconds, modulo 2^32.
     pub(crate) last: u32,
     pub(crate) packets: [u32; 2],
@@ -89,9 +95,9 @@ impl Flow {
     /// Whether it must make room when the table is full. Established flows never do.
     pub(crate) fn may_make_room(&self) -> bool {
         if self.is_connection() {
-            self.is_closing() || self.phase() == "syn-sent"
+            self.is_closing() || ["syn-sent", "syn-received"].contains(&self.phase())
         } else {
-            self.server.packets == 0
+            !self.is_stream
         }
     }
 
@@ -103,7 +109,7 @@ impl Flow {
             (true, "half-closed") => timeouts.tcp_half_closed,
             (true, "time-wait") => timeouts.tcp_time_wait,
             (true, _) => timeouts.tcp_reset,
-            (false, _) if self.server.packets > 0 => timeouts.udp_answered,
+            (false, _) if self.is_stream => timeouts.udp_answered,
             (false, _) => timeouts.udp_unanswered,
         };
         u128::from(now - self.client.last.max(self.server.last)) > allowed.as_millis()
@@ -147,9 +153,32 @@ impl Flows {
         2 * self.0.iter().filter(|flow| flow.original.src.is_ipv4() == v4).count() >= 32
     }
 
+    /// Whether an established flow may give way to another client's in a full table: an idle one of the client with the
+    /// most flows, or nearly the most.
+    fn gives_way(&self, flow: &Flow, now: u64) -> bool {
+        let client = client(flow);
+        let v4 = flow.original.src.is_ipv4();
+        let mut counts: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        for other in self.0.iter().filter(|other| other.original.src.is_ipv4() == v4) {
+            *counts.entry(self::client(other)).or_default() += 1;
+        }
+        let (own, most) = (counts[&client], counts.values().copied().max().unwrap_or(0));
+        let idle = now - flow.client.last.max(flow.server.last);
+        // The flow that is about to begin is counted already.
+        idle >= 1_000 && own >= 2 && 8 * (own + 1) >= 7 * most
+    }
+
     /// Whether no flow has packets of this tuple in either direction.
     pub(crate) fn is_free(&self, tuple: &Tuple) -> bool {
         self.find(tuple).is_none()
+    }
+}
+
+/// Who the client of a flow is: an address, or a /64 of IPv6.
+fn client(flow: &Flow) -> IpAddr {
+    match flow.original.src.ip() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
     }
 }
 
@@ -167,6 +196,7 @@ pub(crate) fn compare(
     // Each flow that begins may push out one for each of its directions.
     let crowded = [true, false].map(|v4| flows.is_crowded(v4));
     let mut may_be_evicted = if crowded.contains(&true) { 2 * opened } else { 0 };
+    let all = flows.clone();
     let mut kept = Vec::with_capacity(flows.0.len());
     for flow in flows.0.drain(..) {
         if let Some(listed) = table.iter().find(|listed| listed.original == flow.original) {
@@ -177,7 +207,7 @@ pub(crate) fn compare(
             || flow.is_drained(lives, now, timeouts)
         {
             // The sweep was here.
-        } else if flow.may_make_room() && may_be_evicted > 0 {
+        } else if may_be_evicted > 0 && (flow.may_make_room() || all.gives_way(&flow, now)) {
             may_be_evicted -= 1;
         } else {
             return Err(format!("the table lost a flow that was to stay: {} {flow:?}", flow.phase()));
@@ -196,6 +226,7 @@ fn check(flow: &Flow, listed: &Listed, lives: &Lives) -> Result<(), String> {
         backend: alive.then_some(flow.backend.1),
         phase: flow.is_connection().then(|| flow.phase()),
         answered: flow.server.packets > 0,
+        is_stream: flow.is_stream,
         last: u32::try_from(flow.client.last.max(flow.server.last) & 0xffff_ffff).unwrap(),
         packets: [flow.client.packets, flow.server.packets],
         bytes: [flow.client.bytes, flow.server.bytes],

@@ -35,6 +35,9 @@ pub(crate) enum Noted {
 impl Flow {
     /// The flow sends this packet on. Says what came of it.
     pub(crate) fn note(&mut self, side: Side, segment: &Segment, now: u64) -> Noted {
+        // As netfilter counts: the first answer itself makes no stream.
+        let is_stream = self.server.packets > 0 && now - self.opened > 2_000;
+        self.is_stream |= segment.tuple.protocol == Protocol::Udp && is_stream;
         let (own, other) = match side {
             Side::Client => (&mut self.client, &mut self.server),
             Side::Server => (&mut self.server, &mut self.client),

@@ -335,7 +335,8 @@ impl Model {
         let life = self.lives.of_backend(&key).ok_or("a backend that is not in the tables")?;
         let server = Direction { last: decided.now, ..Direction::default() };
         let client = Direction { hop: chance.hop.clone(), ..server.clone() };
-        let mut flow = Flow { original: tuple, reply, backend: key, life, client, server };
+        let (opened, is_stream) = (decided.now, false);
+        let mut flow = Flow { original: tuple, reply, backend: key, life, client, server, opened, is_stream };
         flow.note(Side::Client, segment, decided.now);
         self.flows.0.push(flow);
         self.count(decided.worker, "flows_opened");

@@ -337,6 +337,7 @@ impl TestBed {
             backend: backend(view.backend),
             phase: view.tcp_phase.map(|phase| phase.name()),
             answered: view.answered,
+            is_stream: view.is_stream,
             last: view.last_seen.0,
             packets: view.packets,
             bytes: view.bytes,

@@ -179,6 +179,13 @@ impl TcpFlags {
         self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0 | Self::FIN.0) == Self::SYN.0
     }
 
+    /// These flags, but none of the given ones.
+    #[inline]
+    #[must_use]
+    pub const fn without(self, flags: Self) -> Self {
+        Self(self.0 & !flags.0)
+    }
+
     /// Both sets.
     #[inline]
     #[must_use]

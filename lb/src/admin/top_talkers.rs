@@ -50,7 +50,7 @@ struct Usage {
 impl Usage {
     fn add(&mut self, flow: &FlowView) {
         self.flows += 1;
-        let is_unanswered = flow.tcp_phase.map_or(!flow.answered, |phase| phase == TcpPhase::SynSent);
+        let is_unanswered = flow.tcp_phase.map_or(!flow.answered, TcpPhase::is_half_open);
         self.unanswered += usize::from(is_unanswered);
         self.sources.insert(SocketAddr::new(flow.reply.dst, flow.reply.dst_port.number()));
         self.bytes += flow.bytes[0] + flow.bytes[1];
@@ -83,6 +83,7 @@ mod tests {
             backend: 0,
             tcp_phase: Some(phase),
             answered: phase != TcpPhase::SynSent,
+            is_stream: false,
             last_seen: Tick(0),
             packets: [1, 1],
             bytes: [40, 60],

@@ -68,7 +68,7 @@ pub(crate) struct TopTalker {
     /// An address, a backend or a Service port.
     pub(crate) name: String,
     pub(crate) flows: usize,
-    /// Flows without a reply.
+    /// Datagram flows without a reply, and connections whose handshake is not complete.
     pub(crate) unanswered: usize,
     /// Distinct source addresses and ports that backends see.
     pub(crate) source_ports: usize,

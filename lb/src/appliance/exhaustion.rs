@@ -116,6 +116,11 @@ fn remedy(resource: ExhaustedResource, egress: &str) -> String {
              flows.half_open_percent or flows.capacity"
                 .into()
         }
+        ExhaustedResource::ClientShare => {
+            "one client has its share of the flow table or of a backend's source ports: look at `show flows --top 10`, \
+             or raise flows.per_client_percent"
+                .into()
+        }
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct Flows {
     pub(crate) affinity_capacity: u32,
     #[serde(deserialize_with = "percent")]
     half_open_percent: u8,
+    #[serde(deserialize_with = "percent")]
+    per_client_percent: u8,
     #[serde(deserialize_with = "timeout")]
     tcp_opening_s: Duration,
     #[serde(deserialize_with = "timeout")]
@@ -48,6 +50,7 @@ impl Default for Flows {
             keep: true,
             affinity_capacity: 65_536,
             half_open_percent: PipelineConfig::default().half_open_percent,
+            per_client_percent: 50,
             tcp_opening_s: timeouts.tcp_opening,
             tcp_established_s: timeouts.tcp_established,
             tcp_half_closed_s: timeouts.tcp_half_closed,
@@ -63,6 +66,7 @@ impl Default for Flows {
 impl Flows {
     pub(super) const fn apply_to(&self, pipeline: &mut PipelineConfig) {
         pipeline.half_open_percent = self.half_open_percent;
+        pipeline.per_client_percent = self.per_client_percent;
     }
 
     pub(crate) const fn timeouts(&self) -> Timeouts {

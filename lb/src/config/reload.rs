@@ -156,7 +156,7 @@ fn is_reloadable(key: &str) -> bool {
 
 /// The keys that can change while Flowgate runs; `*` stands for a whole section. `run/reload.rs` puts them in force. All others
 /// are bound to what is opened at the start.
-const RELOADABLE: [&str; 27] = [
+const RELOADABLE: [&str; 28] = [
     "node.detect_local",
     "node.cluster_cidrs",
     "node.masquerade_all",
@@ -167,6 +167,7 @@ const RELOADABLE: [&str; 27] = [
     "workers.hang_ms",
     "xdp.hold_ms",
     "flows.half_open_percent",
+    "flows.per_client_percent",
     "flows.tcp_opening_s",
     "flows.tcp_established_s",
     "flows.tcp_half_closed_s",

@@ -116,6 +116,7 @@ fn a_wrong_value_is_named_with_what_to_write() {
             "f.toml: tcp.mss_clamp: `on` is neither off, auto nor a number of bytes",
         ),
         ("[flows]\nhalf_open_percent = 0", "f.toml: flows.half_open_percent: 0 is not from 1 to 100"),
+        ("[flows]\nper_client_percent = 101", "f.toml: flows.per_client_percent: 101 is not from 1 to 100"),
         ("[tcp]\nmss_clamp = 500", "f.toml: tcp.mss_clamp: 500 is not from 536 to 65495"),
         ("[limits]\nvips = 0", "f.toml: limits.vips: 0 is not from 1 to 16777215"),
         (

@@ -11,6 +11,7 @@ mod fragments;
 pub(in crate::lab) mod leak;
 mod link;
 mod neighbours;
+mod newcomers;
 mod objects;
 mod pmtu;
 mod pressure;
@@ -21,8 +22,9 @@ use super::Case;
 
 /// All cases, in their order.
 pub(super) fn all() -> impl Iterator<Item = Case> {
-    let groups: [&'static [Case]; 15] = [
+    let groups: [&'static [Case]; 16] = [
         &flood::CASES,
+        &newcomers::CASES,
         &restart::CASES,
         &workers::CASES,
         &pmtu::CASES,

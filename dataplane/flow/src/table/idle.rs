@@ -1,8 +1,11 @@
 //! Whether a flow has been idle for longer than its timeout.
 
+use flowgate_wire::Protocol;
+
+use super::udp::is_stream;
 use super::{FlowTable, Found};
 use crate::address::FlowAddress;
-use crate::entry::{EntryIndex, Side, Tick};
+use crate::entry::{EntryIndex, Tick};
 use crate::timeouts::Timeouts;
 
 impl<A: FlowAddress> FlowTable<A> {
@@ -30,9 +33,11 @@ impl<A: FlowAddress> FlowTable<A> {
             return idle > HALF_FLOW_MS;
         };
         let idle = idle.min(now.since(peer.last_seen()));
-        let reply = if identity.side == Side::Original { peer } else { entry };
-        let answered = reply.has_carried();
-        idle > timeouts.allowed_ms(identity.tuple.protocol, self.phase(identity.side, entry), answered)
+        let allowed = match identity.tuple.protocol {
+            Protocol::Udp => timeouts.allowed_udp_ms(is_stream(entry)),
+            Protocol::Tcp | Protocol::Sctp => timeouts.allowed_ms(self.phase(identity.side, entry)),
+        };
+        idle > allowed
     }
 }
 

@@ -47,6 +47,7 @@ impl<A: FlowAddress> FlowTable<A> {
             own.set_end(own.acked());
             peer.set_end(packet.tag);
         }
+        self.note_handshake(found.side(), before, after);
         own.set_connection(after);
         self.tell_peer(found, resets, refutes)
     }
@@ -80,7 +81,6 @@ impl<A: FlowAddress> FlowTable<A> {
             // Only a proposal, as anybody can make one. It does not keep the association alive.
             return Tracked::Ignored;
         }
-        self.mark_replied(found);
         own.set_end(packet.initiate_tag);
         own.set_connection(before.with_flags(packet.flags));
         Tracked::Recorded

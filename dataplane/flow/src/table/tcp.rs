@@ -45,9 +45,7 @@ impl<A: FlowAddress> FlowTable<A> {
         if accepted.changes(&own, segment) && !is_intact() {
             return Tracked::Ignored;
         }
-        if !own.connection.has_sent_syn() && segment.flags.intersects(TcpFlags::SYN) {
-            self.mark_replied(found);
-        }
+        self.note_handshake(found.side(), own.connection, accepted.own.connection);
         found.entry.set_end(accepted.own.end);
         found.entry.set_acked(accepted.own.acked);
         found.entry.set_connection(accepted.own.connection);

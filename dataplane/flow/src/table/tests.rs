@@ -15,6 +15,7 @@ use crate::state::TcpPhase;
 use crate::timeouts::Timeouts;
 
 mod connections;
+mod room;
 
 const KEY: HashKey = HashKey([
     3,
@@ -204,26 +205,13 @@ fn reply_tuple_of(n: u32) -> FiveTuple<Ipv4Addr> {
     }
 }
 
-#[test]
-fn a_full_table_evicts_the_unanswered_and_never_the_answered() {
-    let table = FlowTable::new(64, KEY).unwrap();
-    let answered: Vec<NewFlow<Ipv4Addr>> = (0..40).map(|n| udp(n, 1000, 40_000 + n as u16)).collect();
-    for flow in &answered {
-        table.insert(flow, Tick(1));
-        table.lookup(&flow.reply.tuple).unwrap().touch(Tick(1), 60);
+/// A datagram of one direction of a flow.
+fn datagram(table: &FlowTable<Ipv4Addr>, tuple: &FiveTuple<Ipv4Addr>, now: u32) {
+    let found = table.lookup(tuple).unwrap();
+    if found.may_become_stream(Tick(now)) {
+        table.record_datagram(&found, Tick(now));
     }
-    let mut full = 0;
-    for n in 0..5_000_u32 {
-        full +=
-            u32::from(matches!(table.insert(&udp(100 + n, 7, 41_000 + n as u16), Tick(n)), Inserted::Full));
-    }
-    for flow in &answered {
-        assert!(table.lookup(&flow.original.tuple).is_some() && table.lookup(&flow.reply.tuple).is_some());
-    }
-    assert!(full < 5_000, "newcomers replace newcomers");
-    let used = table.used_entries();
-    let whole = table.flows().count();
-    assert_eq!(used, 2 * whole, "no half flow is left behind");
+    found.touch(Tick(now), 60);
 }
 
 #[test]
@@ -235,14 +223,42 @@ fn silent_flows_expire_and_busy_ones_stay() {
     let mut sweep = Sweep::new(&table, 0, 1);
     let timeouts = Timeouts::default();
     let step = |sweep: &mut Sweep, now| sweep.step(&table, u32::MAX, at(now, &timeouts, 0), |_, _| false);
-    table.lookup(&busy.reply.tuple).unwrap().touch(Tick(29_000), 60);
+    datagram(&table, &busy.reply.tuple, 1_000);
+    datagram(&table, &busy.reply.tuple, 29_000);
     assert_eq!(step(&mut sweep, 30_000), 0);
     assert_eq!(step(&mut sweep, 30_001), 1);
     assert!(table.lookup(&silent.original.tuple).is_none());
-    // Answered: 120 seconds from the last packet of either direction.
+    // A stream: 120 seconds from the last packet of either direction.
     assert_eq!(step(&mut sweep, 149_000), 0);
     assert_eq!(step(&mut sweep, 149_001), 1);
     assert_eq!(table.used_entries(), 0);
+}
+
+/// As netfilter's `nf_conntrack_udp_packet` decides it.
+#[test]
+fn a_stream_is_udp_in_both_directions_that_goes_on_for_longer_than_two_seconds() {
+    let flow = udp(1, 1, 40_000);
+    let [client, server] = [flow.original.tuple, flow.reply.tuple];
+    for (datagrams, is_stream) in [
+        (vec![(client, 30_000)], false),
+        (vec![(server, 10), (client, 1_000), (server, 2_000)], false),
+        (vec![(server, 10), (client, 2_016)], true),
+        (vec![(server, 10), (server, 2_016)], true),
+        // The answer comes late: what follows it counts.
+        (vec![(client, 9_000), (server, 9_001)], false),
+        (vec![(client, 9_000), (server, 9_001), (client, 9_002)], true),
+    ] {
+        let table = FlowTable::new(100, KEY).unwrap();
+        table.insert(&flow, Tick(0));
+        datagrams.iter().for_each(|(tuple, now)| datagram(&table, tuple, *now));
+        assert_eq!(table.flows().next().unwrap().is_stream, is_stream, "{datagrams:?}");
+        let last = datagrams.last().unwrap().1;
+        for tuple in [client, server] {
+            let found = table.lookup(&tuple).unwrap();
+            assert_eq!(table.evictable_idle_ms(&found, Tick(last)).is_none(), is_stream, "{datagrams:?}");
+            assert_eq!(table.is_expired(&found, Tick(last + 31_000), &Timeouts::default()), !is_stream);
+        }
+    }
 }
 
 #[test]
@@ -433,51 +449,4 @@ proptest! {
 
 fn tcp(client: u32, port: u16, snat_port: u16) -> NewFlow<Ipv4Addr> {
     flow(tuple(Protocol::Tcp, client, port), reply_tuple(Protocol::Tcp, snat_port), snat_port.into())
-}
-
-#[test]
-fn half_open_connections_are_counted_until_they_are_answered_or_gone() {
-    let table = FlowTable::new(1000, KEY).unwrap();
-    for port in 0..10 {
-        assert!(matches!(table.insert(&tcp(1, 1000 + port, 40_000 + port), Tick(1)), Inserted::New(_)));
-    }
-    table.insert(&udp(1, 999, 39_999), Tick(1));
-    assert_eq!(table.half_open(), 10);
-    for port in 0..4 {
-        let mut talk = Talk::new(&table, &tcp(1, 1000 + port, 40_000 + port));
-        talk.say(Side::Original, TcpFlags::SYN);
-        for _ in 0..2 {
-            talk.say(Side::Reply, TcpFlags::SYN.union(TcpFlags::ACK));
-            talk.next[1] -= 1;
-        }
-    }
-    assert_eq!(table.half_open(), 6);
-    table.recount_half_open();
-    assert_eq!(table.half_open(), 6);
-    let probe = table.probe(&tuple(Protocol::Tcp, 1, 1000));
-    let mut evicted = 0;
-    while table.evict_half_open(&probe, Tick(2)) {
-        evicted += 1;
-    }
-    assert_eq!(table.half_open(), 6 - evicted);
-    for port in 0..10 {
-        if let Some(found) = table.lookup(&tuple(Protocol::Tcp, 1, 1000 + port)) {
-            table.remove(&found);
-        } else {
-            assert!(port >= 4, "one that was answered never makes room");
-        }
-    }
-    assert_eq!(table.half_open(), 0);
-}
-
-#[test]
-fn a_taken_reply_tells_whether_its_flow_may_make_room() {
-    let table = FlowTable::new(1000, KEY).unwrap();
-    table.insert(&tcp(1, 1000, 40_000), Tick(1));
-    let Inserted::ReplyTaken(holder) = table.insert(&tcp(2, 1000, 40_000), Tick(5)) else { panic!("taken") };
-    assert_eq!(table.evictable_idle_ms(&holder, Tick(5)), Some(4));
-    let mut talk = Talk::new(&table, &tcp(1, 1000, 40_000));
-    talk.say(Side::Original, TcpFlags::SYN);
-    talk.say(Side::Reply, TcpFlags::SYN.union(TcpFlags::ACK));
-    assert_eq!(table.evictable_idle_ms(&holder, Tick(5)), None);
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use flowgate_wire::{FiveTuple, Protocol};
 
+use super::udp::is_stream;
 use super::{FlowTable, entry_index};
 use crate::address::FlowAddress;
 use crate::entry::{Side, Tick};
@@ -22,6 +23,8 @@ pub struct FlowView {
     pub tcp_phase: Option<TcpPhase>,
     /// Whether the backend has replied.
     pub answered: bool,
+    /// Whether it is UDP in both directions for longer than two seconds.
+    pub is_stream: bool,
     /// When either direction last carried a packet.
     pub last_seen: Tick,
     /// Packets of the original and the reply direction, modulo 2^24.
@@ -48,6 +51,7 @@ impl<A: FlowAddress> FlowTable<A> {
                     backend: identity.backend,
                     tcp_phase: has_phases.then(|| self.phase(Side::Original, entry)),
                     answered: reply.has_carried(),
+                    is_stream: !has_phases && is_stream(entry),
                     last_seen: entry.last_seen().later(reply.last_seen()),
                     packets: [packets, reply_packets],
                     bytes: [bytes, reply_bytes],

@@ -1,6 +1,6 @@
 //! A SYN flood from spoofed addresses over an interface of its own, while connections transfer.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub(super) const CASES: [Case; 1] = [Case { name: "syn_flood", run: syn_flood }]
 /// The attacker's interface at the gateway.
 pub(in crate::lab) const ATTACK: &str = "up1";
 /// Number of spoofed sources.
-const SOURCES: u32 = 1 << 20;
+pub(in crate::lab) const SOURCES: u32 = 1 << 20;
 const SLICE: Duration = Duration::from_millis(500);
 const SLICES: usize = 7;
 /// Minimum throughput under attack, relative to that before.
@@ -70,24 +70,34 @@ pub(in crate::lab) fn attach_attacker(topology: &Topology, attacker: &Namespace)
     attacker.ip("route add 10.96.0.0/12 via 192.0.3.1").map(drop)
 }
 
-/// A SYN flood in the background.
+/// A flood in the background.
 pub(in crate::lab) struct Flood {
     stop: Stop,
     thread: thread::JoinHandle<Result<f64>>,
 }
 
 impl Flood {
-    /// Starts it, at most at `rate` packets per second.
+    /// Starts a flood of SYNs, at most at `rate` packets per second.
     pub(in crate::lab) fn start(attacker: &Namespace, sources: u32, rate: Option<u32>) -> Result<Self> {
+        Self::start_kind(attacker, PacketKind::TcpSyn, (STREAM, sources), rate)
+    }
+
+    /// Starts a flood of packets of this kind to a Service, from so many forged sources, at most at `rate` packets per second.
+    pub(in crate::lab) fn start_kind(
+        attacker: &Namespace,
+        kind: PacketKind,
+        (service, sources): ((Ipv4Addr, u16), u32),
+        rate: Option<u32>,
+    ) -> Result<Self> {
         let stop = Stop::default();
         let until = stop.clone();
-        let thread = attacker.spawn_thread("syn-flood", move || {
+        let thread = attacker.spawn_thread("flood", move || {
             lower_priority()?;
-            let target = SocketAddrV4::new(STREAM.0, STREAM.1);
+            let target = SocketAddrV4::new(service.0, service.1);
             let hop = resolve(*target.ip())?;
             let (interface, forever) = (hop.interface, Duration::from_secs(3600));
             let mut options = PacketOptions::new(&interface, hop.mac, target, sources, forever);
-            (options.kind, options.rate) = (PacketKind::TcpSyn, rate);
+            (options.kind, options.rate) = (kind, rate);
             options.call = Duration::from_millis(200);
             let report = Generator::load(options)?.run(ProgressOutput::Nothing, &until)?;
             Ok(report.offered_per_second)

@@ -1,16 +1,16 @@
 //! Exhausted flow tables and SNAT ports: established flows stay, refused ones are counted, and new connections work again
 //! afterwards.
 
-use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::clock;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::gateway_state::drops;
+use crate::lab::faults::idle::Idle;
 use crate::lab::faults::load::{Load, Workload, new_connections_work};
-use crate::lab::faults::test_bed::{DATAGRAMS, STREAM, TestBed, TestBedOptions, stream_targets};
+use crate::lab::faults::test_bed::{STREAM, TestBed, TestBedOptions, stream_targets};
 use crate::lab::faults::{Case, CaseContext};
 use crate::loadgen::stream::{self, StreamOptions};
 
@@ -20,24 +20,28 @@ pub(super) const CASES: [Case; 2] =
 /// Time limit of the recovery.
 const RECOVERY: Duration = Duration::from_secs(25);
 
-/// Answered flows fill the IPv4 table; none of them may be evicted.
+/// Established connections of one client fill the IPv4 table; none of them may be evicted.
 fn table_full(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     const ESTABLISHED: usize = 100;
-    let config = "[flows]\ncapacity = 1024\ncapacity_v6 = 1024\nudp_answered_s = 3\nudp_unanswered_s = 3\n";
+    const WANTED: usize = 1400;
+    let config = "[flows]\ncapacity = 1024\nper_client_percent = 100\ntcp_time_wait_s = 1\ntcp_reset_s = 1\n";
     let options = TestBedOptions { config: config.into(), ..TestBedOptions::default() };
     let mut bed = TestBed::build(context, options, |_| Ok(()))?;
     let workload = Workload::echo(256, Duration::from_millis(100));
     let load = Load::start(bed.client(), &stream_targets()[..1], ESTABLISHED, &workload)?;
 
-    let asked = 3000;
-    let answered = bed.client().enter(|| ask_many(SocketAddr::from(DATAGRAMS), asked))??;
+    let mut idle = Idle::new(bed.client());
+    idle.connect(WANTED, 50)?;
+    let made = idle.len();
     let (full, tables) = (drops(&bed.gateway, "flow_table_full")?, bed.gateway.show_json("tables")?);
     result.record("flow_capacity", tables["flow_capacity"].clone());
-    result.record("flows_asked", asked);
-    result.record("flows_answered", answered);
+    result.record("connections_made", made);
     result.record("flow_table_full", full);
     result.expect(full > 0, || "no packet was counted as flow_table_full".into());
-    result.expect(answered < asked, || "every flow had room: the table was not full".into());
+    result.expect(made < WANTED, || "every connection had room: the table was not full".into());
+    let lost = made - idle.answered()?;
+    result.record_lost(u64::try_from(lost).unwrap_or(u64::MAX), Some("idle ones, evicted"));
+    drop(idle);
     recover(&bed, SocketAddr::from(STREAM), &workload, result)?;
     result.record("gap_ms", load.longest_gap_ms());
     load.finish("service", result)?;
@@ -49,7 +53,7 @@ fn table_full(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> 
 fn ports_exhausted(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
     const ESTABLISHED: usize = 40;
     const WANTED: usize = 100;
-    let config = "[snat]\nports = \"40000-40063\"\n\n[flows]\ntcp_time_wait_s = 1\ntcp_reset_s = 1\n";
+    let config = "[snat]\nports = \"40000-40063\"\n\n[flows]\nper_client_percent = 100\ntcp_time_wait_s = 1\ntcp_reset_s = 1\n";
     let options = TestBedOptions { backends: 1, config: config.into(), ..TestBedOptions::default() };
     let mut bed = TestBed::build(context, options, |_| Ok(()))?;
     let workload = Workload::echo(256, Duration::from_millis(100));
@@ -92,24 +96,4 @@ fn recover(bed: &TestBed, target: SocketAddr, workload: &Workload, result: &mut 
             return Ok(());
         }
     }
-}
-
-/// Sends one datagram from each of `count` source ports; returns how many were answered.
-fn ask_many(target: SocketAddr, count: u64) -> Result<u64> {
-    const FIRST_PORT: u16 = 20_000;
-    let ask = || -> io::Result<u64> {
-        let mut answered = 0;
-        for port in (FIRST_PORT..).take(usize::try_from(count).unwrap_or(usize::MAX)) {
-            let socket = UdpSocket::bind(("0.0.0.0", port))?;
-            socket.set_read_timeout(Some(Duration::from_millis(2)))?;
-            socket.send_to(b"is there room?", target)?;
-            let mut answer = [0; 64];
-            // A timeout means that the flow was refused.
-            if socket.recv_from(&mut answer).is_ok() {
-                answered += 1;
-            }
-        }
-        Ok(answered)
-    };
-    ask().map_err(Error::io(format!("send datagrams to {target}")))
 }
