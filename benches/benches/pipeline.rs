@@ -123,7 +123,7 @@ fn established_tcp(c: &mut Criterion) {
         let mut random = Random(0x5eed);
         group.bench_function(name, |b| {
             b.iter_custom(|bursts| {
-                timed(&mut gateway, bursts, &segments[0].clone(), |frame| {
+                timed(&mut gateway, bursts, &segments[0], |frame| {
                     frame.0 = segments[random.below(flows) as usize].0;
                 })
             });

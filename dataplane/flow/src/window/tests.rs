@@ -1,4 +1,4 @@
-#![allow(clippy::cast_possible_truncation, reason = "sequence numbers wrap")]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sequence numbers wrap")]
 
 use proptest::prelude::*;
 
