@@ -135,7 +135,7 @@ impl Connection {
 /// A window in six bits: its three leading bits and how many follow them, as in a floating-point number. Rounded up when it
 /// is read again, so that nothing a receiver accepts is refused; windows below 8 and the largest one are exact.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "at most 13 of 16 bits are dropped")]
+#[allow(clippy::cast_possible_truncation, reason = "at most 13 of 16 bits are dropped")]
 const fn window_code(window: u16) -> u16 {
     // Bits behind the three leading ones; none for numbers below 8.
     let dropped = (window | 0b100).ilog2() - 2;
