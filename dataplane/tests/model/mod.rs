@@ -10,6 +10,7 @@ pub(crate) mod checksums;
 pub(crate) mod control;
 pub(crate) mod flows;
 pub(crate) mod packet;
+pub(crate) mod pieces;
 pub(crate) mod places;
 pub(crate) mod reject;
 pub(crate) mod services;
@@ -51,6 +52,11 @@ pub(crate) struct Model {
     pub(crate) worker_count: usize,
     /// What each worker must have counted.
     pub(crate) counts: Vec<Counts>,
+    /// The fragmented datagrams that each worker knows, and how many there were of all.
+    pub(crate) trains: Vec<Vec<pieces::Train>>,
+    pub(crate) train_count: u64,
+    /// The datagrams whose waiting fragments each worker is to decide again.
+    pub(crate) woken: Vec<Vec<u64>>,
 }
 
 /// Counts by name: the name of a reason, or of an event.
@@ -78,6 +84,8 @@ pub(crate) enum Fate {
     Sent(InterfaceId),
     /// It waits for this neighbour.
     Waits(places::Neighbour),
+    /// It waits for the first fragment of the datagram with this name.
+    AwaitsFirst(u64),
     /// Its sender is told that nobody serves it, if it may be told.
     Refused,
     /// It goes back as the answer that it became.
@@ -106,6 +114,9 @@ impl Model {
             config,
             worker_count,
             counts: vec![Counts::new(); worker_count],
+            trains: vec![Vec::new(); worker_count],
+            train_count: 0,
+            woken: vec![Vec::new(); worker_count],
         };
         model.publish(world, 0);
         model

@@ -45,6 +45,27 @@ pub(crate) struct Segment {
     pub(crate) is_intact: bool,
 }
 
+impl Segment {
+    /// A datagram of which nothing else matters.
+    pub(crate) fn datagram(tuple: Tuple, ttl: u8, ip_len: u16, l4_at: usize) -> Self {
+        Self {
+            tuple,
+            ttl,
+            ip_len,
+            l4_at,
+            flags: Flags::default(),
+            sequence: 0,
+            acknowledgement: 0,
+            payload_len: 0,
+            window: 0,
+            scale: None,
+            tags: Tags::default(),
+            // Nobody can tell from a part.
+            is_intact: true,
+        }
+    }
+}
+
 /// What an SCTP packet says of tags (RFC 9260 section 8.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tags {

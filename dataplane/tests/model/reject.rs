@@ -8,7 +8,8 @@ use flowgate_wire::Protocol;
 use flowgate_wire::reject::IcmpError;
 
 use super::checksums::sctp_checksum;
-use super::packet::{Kind, Segment, read};
+use super::packet::Segment;
+use super::pieces::segment_of;
 
 /// How many ICMP errors of a kind one worker may send: a hundred at once, one a millisecond on average
 /// (RFC 1812 section 4.3.2.8).
@@ -43,7 +44,7 @@ pub(crate) struct TokenBuckets {
 
 /// The answer to a frame that nobody serves; none when it gets none.
 pub(crate) fn reject(frame: &[u8], buckets: &mut TokenBuckets, now: u64) -> Option<Vec<u8>> {
-    let Kind::Segment(segment) = read(frame) else { return None };
+    let segment = segment_of(frame)?;
     let dst = segment.tuple.dst.ip();
     if segment.tuple.protocol != Protocol::Tcp {
         let taken = buckets.errors.take(now);
@@ -90,7 +91,7 @@ pub(crate) fn icmp_error(
     buckets: &mut TokenBuckets,
     now: u64,
 ) -> Option<Vec<u8>> {
-    let Kind::Segment(segment) = read(frame) else { return None };
+    let segment = segment_of(frame)?;
     let dst = segment.tuple.dst.ip();
     let from = own.iter().copied().find(|addr| addr.is_ipv4() == dst.is_ipv4()).unwrap_or(dst);
     let kind = match problem {

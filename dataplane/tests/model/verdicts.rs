@@ -11,6 +11,7 @@ use flowgate_wire::reject::IcmpError;
 use super::checksums::judge_translation;
 use super::flows::{Chosen, Direction, Flow, Side};
 use super::packet::{Kind, Segment, Tuple, read};
+use super::pieces::{piece, segment_of};
 use super::places::{Neighbour, Way, hops, snat_addresses, way, worker_ports};
 use super::services::{Offer, Rule, frontend, is_own_source, may_answer_kept, rule};
 use super::tracking::Noted;
@@ -26,7 +27,10 @@ impl Model {
             Kind::Malformed => self.ends(decided, "drop", "malformed"),
             Kind::NotIp => self.ends(decided, "pass", "not_ip"),
             Kind::NotL4 => self.ends(decided, "pass", "not_l4"),
-            Kind::Fragment => self.ends(decided, "pass", "fragment"),
+            Kind::Fragment => match piece(decided.before) {
+                Some(piece) => self.piece(decided, &piece),
+                None => self.ends(decided, "pass", "fragment"),
+            },
             Kind::Segment(segment) => self.segment(decided, &segment),
             Kind::Control(control) => self.control(decided, &control),
         }?;
@@ -36,7 +40,7 @@ impl Model {
         Ok(fate)
     }
 
-    fn segment(&mut self, decided: &Decided<'_>, segment: &Segment) -> Result<Fate, Difference> {
+    pub(super) fn segment(&mut self, decided: &Decided<'_>, segment: &Segment) -> Result<Fate, Difference> {
         if segment.ttl <= 1 {
             return self.reported(decided, IcmpError::TimeExceeded);
         }
@@ -277,7 +281,7 @@ impl Model {
         offer: &Offer,
         ways: &[Chance],
     ) -> Result<(SocketAddr, Fate), Difference> {
-        let Kind::Segment(sent) = read(decided.after) else { return Err("sent what is no segment".into()) };
+        let sent = segment_of(decided.after).ok_or("sent what is no segment")?;
         let reply = sent.tuple.reversed();
         let fits = |chance: &&Chance| match (chance.way, decided.verdict) {
             (Some(Way::Open { egress, ether, mtu }), Verdict::Transmit(by)) => {

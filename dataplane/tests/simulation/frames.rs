@@ -160,6 +160,51 @@ fn sctp(packet: &Packet, payload: &[u8], random: &mut Rng) -> Vec<u8> {
     bytes
 }
 
+/// A datagram in fragments, as a host or a router cuts it up (RFC 791 section 3.2, RFC 8200 section 4.5); none for what is
+/// not to be cut. Now and then two of them overlap.
+pub(crate) fn cut(frame: &[u8], random: &mut Rng) -> Option<Vec<Vec<u8>>> {
+    let Kind::Segment(segment) = read(frame) else { return None };
+    let v4 = segment.tuple.src.is_ipv4();
+    let is_plain = frame[if v4 { 14 } else { 20 }] == if v4 { 0x45 } else { 17 };
+    let field = l4_field(Protocol::Udp, segment.l4_at);
+    let is_left_open = frame.get(field) == Some(&sum(&pseudo_header(frame, &segment)).to_be_bytes());
+    if segment.tuple.protocol != Protocol::Udp || segment.ttl <= 1 || !is_plain || is_left_open {
+        return None;
+    }
+    let body = &frame[segment.l4_at..14 + usize::from(segment.ip_len)];
+    let piece_len = 8 * random.usize(1 + body.len() / 48..=1 + body.len() / 16);
+    if piece_len >= body.len() {
+        return None;
+    }
+    let id: u32 = random.u32(..);
+    let last = (body.len() - 1) / piece_len;
+    let overlapping = (random.u8(..10) == 0).then(|| random.usize(1..=last));
+    let piece = |number: usize| {
+        let back = if overlapping == Some(number) && number * piece_len > 8 { 8 } else { 0 };
+        let start = number * piece_len - back;
+        let bytes = &body[start..body.len().min((number + 1) * piece_len)];
+        let (start, more) = (u16::try_from(start).unwrap(), number < last);
+        let mut out = frame[..if v4 { 34 } else { 54 }].to_vec();
+        if v4 {
+            out[16..18].copy_from_slice(&u16::try_from(20 + bytes.len()).unwrap().to_be_bytes());
+            out[18..20].copy_from_slice(&id.to_be_bytes()[2..]);
+            out[20..22].copy_from_slice(&(start / 8 | u16::from(more) << 13).to_be_bytes());
+            out[24..26].fill(0);
+            let checksum = !sum(&out[14..34]);
+            out[24..26].copy_from_slice(&checksum.to_be_bytes());
+        } else {
+            out[18..20].copy_from_slice(&u16::try_from(8 + bytes.len()).unwrap().to_be_bytes());
+            out[20] = 44;
+            out.extend([17, 0]);
+            out.extend((start | u16::from(more)).to_be_bytes());
+            out.extend(id.to_be_bytes());
+        }
+        out.extend_from_slice(bytes);
+        out
+    };
+    Some((0..=last).map(piece).collect())
+}
+
 /// What links and careless hosts do to a frame.
 fn spoil(frame: &mut Vec<u8>, random: &mut Rng) {
     let Kind::Segment(segment) = read(frame) else { return };

@@ -1,4 +1,4 @@
-//! The packets that must be waiting for a neighbour, and who must have been asked for.
+//! The packets that must be waiting for a neighbour or for the first fragment of their datagram.
 
 use std::collections::VecDeque;
 
@@ -43,5 +43,52 @@ impl HeldFrames {
 
     pub(crate) fn leave(&mut self) -> Option<Held> {
         self.held.pop_front()
+    }
+}
+
+/// Fragments that one worker holds until the first of their datagram has come.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HeldPieces {
+    held: Vec<HeldPiece>,
+}
+
+#[derive(Clone, Debug)]
+struct HeldPiece {
+    frame: Held,
+    /// The datagram.
+    of: u64,
+    is_due: bool,
+}
+
+impl HeldPieces {
+    /// Whether the fragment may wait: at most 128, 45 of one datagram, and a second. If not, why.
+    pub(crate) fn admit(&mut self, frame: Held, of: u64, now: u64) -> Result<(), &'static str> {
+        let same = self.held.iter().filter(|other| other.of == of).count();
+        if now - frame.since > 1000 {
+            return Err("fragment_no_first");
+        }
+        if self.held.len() >= 128 || same >= 45 {
+            return Err("fragment_excess");
+        }
+        self.held.push(HeldPiece { frame, of, is_due: false });
+        Ok(())
+    }
+
+    /// Something has become known of this datagram.
+    pub(crate) fn wake(&mut self, of: u64) {
+        self.held.iter_mut().filter(|piece| piece.of == of).for_each(|piece| piece.is_due = true);
+    }
+
+    /// The next one that is to be decided again.
+    pub(crate) fn leave(&mut self) -> Option<Held> {
+        let at = self.held.iter().position(|piece| piece.is_due)?;
+        Some(self.held.remove(at).frame)
+    }
+
+    /// How many have waited for too long.
+    pub(crate) fn expire(&mut self, now: u64) -> usize {
+        let before = self.held.len();
+        self.held.retain(|piece| now - piece.frame.since <= 1000);
+        before - self.held.len()
     }
 }

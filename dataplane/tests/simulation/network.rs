@@ -7,9 +7,10 @@ use fastrand::Rng;
 use flowgate_tables::InterfaceId;
 use flowgate_wire::Protocol;
 
-use super::frames::{Packet, control, frame};
+use super::frames::{Packet, control, cut, frame};
 use super::peers::Peer;
 use crate::model::packet::{Flags, Kind, Tuple, read};
+use crate::model::pieces::segment_of;
 use crate::model::world::World;
 
 /// All hosts, and the frames that are on their way to the gateway.
@@ -103,7 +104,14 @@ impl Network {
     /// Packets set out for the gateway; some do not arrive, some arrive twice, none in order.
     fn send(&mut self, packets: &[Packet], now: u64, random: &mut Rng) {
         for packet in packets {
-            let bytes = frame(packet, random);
+            let whole = frame(packet, random);
+            let pieces = if random.u8(..8) == 0 { cut(&whole, random) } else { None };
+            self.set_out(pieces.unwrap_or_else(|| vec![whole]), packet.src.ip(), now, random);
+        }
+    }
+
+    fn set_out(&mut self, frames: Vec<Vec<u8>>, from: IpAddr, now: u64, random: &mut Rng) {
+        for bytes in frames {
             let copies = if random.u8(..30) == 0 { 2 } else { 1 };
             for _ in 0..copies {
                 if random.u8(..100) < self.loss {
@@ -111,7 +119,7 @@ impl Network {
                 }
                 let delay = if random.u8(..10) == 0 { random.u64(..200) } else { random.u64(..4) };
                 self.sent += 1;
-                let by = InterfaceId(u8::from(is_server(packet.src.ip())));
+                let by = InterfaceId(u8::from(is_server(from)));
                 self.coming.insert((now + delay, self.sent), (by, bytes.clone()));
             }
         }
@@ -144,7 +152,8 @@ impl Network {
     /// Hosts receive what the gateway sent, and answer.
     pub(crate) fn receive(&mut self, frames: &[(InterfaceId, Vec<u8>)], now: u64, random: &mut Rng) {
         for (_, frame) in frames {
-            let Kind::Segment(segment) = read(frame) else { continue };
+            // The first fragment stands for its datagram.
+            let Some(segment) = segment_of(frame) else { continue };
             if random.u8(..100) < self.loss {
                 continue;
             }

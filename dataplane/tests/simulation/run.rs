@@ -9,6 +9,7 @@ use super::network::Network;
 use super::test_bed::{Frames, Setup, Step, TestBed};
 use super::worlds::{changed, setup};
 use crate::model::Difference;
+use crate::model::pieces::piece;
 
 /// A run in which gateway and model differ.
 pub(crate) struct Failure {
@@ -89,7 +90,10 @@ fn by_worker(frames: Frames, workers: usize, crowded: bool, random: &mut Rng) ->
     let mut turns: Vec<(usize, Frames)> = (0..workers).map(|w| (w, vec![])).collect();
     for frame in frames {
         // Mostly by the source port, as a NIC spreads flows; now and then by any queue.
-        let port = usize::from(frame.1.get(35).copied().unwrap_or(0));
+        let port = match piece(&frame.1) {
+            Some(piece) => usize::try_from(piece.id).unwrap(),
+            None => usize::from(frame.1.get(35).copied().unwrap_or(0)),
+        };
         let worker = if random.u8(..10) == 0 { random.usize(..workers) } else { port % workers };
         if crowded {
             turns.push((worker, vec![frame]));

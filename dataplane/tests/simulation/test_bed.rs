@@ -17,7 +17,7 @@ use flowgate_flow::{AffinityTable, FlowView, Flows, HashKey, Timeouts};
 use flowgate_tables::{BackendId, InterfaceId, Publisher};
 use flowgate_wire::FiveTuple;
 
-use super::held::{Held, HeldFrames};
+use super::held::{Held, HeldFrames, HeldPieces};
 use super::spy::{Record, Spy};
 use crate::model::flows::{Listed, compare};
 use crate::model::packet::{Tuple, hex};
@@ -56,6 +56,7 @@ struct WorkerSlot {
     worker: Worker<MemoryDevice, Spy>,
     records: Rc<RefCell<Vec<Record>>>,
     held: HeldFrames,
+    held_pieces: HeldPieces,
     buckets: TokenBuckets,
 }
 
@@ -107,7 +108,13 @@ impl TestBed {
             let device = MemoryDevice::new(setup.world.interfaces.len(), 4096);
             let spy = Spy::new(Pipeline::new(number), Rc::clone(&records));
             let worker = Worker::new(config, shared, publisher.reader(), device, spy);
-            WorkerSlot { worker, records, held: HeldFrames::default(), buckets: TokenBuckets::default() }
+            WorkerSlot {
+                worker,
+                records,
+                held: HeldFrames::default(),
+                held_pieces: HeldPieces::default(),
+                buckets: TokenBuckets::default(),
+            }
         };
         let slots = (0..setup.workers).map(slot).collect();
         let model = Model::new(&setup.world, setup.timeouts, setup.config, setup.workers);
@@ -202,6 +209,7 @@ impl TestBed {
             let Some(held) = self.slots[worker].held.leave() else { break };
             self.decided(worker, held, false, records.next(), &mut wanted)?;
         }
+        self.revisit_pieces(worker, &mut records, &mut wanted)?;
         if let Some(record) = records.next() {
             return Err(format!("decided what was not there: {}", hex(&record.before)));
         }
@@ -218,6 +226,26 @@ impl TestBed {
             return Ok(sent);
         }
         Err(format!("{used} entries for {} flows", self.model.flows.0.len()))
+    }
+
+    /// Fragments whose datagram is known better now are decided again, and each may tell more about others.
+    fn revisit_pieces(
+        &mut self,
+        worker: usize,
+        records: &mut impl Iterator<Item = Record>,
+        wanted: &mut Frames,
+    ) -> Result<(), Difference> {
+        loop {
+            for name in std::mem::take(&mut self.model.woken[worker]) {
+                self.slots[worker].held_pieces.wake(name);
+            }
+            let Some(held) = self.slots[worker].held_pieces.leave() else { break };
+            self.decided(worker, held, false, records.next(), wanted)?;
+        }
+        for _ in 0..self.slots[worker].held_pieces.expire(self.now) {
+            self.model.count(worker, "fragment_no_first");
+        }
+        Ok(())
     }
 
     fn opened(&self) -> u64 {
@@ -261,6 +289,11 @@ impl TestBed {
                     self.model.count(worker, "errors_sent");
                 }
             }
+            Fate::AwaitsFirst(name) => match slot.held_pieces.admit(held, name, self.now) {
+                Ok(()) if is_new => self.model.count(worker, "fragments_awaiting"),
+                Ok(()) => {}
+                Err(reason) => self.model.count(worker, reason),
+            },
             Fate::Waits(neighbour) => {
                 self.asked_at.push((worker, neighbour, u64::MAX));
                 if slot.held.admit(Held { neighbour, ..held }, self.now) {
@@ -364,6 +397,8 @@ fn counted(counters: &Counters) -> impl Iterator<Item = (&'static str, u64)> {
         Event::RejectsSent,
         Event::Held,
         Event::ErrorsSent,
+        Event::FragmentsForwarded,
+        Event::FragmentsAwaiting,
         Event::IcmpErrorsTranslated,
         Event::EchoesAnswered,
         Event::ResetsIgnored,
