@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    EtherType, IpNumber, IpPayloadSlice, NetSlice, SlicedPacket, TcpOptionElement, TransportSlice,
+    EtherType, IpNumber, IpPayloadSlice, NetSlice, SlicedPacket, TcpOptionElement, TcpSlice, TransportSlice,
 };
 use flowgate_wire::Protocol;
 
@@ -136,19 +136,7 @@ pub(crate) fn read(frame: &[u8]) -> Kind {
         return Kind::Fragment;
     }
     let transport = match (&sliced.transport, payload.ip_number) {
-        (Some(TransportSlice::Tcp(tcp)), _) => Some(Transport {
-            protocol: Protocol::Tcp,
-            ports: (tcp.source_port(), tcp.destination_port()),
-            flags: Flags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() },
-            numbers: (tcp.sequence_number(), tcp.acknowledgment_number()),
-            payload_len: tcp.payload().len(),
-            window: tcp.window_size(),
-            scale: tcp.options_iterator().find_map(|option| match option {
-                Ok(TcpOptionElement::WindowScale(shift)) => Some(shift.min(14)),
-                _ => None,
-            }),
-            tags: Tags::default(),
-        }),
+        (Some(TransportSlice::Tcp(slice)), _) => Some(tcp(slice)),
         (Some(TransportSlice::Udp(udp)), _) => {
             if usize::from(udp.length()) != payload.payload.len() {
                 return Kind::Malformed;
@@ -189,6 +177,22 @@ pub(crate) fn read(frame: &[u8]) -> Kind {
     };
     segment.is_intact = is_intact(frame, &segment);
     Kind::Segment(segment)
+}
+
+fn tcp(tcp: &TcpSlice<'_>) -> Transport {
+    Transport {
+        protocol: Protocol::Tcp,
+        ports: (tcp.source_port(), tcp.destination_port()),
+        flags: Flags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() },
+        numbers: (tcp.sequence_number(), tcp.acknowledgment_number()),
+        payload_len: tcp.payload().len(),
+        window: tcp.window_size(),
+        scale: tcp.options_iterator().find_map(|option| match option {
+            Ok(TcpOptionElement::WindowScale(shift)) => Some(shift.min(14)),
+            _ => None,
+        }),
+        tags: Tags::default(),
+    }
 }
 
 /// What a transport header says.

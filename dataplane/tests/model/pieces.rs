@@ -310,11 +310,11 @@ impl Model {
                     return Ok(Fate::Waits(neighbour));
                 }
                 (Way::Open { egress, ether, mtu }, Verdict::Transmit(by))
-                    if egress == by && piece.ip_len <= mtu =>
+                    if egress == by
+                        && piece.ip_len <= mtu
+                        && decided.after == translated(decided.before, piece, (src, dst, id), &ether) =>
                 {
-                    if decided.after == translated(decided.before, piece, (src, dst, id), &ether) {
-                        return Ok(Fate::Sent(egress));
-                    }
+                    return Ok(Fate::Sent(egress));
                 }
                 _ => {}
             }

@@ -188,7 +188,7 @@ pub(crate) fn cut(frame: &[u8], random: &mut Rng) -> Option<Vec<Vec<u8>>> {
         if v4 {
             out[16..18].copy_from_slice(&u16::try_from(20 + bytes.len()).unwrap().to_be_bytes());
             out[18..20].copy_from_slice(&id.to_be_bytes()[2..]);
-            out[20..22].copy_from_slice(&(start / 8 | u16::from(more) << 13).to_be_bytes());
+            out[20..22].copy_from_slice(&((start / 8) | (u16::from(more) << 13)).to_be_bytes());
             out[24..26].fill(0);
             let checksum = !sum(&out[14..34]);
             out[24..26].copy_from_slice(&checksum.to_be_bytes());

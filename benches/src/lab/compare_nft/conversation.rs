@@ -108,17 +108,14 @@ impl Conversation {
             80..84 => Some(oddity::control(self.client.is_ipv4(), random)),
             _ => self.misshapen(random),
         };
-        let step = match odd {
-            Some(odd) => odd,
-            None => {
-                let Some((step, talk)) = self.planned.take() else { return Turn::Waits };
-                if !self.can_send(&step) {
-                    // Asked again, it may say something else.
-                    return Turn::Waits;
-                }
-                self.talk = talk;
-                return Turn::Says(step);
+        let Some(step) = odd else {
+            let Some((step, talk)) = self.planned.take() else { return Turn::Waits };
+            if !self.can_send(&step) {
+                // Asked again, it may say something else.
+                return Turn::Waits;
             }
+            self.talk = talk;
+            return Turn::Says(step);
         };
         if self.can_send(&step) { Turn::Says(step) } else { Turn::Waits }
     }

@@ -133,7 +133,7 @@ pub(super) enum Header {
     Right,
     WrongChecksum,
     LengthBeyondFrame,
-    LengthBelowHeader,
+    ShortTotalLength,
     ShortHeaderLength,
     OtherVersion,
     /// The bit of RFC 791 section 3.1 that must be zero.
@@ -217,8 +217,8 @@ fn protocol(content: &Content, to: IpAddr) -> u8 {
 /// Transport header and payload.
 fn body(content: &Content, shape: &Shape, sending: &Sending<'_>) -> Vec<u8> {
     let ports = [
-        shape.source_port.unwrap_or(sending.from.port()),
-        shape.destination_port.unwrap_or(sending.to.port()),
+        shape.source_port.unwrap_or_else(|| sending.from.port()),
+        shape.destination_port.unwrap_or_else(|| sending.to.port()),
     ];
     let mut body: Vec<u8> = match content {
         Content::Error(error) => return icmp_error(error, shape, sending),
@@ -274,7 +274,7 @@ fn body(content: &Content, shape: &Shape, sending: &Sending<'_>) -> Vec<u8> {
         Content::Udp { length: UdpLength::Less(bytes), .. } => body.len().saturating_sub((*bytes).into()),
         _ => body.len(),
     };
-    let source = shape.forged.unwrap_or(sending.from.ip());
+    let source = shape.forged.unwrap_or_else(|| sending.from.ip());
     let sum = transport_checksum((source, sending.to.ip()), protocol, &body[..covered]);
     let sum = match shape.checksum {
         // RFC 768: a sum of zero is sent as ones.
@@ -289,7 +289,7 @@ fn body(content: &Content, shape: &Shape, sending: &Sending<'_>) -> Vec<u8> {
 
 /// Bytes that begin with the number of their packet, as far as there is room.
 fn payload(number: u16, len: usize) -> Vec<u8> {
-    let pattern = number.to_be_bytes().into_iter().chain((2..).map(|place: usize| low8(place * 7 & 0xff)));
+    let pattern = number.to_be_bytes().into_iter().chain((2..).map(|place: usize| low8((place * 7) & 0xff)));
     pattern.take(len).collect()
 }
 
@@ -304,7 +304,7 @@ fn with_icmp_checksum(mut message: Vec<u8>, shape: &Shape, sending: &Sending<'_>
     let sum = if sending.to.is_ipv4() {
         checksum(0, &message)
     } else {
-        let source = shape.forged.unwrap_or(sending.from.ip());
+        let source = shape.forged.unwrap_or_else(|| sending.from.ip());
         transport_checksum((source, sending.to.ip()), ICMPV6, &message)
     };
     let sum = if shape.checksum == Checksum::Right { sum } else { sum ^ 0x0101 };
@@ -339,7 +339,7 @@ fn pieces(fragments: Fragments, body: &[u8]) -> Vec<(usize, bool, Vec<u8>)> {
 }
 
 fn packet(shape: &Shape, sending: &Sending<'_>, protocol: u8, piece: &Piece<'_>) -> Vec<u8> {
-    let source = shape.forged.unwrap_or(sending.from.ip());
+    let source = shape.forged.unwrap_or_else(|| sending.from.ip());
     let mut packet = match (source, sending.to.ip()) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let mut header = header_v4(shape, sending.number, protocol, piece);
@@ -375,7 +375,7 @@ fn header_v4(shape: &Shape, number: u16, protocol: u8, piece: &Piece<'_>) -> Vec
     let len = low16(header_len + piece.bytes.len());
     let len = match shape.header {
         Header::LengthBeyondFrame => len + 40,
-        Header::LengthBelowHeader => 12,
+        Header::ShortTotalLength => 12,
         _ => len,
     };
     header[2..4].copy_from_slice(&len.to_be_bytes());
@@ -416,7 +416,7 @@ fn header_v6(shape: &Shape, number: u16, protocol: u8, piece: &Piece<'_>) -> Vec
     let len = low16(header.len() - 40 + piece.bytes.len());
     let len = match shape.header {
         Header::LengthBeyondFrame => len + 40,
-        Header::LengthBelowHeader => 2,
+        Header::ShortTotalLength => 2,
         _ => len,
     };
     header[4..6].copy_from_slice(&len.to_be_bytes());

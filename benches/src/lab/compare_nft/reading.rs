@@ -105,7 +105,7 @@ pub(super) fn read(packet: &[u8], at: End, was_cut: bool) -> Option<Reading> {
 /// count.
 pub(super) fn reassemble(frames: &[Vec<u8>]) -> Vec<(Vec<u8>, bool)> {
     let mut packets = Vec::new();
-    let mut trains: BTreeMap<(IpAddr, IpAddr, u32), Vec<(Head, &[u8])>> = BTreeMap::new();
+    let mut trains: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for frame in frames {
         if !matches!(frame.get(12..14), Some([0x08, 0] | [0x86, 0xdd])) {
             continue;

@@ -145,7 +145,7 @@ fn header(v4: bool, right: Shape, random: &mut Random) -> (&'static str, Shape) 
         2 => ("two hops left", Shape { ttl: 2, ..right }),
         3 => ("type of service", Shape { tos: 0xb9, ..right }),
         4 => ("IP length beyond the frame", Shape { header: Header::LengthBeyondFrame, ..right }),
-        5 => ("IP length below the headers", Shape { header: Header::LengthBelowHeader, ..right }),
+        5 => ("IP length below the headers", Shape { header: Header::ShortTotalLength, ..right }),
         6 => ("wrong IP version", Shape { header: Header::OtherVersion, ..right }),
         7 => ("without DF", Shape { dont_fragment: false, ..right }),
         8 => ("wrong IP checksum", Shape { header: Header::WrongChecksum, ..right }),

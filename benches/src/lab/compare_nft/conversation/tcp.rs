@@ -129,26 +129,7 @@ impl Connection {
         let mut segment = self.segment(sender, ACK, 0);
         let beyond = self.beyond(sender, random);
         let kind = match below(random, 16) {
-            0 | 1 => {
-                segment.flags = RST;
-                segment.sequence = beyond;
-                "reset outside the window"
-            }
-            2 => {
-                segment.flags = RST | ACK;
-                segment.sequence = beyond;
-                "reset outside the window"
-            }
-            3 => {
-                segment.flags = FIN | ACK;
-                segment.sequence = beyond;
-                "FIN outside the window"
-            }
-            4 => {
-                segment.sequence = beyond;
-                segment.payload_len = below(random, 300);
-                "data outside the window"
-            }
+            kind @ 0..5 => outside_the_window(kind, &mut segment, beyond, random),
             5 => {
                 segment.acknowledgement = segment.acknowledgement.wrapping_add(1 << 31);
                 "acknowledgement of what was never sent"
@@ -302,4 +283,25 @@ fn wrong_checksum(sender: End, segment: Segment) -> Step {
     let kind = "wrong transport checksum";
     let shape = Shape { checksum: Checksum::Wrong, ..Shape::default() };
     Step { sender, kind, content: Content::Tcp(segment), shape }
+}
+
+/// Lets a segment carry a sequence number that its receiver does not take.
+fn outside_the_window(
+    kind: usize,
+    segment: &mut Segment,
+    sequence: u32,
+    random: &mut Random,
+) -> &'static str {
+    segment.sequence = sequence;
+    match kind {
+        0 | 1 => segment.flags = RST,
+        2 => segment.flags = RST | ACK,
+        3 => segment.flags = FIN | ACK,
+        _ => segment.payload_len = below(random, 300),
+    }
+    match kind {
+        0..3 => "reset outside the window",
+        3 => "FIN outside the window",
+        _ => "data outside the window",
+    }
 }

@@ -202,7 +202,7 @@ impl Requests {
                 answered.count += 1;
                 if let Err(error) = request(&good_address(n)) {
                     answered.failed += 1;
-                    answered.first_failure.get_or_insert(format!("good-{n}: {error}"));
+                    answered.first_failure.get_or_insert_with(|| format!("good-{n}: {error}"));
                 }
                 answered.slowest = answered.slowest.max(begin.elapsed());
                 std::thread::sleep(Duration::from_millis(2));
