@@ -151,14 +151,12 @@ fn a_wrong_value_is_named_with_what_to_write() {
 
 #[test]
 fn how_packets_are_treated_can_be_chosen() {
-    assert_eq!(load("").unwrap().pipeline, PipelineConfig::default());
+    // The pipeline by itself shares nothing out.
+    let usual = PipelineConfig { per_client_percent: 50, ..PipelineConfig::default() };
+    assert_eq!(load("").unwrap().pipeline, usual);
+    assert_eq!(load("[flows]\nper_client_percent = 7").unwrap().pipeline.per_client_percent, 7);
     let text = "[tcp]\nreset_unknown = false\nmss_clamp = \"auto\"\n[icmp]\necho_vips = true";
-    let chosen = PipelineConfig {
-        reset_unknown: false,
-        echo_vips: true,
-        mss_clamp: MssClamp::Auto,
-        ..PipelineConfig::default()
-    };
+    let chosen = PipelineConfig { reset_unknown: false, echo_vips: true, mss_clamp: MssClamp::Auto, ..usual };
     assert_eq!(load(text).unwrap().pipeline, chosen);
     assert_eq!(load("[tcp]\nmss_clamp = 1360").unwrap().pipeline.mss_clamp, MssClamp::To(1360));
 }
