@@ -21,3 +21,4 @@ pub mod soak;
 pub mod supervisor;
 pub mod topology;
 pub mod wait;
+mod wire;

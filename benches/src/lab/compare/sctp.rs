@@ -19,6 +19,7 @@ use nix::sys::time::TimeVal;
 
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::lab::wire::crc32c;
 use crate::netns::Namespace;
 
 const INIT: u8 = 1;
@@ -176,14 +177,6 @@ fn build(ports: [&[u8]; 2], tag: &[u8], kind: u8, cookie: &[u8]) -> Vec<u8> {
     let crc = crc32c(&packet);
     packet[8..HEADER].copy_from_slice(&crc.to_le_bytes());
     packet
-}
-
-/// RFC 9260 appendix A, bit by bit: packets here are short and few.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & 0_u32.wrapping_sub(crc & 1)))
-    };
-    !bytes.iter().fold(u32::MAX, step)
 }
 
 fn address_of(from: &SockaddrStorage) -> Option<IpAddr> {

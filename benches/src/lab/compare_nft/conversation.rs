@@ -9,11 +9,12 @@ mod udp;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::packet::{Content, RST, SCTP, SYN, Shape, TCP, UDP};
+use super::packet::{Content, Shape};
 use super::reading::End;
 use super::services;
 use crate::lab::faults::random::Random;
 use crate::lab::topology::{GATEWAY_UPLINK, ipv6_of};
+use crate::lab::wire::{RST, SCTP, SYN, TCP, UDP};
 
 /// One packet of a conversation.
 #[derive(Debug, Clone)]

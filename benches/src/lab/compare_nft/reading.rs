@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use super::packet::{ICMP, ICMPV6, SCTP, TCP, UDP, checksum, crc32c, transport_checksum};
 use crate::lab::topology::{GATEWAY_FABRIC, ipv6_of};
+use crate::lab::wire::{ICMP, ICMPV6, SCTP, TCP, UDP, checksum, crc32c, transport_checksum};
 
 /// One of the two ends of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

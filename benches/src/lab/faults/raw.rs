@@ -8,17 +8,10 @@ use nix::sys::socket::{
 };
 
 use crate::error::{Error, Result};
+use crate::lab::wire::{TCP, UDP, checksum, low16, transport_checksum};
 use crate::netns::Namespace;
 
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
 const FRAGMENT_HEADER: u8 = 44;
-
-/// Flags of a TCP segment (RFC 9293 section 3.1).
-pub(super) const FIN: u8 = 1;
-pub(super) const SYN: u8 = 2;
-pub(super) const RST: u8 = 4;
-pub(super) const ACK: u8 = 16;
 
 /// Sends complete IP packets of both families from a namespace, with any source address.
 pub(super) struct RawSender {
@@ -69,7 +62,7 @@ impl Segment {
         segment[12] = 5 << 4;
         segment[13] = self.flags;
         segment[14..16].copy_from_slice(&8192_u16.to_be_bytes());
-        let sum = transport_checksum(source.ip(), destination.ip(), TCP, &segment);
+        let sum = transport_checksum((source.ip(), destination.ip()), TCP, &segment);
         segment[16..18].copy_from_slice(&sum.wrapping_add(self.damage).to_be_bytes());
         whole(source.ip(), destination.ip(), TCP, &segment)
     }
@@ -89,7 +82,7 @@ pub(super) fn fragments(
     datagram[4..6].copy_from_slice(&low16(8 + payload.len()).to_be_bytes());
     datagram.extend_from_slice(payload);
     // RFC 768: a sum of zero is sent as ones.
-    let sum = match transport_checksum(source.ip(), destination.ip(), UDP, &datagram) {
+    let sum = match transport_checksum((source.ip(), destination.ip()), UDP, &datagram) {
         0 => 0xffff,
         sum => sum,
     };
@@ -184,39 +177,12 @@ fn v6(address: IpAddr) -> Ipv6Addr {
     }
 }
 
-/// The checksum over pseudo header and body (RFC 9293 section 3.1, RFC 8200 section 8.1).
-fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, body: &[u8]) -> u16 {
-    let sum = |address: IpAddr| match address {
-        IpAddr::V4(address) => words(&address.octets()),
-        IpAddr::V6(address) => words(&address.octets()),
-    };
-    let pseudo = sum(source) + sum(destination) + u32::from(protocol) + u32::from(low16(body.len()));
-    checksum(pseudo, body)
-}
-
-/// The Internet checksum (RFC 1071).
-fn checksum(start: u32, bytes: &[u8]) -> u16 {
-    let mut sum = start + words(bytes);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !low16(usize::try_from(sum).unwrap_or_default())
-}
-
-fn words(bytes: &[u8]) -> u32 {
-    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or_default());
-    bytes.chunks(2).map(word).sum()
-}
-
-fn low16(value: usize) -> u16 {
-    u16::try_from(value).expect("no packet here is longer than 64 KiB")
-}
-
 #[cfg(test)]
 mod tests {
     use etherparse::{PacketHeaders, TransportHeader};
 
     use super::*;
+    use crate::lab::wire::{ACK, RST};
 
     #[test]
     fn segments_are_what_an_independent_parser_reads() {

@@ -1,9 +1,10 @@
 //! A TCP connection between two hosts that keep to RFC 9293, and segments that do not belong into it.
 
 use super::{Step, below, either, low16, pick};
-use crate::lab::compare_nft::packet::{ACK, Checksum, Content, FIN, PSH, RST, SYN, Segment, Shape, URG};
+use crate::lab::compare_nft::packet::{Checksum, Content, Segment, Shape};
 use crate::lab::compare_nft::reading::End;
 use crate::lab::faults::random::Random;
+use crate::lab::wire::{ACK, FIN, PSH, RST, SYN, URG};
 
 /// Both ends of a connection.
 #[derive(Debug, Clone)]

@@ -12,12 +12,13 @@ use crate::lab::faults::case_result::CaseResult;
 use crate::lab::faults::gateway_state::event;
 use crate::lab::faults::load::{Load, Workload};
 use crate::lab::faults::random::Random;
-use crate::lab::faults::raw::{ACK, FIN, RST, RawSender, SYN, Segment};
+use crate::lab::faults::raw::{RawSender, Segment};
 use crate::lab::faults::test_bed::{TestBed, TestBedOptions, stream_targets};
 use crate::lab::faults::{Case, CaseContext};
 use crate::lab::gateway::rows;
 use crate::lab::interrupt;
 use crate::lab::wait::eventually;
+use crate::lab::wire::{ACK, FIN, RST, SYN};
 
 pub(super) const CASES: [Case; 2] =
     [Case { name: "rst_attack", run: rst_attack }, Case { name: "blind_storm", run: blind_storm }];
