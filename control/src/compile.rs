@@ -90,7 +90,8 @@ pub fn compile(
     entries.extend(more);
     entries.extend(services::snat_overlaps(desired, &services, &snat));
     let sources = compile_sources(&node_context, &previous.sources);
-    let next = Tables { generation: 0, services, routing, snat, sources };
+    let reverse_paths = Arc::default();
+    let next = Tables { generation: 0, services, routing, snat, sources, reverse_paths };
     (next_generation(previous, next), Report { entries })
 }
 
@@ -99,7 +100,9 @@ fn compile_sources(
     node_context: &addresses::NodeContext,
     previous: &Arc<SourceClassifier>,
 ) -> Arc<SourceClassifier> {
-    let sources = SourceClassifier::new(node_context.pods.clone(), node_context.own.iter().copied());
+    // Also those on interfaces that are not served: packets from them or to them come in by the served ones nevertheless.
+    let node = node_context.own.iter().chain(node_context.elsewhere.iter()).copied();
+    let sources = SourceClassifier::new(node_context.pods.clone(), node);
     if sources == **previous { Arc::clone(previous) } else { Arc::new(sources) }
 }
 
@@ -110,5 +113,5 @@ fn next_generation(previous: &Tables, mut next: Tables) -> Tables {
         && Arc::ptr_eq(&previous.snat, &next.snat)
         && Arc::ptr_eq(&previous.sources, &next.sources);
     next.generation = previous.generation + u64::from(!same);
-    next
+    next.with_reverse_paths(previous)
 }

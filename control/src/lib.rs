@@ -16,6 +16,7 @@ pub mod descriptors;
 pub mod dns;
 pub mod health;
 pub mod http;
+pub mod log_limit;
 pub mod model;
 pub mod netlink;
 pub mod reconcile;

@@ -4,6 +4,7 @@
 //! Only the served interfaces and their VLANs matter. Neighbours are resolved by the kernel's own ARP and neighbour
 //! discovery, on request; beyond such requests nothing here changes the kernel's state.
 
+mod forwarding;
 #[cfg(test)]
 mod fuzz;
 mod kernel_state;

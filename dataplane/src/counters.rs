@@ -43,7 +43,7 @@ reasons! {
         Routed = "routed",
         /// Refusals sent.
         RejectsSent = "rejects_sent",
-        /// ICMP errors sent about packets that were too big or had no hops left.
+        /// ICMP errors sent about packets that were too big, had no hops left, or could not be delivered.
         ErrorsSent = "errors_sent",
         /// ICMP errors about packets of flows, translated and sent on.
         IcmpErrorsTranslated = "icmp_errors_translated",
@@ -108,6 +108,7 @@ impl Counters {
             Verdict::Transmit(_)
             | Verdict::AwaitNeighbour(_)
             | Verdict::AwaitFragment(_)
+            | Verdict::Untag
             | Verdict::Reply => {}
             Verdict::Pass(reason) => self.0[pass_index(reason)] += 1,
             Verdict::Reject(reason) => self.0[reject_index(reason)] += 1,
@@ -185,6 +186,8 @@ const fn reason_of_error(error: IcmpError) -> DropReason {
         IcmpError::TooBig(_) => DropReason::TooBig,
         IcmpError::TimeExceeded => DropReason::TtlExpired,
         IcmpError::PortUnreachable => DropReason::NoBackend,
+        IcmpError::NoRoute => DropReason::NoRoute,
+        IcmpError::HostUnreachable => DropReason::NoNeighbour,
     }
 }
 

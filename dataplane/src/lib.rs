@@ -27,6 +27,6 @@ pub use burst::{BURST, FrameBuffer, RxChecksums, WorkerNumber};
 pub use counters::{Counters, Event, SharedCounters};
 pub use device::Device;
 pub use pipeline::{Context, Pipeline, Process};
-pub use pipeline_config::{MssClamp, PipelineConfig};
+pub use pipeline_config::{MssClamp, PipelineConfig, UnservedPorts};
 pub use verdict::{DropReason, PassReason, RejectReason, Verdict};
 pub use worker::{Worker, WorkerConfig, WorkerHandle, WorkerSettings};

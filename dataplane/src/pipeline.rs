@@ -20,6 +20,7 @@ mod established;
 mod family;
 mod fragments;
 mod icmp;
+mod input;
 mod mss;
 mod neighbours;
 mod open;
@@ -115,6 +116,7 @@ impl Pipeline {
                     }
                     Some(other) => not_a_segment(other),
                 },
+                Some(EtherType::Tag) => Verdict::Untag,
                 Some(_) => Verdict::Pass(PassReason::NotIp),
                 None => Verdict::Drop(DropReason::Malformed),
             };
@@ -132,9 +134,9 @@ impl Pipeline {
             }
             let (frame, verdict) = (frames[i].as_mut(), &mut verdicts[i]);
             if segments & (1 << i) != 0 {
-                router.decide(frame, &v6[i % BURST], checksums, context, counters, verdict);
+                router.decide(frame, &v6[i % BURST], i, checksums, context, counters, verdict);
             } else {
-                let slow = &mut SlowPath { context, counters, checksums };
+                let slow = &mut SlowPath { context, counters, checksums, ingress: context.ingress_of(i) };
                 router.handle_non_l4(frame, slow, verdict);
             }
         }
@@ -185,9 +187,10 @@ impl Process for Pipeline {
                     context.flows.v4.prefetch(&mut staged.probe);
                 }
                 if segments & (1 << i) != 0 {
-                    self.router.decide(frame.as_mut(), &v4[i], checksums, context, counters, verdict);
+                    self.router.decide(frame.as_mut(), &v4[i], i, checksums, context, counters, verdict);
                 } else if others & (1 << i) == 0 {
-                    let slow = &mut SlowPath { context, counters, checksums };
+                    let ingress = context.ingress_of(i);
+                    let slow = &mut SlowPath { context, counters, checksums, ingress };
                     self.router.handle_non_l4(frame.as_mut(), slow, verdict);
                 }
             }
@@ -224,7 +227,7 @@ fn set_bits(mut bits: u64) -> impl Iterator<Item = usize> {
 #[cold]
 fn not_a_segment<A>(parsed: Result<Parsed<A>, Malformed>) -> Verdict {
     match parsed {
-        Err(_) => Verdict::Drop(DropReason::Malformed),
+        Err(malformed) => input::drop_malformed(malformed),
         Ok(Parsed::Fragment) => Verdict::Pass(PassReason::Fragment),
         Ok(Parsed::NotL4 | Parsed::Icmp | Parsed::L4(_)) => Verdict::Pass(PassReason::NotL4),
     }

@@ -21,6 +21,8 @@ pub enum Verdict {
     Reject(RejectReason),
     /// Drop it and send this ICMP error to its sender.
     IcmpError(IcmpError),
+    /// Decide again without its VLAN tag, or count it as [`PassReason::NotIp`] if it is of no VLAN that is served.
+    Untag,
     /// It was rewritten into an echo reply: send it out of the interface that it came in by.
     Reply,
     /// Drop it silently.
@@ -90,7 +92,7 @@ reasons! {
     RejectReason {
         /// The Service has no endpoint anywhere that could be chosen.
         NoEndpoint = "no_endpoint",
-        /// The address is a Service's cluster IP, but the Service has no such port.
+        /// The address is a VIP, but no Service has this port of it.
         UnknownPort = "unknown_port",
         /// A TCP segment to a Service, or an answer, that belongs to no connection and opens none.
         NoConnection = "no_connection",
@@ -104,6 +106,12 @@ reasons! {
         Malformed = "malformed",
         /// To open a flow, but its transport checksum is wrong: the backend would drop it.
         BadChecksum = "bad_checksum",
+        /// An IP option contradicts its length, or demands that the packet be dropped.
+        BrokenOptions = "broken_options",
+        /// The sender chose the route of the packet (RFC 7126).
+        SourceRoute = "source_route",
+        /// From an address that no packet can come from (RFC 1122, RFC 4291): a group, loopback, a broadcast address.
+        MartianSource = "martian_source",
         /// Its hops are used up.
         TtlExpired = "ttl_expired",
         /// Belongs to no flow and does not open one: a late TCP segment or a stray reply.
@@ -112,8 +120,15 @@ reasons! {
         NoBackend = "no_backend",
         /// The Service admits only clients from its source ranges, and this one is not.
         SourceNotAllowed = "source_not_allowed",
-        /// A new flow from a source of translated flows, or from the very VIP that it goes to: sent by ourselves, or forged.
+        /// From an address of this machine, from a source of translated flows, or from the very VIP that it goes to: sent by
+        /// ourselves, or forged.
         OwnSource = "own_source",
+        /// To a VIP of which no Service has this protocol and port.
+        UnservedPort = "unserved_port",
+        /// Of a backend that sees its clients' addresses, but by an interface that does not lead to it.
+        WrongInterface = "wrong_interface",
+        /// Of such a backend and of no flow, and the kernel would not forward it either.
+        NotForwarded = "not_forwarded",
         /// An address that cluster IPs are taken from and that no Service has.
         UnallocatedClusterIp = "unallocated_cluster_ip",
         /// To be refused, but its sender gets no answer: too many were refused lately, or it cannot be answered.

@@ -4,6 +4,7 @@
 //! in the kernel until the next frame. Neighbours are resolved, events logged and tables published by other threads.
 
 mod held;
+mod outcomes;
 mod reject;
 mod settings;
 mod sweeping;
@@ -18,15 +19,16 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use flowgate_flow::{AffinityTable, Flows, Tick};
 use flowgate_tables::routing::NeighbourKey;
-use flowgate_tables::{InterfaceId, Routing, TablesReader};
+use flowgate_tables::{InterfaceId, TablesReader};
 
-use crate::burst::{BURST, FrameBuffer, RxChecksums, WorkerNumber};
+use crate::burst::{BURST, RxChecksums, WorkerNumber};
 use crate::counters::{Counters, Event, SharedCounters};
-use crate::device::{Device, NotSent};
+use crate::device::Device;
 use crate::exhaustion::ExhaustionReporter;
 use crate::pipeline::{Context, Process};
 use crate::verdict::{DropReason, PassReason, Verdict};
 use held::{FOR_FRAGMENT, FOR_NEIGHBOUR, Held, HeldForFragment, HeldForNeighbour};
+use outcomes::{Arrival, Outcomes};
 use reject::Rejects;
 pub use settings::{WorkerConfig, WorkerSettings};
 use sweeping::Sweeping;
@@ -168,6 +170,8 @@ pub struct Worker<D: Device, P> {
     frames: Vec<D::Frame>,
     /// The interface by which each of `frames` came in.
     ingress: Box<[InterfaceId; BURST]>,
+    /// Frames of the burst whose priority tags came off, each with its interface.
+    untagged: Vec<(D::Frame, InterfaceId)>,
     held_for_neighbour: HeldForNeighbour<D::Frame>,
     held_for_fragment: HeldForFragment<D::Frame>,
     /// The generation of the tables by which held frames were decided last.
@@ -266,6 +270,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             sweeping,
             frames: Vec::with_capacity(BURST),
             ingress: Box::new([InterfaceId(0); BURST]),
+            untagged: Vec::with_capacity(BURST),
             held_for_neighbour: HeldForNeighbour::new(FOR_NEIGHBOUR),
             held_for_fragment: HeldForFragment::new(FOR_FRAGMENT),
             held_generation: 0,
@@ -325,7 +330,7 @@ impl<D: Device, P: Process> Worker<D, P> {
             // Only then are headers read here; otherwise the first touch is the pipeline's, after its prefetch.
             if routing.has_vlans() {
                 for (frame, ingress) in self.frames.iter_mut().zip(self.ingress.iter_mut()) {
-                    *ingress = untag(frame, device, routing);
+                    *ingress = vlan::untag(frame, device, routing);
                 }
             }
             self.decide(self.device.checksums(queue), now, Arrival::JustNow);
@@ -345,64 +350,42 @@ impl<D: Device, P: Process> Worker<D, P> {
             affinity: &self.shared.affinity,
             timeouts: &self.config.settings.timeouts,
             config: &self.config.settings.pipeline,
+            ingress: &*self.ingress,
         };
         // The tables were borrowed once: all packets of the burst are decided by the same generation.
         self.process.process(&mut self.frames, checksums, &context, &mut self.counters, verdicts);
-        let routing = &context.tables.routing;
-        for ((mut frame, verdict), &ingress) in self.frames.drain(..).zip(verdicts).zip(&*self.ingress) {
+        let mut outcomes = Outcomes {
+            device: &mut self.device,
+            routing: &context.tables.routing,
+            counters: &mut self.counters,
+            held_for_neighbour: &mut self.held_for_neighbour,
+            held_for_fragment: &mut self.held_for_fragment,
+            rejects: &mut self.rejects,
+            untagged: &mut self.untagged,
+            checksums,
+            arrival,
+            now,
+        };
+        for ((frame, verdict), &ingress) in self.frames.drain(..).zip(verdicts).zip(&*self.ingress) {
             match *verdict {
-                Verdict::Transmit(egress) => {
-                    send(&mut self.device, routing, &mut self.counters, egress, frame)
-                }
-                Verdict::AwaitNeighbour(neighbour) => {
-                    // With the time of its arrival: one that is decided again and held again does not start over.
-                    let held = Held::new(frame, neighbour, (checksums, ingress), arrival.since(now));
-                    match self.held_for_neighbour.admit(held, now) {
-                        Ok(()) => self.counters.add(Event::Held, u64::from(arrival == Arrival::JustNow)),
-                        Err(frame) => {
-                            drop_frame(&mut self.device, &mut self.counters, DropReason::NoNeighbour, frame);
-                        }
-                    }
-                }
-                Verdict::AwaitFragment(of) => {
-                    let held = Held::new(frame, of, (checksums, ingress), arrival.since(now));
-                    let is_late = self.held_for_fragment.is_expired(&held, now);
-                    match self.held_for_fragment.admit(held, now) {
-                        Ok(()) => self
-                            .counters
-                            .add(Event::FragmentsAwaiting, u64::from(arrival == Arrival::JustNow)),
-                        Err(frame) => {
-                            let reason = if is_late {
-                                DropReason::FragmentNoFirst
-                            } else {
-                                DropReason::FragmentExcess
-                            };
-                            drop_frame(&mut self.device, &mut self.counters, reason, frame);
-                        }
-                    }
-                }
-                Verdict::Reject(_) => {
-                    if self.rejects.refuse(&mut frame, now) {
-                        self.counters.add(Event::RejectsSent, 1);
-                        send(&mut self.device, routing, &mut self.counters, ingress, frame);
-                    } else {
-                        drop_frame(&mut self.device, &mut self.counters, DropReason::RejectUnanswered, frame);
-                    }
-                }
-                Verdict::IcmpError(error) => {
-                    let own = routing.interfaces().get(ingress.index());
-                    let own = own.map_or(&[][..], |interface| &interface.spec.addresses);
-                    if self.rejects.report(&mut frame, error, own, now) {
-                        self.counters.add(Event::ErrorsSent, 1);
-                        send(&mut self.device, routing, &mut self.counters, ingress, frame);
-                    } else {
-                        self.device.recycle(frame);
-                    }
-                }
-                Verdict::Reply => send(&mut self.device, routing, &mut self.counters, ingress, frame),
-                Verdict::Pass(_) | Verdict::Drop(_) => self.device.recycle(frame),
+                Verdict::Transmit(egress) => outcomes.send(egress, frame),
+                ref other => outcomes.execute(other, frame, ingress),
             }
         }
+        if !self.untagged.is_empty() {
+            self.decide_untagged(checksums, now, arrival);
+        }
+    }
+
+    /// Decides about the frames of the burst whose priority tags came off.
+    #[cold]
+    fn decide_untagged(&mut self, checksums: RxChecksums, now: Tick, arrival: Arrival) {
+        for ((frame, interface), ingress) in self.untagged.drain(..).zip(self.ingress.iter_mut()) {
+            self.frames.push(frame);
+            *ingress = interface;
+        }
+        // Once more only: none of them has a tag any more.
+        self.decide(checksums, now, arrival);
     }
 
     /// Decides about held packets again once the tables have changed, and drops those that were held for too long.
@@ -431,7 +414,8 @@ impl<D: Device, P: Process> Worker<D, P> {
             self.decide_again(held, now);
         }
         while let Some(Held { frame, .. }) = self.held_for_fragment.pop_expired(now) {
-            drop_frame(&mut self.device, &mut self.counters, DropReason::FragmentNoFirst, frame);
+            self.counters.count(&Verdict::Drop(DropReason::FragmentNoFirst));
+            self.device.recycle(frame);
         }
     }
 
@@ -480,49 +464,6 @@ impl<D: Device, P: Process> Worker<D, P> {
     }
 }
 
-/// Removes the VLAN tag of a frame and returns the interface that it belongs to. A frame of a VLAN that is not served keeps its
-/// tag, by which the pipeline sees that it is not ours.
-#[cold]
-fn untag<F: FrameBuffer>(frame: &mut F, device: InterfaceId, routing: &Routing) -> InterfaceId {
-    match vlan::pop(frame) {
-        // Untagged, or a priority tag (VLAN identifier 0).
-        None | Some(0) => device,
-        Some(identifier) => routing.ingress(device, identifier).unwrap_or_else(|| {
-            vlan::push(frame, identifier);
-            device
-        }),
-    }
-}
-
-/// Queues a finished frame for sending out of an interface, and counts the outcome.
-#[inline]
-fn send<D: Device>(
-    device: &mut D,
-    routing: &Routing,
-    counters: &mut Counters,
-    egress: InterfaceId,
-    mut frame: D::Frame,
-) {
-    let (device_interface, tag) = routing.device(egress);
-    if let Some(identifier) = tag
-        && !vlan::push(&mut frame, identifier)
-    {
-        return drop_frame(device, counters, DropReason::TooBig, frame);
-    }
-    match device.send(device_interface, frame) {
-        Ok(()) => counters.add(Event::TxPackets, 1),
-        Err(NotSent::RingFull) => counters.count(&Verdict::Drop(DropReason::TxRingFull)),
-        Err(NotSent::NoEgress) => counters.count(&Verdict::Drop(DropReason::NoEgress)),
-    }
-}
-
-/// Drops a frame that cannot be held or sent, and counts it.
-#[cold]
-fn drop_frame<D: Device>(device: &mut D, counters: &mut Counters, reason: DropReason, frame: D::Frame) {
-    counters.count(&Verdict::Drop(reason));
-    device.recycle(frame);
-}
-
 /// The neighbours requested lately: a flood of packets must not become a flood of requests.
 #[derive(Debug, Default)]
 struct ResolveLimiter {
@@ -540,23 +481,6 @@ impl ResolveLimiter {
         self.lately[self.next] = Some((neighbour, now));
         self.next = (self.next + 1) % self.lately.len();
         true
-    }
-}
-
-/// Whether a frame was held before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Arrival {
-    JustNow,
-    Held { since: Tick },
-}
-
-impl Arrival {
-    /// When the frame was received.
-    fn since(self, now: Tick) -> Tick {
-        match self {
-            Self::JustNow => now,
-            Self::Held { since } => since,
-        }
     }
 }
 

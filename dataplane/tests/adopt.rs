@@ -52,6 +52,7 @@ impl Life {
             affinity: &self.affinity,
             timeouts: &timeouts,
             config: &PipelineConfig::default(),
+            ingress: &[],
         };
         self.pipeline.process(
             &mut burst,

@@ -87,6 +87,7 @@ fn the_packet_path_allocates_nothing() {
                 affinity: &affinity,
                 timeouts: &timeouts,
                 config: &PipelineConfig::default(),
+                ingress: &[],
             };
             pipeline.process(&mut burst, RxChecksums::MayBePartial, &context, &mut counters, &mut verdicts);
             pipeline.drain_requests(|_| {});

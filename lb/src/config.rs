@@ -41,6 +41,7 @@ use flowgate_tables::spec::SnatSpec;
 use file::Sections;
 use value::Invalid;
 
+pub(crate) use limits::OTHER_OWN_ADDRESSES;
 pub(crate) use log::LogLevel;
 pub(crate) use metrics::MetricsDetail;
 pub(crate) use privileges::Privileges;
@@ -67,7 +68,7 @@ pub(crate) struct Config {
     pub(crate) rings: rings::Rings,
     pub(crate) flows: flows::Flows,
     pub(crate) limits: limits::Limits,
-    /// How single packets are treated: the sections `tcp` and `icmp`, and a part of `flows`.
+    /// How single packets are treated: the sections `tcp` and `icmp`, and parts of `flows` and `services`.
     pub(crate) pipeline: PipelineConfig,
     /// `None`: no DNS server.
     pub(crate) dns: Option<control_dns::Config>,
@@ -144,6 +145,7 @@ impl Config {
         tcp.apply_to(&mut pipeline);
         icmp.apply_to(&mut pipeline);
         flows.apply_to(&mut pipeline);
+        services.apply_to_pipeline(&mut pipeline);
         Ok(Self {
             role,
             node_name,

@@ -81,6 +81,7 @@ impl Gateway {
             affinity: &self.affinity,
             timeouts: &self.timeouts,
             config: &self.config,
+            ingress: &[],
         };
         let checksums = RxChecksums::MayBePartial;
         self.pipeline.process(frames, checksums, &context, &mut self.counters, verdicts);
@@ -229,6 +230,7 @@ pub(crate) fn tables(family: Family, protocol: Protocol) -> Tables {
         routing: Arc::new(routing),
         snat: Arc::new(snat),
         sources: Arc::new(SourceClassifier::default()),
+        reverse_paths: Arc::default(),
     }
 }
 

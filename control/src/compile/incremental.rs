@@ -67,6 +67,7 @@ pub(crate) fn assemble(
         routing: Arc::clone(&network.routing),
         snat: Arc::clone(&network.snat),
         sources: Arc::clone(sources),
+        reverse_paths: Arc::default(),
     };
     next_generation(previous, next)
 }

@@ -27,7 +27,11 @@ pub(super) fn compile_routing(net: &NetState, previous: &Arc<Routing>) -> (Arc<R
     }
     match built {
         Ok(routing) => {
+            let routing = routing.with_forwarding_off(&net.forwarding_off);
+            let routing = routing.with_other_stations(&net.other_stations);
             let unchanged = routing.epoch() == previous.epoch()
+                && routing.forwarding_off() == previous.forwarding_off()
+                && routing.other_stations() == previous.other_stations()
                 && routing.interfaces() == previous.interfaces()
                 && routing.next_hops().eq(previous.next_hops());
             (if unchanged { Arc::clone(previous) } else { Arc::new(routing) }, entries)

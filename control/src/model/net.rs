@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, RouteSpec};
+use flowgate_tables::spec::{ForwardingOff, InterfaceSpec, NeighbourSpec, RouteSpec, StationSpec};
 
 /// Links, routes and neighbours of the served interfaces. Parts that did not change are the same `Arc`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,4 +17,8 @@ pub struct NetState {
     pub neighbours: Arc<Vec<NeighbourSpec>>,
     /// Addresses of all other interfaces, ascending, without loopback and link-local ones.
     pub elsewhere: Arc<Vec<IpAddr>>,
+    /// What the kernel does not forward although it comes in by a served interface, ascending.
+    pub forwarding_off: Arc<Vec<ForwardingOff>>,
+    /// Ethernet addresses of this machine beside those of the interfaces, ascending.
+    pub other_stations: Arc<Vec<StationSpec>>,
 }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use flowgate_tables::spec::{InterfaceSpec, NeighbourSpec, VlanSpec};
+use flowgate_tables::spec::{ForwardingOff, InterfaceSpec, NeighbourSpec, StationSpec, VlanSpec};
 use flowgate_wire::MacAddr;
 use rtnetlink::packet_route::neighbour::NeighbourState;
 
+use super::forwarding::Family;
 use super::message::{Address, Kind, Link, Neighbour, Route};
 use super::routes;
 use crate::model::NetState;
@@ -19,6 +20,8 @@ pub(super) struct KernelState {
     pub(super) addresses: Vec<Address>,
     pub(super) routes: Vec<Route>,
     neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
+    /// Kernel's indices of links whose packets are not forwarded, with the family.
+    pub(super) forwarding_off: Vec<(u32, Family)>,
 }
 
 impl KernelState {
@@ -36,6 +39,11 @@ impl KernelState {
 
     pub(super) fn neighbour(&self, ifindex: u32, ip: IpAddr) -> Option<&Neighbour> {
         self.neighbours.get(&(ifindex, ip))
+    }
+
+    /// The entries of one family.
+    pub(super) fn neighbour_count(&self, v4: bool) -> usize {
+        self.neighbours.keys().filter(|(_, ip)| ip.is_ipv4() == v4).count()
     }
 
     pub(super) fn neighbours_on(&self, ifindex: u32) -> impl Iterator<Item = &Neighbour> {
@@ -56,6 +64,14 @@ impl KernelState {
             let specs = self.neighbours_on(*network).filter(|n| n.state != NeighbourState::None);
             neighbours.extend(specs.map(|n| NeighbourSpec { interface: at, addr: n.ip, mac: n.mac }));
         }
+        let off = |(ifindex, family): &(u32, Family)| {
+            let interfaces = positions.get(ifindex).into_iter().flatten();
+            let v4 = *family == Family::V4;
+            interfaces.map(move |&interface| ForwardingOff { interface, v4 }).collect::<Vec<_>>()
+        };
+        let mut forwarding_off: Vec<ForwardingOff> = self.forwarding_off.iter().flat_map(off).collect();
+        forwarding_off.sort_unstable();
+        let other_stations = self.other_stations(&served);
         let interfaces = served.into_iter().map(|served| served.spec).collect();
         let others = self.addresses.iter().filter(|address| !positions.contains_key(&address.ifindex));
         let mut elsewhere: Vec<IpAddr> = others.map(|address| address.ip).collect();
@@ -65,10 +81,28 @@ impl KernelState {
         elsewhere.dedup();
         NetState {
             elsewhere: share(elsewhere, &previous.elsewhere),
+            forwarding_off: share(forwarding_off, &previous.forwarding_off),
+            other_stations: share(other_stations, &previous.other_stations),
             routes: share(routes::specs(&self.routes, &positions), &previous.routes),
             interfaces: share(interfaces, &previous.interfaces),
             neighbours: share(neighbours, &previous.neighbours),
         }
+    }
+
+    /// The addresses of ports whose bond has another one, and of macvlans.
+    fn other_stations(&self, served: &[ServedLink]) -> Vec<StationSpec> {
+        let mut all = Vec::new();
+        for (interface, ServedLink { spec, network }) in served.iter().enumerate() {
+            let is_own = |link: &&Link| match link.kind {
+                Kind::Macvlan { link } => [spec.ifindex, *network].contains(&link),
+                _ => link.ifindex == spec.ifindex,
+            };
+            let macs = self.links.iter().filter(is_own).map(|link| link.mac).filter(|mac| *mac != spec.mac);
+            all.extend(macs.map(|mac| StationSpec { interface, mac }));
+        }
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// For each named device and VLAN, in the order of [`Self::net_state`], the index of the link that has its
@@ -306,6 +340,50 @@ mod tests {
             assert_eq!(state.interfaces[2 + at].up, is_up);
         }
         assert_eq!(kernel.networks(&names), [5, 5, 6, 6]);
+    }
+
+    #[test]
+    fn what_is_not_forwarded_is_known_by_the_positions_of_its_interfaces() {
+        let port = |ifindex, name| Link { master: Some(5), ..link(ifindex, name) };
+        let kernel = KernelState {
+            links: vec![
+                port(7, "eth0"),
+                port(8, "eth1"),
+                Link { kind: Kind::Bond, ..link(5, "bond0") },
+                link(9, "up0"),
+            ],
+            forwarding_off: vec![(9, Family::V6), (5, Family::V4), (3, Family::V4)],
+            ..KernelState::default()
+        };
+        let names = ["up0", "eth0", "eth1"].map(str::to_owned);
+        let off: Vec<_> = kernel
+            .net_state(&names, &NetState::default())
+            .forwarding_off
+            .iter()
+            .map(|off| (off.interface, off.v4))
+            .collect();
+        assert_eq!(off, [(0, false), (1, true), (2, true)]);
+    }
+
+    #[test]
+    fn ports_of_a_bond_and_macvlans_may_have_addresses_of_their_own() {
+        let mac = |n| MacAddr([n; 6]);
+        let port = |ifindex, name, n| Link { master: Some(5), mac: mac(n), ..link(ifindex, name) };
+        let kernel = KernelState {
+            links: vec![
+                port(7, "eth0", 2),
+                port(8, "eth1", 4),
+                Link { kind: Kind::Bond, ..link(5, "bond0") },
+                Link { kind: Kind::Macvlan { link: 9 }, mac: mac(6), ..link(10, "vrrp.51") },
+                Link { kind: Kind::Macvlan { link: 3 }, mac: mac(8), ..link(11, "other") },
+                link(9, "up0"),
+            ],
+            ..KernelState::default()
+        };
+        let names = ["up0", "eth0", "eth1"].map(str::to_owned);
+        let state = kernel.net_state(&names, &NetState::default());
+        let expected = [StationSpec { interface: 0, mac: mac(6) }, StationSpec { interface: 2, mac: mac(4) }];
+        assert_eq!(*state.other_stations, expected);
     }
 
     #[test]

@@ -40,6 +40,10 @@ pub(super) enum Kind {
         link: u32,
         id: u16,
     },
+    /// A macvlan on another link of this namespace: it has an Ethernet address of its own.
+    Macvlan {
+        link: u32,
+    },
     Bond,
     /// A port of a bond that is a backup and must not send.
     IdleBondPort,
@@ -122,6 +126,11 @@ fn kind(infos: &[LinkInfo], below: Option<u32>) -> Kind {
     for info in infos {
         match info {
             LinkInfo::Kind(InfoKind::Bond) => kind = Kind::Bond,
+            LinkInfo::Kind(InfoKind::MacVlan) => {
+                if let Some(link) = below {
+                    kind = Kind::Macvlan { link };
+                }
+            }
             LinkInfo::Data(InfoData::Vlan(attributes)) => {
                 let id = attributes.iter().find_map(|attribute| match attribute {
                     InfoVlan::Id(id) => Some(*id),

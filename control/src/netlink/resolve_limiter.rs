@@ -1,4 +1,5 @@
-//! Rate limit for requests to resolve neighbours: one per second and neighbour, and a bound over all neighbours.
+//! Rate limit for requests to resolve neighbours: one per second and neighbour, and a bound over all neighbours. Those that
+//! nothing but a packet asks for, which anybody on the link can forge, have a lower one, and leave room in the kernel's table.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -35,6 +36,38 @@ impl ResolveLimiter {
     }
 }
 
+/// Limits requests for neighbours that are neither backends nor routers: hosts on the link that packets came from.
+#[derive(Debug)]
+pub(super) struct UnsolicitedLimiter {
+    tokens: u32,
+    filled: Instant,
+}
+
+impl UnsolicitedLimiter {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { tokens: UNSOLICITED_BURST, filled: now }
+    }
+
+    /// Whether a request may be sent now, while the kernel's table has `used` entries and refuses more than `table_max`
+    /// (`gc_thresh3`): half of them are left to neighbours that traffic depends on.
+    pub(super) fn admit(&mut self, used: usize, table_max: usize, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.filled);
+        let earned = elapsed.as_millis() * u128::from(UNSOLICITED_PER_SECOND) / 1000;
+        if earned > 0 {
+            self.filled = now;
+            self.tokens =
+                UNSOLICITED_BURST.min(self.tokens.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)));
+        }
+        let is_admitted = self.tokens > 0 && used < table_max / 2;
+        self.tokens -= u32::from(is_admitted);
+        is_admitted
+    }
+}
+
+/// A tenth of what backends and routers may have.
+const UNSOLICITED_PER_SECOND: u32 = 100;
+const UNSOLICITED_BURST: u32 = 200;
+
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The most neighbours that are requested within one interval.
 const REMEMBERED_MAX: usize = 1024;
@@ -53,6 +86,21 @@ mod tests {
         assert!(!limiter.admit(target, at(999)));
         assert!(limiter.admit((2, target.1), at(999)), "another interface is another neighbour");
         assert!(limiter.admit(target, at(1000)));
+    }
+
+    #[test]
+    fn unsolicited_requests_have_a_lower_rate_and_leave_half_of_the_table() {
+        let start = Instant::now();
+        let mut limiter = UnsolicitedLimiter::new(start);
+        let mut admitted = |used, millis| {
+            let now = start + Duration::from_millis(millis);
+            (0..1000).filter(|_| limiter.admit(used, 1024, now)).count()
+        };
+        assert_eq!(admitted(512, 0), 0, "the other half is for backends and routers");
+        assert_eq!(admitted(511, 0), 200);
+        assert_eq!(admitted(0, 9), 0);
+        assert_eq!(admitted(0, 500), 50);
+        assert_eq!(admitted(0, 60_000), 200);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! so that events do not add up to the state. After lost events everything is listed anew.
 
 use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use flowgate_tables::InterfaceId;
@@ -22,11 +24,13 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
+use super::forwarding;
 use super::kernel_state::KernelState;
 use super::message;
 use super::nexthops::NextHopEvents;
-use super::resolve_limiter::{ResolveLimiter, Target};
+use super::resolve_limiter::{ResolveLimiter, Target, UnsolicitedLimiter};
 use super::{NetlinkError, Resolve};
+use crate::log_limit::LogLimit;
 use crate::model::NetState;
 
 type Events = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
@@ -43,6 +47,9 @@ pub struct Tracker {
     requests: mpsc::Receiver<Resolve>,
     periodic: Vec<NeighbourKey>,
     limiter: ResolveLimiter,
+    unsolicited: UnsolicitedLimiter,
+    /// Of requests that the kernel refuses: packets cause them.
+    refusals: LogLimit,
 }
 
 impl Tracker {
@@ -62,8 +69,11 @@ impl Tracker {
             requests,
             periodic: Vec::new(),
             limiter: ResolveLimiter::default(),
+            unsolicited: UnsolicitedLimiter::new(Instant::now()),
+            refusals: LogLimit::default(),
         };
         tracker.list(Dirty::ALL).await?;
+        tracker.read_forwarding();
         tracker.publish();
         Ok((tracker, receiver))
     }
@@ -114,7 +124,7 @@ impl Tracker {
                     self.publish();
                 }
                 Some(request) = self.requests.recv() => match request {
-                    Resolve::Now(wanted) => self.request_unresolved(&wanted).await,
+                    Resolve::Now(wanted) => self.request_for_packets(&wanted).await,
                     Resolve::Periodic(wanted) => {
                         self.request_unresolved(&wanted).await;
                         self.periodic = wanted;
@@ -122,6 +132,9 @@ impl Tracker {
                 },
                 _ = seconds.tick() => {
                     self.refresh().await;
+                    if self.read_forwarding() {
+                        self.publish();
+                    }
                     if tick.is_multiple_of(PERIOD_SECONDS) {
                         let mut wanted = self.periodic.clone();
                         wanted.extend(self.routers());
@@ -197,6 +210,15 @@ impl Tracker {
         Ok(())
     }
 
+    /// Reads which links the kernel forwards packets from; returns whether that has changed.
+    fn read_forwarding(&mut self) -> bool {
+        let networks = self.kernel.networks(&self.names);
+        let off = forwarding::off(Path::new(SETTINGS), &self.kernel.links, &networks);
+        let changed = off != self.kernel.forwarding_off;
+        self.kernel.forwarding_off = off;
+        changed
+    }
+
     fn publish(&self) {
         self.state.send_if_modified(|state| {
             let next = self.kernel.net_state(&self.names, state);
@@ -204,6 +226,25 @@ impl Tracker {
             *state = next;
             changed
         });
+    }
+
+    /// Requests neighbours that packets wait for: backends and routers as soon as they are wanted, all others within a limit.
+    async fn request_for_packets(&mut self, wanted: &[NeighbourKey]) {
+        let routers = self.routers();
+        let (solicited, others): (Vec<_>, Vec<_>) =
+            wanted.iter().partition(|key| self.periodic.contains(key) || routers.contains(key));
+        self.request_unresolved(&solicited).await;
+        let networks = self.kernel.networks(&self.names);
+        for key in others {
+            let ifindex = networks.get(key.egress.index()).copied().unwrap_or(0);
+            // One that the kernel has an entry for takes no further room.
+            let is_known = self.kernel.neighbour(ifindex, key.addr).is_some();
+            let used = self.kernel.neighbour_count(key.addr.is_ipv4());
+            let table_max = neighbour_table_max(key.addr.is_ipv4());
+            if is_known || self.unsolicited.admit(used, table_max, Instant::now()) {
+                self.request_unresolved(&[key]).await;
+            }
+        }
     }
 
     async fn request_unresolved(&mut self, wanted: &[NeighbourKey]) {
@@ -260,7 +301,9 @@ impl Tracker {
             // In place of NLM_F_EXCL, with which the kernel refuses a request for an entry that exists.
             .replace();
         if let Err(error) = request.execute().await {
-            tracing::warn!(%ip, ifindex, %error, "the kernel does not resolve a neighbour");
+            if let Some(more) = self.refusals.due(Instant::now().into_std()) {
+                tracing::warn!(%ip, ifindex, %error, more, "the kernel does not resolve a neighbour");
+            }
         }
     }
 }
@@ -287,6 +330,14 @@ fn connect() -> Result<(Handle, Events, NextHopEvents), NetlinkError> {
     Ok((handle, events, NextHopEvents::open()?))
 }
 
+/// The most entries that the kernel's neighbour table of a family has. All network namespaces share it, and only the first one
+/// shows the setting; it is 1024 unless somebody changed it (`arp_tbl` in net/ipv4/arp.c, `nd_tbl` in net/ipv6/ndisc.c).
+fn neighbour_table_max(v4: bool) -> usize {
+    let family = if v4 { "ipv4" } else { "ipv6" };
+    let setting = fs::read_to_string(format!("{SETTINGS}/{family}/neigh/default/gc_thresh3"));
+    setting.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024)
+}
+
 /// What must be listed anew.
 #[derive(Clone, Copy, Debug, Default)]
 struct Dirty {
@@ -310,6 +361,8 @@ impl Dirty {
 /// Events come in bursts: they are collected for this long before the state is published.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Settings of the network namespace of the thread that reads them.
+const SETTINGS: &str = "/proc/sys/net";
 /// How often backends and routers that are not resolved are requested again.
 const PERIOD_SECONDS: u64 = 5;
 /// The most stale neighbours that are refreshed per second.

@@ -18,6 +18,7 @@ impl Router {
     pub(super) fn forward_established<A: Family>(
         frame: &mut [u8],
         staged: &Staged<A>,
+        position: usize,
         checksums: RxChecksums,
         context: &Context<'_>,
         counters: &mut Counters,
@@ -26,6 +27,13 @@ impl Router {
         let found = A::table(context.flows).find(probe, &packet.tuple)?;
         let next_hop = current_next_hop(&found, &context.tables.routing)?;
         let ether = next_hop.ether.as_ref()?;
+        // Only the reply to a client whose address is preserved keeps its destination.
+        if found.forwarding.translation.dst == packet.tuple.dst {
+            let backend = BackendId::from_bits(found.forwarding.backend);
+            if !context.tables.reverse_paths.is_only(backend, context.ingress_of(position)) {
+                return None;
+            }
+        }
         // Everything that needs more than a comparison goes to the slow path: one branch that is almost never taken.
         // Tracking is last, since it records the packet.
         let is_special = packet.ttl <= 1 || packet.ip_len() > next_hop.mtu;

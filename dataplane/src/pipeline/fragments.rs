@@ -12,7 +12,7 @@ mod ranges;
 use flowgate_tables::InterfaceId;
 use flowgate_wire::fragment::{self, FragmentRange, InvalidFragment};
 use flowgate_wire::header::ip_protocol;
-use flowgate_wire::{Datagram, FiveTuple, Fragment, L4Port, Packet, Protocol};
+use flowgate_wire::{Datagram, FiveTuple, Fragment, L4Port, Packet, Protocol, icmp};
 
 pub(crate) use cache::EXPECTED_MS;
 
@@ -21,6 +21,8 @@ use identification::Identifications;
 use ranges::Fit;
 
 use super::context::SlowPath;
+use super::icmp::answers_echo;
+use super::input::{drop_malformed, refused_source};
 use super::router::Router;
 use super::{Context, Family, Staged};
 use crate::burst::{BURST, RxChecksums, WorkerNumber};
@@ -112,8 +114,17 @@ impl Router {
     /// Decides about a frame that was parsed as a fragment.
     #[cold]
     pub(super) fn fragment<A: Family>(&mut self, frame: &mut [u8], slow: &mut SlowPath<'_>) -> Verdict {
-        let Ok(datagram) = A::datagram(frame) else { return Verdict::Drop(DropReason::Malformed) };
+        let datagram = match A::datagram(frame) {
+            Ok(datagram) => datagram,
+            Err(malformed) => return drop_malformed(malformed),
+        };
+        if let Some(reason) = refused_source(datagram.src, slow.context) {
+            return Verdict::Drop(reason);
+        }
         let Some(fragment) = datagram.fragment else { return Verdict::Pass(PassReason::NotL4) };
+        if datagram.protocol == A::ICMP && answers_echo(datagram.dst, slow.context) {
+            return self.echo_fragment(frame, &datagram, &fragment, slow);
+        }
         let protocol = Protocol::from_number(datagram.protocol);
         let is_first = fragment.offset == 0;
         // Without ports there is no Service: the kernel reassembles it, if it is for the kernel.
@@ -135,6 +146,51 @@ impl Router {
         };
         slow.counters.add(Event::FragmentsForwarded, u64::from(matches!(verdict, Verdict::Transmit(_))));
         verdict
+    }
+
+    /// Answers a fragment of an echo request to a VIP by that fragment of the reply; the first tells whether it is one.
+    fn echo_fragment<A: Family>(
+        &mut self,
+        frame: &mut [u8],
+        datagram: &Datagram<A>,
+        fragment: &Fragment,
+        slow: &mut SlowPath<'_>,
+    ) -> Verdict {
+        let newcomer = if fragment.offset == 0 { Newcomer::First } else { Newcomer::Later };
+        if newcomer == Newcomer::First && !icmp::is_echo_request(frame, datagram) {
+            return Verdict::Pass(PassReason::NotL4);
+        }
+        let part = match FragmentRange::of(datagram, fragment) {
+            Ok(part) => part,
+            Err(unfit) => return drop_invalid(unfit),
+        };
+        let Some(slot) = self.fragment_slot(datagram, fragment, newcomer, slow.context) else {
+            return Verdict::Drop(DropReason::FragmentExcess);
+        };
+        let state = self.fragments.cache.entry(slot).state;
+        if let State::Ended(verdict) = state {
+            return verdict;
+        }
+        if let Some(verdict) = self.fragments.unfit(slot, &part) {
+            return verdict;
+        }
+        match (newcomer, state) {
+            (Newcomer::First, _) => {
+                slow.counters.add(Event::EchoesAnswered, 1);
+                self.fragments.cache.entry(slot).state = State::Echo;
+                self.fragments.wake(slot);
+            }
+            (Newcomer::Later, State::Echo) => {}
+            (Newcomer::Later, _) => {
+                self.fragments.cache.entry(slot).ranges.learn_total(&part);
+                return self.fragments.wait(slot);
+            }
+        }
+        if icmp::reply_to_echo(frame, datagram).is_none() {
+            return self.fragments.drop_all(slot, DropReason::RejectUnanswered);
+        }
+        self.fragments.sent(slot, &part);
+        Verdict::Reply
     }
 
     fn fragment_slot<A: Family>(
@@ -162,7 +218,7 @@ impl Router {
         slow: &mut SlowPath<'_>,
     ) -> Verdict {
         let Piece { datagram, fragment, part, slot } = piece;
-        let (packet, whole_len) = match fragment::parse_first(frame, datagram, protocol) {
+        let (packet, datagram_len) = match fragment::parse_first(frame, datagram, protocol) {
             Ok(first) => first,
             Err(unfit) => return drop_invalid(unfit),
         };
@@ -173,10 +229,10 @@ impl Router {
         if let Some(verdict) = self.fragments.unfit(*slot, part) {
             return verdict;
         }
-        let end = whole_len.map(|len| fragment::l4_start(datagram, fragment).saturating_add(len));
+        let end = datagram_len.map(|len| fragment::l4_start(datagram, fragment).saturating_add(len));
         let total = self.fragments.cache.entry(*slot).ranges.total();
-        // The last fragment came first, and the transport header names another length.
-        if end.is_some_and(|end| total.is_some_and(|total| total != end)) {
+        // The last fragment came first, and the transport header names a greater length.
+        if end.is_some_and(|end| total.is_some_and(|total| total < end)) {
             return self.fragments.drop_all(*slot, DropReason::Malformed);
         }
         if protocol == Protocol::Sctp && total.is_none() {
@@ -221,6 +277,7 @@ impl Router {
             context: slow.context,
             counters: slow.counters,
             checksums: RxChecksums::Fragmented,
+            ingress: slow.ingress,
         };
         let verdict = self.slow_path(frame, &staged, complete);
         if let (Verdict::Transmit(_), Some((ports, checksum)), Some(len)) = (verdict, before, sctp_len) {
@@ -285,8 +342,8 @@ impl Router {
             }
             return self.fragments.wait(*slot);
         };
-        // A last fragment must end where the transport header says, and no other may.
-        if decided.end.is_some_and(|end| part.end > end || (part.more == (part.end == end))) {
+        // A last fragment must not end before the datagram does; UDP options may follow this one (RFC 9868).
+        if decided.end.is_some_and(|end| !part.more && part.end < end) {
             return self.fragments.drop_all(*slot, DropReason::Malformed);
         }
         match self.follow(frame, piece, &decided, slow) {

@@ -8,6 +8,7 @@ use flowgate_wire::icmp::{self, Message, Quoted, TranslatedError};
 use flowgate_wire::{Address, Datagram, EtherType, FiveTuple};
 
 use super::context::SlowPath;
+use super::input::{drop_malformed, refused_source};
 use super::open::may_be_preserved_reply;
 use super::router::{Router, current_next_hop};
 use super::{Context, Family};
@@ -26,7 +27,13 @@ impl Router {
     }
 
     fn control_message_of<A: Family>(&mut self, frame: &mut [u8], slow: &mut SlowPath<'_>) -> Verdict {
-        let Ok(datagram) = A::datagram(frame) else { return Verdict::Drop(DropReason::Malformed) };
+        let datagram = match A::datagram(frame) {
+            Ok(datagram) => datagram,
+            Err(malformed) => return drop_malformed(malformed),
+        };
+        if let Some(reason) = refused_source(datagram.src, slow.context) {
+            return Verdict::Drop(reason);
+        }
         match Message::of(frame, &datagram) {
             Message::Error(quoted) => self.forward_error(frame, &datagram, &quoted, slow),
             Message::EchoRequest => answer_echo(frame, &datagram, slow),
@@ -64,6 +71,8 @@ impl Router {
             Some(next_hop) => next_hop,
             None => match self.next_hop(dst.into(), probe.hash().0, slow) {
                 Ok((_, next_hop)) => next_hop,
+                // RFC 1122 section 3.2.2: no ICMP error is sent about an ICMP error.
+                Err(Verdict::IcmpError(_)) => return Verdict::Drop(DropReason::NoRoute),
                 Err(verdict) => return verdict,
             },
         };
@@ -106,13 +115,16 @@ fn is_preserved_reply<A: Family>(answer: &FiveTuple<A>, context: &Context<'_>) -
     may_be_preserved_reply(answer, context) && !context.tables.sources.is_node(answer.dst.into())
 }
 
+/// Whether echo requests to this address are answered. The node's kernel answers for the node's own addresses.
+pub(super) fn answers_echo<A: Address>(dst: A, context: &Context<'_>) -> bool {
+    let tables = context.tables;
+    context.config.echo_vips && tables.services.is_vip(dst.into()) && !tables.sources.is_node(dst.into())
+}
+
 /// P505 rejects other packets to a cluster IP. For echo requests there is no rule: VIPs of kube-proxy are silent in some of
 /// its modes and answer in others.
 fn answer_echo<A: Address>(frame: &mut [u8], datagram: &Datagram<A>, slow: &mut SlowPath<'_>) -> Verdict {
-    let tables = slow.context.tables;
-    let vip = datagram.dst.into();
-    // The node's kernel answers for the node's own addresses.
-    if !slow.context.config.echo_vips || !tables.services.is_vip(vip) || tables.sources.is_node(vip) {
+    if !answers_echo(datagram.dst, slow.context) {
         return Verdict::Pass(PassReason::NotOurs);
     }
     match icmp::reply_to_echo(frame, datagram) {

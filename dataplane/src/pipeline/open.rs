@@ -10,12 +10,14 @@ use flowgate_wire::reject::IcmpError;
 use flowgate_wire::{FiveTuple, L4Port, Packet, Protocol, TcpFlags, Translation};
 
 use super::context::SlowPath;
+use super::input::unserved_vip;
 use super::router::{Router, has_valid_checksum};
 use super::select::{AffinityContext, Decision, select_backend};
 use super::shares::{PortShare, has_too_many_half_open, make_room_for_client, make_room_for_connection};
 use super::{Context, Family};
 use crate::counters::Event;
 use crate::exhaustion::ExhaustedResource;
+use crate::pipeline_config::UnservedPorts;
 use crate::verdict::{DropReason, PassReason, RejectReason, Verdict};
 
 /// Source ports that are tried before a flow is refused. With 95 % of a range in use, 128 random tries fail once in 700
@@ -121,7 +123,8 @@ impl Router {
                 self.requests.push(neighbour, slow.counters);
                 Err(Verdict::AwaitNeighbour(neighbour))
             }
-            Route::None => Err(Verdict::Drop(DropReason::NoRoute)),
+            // RFC 1812 section 5.2.7.1, RFC 4443 section 3.1: the sender is told.
+            Route::None => Err(Verdict::IcmpError(IcmpError::NoRoute)),
         }
     }
 
@@ -267,7 +270,13 @@ fn no_service<A: Family>(packet: &Packet<A>, context: &Context<'_>) -> Verdict {
     // The XDP program redirects by address and port of SNAT alone, so a late or forged reply comes here too.
     let is_reply = snat.is_source(dst.into(), dst_port);
     match (is_reply, protocol) {
-        (false, _) => Verdict::Pass(PassReason::NotOurs),
+        (false, _) => match unserved_vip(dst.into(), context) {
+            Some(_) if context.config.unserved_ports == UnservedPorts::Reject => {
+                Verdict::Reject(RejectReason::UnknownPort)
+            }
+            Some(reason) => Verdict::Drop(reason),
+            None => Verdict::Pass(PassReason::NotOurs),
+        },
         (true, Protocol::Tcp) => no_connection(packet, context),
         (true, _) => Verdict::Drop(DropReason::NoFlow),
     }

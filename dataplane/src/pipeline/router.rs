@@ -8,17 +8,18 @@ use flowgate_tables::routing::NeighbourKey;
 use flowgate_tables::{BackendId, NextHop, NextHopId, Routing};
 use flowgate_wire::reject::IcmpError;
 use flowgate_wire::rewrite::complete_checksum;
-use flowgate_wire::{ChecksumState, EtherAddrs, EtherType, Packet, Protocol, TcpFlags, Translation};
+use flowgate_wire::{Address, ChecksumState, EtherAddrs, EtherType, Packet, Protocol, TcpFlags, Translation};
 
 use super::context::SlowPath;
 use super::fragments::Fragments;
+use super::input::{is_forged_reply, not_routed, refused_source, unserved_vip};
 use super::neighbours::NeighbourRequests;
 use super::{Context, Family, Staged, mss, open};
 use crate::burst::{RxChecksums, WorkerNumber};
 use crate::counters::{Counters, Event};
 use crate::exhaustion::UnreportedExhaustions;
 use crate::token_bucket::TokenBucket;
-use crate::verdict::{PassReason, Verdict};
+use crate::verdict::{DropReason, PassReason, Verdict};
 
 /// What decisions about single packets leave behind in a worker.
 #[derive(Debug)]
@@ -51,15 +52,17 @@ impl Router {
         &mut self,
         frame: &mut [u8],
         staged: &Staged<A>,
+        position: usize,
         checksums: RxChecksums,
         context: &Context<'_>,
         counters: &mut Counters,
         verdict: &mut Verdict,
     ) {
-        match Self::forward_established(frame, staged, checksums, context, counters) {
+        match Self::forward_established(frame, staged, position, checksums, context, counters) {
             Some(egress) => *verdict = Verdict::Transmit(egress),
             None => {
-                let slow = &mut SlowPath { context, counters, checksums };
+                let ingress = context.ingress_of(position);
+                let slow = &mut SlowPath { context, counters, checksums, ingress };
                 *verdict = self.slow_path(frame, staged, slow);
                 counters.count(verdict);
             }
@@ -79,6 +82,12 @@ impl Router {
             }
             _ => {}
         }
+        if let Verdict::Pass(reason) = *verdict
+            && reason != PassReason::NotIp
+            && let Some(unserved) = destination(frame).and_then(|dst| unserved_vip(dst, slow.context))
+        {
+            *verdict = Verdict::Drop(unserved);
+        }
         slow.counters.count(verdict);
     }
 
@@ -91,6 +100,9 @@ impl Router {
         slow: &mut SlowPath<'_>,
     ) -> Verdict {
         let Staged { packet, probe } = staged;
+        if let Some(reason) = refused_source(packet.tuple.src, slow.context) {
+            return Verdict::Drop(reason);
+        }
         // RFC 1812 section 5.3.1, RFC 8200 section 3: a packet is not forwarded with a TTL or hop limit of zero.
         if packet.ttl <= 1 {
             return Verdict::IcmpError(IcmpError::TimeExceeded);
@@ -109,6 +121,9 @@ impl Router {
         };
         let found = match known {
             Some(found) => {
+                if is_forged_reply(packet.tuple.src, packet.tuple.dst, &found, slow) {
+                    return Verdict::Drop(DropReason::WrongInterface);
+                }
                 slow.counters.add(Event::FlowHits, 1);
                 found
             }
@@ -161,6 +176,9 @@ impl Router {
         Staged { packet, probe }: &Staged<A>,
         slow: &mut SlowPath<'_>,
     ) -> Verdict {
+        if let Some(reason) = not_routed(packet.tuple.src, packet.tuple.dst, slow) {
+            return Verdict::Drop(reason);
+        }
         let next_hop = match self.next_hop(packet.tuple.dst.into(), probe.hash().0, slow) {
             Ok((_, next_hop)) => next_hop,
             Err(verdict) => return verdict,
@@ -219,6 +237,15 @@ impl Router {
         found.set_next_hop(NextHopRef::new(id.to_bits(), routing.epoch()));
         slow.counters.add(Event::Rerouted, u64::from(found.forwarding.next_hop != NextHopRef::NONE));
         Ok(next_hop)
+    }
+}
+
+/// The destination of any IP packet.
+fn destination(frame: &[u8]) -> Option<IpAddr> {
+    match EtherType::of(frame)? {
+        EtherType::Ipv4 => Ipv4Addr::datagram(frame).ok().map(|datagram| datagram.dst.into()),
+        EtherType::Ipv6 => Ipv6Addr::datagram(frame).ok().map(|datagram| datagram.dst.into()),
+        EtherType::Tag | EtherType::Other => None,
     }
 }
 

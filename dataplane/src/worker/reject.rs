@@ -15,13 +15,16 @@ pub(crate) struct Rejects {
     errors: TokenBucket,
     /// A bucket of its own, so that a flood of packets that cause other errors cannot keep path MTU discovery from working.
     too_big: TokenBucket,
+    /// A bucket of its own too: a flood of segments of no connection is answered no faster than other floods (RFC 5927 section
+    /// 2.1 has attackers use the answers), and takes nothing from errors.
+    resets: TokenBucket,
 }
 
 impl Default for Rejects {
     fn default() -> Self {
         // RFC 1812 section 4.3.2.8 and RFC 4443 section 2.4 (f) require a rate limit for errors.
         let bucket = TokenBucket::new(ICMP_PER_MS, ICMP_BURST);
-        Self { errors: bucket, too_big: bucket }
+        Self { errors: bucket, too_big: bucket, resets: bucket }
     }
 }
 
@@ -44,8 +47,9 @@ impl Rejects {
             Ok(Parsed::Fragment) => return self.report(frame, IcmpError::PortUnreachable, &[], now),
             _ => return false,
         };
-        // Resets are not limited: one is never larger than the segment that caused it, so it does not amplify.
-        if packet.tuple.protocol != Protocol::Tcp && !self.errors.take(now) {
+        let is_tcp = packet.tuple.protocol == Protocol::Tcp;
+        let bucket = if is_tcp { &mut self.resets } else { &mut self.errors };
+        if !bucket.take(now) {
             return false;
         }
         let mut out = [0; REJECT_LEN_MAX];
@@ -109,6 +113,27 @@ mod tests {
         assert_eq!(taken(&mut bucket, 0), 100);
         assert_eq!(taken(&mut bucket, 30), 30);
         assert_eq!(taken(&mut bucket, 30_000), 100);
+    }
+
+    #[test]
+    fn resets_are_limited_as_errors_are_and_apart_from_them() {
+        let mut rejects = Rejects::default();
+        let frame = |tcp: bool| {
+            let mut frame = Vec::new();
+            let ip =
+                etherparse::PacketBuilder::ethernet2([2; 6], [2; 6]).ipv4([192, 0, 2, 9], [10, 96, 0, 1], 9);
+            if tcp {
+                ip.tcp(4000, 80, 1, 1).ack(2).write(&mut frame, b"").unwrap();
+            } else {
+                ip.udp(4000, 53).write(&mut frame, b"x").unwrap();
+            }
+            crate::device::MemoryFrame(frame)
+        };
+        let mut refused = |tcp, ms| (0..500).filter(|_| rejects.refuse(&mut frame(tcp), Tick(ms))).count();
+        assert_eq!(
+            [refused(true, 0), refused(false, 0), refused(true, 20), refused(true, 20)],
+            [100, 100, 20, 0]
+        );
     }
 
     #[test]

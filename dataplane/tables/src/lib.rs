@@ -13,6 +13,7 @@ pub mod fib;
 pub mod id;
 pub mod maglev;
 pub mod publish;
+mod reverse_path;
 pub mod routing;
 pub mod service;
 pub mod snat;
@@ -26,6 +27,7 @@ pub use budgets::Budgets;
 pub use id::{BackendId, InterfaceId, NextHopId, ServiceId};
 pub use maglev::Maglev;
 pub use publish::{Publisher, TablesReader};
+pub use reverse_path::ReversePaths;
 pub use routing::{Interface, NextHop, Routing};
 pub use service::{BackendSet, Frontend, Service, ServiceTable, TrafficPolicy, UnmatchedDestination};
 pub use snat::{PortSet, SnatPool};
@@ -45,6 +47,8 @@ pub struct Tables {
     pub snat: Arc<SnatPool>,
     /// Which source addresses are pods of this node, and which the node itself.
     pub sources: Arc<SourceClassifier>,
+    /// By which interface backends send that see their clients' addresses; follows from services and routing.
+    pub reverse_paths: Arc<ReversePaths>,
 }
 
 impl Tables {
@@ -56,6 +60,20 @@ impl Tables {
             routing: Arc::new(Routing::default()),
             snat: Arc::new(SnatPool::default()),
             sources: Arc::new(SourceClassifier::default()),
+            reverse_paths: Arc::default(),
         }
+    }
+
+    /// The same tables, with the reverse paths that follow from the others; those of `previous` where that is the same.
+    #[must_use]
+    pub fn with_reverse_paths(mut self, previous: &Self) -> Self {
+        let is_same = Arc::ptr_eq(&self.services, &previous.services)
+            && self.routing.epoch() == previous.routing.epoch();
+        self.reverse_paths = if is_same {
+            Arc::clone(&previous.reverse_paths)
+        } else {
+            Arc::new(ReversePaths::build(&self.services, &self.routing))
+        };
+        self
     }
 }

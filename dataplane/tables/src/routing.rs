@@ -2,16 +2,16 @@
 
 mod multipath;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use flowgate_wire::{EtherAddrs, MacAddr};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use self::multipath::{Hop, Paths};
 use crate::fib::Fib;
 use crate::id::{InterfaceId, NextHopId};
-use crate::spec::{InterfaceSpec, NeighbourSpec, RouteSpec, VlanSpec};
+use crate::spec::{ForwardingOff, InterfaceSpec, NeighbourSpec, RouteSpec, StationSpec, VlanSpec};
 
 /// An interface that workers serve: a device, or a VLAN of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,11 +92,24 @@ pub struct Routing {
     devices: Vec<(InterfaceId, Option<u16>)>,
     /// VLAN interfaces by device and identifier.
     vlans: HashMap<(InterfaceId, u16), InterfaceId>,
-    fib4: Fib<Ipv4Net, Paths>,
-    fib6: Fib<Ipv6Net, Paths>,
+    fib4: Fib<Ipv4Net, Ways>,
+    fib6: Fib<Ipv6Net, Ways>,
+    /// The broadcast addresses of the links.
+    broadcasts: HashSet<Ipv4Addr>,
+    /// What the kernel does not forward, ascending.
+    forwarding_off: Vec<ForwardingOff>,
+    other_stations: Vec<StationSpec>,
     next_hops: Vec<Option<NextHop>>,
     by_neighbour: HashMap<NeighbourKey, NextHopId>,
     epoch: u8,
+}
+
+/// What a route comes to.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Ways {
+    paths: Paths,
+    /// The interfaces of all its paths, usable or not: what its destinations send comes in by one of them.
+    interfaces: Box<[InterfaceId]>,
 }
 
 impl Routing {
@@ -137,16 +150,70 @@ impl Routing {
         Ok(next)
     }
 
+    /// The same tables, where the kernel does not forward what comes in so.
+    #[must_use]
+    pub fn with_forwarding_off(mut self, off: &[ForwardingOff]) -> Self {
+        self.forwarding_off = off.to_vec();
+        self.forwarding_off.sort_unstable();
+        self
+    }
+
+    /// The same tables, with these Ethernet addresses beside those of the interfaces.
+    #[must_use]
+    pub fn with_other_stations(mut self, stations: &[StationSpec]) -> Self {
+        self.other_stations = stations.to_vec();
+        self
+    }
+
+    /// Ethernet addresses of this machine beside those of the interfaces.
+    pub fn other_stations(&self) -> &[StationSpec] {
+        &self.other_stations
+    }
+
+    /// Whether the kernel forwards packets that come in by this interface; they are IPv4 or else IPv6.
+    pub fn forwards(&self, ingress: InterfaceId, v4: bool) -> bool {
+        let off = ForwardingOff { interface: ingress.index(), v4 };
+        self.forwarding_off.binary_search(&off).is_err()
+    }
+
+    /// What the kernel does not forward.
+    pub fn forwarding_off(&self) -> &[ForwardingOff] {
+        &self.forwarding_off
+    }
+
     /// The route to a destination. Of several paths `flow_hash` selects one, the same for as long as it is usable.
     pub fn route(&self, dst: IpAddr, flow_hash: u32) -> Route {
-        let paths = match dst {
-            IpAddr::V4(v4) => self.fib4.lookup(v4),
-            IpAddr::V6(v6) => self.fib6.lookup(v6),
+        let Some(hop) = self.ways(dst).and_then(|ways| ways.paths.pick(flow_hash)) else {
+            return Route::None;
         };
-        let Some(hop) = paths.and_then(|paths| paths.pick(flow_hash)) else { return Route::None };
         // On-link: the destination is its own next hop.
         let neighbour = NeighbourKey { egress: hop.egress, addr: hop.via.unwrap_or(dst) };
         self.by_neighbour.get(&neighbour).map_or(Route::Unknown(neighbour), |&id| Route::Via(id))
+    }
+
+    /// Whether what `src` sends may come in by this interface: whether its route leads there, by whichever of its paths
+    /// (RFC 3704 section 2.2, strict reverse path forwarding).
+    pub fn is_reverse_path(&self, src: IpAddr, ingress: InterfaceId) -> bool {
+        self.ways(src).is_some_and(|ways| ways.interfaces.contains(&ingress))
+    }
+
+    /// The interface by which all comes in that `src` sends; `None` if there are several, or none.
+    pub(crate) fn only_reverse_path(&self, src: IpAddr) -> Option<InterfaceId> {
+        let interfaces = &self.ways(src)?.interfaces;
+        let &first = interfaces.first()?;
+        interfaces.iter().all(|&other| other == first).then_some(first)
+    }
+
+    /// Whether the address is the broadcast address of a link that an interface has an address on.
+    pub fn is_broadcast(&self, addr: IpAddr) -> bool {
+        matches!(addr, IpAddr::V4(v4) if self.broadcasts.contains(&v4))
+    }
+
+    fn ways(&self, addr: IpAddr) -> Option<&Ways> {
+        match addr {
+            IpAddr::V4(v4) => self.fib4.lookup(v4),
+            IpAddr::V6(v6) => self.fib6.lookup(v6),
+        }
     }
 
     /// The device that carries the frames of an interface, and the VLAN identifier of their tag. A device is its own.
@@ -238,18 +305,34 @@ impl Routing {
             // A route whose paths are all down replaces no usable one. Alone it is inserted all the same, without paths:
             // as in the kernel, its destinations are unreachable and do not fall through to a shorter prefix.
             let is_down = usable.is_empty() && !hops.is_empty();
-            let paths = Paths::new(usable);
+            let interfaces = hops.iter().map(|hop| hop.egress).collect();
+            let ways = Ways { paths: Paths::new(usable), interfaces };
             match route.prefix {
-                IpNet::V4(prefix) if !(is_down && self.fib4.contains(&prefix)) => {
-                    self.fib4.insert(prefix, paths);
+                IpNet::V4(prefix) => {
+                    self.add_broadcast(&prefix, &hops);
+                    if !(is_down && self.fib4.contains(&prefix)) {
+                        self.fib4.insert(prefix, ways);
+                    }
                 }
                 IpNet::V6(prefix) if !(is_down && self.fib6.contains(&prefix)) => {
-                    self.fib6.insert(prefix, paths);
+                    self.fib6.insert(prefix, ways);
                 }
-                IpNet::V4(_) | IpNet::V6(_) => {}
+                IpNet::V6(_) => {}
             }
         }
         Ok(())
+    }
+
+    /// A link has a broadcast address if one of its interfaces has an address there (`fib_add_ifaddr` in
+    /// net/ipv4/fib_frontend.c), and if there is room for one (RFC 3021).
+    fn add_broadcast(&mut self, prefix: &Ipv4Net, hops: &[Hop]) {
+        let is_on = |hop: &&Hop| {
+            let own = &self.interfaces[hop.egress.index()].spec.addresses;
+            hop.via.is_none() && own.iter().any(|addr| IpNet::V4(*prefix).contains(addr))
+        };
+        if prefix.prefix_len() <= 30 && hops.iter().any(|hop| is_on(&hop)) {
+            self.broadcasts.insert(prefix.broadcast());
+        }
     }
 
     /// The usable paths: by interfaces that are up, and of those, by routers that are resolved if any is.

@@ -83,6 +83,11 @@ impl SourceClassifier {
         }
     }
 
+    /// The node's own addresses, in no order.
+    pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.node.iter().copied()
+    }
+
     /// Whether the address is one of the node's own.
     pub fn is_node(&self, addr: IpAddr) -> bool {
         addr.is_loopback() || self.node.contains(&addr)

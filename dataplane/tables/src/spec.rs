@@ -187,6 +187,25 @@ pub struct RouteHopSpec {
     pub weight: u16,
 }
 
+/// An interface whose packets of one family the kernel does not forward (`forwarding` in Documentation/networking/ip-sysctl.rst).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ForwardingOff {
+    /// Position of the interface by which the packets come in.
+    pub interface: usize,
+    /// IPv4, or else IPv6.
+    pub v4: bool,
+}
+
+/// An Ethernet address to which frames are this machine's, beside that of the interface: that of the port of a bond, or of a
+/// macvlan on it, as a virtual router has (RFC 9568).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StationSpec {
+    /// Position of the interface by which the frames come in.
+    pub interface: usize,
+    /// The address.
+    pub mac: MacAddr,
+}
+
 /// One entry of the kernel's neighbour table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NeighbourSpec {

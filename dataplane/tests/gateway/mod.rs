@@ -149,6 +149,11 @@ impl Gateway {
         writeln!(self.story, "== generation {} ==", self.publisher.current().generation).unwrap();
     }
 
+    /// Publishes tables that do not follow from a description alone.
+    pub(crate) fn publish_tables(&mut self, tables: Tables) {
+        self.publisher.publish(tables);
+    }
+
     /// Lets time pass without a packet.
     pub(crate) fn wait(&mut self, time: Duration) {
         self.now += time;

@@ -99,7 +99,7 @@ impl Model {
     /// Judges what became of a control message.
     pub(super) fn control(&mut self, decided: &Decided<'_>, control: &Control) -> Result<Fate, Difference> {
         match control.kind {
-            Message::Other => self.ends(decided, "pass", "not_l4"),
+            Message::Other => self.passes(decided, "not_l4"),
             Message::EchoRequest => self.echo(decided, control),
             Message::Error { about, .. } => self.error(decided, control, about),
         }
@@ -109,7 +109,7 @@ impl Model {
         let mut vips = self.world.services.iter().flat_map(|service| &service.frontends);
         let is_vip = vips.any(|frontend| frontend.addr == control.dst);
         if !self.config.echo_vips || !is_vip || is_own_address(&self.world, control.dst) {
-            return self.ends(decided, "pass", "not_ours");
+            return self.passes(decided, "not_ours");
         }
         if decided.verdict != Verdict::Reply {
             return Err(format!("was to be answered, got {:?}", decided.verdict));
@@ -121,7 +121,7 @@ impl Model {
     /// An error goes where an answer to the packet that it is about would go, and changes no flow.
     fn error(&mut self, decided: &Decided<'_>, control: &Control, about: Tuple) -> Result<Fate, Difference> {
         if control.dst != about.src.ip() {
-            return self.ends(decided, "pass", "not_ours");
+            return self.passes(decided, "not_ours");
         }
         if control.ttl <= 1 {
             return self.ends(decided, "drop", "ttl_expired");

@@ -138,7 +138,8 @@ pub(crate) fn read(frame: &[u8]) -> Kind {
     let transport = match (&sliced.transport, payload.ip_number) {
         (Some(TransportSlice::Tcp(slice)), _) => Some(tcp(slice)),
         (Some(TransportSlice::Udp(udp)), _) => {
-            if usize::from(udp.length()) != payload.payload.len() {
+            // RFC 768: with its header. Etherparse checks that it does not end beyond the packet; RFC 9868: it may end before.
+            if udp.length() < 8 {
                 return Kind::Malformed;
             }
             Some(Transport {
@@ -157,10 +158,6 @@ pub(crate) fn read(frame: &[u8]) -> Kind {
     };
     let Some(transport) = transport else { return Kind::Malformed };
     let Transport { protocol, ports, .. } = transport;
-    // A flow has ports: zero is none (RFC 6335 section 6).
-    if ports.0 == 0 || ports.1 == 0 {
-        return Kind::Malformed;
-    }
     let mut segment = Segment {
         tuple: Tuple { protocol, src: SocketAddr::new(src, ports.0), dst: SocketAddr::new(dst, ports.1) },
         ttl,
@@ -257,6 +254,17 @@ fn sctp(bytes: &[u8]) -> Option<Transport> {
     }
     let ports = (port(0), port(2));
     Some(Transport { ports, flags, payload_len: bytes.len() - 16, tags, ..Transport::of(Protocol::Sctp) })
+}
+
+/// Source and destination of an IP packet, whatever it holds.
+pub(crate) fn addresses(frame: &[u8]) -> Option<[IpAddr; 2]> {
+    let v4 = |at: usize| frame.get(at..at + 4).map(|b| IpAddr::from(<[u8; 4]>::try_from(b).unwrap()));
+    let v6 = |at: usize| frame.get(at..at + 16).map(|b| IpAddr::from(<[u8; 16]>::try_from(b).unwrap()));
+    match frame.get(12..14)? {
+        [0x08, 0x00] => Some([v4(26)?, v4(30)?]),
+        [0x86, 0xdd] => Some([v6(22)?, v6(38)?]),
+        _ => None,
+    }
 }
 
 /// Whether a frame has extension headers of IPv6. Etherparse refuses those that are out of order (RFC 8200

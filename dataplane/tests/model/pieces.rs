@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use flowgate_dataplane::Verdict;
 use flowgate_wire::Protocol;
+use flowgate_wire::reject::IcmpError;
 
 use super::checksums::sum;
 use super::packet::{Kind, Segment, Tuple, read};
@@ -225,7 +226,7 @@ impl Model {
         if let Some(reason) = self.misfit(worker, at, piece) {
             return self.ends(decided, "drop", reason);
         }
-        if self.trains[worker][at].total.is_some_and(|total| total != whole_len) {
+        if self.trains[worker][at].total.is_some_and(|total| total < whole_len) {
             self.end_train(worker, at, "drop", "malformed");
             return self.ends(decided, "drop", "malformed");
         }
@@ -274,7 +275,8 @@ impl Model {
             train.is_awaited = true;
             return Ok(Fate::AwaitsFirst(train.name));
         };
-        if piece.end > whole_len || piece.more == (piece.end == whole_len) {
+        // RFC 9868: options may follow the datagram.
+        if !piece.more && piece.end < whole_len {
             self.end_train(worker, at, "drop", "malformed");
             return self.ends(decided, "drop", "malformed");
         }
@@ -302,7 +304,7 @@ impl Model {
     ) -> Result<Fate, Difference> {
         let all = hops(&self.world, dst);
         if all.is_empty() {
-            return self.ends(decided, "drop", "no_route");
+            return self.reported(decided, IcmpError::NoRoute);
         }
         for hop in &all {
             match (way(&self.world, hop, dst), decided.verdict) {

@@ -35,11 +35,12 @@ impl TokenBucket {
     }
 }
 
-/// What one worker may send: errors about sizes apart, so that connections find their packet size in a flood.
+/// What one worker may send: errors about sizes apart, so that connections find their packet size in a flood, and resets apart.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct TokenBuckets {
     errors: TokenBucket,
     too_big: TokenBucket,
+    resets: TokenBucket,
 }
 
 /// The answer to a frame that nobody serves; none when it gets none.
@@ -56,7 +57,7 @@ pub(crate) fn reject(frame: &[u8], buckets: &mut TokenBuckets, now: u64) -> Opti
         }
         return taken.then(|| error(frame, &segment, IcmpError::PortUnreachable, dst)).flatten();
     }
-    if !may_be_answered(frame, segment.tuple.src.ip()) {
+    if !buckets.resets.take(now) || !may_be_answered(frame, segment.tuple.src.ip()) {
         return None;
     }
     let mut out = Vec::new();
@@ -96,7 +97,7 @@ pub(crate) fn icmp_error(
     let from = own.iter().copied().find(|addr| addr.is_ipv4() == dst.is_ipv4()).unwrap_or(dst);
     let kind = match problem {
         IcmpError::TooBig(_) => &mut buckets.too_big,
-        IcmpError::PortUnreachable | IcmpError::TimeExceeded => &mut buckets.errors,
+        _ => &mut buckets.errors,
     };
     kind.take(now).then(|| error(frame, &segment, problem, from)).flatten()
 }
@@ -118,6 +119,8 @@ fn error(frame: &[u8], segment: &Segment, problem: IcmpError, from: IpAddr) -> O
                 let needed = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu };
                 Icmpv4Type::DestinationUnreachable(needed)
             }
+            IcmpError::NoRoute => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Network),
+            IcmpError::HostUnreachable => Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Host),
             IcmpError::TimeExceeded => {
                 Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit)
             }
@@ -127,6 +130,10 @@ fn error(frame: &[u8], segment: &Segment, problem: IcmpError, from: IpAddr) -> O
         let kind = match problem {
             IcmpError::PortUnreachable => {
                 Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port)
+            }
+            IcmpError::NoRoute => Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::NoRoute),
+            IcmpError::HostUnreachable => {
+                Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Address)
             }
             IcmpError::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu: mtu.into() },
             IcmpError::TimeExceeded => Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),

@@ -3,17 +3,17 @@
 use std::net::{IpAddr, SocketAddr};
 
 use flowgate_dataplane::Verdict;
-use flowgate_tables::InterfaceId;
 use flowgate_tables::spec::RouteHopSpec;
+use flowgate_tables::{FrontendKind, InterfaceId};
 use flowgate_wire::Protocol;
 use flowgate_wire::reject::IcmpError;
 
 use super::checksums::judge_translation;
 use super::flows::{Chosen, Direction, Flow, Side};
-use super::packet::{Kind, Segment, Tuple, read};
+use super::packet::{Kind, Segment, Tuple, addresses, read};
 use super::pieces::{piece, segment_of};
 use super::places::{Neighbour, Way, hops, snat_addresses, way, worker_ports};
-use super::services::{Offer, Rule, frontend, is_own_source, may_answer_kept, rule};
+use super::services::{Offer, Rule, frontend, is_own_address, is_own_source, may_answer_kept, rule};
 use super::tracking::Noted;
 use super::{Decided, Difference, Fate, Model};
 
@@ -23,13 +23,18 @@ impl Model {
     /// # Errors
     /// What the pipeline did is not among what it may do.
     pub(crate) fn judge(&mut self, decided: &Decided<'_>) -> Result<Fate, Difference> {
+        let source = addresses(decided.before).map(|[src, _]| src);
         let fate = match read(decided.before) {
             Kind::Malformed => self.ends(decided, "drop", "malformed"),
             Kind::NotIp => self.ends(decided, "pass", "not_ip"),
-            Kind::NotL4 => self.ends(decided, "pass", "not_l4"),
+            _ if source.is_some_and(is_martian) => self.ends(decided, "drop", "martian_source"),
+            _ if source.is_some_and(|src| is_own_address(&self.world, src)) => {
+                self.ends(decided, "drop", "own_source")
+            }
+            Kind::NotL4 => self.passes(decided, "not_l4"),
             Kind::Fragment => match piece(decided.before) {
                 Some(piece) => self.piece(decided, &piece),
-                None => self.ends(decided, "pass", "fragment"),
+                None => self.passes(decided, "fragment"),
             },
             Kind::Segment(segment) => self.segment(decided, &segment),
             Kind::Control(control) => self.control(decided, &control),
@@ -82,7 +87,7 @@ impl Model {
             Side::Server => flow.server.hop.clone(),
         };
         let (fate, chosen) = self.leaves(decided, segment, &to, before)?;
-        if matches!(fate, Fate::Sent(_) | Fate::Reported(_)) {
+        if matches!(fate, Fate::Sent(_) | Fate::Reported(IcmpError::TooBig(_))) {
             let noted = self.flows.0[at].note(side, segment, decided.now);
             self.count_noted(decided.worker, noted);
         }
@@ -115,7 +120,7 @@ impl Model {
         let dst = to.dst.ip();
         let all = hops(&self.world, dst);
         if all.is_empty() {
-            return Ok((self.ends(decided, "drop", "no_route")?, before));
+            return Ok((self.reported(decided, IcmpError::NoRoute)?, before));
         }
         let may_take = |hop: &RouteHopSpec| match &before {
             Some((old, among)) if all.contains(old) => hop == old || !among.contains(hop),
@@ -170,6 +175,7 @@ impl Model {
                 self.ends(decided, "drop", reason)
             }
             Rule::NotOurs if self.is_to_snat_port(tuple) => self.without_connection(decided, segment),
+            Rule::NotOurs if self.unserved(tuple.dst.ip()).is_some() => self.passes(decided, "not_ours"),
             Rule::NotOurs if may_answer_kept(&self.world, tuple) => {
                 let (fate, _) = self.leaves(decided, segment, tuple, None)?;
                 if matches!(fate, Fate::Sent(_)) {
@@ -177,7 +183,29 @@ impl Model {
                 }
                 Ok(fate)
             }
-            Rule::NotOurs => self.ends(decided, "pass", "not_ours"),
+            Rule::NotOurs => self.passes(decided, "not_ours"),
+        }
+    }
+
+    /// The kernel's business, unless it is sent to a VIP, which the kernel does not have.
+    pub(super) fn passes(&mut self, decided: &Decided<'_>, reason: &'static str) -> Result<Fate, Difference> {
+        let dst = addresses(decided.before).map(|[_, dst]| dst).ok_or("passed, but no IP packet")?;
+        match self.unserved(dst) {
+            Some(unserved) => self.ends(decided, "drop", unserved),
+            None => self.ends(decided, "pass", reason),
+        }
+    }
+
+    /// Why what no Service has is dropped nevertheless, if it is sent to this address.
+    fn unserved(&self, dst: IpAddr) -> Option<&'static str> {
+        let mut frontends = self.world.services.iter().flat_map(|service| &service.frontends);
+        if is_own_address(&self.world, dst) {
+            None
+        } else if frontends.any(|f| f.kind != FrontendKind::NodePort && f.addr == dst) {
+            Some("unserved_port")
+        } else {
+            let in_range = self.world.service_cidrs.iter().any(|net| net.contains(&dst));
+            in_range.then_some("unallocated_cluster_ip")
         }
     }
 
@@ -224,6 +252,9 @@ impl Model {
                 let is_too_small = |chance: &Chance| matches!(chance.way, Some(Way::Open { mtu, .. }) if mtu == told && segment.ip_len > mtu);
                 (legal(&is_too_small), self.reported(decided, IcmpError::TooBig(told))?)
             }
+            Verdict::IcmpError(IcmpError::NoRoute) => {
+                (legal(&|chance| chance.way.is_none()), self.reported(decided, IcmpError::NoRoute)?)
+            }
             Verdict::AwaitNeighbour(_) => {
                 let held = held_for(decided);
                 (legal(&|chance| chance.way == held.map(Way::NeighbourKey)), Fate::Waits(held.unwrap()))
@@ -231,7 +262,6 @@ impl Model {
             Verdict::Drop(reason) => {
                 self.count(decided.worker, reason.name());
                 let possible = match reason.name() {
-                    "no_route" => legal(&|chance| chance.way.is_none()),
                     "no_snat_address" => legal(&|chance| self.has_no_source(decided, segment, offer, chance)),
                     "snat_ports_exhausted" => {
                         legal(&|chance| self.is_exhausted(decided, segment, offer, chance))
@@ -247,6 +277,7 @@ impl Model {
             | Verdict::Reject(_)
             | Verdict::IcmpError(_)
             | Verdict::AwaitFragment(_)
+            | Verdict::Untag
             | Verdict::Reply => (vec![], Fate::Ends),
         };
         if possible.is_empty() {
@@ -385,14 +416,17 @@ impl Model {
     }
 
     /// The sender must be told of this problem.
-    fn reported(&mut self, decided: &Decided<'_>, problem: IcmpError) -> Result<Fate, Difference> {
+    pub(super) fn reported(&mut self, decided: &Decided<'_>, problem: IcmpError) -> Result<Fate, Difference> {
         if decided.verdict != Verdict::IcmpError(problem) {
             return Err(format!("was to be reported: {problem:?}, got {:?}", decided.verdict));
         }
         let reason = match problem {
             IcmpError::TooBig(_) => "too_big",
             IcmpError::TimeExceeded => "ttl_expired",
-            IcmpError::PortUnreachable => return Err("nothing is reported as unreachable".into()),
+            IcmpError::NoRoute => "no_route",
+            IcmpError::HostUnreachable | IcmpError::PortUnreachable => {
+                return Err("no verdict reports a host or a port as unreachable".into());
+            }
         };
         self.count(decided.worker, reason);
         Ok(Fate::Reported(problem))
@@ -413,6 +447,7 @@ impl Model {
             | Verdict::AwaitNeighbour(_)
             | Verdict::IcmpError(_)
             | Verdict::AwaitFragment(_)
+            | Verdict::Untag
             | Verdict::Reply => ("", ""),
         };
         if got != (what, reason) {
@@ -420,6 +455,21 @@ impl Model {
         }
         self.count(decided.worker, reason);
         Ok(if what == "reject" { Fate::Refused } else { Fate::Ends })
+    }
+}
+
+/// Addresses that no packet that is forwarded comes from: RFC 1122 section 3.2.1.3, RFC 4291 section 2.
+fn is_martian(src: IpAddr) -> bool {
+    match src {
+        IpAddr::V4(v4) => {
+            let [first, ..] = v4.octets();
+            first == 0 || first == 127 || (224..240).contains(&first) || v4.octets() == [255; 4]
+        }
+        IpAddr::V6(v6) => {
+            let first = v6.segments()[0];
+            let is_mapped = v6.octets()[..10] == [0; 10] && v6.octets()[10..12] == [0xff; 2];
+            v6.to_bits() <= 1 || first >> 8 == 0xff || first >> 6 == 0xfe80 >> 6 || is_mapped
+        }
     }
 }
 

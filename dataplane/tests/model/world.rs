@@ -35,7 +35,9 @@ impl World {
             routing: Arc::new(routing),
             snat: Arc::new(SnatPool::new(&addresses, &self.snat_ports)),
             sources: Arc::new(SourceClassifier::new(vec![], addresses.concat())),
+            reverse_paths: Arc::default(),
         }
+        .with_reverse_paths(previous)
     }
 }
 

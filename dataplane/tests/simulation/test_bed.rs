@@ -16,6 +16,7 @@ use flowgate_dataplane::{
 use flowgate_flow::{AffinityTable, FlowView, Flows, HashKey, Timeouts};
 use flowgate_tables::{BackendId, InterfaceId, Publisher};
 use flowgate_wire::FiveTuple;
+use flowgate_wire::reject::IcmpError;
 
 use super::held::{Held, HeldFrames, HeldPieces};
 use super::spy::{Record, Spy};
@@ -296,12 +297,21 @@ impl TestBed {
             },
             Fate::Waits(neighbour) => {
                 self.asked_at.push((worker, neighbour, u64::MAX));
+                let (ingress, is_silent) = (held.ingress, self.now - held.since > 1000);
                 if slot.held.admit(Held { neighbour, ..held }, self.now) {
                     if is_new {
                         self.model.count(worker, "held");
                     }
-                } else {
-                    self.model.count(worker, "no_neighbour");
+                    return Ok(());
+                }
+                self.model.count(worker, "no_neighbour");
+                let own = &self.model.world.interfaces[ingress].addresses;
+                if is_silent
+                    && let Some(answer) =
+                        icmp_error(before, IcmpError::HostUnreachable, own, &mut slot.buckets, self.now)
+                {
+                    wanted.push((InterfaceId(u8::try_from(ingress).unwrap()), answer));
+                    self.model.count(worker, "errors_sent");
                 }
             }
         }

@@ -6,6 +6,7 @@ use crate::checksum::Sum;
 use crate::family::Address;
 use crate::header::ip_protocol::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
 use crate::header::{ethernet, ipv4, ipv6, short};
+use crate::options;
 use crate::parse::Malformed;
 
 /// An IP packet whose lengths were checked against the frame it was parsed from.
@@ -82,6 +83,10 @@ pub(crate) fn v4(frame: &[u8]) -> Result<Datagram<Ipv4Addr>, Malformed> {
         more,
         id_offset: const { short(ethernet::LEN + ipv4::ID) },
     });
+    if header_len > IPV4_LEN {
+        let options = usize::from(ETHERNET_LEN + IPV4_LEN)..usize::from(ETHERNET_LEN + header_len);
+        options::check_v4(frame.get(options).ok_or(Malformed::Truncated)?)?;
+    }
     let [src, dst] = *ip[ipv4::SRC..].as_chunks::<4>().0 else { return Err(Malformed::Truncated) };
     Ok(Datagram {
         src: Ipv4Addr::from_octets(src),
@@ -142,6 +147,7 @@ fn walk_extensions(frame: &[u8], datagram: &mut Datagram<Ipv6Addr>) -> Result<()
             return Err(Malformed::Truncated);
         }
         match datagram.protocol {
+            HOP_BY_HOP => options::check_hop_by_hop(&payload[2..usize::from(header_len)])?,
             ROUTING if header[ipv6::SEGMENTS_LEFT] != 0 => return Ok(()),
             // RFC 8200 section 4.5 has one fragment header; with two, the offset of the data would be ambiguous.
             FRAGMENT if datagram.fragment.is_some() => return Err(Malformed::HeaderLength),

@@ -27,6 +27,11 @@ pub trait Address:
     /// What a translation precomputes from both pairs of addresses: [`HeaderDelta`] or [`AddressSum`].
     type L3Sum: L3Sum;
 
+    /// Whether no packet that a router forwards may come from this address: "martian source" is the Linux kernel's word
+    /// (`net/ipv4/route.c`, `ip_route_input_slow`; `net/ipv6/ip6_input.c`, `ip6_rcv_core`; `net/ipv6/ip6_output.c`,
+    /// `ip6_forward`).
+    fn is_martian_source(self) -> bool;
+
     /// The address, if it is of this family.
     fn from_ip(addr: IpAddr) -> Option<Self>;
 
@@ -169,6 +174,12 @@ impl Address for Ipv4Addr {
     const ICMP: u8 = ip_protocol::ICMP;
     type L3Sum = HeaderDelta;
 
+    fn is_martian_source(self) -> bool {
+        // RFC 1122 section 3.2.1.3: "this" network, loopback, groups and the limited broadcast address. The rest of class E
+        // is forwarded, as by the kernel since Linux 2.6.25.
+        self.octets()[0] == 0 || self.is_loopback() || self.is_multicast() || self.is_broadcast()
+    }
+
     #[inline]
     fn from_ip(addr: IpAddr) -> Option<Self> {
         match addr {
@@ -261,6 +272,15 @@ impl Address for Ipv6Addr {
     const ETHERTYPE: [u8; 2] = ethertype::IPV6;
     const ICMP: u8 = ip_protocol::ICMPV6;
     type L3Sum = AddressSum;
+
+    fn is_martian_source(self) -> bool {
+        // RFC 4291 sections 2.5.2, 2.5.3, 2.5.5.2, 2.5.6 and 2.7: none of these leaves its node or link.
+        self.is_unspecified()
+            || self.is_loopback()
+            || self.is_multicast()
+            || self.is_unicast_link_local()
+            || self.to_ipv4_mapped().is_some()
+    }
 
     #[inline]
     fn from_ip(addr: IpAddr) -> Option<Self> {

@@ -60,7 +60,7 @@ impl FragmentRange {
 }
 
 /// Parses the first fragment of a packet: `l4_len` counts the bytes in this fragment. The second value is the length of
-/// the whole transport packet, which only UDP has in its header.
+/// the datagram, which only UDP has in its header: the packet is at least as long, and longer with UDP options (RFC 9868).
 ///
 /// # Errors
 /// [`InvalidFragment`] when the transport header is not whole or contradicts itself.
@@ -75,7 +75,7 @@ pub fn parse_first<A: Address>(
     if l4_len < header_len(protocol) {
         return Err(InvalidFragment::Tiny);
     }
-    let (l4_checksum, tcp_flags, whole_len) = match protocol {
+    let (l4_checksum, tcp_flags, datagram_len) = match protocol {
         Protocol::Tcp => {
             let tcp = l4.first_chunk::<{ tcp::LEN }>().ok_or(InvalidFragment::Tiny)?;
             let data_offset = u16::from(tcp[tcp::DATA_OFFSET] >> 4) * 4;
@@ -90,23 +90,20 @@ pub fn parse_first<A: Address>(
         }
         Protocol::Udp => {
             let udp = l4.first_chunk::<{ udp::LEN }>().ok_or(InvalidFragment::Tiny)?;
-            let whole_len = u16_at(udp, udp::DATAGRAM_LEN);
-            // A datagram that is whole in its first fragment leaves nothing for the others.
-            if whole_len <= l4_len {
+            let datagram_len = u16_at(udp, udp::DATAGRAM_LEN);
+            // One that is whole in its first fragment leaves options for the others.
+            if datagram_len < header_len(protocol) {
                 return Err(malformed);
             }
-            (Checksum([udp[udp::CHECKSUM], udp[udp::CHECKSUM + 1]]), TcpFlags::default(), Some(whole_len))
+            (Checksum([udp[udp::CHECKSUM], udp[udp::CHECKSUM + 1]]), TcpFlags::default(), Some(datagram_len))
         }
         Protocol::Sctp => (Checksum::NONE, sctp_flags(l4).map_err(InvalidFragment::Malformed)?, None),
     };
     let [s0, s1, d0, d1, ..] = *l4 else { return Err(InvalidFragment::Tiny) };
     let (src_port, dst_port) = (L4Port::from_wire([s0, s1]), L4Port::from_wire([d0, d1]));
-    if src_port == L4Port::new(0) || dst_port == L4Port::new(0) {
-        return Err(InvalidFragment::Malformed(Malformed::PortZero));
-    }
     let tuple = FiveTuple { protocol, src, dst, src_port, dst_port };
     let packet = Packet { tuple, l3_offset, l4_offset, l4_len, ttl, tcp_flags, l4_checksum };
-    Ok((packet, whole_len))
+    Ok((packet, datagram_len))
 }
 
 /// Position of the transport header in the fragmentable part: behind extension headers that only the destination reads.
@@ -231,16 +228,19 @@ mod tests {
             parse_first(frame, &datagram, Protocol::from_number(datagram.protocol).unwrap())
         };
         let udp = [0x0f, 0xa0, 0, 53, 0, 40, 0xab, 0xcd, 1, 2, 3, 4, 5, 6, 7, 8];
-        let (packet, whole_len) = ask(&v4(17, 0x2000, &udp)).unwrap();
+        let (packet, datagram_len) = ask(&v4(17, 0x2000, &udp)).unwrap();
         assert_eq!((packet.tuple.src_port, packet.tuple.dst_port), (L4Port::new(4000), L4Port::new(53)));
-        assert_eq!((packet.l4_len, whole_len, packet.l4_checksum.0), (16, Some(40), [0xab, 0xcd]));
+        assert_eq!((packet.l4_len, datagram_len, packet.l4_checksum.0), (16, Some(40), [0xab, 0xcd]));
         assert_eq!(ask(&v4(6, 0x2000, &[0; 16])), Err(InvalidFragment::Tiny));
         let mut options_elsewhere = [1; 24];
         options_elsewhere[12] = 0x70;
         assert_eq!(ask(&v4(6, 0x2000, &options_elsewhere)), Err(InvalidFragment::Tiny));
         let mut short = udp;
-        short[5] = 16;
+        short[5] = 7;
         assert_eq!(ask(&v4(17, 0x2000, &short)), Err(InvalidFragment::Malformed(Malformed::L4Length)));
+        // Options follow in the other fragments.
+        short[5] = 16;
+        assert_eq!(ask(&v4(17, 0x2000, &short)).map(|(_, len)| len), Ok(Some(16)));
     }
 
     /// An IPv6 fragment with destination options in what was cut up.

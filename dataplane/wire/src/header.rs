@@ -99,6 +99,38 @@ pub mod ipv4 {
     pub const ICMP_ERROR_LEN_MAX: usize = 576;
 }
 
+/// IPv4 options: the first byte of each (RFC 791 section 3.1, IANA).
+pub mod ipv4_option {
+    /// End of the list.
+    pub const END: u8 = 0;
+    /// Padding of one byte.
+    pub const NOP: u8 = 1;
+    /// Record route.
+    pub const RECORD_ROUTE: u8 = 7;
+    /// Internet timestamp.
+    pub const TIMESTAMP: u8 = 68;
+    /// Format of a timestamp option: each with the address of its host.
+    pub const TIMESTAMP_AND_ADDRESS: u8 = 1;
+    /// Format of a timestamp option: the addresses are given.
+    pub const TIMESTAMP_PRESPECIFIED: u8 = 3;
+    /// Loose source route.
+    pub const LOOSE_SOURCE_ROUTE: u8 = 131;
+    /// Commercial security.
+    pub const CIPSO: u8 = 134;
+    /// Strict source route.
+    pub const STRICT_SOURCE_ROUTE: u8 = 137;
+    /// Router alert (RFC 2113).
+    pub const ROUTER_ALERT: u8 = 148;
+}
+
+/// IPv6 options in hop-by-hop and destination headers (RFC 8200 section 4.2).
+pub mod ipv6_option {
+    /// Padding of one byte, without a length.
+    pub const PAD1: u8 = 0;
+    /// The bits of a type that tell what a node does that does not know it; 0: it skips the option.
+    pub const ACTION_MASK: u8 = 0xc0;
+}
+
 /// IPv6 and its extension headers (RFC 8200 sections 3 and 4).
 pub mod ipv6 {
     /// Length of the fixed header.
@@ -234,6 +266,10 @@ pub mod icmpv4 {
     pub const ECHO_REPLY: u8 = 0;
     /// Destination unreachable.
     pub const UNREACHABLE: u8 = 3;
+    /// Code of [`UNREACHABLE`]: no route to the network.
+    pub const CODE_NET_UNREACHABLE: u8 = 0;
+    /// Code of [`UNREACHABLE`]: the host does not answer on its link.
+    pub const CODE_HOST_UNREACHABLE: u8 = 1;
     /// Code of [`UNREACHABLE`]: the port is not served.
     pub const CODE_PORT_UNREACHABLE: u8 = 3;
     /// Code of [`UNREACHABLE`]: fragmentation needed and "don't fragment" set (RFC 1191 section 4).
@@ -254,6 +290,10 @@ pub mod icmpv4 {
 pub mod icmpv6 {
     /// Destination unreachable.
     pub const UNREACHABLE: u8 = 1;
+    /// Code of [`UNREACHABLE`]: no route to the destination.
+    pub const CODE_NO_ROUTE: u8 = 0;
+    /// Code of [`UNREACHABLE`]: the destination does not answer on its link.
+    pub const CODE_ADDRESS_UNREACHABLE: u8 = 3;
     /// Code of [`UNREACHABLE`]: the port is not served.
     pub const CODE_PORT_UNREACHABLE: u8 = 4;
     /// Packet too big.

@@ -109,8 +109,21 @@ pub fn route<A: Address>(frame: &mut [u8], datagram: &Datagram<A>, ether: &Ether
     Some(())
 }
 
+/// Whether `datagram`, whole or the first fragment of one, is an echo request.
+pub fn is_echo_request<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> bool {
+    let message = datagram.payload(frame);
+    let begins = datagram.fragment.is_none_or(|part| part.offset == 0);
+    datagram.protocol == A::ICMP
+        && begins
+        && message.len() >= header::icmp::LEN
+        && message[header::icmp::TYPE] == echo_request::<A>()
+}
+
 /// Turns the echo request in `frame` into its reply (RFC 1122 section 3.2.2.6, RFC 4443 section 4.2), which leaves by the
 /// link of its arrival. `None` for one that gets no reply: its sender is not a single host, or it has IPv4 options.
+///
+/// A fragment of a request becomes that fragment of the reply: identifier, sequence number and data are the same, and only the
+/// first holds type and checksum. The caller tells whether a later one is of a request.
 pub fn reply_to_echo<A: Address>(frame: &mut [u8], datagram: &Datagram<A>) -> Option<()> {
     // RFC 1122 section 3.2.2.6 has a reply reverse a recorded route, which is not worth its code.
     let has_options = A::IS_V4 && usize::from(datagram.l4_offset - datagram.l3_offset) != A::HEADER_LEN;
@@ -118,12 +131,14 @@ pub fn reply_to_echo<A: Address>(frame: &mut [u8], datagram: &Datagram<A>) -> Op
         return None;
     }
     let (head, message) = frame.split_at_mut_checked(usize::from(datagram.l4_offset))?;
-    // Identifier, sequence number and data are returned as they are, so the type is all that changes in the sum.
-    let kind = message.first_mut()?;
-    let before = Sum::ZERO.word([*kind, 0]);
-    *kind = echo_reply::<A>();
-    let after = Sum::ZERO.word([*kind, 0]);
-    update(message, header::icmp::CHECKSUM, Delta::between(before, after))?;
+    if datagram.fragment.is_none_or(|part| part.offset == 0) {
+        // Identifier, sequence number and data are returned as they are, so the type is all that changes in the sum.
+        let kind = message.first_mut()?;
+        let before = Sum::ZERO.word([*kind, 0]);
+        *kind = echo_reply::<A>();
+        let after = Sum::ZERO.word([*kind, 0]);
+        update(message, header::icmp::CHECKSUM, Delta::between(before, after))?;
+    }
     let (ether, header) = head.split_at_mut_checked(usize::from(datagram.l3_offset))?;
     // Back over the same link, without a route lookup: the request proves that the sender is reachable there.
     let (to, from) = ether.get_mut(..ethernet::ADDRS_LEN)?.split_at_mut(ethernet::ADDR_LEN);

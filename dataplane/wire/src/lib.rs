@@ -17,6 +17,7 @@ pub mod hash;
 pub mod header;
 pub mod icmp;
 pub mod mss;
+mod options;
 pub mod parse;
 pub mod reject;
 pub mod rewrite;

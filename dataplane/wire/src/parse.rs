@@ -9,7 +9,7 @@ use crate::addr::{FiveTuple, L4Port, Protocol};
 use crate::checksum::{Checksum, Sum};
 use crate::datagram::{self, Datagram, ETHERNET_LEN, IPV4_LEN, IPV6_LEN, ipv4_header, ipv6_header, u16_at};
 use crate::family::Address;
-use crate::header::{ethernet, ethertype, ip_protocol, ipv4, ipv6, tcp, udp};
+use crate::header::{ethernet, ethertype, ip_protocol, ipv4, ipv6, short, tcp, udp};
 
 /// What the EtherType of a frame announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +74,10 @@ pub enum Malformed {
     TotalLength,
     /// The TCP data offset or the UDP length contradicts the packet (RFC 9293 3.1, RFC 768).
     L4Length,
-    /// A port is zero, which no flow can have.
-    PortZero,
+    /// An option of IPv4, or a hop-by-hop option of IPv6, contradicts its length or must not be forwarded.
+    Options,
+    /// An IPv4 source route (RFC 7126 sections 4.3 and 4.4).
+    SourceRoute,
 }
 
 /// An IP packet with a TCP, UDP or SCTP header, all lengths checked against the frame it was parsed from.
@@ -296,9 +298,9 @@ fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<
         }
         ip_protocol::UDP => {
             let udp = l4.first_chunk::<{ udp::LEN }>().ok_or(Malformed::Truncated)?;
-            // RFC 768 has this field give the length of the datagram. If it differed from that of the IP packet, we and
-            // the backend could disagree about where the data ends.
-            if u16_at(udp, udp::DATAGRAM_LEN) != l4_len {
+            // A datagram may end before its packet does: what follows are UDP options (RFC 9868 section 7), which middleboxes
+            // leave alone. Zero stands for a jumbogram (RFC 2675), which no frame holds.
+            if !(UDP_LEN..=l4_len).contains(&u16_at(udp, udp::DATAGRAM_LEN)) {
                 return Err(Malformed::L4Length);
             }
             (Protocol::Udp, udp.as_chunks::<2>().0[udp::CHECKSUM / 2], TcpFlags::default())
@@ -307,13 +309,10 @@ fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<
         other if other == A::ICMP => return Ok(Parsed::Icmp),
         _ => return Ok(Parsed::NotL4),
     };
-    // All three protocols begin with source and destination port.
+    // All three protocols begin with source and destination port. Zero is a port like others: RFC 768 has it stand for a
+    // sender that expects no answer, and netfilter translates it in every protocol.
     let [src_port, dst_port, ..] = *l4.as_chunks::<2>().0 else { return Err(Malformed::Truncated) };
     let (src_port, dst_port) = (L4Port::from_wire(src_port), L4Port::from_wire(dst_port));
-    // RFC 768 allows a source port of zero for "no reply expected"; a flow needs both.
-    if src_port == L4Port::new(0) || dst_port == L4Port::new(0) {
-        return Err(Malformed::PortZero);
-    }
     Ok(Parsed::L4(Packet {
         tuple: FiveTuple { protocol, src, dst, src_port, dst_port },
         l3_offset,
@@ -324,6 +323,8 @@ fn transport<A: Address>(frame: &[u8], datagram: &Datagram<A>) -> Result<Parsed<
         l4_checksum: Checksum(checksum),
     }))
 }
+
+const UDP_LEN: u16 = short(udp::LEN);
 
 /// The TCP flags that the chunks of an SCTP packet correspond to (RFC 9260 sections 3.2 and 4).
 #[cold]
@@ -433,10 +434,22 @@ mod tests {
         assert_eq!(with(14, 0x4f), Err(Malformed::TotalLength));
         assert_eq!(with(17, 200), Err(Malformed::TotalLength));
         assert_eq!(with(39, 99), Err(Malformed::L4Length));
-        assert_eq!(with(37, 0), Err(Malformed::PortZero));
+        assert_eq!(with(39, 7), Err(Malformed::L4Length));
+        assert_eq!(with(39, 0), Err(Malformed::L4Length));
         let mut short_tcp = tcp();
         short_tcp[46] = 0x40;
         assert_eq!(parse(&short_tcp), Err(Malformed::L4Length));
+    }
+
+    #[test]
+    fn a_datagram_may_be_shorter_than_its_packet_and_come_from_port_zero() {
+        // RFC 9868: four bytes of options behind a datagram of twelve.
+        let mut frame = udp(b"data\xff\xfb\0\0");
+        frame[39] = 12;
+        frame[34..36].copy_from_slice(&[0, 0]);
+        let packet = l4(&frame);
+        assert_eq!((packet.tuple.src_port, packet.l4_len, packet.ip_len()), (L4Port::new(0), 16, 36));
+        assert_eq!(fast_v4(&frame), Some(packet));
     }
 
     #[test]

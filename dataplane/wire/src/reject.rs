@@ -23,6 +23,10 @@ pub enum IcmpError {
     TooBig(u16),
     /// Its TTL or hop limit is used up.
     TimeExceeded,
+    /// No route leads to its destination.
+    NoRoute,
+    /// The last router, or the host itself, does not answer on its link.
+    HostUnreachable,
 }
 
 /// Rejects the packet that was parsed from `frame`: TCP with a reset, an SCTP INIT with an ABORT, everything else with
@@ -98,9 +102,13 @@ fn icmp_header<A: Address>(error: IcmpError) -> [u8; icmp::LEN] {
         IcmpError::PortUnreachable if v4 => (icmpv4::UNREACHABLE, icmpv4::CODE_PORT_UNREACHABLE, 0),
         IcmpError::TooBig(mtu) if v4 => (icmpv4::UNREACHABLE, icmpv4::CODE_FRAGMENTATION_NEEDED, mtu),
         IcmpError::TimeExceeded if v4 => (icmpv4::TIME_EXCEEDED, 0, 0),
+        IcmpError::NoRoute if v4 => (icmpv4::UNREACHABLE, icmpv4::CODE_NET_UNREACHABLE, 0),
+        IcmpError::HostUnreachable if v4 => (icmpv4::UNREACHABLE, icmpv4::CODE_HOST_UNREACHABLE, 0),
         IcmpError::PortUnreachable => (icmpv6::UNREACHABLE, icmpv6::CODE_PORT_UNREACHABLE, 0),
         IcmpError::TooBig(mtu) => (icmpv6::PACKET_TOO_BIG, 0, mtu),
         IcmpError::TimeExceeded => (icmpv6::TIME_EXCEEDED, 0, 0),
+        IcmpError::NoRoute => (icmpv6::UNREACHABLE, icmpv6::CODE_NO_ROUTE, 0),
+        IcmpError::HostUnreachable => (icmpv6::UNREACHABLE, icmpv6::CODE_ADDRESS_UNREACHABLE, 0),
     };
     // The MTU is in the last two bytes for both: all of RFC 1191's field, and the lower half of RFC 4443's.
     let [high, low] = mtu.to_be_bytes();

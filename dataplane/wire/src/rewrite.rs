@@ -130,8 +130,14 @@ impl<A: Address> Translation<A> {
 pub fn complete_checksum<A: Address>(frame: &mut [u8], packet: &Packet<A>) {
     let (head, l4) = frame.split_at_mut(usize::from(packet.l4_offset));
     let addrs = head.get(usize::from(packet.l3_offset)..).and_then(A::read_pair);
-    let (Some([src, dst]), Some(l4)) = (addrs, l4.get_mut(..usize::from(packet.l4_len))) else { return };
     let protocol = packet.tuple.protocol;
+    // RFC 9868 section 7: the checksum covers a datagram, and not the options that may follow it in the packet.
+    let datagram_len = l4.get(udp::DATAGRAM_LEN..).and_then(|field| field.first_chunk::<2>());
+    let len = match (protocol, datagram_len) {
+        (Protocol::Udp, Some(len)) => u16::from_be_bytes(*len).min(packet.l4_len),
+        _ => packet.l4_len,
+    };
+    let (Some([src, dst]), Some(l4)) = (addrs, l4.get_mut(..usize::from(len))) else { return };
     let at = match protocol {
         Protocol::Udp => udp::CHECKSUM,
         Protocol::Tcp => tcp::CHECKSUM,
@@ -141,7 +147,7 @@ pub fn complete_checksum<A: Address>(frame: &mut [u8], packet: &Packet<A>) {
     let Some(field) = l4.get_mut(at..at + 2) else { return };
     // The field counts as zero in its own sum (RFC 1071 section 1).
     field.copy_from_slice(&[0, 0]);
-    let checksum = Sum::pseudo_header(src, dst, protocol.number(), packet.l4_len).bytes(l4).checksum();
+    let checksum = Sum::pseudo_header(src, dst, protocol.number(), len).bytes(l4).checksum();
     let checksum = if protocol == Protocol::Udp { checksum.or_all_ones() } else { checksum };
     l4[at..at + 2].copy_from_slice(&checksum.0);
 }

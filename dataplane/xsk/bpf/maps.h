@@ -59,6 +59,13 @@ struct delivery {
 	__u32 longest;	     /* bytes of the longest whole frame, from LARGE_FRAME on */
 };
 
+/* An Ethernet address of an interface, besides the one in `stations`: that of a VLAN which has its own. */
+struct station_key {
+	__u32 base; /* first socket slot of the interface */
+	__u16 vlan; /* host byte order; 0: frames without a tag */
+	__u8 address[6];
+};
+
 enum port_set {
 	PORT_SET_NODEPORT_TCP,
 	PORT_SET_NODEPORT_UDP,
@@ -103,7 +110,8 @@ SET(reply_sources, struct vip_key);
 /* The node's own addresses. What such a backend sends to the node itself is for the kernel. */
 SET(own_addrs, struct address);
 
-/* Cluster IPs: every port of them is ours; a worker rejects those that no Service has (P505). */
+/* Cluster IPs, and other VIPs whose unserved ports are not left to the kernel: every port of them is ours; a worker rejects or
+ * drops what no Service has (P505). */
 SET(cluster_ips, struct address);
 
 /* The ranges that cluster IPs are taken from: a worker rejects addresses that no Service has (P506). */
@@ -117,6 +125,18 @@ struct {
 
 /* VLANs whose frames are parsed. Frames with other tags pass to the kernel. */
 SET(vlans, struct vlan_key);
+
+/* Ethernet addresses of interfaces that `stations` does not have. */
+SET(other_stations, struct station_key);
+
+/* The Ethernet address of each interface, by its position in the configuration: six bytes and two zeros, one load. All zero: not
+ * known, then every address counts that is no group's. */
+struct {
+	UINT(type, BPF_MAP_TYPE_ARRAY);
+	UINT(max_entries, INTERFACES);
+	TYPE(key, __u32);
+	TYPE(value, __u64);
+} stations SEC(".maps");
 
 /* Bitmaps by `enum port_set`: an array lookup is inlined and costs a fraction of a hash lookup. */
 struct {

@@ -28,7 +28,7 @@
 /* What a parser can return besides a reason to pass; the numbers go on after `enum reason`. */
 enum parsed {
 	PARSED = REASON_COUNT, /* a whole packet with ports */
-	PARSED_FIRST,	       /* a first fragment with ports */
+	PARSED_FIRST,	       /* a first fragment with ports, or of an echo request */
 	PARSED_LATER,	       /* a later fragment, which has no ports */
 	PARSED_ERROR,	       /* an ICMP error, with the ports of the packet inside */
 	PARSED_ECHO,	       /* an echo request */
@@ -44,7 +44,8 @@ struct target {
 	__u32 fragment_id;
 	__u8 protocol;
 	__u8 fragment_protocol; /* 0 for IPv6 */
-	__u16 zero;		/* explicit padding: copies read every byte */
+	__u16 vlan;		/* of the tag, host byte order; 0: none */
+	__u32 for_kernel;	/* 1: whatever it is addressed to */
 };
 
 struct vlan_tag {
@@ -115,6 +116,11 @@ INLINE int has_ports(__u8 protocol)
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
 }
 
+INLINE int is_icmp(__u8 protocol)
+{
+	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
+}
+
 INLINE __u32 parse_ports(void *l4, void *end, __u32 l4_len, struct target *to)
 {
 	struct l4_ports *ports = l4;
@@ -133,6 +139,13 @@ INLINE __u32 parse_ports(void *l4, void *end, __u32 l4_len, struct target *to)
 	to->port = NTOHS(ports->dest);
 	to->source_port = NTOHS(ports->source);
 	return PARSED;
+}
+
+/* The first fragment of a message: PARSED_FIRST if it is an echo request. */
+INLINE __u32 parse_first_of_icmp(struct xdp_md *ctx, const struct part *part, __u8 echo)
+{
+	struct icmp_header *icmp = header_at(ctx, part, sizeof(*icmp));
+	return icmp && icmp->type == echo ? PARSED_FIRST : REASON_pass_fragment;
 }
 
 /* The ports of a packet inside an ICMP error, swapped to those of a reply. RFC 792 guarantees 8 bytes of L4; the ports are
@@ -209,6 +222,10 @@ INLINE __u32 parse_ipv4(struct xdp_md *ctx, void *l3, void *end, struct target *
 	to->fragment_protocol = ip->protocol;
 	if (ip->frag_off & HTONS(IP_OFFSET))
 		return PARSED_LATER;
+	if (ip->protocol == IPPROTO_ICMP) {
+		struct part part = { l4 - (void *)(long)ctx->data, l4_len };
+		return parse_first_of_icmp(ctx, &part, ICMP_ECHO);
+	}
 	if (!has_ports(ip->protocol))
 		return REASON_pass_fragment;
 	__u32 parsed = parse_ports(l4, end, l4_len, to);
@@ -287,6 +304,8 @@ NOINLINE __u32 parse_icmpv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct 
 		return REASON_pass_malformed;
 	if (icmp->type == ICMPV6_ECHO_REQUEST)
 		return PARSED_ECHO;
+	/* Neighbour discovery, MLD and what else is for one link: a router may probe any address of ours by unicast. */
+	to->for_kernel = icmp->type > ICMPV6_ECHO_REPLY;
 	/* The four errors of RFC 4443 in a row, of which "packet too big" is the second. */
 	if (icmp->type < ICMPV6_DEST_UNREACH || icmp->type > ICMPV6_PARAMPROB)
 		return REASON_pass_not_l4;
@@ -322,8 +341,11 @@ NOINLINE __u32 parse_ipv6_slow(struct xdp_md *ctx, __u32 offset, __u32 len, stru
 	__u32 parsed = walk_extensions(ctx, &part, to);
 	if (parsed < PARSED || parsed == PARSED_LATER)
 		return parsed;
-	if (to->protocol == IPPROTO_ICMPV6 && parsed == PARSED)
-		return parse_icmpv6(ctx, part.offset, part.len, to);
+	if (to->protocol == IPPROTO_ICMPV6) {
+		if (parsed == PARSED)
+			return parse_icmpv6(ctx, part.offset, part.len, to);
+		return parse_first_of_icmp(ctx, &part, ICMPV6_ECHO_REQUEST);
+	}
 	if (!has_ports(to->protocol))
 		return parsed == PARSED_FIRST ? REASON_pass_fragment : REASON_pass_not_l4;
 	void *l4 = header_at(ctx, &part, sizeof(struct l4_ports));
@@ -346,8 +368,10 @@ INLINE __u32 parse_ipv6(struct xdp_md *ctx, void *l3, void *end, struct target *
 
 	copy_ipv6(&to->address, &ip->daddr);
 	copy_ipv6(&to->source, &ip->saddr);
-	if (is_mapped(&to->address) || is_mapped(&to->source))
+	if (is_mapped(&to->address) || is_mapped(&to->source)) {
+		to->for_kernel = 1;
 		return REASON_pass_not_ours;
+	}
 	to->protocol = ip->nexthdr;
 	if (LIKELY(has_ports(to->protocol)))
 		return parse_ports(ip + 1, end, len, to);
@@ -379,13 +403,21 @@ INLINE __u32 parse(struct xdp_md *ctx, __u32 base, struct target *to)
 		struct vlan_tag *tag = l3;
 		if ((void *)(tag + 1) > end)
 			return REASON_pass_malformed;
+		/* A priority tag names no VLAN (IEEE 802.1Q, 9.6): that of one may follow it. */
+		if (!(tag->control & HTONS(VLAN_ID)) && is_tag(tag->ethertype)) {
+			ethertype = tag->ethertype;
+			tag++;
+			if ((void *)(tag + 1) > end)
+				return REASON_pass_malformed;
+		}
 		struct vlan_key key = {
 			.base = base,
 			.ethertype = ethertype,
 			.id = NTOHS(tag->control) & VLAN_ID,
 		};
-		if (is_tag(tag->ethertype) || !bpf_map_lookup_elem(&vlans, &key))
+		if (is_tag(tag->ethertype) || (key.id && !bpf_map_lookup_elem(&vlans, &key)))
 			return REASON_pass_vlan;
+		to->vlan = key.id;
 		ethertype = tag->ethertype;
 		l3 = tag + 1;
 		if (ethertype == HTONS(ETH_P_IP))

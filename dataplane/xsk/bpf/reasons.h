@@ -18,14 +18,15 @@
 	X(pass_not_ours)        /* to the kernel: to an address and port that Flowgate does not serve */ \
 	X(pass_no_worker)       /* to the kernel: ours, but the slot of this queue has no socket */ \
 	X(redirect_kept_reply)  /* to the worker: reply of a backend that sees the client's address */ \
-	X(redirect_unserved)    /* to the worker: a cluster IP or a port of one that no Service has */ \
+	X(redirect_unserved)    /* to the worker: what no Service has, to a cluster IP or another VIP */ \
 	X(redirect_fragment)    /* to the worker: a later fragment of a datagram that is ours */ \
 	X(redirect_icmp_error)  /* to the worker: an ICMP error about a packet of ours */ \
 	X(redirect_echo)        /* to the worker: an echo request to an address for which workers reply */ \
-	X(pass_vlan)            /* to the kernel: the tag of a VLAN that is not served, or two tags */ \
+	X(pass_vlan)            /* to the kernel: the tag of a VLAN that is not served, or two VLANs */ \
 	X(pass_extensions)      /* to the kernel: IPv6 extension headers that are not followed */ \
 	X(drop_held)            /* dropped: ours, no socket in the slot, within the grace period */ \
-	X(pass_truncated)       /* to the kernel: the frame ends before the IP packet in it */
+	X(pass_truncated)       /* to the kernel: the frame ends before the IP packet in it */ \
+	X(pass_other_host)      /* to the kernel: the frame is for another Ethernet address, or for a group */
 
 enum reason {
 #define FLOWGATE_REASON_ENUM(name) REASON_##name,

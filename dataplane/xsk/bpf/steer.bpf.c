@@ -35,6 +35,10 @@
 	(BIT(redirect_vip) | BIT(redirect_nodeport) | BIT(redirect_snat_reply) | BIT(redirect_kept_reply) |    \
 	 BIT(redirect_unserved) | BIT(redirect_fragment) | BIT(redirect_icmp_error) | BIT(redirect_echo))
 
+/* Reasons to pass a packet that may yet be ours, by its address alone. */
+#define UNSERVED                                                                                               \
+	(BIT(pass_not_l4) | BIT(pass_fragment) | BIT(pass_malformed) | BIT(pass_not_ours) | BIT(pass_extensions))
+
 /* Set by the loader per interface before the program is verified. `volatile`, or clang would fold the zeros in. */
 const volatile __u32 xsk_base = 0;   /* first socket slot of this interface */
 const volatile __u32 xsk_queues = 0; /* number of its slots */
@@ -61,11 +65,59 @@ INLINE int port_in(__u32 set, __u16 port)
 	return ports && (ports->bits[BOUNDED(port >> 3, sizeof(ports->bits) - 1)] & (1 << (port & 7)));
 }
 
+/* The bytes of an Ethernet address in a load of eight. */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define STATION_MASK 0x0000ffffffffffffULL
+#else
+#define STATION_MASK 0xffffffffffff0000ULL
+#endif
+
+/* Whether an address that `stations` does not have for this interface is the machine's own. What the kernel would take for
+ * PACKET_OTHERHOST, PACKET_BROADCAST or PACKET_MULTICAST (net/ethernet/eth.c:eth_type_trans) is not. */
+NOINLINE int is_other_station(__u64 address, __u32 vlan, __u32 is_known)
+{
+	const __u8 *bytes = (const __u8 *)&address;
+	if (bytes[0] & 1)
+		return 0;
+	if (!is_known)
+		return 1;
+	struct station_key key = { .base = xsk_base, .vlan = vlan };
+	__builtin_memcpy(key.address, bytes, sizeof(key.address));
+	if (bpf_map_lookup_elem(&other_stations, &key))
+		return 1;
+	/* The address of a device counts for its VLANs too. */
+	key.vlan = 0;
+	return vlan && bpf_map_lookup_elem(&other_stations, &key);
+}
+
+/* Whether the frame is sent to this machine and to no other. */
+INLINE int is_for_us(struct xdp_md *ctx, const struct target *to)
+{
+	void *data = (void *)(long)ctx->data;
+	if (data + sizeof(struct ethhdr) > (void *)(long)ctx->data_end)
+		return 0;
+	__u64 address = *(__u64 *)data & STATION_MASK;
+	__u32 index = interface;
+	__u64 *own = bpf_map_lookup_elem(&stations, &index);
+	if (LIKELY(own && *own == address))
+		return 1;
+	return is_other_station(address, to->vlan, own && *own);
+}
+
 INLINE __u32 nodeports_of(__u8 protocol)
 {
 	if (protocol == IPPROTO_TCP)
 		return PORT_SET_NODEPORT_TCP;
 	return protocol == IPPROTO_UDP ? PORT_SET_NODEPORT_UDP : PORT_SET_NODEPORT_SCTP;
+}
+
+/* Whether everything to this address is ours, of whatever protocol. */
+INLINE int is_unserved(const struct target *to)
+{
+	/* A trie looks for the longest prefix of the key: all 128 bits are given. */
+	struct prefix exact = { .len = 128, .address = to->address };
+	return (bpf_map_lookup_elem(&cluster_ips, &to->address) || bpf_map_lookup_elem(&service_cidrs, &exact)) &&
+	       !bpf_map_lookup_elem(&own_addrs, &to->address);
 }
 
 /* Looks for a reason to redirect the packet to a worker. Port sets come before address sets: they are arrays, a hash lookup
@@ -94,13 +146,7 @@ INLINE __u32 steer(const struct target *to)
 	if (bpf_map_lookup_elem(&reply_sources, &source) && !bpf_map_lookup_elem(&own_addrs, &to->address))
 		return REASON_redirect_kept_reply;
 
-	/* A trie looks for the longest prefix of the key: all 128 bits are given. */
-	struct prefix exact = { .len = 128, .address = to->address };
-	if ((bpf_map_lookup_elem(&cluster_ips, &to->address) || bpf_map_lookup_elem(&service_cidrs, &exact)) &&
-	    !bpf_map_lookup_elem(&own_addrs, &to->address))
-		return REASON_redirect_unserved;
-
-	return REASON_pass_not_ours;
+	return is_unserved(to) ? REASON_redirect_unserved : REASON_pass_not_ours;
 }
 
 INLINE struct fragment_key fragment_key(const struct target *to)
@@ -133,7 +179,19 @@ INLINE __u32 steer_later_fragment(const struct target *to)
 	if (has_ports(to->protocol) && bpf_map_lookup_elem(&vip_addrs, &to->address) &&
 	    !bpf_map_lookup_elem(&own_addrs, &to->address))
 		return REASON_redirect_fragment;
+	if (is_icmp(to->protocol) && bpf_map_lookup_elem(&echo_addrs, &to->address))
+		return REASON_redirect_fragment;
 	return REASON_pass_fragment;
+}
+
+/* What a worker drops or rejects rather than the kernel: packets without a reason to be redirected, but to an address of which
+ * everything is ours. Not those that the kernel needs to see. */
+NOINLINE __u32 steer_unserved(__u32 reason, const struct target *of_caller)
+{
+	if (!of_caller || of_caller->for_kernel)
+		return reason;
+	const struct target to = *of_caller;
+	return is_unserved(&to) ? REASON_redirect_unserved : reason;
 }
 
 /* Everything except whole packets with ports. */
@@ -145,10 +203,14 @@ NOINLINE __u32 steer_slow(__u32 parsed, const struct target *of_caller)
 	const struct target to = *of_caller;
 	if (parsed == PARSED_LATER)
 		return steer_later_fragment(&to);
+	int is_answered = is_icmp(to.protocol) && bpf_map_lookup_elem(&echo_addrs, &to.address);
 	if (parsed == PARSED_ECHO)
-		return bpf_map_lookup_elem(&echo_addrs, &to.address) ? REASON_redirect_echo :
-									REASON_pass_not_ours;
-	__u32 reason = steer(&to);
+		return is_answered ? REASON_redirect_echo : REASON_pass_not_ours;
+	__u32 reason;
+	if (parsed == PARSED_FIRST && is_icmp(to.protocol))
+		reason = is_answered ? REASON_redirect_echo : REASON_pass_not_ours;
+	else
+		reason = steer(&to);
 	if (parsed == PARSED_FIRST)
 		remember_fragment(&to, is_redirect(reason));
 	else if (is_redirect(reason))
@@ -183,17 +245,22 @@ NOINLINE int note_delivery(__u32 len, __u32 parsed)
 SEC("xdp") int flowgate_steer(struct xdp_md *ctx)
 {
 	struct target to = {};
-	__u32 reason = parse(ctx, xsk_base, &to);
+	const __u32 parsed = parse(ctx, xsk_base, &to);
+	__u32 reason = parsed;
 	/* Only the first frame of a packet that was split begins with headers. The rest can look like anything, but hardly
 	 * like a large IP packet, so it does not count as a whole one. */
 	__u32 len = ctx->data_end - ctx->data;
-	if (UNLIKELY(reason == REASON_pass_truncated) ||
-	    (len >= LARGE_FRAME && (reason >= PARSED || reason == REASON_pass_not_l4)))
-		note_delivery(len, reason);
-	if (LIKELY(reason == PARSED))
+	if (UNLIKELY(parsed == REASON_pass_truncated) ||
+	    (len >= LARGE_FRAME && (parsed >= PARSED || parsed == REASON_pass_not_l4)))
+		note_delivery(len, parsed);
+	if (UNLIKELY(parsed >= PARSED && !is_for_us(ctx, &to)))
+		reason = REASON_pass_other_host;
+	else if (LIKELY(parsed == PARSED))
 		reason = steer(&to);
-	else if (reason > PARSED)
-		reason = steer_slow(reason, &to);
+	else if (parsed > PARSED)
+		reason = steer_slow(parsed, &to);
+	if (UNLIKELY(parsed != PARSED && (UNSERVED >> reason) & 1 && is_for_us(ctx, &to)))
+		reason = steer_unserved(reason, &to);
 
 	if (!is_redirect(reason)) {
 		count(reason);

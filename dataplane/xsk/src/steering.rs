@@ -50,7 +50,7 @@ pub use probe::Verdict;
 pub use reason::Reason;
 pub use reattach::Device;
 pub use resize::{Resize, Resized};
-pub use set::{ETHERTYPE_8021Q, PortSet, SteeringSet, VipKey, VlanKey};
+pub use set::{ETHERTYPE_8021Q, PortSet, StationKey, SteeringSet, VipKey, VlanKey};
 pub use sockets::SocketMap;
 
 /// Interfaces to attach to, and where pins and logs are.

@@ -1,19 +1,21 @@
 //! New flows that were refused for lack of source ports or table space, by Service: counted for the metrics, logged with
 //! the remedy, and shown by `flowgate show tables`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
+use flowgate_control::log_limit::LogLimit;
 use flowgate_dataplane::exhaustion::{ExhaustedResource, Exhaustion, ExhaustionReporter};
-use flowgate_tables::Tables;
+use flowgate_tables::{InterfaceId, Tables};
 
 /// What workers have reported, by Service and resource. Of at most [`SERVICES_MAX`]: Services come and go, and clients can
 /// have new flows refused to as many as there are.
 pub(crate) struct ExhaustionLog {
     events: Arc<ArrayQueue<Exhaustion>>,
     by_service: BTreeMap<(String, ExhaustedResource), Refused>,
+    limits: BTreeMap<ExhaustedResource, LogLimit>,
 }
 
 /// New flows of one Service that were refused.
@@ -23,13 +25,18 @@ pub(crate) struct Refused {
     pub(crate) flows: u64,
     /// When the last of them was reported.
     pub(crate) last: Instant,
-    logged: Instant,
+    /// The interface that the last of them were to leave by.
+    egress: Option<InterfaceId>,
     logged_flows: u64,
 }
 
 impl Default for ExhaustionLog {
     fn default() -> Self {
-        Self { events: Arc::new(ArrayQueue::new(EVENTS_MAX)), by_service: BTreeMap::new() }
+        Self {
+            events: Arc::new(ArrayQueue::new(EVENTS_MAX)),
+            by_service: BTreeMap::new(),
+            limits: BTreeMap::new(),
+        }
     }
 }
 
@@ -41,9 +48,9 @@ impl ExhaustionLog {
     }
 
     /// Counts what was reported since the last call and returns the warnings that are due, at most one per
-    /// [`LOG_EVERY`] for a Service and a resource.
+    /// [`LOG_EVERY`](flowgate_control::log_limit::LOG_EVERY) for a resource: clients choose how many Services they have flows
+    /// refused to.
     pub(crate) fn take_warnings(&mut self, tables: &Tables, now: Instant) -> Vec<String> {
-        let mut warnings = Vec::new();
         while let Some(Exhaustion { resource, service, egress, flows }) = self.events.pop() {
             // It may have been removed since.
             let Some(service) = tables.services.service(service) else { continue };
@@ -52,24 +59,39 @@ impl ExhaustionLog {
             if is_new && self.by_service.len() >= SERVICES_MAX {
                 self.forget_oldest();
             }
-            let refused = self.by_service.entry((name.clone(), resource)).or_insert(Refused {
-                flows: 0,
-                last: now,
-                logged: now,
-                logged_flows: 0,
-            });
-            refused.flows += flows;
-            refused.last = now;
-            if is_new || now.duration_since(refused.logged) >= LOG_EVERY {
-                let since = refused.flows - refused.logged_flows;
-                (refused.logged, refused.logged_flows) = (now, refused.flows);
-                let interfaces = tables.routing.interfaces();
-                let egress = egress.and_then(|egress| interfaces.get(egress.index()));
-                let egress = egress.map_or("?", |i| i.spec.name.as_str());
-                warnings.push(format!("{name}: {since} new flows refused: {}", remedy(resource, egress)));
-            }
+            let refused = Refused { flows: 0, last: now, egress, logged_flows: 0 };
+            let refused = self.by_service.entry((name, resource)).or_insert(refused);
+            (refused.flows, refused.last, refused.egress) = (refused.flows + flows, now, egress);
         }
-        warnings
+        let is_untold = |refused: &Refused| refused.flows > refused.logged_flows;
+        let untold = self.by_service.iter().filter(|(_, refused)| is_untold(refused));
+        let resources: BTreeSet<_> = untold.map(|((_, resource), _)| *resource).collect();
+        let due = |resource: &ExhaustedResource| self.limits.entry(*resource).or_default().due(now).is_some();
+        let resources: Vec<_> = resources.into_iter().filter(due).collect();
+        resources.into_iter().filter_map(|resource| self.warning(resource, tables)).collect()
+    }
+
+    /// What was refused for lack of a resource since the last warning: the Service with the most flows by its name.
+    fn warning(&mut self, resource: ExhaustedResource, tables: &Tables) -> Option<String> {
+        let of_resource = self.by_service.iter_mut().filter(|((_, other), _)| *other == resource);
+        let mut untold: Vec<(u64, &str, Option<InterfaceId>)> = Vec::new();
+        for ((name, _), refused) in of_resource {
+            let flows = refused.flows - refused.logged_flows;
+            if flows > 0 {
+                untold.push((flows, name, refused.egress));
+            }
+            refused.logged_flows = refused.flows;
+        }
+        let &(flows, name, egress) = untold.iter().max()?;
+        let all: u64 = untold.iter().map(|(flows, ..)| flows).sum();
+        let others = match untold.len() - 1 {
+            0 => String::new(),
+            services => format!(" (and {} of {services} other Services)", all - flows),
+        };
+        let interfaces = tables.routing.interfaces();
+        let egress = egress.and_then(|egress| interfaces.get(egress.index()));
+        let egress = egress.map_or("?", |i| i.spec.name.as_str());
+        Some(format!("{name}: {flows} new flows refused{others}: {}", remedy(resource, egress)))
     }
 
     /// Makes room for another Service.
@@ -130,14 +152,13 @@ const EVENTS_MAX: usize = 1024;
 /// Services, for each resource, that are remembered: those that had flows refused last.
 const SERVICES_MAX: usize = 1024;
 
-const LOG_EVERY: Duration = Duration::from_secs(10);
 const RECENT: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flowgate_tables::ServiceTable;
     use flowgate_tables::spec::{ServiceName, ServiceSpec};
-    use flowgate_tables::{InterfaceId, ServiceTable};
     use flowgate_wire::Protocol;
 
     fn tables(names: &[String]) -> Tables {
@@ -162,7 +183,7 @@ mod tests {
         let names: Vec<String> = (0..SERVICES_MAX + 500).map(|n| format!("web-{n:05}")).collect();
         let (tables, mut log) = (tables(&names), ExhaustionLog::default());
         #[expect(clippy::disallowed_methods, reason = "only differences matter")]
-        let mut now = Instant::now();
+        let (mut now, mut warnings) = (Instant::now(), Vec::new());
         for service in tables.services.services() {
             now += Duration::from_millis(1);
             let exhaustion = Exhaustion {
@@ -172,8 +193,11 @@ mod tests {
                 flows: 1,
             };
             assert!(log.reporter().report(exhaustion));
-            assert_eq!(log.take_warnings(&tables, now).len(), 1);
+            warnings.extend(log.take_warnings(&tables, now));
         }
+        assert_eq!(warnings.len(), 1, "one in ten seconds, however many Services");
+        let later = log.take_warnings(&tables, now + Duration::from_secs(10));
+        assert!(later[0].contains(": 1 new flows refused (and 1023 of 1023 other Services): "), "{later:?}");
         assert_eq!(log.totals().count(), SERVICES_MAX);
         let forgotten = &tables.services.services()[0].spec.name.to_string();
         let last = &tables.services.services().last().unwrap().spec.name.to_string();
@@ -201,14 +225,14 @@ mod tests {
         let warnings = log.take_warnings(&tables, start);
         assert_eq!(warnings.len(), 1);
         assert!(
-            warnings[0].starts_with("shop/web:http: 3 new flows refused: all source ports"),
+            warnings[0].starts_with("shop/web:http: 7 new flows refused: all source ports"),
             "{warnings:?}"
         );
         report(&log, 1);
         assert!(log.take_warnings(&tables, start + Duration::from_secs(9)).is_empty());
         report(&log, 1);
         let later = start + Duration::from_secs(10);
-        assert!(log.take_warnings(&tables, later)[0].contains(": 6 new flows refused"));
+        assert!(log.take_warnings(&tables, later)[0].contains(": 2 new flows refused"));
         assert_eq!(log.recent(later), ["shop/web:http: 9 x snat_ports_exhausted, the last 0 s ago"]);
         assert!(log.recent(later + RECENT).is_empty());
         assert_eq!(log.totals().map(|(.., refused)| refused.flows).sum::<u64>(), 9);

@@ -1,15 +1,20 @@
 //! Publishes a generation to the workers (tables) and to the XDP program (BPF maps), in the right order.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Instant;
 
+use flowgate_control::log_limit::LogLimit;
 use flowgate_control::{Entry, Update};
+use flowgate_dataplane::{PipelineConfig, UnservedPorts};
 use flowgate_tables::service::ServiceKey;
 use flowgate_tables::{FrontendKind, PortSet, Publisher, Tables};
-use flowgate_xsk::steering::{AttachReport, Device, Steering, SteeringSet, VipKey};
+use flowgate_xsk::steering::{AttachReport, Device, StationKey, Steering, SteeringSet, VipKey};
 
 use super::map_growth::MapGrowth;
 use super::vlan_offload::VlanOffload;
 use super::workers::StartContext;
+use crate::config::OTHER_OWN_ADDRESSES;
 
 /// The tables that workers see, and the maps that the XDP program sees.
 #[derive(Debug)]
@@ -18,12 +23,16 @@ pub(crate) struct Publishing {
     pub(crate) steering: Steering,
     /// Whether workers answer the echo requests that VIPs receive.
     pub(crate) answers_echo: bool,
+    /// Whether workers get what no Service has to all VIPs, and not only to cluster IPs.
+    pub(crate) keeps_unserved: bool,
     /// Source ports of flows of an earlier process that `snat.ports` does not have: their replies are steered too.
     pub(crate) older_ports: PortSet,
     /// The receive VLAN offload of devices with VLANs.
     pub(crate) vlan_offload: VlanOffload,
     /// What the maps should hold, and what they lack.
     pub(crate) map_growth: MapGrowth,
+    /// Of lines about generations that differ in routes or neighbours only: packets cause these.
+    pub(crate) network_changes: LogLimit,
 }
 
 /// A generation, and what the maps should hold for it.
@@ -61,7 +70,7 @@ impl Publishing {
     pub(crate) fn publish(&mut self, Prepared { tables, wanted }: Prepared, now: Instant) {
         self.follow_devices(&tables);
         self.vlan_offload.configure(&tables.routing);
-        let wanted = self.with_choices(wanted);
+        let wanted = self.with_choices(wanted, &tables);
         // The maps must never hold what the workers do not know: a redirected frame cannot be given back to the kernel. So stale
         // entries leave the maps before the tables change, and new ones enter them afterwards.
         self.map_growth.begin(&mut self.steering, wanted);
@@ -84,21 +93,29 @@ impl Publishing {
         self.map_growth.unhealthy_reasons()
     }
 
-    /// Whether workers answer echo requests from now on.
-    pub(crate) fn set_answers_echo(&mut self, answers_echo: bool, now: Instant) {
-        self.answers_echo = answers_echo;
-        let wanted = self.with_choices(steering_set(&self.publisher.current()));
+    /// Which packets of VIPs workers get from now on.
+    pub(crate) fn choose(&mut self, pipeline: &PipelineConfig, now: Instant) {
+        let keeps_unserved = pipeline.unserved_ports != UnservedPorts::Pass;
+        if (self.answers_echo, self.keeps_unserved) == (pipeline.echo_vips, keeps_unserved) {
+            return;
+        }
+        (self.answers_echo, self.keeps_unserved) = (pipeline.echo_vips, keeps_unserved);
+        let tables = self.publisher.current();
+        let wanted = self.with_choices(steering_set(&tables), &tables);
         self.map_growth.begin(&mut self.steering, wanted);
         self.map_growth.complete(&mut self.steering, now);
     }
 
     /// Adds what does not follow from the tables.
-    fn with_choices(&self, mut set: SteeringSet) -> SteeringSet {
+    fn with_choices(&self, mut set: SteeringSet, tables: &Tables) -> SteeringSet {
         for port in self.older_ports.iter() {
             set.snat_ports.insert(port);
         }
         if self.answers_echo {
             set.answer_echo();
+        }
+        if !self.keeps_unserved {
+            set.cluster_ips.retain(|addr| tables.services.unmatched(*addr).is_some());
         }
         set
     }
@@ -142,7 +159,10 @@ fn steering_set(tables: &Tables) -> SteeringSet {
     }
     set.vips = vips.into_iter().collect();
     set.reply_sources = tables.services.reply_sources().map(vip_key).collect();
-    set.cluster_ips = tables.services.cluster_ips().collect();
+    // What no Service has is a worker's too, unless the address is the node's own, on whichever interface.
+    let is_node = |addr: &IpAddr| tables.sources.is_node(*addr);
+    set.cluster_ips = tables.services.cluster_ips().chain(set.vips.iter().map(|vip| vip.addr)).collect();
+    set.cluster_ips.retain(|addr| !is_node(addr));
     let cidrs = tables.services.service_cidrs().iter();
     set.service_cidrs = cidrs.map(|net| (net.network(), net.prefix_len())).collect();
     let interfaces = tables.routing.interfaces().iter();
@@ -150,10 +170,32 @@ fn steering_set(tables: &Tables) -> SteeringSet {
         let vlan = interface.spec.vlan.as_ref()?;
         Some((tables.routing.interfaces().get(vlan.parent)?.spec.ifindex, vlan.id))
     }));
+    set.stations = stations(tables).collect();
     set.own_addresses = interfaces.flat_map(|interface| &interface.spec.addresses).copied().collect();
+    // Of other interfaces, those that are no VIPs: a device for the VIPs of a cluster may have all of these.
+    let elsewhere = tables.sources.node_addresses().filter(|addr| !tables.services.is_vip(*addr));
+    let elsewhere: BTreeSet<IpAddr> = elsewhere.filter(|addr| !set.own_addresses.contains(addr)).collect();
+    set.own_addresses.extend(elsewhere.into_iter().take(OTHER_OWN_ADDRESSES as usize));
     set.snat_addresses = tables.snat.reply_addresses().iter().copied().collect();
     for &port in tables.snat.ports() {
         set.snat_ports.insert(port);
     }
     set
+}
+
+/// The Ethernet addresses to which frames are this machine's.
+fn stations(tables: &Tables) -> impl Iterator<Item = StationKey> {
+    let routing = &tables.routing;
+    let own = routing.interfaces().iter().map(|interface| (interface.id, interface.spec.mac));
+    let others = routing.other_stations().iter().filter_map(|station| {
+        let interface = routing.interfaces().get(station.interface)?;
+        Some((interface.id, station.mac))
+    });
+    own.chain(others).filter_map(|(interface, mac)| {
+        let (device, vlan) = routing.device(interface);
+        let ifindex = routing.interfaces().get(device.index())?.spec.ifindex;
+        // A device without an address, such as a tunnel, receives no Ethernet frames.
+        let is_station = ifindex != 0 && mac.0 != [0; 6];
+        is_station.then_some(StationKey { ifindex, vlan: vlan.unwrap_or(0), address: mac.0 })
+    })
 }

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use flowgate_control::descriptors::{DescriptorBudget, DescriptorLimits};
 use flowgate_control::health::{self, HealthInputs, ProbeCounts};
+use flowgate_control::log_limit::LogLimit;
 use flowgate_control::{Background, Status, SyncMetrics, Update, dns, http};
+use flowgate_dataplane::UnservedPorts;
 use flowgate_dataplane::worker::Resolver;
 use flowgate_flow::Origin;
 use flowgate_tables::routing::NeighbourKey;
@@ -243,9 +245,11 @@ async fn open_appliance(
         publisher: Publisher::new(),
         steering,
         answers_echo: config.pipeline.echo_vips,
+        keeps_unserved: config.pipeline.unserved_ports != UnservedPorts::Pass,
         older_ports: ports.older,
         vlan_offload: VlanOffload::default(),
         map_growth: MapGrowth::default(),
+        network_changes: LogLimit::default(),
     };
     Ok((Appliance { workers, publishing }, ports.new))
 }
@@ -382,9 +386,16 @@ fn publish(
             tracing::error!(%error, "connections may be reset in this moment, since the grace period cannot be set");
         }
     }
-    publishing.publish(prepared, tokio::time::Instant::now().into_std());
+    let now = tokio::time::Instant::now().into_std();
+    let has_other_services =
+        !Arc::ptr_eq(&prepared.tables.services, &publishing.publisher.current().services);
+    publishing.publish(prepared, now);
     workers.start(&publishing.start_context())?;
-    tracing::info!(generation, services, backends, "published");
+    if has_other_services {
+        tracing::info!(generation, services, backends, "published");
+    } else if let Some(more) = publishing.network_changes.due(now) {
+        tracing::info!(generation, services, backends, more, "published other routes or neighbours");
+    }
     Ok(())
 }
 

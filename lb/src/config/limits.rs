@@ -56,9 +56,10 @@ impl Limits {
         SetLimits {
             vips: self.vips,
             vip_addresses: self.vip_addresses,
-            cluster_ips: self.cluster_ips,
+            // With the other VIPs, of which no port is the kernel's either.
+            cluster_ips: self.cluster_ips.saturating_add(self.vip_addresses),
             reply_sources: self.reply_sources,
-            node_addresses: self.node_addresses,
+            node_addresses: self.node_addresses.saturating_add(OTHER_OWN_ADDRESSES),
             snat_addresses: self.snat_addresses,
             service_cidrs: self.service_cidrs,
             vlans: SetLimits::VLANS,
@@ -69,6 +70,9 @@ impl Limits {
         compile.budgets = self.budgets();
     }
 }
+
+/// Own addresses on interfaces that are not served, beside those that `node_addresses` bounds.
+pub(crate) const OTHER_OWN_ADDRESSES: u32 = 1024;
 
 fn limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     parse_with(deserializer, |entries: u32| match entries {

@@ -34,7 +34,7 @@ pub(super) struct Decided {
     pub(super) protocol: flowgate_wire::Protocol,
     /// The flow's hash, so that all fragments take the same of several next hops (ECMP).
     pub(super) flow_hash: u32,
-    /// The length of the fragmentable part in bytes, if the transport header states it (UDP).
+    /// The least length of the fragmentable part in bytes, if the transport header states it (UDP).
     pub(super) end: Option<u16>,
 }
 
@@ -45,6 +45,8 @@ pub(super) enum State {
     Expected,
     /// Fragments are forwarded.
     Decided(Decided),
+    /// Of an echo request, which is answered.
+    Echo,
     /// All fragments get this verdict.
     Ended(Verdict),
 }
@@ -73,7 +75,7 @@ impl Entry {
     fn is_expired(&self, now: Tick) -> bool {
         let lifetime = match self.state {
             State::Expected => EXPECTED_MS,
-            State::Decided(_) | State::Ended(_) => LIFETIME_MS,
+            State::Decided(_) | State::Echo | State::Ended(_) => LIFETIME_MS,
         };
         self.key.is_none() || now.since(self.since) > lifetime
     }
@@ -85,10 +87,10 @@ impl Entry {
             _ if self.is_expired(now) => Some((3, age)),
             (State::Ended(_), _) => Some((2, age)),
             (State::Expected, _) => Some((1, age)),
-            (State::Decided(_), Newcomer::First) => Some((0, age)),
+            (State::Decided(_) | State::Echo, Newcomer::First) => Some((0, age)),
             // The fragments of one packet follow one another closely, so an old decision is hardly needed any more. Without
             // this a flood of first fragments would shut out all others for LIFETIME_MS.
-            (State::Decided(_), Newcomer::Later) => (age > EXPECTED_MS).then_some((0, age)),
+            (State::Decided(_) | State::Echo, Newcomer::Later) => (age > EXPECTED_MS).then_some((0, age)),
         }
     }
 }

@@ -187,3 +187,57 @@ fn a_reference_to_no_interface_is_refused_by_name() {
         Routing::build(&Routing::default(), vec![], &[route("10.0.0.0/8", 2, None)], &[]).unwrap_err();
     assert_eq!(wrong.to_string(), "route to 10.0.0.0/8 names interface 2, of 0");
 }
+
+#[test]
+fn a_source_comes_by_every_path_of_its_route_and_by_no_other_interface() {
+    let routes = [
+        route("10.1.0.0/16", 0, None),
+        route("10.2.0.0/16", 1, None),
+        multipath("10.3.0.0/16", &[(0, Some("10.1.0.9"), 1), (1, Some("10.2.0.9"), 1)]),
+        multipath("10.2.7.0/24", &[]),
+    ];
+    // Only one of the two routers answers: the other may send nevertheless.
+    let routing = build(&Routing::default(), &routes, &[neighbour("10.1.0.9", 0, Some(9))]);
+    for (src, by) in [
+        ([10, 1, 0, 5], &[0][..]),
+        ([10, 2, 0, 5], &[1]),
+        ([10, 3, 0, 5], &[0, 1]),
+        ([10, 2, 7, 5], &[]),
+        ([192, 0, 2, 1], &[]),
+    ] {
+        let found: Vec<u8> =
+            [0, 1].into_iter().filter(|&n| routing.is_reverse_path(src.into(), InterfaceId(n))).collect();
+        assert_eq!(found, by, "{src:?}");
+    }
+}
+
+#[test]
+fn a_link_with_an_own_address_has_a_broadcast_address() {
+    let routes = [
+        route("10.1.0.0/24", 0, None),
+        route("10.2.0.0/31", 1, None),
+        route("10.3.0.0/24", 1, None),
+        route("10.4.0.0/24", 0, Some("10.1.0.9")),
+    ];
+    let routing = build(&Routing::default(), &routes, &[]);
+    for (addr, expected) in [
+        ("10.1.0.255", true),
+        ("10.1.0.0", false),
+        ("10.2.0.1", false),
+        ("10.3.0.255", false),
+        ("10.4.0.255", false),
+    ] {
+        assert_eq!(routing.is_broadcast(addr.parse().unwrap()), expected, "{addr}");
+    }
+}
+
+#[test]
+fn what_the_kernel_does_not_forward_is_known_by_interface_and_family() {
+    let off = [ForwardingOff { interface: 1, v4: true }, ForwardingOff { interface: 0, v4: false }];
+    let routing = build(&Routing::default(), &[], &[]).with_forwarding_off(&off);
+    let forwards = |n, v4| routing.forwards(InterfaceId(n), v4);
+    assert_eq!(
+        [forwards(0, true), forwards(0, false), forwards(1, true), forwards(1, false)],
+        [true, false, false, true]
+    );
+}

@@ -15,6 +15,7 @@ mod port_sets;
 mod replacement;
 mod sets;
 mod shape;
+mod stations;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -32,6 +33,7 @@ use key_set::{Entry, KeySet};
 use port_sets::PortSets;
 use replacement::Replacement;
 use sets::{OWN_ADDRESSES, Sets, VIP_ADDRESSES};
+use stations::Stations;
 
 pub(super) use pinned::{initial_sizes, names, remove_incompatible};
 pub(super) use sets::Replacements;
@@ -44,6 +46,7 @@ pub(super) struct Maps {
     port_sets: PortSets,
     deliveries: Array<MapData, [u8; 16]>,
     grace_deadline: Array<MapData, u64>,
+    stations: Stations,
     counters: PerCpuArray<MapData, u64>,
     /// The maps that are no sets, to pin them again.
     others: Vec<(&'static str, OwnedFd)>,
@@ -70,6 +73,7 @@ impl Maps {
             deliveries: open(pins, "deliveries")?,
             // The name of the pin is older than the word, and an older program may still read it.
             grace_deadline: open(pins, "hold_until")?,
+            stations: Stations::cleared(open(pins, "stations")?)?,
             counters: open(pins, "counters")?,
             others: pinned::open_others(pins)?,
             interfaces,
@@ -78,6 +82,7 @@ impl Maps {
             is_in_step: false,
         };
         maps.sets.vlans.remove_detached(&maps.interfaces)?;
+        maps.sets.stations.remove_detached(&maps.interfaces)?;
         maps.applied = maps.read()?;
         maps.applied_vip_addresses = maps.vip_addresses.read(&maps.interfaces)?;
         Ok((maps, open(pins, "xsks")?))
@@ -85,6 +90,12 @@ impl Maps {
 
     /// Other devices have taken the slots of some: entries of a slot are now those of its new device.
     pub(super) fn reattach(&mut self, interfaces: Vec<InterfaceSlots>) -> Result<(), SteeringError> {
+        // The address of a device that took the place of another is known with the next set.
+        for (before, now) in self.interfaces.iter().zip(&interfaces) {
+            if before.ifindex != now.ifindex {
+                self.stations.set(*now, 0)?;
+            }
+        }
         self.interfaces = interfaces;
         self.is_in_step = false;
         self.applied = self.read()?;
@@ -119,6 +130,8 @@ impl Maps {
             // otherwise the node's own traffic would be redirected for a moment.
             self.own_addresses.remove_stale(interfaces, &mut applied.own_addresses, &next.own_addresses),
             self.port_sets.remove_stale(applied, next),
+            // Replaced and not removed: a device always has an address.
+            self.stations.follow(interfaces, next),
         ];
         errors.extend(outcomes.into_iter().filter_map(Result::err));
         errors

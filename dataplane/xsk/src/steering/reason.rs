@@ -27,7 +27,7 @@ pub enum Reason {
     PassNoWorker,
     /// To a worker: the reply of a backend that sees the client's address.
     RedirectKeptReply,
-    /// To a worker: a cluster IP, or a port of one, that no Service has.
+    /// To a worker: what no Service has, to a cluster IP or another VIP.
     RedirectUnserved,
     /// To a worker: a later fragment of a datagram that is ours.
     RedirectFragment,
@@ -43,11 +43,13 @@ pub enum Reason {
     DropHeld,
     /// To the kernel: the frame ends before the IP packet in it.
     PassTruncated,
+    /// To the kernel: the frame is for another Ethernet address, or for a group.
+    PassOtherHost,
 }
 
 impl Reason {
     /// Every reason, in the order of the counter map.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::RedirectVip,
         Self::RedirectNodeport,
         Self::RedirectSnatReply,
@@ -66,6 +68,7 @@ impl Reason {
         Self::PassExtensions,
         Self::DropHeld,
         Self::PassTruncated,
+        Self::PassOtherHost,
     ];
 
     /// The name that metrics, `flowgate show` and the documentation share.
@@ -90,6 +93,7 @@ impl Reason {
             Self::PassExtensions => "pass_extensions",
             Self::DropHeld => "drop_held",
             Self::PassTruncated => "pass_truncated",
+            Self::PassOtherHost => "pass_other_host",
         }
     }
 }
@@ -109,15 +113,18 @@ impl Reason {
             Self::PassNotOurs => "Passed to the kernel: to nothing that is served.",
             Self::PassNoWorker => "Passed to the kernel: for a Service, but no worker has the queue.",
             Self::RedirectKeptReply => "Sent up: the answer of a backend whose clients keep their address.",
-            Self::RedirectUnserved => "Sent up: a port or an address for cluster IPs that no Service has.",
+            Self::RedirectUnserved => "Sent up: to a VIP or a free cluster IP, what no Service has.",
             Self::RedirectFragment => "Sent up: a later fragment of a datagram that is ours.",
             Self::RedirectIcmpError => "Sent up: an ICMP error about a packet of a flow of ours.",
             Self::RedirectEcho => "Sent up: an echo request to a VIP.",
-            Self::PassVlan => "Passed to the kernel: a VLAN tag of no served VLAN interface, or two tags.",
+            Self::PassVlan => "Passed to the kernel: a VLAN tag of no served VLAN interface, or two VLANs.",
             Self::PassExtensions => {
                 "Passed to the kernel: too many IPv6 extension headers, or a route that is not at its end."
             }
             Self::DropHeld => "Dropped: for a Service, while Flowgate is replaced.",
+            Self::PassOtherHost => {
+                "Passed to the kernel: for another Ethernet address than the interface's, or for a group."
+            }
             Self::PassTruncated => "Passed to the kernel: less of an IP packet arrived than its length says.",
         }
     }

@@ -28,14 +28,17 @@ pub struct SteeringSet {
     pub reply_sources: BTreeSet<VipKey>,
     /// The node's own addresses.
     pub own_addresses: BTreeSet<IpAddr>,
-    /// Addresses of which every port is Flowgate's.
+    /// Addresses of which every protocol and port is Flowgate's.
     pub cluster_ips: BTreeSet<IpAddr>,
     /// Prefixes of which every address is Flowgate's: base address and length in bits.
     pub service_cidrs: BTreeSet<(IpAddr, u8)>,
     /// Addresses for which workers reply to echo requests (RFC 1122, 3.2.2.6; RFC 4443, 4.1).
     pub echo_addresses: BTreeSet<IpAddr>,
-    /// The VLANs whose frames are parsed. Frames with another tag, or with two, pass to the kernel.
+    /// The VLANs whose frames are parsed. Frames with another tag, or with two, pass to the kernel; a priority tag is none.
     pub vlans: BTreeSet<VlanKey>,
+    /// The Ethernet addresses of the interfaces: frames to others pass to the kernel, as do those to groups in any case. Of an
+    /// interface without one here, frames to every address are taken that is no group's.
+    pub stations: BTreeSet<StationKey>,
 }
 
 impl SteeringSet {
@@ -68,7 +71,7 @@ pub struct VlanKey {
     pub ifindex: u32,
     /// The tag's EtherType: 0x8100 (802.1Q) or 0x88a8 (802.1ad).
     pub ethertype: u16,
-    /// The VLAN's id, 0 to 4094. 0 is a priority tag: the frame belongs to the device itself.
+    /// The VLAN's id, 1 to 4094.
     pub id: u16,
 }
 
@@ -91,6 +94,44 @@ impl VlanKey {
             ethertype: u16::from_be_bytes([e0, e1]),
             id: u16::from_ne_bytes([i0, i1]),
         })
+    }
+}
+
+/// One Ethernet address of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StationKey {
+    /// Index of the device that receives the frames. Addresses of devices that are not attached are ignored.
+    pub ifindex: u32,
+    /// The VLAN that has the address; 0: the device itself, whose address counts for its VLANs too.
+    pub vlan: u16,
+    /// The address.
+    pub address: [u8; 6],
+}
+
+impl StationKey {
+    /// The key in the map `other_stations`, which has the interface's first socket slot in place of its index.
+    pub(super) fn to_bytes(self, first_slot: u32) -> [u8; 12] {
+        let mut key = [0; 12];
+        key[..4].copy_from_slice(&first_slot.to_ne_bytes());
+        key[4..6].copy_from_slice(&self.vlan.to_ne_bytes());
+        key[6..].copy_from_slice(&self.address);
+        key
+    }
+
+    /// `ifindex_of` returns the index of the interface with this first slot; `None` if it is not attached.
+    pub(super) fn from_bytes(key: [u8; 12], ifindex_of: impl Fn(u32) -> Option<u32>) -> Option<Self> {
+        let [b0, b1, b2, b3, v0, v1, address @ ..] = key;
+        Some(Self {
+            ifindex: ifindex_of(u32::from_ne_bytes([b0, b1, b2, b3]))?,
+            vlan: u16::from_ne_bytes([v0, v1]),
+            address,
+        })
+    }
+
+    /// The value in the map `stations`: the address as the first bytes of a frame, and two zeros.
+    pub(super) fn to_word(self) -> u64 {
+        let [a, b, c, d, e, f] = self.address;
+        u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
     }
 }
 
@@ -345,6 +386,15 @@ mod tests {
         let ifindex_of = |base| (base == 256).then_some(7);
         assert_eq!(VlanKey::from_bytes(vlan.to_bytes(256), ifindex_of), Some(vlan));
         assert_eq!(VlanKey::from_bytes(vlan.to_bytes(512), ifindex_of), None);
+    }
+
+    #[test]
+    fn a_station_survives_its_map_key_while_its_device_is_attached() {
+        let station = StationKey { ifindex: 7, vlan: 4094, address: [2, 3, 4, 5, 6, 7] };
+        let ifindex_of = |base| (base == 256).then_some(7);
+        assert_eq!(StationKey::from_bytes(station.to_bytes(256), ifindex_of), Some(station));
+        assert_eq!(StationKey::from_bytes(station.to_bytes(512), ifindex_of), None);
+        assert_eq!(station.to_word().to_ne_bytes(), [2, 3, 4, 5, 6, 7, 0, 0]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use flowgate_xsk::steering::{ETHERTYPE_8021Q, Reason, VlanKey};
+use flowgate_xsk::steering::{ETHERTYPE_8021Q, Reason, StationKey, VlanKey};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, RngSeed, TestRunner};
@@ -59,6 +59,7 @@ struct Recipe {
     /// The packet is an ICMP message of this type.
     message: Option<u8>,
     tags: Vec<(u16, u16)>,
+    station: [u8; 6],
     changes: Vec<(Index, u8)>,
     cut: Option<Index>,
 }
@@ -70,6 +71,7 @@ impl Recipe {
         for &(ethertype, id) in &self.tags {
             frame = tagged(ethertype, id, &frame);
         }
+        frame[..6].copy_from_slice(&self.station);
         for (at, value) in &self.changes {
             // Only headers matter, and most of them fit into 120 bytes.
             let end = frame.len().min(120);
@@ -151,7 +153,17 @@ fn recipe() -> impl Strategy<Value = Recipe> {
         vec![(0x88a8, 200)],
         vec![(ETHERTYPE_8021Q, 200)],
         vec![(ETHERTYPE_8021Q, 100), (0x88a8, 200)],
+        vec![(ETHERTYPE_8021Q, 0x6000)],
+        vec![(0x88a8, 0)],
+        vec![(ETHERTYPE_8021Q, 100), (0x88a8, 0x2000)],
+        vec![(ETHERTYPE_8021Q, 0), (ETHERTYPE_8021Q, 0)],
+        vec![(ETHERTYPE_8021Q, 100), (ETHERTYPE_8021Q, 0), (ETHERTYPE_8021Q, 0)],
     ]);
+    let stations = prop_oneof![
+        10 => Just(STATION),
+        1 => Just(VLAN_STATION),
+        1 => select(vec![[2, 9, 9, 9, 9, 9], [0xff; 6], [0x01, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]]),
+    ];
     let packet = (
         any::<bool>(),
         select(vec![TCP, TCP, UDP, UDP, SCTP, 47]),
@@ -167,12 +179,13 @@ fn recipe() -> impl Strategy<Value = Recipe> {
         prop::bool::weighted(0.8),
         prop::option::weighted(0.05, messages),
         tags,
+        stations,
         sometimes(prop::collection::vec((any::<Index>(), any::<u8>()), 0..4))
             .prop_map(Option::unwrap_or_default),
         prop::option::weighted(0.1, any::<Index>()),
     );
     (packet, around).prop_map(|((six, protocol, from, to, fragment, id, options, extras), around)| {
-        let (error, to_sender, message, tags, changes, cut) = around;
+        let (error, to_sender, message, tags, station, changes, cut) = around;
         Recipe {
             six,
             protocol,
@@ -186,12 +199,16 @@ fn recipe() -> impl Strategy<Value = Recipe> {
             to_sender,
             message,
             tags,
+            station,
             changes,
             cut,
         }
     })
 }
 
+/// The Ethernet address of the interface, and that of its VLAN 100.
+const STATION: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const VLAN_STATION: [u8; 6] = [2, 0, 0, 0, 0, 100];
 const UNALLOCATED: [u8; 4] = [198, 18, 3, 4];
 const UNALLOCATED6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xcccc, 0, 0, 0, 0, 0, 0x34);
 
@@ -206,6 +223,8 @@ fn everything(set: &mut SteeringSet, ifindex: u32) {
     set.service_cidrs.insert((Ipv6Addr::new(0xfd00, 0xcccc, 0, 0, 0, 0, 0, 0).into(), 112));
     set.serve_vlans([(ifindex, 100)]);
     set.vlans.insert(VlanKey { ifindex, ethertype: 0x88a8, id: 200 });
+    set.stations.insert(StationKey { ifindex, vlan: 0, address: STATION });
+    set.stations.insert(StationKey { ifindex, vlan: 100, address: VLAN_STATION });
 }
 
 /// Runs random frames through both, and returns the reasons that occurred.

@@ -133,9 +133,15 @@ fn echo_requests_go_to_the_worker_where_it_answers_them() {
     rig.passes("to the node", &ping6(NODE6), "pass_not_ours");
     rig.passes("a reply", &with(ping(VIP), 34, &[0]), "pass_not_l4");
     rig.passes("a reply", &with(ping6(VIP6), 54, &[129]), "pass_not_l4");
-    rig.passes("a fragmented request", &with(ping(VIP), 20, &[0x20, 0]), "pass_fragment");
-    let first = v6(OTHER6, VIP6, FRAGMENT, &fragment(ICMPV6, 1, 7, &icmp(128, b"?")));
-    rig.passes("a fragmented request", &ethernet(0x86dd, &first), "pass_fragment");
+    rig.redirects("a fragmented request", &with(ping(VIP), 20, &[0x20, 0]), "redirect_echo");
+    rig.redirects("its end", &with(ping(VIP), 20, &[0, 1]), "redirect_fragment");
+    let part =
+        |to, offset, id, kind| v6(OTHER6, to, FRAGMENT, &fragment(ICMPV6, offset, id, &icmp(kind, b"?")));
+    rig.redirects("a fragmented request", &ethernet(0x86dd, &part(VIP6, 1, 7, 128)), "redirect_echo");
+    rig.redirects("an end that comes first", &ethernet(0x86dd, &part(VIP6, 8, 8, 0)), "redirect_fragment");
+    rig.passes("a fragmented reply", &ethernet(0x86dd, &part(VIP6, 1, 9, 129)), "pass_fragment");
+    rig.passes("to the node", &ethernet(0x86dd, &part(NODE6, 1, 7, 128)), "pass_not_ours");
+    rig.passes("to the node, its end", &ethernet(0x86dd, &part(NODE6, 8, 7, 0)), "pass_fragment");
     rig.serve(|set| set.echo_addresses.clear());
     rig.passes("afterwards", &ping(VIP), "pass_not_ours");
 }

@@ -17,11 +17,11 @@ mod vlan;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use flowgate_xsk::steering::{Delivery, Steering, SteeringSet, Verdict, VipKey};
+use flowgate_xsk::steering::{Delivery, ETHERTYPE_8021Q, StationKey, Steering, SteeringSet, Verdict, VipKey};
 use flowgate_xsk::{FramePool, XskSocket};
 
 use common::{Namespace, counted, eventually, tcp, udp};
-use frames::{UDP, ethernet, l4, v6};
+use frames::{ICMPV6, UDP, ethernet, extension, icmp, l4, tagged, v6};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 const NODE: [u8; 4] = [192, 0, 2, 1];
@@ -186,6 +186,59 @@ fn p505_p506_what_is_aimed_at_cluster_ips_goes_to_the_worker_but_the_nodes_own_a
 }
 
 #[test]
+fn what_is_for_an_address_of_which_everything_is_ours_goes_to_the_worker_whatever_it_is() {
+    let mut rig = rig();
+    rig.serve(|set| set.cluster_ips = [IpAddr::from(VIP), IpAddr::from(VIP6), IpAddr::from(NODE)].into());
+    let redirect = |what, packet: &[u8]| rig.expect(what, packet, Verdict::Redirect, "redirect_unserved");
+    for protocol in [1, 2, 47, 50] {
+        redirect("another protocol", &with(tcp((VIP, 80)), 23, &[protocol]));
+    }
+    redirect("a fragment of another protocol", &with(with(tcp((VIP, 80)), 23, &[47]), 20, &[0x20, 0]));
+    redirect("its end", &with(with(tcp((VIP, 80)), 23, &[47]), 20, &[0, 3]));
+    redirect("a transport header that is cut off", &with(tcp((VIP, 80)), 16, &[0, 39]));
+    let six = |next, payload: &[u8]| ethernet(0x86dd, &v6(OTHER6, VIP6, next, payload));
+    redirect("a route that is not at its end", &six(43, &extension(UDP, 0, 1, &l4(UDP, 4000, 53))));
+    redirect("an echo request", &six(ICMPV6, &icmp(128, b"?")));
+    let pass = |what, packet: &[u8], reason| rig.expect(what, packet, Verdict::Pass, reason);
+    pass("a router that probes its neighbour", &six(ICMPV6, &icmp(135, b"?")), "pass_not_l4");
+    pass("the node's own address", &with(tcp((NODE, 80)), 23, &[47]), "pass_not_l4");
+    pass("an address of nobody", &with(tcp((OTHER, 80)), 23, &[47]), "pass_not_l4");
+    pass("less than its length", &tcp((VIP, 80))[..50], "pass_truncated");
+}
+
+#[test]
+fn what_is_for_another_ethernet_address_goes_to_the_kernel() {
+    let mut rig = rig();
+    let ifindex = rig.ifindex;
+    let (own, other) = ([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 9]);
+    let to = |station: [u8; 6]| with(tcp((VIP, 80)), 0, &station);
+    rig.redirects("while no address is known", &to(other), "redirect_vip");
+    rig.passes("all, while none is known", &to([0xff; 6]), "pass_other_host");
+    rig.serve(|set| set.stations = [StationKey { ifindex, vlan: 0, address: own }].into());
+    rig.redirects("its own", &to(own), "redirect_vip");
+    rig.passes("another", &to(other), "pass_other_host");
+    rig.passes("all", &to([0xff; 6]), "pass_other_host");
+    rig.passes("a group", &to([0x01, 0, 0x5e, 0, 0, 0x12]), "pass_other_host");
+    rig.passes("what the kernel has anyway", &with(tcp((NODE, 22)), 0, &other), "pass_other_host");
+    rig.serve(|set| set.stations = [StationKey { ifindex, vlan: 0, address: other }].into());
+    rig.redirects("another one now", &to(other), "redirect_vip");
+    rig.passes("the old one", &to(own), "pass_other_host");
+    // A second address, as of a virtual router, and one of a VLAN.
+    rig.serve(|set| {
+        set.stations.insert(StationKey { ifindex, vlan: 0, address: own });
+        set.stations.insert(StationKey { ifindex, vlan: 100, address: [2, 0, 0, 0, 0, 7] });
+        set.serve_vlans([(ifindex, 100)]);
+    });
+    rig.redirects("both", &to(own), "redirect_vip");
+    rig.redirects("both", &to(other), "redirect_vip");
+    rig.passes("that of the VLAN, without its tag", &to([2, 0, 0, 0, 0, 7]), "pass_other_host");
+    for station in [[2, 0, 0, 0, 0, 7], own, other] {
+        rig.redirects("with its tag", &tagged(ETHERTYPE_8021Q, 100, &to(station)), "redirect_vip");
+    }
+    rig.passes("another with a tag", &tagged(ETHERTYPE_8021Q, 100, &to([2; 6])), "pass_other_host");
+}
+
+#[test]
 fn everything_else_goes_to_the_kernel() {
     let rig = rig();
     let pass = |what, packet: &[u8], reason| rig.expect(what, packet, Verdict::Pass, reason);
@@ -201,7 +254,7 @@ fn everything_else_goes_to_the_kernel() {
 
     let arp = with(vec![0; 60], 12, &[0x08, 0x06]);
     pass("ARP", &arp, "pass_not_ip");
-    pass("a VLAN tag", &with(arp, 12, &[0x81, 0x00]), "pass_vlan");
+    pass("a VLAN tag", &with(arp, 12, &[0x81, 0x00, 0x00, 0x05]), "pass_vlan");
     for protocol in [1, 2, 47] {
         pass("ICMP, IGMP, GRE", &with(tcp((VIP, 80)), 23, &[protocol]), "pass_not_l4");
     }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use flowgate_xsk::steering::{SteeringSet, VipKey, VlanKey};
+use flowgate_xsk::steering::{StationKey, SteeringSet, VipKey, VlanKey};
 
 /// Decisions on first fragments.
 pub type Fragments = HashMap<(IpAddr, IpAddr, u32, u8), bool>;
@@ -39,10 +39,42 @@ struct Packet {
 
 /// The reason under which the program counts a frame, while a socket is there.
 pub fn decide(set: &SteeringSet, ifindex: u32, fragments: &mut Fragments, frame: &[u8]) -> &'static str {
-    match parse(set, ifindex, frame) {
+    let mut envelope = Envelope::default();
+    let for_us = |envelope: &Envelope| is_for_us(set, ifindex, frame, envelope.vlan);
+    let reason = match parse(set, ifindex, frame, &mut envelope) {
         Err(reason) => reason,
+        Ok(_) if !for_us(&envelope) => return "pass_other_host",
         Ok(packet) => steer(set, fragments, &packet),
+    };
+    // The same for every protocol, and whatever is wrong behind the IP header.
+    let may_be_ours = ["pass_not_l4", "pass_fragment", "pass_malformed", "pass_not_ours", "pass_extensions"]
+        .contains(&reason);
+    match envelope.to {
+        Some(to) if may_be_ours && for_us(&envelope) && is_unserved(set, to) => "redirect_unserved",
+        _ => reason,
     }
+}
+
+/// What is known of a frame whatever it holds.
+#[derive(Default)]
+struct Envelope {
+    vlan: u16,
+    /// The destination, unless only the kernel may have the packet.
+    to: Option<IpAddr>,
+}
+
+/// Whether the frame is sent to the Ethernet address of this interface, or of the VLAN; to any that is no group's while that
+/// is not known.
+fn is_for_us(set: &SteeringSet, ifindex: u32, frame: &[u8], vlan: u16) -> bool {
+    let Some(&address) = frame.first_chunk::<6>() else { return false };
+    let has = |vlan| set.stations.contains(&StationKey { ifindex, vlan, address });
+    let is_known = set.stations.iter().any(|station| station.ifindex == ifindex && station.vlan == 0);
+    address[0] & 1 == 0 && (!is_known || has(0) || has(vlan))
+}
+
+fn is_unserved(set: &SteeringSet, to: IpAddr) -> bool {
+    let in_range = || set.service_cidrs.iter().any(|range| covers(*range, to));
+    !set.own_addresses.contains(&to) && (set.cluster_ips.contains(&to) || in_range())
 }
 
 fn steer(set: &SteeringSet, fragments: &mut Fragments, packet: &Packet) -> &'static str {
@@ -51,14 +83,13 @@ fn steer(set: &SteeringSet, fragments: &mut Fragments, packet: &Packet) -> &'sta
     let key = (packet.to, packet.from, packet.id, packet.id_protocol);
     match packet.kind {
         Kind::Whole => by_ports(set, packet),
-        Kind::Echo if set.echo_addresses.contains(&packet.to) => "redirect_echo",
-        Kind::Echo => "pass_not_ours",
+        Kind::Echo => echo(set, packet.to),
         Kind::Error => match by_ports(set, packet) {
             "pass_not_ours" => "pass_not_ours",
             _ => "redirect_icmp_error",
         },
         Kind::First => {
-            let reason = by_ports(set, packet);
+            let reason = if is_icmp(packet.protocol) { echo(set, packet.to) } else { by_ports(set, packet) };
             let ours = reason != "pass_not_ours";
             if ours || to_vip || fragments.contains_key(&key) {
                 fragments.insert(key, ours);
@@ -66,10 +97,19 @@ fn steer(set: &SteeringSet, fragments: &mut Fragments, packet: &Packet) -> &'sta
             reason
         }
         Kind::Later => {
-            let default = has_ports(packet.protocol) && to_vip && !own;
+            let of_echo = is_icmp(packet.protocol) && set.echo_addresses.contains(&packet.to);
+            let default = has_ports(packet.protocol) && to_vip && !own || of_echo;
             if *fragments.get(&key).unwrap_or(&default) { "redirect_fragment" } else { "pass_fragment" }
         }
     }
+}
+
+fn echo(set: &SteeringSet, to: IpAddr) -> &'static str {
+    if set.echo_addresses.contains(&to) { "redirect_echo" } else { "pass_not_ours" }
+}
+
+fn is_icmp(protocol: u8) -> bool {
+    [1, 58].contains(&protocol)
 }
 
 fn by_ports(set: &SteeringSet, packet: &Packet) -> &'static str {
@@ -88,9 +128,7 @@ fn by_ports(set: &SteeringSet, packet: &Packet) -> &'static str {
         "redirect_snat_reply"
     } else if set.reply_sources.contains(&VipKey { addr: from, port: from_port, protocol }) && !own {
         "redirect_kept_reply"
-    } else if !own
-        && (set.cluster_ips.contains(&to) || set.service_cidrs.iter().any(|range| covers(*range, to)))
-    {
+    } else if is_unserved(set, to) {
         "redirect_unserved"
     } else {
         "pass_not_ours"
@@ -109,25 +147,32 @@ fn has_ports(protocol: u8) -> bool {
     [6, 17, 132].contains(&protocol)
 }
 
-fn parse(set: &SteeringSet, ifindex: u32, frame: &[u8]) -> Result<Packet, Passed> {
+fn parse(set: &SteeringSet, ifindex: u32, frame: &[u8], envelope: &mut Envelope) -> Result<Packet, Passed> {
     let tag = [0x8100, 0x88a8];
     let mut ethertype = be16(frame, 12)?;
     let mut l3 = &frame[14..];
     if tag.contains(&ethertype) {
-        let (id, inner) = (be16(l3, 0)? & 0xfff, be16(l3, 2)?);
-        if tag.contains(&inner) || !set.vlans.contains(&VlanKey { ifindex, ethertype, id }) {
+        let (mut id, mut inner) = (be16(l3, 0)? & 0xfff, be16(l3, 2)?);
+        // A priority tag, and behind it another one.
+        if id == 0 && tag.contains(&inner) {
+            (ethertype, l3) = (inner, &l3[4..]);
+            (id, inner) = (be16(l3, 0)? & 0xfff, be16(l3, 2)?);
+        }
+        let is_served = id == 0 || set.vlans.contains(&VlanKey { ifindex, ethertype, id });
+        if tag.contains(&inner) || !is_served {
             return Err("pass_vlan");
         }
+        envelope.vlan = id;
         (ethertype, l3) = (inner, &l3[4..]);
     }
     match ethertype {
-        0x0800 => parse_v4(l3),
-        0x86dd => parse_v6(l3),
+        0x0800 => parse_v4(l3, envelope),
+        0x86dd => parse_v6(l3, envelope),
         _ => Err("pass_not_ip"),
     }
 }
 
-fn parse_v4(l3: &[u8]) -> Result<Packet, Passed> {
+fn parse_v4(l3: &[u8], envelope: &mut Envelope) -> Result<Packet, Passed> {
     let (version, header_len) = (byte(l3, 0)? >> 4, usize::from(byte(l3, 0)? & 15) * 4);
     at_least(l3, 20)?;
     let total_len = usize::from(be16(l3, 2)?);
@@ -149,15 +194,13 @@ fn parse_v4(l3: &[u8]) -> Result<Packet, Passed> {
         id: u32::from(be16(l3, 4)?),
         id_protocol: protocol,
     };
+    envelope.to = Some(packet.to);
     let (more, offset) = (fragment & 0x2000 != 0, fragment & 0x1fff);
     if offset > 0 {
         Ok(Packet { kind: Kind::Later, ..packet })
     } else if more {
-        if has_ports(protocol) {
-            with_ports(Packet { kind: Kind::First, ..packet }, l4)
-        } else {
-            Err("pass_fragment")
-        }
+        let first = Packet { kind: Kind::First, ..packet };
+        if has_ports(protocol) { with_ports(first, l4) } else { first_of_echo(first, l4, (1, 8)) }
     } else if protocol == 1 {
         parse_icmp(packet, l4, &[3, 11, 12], 8, embedded_v4)
     } else {
@@ -165,7 +208,7 @@ fn parse_v4(l3: &[u8]) -> Result<Packet, Passed> {
     }
 }
 
-fn parse_v6(l3: &[u8]) -> Result<Packet, Passed> {
+fn parse_v6(l3: &[u8], envelope: &mut Envelope) -> Result<Packet, Passed> {
     at_least(l3, 40)?;
     let end = 40 + usize::from(be16(l3, 4)?);
     if l3[0] >> 4 != 6 {
@@ -184,11 +227,16 @@ fn parse_v6(l3: &[u8]) -> Result<Packet, Passed> {
         id: 0,
         id_protocol: 0,
     };
+    envelope.to = Some(packet.to);
     let (packet, rest) = extensions(packet, &l3[40..end])?;
+    // Neighbour discovery and its like.
+    if (packet.kind, packet.protocol) == (Kind::Whole, 58) && rest.len() >= 8 && rest[0] > 129 {
+        envelope.to = None;
+    }
     match (packet.kind, packet.protocol) {
         (Kind::Later, _) => Ok(packet),
         (Kind::Whole, 58) => parse_icmp(packet, rest, &[1, 2, 3, 4], 128, embedded_v6),
-        (Kind::First, other) if !has_ports(other) => Err("pass_fragment"),
+        (Kind::First, other) if !has_ports(other) => first_of_echo(packet, rest, (58, 128)),
         _ => with_ports(packet, rest),
     }
 }
@@ -235,6 +283,12 @@ fn with_ports(packet: Packet, l4: &[u8]) -> Result<Packet, Passed> {
     };
     at_least(l4, len)?;
     Ok(Packet { from_port: be16(l4, 0)?, to_port: be16(l4, 2)?, ..packet })
+}
+
+/// The first fragment of a message: whether it is an echo request.
+fn first_of_echo(packet: Packet, message: &[u8], (protocol, kind): (u8, u8)) -> Result<Packet, Passed> {
+    let is_echo = packet.protocol == protocol && message.len() >= 8 && message[0] == kind;
+    if is_echo { Ok(packet) } else { Err("pass_fragment") }
 }
 
 fn parse_icmp(

@@ -26,7 +26,12 @@ fn a_tagged_frame_is_steered_like_an_untagged_one_where_its_vlan_is_served() {
     rig.passes("ARP", &tag(100, &ethernet(0x0806, &[0; 46])), "pass_not_ip");
     rig.passes("another VLAN", &tag(101, &tcp((VIP, 80))), "pass_vlan");
     rig.passes("another device's VLAN", &tag(200, &tcp((VIP, 80))), "pass_vlan");
-    rig.passes("a priority tag", &tag(0x2000, &tcp((VIP, 80))), "pass_vlan");
+    rig.redirects("a priority tag", &tag(0x2000, &tcp((VIP, 80))), "redirect_vip");
+    rig.redirects("a priority tag of 802.1ad", &tagged(ETHERTYPE_8021AD, 0xe000, &six), "redirect_vip");
+    rig.redirects("a priority tag and a VLAN", &tag(0x2000, &tag(100, &six)), "redirect_vip");
+    rig.passes("a priority tag and another VLAN", &tag(0x2000, &tag(101, &six)), "pass_vlan");
+    rig.passes("a VLAN and a priority tag", &tag(100, &tag(0x2000, &six)), "pass_vlan");
+    rig.passes("three tags", &tag(0, &tag(0, &tag(0, &six))), "pass_vlan");
     rig.passes("802.1ad", &tagged(ETHERTYPE_8021AD, 100, &tcp((VIP, 80))), "pass_vlan");
     rig.passes("two tags", &tag(100, &tag(100, &tcp((VIP, 80)))), "pass_vlan");
     rig.passes("two tags", &tag(100, &tagged(ETHERTYPE_8021AD, 100, &six)), "pass_vlan");

@@ -69,10 +69,7 @@ impl Reloader<'_> {
 
 fn take_over(Appliance { workers, publishing }: &mut Appliance, config: &Config) {
     workers.reconfigure(config);
-    let answers_echo = config.pipeline.echo_vips;
-    if publishing.answers_echo != answers_echo {
-        publishing.set_answers_echo(answers_echo, Instant::now().into_std());
-    }
+    publishing.choose(&config.pipeline, Instant::now().into_std());
 }
 
 fn summarise(path: &str, taken: &[Change], refused: &[Change]) {

@@ -6,7 +6,7 @@ use aya::maps::MapType;
 
 use super::key_set::{Entry, KeySet};
 use crate::steering::set::{
-    VipKey, VlanKey, address_from_key, address_key, prefix_from_key, prefix_key, protocol_name,
+    StationKey, VipKey, VlanKey, address_from_key, address_key, prefix_from_key, prefix_key, protocol_name,
 };
 use crate::steering::sockets::InterfaceSlots;
 
@@ -18,6 +18,8 @@ pub(super) type VipSet = KeySet<VipKey>;
 pub(super) type PrefixSet = KeySet<(IpAddr, u8)>;
 /// VLANs of attached interfaces.
 pub(super) type VlanSet = KeySet<VlanKey>;
+/// Ethernet addresses of attached interfaces.
+pub(super) type StationSet = KeySet<StationKey>;
 
 impl Entry for IpAddr {
     type Key = [u8; 16];
@@ -87,5 +89,26 @@ impl Entry for VlanKey {
 
     fn name(self) -> String {
         format!("VLAN {} of device {}", self.id, self.ifindex)
+    }
+}
+
+impl Entry for StationKey {
+    type Key = [u8; 12];
+    const KIND: MapType = MapType::Hash;
+
+    fn to_key(self, interfaces: &[InterfaceSlots]) -> Option<[u8; 12]> {
+        let interface = interfaces.iter().find(|interface| interface.ifindex == self.ifindex)?;
+        Some(self.to_bytes(interface.first))
+    }
+
+    fn from_key(key: [u8; 12], interfaces: &[InterfaceSlots]) -> Option<Self> {
+        Self::from_bytes(key, |first| {
+            interfaces.iter().find(|interface| interface.first == first).map(|interface| interface.ifindex)
+        })
+    }
+
+    fn name(self) -> String {
+        let address = self.address.map(|byte| format!("{byte:02x}")).join(":");
+        format!("Ethernet address {address} of device {}", self.ifindex)
     }
 }

@@ -22,6 +22,7 @@ const OTHER_SHAPES: &[Shape] = &[
     Shape { kind: MapType::XskMap, ..Shape::array("xsks", 4, MAX_INTERFACES * QUEUES_PER_INTERFACE) },
     Shape::array("deliveries", 16, MAX_INTERFACES),
     Shape::array("hold_until", 8, 1),
+    Shape::array("stations", 8, MAX_INTERFACES),
     Shape { kind: MapType::PerCpuArray, ..Shape::array("counters", 8, 64) },
 ];
 

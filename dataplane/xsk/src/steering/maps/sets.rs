@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use aya::maps::MapError;
 
-use super::entries::{AddressSet, PrefixSet, VipSet, VlanSet};
+use super::entries::{AddressSet, PrefixSet, StationSet, VipSet, VlanSet};
 use super::key_set::KeySet;
 use super::replacement::Replacement;
 use super::shape::Shape;
@@ -155,4 +155,5 @@ sets! {
     vips: VipSet("vips"),
     echo_addresses: AddressSet("echo_addrs"),
     vlans: VlanSet("vlans"),
+    stations: StationSet("other_stations"),
 }
