@@ -300,10 +300,10 @@ impl Tracker {
             .flags(NeighbourFlags::Use)
             // In place of NLM_F_EXCL, with which the kernel refuses a request for an entry that exists.
             .replace();
-        if let Err(error) = request.execute().await {
-            if let Some(more) = self.refusals.due(Instant::now().into_std()) {
-                tracing::warn!(%ip, ifindex, %error, more, "the kernel does not resolve a neighbour");
-            }
+        if let Err(error) = request.execute().await
+            && let Some(more) = self.refusals.due(Instant::now().into_std())
+        {
+            tracing::warn!(%ip, ifindex, %error, more, "the kernel does not resolve a neighbour");
         }
     }
 }

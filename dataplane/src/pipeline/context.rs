@@ -29,7 +29,7 @@ pub struct Context<'a> {
 impl Context<'_> {
     /// The interface by which the frame at this position of the burst came in.
     pub(super) fn ingress_of(&self, position: usize) -> InterfaceId {
-        self.ingress.get(position).or(self.ingress.first()).copied().unwrap_or(InterfaceId(0))
+        self.ingress.get(position).or_else(|| self.ingress.first()).copied().unwrap_or(InterfaceId(0))
     }
 }
 

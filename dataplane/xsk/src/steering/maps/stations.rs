@@ -33,7 +33,8 @@ impl Stations {
         for interface in interfaces {
             let own = |station: &&StationKey| is_of(station, interface.ifindex);
             if let Some(station) = next.stations.iter().find(own) {
-                outcome = outcome.and(self.set(*interface, station.to_word()));
+                let set = self.set(*interface, station.to_word());
+                outcome = outcome.and(set);
             }
         }
         outcome
