@@ -71,11 +71,13 @@ fn the_first_start_mounts_pins_and_attaches_in_native_mode() {
         "link-lb0",
         "link-lb1",
         "node_addrs",
+        "other_stations",
         "own_addrs",
         "port_sets",
         "reply_sources",
         "service_cidrs",
         "snat_addrs",
+        "stations",
         "vip_addrs",
         "vips",
         "vlans",
@@ -206,7 +208,7 @@ fn the_pins_of_an_earlier_version_are_replaced_or_added_and_the_others_kept() {
     assert_eq!(notices, [format!("replaced {PIN_DIR}/port_sets: it is not the map this version uses")]);
     assert_eq!(steering.report()[0].link, LinkOrigin::Reused);
     assert_eq!(steering.applied(), &vips(&[80]), "the VIPs are still there");
-    assert_eq!(namespace.pins().expect("pins").len(), 18);
+    assert_eq!(namespace.pins().expect("pins").len(), 20);
     assert_ne!(program_on(&namespace, "lb0"), old, "the old program reads maps that are no longer pinned");
 
     // The VIP's address follows from its ports, although the old version had no map for it.
@@ -311,7 +313,7 @@ fn what_lost_its_pins_is_taken_over_when_no_process_serves_it() {
     assert!(second.report().iter().all(|report| report.link == LinkOrigin::Reused), "{second:?}");
     assert_eq!(second.applied(), &vips(&[80, 81]), "what the dead process left is known");
     assert_eq!(counter(&second, Reason::PassNoWorker), 1, "its counters go on");
-    assert_eq!(elsewhere.pins().expect("pins").len(), 20);
+    assert_eq!(elsewhere.pins().expect("pins").len(), 22);
     drop(second);
     let third = elsewhere.attach(&["lb0", "lb1"]).expect("attach again");
     assert!(third.notices().is_empty(), "{:?}", third.notices());
@@ -341,7 +343,7 @@ fn pins_that_are_lost_while_the_process_runs_are_made_again() {
         command.args(&lose[1..]);
         let lost = namespace.run(|| command.status().expect("a command"));
         assert!(lost.success() && namespace.pins().is_none());
-        assert_eq!(mend(&first).len(), 18, "16 maps, a program and a link");
+        assert_eq!(mend(&first).len(), 20, "18 maps, a program and a link");
         let error = namespace.attach(&["lb0"]).expect_err("it is locked again");
         assert!(matches!(error, SteeringError::InUse { .. }), "{error:?}");
     }
@@ -450,12 +452,12 @@ fn detaching_and_uninstalling_leave_nothing() {
     namespace.veth("lb0", "peer0");
     let steering = namespace.attach(&["lb0"]).expect("attach");
     let removed = namespace.run(|| steering.detach()).expect("detach");
-    assert_eq!((removed.links, removed.maps), (1, 16));
+    assert_eq!((removed.links, removed.maps), (1, 18));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
 
     drop(namespace.attach(&["lb0"]).expect("attach"));
     let removed = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("uninstall");
-    assert_eq!((removed.links, removed.maps), (1, 16));
+    assert_eq!((removed.links, removed.maps), (1, 18));
     assert_eq!((namespace.pins(), program_on(&namespace, "lb0")), (None, None));
     let again = namespace.run(|| uninstall(PIN_DIR.as_ref())).expect("nothing to do is fine");
     assert_eq!((again.links, again.maps), (0, 0));
