@@ -403,7 +403,12 @@ fn network(number: u8) -> NetState {
     NetState {
         interfaces: Arc::new(vec![interface]),
         routes: Arc::new(vec![route]),
-        neighbours: Arc::new(vec![NeighbourSpec { interface: 0, addr: ip("192.0.2.254"), mac }]),
+        neighbours: Arc::new(vec![NeighbourSpec {
+            interface: 0,
+            addr: ip("192.0.2.254"),
+            mac,
+            has_failed: false,
+        }]),
         ..NetState::default()
     }
 }

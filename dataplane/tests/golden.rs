@@ -319,7 +319,7 @@ fn packets_wait_for_their_neighbour_but_not_for_ever() {
     for port in 1..=10 {
         gateway.receive(UP0, tcp(&format!("192.0.2.10:{port}"), "10.96.0.56:80", "S"));
     }
-    gateway.wait(Duration::from_millis(990));
+    gateway.wait(Duration::from_millis(3_490));
     gateway.wait(Duration::from_millis(100));
     assert_eq!(gateway.flows.views().count(), 1);
     golden("waiting", &gateway);

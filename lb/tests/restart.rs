@@ -200,11 +200,11 @@ fn backends_and_addresses_that_change_under_a_running_gateway_are_followed() -> 
     // The backend's side of the wire, then the gateway's.
     host.namespace.ip("link set eth0 down")?;
     host.namespace.ip("link set eth0 up")?;
+    assert_eq!(get(lab.client(), web)?, "backend-1", "after the backend's link came back");
     let answers = || Ok(get(lab.client(), web).is_ok_and(|name| name == "backend-1"));
-    // Until its routes are back, a gateway says so by ICMP, as any router does, and a connect fails at once.
-    eventually("an answer after the backend's link came back", answers)?;
     lab.topology.gateway().ip("link set fab0 down")?;
     lab.topology.gateway().ip("link set fab0 up")?;
+    // Until its routes are back, a gateway says so by ICMP, as any router does, and a connect fails at once.
     eventually("an answer after the gateway's link came back", answers)?;
 
     // Another address towards the backends: their traffic comes from it. One more towards the clients: a NodePort.

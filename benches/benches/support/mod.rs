@@ -210,18 +210,16 @@ pub(crate) fn tables(family: Family, protocol: Protocol) -> Tables {
         hops: vec![RouteHopSpec { interface, via: via.map(ip), weight: 1 }],
         metric: 0,
     };
+    let neighbour =
+        |interface, addr, mac| NeighbourSpec { interface, addr, mac: Some(mac), has_failed: false };
     let routes =
         [route(Ipv4Addr::new(10, 244, 0, 0), 16, 1, None), route(Ipv4Addr::UNSPECIFIED, 0, 0, Some(router))];
     let mut neighbours: Vec<NeighbourSpec> = backends
         .iter()
         .zip(0..)
-        .map(|(addr, n)| NeighbourSpec {
-            interface: 1,
-            addr: ip(*addr),
-            mac: Some(MacAddr([4, 0, 0, 0, 1, n])),
-        })
+        .map(|(addr, n)| neighbour(1, ip(*addr), MacAddr([4, 0, 0, 0, 1, n])))
         .collect();
-    neighbours.push(NeighbourSpec { interface: 0, addr: ip(router), mac: Some(MacAddr([4, 0, 0, 0, 0, 1])) });
+    neighbours.push(neighbour(0, ip(router), MacAddr([4, 0, 0, 0, 0, 1])));
     let routing = Routing::build(&Routing::default(), interfaces, &routes, &neighbours).expect("routes fit");
     let snat = SnatPool::new(&[vec![], vec![ip(fabric)]], &(20_000..=59_999).collect());
     Tables {

@@ -62,7 +62,13 @@ impl KernelState {
             positions.entry(*network).or_default().push(at);
             // NUD_NONE: an entry that the kernel has just created and not tried to resolve.
             let specs = self.neighbours_on(*network).filter(|n| n.state != NeighbourState::None);
-            neighbours.extend(specs.map(|n| NeighbourSpec { interface: at, addr: n.ip, mac: n.mac }));
+            let spec = |n: &Neighbour| NeighbourSpec {
+                interface: at,
+                addr: n.ip,
+                mac: n.mac,
+                has_failed: n.state == NeighbourState::Failed,
+            };
+            neighbours.extend(specs.map(spec));
         }
         let off = |(ifindex, family): &(u32, Family)| {
             let interfaces = positions.get(ifindex).into_iter().flatten();

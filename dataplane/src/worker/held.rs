@@ -45,9 +45,13 @@ pub(super) struct HeldLimits {
     pub(super) age_ms: u32,
 }
 
-/// RFC 1122 section 2.3.2.2: at least one packet per unresolved address should be saved. A second, since a client retransmits
-/// its SYN then; the kernel gives up on a neighbour after three.
-pub(super) const FOR_NEIGHBOUR: HeldLimits = HeldLimits { total: 64, per_key: 8, age_ms: 1_000 };
+/// RFC 1122 section 2.3.2.2: at least one packet per unresolved address should be saved. The kernel asks three times, a second
+/// apart, and its answer that nobody replied has to find the packet here.
+pub(super) const FOR_NEIGHBOUR: HeldLimits = HeldLimits { total: 64, per_key: 8, age_ms: 3_500 };
+
+/// For how many milliseconds at least a packet waits before its sender is told that a neighbour does not answer. Without it the
+/// first packet to one that is back would be refused for the failure of an earlier one.
+pub(super) const PATIENCE_MS: u32 = 1_000;
 
 /// 45 fragments make up the largest packet at an MTU of 1,500.
 pub(super) const FOR_FRAGMENT: HeldLimits = HeldLimits { total: 128, per_key: 45, age_ms: EXPECTED_MS };

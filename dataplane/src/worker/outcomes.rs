@@ -4,7 +4,7 @@ use flowgate_flow::Tick;
 use flowgate_tables::{InterfaceId, Routing};
 use flowgate_wire::reject::IcmpError;
 
-use super::held::{Held, HeldForFragment, HeldForNeighbour};
+use super::held::{Held, HeldForFragment, HeldForNeighbour, PATIENCE_MS};
 use super::reject::Rejects;
 use super::vlan;
 use crate::burst::RxChecksums;
@@ -69,15 +69,14 @@ impl<D: Device> Outcomes<'_, D> {
         match *verdict {
             Verdict::Transmit(egress) => self.send(egress, frame),
             Verdict::AwaitNeighbour(neighbour) => {
+                // RFC 1812 section 5.2.7.1, RFC 4443 section 3.1: it waited in vain, so its sender is told.
+                if self.now.since(since) >= PATIENCE_MS && self.routing.has_failed(&neighbour) {
+                    self.counters.count(&Verdict::Drop(DropReason::NoNeighbour));
+                    return self.report(IcmpError::HostUnreachable, frame, ingress);
+                }
                 let held = Held::new(frame, neighbour, arrived, since);
-                let is_silent = self.held_for_neighbour.is_expired(&held, self.now);
                 match self.held_for_neighbour.admit(held, self.now) {
                     Ok(()) => self.counters.add(Event::Held, is_new),
-                    // RFC 1812 section 5.2.7.1, RFC 4443 section 3.1: it waited in vain, so its sender is told.
-                    Err(frame) if is_silent => {
-                        self.counters.count(&Verdict::Drop(DropReason::NoNeighbour));
-                        self.report(IcmpError::HostUnreachable, frame, ingress);
-                    }
                     Err(frame) => self.drop_frame(DropReason::NoNeighbour, frame),
                 }
             }

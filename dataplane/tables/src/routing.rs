@@ -4,7 +4,7 @@ mod multipath;
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use flowgate_wire::{EtherAddrs, MacAddr};
+use flowgate_wire::EtherAddrs;
 use hashbrown::{HashMap, HashSet};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -33,6 +33,8 @@ pub struct NextHop {
     pub mtu: u16,
     /// The neighbour's address on the link. Its family need not be that of the packets (RFC 5549).
     pub addr: IpAddr,
+    /// The kernel asked for the neighbour and nobody answered.
+    pub has_failed: bool,
 }
 
 /// The result of a route lookup.
@@ -137,7 +139,7 @@ impl Routing {
         for neighbour in neighbours {
             let egress =
                 next.interface_id(neighbour.interface, || format!("neighbour {}", neighbour.addr))?;
-            resolved.insert(NeighbourKey { egress, addr: neighbour.addr }, neighbour.mac);
+            resolved.insert(NeighbourKey { egress, addr: neighbour.addr }, neighbour);
         }
         let reused = next.assign_next_hops(previous, &resolved)?;
         next.add_routes(routes)?;
@@ -238,6 +240,12 @@ impl Routing {
     #[inline]
     pub fn next_hop(&self, id: NextHopId) -> Option<&NextHop> {
         self.next_hops.get(id.index())?.as_ref()
+    }
+
+    /// Whether the kernel asked for a neighbour in vain.
+    pub fn has_failed(&self, neighbour: &NeighbourKey) -> bool {
+        let id = self.by_neighbour.get(neighbour);
+        id.and_then(|&id| self.next_hop(id)).is_some_and(|hop| hop.has_failed)
     }
 
     /// All next hops with their numbers.
@@ -354,39 +362,40 @@ impl Routing {
     fn assign_next_hops(
         &mut self,
         previous: &Self,
-        resolved: &HashMap<NeighbourKey, Option<MacAddr>>,
+        specs: &HashMap<NeighbourKey, &NeighbourSpec>,
     ) -> Result<bool, RoutingError> {
         self.next_hops = vec![None; previous.next_hops.len()];
         let mut added = Vec::new();
-        for (&neighbour, &mac) in resolved {
+        for (&neighbour, &spec) in specs {
             match previous.by_neighbour.get(&neighbour) {
-                Some(&id) => self.insert(id, neighbour, mac),
-                None => added.push((neighbour, mac)),
+                Some(&id) => self.insert(id, neighbour, spec),
+                None => added.push((neighbour, spec)),
             }
         }
         // Sorted, since a hash map has no order: the same changes give the same numbers in every run.
-        added.sort_unstable();
+        added.sort_unstable_by_key(|(neighbour, _)| *neighbour);
         let mut free: Vec<usize> =
             (0..self.next_hops.len()).rev().filter(|&i| self.next_hops[i].is_none()).collect();
         // Entries may have stored the number of the neighbour that went, so the epoch has to change with its reuse.
         let reused = !free.is_empty() && !added.is_empty();
-        for (neighbour, mac) in added {
+        for (neighbour, spec) in added {
             let index = free.pop().unwrap_or_else(|| {
                 self.next_hops.push(None);
                 self.next_hops.len() - 1
             });
             let number = u32::try_from(index).ok().filter(|&n| n < NextHopId::MAX);
-            self.insert(NextHopId(number.ok_or(RoutingError::TooManyNextHops)?), neighbour, mac);
+            self.insert(NextHopId(number.ok_or(RoutingError::TooManyNextHops)?), neighbour, spec);
         }
         Ok(reused)
     }
 
-    fn insert(&mut self, id: NextHopId, neighbour: NeighbourKey, mac: Option<MacAddr>) {
+    fn insert(&mut self, id: NextHopId, neighbour: NeighbourKey, spec: &NeighbourSpec) {
         let NeighbourKey { egress, addr } = neighbour;
         let interface = &self.interfaces[egress.index()].spec;
         // Frames for an interface that is down would wait in its ring; unresolved, their packets are held instead.
-        let ether = mac.filter(|_| interface.up).map(|mac| EtherAddrs::new(mac, interface.mac));
-        self.next_hops[id.index()] = Some(NextHop { ether, egress, mtu: interface.mtu, addr });
+        let ether = spec.mac.filter(|_| interface.up).map(|mac| EtherAddrs::new(mac, interface.mac));
+        self.next_hops[id.index()] =
+            Some(NextHop { ether, egress, mtu: interface.mtu, addr, has_failed: spec.has_failed });
         self.by_neighbour.insert(neighbour, id);
     }
 }

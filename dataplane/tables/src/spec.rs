@@ -215,6 +215,8 @@ pub struct NeighbourSpec {
     pub addr: IpAddr,
     /// Its Ethernet address; `None` while it is not resolved.
     pub mac: Option<MacAddr>,
+    /// The kernel asked for it and nobody answered (`NUD_FAILED`).
+    pub has_failed: bool,
 }
 
 /// Source addresses and ports for translated flows.

@@ -154,11 +154,11 @@ impl Gateway {
         self.publisher.publish(tables);
     }
 
-    /// Lets time pass without a packet.
-    pub(crate) fn wait(&mut self, time: Duration) {
+    /// Lets time pass without a packet. Returns what was sent.
+    pub(crate) fn wait(&mut self, time: Duration) -> Vec<(InterfaceId, Vec<u8>)> {
         self.now += time;
         writeln!(self.story, "-- {} s --", time.as_secs_f64()).unwrap();
-        self.turn();
+        self.turn()
     }
 
     /// A packet arrives; what is sent and counted goes into the story. Returns what was sent.

@@ -62,6 +62,12 @@ pub(crate) fn way(world: &World, hop: &RouteHopSpec, dst: IpAddr) -> Way {
     }
 }
 
+/// Whether the kernel asked for a neighbour in vain.
+pub(crate) fn has_failed(world: &World, Neighbour { egress, addr }: Neighbour) -> bool {
+    let known = world.neighbours.iter().rfind(|n| n.interface == egress.index() && n.addr == addr);
+    known.is_some_and(|spec| spec.has_failed)
+}
+
 fn mac(world: &World, interface: usize, addr: IpAddr) -> Option<[u8; 6]> {
     let known = world.neighbours.iter().rfind(|n| n.interface == interface && n.addr == addr)?;
     known.mac.map(|mac| mac.0).filter(|_| world.interfaces[interface].up)

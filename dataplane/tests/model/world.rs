@@ -50,5 +50,6 @@ pub(crate) fn route(prefix: &str, interface: usize, via: Option<&str>) -> RouteS
 
 /// A neighbour; without a host it is known but not resolved.
 pub(crate) fn neighbour(interface: usize, addr: IpAddr, host: Option<u8>) -> NeighbourSpec {
-    NeighbourSpec { interface, addr, mac: host.map(|host| MacAddr([4, 0, 0, 0, 0, host])) }
+    let mac = host.map(|host| MacAddr([4, 0, 0, 0, 0, host]));
+    NeighbourSpec { interface, addr, mac, has_failed: false }
 }

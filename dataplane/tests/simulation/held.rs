@@ -22,10 +22,10 @@ pub(crate) struct Held {
 }
 
 impl HeldFrames {
-    /// Whether the packet may wait: at most 64, eight for one neighbour, and a second.
+    /// Whether the packet may wait: at most 64, eight for one neighbour, and three seconds and a half.
     pub(crate) fn admit(&mut self, packet: Held, now: u64) -> bool {
         let same = self.held.iter().filter(|other| other.neighbour == packet.neighbour).count();
-        let room = self.held.len() < 64 && same < 8 && now - packet.since <= 1000;
+        let room = self.held.len() < 64 && same < 8 && now - packet.since <= 3500;
         if room {
             self.held.push_back(packet);
         }
@@ -38,7 +38,7 @@ impl HeldFrames {
             self.generation = generation;
             return self.held.len();
         }
-        self.held.iter().take_while(|packet| now - packet.since > 1000).count()
+        self.held.iter().take_while(|packet| now - packet.since > 3500).count()
     }
 
     pub(crate) fn leave(&mut self) -> Option<Held> {

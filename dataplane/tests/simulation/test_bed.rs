@@ -22,7 +22,7 @@ use super::held::{Held, HeldFrames, HeldPieces};
 use super::spy::{Record, Spy};
 use crate::model::flows::{Listed, compare};
 use crate::model::packet::{Tuple, hex};
-use crate::model::places::Neighbour;
+use crate::model::places::{self, Neighbour};
 use crate::model::reject::{TokenBuckets, icmp_error, reject};
 use crate::model::world::World;
 use crate::model::{Decided, Difference, Fate, Model};
@@ -297,8 +297,10 @@ impl TestBed {
             },
             Fate::Waits(neighbour) => {
                 self.asked_at.push((worker, neighbour, u64::MAX));
-                let (ingress, is_silent) = (held.ingress, self.now - held.since > 1000);
-                if slot.held.admit(Held { neighbour, ..held }, self.now) {
+                let ingress = held.ingress;
+                let is_told =
+                    self.now - held.since >= 1000 && places::has_failed(&self.model.world, neighbour);
+                if !is_told && slot.held.admit(Held { neighbour, ..held }, self.now) {
                     if is_new {
                         self.model.count(worker, "held");
                     }
@@ -306,7 +308,7 @@ impl TestBed {
                 }
                 self.model.count(worker, "no_neighbour");
                 let own = &self.model.world.interfaces[ingress].addresses;
-                if is_silent
+                if is_told
                     && let Some(answer) =
                         icmp_error(before, IcmpError::HostUnreachable, own, &mut slot.buckets, self.now)
                 {

@@ -7,7 +7,8 @@ use fastrand::Rng;
 use flowgate_dataplane::PipelineConfig;
 use flowgate_flow::{HashKey, Timeouts};
 use flowgate_tables::spec::{
-    EndpointSpec, FrontendSpec, InterfaceSpec, RouteHopSpec, ServiceName, ServiceSpec, TrafficPolicySpec,
+    EndpointSpec, FrontendSpec, InterfaceSpec, NeighbourSpec, RouteHopSpec, ServiceName, ServiceSpec,
+    TrafficPolicySpec,
 };
 use flowgate_tables::{EmptyAction, FrontendKind, PerSourceClass, SourceNat};
 use flowgate_wire::{L4Port, MacAddr, Protocol};
@@ -77,7 +78,7 @@ fn world(random: &mut Rng) -> World {
         for (interface, addr, host) in clients.chain(backends) {
             match random.u8(..12) {
                 0 => {}
-                1 => world.neighbours.push(neighbour(interface, addr, None)),
+                1 => world.neighbours.push(unresolved(interface, addr, random)),
                 _ => world.neighbours.push(neighbour(interface, addr, Some(host))),
             }
         }
@@ -195,6 +196,11 @@ fn change_endpoints(world: &mut World, random: &mut Rng) {
     service.serving = if random.bool() { before } else { vec![] };
 }
 
+/// A neighbour that the kernel asks for still, or that did not answer.
+fn unresolved(interface: usize, addr: IpAddr, random: &mut Rng) -> NeighbourSpec {
+    NeighbourSpec { has_failed: random.bool(), ..neighbour(interface, addr, None) }
+}
+
 fn change_neighbour(world: &mut World, random: &mut Rng) {
     let v4 = random.bool();
     let router = random.u8(253..255);
@@ -206,7 +212,7 @@ fn change_neighbour(world: &mut World, random: &mut Rng) {
     world.neighbours.retain(|other| other.addr != addr);
     match random.u8(..4) {
         0 => {}
-        1 => world.neighbours.push(neighbour(interface, addr, None)),
+        1 => world.neighbours.push(unresolved(interface, addr, random)),
         _ => world.neighbours.push(neighbour(interface, addr, Some(host))),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use flowgate_wire::MacAddr;
+
 use super::*;
 use crate::spec::RouteHopSpec;
 
@@ -31,7 +33,8 @@ fn multipath(prefix: &str, hops: &[(usize, Option<&str>, u16)]) -> RouteSpec {
 }
 
 fn neighbour(addr: &str, interface: usize, mac: Option<u8>) -> NeighbourSpec {
-    NeighbourSpec { interface, addr: addr.parse().unwrap(), mac: mac.map(|m| MacAddr([4, 0, 0, 0, 0, m])) }
+    let mac = mac.map(|m| MacAddr([4, 0, 0, 0, 0, m]));
+    NeighbourSpec { interface, addr: addr.parse().unwrap(), mac, has_failed: false }
 }
 
 fn build(previous: &Routing, routes: &[RouteSpec], neighbours: &[NeighbourSpec]) -> Routing {

@@ -81,7 +81,7 @@ mod tests {
     }
 
     fn neighbour(interface: usize, addr: &str) -> NeighbourSpec {
-        NeighbourSpec { interface, addr: ip(addr), mac: Some(MacAddr([4; 6])) }
+        NeighbourSpec { interface, addr: ip(addr), mac: Some(MacAddr([4; 6])), has_failed: false }
     }
 
     #[test]
