@@ -16,7 +16,7 @@ use etherparse::{
     PacketBuilderStep, icmpv6,
 };
 use flowgate_dataplane::{DropReason, Event, MssClamp, PassReason, PipelineConfig};
-use flowgate_tables::spec::{EndpointSpec, NeighbourSpec, ServiceSpec};
+use flowgate_tables::spec::{EndpointSpec, ServiceSpec};
 use flowgate_tables::{FrontendKind, InterfaceId, SourceNat};
 use flowgate_wire::{L4Port, Protocol};
 use gateway::{FAB0, Gateway, UP0, World, neighbour, route, service};
@@ -339,31 +339,6 @@ fn an_error_about_what_a_backend_does_besides_is_routed_as_it_is() {
     );
     assert_eq!(out, error([backend.ip(), client.ip()], 63, Kind::Unreachable, &was, 100)[12..]);
     assert_eq!((count(&gateway, Event::Routed), count(&gateway, Event::IcmpErrorsTranslated)), (1, 0));
-}
-
-#[test]
-fn that_a_neighbour_is_silent_is_told_once_the_kernel_gave_up_and_the_packet_waited() {
-    let mut world = world();
-    world.services.push(service("silent", Protocol::Udp, "10.96.0.55:53", 53, &[99]));
-    let asked = neighbour(1, "10.244.0.99", None);
-    world.neighbours.push(asked.clone());
-    let mut gateway = Gateway::new(&world);
-    let question = udp(at("192.0.2.10:5000"), at("10.96.0.55:53"), 64, b"question");
-    assert!(gateway.receive(UP0, question.clone()).is_empty(), "the kernel asks");
-    gateway.wait(Duration::from_secs(3));
-    *world.neighbours.last_mut().unwrap() = NeighbourSpec { has_failed: true, ..asked };
-    gateway.publish(&world);
-    let told = gateway.receive(FAB0, vec![0; 60]);
-    let [(UP0, told)] = &told[..] else { panic!("{told:?}") };
-    // RFC 1812 section 5.2.7.1: type 3, code 1, with the packet as it came.
-    assert_eq!(told[34..36], [3, 1], "host unreachable");
-    assert_eq!(told[42..62], question[14..34]);
-    // It may be back: an earlier failure is not held against the next packet.
-    assert!(gateway.receive(UP0, question).is_empty());
-    gateway.publish(&world);
-    assert!(gateway.receive(FAB0, vec![0; 60]).is_empty(), "it has not waited for long");
-    assert_eq!(gateway.wait(Duration::from_secs(4)).len(), 1, "it waited");
-    assert_eq!((count(&gateway, Event::Held), count(&gateway, Event::ErrorsSent)), (2, 2));
 }
 
 #[test]

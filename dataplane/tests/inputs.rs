@@ -175,18 +175,38 @@ fn a_sender_is_told_that_no_route_leads_to_the_backend() {
 }
 
 #[test]
-fn a_sender_is_told_that_the_backend_does_not_answer_on_its_link() {
+fn a_sender_is_told_that_the_backend_does_not_answer_once_the_kernel_gave_up_and_the_packet_waited() {
     let mut world = World::new();
     world.neighbours.retain(|neighbour| neighbour.interface == 0);
     world.neighbours.extend([11, 12, 13].map(|host| neighbour(1, &format!("10.244.0.{host}"), None)));
     let mut gateway = Gateway::new(&world);
-    assert!(gateway.receive(UP0, tcp(CLIENT, WEB, "S")).is_empty(), "it waits");
-    gateway.wait(Duration::from_millis(900));
+    let syn = tcp(CLIENT, WEB, "S");
+    assert!(gateway.receive(UP0, syn.clone()).is_empty(), "the kernel asks");
+    gateway.wait(Duration::from_secs(3));
     assert_eq!(gateway.counters().dropped(DropReason::NoNeighbour), 0);
-    gateway.wait(Duration::from_millis(200));
+    world.neighbours.iter_mut().filter(|spec| spec.interface == 1).for_each(|spec| spec.has_failed = true);
+    gateway.publish(&world);
+    let told = gateway.wait(Duration::ZERO);
+    let [(UP0, told)] = &told[..] else { panic!("{told:?}") };
+    // RFC 1812 section 5.2.7.1: type 3, code 1, with the packet as it came.
+    assert_eq!((&told[34..36], &told[42..62]), (&[3, 1][..], &syn[14..34]));
+    // The backend may be back: an earlier failure is not held against the next packet.
+    assert!(gateway.receive(UP0, syn).is_empty());
+    gateway.publish(&world);
+    assert!(gateway.wait(Duration::ZERO).is_empty(), "it has not waited for long");
+    assert_eq!(gateway.wait(Duration::from_secs(4)).len(), 1, "it has");
     let counters = gateway.counters();
-    assert_eq!((counters.dropped(DropReason::NoNeighbour), counters.event(Event::ErrorsSent)), (1, 1));
-    assert!(gateway.story().contains("up0 < IPv4 192.0.2.1 -> 192.0.2.10 protocol 1"), "{}", gateway.story());
+    assert_eq!((counters.dropped(DropReason::NoNeighbour), counters.event(Event::ErrorsSent)), (2, 2));
+}
+
+#[test]
+fn a_packet_to_a_neighbour_of_which_the_kernel_knows_nothing_is_dropped_in_silence() {
+    let mut world = World::new();
+    world.neighbours.retain(|neighbour| neighbour.interface == 0);
+    let mut gateway = Gateway::new(&world);
+    gateway.receive(UP0, tcp(CLIENT, WEB, "S"));
+    assert!(gateway.wait(Duration::from_secs(4)).is_empty());
+    assert_eq!(gateway.counters().dropped(DropReason::NoNeighbour), 1);
 }
 
 #[test]
