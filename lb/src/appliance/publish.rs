@@ -199,3 +199,6 @@ fn stations(tables: &Tables) -> impl Iterator<Item = StationKey> {
         is_station.then_some(StationKey { ifindex, vlan: vlan.unwrap_or(0), address: mac.0 })
     })
 }
+
+#[cfg(test)]
+mod agreement;
