@@ -117,7 +117,10 @@ impl Comparison {
         for (side, world) in worlds.iter().enumerate() {
             let outgoing: Vec<_> = sent.iter().flat_map(|sent| self.frames_of(sent, side)).collect();
             let arrived = world.exchange(&outgoing, self.number)?;
-            for (end, reading) in arrived {
+            // Linux puts fragments together, Flowgate passes them on.
+            for (end, reading) in
+                arrived.into_iter().filter(|(_, reading)| !reading.tells_of_a_lost_fragment())
+            {
                 match self.owner(&sent, side, (end, &reading)) {
                     Some(owner) => sent[owner].arrived[side].push((end, reading)),
                     None => self.report.stray(world.name, end, &reading),
@@ -234,9 +237,9 @@ impl Comparison {
         // Errors quote what was received: it has to be the same packet in both networks.
         let reached = |end| sent.arrived.iter().all(|arrived| arrived.iter().any(|(at, _)| *at == end));
         let both = [End::Client, End::Backend].map(reached);
-        if both[index(sent.step.sender.other())] {
-            conversation.arrived(&sent.step);
-        }
+        let other = sent.step.sender.other();
+        let has_passed = [0, 1].map(|side: usize| sent.arrived[side].iter().any(|(at, _)| *at == other));
+        conversation.remember(&sent.step, has_passed);
         for (side, arrived) in sent.arrived.into_iter().enumerate() {
             for (end, reading) in arrived {
                 let own = &mut conversation.sides[side];

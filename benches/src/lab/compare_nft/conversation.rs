@@ -9,7 +9,7 @@ mod udp;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::packet::{Content, Shape};
+use super::packet::{Content, Segment, Shape, Train};
 use super::reading::End;
 use super::services;
 use crate::lab::faults::random::Random;
@@ -26,6 +26,13 @@ pub(super) struct Step {
     pub(super) shape: Shape,
 }
 
+const REFUSED: &str =
+    "a connection that was refused is remembered like every other that was reset; Linux forgets it at once";
+const RESET_BLINDLY: &str = "once a FIN was seen, Linux takes a reset from beyond the window for the end; Flowgate does not (RFC 5961 section 3.2)";
+const ASKED_IN_VAIN: &str = "Linux forgets a closed connection for a new SYN before it drops that SYN; Flowgate when it forwards the SYN";
+const INCOMPLETE: &str = "the first fragment of a datagram opens its flow, whether or not the others come; Linux waits for all of them";
+pub(super) const BY_HEARTBEAT: &str = "only an INIT opens a flow, since a path that is added to an association has no Service to lead to; Linux takes a HEARTBEAT";
+
 /// A client that talks to a Service.
 pub(super) struct Conversation {
     pub(super) client: SocketAddr,
@@ -33,14 +40,23 @@ pub(super) struct Conversation {
     pub(super) backend: SocketAddr,
     /// What each gateway made of it so far.
     pub(super) sides: [Side; 2],
-    /// Whether the backend has answered its SYN with a reset.
-    pub(super) is_refused: bool,
+    /// Why only Flowgate may know of it.
+    pub(super) forgotten: Option<&'static str>,
+    /// Why only Linux may know of it.
+    pub(super) revived: Option<&'static str>,
     /// What was sent and came of it.
     pub(super) history: Vec<String>,
     talk: Talk,
     /// What is said next, and the state after it: it was under way already in a packet that may have arrived.
     planned: Option<(Step, Talk)>,
     left: u32,
+}
+
+impl Step {
+    /// Whether it is an SCTP packet that begins with a HEARTBEAT or its answer (RFC 9260 section 3.3.5).
+    pub(super) fn is_heartbeat(&self) -> bool {
+        matches!(&self.content, Content::Sctp { chunks, .. } if matches!(chunks.first(), Some(4 | 5)))
+    }
 }
 
 /// What a conversation does when it is its turn.
@@ -86,7 +102,8 @@ impl Conversation {
             target: SocketAddr::new(address(vip), port_of_vip),
             backend: SocketAddr::new(address(services::BACKEND), target_port),
             sides: Default::default(),
-            is_refused: false,
+            forgotten: None,
+            revived: None,
             history: Vec::new(),
             talk,
             planned: None,
@@ -121,12 +138,36 @@ impl Conversation {
         if self.can_send(&step) { Turn::Says(step) } else { Turn::Waits }
     }
 
-    /// The step has reached the other end in both networks.
-    pub(super) fn arrived(&mut self, step: &Step) {
-        if let Content::Tcp(segment) = &step.content {
-            let refuses = step.sender == End::Backend && segment.flags & RST > 0 && segment.sequence == 0;
-            let asks_again = step.sender == End::Client && segment.flags & SYN > 0;
-            self.is_refused = (self.is_refused || refuses) && !asks_again;
+    /// What only one of the gateways remembers after a step; `has_passed` tells whether each let it through.
+    pub(super) fn remember(&mut self, step: &Step, has_passed: [bool; 2]) {
+        match &step.content {
+            Content::Tcp(segment) => self.remember_tcp(step, segment, has_passed),
+            Content::Sctp { .. } if step.is_heartbeat() && has_passed == [false, true] => {
+                self.revived = Some(BY_HEARTBEAT);
+            }
+            Content::Udp { .. } if step.sender == End::Client && !has_passed[1] => {
+                let train = step.shape.fragments.map(|fragments| fragments.train);
+                if matches!(train, Some(Train::Unfinished | Train::Overlapping)) {
+                    self.forgotten = Some(INCOMPLETE);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn remember_tcp(&mut self, step: &Step, segment: &Segment, has_passed: [bool; 2]) {
+        let is_strange = step.kind == "SYN in the connection";
+        let asks = step.sender == End::Client && segment.flags & SYN > 0 && !is_strange;
+        let refuses = step.sender == End::Backend && segment.flags & RST > 0 && segment.sequence == 0;
+        // Connection tracking comes before the hops are counted.
+        if refuses && (has_passed == [true; 2] || step.shape.ttl < 2) {
+            self.forgotten = Some(REFUSED);
+        } else if step.kind == "reset outside the window" && has_passed[1] {
+            self.forgotten = Some(RESET_BLINDLY);
+        } else if asks && has_passed == [true; 2] {
+            self.forgotten = None;
+        } else if asks && !has_passed[1] {
+            self.forgotten = self.forgotten.or(Some(ASKED_IN_VAIN));
         }
     }
 

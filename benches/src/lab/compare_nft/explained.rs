@@ -1,9 +1,11 @@
 //! Differences that are meant: each names the kinds of packets, what both gateways make of them, and why.
 
+use std::net::SocketAddr;
+
 use Fate::{Answered, Forwarded, Nothing};
 
-use super::conversation::{Conversation, Step};
-use super::packet::Train;
+use super::conversation::{BY_HEARTBEAT, Conversation, Step};
+use super::packet::{Content, Train};
 use super::reading::End;
 use super::report::Outcome;
 use super::services;
@@ -39,7 +41,7 @@ pub(super) struct Case<'a> {
     pub(super) outcomes: &'a [Outcome; 2],
 }
 
-const EXPLANATIONS: [Explanation; 17] = [
+const EXPLANATIONS: [Explanation; 24] = [
     Explanation {
         kinds: &["wrong transport checksum", "wrong IP checksum", "ICMP error with a wrong checksum"],
         fates: &[[Forwarded, Nothing], [Answered, Nothing]],
@@ -73,12 +75,6 @@ const EXPLANATIONS: [Explanation; 17] = [
         fates: &[[Forwarded, Nothing]],
         holds: always,
         reason: "an SCTP packet that its receiver discards (RFC 9260 section 8.5) is passed on and changes nothing of the flow",
-    },
-    Explanation {
-        kinds: &["HEARTBEAT without an association"],
-        fates: &[[Nothing, Forwarded]],
-        holds: always,
-        reason: "only an INIT opens a flow: a path that is added to an association has no Service to lead to",
     },
     Explanation {
         kinds: &["hop-by-hop option that discards"],
@@ -143,12 +139,6 @@ const EXPLANATIONS: [Explanation; 17] = [
         reason: "what no backend serves is refused whether or not it opens a connection",
     },
     Explanation {
-        kinds: &[],
-        fates: &[[Forwarded, Nothing]],
-        holds: was_refused,
-        reason: "a connection that was refused is remembered like every other that was reset; Linux forgets it at once",
-    },
-    Explanation {
         kinds: &["SYN, ACK in the connection"],
         fates: &[[Forwarded, Forwarded]],
         holds: leaves_a_kept_backend_as_it_is,
@@ -163,9 +153,73 @@ const EXPLANATIONS: [Explanation; 17] = [
     },
     Explanation {
         kinds: &["routing header with a segment left"],
-        fates: &[[Nothing, Forwarded], [Nothing, Answered]],
+        fates: &[
+            [Nothing, Forwarded],
+            [Nothing, Answered],
+            [Answered, Forwarded],
+            [Answered, Nothing],
+            [Forwarded, Forwarded],
+        ],
         holds: always,
-        reason: "source routes of IPv6 are dropped (RFC 5095); Linux looks at them only if they lead to itself",
+        reason: "source routes of IPv6 (RFC 5095) are dropped where everything is ours, and else the kernel's, which has no flow for \
+                 them",
+    },
+    Explanation {
+        kinds: &["datagram with options"],
+        fates: &[[Forwarded, Nothing], [Answered, Nothing]],
+        holds: always,
+        reason: "a checksum ends where its datagram does (RFC 9868 section 5); connection tracking of Linux sums up the whole packet, \
+                 and takes it only if the rest sums up to nothing",
+    },
+    Explanation {
+        kinds: &["own address as source"],
+        fates: &[[Nothing, Forwarded], [Nothing, Answered]],
+        holds: |case| case.of.target.is_ipv6(),
+        reason: "nobody else has an address of the gateway; in IPv6 Linux does not look",
+    },
+    Explanation {
+        kinds: &["own address as source"],
+        fates: &[[Forwarded, Nothing]],
+        holds: is_forged_by_a_backend,
+        reason: "what a backend sends from an address of the gateway is no flow and the kernel's, as IPv6 of Linux forwards it; the \
+                 rules for Linux drop what opens nothing",
+    },
+    Explanation {
+        kinds: &["IP length below the headers"],
+        fates: &[[Answered, Nothing]],
+        holds: always,
+        reason: "headers that contradict themselves are the kernel's, which tells their sender",
+    },
+    Explanation {
+        kinds: &["record route", "timestamp option"],
+        fates: &[[Answered, Nothing]],
+        holds: is_unserved,
+        reason: "Linux refuses nothing with an option that it has begun to write into",
+    },
+    Explanation {
+        kinds: &["ICMP error"],
+        fates: &[[Forwarded, Nothing]],
+        holds: |case| matches!(&case.step.content, Content::Error(error) if error.quote_len < 36),
+        reason: "an error may quote the ports and no more behind options; Linux wants eight bytes (RFC 792)",
+    },
+    Explanation {
+        kinds: &["martian source"],
+        fates: &[[Nothing, Answered]],
+        holds: always,
+        reason: "martian sources are dropped in silence (RFC 1812 section 5.3.7)",
+    },
+    Explanation {
+        kinds: &["echo request"],
+        fates: &[[Nothing, Answered]],
+        holds: |case| !is_node(case),
+        reason: "what a Service does not serve is dropped; Linux sends it back to the router that it came from",
+    },
+    Explanation {
+        kinds: &[],
+        fates: &[[Forwarded, Forwarded]],
+        holds: keeps_the_port_of_a_client,
+        reason: "what a backend sends besides its flows is no flow (decision 15): later it takes no port away from the client whom it \
+                 was for",
     },
 ];
 
@@ -177,7 +231,13 @@ pub(super) fn explanation(case: &Case<'_>) -> Option<&'static str> {
             && explanation.fates.contains(&fates)
             && (explanation.holds)(case)
     };
-    EXPLANATIONS.iter().find(fits).map(|explanation| explanation.reason)
+    // What Linux takes for a packet of no flow may still be routed as it is.
+    let is_plain = leaves_a_kept_backend_as_it_is_in(case, 1);
+    let is_forgotten = fates == [Forwarded, Nothing] || (fates == [Forwarded, Forwarded] && is_plain);
+    let revived = case.of.revived.or_else(|| case.step.is_heartbeat().then_some(BY_HEARTBEAT));
+    let apart = case.of.forgotten.filter(|_| is_forgotten);
+    let apart = apart.or_else(|| revived.filter(|_| fates == [Nothing, Forwarded]));
+    EXPLANATIONS.iter().find(fits).map(|explanation| explanation.reason).or(apart)
 }
 
 fn always(_: &Case<'_>) -> bool {
@@ -191,9 +251,17 @@ fn only_options_differ(case: &Case<'_>) -> bool {
 /// Whether the first fragment, which has the ports, is needed to know whose the others are, and arrives last: they are
 /// addressed to the node (to a NodePort, or to the source of a masqueraded flow), or to a client.
 fn overtakes_where_nothing_is_known(case: &Case<'_>) -> bool {
-    let is_node_port = [GATEWAY_UPLINK.into(), ipv6_of(GATEWAY_UPLINK).into()].contains(&case.of.target.ip());
     let is_reversed = case.step.shape.fragments.is_some_and(|fragments| fragments.train == Train::Reversed);
-    is_reversed && (case.step.sender == End::Backend || is_node_port)
+    is_reversed && (case.step.sender == End::Backend || is_node(case))
+}
+
+fn is_node(case: &Case<'_>) -> bool {
+    [GATEWAY_UPLINK.into(), ipv6_of(GATEWAY_UPLINK).into()].contains(&case.of.target.ip())
+}
+
+fn is_forged_by_a_backend(case: &Case<'_>) -> bool {
+    let is_forged = |source| case.outcomes[0].comes_from_host(source);
+    case.step.sender == End::Backend && case.step.shape.forged.is_some_and(is_forged)
 }
 
 /// Whether no backend serves the target.
@@ -201,12 +269,27 @@ fn is_unserved(case: &Case<'_>) -> bool {
     case.of.sides.iter().all(|side| side.peer.is_none())
 }
 
-fn was_refused(case: &Case<'_>) -> bool {
-    case.of.is_refused
-}
-
 /// Whether a backend that sees its clients sent it, and Flowgate left its address as it is.
 fn leaves_a_kept_backend_as_it_is(case: &Case<'_>) -> bool {
-    let is_kept = [services::KEPT.into(), ipv6_of(services::KEPT).into()].contains(&case.of.target.ip());
-    is_kept && case.step.sender == End::Backend && case.outcomes[0].comes_from(case.of.backend.ip())
+    leaves_a_kept_backend_as_it_is_in(case, 0)
+}
+
+/// The same of one of the two.
+fn leaves_a_kept_backend_as_it_is_in(case: &Case<'_>, side: usize) -> bool {
+    let is_backend = case.outcomes[side].comes_from_host(case.of.backend.ip());
+    is_kept(case) && case.step.sender == End::Backend && is_backend
+}
+
+/// Whether a backend sees the client as it is through Flowgate, and by another port through Linux.
+fn keeps_the_port_of_a_client(case: &Case<'_>) -> bool {
+    let [ours, theirs] = case.outcomes;
+    let client = case.of.client;
+    let is_other = |at: SocketAddr| at.ip() == client.ip() && at != client;
+    let is_seen = ours.comes_from(client) && theirs.sources.iter().all(|at| is_other(*at));
+    let was_seen = case.of.sides[0].peer == Some(client) && case.of.sides[1].peer.is_some_and(is_other);
+    is_kept(case) && (was_seen || (case.step.sender == End::Client && is_seen))
+}
+
+fn is_kept(case: &Case<'_>) -> bool {
+    [services::KEPT.into(), ipv6_of(services::KEPT).into()].contains(&case.of.target.ip())
 }

@@ -45,6 +45,15 @@ pub(super) struct Reading {
     pub(super) answer: String,
 }
 
+impl Reading {
+    /// Whether whoever sent it gave up on the fragments of a packet (RFC 792, RFC 4443 section 3.3).
+    pub(super) fn tells_of_a_lost_fragment(&self) -> bool {
+        let Some(head) = Head::parse(&self.packet) else { return false };
+        let kind = self.packet.get(head.body_at..head.body_at + 2);
+        matches!((head.protocol, kind), (ICMP, Some([11, 1])) | (ICMPV6, Some([3, 1])))
+    }
+}
+
 /// Reads a packet; `None` for one that nobody here sends, such as neighbour discovery.
 pub(super) fn read(packet: &[u8], at: End, was_cut: bool) -> Option<Reading> {
     let head = Head::parse(packet)?;

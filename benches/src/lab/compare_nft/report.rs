@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use super::explained::{Case, Fate, explanation};
 use super::reading::{End, Reading};
 
 /// Conversations that are printed for each kind of packet that differed, and strays.
-const PRINTED: usize = 1;
+const PRINTED: usize = 3;
 const PRINTED_STRAYS: usize = 5;
 
 /// What came of one packet in one network.
@@ -22,7 +22,8 @@ pub(super) struct Outcome {
     text: String,
     /// The text without IPv4 options and IPv6 extension headers.
     pub(super) bare: String,
-    sources: Vec<IpAddr>,
+    /// The source address and port of all that arrived.
+    pub(super) sources: Vec<SocketAddr>,
 }
 
 impl Outcome {
@@ -40,7 +41,7 @@ impl Outcome {
             lines.sort();
             lines.join("; ")
         };
-        let sources = arrived.iter().map(|(_, reading)| reading.source.ip()).collect();
+        let sources = arrived.iter().map(|(_, reading)| reading.source).collect();
         let fate = match arrived {
             [] => Fate::Nothing,
             _ if arrived.iter().all(|(end, _)| *end != sender) => Fate::Forwarded,
@@ -52,9 +53,14 @@ impl Outcome {
 }
 
 impl Outcome {
-    /// Whether all that arrived has this source address.
-    pub(super) fn comes_from(&self, source: IpAddr) -> bool {
+    /// Whether all that arrived has this source address and port.
+    pub(super) fn comes_from(&self, source: SocketAddr) -> bool {
         self.sources.iter().all(|other| *other == source)
+    }
+
+    /// Whether all that arrived has this source address.
+    pub(super) fn comes_from_host(&self, source: IpAddr) -> bool {
+        self.sources.iter().all(|other| other.ip() == source)
     }
 }
 

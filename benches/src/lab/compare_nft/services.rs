@@ -57,7 +57,8 @@ pub(super) const SYSCTLS: [(&str, &str); 11] = [
     ("net/ipv4/conf/all/accept_source_route", "0"),
 ];
 
-/// Settings of Linux: the same idle times, and a connection begins with a SYN.
+/// Settings of Linux: the same idle times, and a connection begins with a SYN. A COOKIE ECHO has the backend's tag, so that
+/// Flowgate takes its sender for real, as it takes the third segment of TCP's handshake.
 pub(super) const LINUX_SYSCTLS: [(&str, &str); 22] = [
     ("net/netfilter/nf_conntrack_tcp_loose", "0"),
     ("net/netfilter/nf_conntrack_checksum", "1"),
@@ -75,7 +76,7 @@ pub(super) const LINUX_SYSCTLS: [(&str, &str); 22] = [
     ("net/netfilter/nf_conntrack_udp_timeout_stream", "600"),
     ("net/netfilter/nf_conntrack_sctp_timeout_closed", "8"),
     ("net/netfilter/nf_conntrack_sctp_timeout_cookie_wait", "8"),
-    ("net/netfilter/nf_conntrack_sctp_timeout_cookie_echoed", "8"),
+    ("net/netfilter/nf_conntrack_sctp_timeout_cookie_echoed", "600"),
     ("net/netfilter/nf_conntrack_sctp_timeout_established", "600"),
     ("net/netfilter/nf_conntrack_sctp_timeout_shutdown_sent", "600"),
     ("net/netfilter/nf_conntrack_sctp_timeout_shutdown_recd", "600"),

@@ -140,12 +140,17 @@ impl Connection {
                 segment.sequence = random.next();
                 "SYN in the connection"
             }
-            7 => {
+            // In the place of the third segment of the handshake it would open the connection for Linux.
+            7 if self.stage == Stage::Open => {
                 segment.sequence = segment.sequence.wrapping_sub(1);
                 "keep-alive"
             }
             8 => {
                 segment.flags = pick(random, &[0, FIN | PSH | URG, SYN | FIN, SYN | RST, FIN, 63]);
+                // In its place a reset counts whatever stands beside it (RFC 9293 section 3.10.7.4).
+                if segment.flags & RST > 0 {
+                    segment.sequence = beyond;
+                }
                 "flags that no host sends"
             }
             9 => {
