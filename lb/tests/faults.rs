@@ -1,4 +1,4 @@
-//! Short runs of `flowgate lab faults` and `flowgate lab soak`; `make faults` and `make soak` are the long ones.
+//! Short runs of `flowgate lab faults`, `flowgate lab soak` and `flowgate lab compare-nft`; `make` runs the long ones.
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
@@ -48,6 +48,14 @@ fn no_connection_is_lost_whatever_happens_around_it() -> Result<()> {
     for case in cases {
         assert!(report["detail"][case].is_object(), "{case}: {report}");
     }
+    Ok(())
+}
+
+#[test]
+fn linux_with_nft_makes_the_same_of_random_packets() -> Result<()> {
+    let (success, report, progress) = lab(&["compare-nft", "--packets", "2000", "--pauses", "1"])?;
+    assert_eq!((&report["different"], &report["strays"]), (&0.into(), &0.into()), "{report}\n{progress}");
+    assert!(success && report["same"].as_u64() > Some(1000), "{report}");
     Ok(())
 }
 

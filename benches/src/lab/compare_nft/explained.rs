@@ -41,7 +41,7 @@ pub(super) struct Case<'a> {
     pub(super) outcomes: &'a [Outcome; 2],
 }
 
-const EXPLANATIONS: [Explanation; 24] = [
+const EXPLANATIONS: [Explanation; 25] = [
     Explanation {
         kinds: &["wrong transport checksum", "wrong IP checksum", "ICMP error with a wrong checksum"],
         fates: &[[Forwarded, Nothing], [Answered, Nothing]],
@@ -195,6 +195,12 @@ const EXPLANATIONS: [Explanation; 24] = [
         fates: &[[Answered, Nothing]],
         holds: is_unserved,
         reason: "Linux refuses nothing with an option that it has begun to write into",
+    },
+    Explanation {
+        kinds: &["last hop", "no hops left"],
+        fates: &[[Answered, Nothing]],
+        holds: always,
+        reason: "hops are looked at before it is known whether there is a flow",
     },
     Explanation {
         kinds: &["ICMP error"],
