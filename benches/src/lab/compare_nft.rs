@@ -237,6 +237,13 @@ impl Comparison {
         // Errors quote what was received: it has to be the same packet in both networks.
         let reached = |end| sent.arrived.iter().all(|arrived| arrived.iter().any(|(at, _)| *at == end));
         let both = [End::Client, End::Backend].map(reached);
+        // What the kernel routed as it is, or whose end only one of the two sees, is nothing to quote.
+        let is_quotable = ![
+            "hop-by-hop options out of place",
+            "routing header with a segment left",
+            "datagram with options",
+        ]
+        .contains(&sent.step.kind);
         let other = sent.step.sender.other();
         let has_passed = [0, 1].map(|side: usize| sent.arrived[side].iter().any(|(at, _)| *at == other));
         conversation.remember(&sent.step, has_passed);
@@ -252,7 +259,12 @@ impl Comparison {
                 {
                     own.peer = Some(reading.source);
                 }
-                if both[index(end)] && reading.about.is_none() && reading.source.port() > 0 && is_right {
+                if is_quotable
+                    && both[index(end)]
+                    && reading.about.is_none()
+                    && reading.source.port() > 0
+                    && is_right
+                {
                     own.received[index(end)] = reading.packet;
                 }
             }

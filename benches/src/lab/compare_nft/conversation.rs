@@ -30,8 +30,22 @@ const REFUSED: &str =
     "a connection that was refused is remembered like every other that was reset; Linux forgets it at once";
 const RESET_BLINDLY: &str = "once a FIN was seen, Linux takes a reset from beyond the window for the end; Flowgate does not (RFC 5961 section 3.2)";
 const ASKED_IN_VAIN: &str = "Linux forgets a closed connection for a new SYN before it drops that SYN; Flowgate when it forwards the SYN";
+const JUDGED_BY_A_SYN: &str = "after a SYN within a connection Linux may judge segments by the number of that SYN; Flowgate by those of the connection";
 const INCOMPLETE: &str = "the first fragment of a datagram opens its flow, whether or not the others come; Linux waits for all of them";
-pub(super) const BY_HEARTBEAT: &str = "only an INIT opens a flow, since a path that is added to an association has no Service to lead to; Linux takes a HEARTBEAT";
+pub(super) const REVIVED: &str = "only an INIT opens a flow, since a path that is added to an association has no Service to lead to; Linux takes a HEARTBEAT or a \
+     SHUTDOWN ACK";
+
+/// What Linux drops behind its connection tracking.
+const DROPPED_LATE: [&str; 7] = [
+    "multicast frame",
+    "broadcast frame",
+    "last hop",
+    "no hops left",
+    "loose source route",
+    "strict source route",
+    "source route at its end",
+];
+const FOLLOWED: &str = "connection tracking of Linux follows a segment that Linux drops afterwards; Flowgate follows what it forwards";
 
 /// A client that talks to a Service.
 pub(super) struct Conversation {
@@ -53,9 +67,10 @@ pub(super) struct Conversation {
 }
 
 impl Step {
-    /// Whether it is an SCTP packet that begins with a HEARTBEAT or its answer (RFC 9260 section 3.3.5).
-    pub(super) fn is_heartbeat(&self) -> bool {
-        matches!(&self.content, Content::Sctp { chunks, .. } if matches!(chunks.first(), Some(4 | 5)))
+    /// Whether it is an SCTP packet that begins with a HEARTBEAT, its answer, or a SHUTDOWN ACK (RFC 9260 section 3.3): of
+    /// no association, Linux takes it for the beginning of one.
+    pub(super) fn revives(&self) -> bool {
+        matches!(&self.content, Content::Sctp { chunks, .. } if matches!(chunks.first(), Some(4 | 5 | 8)))
     }
 }
 
@@ -142,8 +157,8 @@ impl Conversation {
     pub(super) fn remember(&mut self, step: &Step, has_passed: [bool; 2]) {
         match &step.content {
             Content::Tcp(segment) => self.remember_tcp(step, segment, has_passed),
-            Content::Sctp { .. } if step.is_heartbeat() && has_passed == [false, true] => {
-                self.revived = Some(BY_HEARTBEAT);
+            Content::Sctp { .. } if step.revives() && has_passed == [false, true] => {
+                self.revived = Some(REVIVED);
             }
             Content::Udp { .. } if step.sender == End::Client && !has_passed[1] => {
                 let train = step.shape.fragments.map(|fragments| fragments.train);
@@ -159,11 +174,15 @@ impl Conversation {
         let is_strange = step.kind == "SYN in the connection";
         let asks = step.sender == End::Client && segment.flags & SYN > 0 && !is_strange;
         let refuses = step.sender == End::Backend && segment.flags & RST > 0 && segment.sequence == 0;
-        // Connection tracking comes before the hops are counted.
-        if refuses && (has_passed == [true; 2] || step.shape.ttl < 2) {
+        if has_passed == [false; 2] && DROPPED_LATE.contains(&step.kind) {
+            self.revived = Some(FOLLOWED);
+        }
+        if refuses {
             self.forgotten = Some(REFUSED);
         } else if step.kind == "reset outside the window" && has_passed[1] {
             self.forgotten = Some(RESET_BLINDLY);
+        } else if is_strange {
+            self.forgotten = Some(JUDGED_BY_A_SYN);
         } else if asks && has_passed == [true; 2] {
             self.forgotten = None;
         } else if asks && !has_passed[1] {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use Fate::{Answered, Forwarded, Nothing};
 
-use super::conversation::{BY_HEARTBEAT, Conversation, Step};
+use super::conversation::{Conversation, REVIVED, Step};
 use super::packet::{Content, Train};
 use super::reading::End;
 use super::report::Outcome;
@@ -41,7 +41,7 @@ pub(super) struct Case<'a> {
     pub(super) outcomes: &'a [Outcome; 2],
 }
 
-const EXPLANATIONS: [Explanation; 25] = [
+const EXPLANATIONS: [Explanation; 26] = [
     Explanation {
         kinds: &["wrong transport checksum", "wrong IP checksum", "ICMP error with a wrong checksum"],
         fates: &[[Forwarded, Nothing], [Answered, Nothing]],
@@ -139,6 +139,13 @@ const EXPLANATIONS: [Explanation; 25] = [
         reason: "what no backend serves is refused whether or not it opens a connection",
     },
     Explanation {
+        kinds: &["SYN in the connection"],
+        fates: &[[Forwarded, Forwarded]],
+        holds: |case| leaves_a_kept_backend_as_it_is_in(case, 1),
+        reason: "a SYN of the backend's within a connection through the VIP belongs to it and is challenged (RFC 5961 section 4); \
+                 Linux takes it for a direct one",
+    },
+    Explanation {
         kinds: &["SYN, ACK in the connection"],
         fates: &[[Forwarded, Forwarded]],
         holds: leaves_a_kept_backend_as_it_is,
@@ -222,7 +229,7 @@ const EXPLANATIONS: [Explanation; 25] = [
     },
     Explanation {
         kinds: &[],
-        fates: &[[Forwarded, Forwarded]],
+        fates: &[[Forwarded, Forwarded], [Answered, Answered]],
         holds: keeps_the_port_of_a_client,
         reason: "what a backend sends besides its flows is no flow (decision 15): later it takes no port away from the client whom it \
                  was for",
@@ -240,7 +247,7 @@ pub(super) fn explanation(case: &Case<'_>) -> Option<&'static str> {
     // What Linux takes for a packet of no flow may still be routed as it is.
     let is_plain = leaves_a_kept_backend_as_it_is_in(case, 1);
     let is_forgotten = fates == [Forwarded, Nothing] || (fates == [Forwarded, Forwarded] && is_plain);
-    let revived = case.of.revived.or_else(|| case.step.is_heartbeat().then_some(BY_HEARTBEAT));
+    let revived = case.of.revived.or_else(|| case.step.revives().then_some(REVIVED));
     let apart = case.of.forgotten.filter(|_| is_forgotten);
     let apart = apart.or_else(|| revived.filter(|_| fates == [Nothing, Forwarded]));
     EXPLANATIONS.iter().find(fits).map(|explanation| explanation.reason).or(apart)

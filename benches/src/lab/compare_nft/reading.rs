@@ -98,7 +98,7 @@ pub(super) fn read(packet: &[u8], at: End, was_cut: bool) -> Option<Reading> {
     let payload_at = if head.protocol == UDP { 8 } else { 20 };
     let payload_number = body.get(payload_at..payload_at + 2).map(|two| u16::from_be_bytes([two[0], two[1]]));
     Some(Reading {
-        packet: packet.to_vec(),
+        packet: packet[..head.end].to_vec(),
         number: head.number,
         payload_number: payload_number.filter(|_| was_cut),
         source,
