@@ -16,7 +16,9 @@ use flowgate_benches::lab::servers::http::{HttpServer, HttpServerOptions};
 use flowgate_benches::lab::topology::Host;
 use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamReport, StreamRun};
 
-use support::{Lab, ask_by_udp, eventually, get, one_at_a_time, snmp};
+use serde_json::Value;
+
+use support::{Lab, ask_by_udp, eventually, get, one_at_a_time, rows, snmp, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 
@@ -76,6 +78,64 @@ fn a_thousand_connections_survive_the_coming_and_going_of_backends() -> Result<(
     assert!(broken.iter().all(|(name, count)| *count == 0 || *name == "backend-2"), "{broken:?}");
     assert!(report.connect_failures.is_empty() && report.broken_by("mismatch") == 0, "{report:?}");
     assert_eq!(report.connects, CONNECTIONS + lost, "nobody else had to connect again");
+    Ok(())
+}
+
+/// `flowgate show backends`: the state of each address, and whether it has flows.
+fn states(lab: &Lab) -> Result<BTreeMap<String, (String, bool)>> {
+    let backends = lab.show("backends")?;
+    let state = |row: &Value| (text(&row["state"]).to_owned(), row["flows"] != 0);
+    Ok(rows(&backends).map(|row| (text(&row["address"]).to_owned(), state(row))).collect())
+}
+
+#[test]
+fn show_calls_a_backend_active_only_while_it_takes_new_flows() -> Result<()> {
+    const CONNECTIONS: u64 = 20;
+    let _turn = one_at_a_time();
+    let lab = Lab::with_backends(2)?;
+    let mut servers = Vec::new();
+    for host in lab.topology.backends() {
+        servers.push(named_echo(host)?);
+    }
+    let service = ServiceSpec::single("stream", CLUSTER_IP.into(), L4Protocol::Tcp, 90, 9090);
+    let addresses = lab.addresses();
+    lab.gateway.manifests().apply(&service, &addresses)?;
+    lab.wait_for_backends(&addresses, 9090)?;
+    let load = transfers(&lab, CONNECTIONS)?;
+    eventually("both have connections", || {
+        let report = load.snapshot();
+        Ok(open(&report) == CONNECTIONS && report.by_backend.len() == 2)
+    })?;
+    let shown = |wanted: [&str; 2]| {
+        let named = addresses.iter().map(|address| format!("{address}:9090"));
+        let wanted: BTreeMap<_, _> = named.zip(wanted.map(|state| (state.to_owned(), true))).collect();
+        eventually(&format!("the backends are shown as {wanted:?}"), || Ok(states(&lab)? == wanted))
+    };
+    shown(["active", "active"])?;
+
+    let endpoint = |address: Ipv4Addr, conditions: &str| {
+        format!("- {{addresses: [{address}], conditions: {{{conditions}}}}}\n")
+    };
+    let ready = endpoint(addresses[0], "ready: true");
+    let terminating = endpoint(addresses[1], "ready: false, serving: true, terminating: true");
+    let write = |endpoints: &str| {
+        let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: stream-lab-ipv4\n  \
+                     namespace: default\n  labels:\n    kubernetes.io/service-name: stream\naddressType: IPv4\nports:\n- \
+                     {name: main, protocol: TCP, port: 9090}\nendpoints:\n";
+        lab.gateway.manifests().write("stream-endpoints.yaml", &format!("{slice}{endpoints}"))
+    };
+    write(&format!("{ready}{terminating}"))?;
+    shown(["active", "draining"])?;
+    exchange_on_all(&load, CONNECTIONS)?;
+    let late = transfers(&lab, 20)?;
+    eventually("late connections are open", || Ok(open(&late.snapshot()) == 20))?;
+    assert_eq!(late.finish()?.by_backend.keys().collect::<Vec<_>>(), ["backend-1"]);
+
+    // The last endpoints of a Service take new flows even while they terminate.
+    write(&terminating)?;
+    shown(["removed", "active"])?;
+    exchange_on_all(&load, CONNECTIONS)?;
+    assert_eq!(load.finish()?.failures(), 0);
     Ok(())
 }
 

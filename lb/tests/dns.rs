@@ -40,6 +40,30 @@ fn a_client_finds_services_by_name_while_they_come_and_go() -> Result<()> {
     Ok(())
 }
 
+/// The name and the address are facts of the cluster, whatever is served here.
+#[test]
+fn a_service_that_a_budget_leaves_out_keeps_its_name() -> Result<()> {
+    let dns = format!("[dns]\nlisten = [\"{GATEWAY_UPLINK}\"]\nforward = []\n");
+    let lab = Lab::start(2, &format!("[limits]\nservice_endpoints = 1\n{dns}"))?;
+    let backends = lab.addresses();
+    for (name, cluster_ip, endpoints) in
+        [("web", CLUSTER_IP, &backends[..1]), ("large", [10, 96, 0, 11], &backends)]
+    {
+        let service = ServiceSpec::single(name, cluster_ip.into(), L4Protocol::Tcp, 80, 8080);
+        lab.gateway.manifests().apply(&service, endpoints)?;
+    }
+    lab.wait_for_backends(&backends[..1], 8080)?;
+    let finding = "Service default/large: is not served: it wants 2 of limits.service_endpoints = 1";
+    eventually("the budget is named", || Ok(lab.show("tables")?.to_string().contains(finding)))?;
+    let services = lab.show("services")?.to_string();
+    assert!(services.contains("web") && !services.contains("large"), "{services}");
+    for (name, cluster_ip) in [(WEB, CLUSTER_IP), ("large.default.svc.cluster.local.", [10, 96, 0, 11])] {
+        let answer = lab.client().enter(|| by_udp(&query(name)))??;
+        assert_eq!(addresses(&answer), [IpAddr::from(cluster_ip)], "{name}");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_address_that_nobody_has_is_refused_before_anything_is_attached() -> Result<()> {
     let topology = flowgate_benches::lab::topology::Topology::build(

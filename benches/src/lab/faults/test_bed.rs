@@ -38,6 +38,8 @@ pub(in crate::lab) struct TestBedOptions {
     pub(in crate::lab) queues: u32,
     /// Interfaces to serve besides uplink and fabric; the case creates them before the gateway starts.
     pub(in crate::lab) interfaces: Vec<String>,
+    /// `node`, or the default role. A node serves NodePorts on all of its addresses here, as a gateway does.
+    pub(in crate::lab) role: Option<&'static str>,
     /// More lines of configuration.
     pub(in crate::lab) config: String,
 }
@@ -45,7 +47,7 @@ pub(in crate::lab) struct TestBedOptions {
 impl Default for TestBedOptions {
     fn default() -> Self {
         let config = String::new();
-        Self { clients: 1, backends: 3, queues: 1, interfaces: Vec::new(), config }
+        Self { clients: 1, backends: 3, queues: 1, interfaces: Vec::new(), role: None, config }
     }
 }
 
@@ -77,7 +79,7 @@ impl TestBed {
         options: TestBedOptions,
         prepare: impl FnOnce(&mut Topology) -> Result<()>,
     ) -> Result<Self> {
-        let TestBedOptions { clients, backends, queues, interfaces, config } = options;
+        let TestBedOptions { clients, backends, queues, interfaces, role, config } = options;
         let mut topology = Topology::build(TopologyOptions { clients, backends, queues, mtu: None })?;
         let hosts = topology.backends().to_vec();
         prepare(&mut topology)?;
@@ -88,6 +90,10 @@ impl TestBed {
         let mut gateway = GatewayOptions::new(context.flowgate);
         gateway.interfaces.extend(interfaces);
         gateway.extra_config = config;
+        gateway.role = role.map(str::to_owned);
+        if role.is_some() {
+            gateway.gateway_config = "nodeport_addresses = [\"all\"]".into();
+        }
         // On a busy machine a restarted gateway may need longer than the default to take over.
         gateway.xdp_config = "hold_ms = 20000".into();
         let gateway = Gateway::start(topology.gateway(), gateway)?;

@@ -1,13 +1,16 @@
-//! Objects that are broken, and objects that ask for very much, beside a thousand good Services under load: none of these may
-//! notice, not even while the gateway starts again, and the control thread never waits for the others.
+//! Objects that are broken, and objects that ask for very much, beside a thousand good Services under load, in both roles: none
+//! of these may notice, not even while the gateway starts again, and the control thread never waits for the others.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use flowgate_fuzz::objects::{GOOD, Hostile, good, good_address, manifest};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::clock;
@@ -22,7 +25,10 @@ use crate::lab::wait::{eventually, eventually_within};
 use crate::loadgen::stop::Stop;
 use crate::netns::Namespace;
 
-pub(super) const CASES: [Case; 1] = [Case { name: "hostile_objects", run: hostile_objects }];
+pub(super) const CASES: [Case; 2] = [
+    Case { name: "hostile_objects", run: on_a_gateway },
+    Case { name: "hostile_objects_on_a_node", run: on_a_node },
+];
 
 const METRICS_PORT: u16 = 10_249;
 /// So many broken objects stand in the manifests at a time.
@@ -35,11 +41,28 @@ const POLL: Duration = Duration::from_millis(100);
 /// A new connection with its answer. Within it fall three SYNs (RFC 6298 section 2), for a gateway that starts again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-fn hostile_objects(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+fn on_a_gateway(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    hostile_objects(context, TestBedOptions::default(), result)
+}
+
+/// Clients that count as pods keep their addresses, so that the XDP program has to know every endpoint.
+fn on_a_node(context: &CaseContext<'_>, result: &mut CaseResult) -> Result<()> {
+    let config = "[node]\ncluster_cidrs = [\"10.244.0.0/16\"]\n".into();
+    hostile_objects(
+        context,
+        TestBedOptions { role: Some("node"), config, ..TestBedOptions::default() },
+        result,
+    )
+}
+
+fn hostile_objects(
+    context: &CaseContext<'_>,
+    mut options: TestBedOptions,
+    result: &mut CaseResult,
+) -> Result<()> {
     let metrics = SocketAddr::from((GATEWAY_UPLINK, METRICS_PORT));
-    let config = format!("[metrics]\nlisten = \"{metrics}\"\n");
-    let mut bed =
-        TestBed::build(context, TestBedOptions { config, ..TestBedOptions::default() }, |_| Ok(()))?;
+    let _ = write!(options.config, "[metrics]\nlisten = \"{metrics}\"\n");
+    let mut bed = TestBed::build(context, options, |_| Ok(()))?;
     let endpoints = bed.backends();
     let list = (0..GOOD).flat_map(|n| good(n, &endpoints[n % endpoints.len()].to_string()));
     bed.gateway.manifests().write("good.json", &file(list.map(manifest)))?;
@@ -74,22 +97,20 @@ fn hostile_objects(context: &CaseContext<'_>, result: &mut CaseResult) -> Result
     read_stall(&bed)?;
     apply(&bed, "huge.json", huge(), "huge")?;
     read_stall(&bed)?;
-    let findings = bed.gateway.show(&["tables", "-o", "json"])?;
-    result.expect(findings.contains("limits.service_frontends = "), || {
-        "`show tables` does not say which limit the Service with 2,700 external addresses exceeds".into()
-    });
-    let show = bed.gateway.show_json("services")?;
-    for (name, ports) in [("endpoints", 1), ("product", 300)] {
-        let wanted = format!("z-huge/{name}:");
-        let served = rows(&show).filter(|row| row.to_string().contains(&wanted)).count();
-        result.expect(served == ports, || format!("{served} of {ports} ports of z-huge/{name} are served"));
-    }
+    is_left_out(&bed, "external", "limits.service_frontends = ")?;
+    ports_are_served(&bed, [("endpoints", 1), ("product", 300)], result)?;
     bed.gateway.restart()?;
     bed.gateway.wait_for_service("good-0")?;
     read_stall(&bed)?;
     bed.gateway.kill()?;
     bed.gateway.restart()?;
     bed.gateway.wait_for_service("good-0")?;
+    read_stall(&bed)?;
+    restrict(&bed, "[limits]\nservice_endpoints = 60000\n")?;
+    for name in ["endpoints", "product"] {
+        is_left_out(&bed, name, "limits.service_endpoints = 60000")?;
+    }
+    ports_are_served(&bed, [("endpoints", 0), ("product", 0)], result)?;
     read_stall(&bed)?;
     load.await_answers()?;
 
@@ -105,6 +126,40 @@ fn hostile_objects(context: &CaseContext<'_>, result: &mut CaseResult) -> Result
     load.finish("service", result)?;
     bed.check_end(result, 0);
     Ok(())
+}
+
+/// Waits until a finding names the Service and the budget that it exceeds.
+fn is_left_out(bed: &TestBed, name: &str, budget: &str) -> Result<()> {
+    let what = format!("`show tables` names z-huge/{name} with {budget:?}");
+    eventually_within(READ_LIMIT, POLL, &what, || {
+        let tables = bed.gateway.show_json("tables")?;
+        let named = format!("Service z-huge/{name}:");
+        let is_it = |finding: &str| finding.contains(&named) && finding.contains(budget);
+        Ok(rows(&tables["report"]).filter_map(Value::as_str).any(is_it))
+    })
+    .map(drop)
+}
+
+fn ports_are_served(bed: &TestBed, wanted: [(&str, usize); 2], result: &mut CaseResult) -> Result<()> {
+    let show = bed.gateway.show_json("services")?;
+    for (name, ports) in wanted {
+        let wanted = format!("z-huge/{name}:");
+        let served = rows(&show).filter(|row| row.to_string().contains(&wanted)).count();
+        result.expect(served == ports, || format!("{served} ports of z-huge/{name} are served, not {ports}"));
+    }
+    Ok(())
+}
+
+/// Adds lines to the configuration of the running gateway.
+fn restrict(bed: &TestBed, lines: &str) -> Result<()> {
+    let path = bed.gateway.config_path();
+    let append = File::options().append(true).open(&path);
+    append
+        .and_then(|mut file| file.write_all(lines.as_bytes()))
+        .map_err(Error::io(format!("append to {}", path.display())))?;
+    let process = bed.gateway.process_id().ok_or_else(|| Error::State("the gateway does not run".into()))?;
+    let process = i32::try_from(process).map_err(|_| Error::State(format!("process {process}")))?;
+    kill(Pid::from_raw(process), Signal::SIGHUP).map_err(Error::errno("send SIGHUP"))
 }
 
 /// Writes the objects and one more Service, and waits until that is served.
