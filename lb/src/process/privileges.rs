@@ -24,9 +24,13 @@ pub(crate) const NEEDED: [Capability; 4] = [
     Capability::CAP_IPC_LOCK,
 ];
 
-/// Permitted besides, and not in force: put in force only while the XDP program is loaded anew, for larger maps, for an interface
-/// that comes later, or when the program executes itself again.
-const FOR_LOADING: Capability = Capability::CAP_PERFMON;
+/// Permitted besides, and not in force.
+const FOR_LATER: [Capability; 2] = [
+    // Put in force only while the XDP program is loaded anew, for larger maps or for an interface that comes later.
+    Capability::CAP_PERFMON,
+    // For a program that executes itself again and listens for DNS on port 53: exec(2) puts in force what is permitted.
+    Capability::CAP_NET_BIND_SERVICE,
+];
 
 /// Gives up, for the calling thread, all capabilities but those needed, and the right to gain others by exec(2). Returns those
 /// that are left, for the log.
@@ -36,7 +40,7 @@ const FOR_LOADING: Capability = Capability::CAP_PERFMON;
 pub(crate) fn restrict_control_thread(privileges: &Privileges) -> anyhow::Result<String> {
     if privileges.drop {
         let in_force: HashSet<_> = NEEDED.into_iter().chain(privileges.keep.iter().copied()).collect();
-        let permitted = in_force.iter().copied().chain([FOR_LOADING]).collect();
+        let permitted = in_force.iter().copied().chain(FOR_LATER).collect();
         keep_only(&in_force, &permitted).context("giving up capabilities (privileges.drop)")?;
     }
     let left = caps::read(None, CapSet::Effective).context("reading the capabilities of this thread")?;
@@ -117,7 +121,7 @@ mod tests {
                     NEEDED.into_iter().chain([Capability::CAP_DAC_READ_SEARCH]).collect();
                 assert_eq!(effective(), before.intersection(&allowed).copied().collect());
                 let mut permitted = effective();
-                permitted.extend(before.get(&FOR_LOADING));
+                permitted.extend(FOR_LATER.iter().filter(|later| before.contains(later)));
                 assert_eq!(caps::read(None, CapSet::Permitted).unwrap(), permitted);
                 let mut others = before.difference(&permitted).copied();
                 if let Some(other) = others.next() {
