@@ -105,6 +105,38 @@ fn names(namespace: &Namespace) -> Vec<String> {
 }
 
 #[test]
+fn maps_for_what_is_gone_by_the_time_they_are_ready_are_given_up() {
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let mut steering = attach(&namespace, &["lb0"], limits(65_536)).expect("attach");
+    let ifindex = namespace.ifindex("lb0");
+    let (small, big, bigger) = (sets_of(1, ifindex), sets_of(7000, ifindex), sets_of(20_000, ifindex));
+    let prepare = |steering: &Steering, set: &SteeringSet| {
+        let resize = steering.resize(set).expect("larger maps are needed");
+        namespace.run(|| resize.prepare()).expect("larger maps")
+    };
+    steering.add_new(&big).expect_err("there is no room");
+    let resized = prepare(&steering, &big);
+    assert!(!steering.is_outdated(&resized, &big));
+    assert!(!steering.is_outdated(&resized, &bigger), "better than what there is");
+    steering.remove_stale(&small).expect("the kernel removes them");
+    steering.add_new(&small).expect("it fits");
+    assert!(steering.is_outdated(&resized, &small));
+    namespace.run(|| steering.abandon(resized)).expect("the pins are removed");
+    assert!(!names(&namespace).iter().any(|name| name.starts_with("next-")));
+    assert_eq!((steering.applied(), size_of_map(&namespace, "vips")), (&small, 4096));
+    // One map that is no longer needed is enough: the others are prepared anew.
+    let resized = prepare(&steering, &big);
+    let mut mixed = big.clone();
+    mixed.reply_sources = small.reply_sources.clone();
+    assert!(steering.is_outdated(&resized, &mixed));
+    namespace.run(|| steering.abandon(resized)).expect("the pins are removed");
+    assert!(grow(&namespace, &mut steering, &big));
+    steering.add_new(&big).expect("now it fits");
+    assert_eq!(steering.applied(), &big);
+}
+
+#[test]
 fn every_set_grows_while_packets_are_steered_and_none_is_missed() {
     const COUNT: u32 = 7000;
     let namespace = Namespace::new();

@@ -128,9 +128,16 @@ impl MapGrowth {
     }
 
     fn switch(&mut self, steering: &mut Steering, prepared: Result<Resized, SteeringError>, now: Instant) {
-        match prepared.and_then(|resized| steering.switch_to(resized, &self.wanted)) {
-            Ok(()) => {
-                tracing::info!("the new BPF maps are in use");
+        let switched = prepared.and_then(|resized| {
+            // What they were made for may be gone: this thread would take long to empty them.
+            if steering.is_outdated(&resized, &self.wanted) {
+                return steering.abandon(resized).map(|()| "larger BPF maps are needed no longer");
+            }
+            steering.switch_to(resized, &self.wanted).map(|()| "the new BPF maps are in use")
+        });
+        match switched {
+            Ok(outcome) => {
+                tracing::info!("{outcome}");
                 (self.cannot_grow, self.retry_at) = (None, None);
             }
             Err(SteeringError::InterfacesChanged) => {}

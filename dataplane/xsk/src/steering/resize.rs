@@ -98,6 +98,24 @@ impl Steering {
         })
     }
 
+    /// Whether a new map is larger than `next` needs it by now. To empty it again would take long, and nobody needs it.
+    #[must_use]
+    pub fn is_outdated(&self, resized: &Resized, next: &SteeringSet) -> bool {
+        let sizes = self.maps.replacements(next, &self.limits).map_or_else(Vec::new, |now| now.sizes());
+        let is_needed = |(name, size)| sizes.iter().any(|&(of, now)| of == name && now >= size);
+        !resized.replacements.sizes().into_iter().all(is_needed)
+    }
+
+    /// Gives up new maps and programs: everything stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`SteeringError::PinDir`]: their pins could not be removed; the next resize tries again.
+    pub fn abandon(&self, resized: Resized) -> Result<(), SteeringError> {
+        drop(resized);
+        remove_leftovers(&self.pins)
+    }
+
     /// Puts new maps and programs in the places of the present ones, without a gap. `next` is what was last given to
     /// [`add_new`](Self::add_new); call that again afterwards, to learn what is missing still.
     ///
