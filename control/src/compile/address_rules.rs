@@ -10,17 +10,17 @@ use flowgate_tables::FrontendKind;
 use flowgate_wire::Protocol;
 use ipnet::IpNet;
 
-use super::Role;
 use super::addresses::NodeContext;
 use super::services::ServiceInput;
 use super::wanted::Wanted;
-use crate::model::{ClusterAddress, Key, ServiceType};
+use super::{CompileConfig, Role};
+use crate::model::{ClusterAddress, Desired, Key, ServiceType};
 
 /// Which `externalIPs` are served. Whoever may write a Service may write any address there (CVE-2020-8554).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExternalIps {
-    /// Those that are nobody else's: none inside a ServiceCIDR, none that is an address of another Service, none of the
-    /// node's own.
+    /// Those that are nobody else's: none inside a ServiceCIDR, none that is an address of another Service, none inside the
+    /// range of a Node's pods, none of the node's own.
     Safe,
     /// All, as kube-proxy does it, except cluster IPs of other Services.
     All,
@@ -102,6 +102,8 @@ pub(super) enum Refusal {
     LoadBalancer(Key),
     /// It lies in this range of cluster IPs.
     ServiceCidr(IpNet),
+    /// It lies in this range of pod addresses.
+    PodRange(IpNet),
     /// It is an address of the node.
     OwnAddress,
     /// No external address is served.
@@ -129,6 +131,10 @@ impl Refusal {
                 "{what} is not served: it lies in {range}, the range of cluster IPs; choose another address, or set \
                  services.external_ips"
             ),
+            Self::PodRange(range) => format!(
+                "{what} is not served: it lies in {range}, the range of a Node's pods; choose another address, or set \
+                 services.external_ips"
+            ),
             Self::OwnAddress => format!(
                 "{what} is not served: it is an address of this machine; choose another address, or set \
                  services.external_ips"
@@ -154,6 +160,7 @@ impl Refusal {
 pub(super) struct AddressRules<'a> {
     external_ips: ExternalIps,
     node_context: &'a NodeContext,
+    pod_ranges: &'a [IpNet],
     cluster_ips: Holders<'a>,
     load_balancer_ips: Holders<'a>,
     health_ports: HashMap<u16, &'a Key>,
@@ -161,7 +168,7 @@ pub(super) struct AddressRules<'a> {
 }
 
 impl<'a> AddressRules<'a> {
-    pub(super) fn new(input: ServiceInput<'a>) -> Self {
+    pub(super) fn new(input: ServiceInput<'a>, pod_ranges: &'a [IpNet]) -> Self {
         let ServiceInput { desired, node_context, config } = input;
         let (mut cluster_ips, mut load_balancer_ips) = (Holders::default(), Holders::default());
         let mut health_ports = HashMap::new();
@@ -180,8 +187,9 @@ impl<'a> AddressRules<'a> {
             }
         }
         Self {
-            external_ips: config.external_ips.clone().unwrap_or_else(|| ExternalIps::of_role(config.role)),
+            external_ips: in_force(config),
             node_context,
+            pod_ranges,
             cluster_ips,
             load_balancer_ips,
             health_ports,
@@ -207,8 +215,12 @@ impl<'a> AddressRules<'a> {
         let own = |addr: &IpAddr| self.node_context.is_own(*addr);
         let of_another = || {
             let in_cidr = || self.node_context.service_cidrs.iter().find(|net| net.contains(&addr)).copied();
+            let in_pods = || self.pod_ranges.iter().find(|net| net.contains(&addr)).copied();
             let holder = self.load_balancer_ips.another(addr, key).cloned();
-            holder.map(Refusal::LoadBalancer).or_else(|| in_cidr().map(Refusal::ServiceCidr))
+            holder
+                .map(Refusal::LoadBalancer)
+                .or_else(|| in_cidr().map(Refusal::ServiceCidr))
+                .or_else(|| in_pods().map(Refusal::PodRange))
         };
         match &self.external_ips {
             ExternalIps::Nowhere => Some(Refusal::NoExternalIps),
@@ -242,6 +254,22 @@ impl<'a> AddressRules<'a> {
         }
         let listed = |addr| self.protected.contains(&ProtectedPort { addr, protocol, port });
         (listed(None) || listed(Some(addr))).then_some(Refusal::Protected)
+    }
+}
+
+fn in_force(config: &CompileConfig) -> ExternalIps {
+    config.external_ips.clone().unwrap_or_else(|| ExternalIps::of_role(config.role))
+}
+
+/// The ranges of the pods of all Nodes, joined where they adjoin; none if external addresses may be anybody's.
+pub(super) fn pod_ranges(desired: &Desired, config: &CompileConfig) -> Vec<IpNet> {
+    match in_force(config) {
+        ExternalIps::All | ExternalIps::Nowhere => Vec::new(),
+        ExternalIps::Safe | ExternalIps::Within(_) => {
+            let all = desired.nodes().values().flat_map(|stored| &stored.object.pod_cidrs);
+            // A range that is every address tells nothing.
+            IpNet::aggregate(&all.filter(|net| net.prefix_len() > 0).copied().collect())
+        }
     }
 }
 

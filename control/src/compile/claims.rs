@@ -10,6 +10,7 @@ use flowgate_tables::service::ServiceKey;
 use flowgate_tables::spec::ServiceName;
 use flowgate_tables::{FrontendKind, ServiceTable};
 use flowgate_wire::{L4Port, Protocol};
+use ipnet::IpNet;
 
 use super::address_rules::{AddressRules, Refusal};
 use super::addresses::NodeContext;
@@ -40,7 +41,12 @@ pub(super) struct Claims {
 
 impl Claims {
     /// Decides about the Services that fit the budgets, by position. `previous` are the tables in force.
-    pub(super) fn new(input: ServiceInput<'_>, fits: &[bool], previous: &ServiceTable) -> Self {
+    pub(super) fn new(
+        input: ServiceInput<'_>,
+        fits: &[bool],
+        pod_ranges: &[IpNet],
+        previous: &ServiceTable,
+    ) -> Self {
         let services: Vec<(&Key, &Service)> =
             input.desired.services().iter().map(|(key, stored)| (key, &*stored.object)).collect();
         let mut contest = Contest {
@@ -54,7 +60,7 @@ impl Claims {
             losers: Vec::new(),
         };
         let node_ports = contest.node_ports();
-        contest.frontends(&node_ports);
+        contest.frontends(&node_ports, &AddressRules::new(input, pod_ranges));
         let findings = contest.findings(&node_ports);
         let Contest { owners, disputed, .. } = contest;
         let names = services.iter().map(|(key, _)| (*key).clone()).collect();
@@ -135,8 +141,7 @@ impl<'a> Contest<'a> {
         found
     }
 
-    fn frontends(&mut self, node_ports: &NodePorts) {
-        let rules = AddressRules::new(self.input);
+    fn frontends(&mut self, node_ports: &NodePorts, rules: &AddressRules<'_>) {
         for (claimant, port) in self.ports(FrontendKind::ClusterIp) {
             let (key, service) = self.services[claimant.service];
             let Ok(cluster_ips) = served(service) else { continue };

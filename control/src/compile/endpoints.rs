@@ -9,7 +9,7 @@ use flowgate_tables::service::ServiceKey;
 use flowgate_tables::spec::EndpointSpec;
 use flowgate_wire::L4Port;
 
-use super::ourselves::{LeftOut, SelfChecker};
+use super::ourselves::{EndpointOf, LeftOut, SelfChecker};
 use super::policy::Scope;
 use crate::model::{Desired, Endpoint, EndpointSlice, Hints, Key, Service, ServicePort, SliceFamily, Stored};
 
@@ -81,6 +81,7 @@ struct Known<'a> {
     serving: bool,
     terminating: bool,
     is_local: bool,
+    is_pod: bool,
     hints: Option<&'a Hints>,
 }
 
@@ -89,6 +90,7 @@ struct Known<'a> {
 pub(super) struct EndpointContext<'a> {
     pub(super) locality: Locality<'a>,
     pub(super) selves: SelfChecker<'a>,
+    pub(super) service: &'a Key,
 }
 
 /// The endpoints of one Service port.
@@ -103,7 +105,7 @@ impl<'a> PortEndpoints<'a> {
     pub(super) fn new(
         slices: &'a [Arc<EndpointSlice>],
         port: &ServicePort,
-        EndpointContext { locality, selves }: EndpointContext<'a>,
+        EndpointContext { locality, selves, service }: EndpointContext<'a>,
         left_out: &mut LeftOut,
     ) -> Self {
         let mut by_address: BTreeMap<(IpAddr, L4Port), Known<'_>> = BTreeMap::new();
@@ -116,18 +118,21 @@ impl<'a> PortEndpoints<'a> {
                         serving: endpoint.serving,
                         terminating: endpoint.terminating,
                         is_local: is_local(endpoint, locality.node),
+                        is_pod: endpoint.node_name.as_ref().is_some_and(|name| !name.is_empty()),
                         hints: endpoint.hints.as_deref(),
                     };
                     let merged = by_address.entry((endpoint.addr, number)).or_insert(known);
+                    let is_pod = merged.is_pod || known.is_pod;
                     if known.standing() > merged.standing() {
                         *merged = known;
                     }
+                    merged.is_pod = is_pod;
                 }
             }
         }
-        by_address.retain(|&(addr, number), _| {
+        by_address.retain(|&(addr, number), known| {
             let endpoint = ServiceKey { protocol: port.protocol, addr, port: number };
-            match selves.find(&endpoint) {
+            match selves.find(&endpoint, EndpointOf { service, is_pod: known.is_pod }) {
                 None => true,
                 Some(reason) => {
                     left_out.add(reason, endpoint);

@@ -85,9 +85,25 @@ impl SelfCheck {
     }
 }
 
+/// Whose an endpoint is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EndpointOf<'a> {
+    pub(super) service: &'a Key,
+    /// Whether it runs on a Node: a pod, whose address is certainly its own.
+    pub(super) is_pod: bool,
+}
+
+impl EndpointOf<'_> {
+    /// Whether no external IP of another Service can make it a way back here: whoever may write a Service may list any address
+    /// there, and must not take away the endpoints of others by that. The API servers are no pods.
+    fn outranks_external_ips(&self) -> bool {
+        self.is_pod || (self.service.namespace == "default" && self.service.name == "kubernetes")
+    }
+}
+
 impl SelfChecker<'_> {
     /// What on this machine the endpoint is, if it leads back here.
-    pub(super) fn find(&self, endpoint: &ServiceKey) -> Option<Ourselves> {
+    pub(super) fn find(&self, endpoint: &ServiceKey, of: EndpointOf<'_>) -> Option<Ourselves> {
         let ServiceKey { addr, port, .. } = *endpoint;
         if !self.check.suspects(addr) {
             return None;
@@ -95,7 +111,9 @@ impl SelfChecker<'_> {
         if let Some(service) = self.check.cluster_ips.get(&addr) {
             return Some(Ourselves::ClusterIp(service.clone()));
         }
-        if let Some((service, _)) = self.claims.owner(endpoint) {
+        if let Some((service, kind)) = self.claims.owner(endpoint)
+            && (kind != FrontendKind::ExternalIp || service == of.service || !of.outranks_external_ips())
+        {
             return Some(Ourselves::Frontend(service.clone()));
         }
         let snat = &self.config.snat;

@@ -50,7 +50,7 @@ impl ServiceCompiler<'_> {
             zone: self.node_context.zone.as_deref(),
             follows_hints: self.config.role == Role::Node,
         };
-        let context = EndpointContext { locality, selves: others.selves };
+        let context = EndpointContext { locality, selves: others.selves, service: self.key };
         let endpoints = PortEndpoints::new(self.slices, port, context, left_out);
         let mut sets = Sets { endpoints: &endpoints, known: Vec::new(), built: Vec::new() };
         let mut frontends = Vec::new();

@@ -7,8 +7,10 @@ use flowgate_tables::service::ServiceError;
 use flowgate_tables::spec::{FrontendSpec, ServiceName, ServiceSpec};
 use flowgate_tables::{ServiceTable, SnatPool};
 use flowgate_wire::Protocol;
+use ipnet::IpNet;
 
 use super::CompileConfig;
+use super::address_rules::pod_ranges;
 use super::addresses::NodeContext;
 use super::budget::{Candidate, Demand, refusals};
 use super::claims::Claims;
@@ -31,8 +33,10 @@ pub(super) struct ServiceInput<'a> {
 #[derive(Debug, Default)]
 pub(super) struct ServiceMemo {
     node_context: NodeContext,
-    /// What the claims were decided from: all Services in the order of names, and whether each fits the budgets.
+    /// What the claims were decided from: all Services in the order of names, and whether each fits the budgets; and the
+    /// ranges of pods.
     services: Vec<(Arc<Service>, bool)>,
+    pod_ranges: Vec<IpNet>,
     claims: Claims,
     self_check: SelfCheck,
     by_service: BTreeMap<Key, Compiled>,
@@ -85,7 +89,9 @@ impl ServiceMemo {
     fn follow(&mut self, input: ServiceInput<'_>, fits: &[bool], previous: &ServiceTable) -> bool {
         let services =
             || input.desired.services().values().map(|stored| &stored.object).zip(fits.iter().copied());
+        let pod_ranges = pod_ranges(input.desired, input.config);
         let unchanged = self.services.len() == fits.len()
+            && self.pod_ranges == pod_ranges
             && self
                 .services
                 .iter()
@@ -94,7 +100,8 @@ impl ServiceMemo {
         // Then who has what has it still: among equals it is the one that had it.
         if !unchanged {
             self.services = services().map(|(service, fits)| (Arc::clone(service), fits)).collect();
-            self.claims = Claims::new(input, fits, previous);
+            self.claims = Claims::new(input, fits, &pod_ranges, previous);
+            self.pod_ranges = pod_ranges;
             self.self_check = SelfCheck::new(&self.claims, input.node_context, input.config);
         }
         !unchanged

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::world::{As, World, endpoint, ingress, service, slice, slice_of};
+use crate::world::{As, World, endpoint, ingress, node, service, slice, slice_of};
 
 /// A Service with one endpoint of its own: 10.244.1.`host`:8080, cluster IP 10.96.0.`host`.
 fn claims(world: World, name: &str, host: u8, spec: Value) -> World {
@@ -302,6 +302,46 @@ fn an_address_and_port_of_a_service_is_no_endpoint_and_another_port_of_the_addre
                 ],
             );
     }
+}
+
+#[test]
+fn an_external_ip_takes_no_pod_and_no_api_server_from_another_service() {
+    let api = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "ports": [{"name": "", "port": 6443}], "endpoints": [{"addresses": ["192.0.2.66"]}]});
+    let spec = json!({"clusterIP": "10.96.0.12",
+        "externalIPs": ["10.244.1.11", "10.244.2.11", "192.0.2.66", "192.0.2.99"],
+        "ports": [{"name": "x", "port": 8080}, {"name": "y", "port": 6443}]});
+    let thief = created(service("a-thief", spec), "2020-01-01T00:00:00Z");
+    let ports = json!([{"name": "x", "port": 8080}, {"name": "y", "port": 8080}]);
+    let mut ranged = node("ranged", "z1", &["192.168.0.9"]);
+    ranged["spec"] = json!({"podCIDRs": ["10.244.2.0/25", "10.244.2.128/25", "0.0.0.0/0"]});
+    let world = claims(World::new(), "victim", 11, json!({}))
+        .with(ranged)
+        .with(service("kubernetes", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 443}]})))
+        .with(api)
+        .with(thief)
+        .with(slice_of("a-thief", "IPv4", ports, vec![endpoint("10.244.1.12", "a")]));
+    for (machine, world) in [
+        (As::Node, world.clone()),
+        (As::Gateway, world.clone()),
+        (As::Gateway, world.clone().flag("--external-ips=all")),
+    ] {
+        world.check(
+            machine,
+            &[
+                "tcp 198.51.100.9 -> 10.96.0.11:80 => 10.244.1.11:8080 snat",
+                "tcp 198.51.100.9 -> 10.96.0.1:443 => 192.0.2.66:6443 snat",
+                "tcp 198.51.100.9 -> 192.0.2.99:8080 => 10.244.1.12:8080 snat",
+            ],
+        );
+    }
+    // Nor does it get what lies in the range of a Node's pods.
+    world.check(As::Gateway, &["tcp 198.51.100.9 -> 10.244.2.11:8080 => pass"]);
+    let findings = findings(&world, As::Gateway);
+    let refused = "external IP 10.244.2.11:8080 TCP is not served: it lies in 10.244.2.0/24, the range of a Node's pods";
+    assert!(findings.contains(refused), "{findings}");
+    world.check(As::Node, &["tcp 198.51.100.9 -> 10.244.2.11:8080 => 10.244.1.12:8080 snat"]);
 }
 
 #[test]

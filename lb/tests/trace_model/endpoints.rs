@@ -5,11 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::cluster::{Cluster, Endpoint, Port, Service};
 use crate::machine::Machine;
-use crate::owners::leads_back;
+use crate::owners::{EndpointOf, leads_back};
 
 /// All endpoints of one family of a Service port.
 pub(crate) struct PortEndpoints<'a> {
     list: Vec<(SocketAddr, Endpoint)>,
+    /// Those of the list that run on a Node by any object.
+    pods: Vec<SocketAddr>,
     cluster: &'a Cluster,
     machine: &'a Machine,
 }
@@ -22,7 +24,7 @@ impl<'a> PortEndpoints<'a> {
         port: &Port,
         ipv4: bool,
     ) -> Self {
-        let mut all = Self { list: Vec::new(), cluster, machine };
+        let mut all = Self { list: Vec::new(), pods: Vec::new(), cluster, machine };
         for slice in &cluster.slices {
             let belongs = slice.namespace == service.namespace
                 && slice.service.as_ref() == Some(&service.name)
@@ -59,7 +61,11 @@ impl<'a> PortEndpoints<'a> {
                 }
             }
         }
-        all.list.retain(|(endpoint, _)| !leads_back(cluster, machine, port.protocol, *endpoint));
+        let PortEndpoints { list, pods, .. } = &mut all;
+        list.retain(|(endpoint, _)| {
+            let of = EndpointOf { service, is_pod: pods.contains(endpoint) };
+            !leads_back(cluster, machine, port.protocol, *endpoint, of)
+        });
         all
     }
 
@@ -67,6 +73,9 @@ impl<'a> PortEndpoints<'a> {
     fn add(&mut self, number: u16, endpoint: &Endpoint) {
         let Some(first) = endpoint.addresses.first() else { return };
         let key = SocketAddr::new(*first, number);
+        if endpoint.node.as_ref().is_some_and(|node| !node.is_empty()) {
+            self.pods.push(key);
+        }
         match self.list.iter_mut().find(|(known, _)| *known == key) {
             None => self.list.push((key, endpoint.clone())),
             Some((_, known)) => {

@@ -50,14 +50,33 @@ pub(crate) fn virtual_ips(service: &Service) -> Vec<IpAddr> {
     captured.filter_map(|(ip, _)| *ip).collect()
 }
 
-/// Whether an endpoint is this machine: a cluster IP, what is a Service's, or an address of a gateway.
-pub(crate) fn leads_back(cluster: &Cluster, machine: &Machine, protocol: &str, endpoint: SocketAddr) -> bool {
+/// Whose an endpoint is.
+#[derive(Clone, Copy)]
+pub(crate) struct EndpointOf<'a> {
+    pub(crate) service: &'a Service,
+    /// Whether it runs on a Node.
+    pub(crate) is_pod: bool,
+}
+
+/// Whether an endpoint is this machine: a cluster IP, what is a Service's, or an address of a gateway. Another Service's
+/// external IP does not make it one, if it is a pod.
+pub(crate) fn leads_back(
+    cluster: &Cluster,
+    machine: &Machine,
+    protocol: &str,
+    endpoint: SocketAddr,
+    of: EndpointOf<'_>,
+) -> bool {
+    let is_same =
+        |other: &Service| (&other.namespace, &other.name) == (&of.service.namespace, &of.service.name);
+    let is_way =
+        |(service, _, way): (&Service, &Port, Way)| way != Way::ExternalIp || is_same(service) || !of.is_pod;
     let is_cluster_ip = cluster.services.iter().any(|service| {
         is_served(service, endpoint.is_ipv4())
             && cluster_ip(service, endpoint.is_ipv4()) == Some(endpoint.ip())
     });
     is_cluster_ip
-        || owner(cluster, machine, protocol, endpoint).is_some()
+        || owner(cluster, machine, protocol, endpoint).is_some_and(is_way)
         || machine.is_gateway && machine.owns(cluster, endpoint.ip())
 }
 
