@@ -157,6 +157,17 @@ mod tests {
         let (undated, findings) = service(undated, CheckedBy::Nobody);
         assert_eq!(undated.expect("it is served").created_s, None);
         assert!(findings[0].ends_with("the metadata.creationTimestamp is left out"), "{findings:?}");
+        let mixed = json!({"spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+            "status": {"conditions": [{"type": 5}], "loadBalancer": {"ingress": [
+                null, {"ip": "203.0.113.1"}, 5, {"ip": 6}, {"ip": "203.0.113.2", "ports": [{"port": "x"}]}, "text"]}}});
+        let (read, findings) = service(mixed, CheckedBy::Nobody);
+        let read = read.expect("it is served");
+        assert_eq!(read.ingress.len(), 2, "{findings:?}");
+        assert_eq!(findings.len(), 6, "{findings:?}");
+        let many = json!({"spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+            "status": {"loadBalancer": {"ingress": vec![5; 100_000]}}});
+        let (read, findings) = service(many, CheckedBy::Nobody);
+        assert!(read.is_some() && findings.len() < 20, "{}", findings.len());
         let unreadable = json!({"spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
             "status": {"loadBalancer": {"ingress": "none"}}});
         let (read, findings) = service(unreadable, CheckedBy::Nobody);
@@ -275,6 +286,22 @@ mod tests {
     }
 
     #[test]
+    fn empty_texts_are_as_unset_and_metadata_that_nothing_reads_may_have_any_form() {
+        let value = json!({
+            "metadata": {"generation": "5", "uid": 6, "resourceVersion": 7, "ownerReferences": "", "finalizers": {},
+                "selfLink": [], "deletionTimestamp": "", "namespace": ""},
+            "spec": {"clusterIP": "10.96.0.1", "clusterIPs": [""], "ipFamilies": [""], "type": "", "externalName": "",
+                "loadBalancerIP": "", "sessionAffinity": "", "ipFamilyPolicy": "", "ports": [
+                    {"name": "", "port": 80, "protocol": "", "targetPort": "", "appProtocol": ""}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "", "hostname": "", "ipMode": ""}]}}});
+        let (read, findings) = service(value, CheckedBy::Nobody);
+        let read = read.unwrap_or_else(|| panic!("{findings:?}"));
+        assert_eq!(read.cluster, ClusterAddress::Assigned(vec!["10.96.0.1".parse().unwrap()]));
+        assert_eq!((read.ports[0].port, findings.len()), (80, 1), "{findings:?}");
+        assert!(findings[0].starts_with("warning: metadata.deletionTimestamp: "), "{findings:?}");
+    }
+
+    #[test]
     fn a_node_is_never_refused_for_a_value() {
         let value = json!({"metadata": {"labels": {"zone": "z", "empty": null}},
             "spec": {"podCIDRs": ["10.244.0.0/16", "10.244.0.0/33"]},
@@ -297,7 +324,7 @@ mod tests {
         let (cidr, findings) = read(
             Kind::ServiceCidr,
             "c",
-            json!({"spec": {"cidrs": ["10.96.0.0/16", "x"]}}),
+            json!({"spec": {"cidrs": ["10.96.0.0/16", "x", "0.0.0.0/0", "::/0"]}}),
             CheckedBy::ApiServer,
         );
         assert!(matches!(cidr, Some(Object::ServiceCidr(cidr)) if cidr.cidrs.len() == 1), "{findings:?}");

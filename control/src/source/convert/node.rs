@@ -1,5 +1,6 @@
 //! Nodes, Namespaces and ServiceCIDRs.
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Namespace as RawNamespace, Node as RawNode};
 use k8s_openapi::api::networking::v1::ServiceCIDR as RawServiceCidr;
 
@@ -46,7 +47,13 @@ pub fn service_cidr(raw: &RawServiceCidr, findings: &mut Findings) -> ServiceCid
     let list = raw.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or(&[]);
     let mut cidrs = Vec::new();
     for (text, i) in list.iter().zip(0..) {
-        cidrs.extend(findings.usable(&format!("spec.cidrs[{i}]"), values::cidr(text)));
+        // Packets to free addresses of a range are dropped: that must not be all there are.
+        let is_some = |cidr: IpNet| match cidr.prefix_len() {
+            0 => Err(format!("{cidr} is every address")),
+            _ => Ok(cidr),
+        };
+        let cidr = values::cidr(text).and_then(is_some);
+        cidrs.extend(findings.usable(&format!("spec.cidrs[{i}]"), cidr));
     }
     ServiceCidr { cidrs }
 }

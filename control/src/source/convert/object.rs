@@ -61,14 +61,16 @@ fn convert(
 /// Node whatever can be read counts.
 const fn spared_parts(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Service | Kind::ServiceCidr => &["status", CREATED],
-        Kind::Node | Kind::Namespace => &["status", "spec", CREATED],
-        Kind::EndpointSlice | Kind::Endpoints => &[CREATED],
+        Kind::Service | Kind::ServiceCidr => &["status", CREATED, DELETED],
+        Kind::Node | Kind::Namespace => &["status", "spec", CREATED, DELETED],
+        Kind::EndpointSlice | Kind::Endpoints => &[CREATED, DELETED],
     }
 }
 
-/// The object as its type in the API. A spared part that is of another form is left out with a warning.
+/// The object as its type in the API. Of a spared part, the item of a list that is of another form is left out with a warning,
+/// else all of it.
 fn typed<Raw: DeserializeOwned>(mut value: Value, spared: &[&str], findings: &mut Findings) -> Option<Raw> {
+    let mut items_left_out = 0;
     loop {
         let error = match serde_path_to_error::deserialize::<_, Raw>(&value) {
             Ok(raw) => return Some(raw),
@@ -78,6 +80,11 @@ fn typed<Raw: DeserializeOwned>(mut value: Value, spared: &[&str], findings: &mu
         let part = spared.iter().find(|part| {
             path.strip_prefix(**part).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         });
+        if part.is_some() && items_left_out < SPARED_ITEMS_MAX && remove_item(&mut value, &path) {
+            items_left_out += 1;
+            findings.warn(format!("{error}; it is left out"));
+            continue;
+        }
         match part.filter(|part| remove(&mut value, part)) {
             Some(part) => findings.warn(format!("{error}; the {part} is left out")),
             None => {
@@ -97,12 +104,28 @@ fn remove(value: &mut Value, part: &str) -> bool {
     parent.and_then(Value::as_object_mut).and_then(|fields| fields.remove(field)).is_some()
 }
 
+/// Removes the item of the innermost list that a path such as `status.addresses[2].type` leads through; returns whether there
+/// is one.
+fn remove_item(value: &mut Value, path: &str) -> bool {
+    let Some((list, rest)) = path.rsplit_once('[') else { return false };
+    let Some(position) = rest.split(']').next().and_then(|number| number.parse::<usize>().ok()) else {
+        return false;
+    };
+    let pointer = format!("/{}", list.replace(['.', '['], "/").replace(']', ""));
+    let Some(items) = value.pointer_mut(&pointer).and_then(Value::as_array_mut) else { return false };
+    let is_there = position < items.len();
+    if is_there {
+        items.remove(position);
+    }
+    is_there
+}
+
 /// As Go decodes JSON: in a map of texts `null` is the empty text. Everywhere else it means that a field is unset, as it
 /// does to the types.
 fn unset_nulls(value: &mut Value) {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-        // Nothing here reads it, and it is the largest part of many objects.
-        metadata.remove("managedFields");
+        // Nothing here reads the others, some of which are the largest part of many objects.
+        metadata.retain(|field, _| METADATA.contains(&field.as_str()));
     }
     for map in ["/metadata/labels", "/metadata/annotations", "/spec/selector"] {
         let texts = value.pointer_mut(map).and_then(Value::as_object_mut).into_iter().flatten();
@@ -121,5 +144,12 @@ fn check_name(what: &str, name: &str, findings: &mut Findings) {
 }
 
 const NAME_LEN_MAX: usize = 253;
+/// The fields of an object's metadata that are read.
+const METADATA: [&str; 6] =
+    ["name", "namespace", "labels", "annotations", "creationTimestamp", "deletionTimestamp"];
+/// Items that are left out of one object one by one; beyond them the part is: each takes a reading of the whole object.
+const SPARED_ITEMS_MAX: usize = 16;
+/// Only tells that a Node leaves.
+const DELETED: &str = "metadata.deletionTimestamp";
 /// Only decides who of two is the elder.
 const CREATED: &str = "metadata.creationTimestamp";

@@ -112,10 +112,11 @@ fn external_name(spec: &ServiceSpec, service_type: ServiceType, findings: &mut F
 /// `clusterIPs`, else `clusterIP`; the two must agree, as in the API.
 fn cluster_address(spec: &ServiceSpec, findings: &mut Findings) -> ClusterAddress {
     let single = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty());
-    let list: Vec<&str> = match spec.cluster_ips.as_deref() {
-        None | Some([]) => single.into_iter().collect(),
-        Some(list) => list.iter().map(String::as_str).filter(|ip| !ip.is_empty()).collect(),
-    };
+    let texts = spec.cluster_ips.as_deref().unwrap_or(&[]);
+    let mut list: Vec<&str> = texts.iter().map(String::as_str).filter(|ip| !ip.is_empty()).collect();
+    if list.is_empty() {
+        list.extend(single);
+    }
     if let (Some(single), Some(first)) = (single, list.first())
         && single != *first
     {
@@ -126,7 +127,8 @@ fn cluster_address(spec: &ServiceSpec, findings: &mut Findings) -> ClusterAddres
         ["None"] => return ClusterAddress::Headless,
         _ => {}
     }
-    let families = spec.ip_families.as_deref().unwrap_or(&[]);
+    let families = spec.ip_families.as_deref().filter(|list| list.iter().any(|family| !family.is_empty()));
+    let families = families.unwrap_or(&[]);
     let mut assigned: Vec<IpAddr> = Vec::new();
     let mut is_other_family = false;
     for (text, place) in list.iter().zip(0..) {

@@ -55,7 +55,10 @@ fn json(chunk: Chunk<'_>, budget: &Budget, found: &mut impl FnMut(Document)) {
         line = line.saturating_add(line_breaks(&text[start..start + blank]));
         start += blank;
         match value {
-            Ok(value) => found(Document { line, value: Ok(value), duplicates: Vec::new() }),
+            Ok(mut value) => {
+                whole_numbers(&mut value);
+                found(Document { line, value: Ok(value), duplicates: Vec::new() });
+            }
             Err(error) => {
                 let document = yaml(Chunk { text: &text[start..], first_line: line }, budget);
                 // As kubectl: after two documents it is JSON for certain.
@@ -78,6 +81,19 @@ fn json(chunk: Chunk<'_>, budget: &Budget, found: &mut impl FnMut(Document)) {
         count += 1;
         line = line.saturating_add(line_breaks(&text[start..values.byte_offset()]));
         start = values.byte_offset();
+    }
+}
+
+/// kubectl writes the JSON anew, in which 80.0 and 8e1 are 80.
+fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let whole = number.as_f64().and_then(yaml::whole);
+            *value = whole.map_or_else(|| value.take(), Value::from);
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
+        _ => {}
     }
 }
 

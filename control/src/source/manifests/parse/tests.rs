@@ -156,6 +156,12 @@ fn scalars_are_those_of_kubectl() {
     ] {
         assert_eq!(port(text), Ok(number), "{text}");
     }
+    for (text, is_read) in [("80.0", true), ("8e1", true), ("800E-1", true), ("80.5", false), ("8e10", false)]
+    {
+        let text = json("a").replace("\"port\": 80", &format!("\"port\": {text}"));
+        let (names, findings) = read("x.json", &text);
+        assert_eq!(names.len(), usize::from(is_read), "{text}: {findings:?}");
+    }
     for text in ["\"80\"", "80.5", "yes", "~"] {
         assert!(port(text).is_err(), "{text}");
     }

@@ -114,6 +114,12 @@ pub(super) fn read(text: &str, budget: &Budget) -> Result<Value, Unreadable> {
     })
 }
 
+/// The whole number that a floating-point number is, if it is one.
+pub(super) fn whole(value: f64) -> Option<i64> {
+    #[expect(clippy::cast_possible_truncation, reason = "it has no fraction and is in range")]
+    (value.fract() == 0.0 && value.abs() < WHOLE_FLOAT_MAX).then_some(value as i64)
+}
+
 /// Any value.
 #[derive(Clone, Copy)]
 struct Untyped<'a>(&'a Budget);
@@ -155,9 +161,7 @@ impl<'de> Visitor<'de> for Untyped<'_> {
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
         // kubectl writes JSON of it, in which 80.0 is 80.
-        #[expect(clippy::cast_possible_truncation, reason = "it has no fraction and is in range")]
-        let whole = (value.fract() == 0.0 && value.abs() < WHOLE_FLOAT_MAX).then_some(value as i64);
-        let number = whole.map(Number::from).or_else(|| Number::from_f64(value));
+        let number = whole(value).map(Number::from).or_else(|| Number::from_f64(value));
         self.scalar(number.map_or(Value::Null, Value::Number))
     }
 
