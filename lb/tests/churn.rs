@@ -227,7 +227,7 @@ fn the_first_connection_to_a_new_backend_waits_for_no_retransmission() -> Result
     let host = lab.topology.backends().last().cloned().expect("five were added");
     let is_known = || -> Result<bool> {
         let neighbours = lab.show("neighbours")?;
-        let mut rows = support::rows(&neighbours);
+        let mut rows = rows(&neighbours);
         Ok(rows.any(|row| row["address"] == host.address.to_string().as_str() && row["mac"].is_string()))
     };
     eventually("the first packet to a forgotten neighbour was held", || {
