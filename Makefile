@@ -44,14 +44,15 @@ test: root deps
 	@$(STAGE) interleave $(CARGO) test -p flowgate-flow --features interleave --test interleave
 	@$(STAGE) --summary
 
-# Who imports whom, how long files are, names that were given up, paths and tests that documents name, and shell scripts: .ci/gates,
-# one command each.
+# Who imports whom, how long files are, names that were given up, paths and tests that documents name, files of tests that no
+# program has, and shell scripts: .ci/gates, one command each.
 gates: deps
 	@.ci/gates/imports
 	@.ci/gates/sizes
 	@.ci/gates/words
 	@.ci/gates/paths
 	@.ci/gates/requirements
+	@.ci/gates/programs
 	@.ci/gates/scripts
 
 # Crates from outside: licences, duplicates, known vulnerabilities. The first time it builds cargo-deny, some minutes.
@@ -92,10 +93,11 @@ bench-control: root lab kubernetes
 FUZZ = FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_REPORT=$(CURDIR)/target/fuzz.jsonl $(CARGO) test -q
 fuzz: deps
 	@mkdir -p target && rm -f target/fuzz.jsonl
-	$(FUZZ) -p flowgate-flow -p flowgate-dataplane -p flowgate-control --test fuzz -- --test-threads=1 --nocapture
+	$(FUZZ) -p flowgate-flow -p flowgate-dataplane --test fuzz -- --test-threads=1 --nocapture
+	$(FUZZ) -p flowgate-control --test control fuzz:: -- --test-threads=1 --nocapture
 	$(FUZZ) -p flowgate-control --lib netlink::fuzz -- --nocapture
 	$(FUZZ) -p flowgate --bin flowgate fuzz -- --test-threads=1 --nocapture
-	HOSTILE_OBJECTS=100000 $(CARGO) test -q -p flowgate-control --test hostile_objects hostile
+	HOSTILE_OBJECTS=100000 $(CARGO) test -q -p flowgate-control --test control hostile_objects::hostile
 	@awk -F'[:,]' '{ n++; inputs += $$4 } END { printf "{\"targets\":%d,\"inputs\":%d,\"failures\":0}\n", n, inputs }' target/fuzz.jsonl
 
 # Whole conversations against an independent model, one run a seed; ends with one line of JSON.

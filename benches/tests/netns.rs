@@ -1,7 +1,5 @@
 //! Namespaces are isolated from the machine and from each other, and are removed with their owner.
 
-mod common;
-
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -10,7 +8,7 @@ use std::time::Duration;
 
 use flowgate_benches::netns::{Namespace, guarded};
 
-use common::{eventually, require_root};
+use crate::common::{eventually, require_root};
 
 fn is_alive(id: u32) -> bool {
     fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))

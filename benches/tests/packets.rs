@@ -1,8 +1,6 @@
 //! The XDP packet generator and the sink: valid frames and checksums, and matching counts.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands, its helpers too")]
 
-mod common;
-
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
@@ -20,7 +18,7 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::unistd::Pid;
 
-use common::require_root;
+use crate::common::require_root;
 
 const SENDER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const RECEIVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands, its helpers too")]
 
-mod common;
-
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -19,7 +17,7 @@ use flowgate_benches::loadgen::stop::Stop;
 use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, Reuse, StreamOptions, StreamReport};
 use flowgate_benches::loadgen::udp::{self, UdpOptions};
 
-use common::{eventually, require_root};
+use crate::common::{eventually, require_root};
 
 const RUN: Duration = Duration::from_millis(500);
 

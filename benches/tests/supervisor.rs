@@ -3,8 +3,6 @@
 //! A script stands in for the gateway, and this test binary itself for `flowgate lab supervise`.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands, its helpers too")]
 
-mod common;
-
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,9 +17,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use common::{eventually, require_root};
+use crate::common::{eventually, require_root};
 
-const SUPERVISOR: &str = "plays_the_supervisor";
+const SUPERVISOR: &str = "supervisor::plays_the_supervisor";
 
 struct Stage {
     folder: TempDir,

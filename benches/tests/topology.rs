@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands, its helpers too")]
 
-mod common;
-
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use flowgate_benches::lab::topology::{FABRIC, Host, Topology, TopologyOptions, UPLINK};
 
-use common::require_root;
+use crate::common::require_root;
 
 /// Sends a line from one host to another through the gateway; returns the source address that the receiver saw.
 fn talk(from: &Host, to: &Host) -> std::io::Result<SocketAddr> {

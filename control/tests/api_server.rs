@@ -1,7 +1,5 @@
 //! The Kubernetes source against an API server that misbehaves. Only loopback; every wait is bounded.
 
-mod fake_api;
-
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -15,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use fake_api::{CIDRS, FakeApi, Lists, NODES, SERVICES, SLICES};
+use crate::fake_api::{CIDRS, FakeApi, Lists, NODES, SERVICES, SLICES};
 
 const QUICK: WatchTimeouts = WatchTimeouts {
     response: Duration::from_secs(2),

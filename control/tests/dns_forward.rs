@@ -1,16 +1,10 @@
 //! Forwarded names: responses of upstreams on loopback reach the client, and missing ones end in time.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod dns;
-
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dns::{
-    FakeUpstream, Over, TestServer, a, addresses, alias, one_web, put, query, response_to, tcp_receive,
-    tcp_send,
-};
 use flowgate_control::model::Desired;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{CNAME, SOA};
@@ -18,6 +12,11 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
+
+use crate::dns::{
+    FakeUpstream, Over, TestServer, a, addresses, alias, one_web, put, query, response_to, tcp_receive,
+    tcp_send,
+};
 
 const WWW: &str = "www.example.com.";
 

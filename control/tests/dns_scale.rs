@@ -2,15 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 #![allow(clippy::disallowed_methods, clippy::print_stdout, reason = "measures and prints")]
 
-mod dns;
-
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
-use dns::{put, put_slice, service, slice};
 use flowgate_control::dns::zone::{Status, Zone};
 use flowgate_control::model::{ClusterAddress, Desired};
 use hickory_proto::rr::{Name, RecordType};
+
+use crate::dns::{put, put_slice, service, slice};
 
 #[test]
 fn a_cluster_of_5000_services_and_50000_endpoints_is_found_whole() {

@@ -1,15 +1,10 @@
 //! The DNS server over real sockets on loopback: messages, transports, changes and hostile clients.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod dns;
-
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dns::{
-    TestServer, addresses, config, many, one_web, put, query, service, tcp_receive, tcp_send, with_edns,
-};
 use flowgate_control::descriptors::{DescriptorBudget, DescriptorLimits};
 use flowgate_control::dns::{Config, RateLimit, Server, Upstream};
 use flowgate_control::model::{ClusterAddress, Desired};
@@ -19,6 +14,10 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::dns::{
+    TestServer, addresses, config, many, one_web, put, query, service, tcp_receive, tcp_send, with_edns,
+};
 
 const WEB: &str = "web.shop.svc.cluster.local.";
 const MANY: &str = "many.shop.svc.cluster.local.";

@@ -2,14 +2,11 @@
 //! in `flowgate_fuzz`.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod dns;
-
 use std::fs;
 use std::net::UdpSocket;
 use std::path::Path;
 use std::time::Duration;
 
-use dns::{TestServer, one_web, query};
 use flowgate_control::model::{Desired, Key, Kind, NetState};
 use flowgate_control::source::{convert, manifests};
 use flowgate_control::{CompileConfig, ObjectRef, Role, Severity, compile};
@@ -18,6 +15,8 @@ use flowgate_tables::Tables;
 use hickory_proto::op::{Message, MessageType};
 use hickory_proto::rr::RecordType;
 use serde_json::Value;
+
+use crate::dns::{TestServer, one_web, query};
 
 const OBJECTS: &[(&str, &str)] = &[
     (
@@ -157,7 +156,7 @@ fn whatever_a_client_sends_the_name_server_goes_on_answering() {
     let types = [RecordType::A, RecordType::AAAA, RecordType::SRV, RecordType::PTR, RecordType::ANY];
     let make = |random: &mut Rng| {
         let question = query(names[random.usize(..names.len())], types[random.usize(..types.len())]);
-        let question = if random.bool() { dns::with_edns(question, random.u16(..)) } else { question };
+        let question = if random.bool() { crate::dns::with_edns(question, random.u16(..)) } else { question };
         question.to_vec().unwrap()
     };
     let check = |input: &[u8]| ask(&socket, input);

@@ -70,7 +70,7 @@ fn the_good_one_is_served_beside(objects: impl Iterator<Item = (Key, Object)>) {
     assert!(served, "the good Service is served");
 }
 
-/// The same at the scale of a cluster: `HOSTILE_OBJECTS=100000 cargo test --test hostile_objects` for the whole of it.
+/// The same at the scale of a cluster: `HOSTILE_OBJECTS=100000 cargo test --test control hostile` for the whole of it.
 #[test]
 fn hostile_objects_among_a_thousand_good_services_disturb_none_of_them_and_are_named() {
     let count = std::env::var("HOSTILE_OBJECTS").ok().and_then(|text| text.parse().ok()).unwrap_or(HOSTILE);

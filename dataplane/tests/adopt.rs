@@ -1,11 +1,10 @@
 //! Flows that outlive the process: what the next one makes of them, with tables of its own.
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
-mod gateway;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::gateway::{FAB0, World, destination, service, tcp, udp};
 use flowgate_dataplane::BURST;
 use flowgate_dataplane::adopt::{Adoption, adopt};
 use flowgate_dataplane::{
@@ -15,7 +14,6 @@ use flowgate_dataplane::{
 use flowgate_flow::{AffinityTable, Flows, HashKey, Origin, Tick, Timeouts};
 use flowgate_tables::{BackendId, Tables};
 use flowgate_wire::Protocol;
-use gateway::{FAB0, World, destination, service, tcp, udp};
 
 /// One life of the process.
 struct Life {

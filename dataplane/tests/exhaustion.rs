@@ -2,15 +2,13 @@
 //! well again once the pressure ends.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod gateway;
-
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
+use crate::gateway::{FAB0, Gateway, UP0, World, destination, service, source, tcp, udp};
 use flowgate_dataplane::exhaustion::ExhaustedResource;
 use flowgate_dataplane::{DropReason, Event, PipelineConfig};
 use flowgate_wire::Protocol;
-use gateway::{FAB0, Gateway, UP0, World, destination, service, source, tcp, udp};
 
 const VIP: &str = "10.96.0.80:80";
 

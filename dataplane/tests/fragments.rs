@@ -2,16 +2,15 @@
 //! together again and must be the translation of the whole. And what attackers make of fragments.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod fragmenting;
-mod gateway;
-
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
+use crate::fragmenting::{
+    self, Cut, Transport, VIP4, VIP6, client4, client6, cut, reassemble, transport_is_right, world,
+};
+use crate::gateway::{self, FAB0, Gateway, UP0};
 use flowgate_dataplane::{DropReason, Event};
 use flowgate_wire::Protocol;
-use fragmenting::{Cut, Transport, VIP4, VIP6, client4, client6, cut, reassemble, transport_is_right, world};
-use gateway::{FAB0, Gateway, UP0};
 use proptest::prelude::*;
 
 /// What happens to a fragment on its way to us.

@@ -5,17 +5,17 @@
 
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod gateway;
-
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use crate::gateway::{
+    CLIENT, FAB0, Gateway, UP0, World, destination, neighbour, route, service, source, tcp, udp,
+};
 use flowgate_dataplane::DropReason;
 use flowgate_tables::EmptyAction;
 use flowgate_tables::spec::TrafficPolicySpec;
 use flowgate_wire::checksum::Sum;
 use flowgate_wire::{L4Port, Protocol};
-use gateway::{CLIENT, FAB0, Gateway, UP0, World, destination, neighbour, route, service, source, tcp, udp};
 
 fn golden(name: &str, gateway: &Gateway) {
     assert!(!gateway.story().contains("    up0 < UDP (checksum wrong)"));

@@ -1,13 +1,10 @@
 //! Golden cases of fragments: packets in, packets out byte for byte, counters exact. See `golden.rs`.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod fragmenting;
-mod gateway;
-
 use std::time::Duration;
 
-use fragmenting::{Cut, Transport, VIP4, client4, cut, identification, world};
-use gateway::{FAB0, Gateway, UP0, destination, neighbour, source};
+use crate::fragmenting::{self, Cut, Transport, VIP4, client4, cut, identification, world};
+use crate::gateway::{FAB0, Gateway, UP0, destination, neighbour, source};
 
 fn golden(name: &str, gateway: &Gateway) {
     insta::with_settings!({ snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true }, {

@@ -5,11 +5,10 @@
 
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod gateway;
-
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::gateway::{FAB0, Gateway, UP0, World, neighbour, route, service};
 use etherparse::icmpv4::{DestUnreachableHeader, TimeExceededCode};
 use etherparse::{
     IcmpEchoHeader, Icmpv4Type, Icmpv6Type, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder,
@@ -19,7 +18,6 @@ use flowgate_dataplane::{DropReason, Event, MssClamp, PassReason, PipelineConfig
 use flowgate_tables::spec::{EndpointSpec, ServiceSpec};
 use flowgate_tables::{FrontendKind, InterfaceId, SourceNat};
 use flowgate_wire::{L4Port, Protocol};
-use gateway::{FAB0, Gateway, UP0, World, neighbour, route, service};
 
 const CLIENT: &str = "192.0.2.10:1234";
 const CLIENT6: &str = "[2001:db8:1::10]:1234";

@@ -2,18 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod gateway;
-
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::gateway::{CLIENT, FAB0, Gateway, UP0, World, destination, neighbour, source, tcp, udp};
 use etherparse::{IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder};
 use flowgate_dataplane::{DropReason, Event, PassReason, PipelineConfig, RejectReason, UnservedPorts};
 use flowgate_tables::spec::ForwardingOff;
 use flowgate_tables::{FrontendKind, InterfaceId, Tables};
 use flowgate_wire::checksum::Sum;
-use gateway::{CLIENT, FAB0, Gateway, UP0, World, destination, neighbour, source, tcp, udp};
 
 const DNS: &str = "10.96.0.53:53";
 const WEB: &str = "10.96.0.80:80";

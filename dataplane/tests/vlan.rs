@@ -1,13 +1,10 @@
 //! Frames of VLANs through a worker: the tag comes off, and goes on for the way out.
 
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
-#![allow(dead_code, reason = "the gateway of the golden cases, of which this needs less")]
 
-mod gateway;
-
+use crate::gateway::{CLIENT, Gateway, UP0, World, destination, neighbour, route, source, tcp, udp};
 use flowgate_dataplane::{Event, PassReason};
 use flowgate_tables::spec::VlanSpec;
-use gateway::{CLIENT, Gateway, UP0, World, destination, neighbour, route, source, tcp, udp};
 
 /// The backends are on VLAN 100 of the uplink.
 fn world() -> World {

@@ -1,15 +1,13 @@
 //! Connections through the whole worker: what forged packets change (nothing), and what genuine ones do.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
-mod gateway;
-
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use crate::gateway::{CLIENT, FAB0, Gateway, UP0, World, destination, service, source, tcp, udp};
 use etherparse::{IpNumber, PacketBuilder};
 use flowgate_dataplane::{DropReason, Event};
 use flowgate_wire::Protocol;
-use gateway::{CLIENT, FAB0, Gateway, UP0, World, destination, service, source, tcp, udp};
 
 const VIP: &str = "10.96.0.80:80";
 

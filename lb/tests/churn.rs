@@ -2,8 +2,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
@@ -18,7 +16,7 @@ use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions,
 
 use serde_json::Value;
 
-use support::{Lab, ask_by_udp, eventually, get, one_at_a_time, rows, snmp, text};
+use crate::support::{Lab, ask_by_udp, eventually, get, one_at_a_time, rows, snmp, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 

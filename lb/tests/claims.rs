@@ -2,8 +2,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{SocketAddr, UdpSocket};
@@ -14,7 +12,7 @@ use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
 use flowgate_benches::lab::servers::http::{HttpServer, HttpServerOptions};
 use flowgate_benches::lab::topology::{GATEWAY_FABRIC, GATEWAY_UPLINK};
 
-use support::{Lab, eventually, get, http_answer, rows, text};
+use crate::support::{Lab, eventually, get, http_answer, rows, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const OTHER_IP: [u8; 4] = [10, 96, 0, 11];

@@ -2,8 +2,6 @@
 //!
 //! Tests with a namespace need root; without it they fail with a message.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -14,7 +12,7 @@ use flowgate_benches::lab::manifests::{L4Protocol, ManifestDir, ServiceSpec};
 use flowgate_benches::netns::Namespace;
 use tempfile::TempDir;
 
-use support::{
+use crate::support::{
     Ended, FLOWGATE, Lab, eventually, flowgate, flowgate_here, get, pins, rows, text, xdp_program,
 };
 

@@ -2,8 +2,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
@@ -13,7 +11,7 @@ use flowgate_benches::lab::topology::GATEWAY_UPLINK;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 
-use support::{LIMIT, Lab, eventually, flowgate};
+use crate::support::{self, LIMIT, Lab, eventually, flowgate};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const SERVER: (std::net::Ipv4Addr, u16) = (GATEWAY_UPLINK, 53);

@@ -3,8 +3,6 @@
 //!
 //! Needs root; without it the test fails with a message.
 
-mod support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -13,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
 use flowgate_benches::lab::servers::echo::{EchoAnswer, EchoOptions, TcpEchoServer};
 
-use support::{Lab, eventually, number, rows, text};
+use crate::support::{self, Lab, eventually, number, rows, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const PORTS: usize = 8;

@@ -3,8 +3,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,7 +16,7 @@ use flowgate_benches::loadgen::stop::Stop;
 use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions};
 use flowgate_benches::loadgen::udp::{self, UdpOptions};
 
-use support::{Lab, eventually, get, get_from_here, number, one_at_a_time, rows, snmp, text};
+use crate::support::{self, Lab, eventually, get, get_from_here, number, one_at_a_time, rows, snmp, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 

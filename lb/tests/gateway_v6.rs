@@ -2,8 +2,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -17,7 +15,7 @@ use flowgate_benches::loadgen::stop::Stop;
 use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions};
 use flowgate_benches::loadgen::udp::{self, UdpOptions};
 
-use support::{Lab, eventually, get_from_here, one_at_a_time, rows, snmp, snmp6, text};
+use crate::support::{self, Lab, eventually, get_from_here, one_at_a_time, rows, snmp, snmp6, text};
 
 const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const CLUSTER_IP_V6: Ipv6Addr = ipv6_of(CLUSTER_IP);

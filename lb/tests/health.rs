@@ -2,15 +2,13 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use anyhow::Result;
 use flowgate_benches::lab::topology::GATEWAY_UPLINK;
 use flowgate_benches::netns::Namespace;
 
-use support::{Lab, eventually, get, http_answer, rows, sample, text};
+use crate::support::{Lab, eventually, get, http_answer, rows, sample, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const HEALTH_PORT: u16 = 32_100;

@@ -2,8 +2,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::fs;
 use std::net::TcpStream;
 use std::process::Command;
@@ -18,7 +16,7 @@ use flowgate_benches::lab::topology::{GATEWAY_UPLINK, Topology, TopologyOptions,
 use flowgate_benches::loadgen::stream::StreamRun;
 use flowgate_benches::netns::Namespace;
 
-use support::{FLOWGATE, Lab, admin, eventually, get, number, one_at_a_time, rows, snmp, text};
+use crate::support::{FLOWGATE, Lab, admin, eventually, get, number, one_at_a_time, rows, snmp, text};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const ECHO: u16 = 7;

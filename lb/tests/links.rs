@@ -3,8 +3,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
 use std::thread;
@@ -20,7 +18,9 @@ use flowgate_benches::loadgen::stop::Stop;
 use flowgate_benches::loadgen::udp::{self, UdpOptions};
 use flowgate_benches::netns::Namespace;
 
-use support::{FLOWGATE, Lab, ask_by_udp, eventually, flowgate, http_answer, number, one_at_a_time, rows};
+use crate::support::{
+    FLOWGATE, Lab, ask_by_udp, eventually, flowgate, http_answer, number, one_at_a_time, rows,
+};
 
 const VIP: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 96, 0, 20), 7000);
 /// A third interface of the gateway, towards a client of its own.

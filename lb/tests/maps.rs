@@ -2,8 +2,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -18,7 +16,7 @@ use flowgate_benches::loadgen::stream::{self, Exchange, StreamOptions};
 use flowgate_xsk::steering::{InterfaceConfig, SetLimits, Steering, SteeringConfig, XdpModePolicy};
 use nix::mount::{MsFlags, mount};
 
-use support::{
+use crate::support::{
     FLOWGATE, Lab, PIN_DIR, eventually, flowgate, get, http_answer, one_at_a_time, pins, xdp_program,
 };
 

@@ -2,8 +2,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -22,7 +20,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use support::{FLOWGATE, LIMIT, Lab, PIN_DIR, admin, eventually, http_answer, one_at_a_time, rows, text};
+use crate::support::{
+    self, FLOWGATE, LIMIT, Lab, PIN_DIR, admin, eventually, http_answer, one_at_a_time, rows, text,
+};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const ECHO: u16 = 7;

@@ -2,8 +2,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::fs;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -20,7 +18,7 @@ use flowgate_benches::netns::Namespace;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use support::{FLOWGATE, Lab, eventually, flowgate, get, pins, rows, snmp, text, xdp_program};
+use crate::support::{FLOWGATE, Lab, eventually, flowgate, get, pins, rows, snmp, text, xdp_program};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 

@@ -2,8 +2,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -16,7 +14,7 @@ use flowgate_benches::lab::servers::http::{HttpServer, HttpServerOptions};
 use flowgate_benches::lab::topology::{FABRIC, GATEWAY_FABRIC, GATEWAY_UPLINK, UPLINK};
 use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun};
 
-use support::{LIMIT, Lab, eventually, flowgate, get, one_at_a_time, pins};
+use crate::support::{LIMIT, Lab, eventually, flowgate, get, one_at_a_time, pins};
 
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 10];
 const SSH: u16 = 22;

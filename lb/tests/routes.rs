@@ -2,8 +2,6 @@
 //!
 //! Needs root for network namespaces and XDP; without it every test fails with a message.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -11,7 +9,7 @@ use anyhow::Result;
 use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
 use flowgate_benches::lab::topology::{FABRIC, Host, ipv6_of};
 
-use support::{Lab, eventually, get_from_here, number, rows};
+use crate::support::{Lab, eventually, get_from_here, number, rows};
 
 const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// An address that several hosts have: which of them is reached is a matter of routes.

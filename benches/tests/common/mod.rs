@@ -1,8 +1,7 @@
 //! What the tests that need root share.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of it")]
 
 /// Fails in one clear sentence where the lab cannot run: a skipped test would look like a passed one.
-pub fn require_root() {
+pub(crate) fn require_root() {
     assert!(
         nix::unistd::geteuid().is_root(),
         "this test makes network namespaces and needs root: run `sudo -E cargo test -p flowgate-benches`"
@@ -10,7 +9,7 @@ pub fn require_root() {
 }
 
 /// [`wait::eventually`](flowgate_benches::lab::wait::eventually), failing the test at the time limit.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     if let Err(error) = flowgate_benches::lab::wait::eventually(what, || Ok(condition())) {
         panic!("{error}");
     }

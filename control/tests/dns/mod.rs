@@ -1,6 +1,5 @@
 //! A DNS server for a cluster, its clients and upstreams, on loopback. Every wait is bounded; all ends with the test.
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
-#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -1,7 +1,5 @@
 //! Sets that grow while packets are steered, whatever step the process dies at.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -15,7 +13,7 @@ use flowgate_xsk::steering::{
     SteeringConfig, SteeringError, SteeringSet, Verdict, VipKey, VlanKey, XdpModePolicy,
 };
 
-use common::{Namespace, PIN_DIR, config, counter, eventually, tcp, udp};
+use crate::common::{Namespace, PIN_DIR, config, counter, eventually, tcp, udp};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 /// Maps of sets. The other maps never change their size.

@@ -1,7 +1,5 @@
 //! Attaching over the life of a process: start, restart, stale and foreign pins and programs, uninstall.
 
-mod common;
-
 use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
@@ -17,7 +15,9 @@ use flowgate_xsk::steering::{
     VipKey, XdpMode, XdpModePolicy, uninstall,
 };
 
-use common::{Namespace, PIN_DIR, config, counter, eventually, small_port, small_umem, tcp, udp};
+use crate::common::{
+    self, Namespace, PIN_DIR, config, counter, eventually, small_port, small_umem, tcp, udp,
+};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 /// Environment variable with the interface for the child of the kill test.
@@ -509,7 +509,7 @@ fn a_killed_process_leaves_traffic_to_the_kernel_and_is_replaced_without_cleanin
     namespace.veth("lb0", "peer0");
     let mut child = namespace.run(|| {
         Command::new(env::current_exe().expect("this test"))
-            .args(["--ignored", "--exact", "child_that_serves_until_killed", "--nocapture"])
+            .args(["--ignored", "--exact", "lifecycle::child_that_serves_until_killed", "--nocapture"])
             .env(CHILD_OF, "lb0")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -1,7 +1,5 @@
 //! Frames through real AF_XDP sockets on veth pairs: intact, forwarded without a copy, and never lost.
 
-mod common;
-
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::thread;
@@ -13,7 +11,7 @@ use flowgate_xsk::{
     UmemConfig, XskError, XskSocket, XskSocketConfig, ZeroCopy,
 };
 
-use common::{Namespace, filled, receive, small_port, small_umem, udp};
+use crate::common::{Namespace, filled, receive, small_port, small_umem, udp};
 
 const VIP: [u8; 4] = [10, 96, 0, 10];
 

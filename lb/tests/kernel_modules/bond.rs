@@ -11,9 +11,9 @@ use flowgate_benches::lab::topology::{
 };
 use flowgate_benches::loadgen::stream::{self, Exchange, Greeting, StreamOptions, StreamRun};
 
-use super::support::{FLOWGATE, Lab, eventually};
 use super::talk::PATIENCE;
 use super::{CLUSTER_IP, EchoServers, SERVER_PORT};
+use crate::support::{FLOWGATE, Lab, eventually};
 
 const PORTS: [&str; 2] = ["port0", "port1"];
 

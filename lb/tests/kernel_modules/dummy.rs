@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use anyhow::Result;
 use flowgate_benches::lab::topology::{GATEWAY_UPLINK, ipv6_of};
 
-use super::support::{Lab, eventually};
 use super::talk::{TCP, Talk};
 use super::{EchoServers, SERVER_PORT};
+use crate::support::{Lab, eventually};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 

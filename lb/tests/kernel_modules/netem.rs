@@ -10,9 +10,9 @@ use flowgate_benches::loadgen::progress::ProgressOutput;
 use flowgate_benches::loadgen::stop::Stop;
 use flowgate_benches::loadgen::udp::{self, UdpOptions};
 
-use super::support::{LIMIT, Lab, ask_by_udp, eventually, snmp};
 use super::talk::{TCP, Talk};
 use super::{CLUSTER_IP, EchoServers, SERVER_PORT, run};
+use crate::support::{LIMIT, Lab, ask_by_udp, eventually, snmp};
 
 const CONNECTIONS: usize = 4;
 const BODY: usize = 200_000;

@@ -8,9 +8,9 @@ use flowgate_benches::lab::gateway::{Gateway, GatewayOptions};
 use flowgate_benches::lab::manifests::{L4Protocol, ServiceSpec};
 use flowgate_benches::lab::topology::{GATEWAY_UPLINK, Host, Topology, TopologyOptions, ipv6_of};
 
-use super::support::{FLOWGATE, Lab, eventually, rows, text};
 use super::talk::{SCTP, SctpEchoServer, Talk};
 use super::{CLUSTER_IP, NODE_PORT, SERVER_PORT};
+use crate::support::{FLOWGATE, Lab, eventually, rows, text};
 
 const SERVICE_PORT: u16 = 2905;
 /// From one byte over what fills a packet to many of them.

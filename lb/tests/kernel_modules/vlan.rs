@@ -10,9 +10,9 @@ use flowgate_benches::loadgen::progress::ProgressOutput;
 use flowgate_benches::loadgen::stop::Stop;
 use flowgate_benches::loadgen::udp::{self, UdpOptions};
 
-use super::support::{LIMIT, Lab, eventually, rows, text};
 use super::talk::{TCP, Talk};
 use super::{CLUSTER_IP, EchoServers, NODE_PORT, SERVER_PORT, run};
+use crate::support::{LIMIT, Lab, eventually, rows, text};
 
 const VLAN_ID: u16 = 100;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);

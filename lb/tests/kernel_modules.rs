@@ -7,8 +7,6 @@ mod bond;
 mod dummy;
 mod netem;
 mod sctp;
-#[path = "../support/mod.rs"]
-mod support;
 mod talk;
 mod vlan;
 
