@@ -168,12 +168,14 @@ fn a_rate_cap_is_never_exceeded_and_the_run_can_be_stopped() {
             let mut options = options(hop.mac, 10, Duration::from_secs(600));
             (options.rate, options.call) = (Some(50_000), Duration::from_millis(100));
             let stop = Stop::default();
+            // Before the time runs, since loading may take a while on a busy machine.
+            let generator = Generator::load(options).unwrap();
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     std::thread::sleep(Duration::from_millis(500));
                     stop.stop();
                 });
-                Generator::load(options).unwrap().run(ProgressOutput::Nothing, &stop).unwrap()
+                generator.run(ProgressOutput::Nothing, &stop).unwrap()
             })
         })
         .unwrap();
