@@ -91,12 +91,8 @@ pub(crate) struct Overrides {
 /// Why there is no configuration. Names the file, the key and what to write.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    #[error("{}: {source}", path.display())]
-    Unreadable {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
+    #[error("{}: {cause}", path.display())]
+    Unreadable { path: PathBuf, cause: std::io::Error },
     #[error("{place}: {reason}")]
     Syntax { place: String, reason: String },
     #[error("{place}: unknown key `{key}`{}", nearest.as_ref().map(|n| format!(": did you mean `{n}`?")).unwrap_or_default())]
@@ -114,8 +110,7 @@ impl Config {
         let Some(path) = path else {
             return Self::resolve_at("command line", Sections::default(), overrides);
         };
-        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let text = file::read(path)?;
         let place = path.display().to_string();
         Self::resolve_at(&place, Sections::parse(&text, &place)?, overrides)
     }

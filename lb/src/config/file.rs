@@ -1,5 +1,9 @@
 //! The TOML file as its sections, and serde's errors in the words of this program.
 
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path;
+
 use serde::Deserialize;
 use serde_path_to_error::Path;
 
@@ -23,6 +27,23 @@ use super::value::word;
 use super::workers::Workers;
 use super::xdp::Xdp;
 use super::{ConfigError, RoleName};
+
+/// The text of a file.
+///
+/// # Errors
+/// [`ConfigError::Unreadable`], also if it is larger than any configuration.
+pub(super) fn read(path: &path::Path) -> Result<String, ConfigError> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(LEN_MAX + 1).read_to_string(&mut text));
+    let read = read.and_then(|len| {
+        let is_too_long = len as u64 > LEN_MAX;
+        if is_too_long { Err(io::Error::other(format!("longer than {LEN_MAX} bytes"))) } else { Ok(text) }
+    });
+    read.map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })
+}
+
+/// In bytes; ten times what all keys with the longest lists in use take.
+const LEN_MAX: u64 = 1 << 20;
 
 /// A whole file. A section or key that it does not have is at its default.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]

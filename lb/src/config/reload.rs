@@ -2,14 +2,13 @@
 //! value, and the old one stays in force until a restart.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
 
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::file::Sections;
+use super::file::{self, Sections};
 use super::{Config, ConfigError, Overrides};
 
 /// The file that a configuration came from, with what of it is in force.
@@ -73,6 +72,14 @@ impl ConfigFile {
     /// # Errors
     /// [`ConfigError`], for the first thing that is wrong; then nothing has changed.
     pub(crate) fn reload(&mut self) -> Result<Reloaded, ConfigError> {
+        // The control thread must not wait for whoever writes into a pipe.
+        let regular = |metadata: fs::Metadata| match metadata.is_file() {
+            true => Ok(()),
+            false => Err(io::Error::other("not a regular file")),
+        };
+        fs::metadata(&self.path)
+            .and_then(regular)
+            .map_err(|cause| ConfigError::Unreadable { path: self.path.clone(), cause })?;
         let (sections, table) = self.read()?;
         let place = self.path.display().to_string();
         Config::resolve_at(&place, sections, self.overrides.clone())?;
@@ -86,8 +93,7 @@ impl ConfigFile {
     }
 
     fn read(&self) -> Result<(Sections, Table), ConfigError> {
-        let unreadable = |source| ConfigError::Unreadable { path: self.path.clone(), source };
-        let text = fs::read_to_string(&self.path).map_err(unreadable)?;
+        let text = file::read(&self.path)?;
         let place = self.path.display().to_string();
         let sections = Sections::parse(&text, &place)?;
         let syntax =
@@ -266,6 +272,30 @@ mod tests {
             shown.iter().all(|line| line == interfaces || line.starts_with("source.manifests")),
             "{shown:?}"
         );
+    }
+
+    #[test]
+    fn what_is_no_file_or_longer_than_any_configuration_is_refused_and_waited_for_by_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flowgate.toml");
+        let remove = || fs::remove_file(&path).unwrap();
+        fs::write(&path, "[tcp]\nreset_unknown = false\n").unwrap();
+        let (_, file) = ConfigFile::load(Some(&path), Overrides::default()).unwrap();
+        let mut file = file.unwrap();
+        let mut refusal = || file.reload().unwrap_err().to_string();
+        remove();
+        assert!(refusal().ends_with("flowgate.toml: No such file or directory (os error 2)"));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(refusal().ends_with(": not a regular file"));
+        remove();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert!(refusal().ends_with(": not a regular file"));
+        remove();
+        fs::write(&path, "#".repeat(2 << 20)).unwrap();
+        assert!(refusal().ends_with(": longer than 1048576 bytes"));
+        // A start may read a pipe, as of a shell, but not without end.
+        let endless = Config::load(Some(Path::new("/dev/zero")), Overrides::default()).unwrap_err();
+        assert_eq!(endless.to_string(), "/dev/zero: longer than 1048576 bytes");
     }
 
     #[test]
