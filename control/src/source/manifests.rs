@@ -123,6 +123,8 @@ async fn settled(changed: &Notify) {
 #[derive(Debug, Default)]
 struct DirectoryWatch {
     watcher: Option<(RecommendedWatcher, (u64, u64))>,
+    /// The directory that cannot be watched, which was said: it is tried again with each scan.
+    unwatched: Option<(u64, u64)>,
 }
 
 impl DirectoryWatch {
@@ -143,8 +145,14 @@ impl DirectoryWatch {
                 watcher.watch(dir, RecursiveMode::NonRecursive)?;
                 Ok(watcher)
             });
+            let is_new = self.unwatched != Some(identity);
+            self.unwatched = watcher.is_err().then_some(identity);
             watcher
-                .map_err(|error| tracing::warn!(dir = %dir.display(), %error, "no watch: changes take up to {RESCAN_AFTER:?}"))
+                .inspect_err(|error| {
+                    if is_new {
+                        tracing::warn!(dir = %dir.display(), %error, "no watch: changes take up to {RESCAN_AFTER:?}");
+                    }
+                })
                 .ok()
                 .map(|watcher| (watcher, identity))
         });
