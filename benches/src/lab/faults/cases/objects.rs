@@ -103,6 +103,8 @@ fn hostile_objects(
     bed.gateway.restart()?;
     bed.gateway.wait_for_service("good-0")?;
     read_stall(&bed, "restart")?;
+    // Each outage by itself: TCP doubles its patience with each segment that is lost.
+    load.await_answers()?;
     bed.gateway.kill()?;
     bed.gateway.restart()?;
     bed.gateway.wait_for_service("good-0")?;
@@ -160,7 +162,8 @@ fn restrict(bed: &TestBed, lines: &str) -> Result<()> {
         .and_then(|mut file| file.write_all(lines.as_bytes()))
         .map_err(Error::io(format!("append to {}", path.display())))?;
     let process = bed.gateway.process_id().ok_or_else(|| Error::State("the gateway does not run".into()))?;
-    let process = i32::try_from(process).map_err(|_| Error::State(format!("process {process}")))?;
+    let process =
+        i32::try_from(process).map_err(|error| Error::State(format!("process {process}: {error}")))?;
     kill(Pid::from_raw(process), Signal::SIGHUP).map_err(Error::errno("send SIGHUP"))
 }
 
