@@ -237,16 +237,10 @@ impl Comparison {
         // Errors quote what was received: it has to be the same packet in both networks.
         let reached = |end| sent.arrived.iter().all(|arrived| arrived.iter().any(|(at, _)| *at == end));
         let both = [End::Client, End::Backend].map(reached);
-        // What the kernel routed as it is, or whose end only one of the two sees, is nothing to quote.
-        let is_quotable = ![
-            "hop-by-hop options out of place",
-            "routing header with a segment left",
-            "datagram with options",
-        ]
-        .contains(&sent.step.kind);
         let other = sent.step.sender.other();
         let has_passed = [0, 1].map(|side: usize| sent.arrived[side].iter().any(|(at, _)| *at == other));
         conversation.remember(&sent.step, has_passed);
+        let mut taken = Vec::new();
         for (side, arrived) in sent.arrived.into_iter().enumerate() {
             for (end, reading) in arrived {
                 let own = &mut conversation.sides[side];
@@ -258,8 +252,9 @@ impl Comparison {
                     && is_right
                 {
                     own.peer = Some(reading.source);
+                    taken.push((side, reading.source));
                 }
-                if is_quotable
+                if sent.step.is_quotable()
                     && both[index(end)]
                     && reading.about.is_none()
                     && reading.source.port() > 0
@@ -267,6 +262,14 @@ impl Comparison {
                 {
                     own.received[index(end)] = reading.packet;
                 }
+            }
+        }
+        // The port of a flow that has expired may be another's by now.
+        let backend = conversation.backend;
+        let others = self.conversations.iter_mut().enumerate().filter(|(at, _)| *at != sent.at);
+        for (_, other) in others.filter(|(_, other)| other.backend == backend) {
+            for (side, peer) in &taken {
+                other.sides[*side].peer = other.sides[*side].peer.filter(|old| old != peer);
             }
         }
     }

@@ -28,15 +28,20 @@ pub(super) struct Step {
 
 const REFUSED: &str =
     "a connection that was refused is remembered like every other that was reset; Linux forgets it at once";
-const RESET_BLINDLY: &str = "once a FIN was seen, Linux takes a reset from beyond the window for the end; Flowgate does not (RFC 5961 section 3.2)";
-const ASKED_IN_VAIN: &str = "Linux forgets a closed connection for a new SYN before it drops that SYN; Flowgate when it forwards the SYN";
-const JUDGED_BY_A_SYN: &str = "after a SYN within a connection Linux may judge segments by the number of that SYN; Flowgate by those of the connection";
-const INCOMPLETE: &str = "the first fragment of a datagram opens its flow, whether or not the others come; Linux waits for all of them";
-pub(super) const REVIVED: &str = "only an INIT opens a flow, since a path that is added to an association has no Service to lead to; Linux takes a HEARTBEAT or a \
-     SHUTDOWN ACK";
+const RESET_BLINDLY: &str = "once a FIN was seen, Linux takes a reset from beyond the window for the end; Flowgate does not (RFC \
+    5961 section 3.2)";
+const ASKED_IN_VAIN: &str = "Linux forgets a closed connection for a new SYN before it drops that SYN; Flowgate when it forwards \
+    the SYN";
+const JUDGED_BY_A_SYN: &str = "after a SYN within a connection Linux may judge segments by the number of that SYN; Flowgate by \
+    those of the connection";
+const HELD_BACK: &str = "a datagram that Linux holds back opens its flow here: by its first fragment, or with a checksum that \
+    ends where it does";
+pub(super) const REVIVED: &str = "only an INIT opens a flow: a path that is added has no Service to lead to; Linux takes a HEARTBEAT \
+    or SHUTDOWN ACK too";
 
 /// What Linux drops behind its connection tracking.
-const DROPPED_LATE: [&str; 7] = [
+const DROPPED_LATE: [&str; 8] = [
+    "broken IP options",
     "multicast frame",
     "broadcast frame",
     "last hop",
@@ -45,7 +50,8 @@ const DROPPED_LATE: [&str; 7] = [
     "strict source route",
     "source route at its end",
 ];
-const FOLLOWED: &str = "connection tracking of Linux follows a segment that Linux drops afterwards; Flowgate follows what it forwards";
+const FOLLOWED: &str = "connection tracking of Linux follows a segment that Linux drops afterwards; Flowgate follows what it \
+    forwards";
 
 /// A client that talks to a Service.
 pub(super) struct Conversation {
@@ -67,6 +73,16 @@ pub(super) struct Conversation {
 }
 
 impl Step {
+    /// Whether an error may quote it. Not what the kernel routes as it is, nor whose end only one of the two sees.
+    pub(super) fn is_quotable(&self) -> bool {
+        let own = [
+            "hop-by-hop options out of place",
+            "routing header with a segment left",
+            "datagram with options",
+        ];
+        !own.contains(&self.kind)
+    }
+
     /// Whether it is an SCTP packet that begins with a HEARTBEAT, its answer, or a SHUTDOWN ACK (RFC 9260 section 3.3): of
     /// no association, Linux takes it for the beginning of one.
     pub(super) fn revives(&self) -> bool {
@@ -162,8 +178,8 @@ impl Conversation {
             }
             Content::Udp { .. } if step.sender == End::Client && !has_passed[1] => {
                 let train = step.shape.fragments.map(|fragments| fragments.train);
-                if matches!(train, Some(Train::Unfinished | Train::Overlapping)) {
-                    self.forgotten = Some(INCOMPLETE);
+                if has_passed[0] || matches!(train, Some(Train::Unfinished | Train::Overlapping)) {
+                    self.forgotten = Some(HELD_BACK);
                 }
             }
             _ => {}

@@ -249,7 +249,9 @@ pub(super) fn explanation(case: &Case<'_>) -> Option<&'static str> {
     let is_forgotten = fates == [Forwarded, Nothing] || (fates == [Forwarded, Forwarded] && is_plain);
     let revived = case.of.revived.or_else(|| case.step.revives().then_some(REVIVED));
     let apart = case.of.forgotten.filter(|_| is_forgotten);
-    let apart = apart.or_else(|| revived.filter(|_| fates == [Nothing, Forwarded]));
+    let is_plain = leaves_a_kept_backend_as_it_is(case);
+    let is_revived = fates == [Nothing, Forwarded] || (fates == [Forwarded, Forwarded] && is_plain);
+    let apart = apart.or_else(|| revived.filter(|_| is_revived));
     EXPLANATIONS.iter().find(fits).map(|explanation| explanation.reason).or(apart)
 }
 
