@@ -340,6 +340,23 @@ fn an_error_about_what_a_backend_does_besides_is_routed_as_it_is() {
 }
 
 #[test]
+fn an_error_about_what_a_backend_does_besides_goes_only_where_the_kernel_would_send_it() {
+    for (by, client, reason) in [
+        (UP0, "192.0.2.10:9999", DropReason::WrongInterface),
+        (FAB0, "192.0.2.255:9999", DropReason::NotForwarded),
+        (FAB0, "224.0.0.5:9999", DropReason::NotForwarded),
+        (FAB0, "255.255.255.255:9999", DropReason::NotForwarded),
+    ] {
+        let mut gateway = Gateway::new(&world());
+        let (client, backend) = (at(client), at("10.244.0.11:5353"));
+        let was = udp(client, backend, 9, b"direct");
+        let error_in = error([backend.ip(), client.ip()], 64, Kind::Unreachable, &was, 100);
+        assert!(gateway.receive(by, error_in).is_empty(), "{client}");
+        assert_eq!(gateway.counters().dropped(reason), 1, "{client}: {}", gateway.story());
+    }
+}
+
+#[test]
 fn an_error_waits_for_its_neighbour() {
     let mut world = world();
     let mut gateway = Gateway::new(&world);

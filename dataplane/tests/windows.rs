@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use crate::fragmenting::set_offset;
 use crate::gateway::{CLIENT, FAB0, Gateway, UP0, World, destination, service, source, tcp, udp};
 use etherparse::{IpNumber, PacketBuilder};
 use flowgate_dataplane::{DropReason, Event};
@@ -51,6 +52,33 @@ fn numbered(from: &str, to: &str, flags: &str, sequence: u32) -> Vec<u8> {
     let mut frame = Vec::new();
     builder.write(&mut frame, &[]).unwrap();
     frame
+}
+
+/// A segment in two fragments: nobody on the way can verify its checksum.
+fn in_fragments(frame: &[u8], id: u16) -> [Vec<u8>; 2] {
+    let piece = |l4: &[u8], offset, more| {
+        let mut piece = [&frame[..34], l4].concat();
+        let len = u16::try_from(piece.len() - 14).unwrap();
+        piece[16..18].copy_from_slice(&len.to_be_bytes());
+        piece[18..20].copy_from_slice(&id.to_be_bytes());
+        set_offset(&mut piece, offset, more);
+        piece
+    };
+    [piece(&[&frame[34..54], &[0; 4]].concat(), 0, true), piece(&[0; 16], 24, false)]
+}
+
+#[test]
+fn what_comes_in_fragments_ends_no_connection() {
+    let (mut gateway, backend, snat) = connected();
+    for (id, flags) in (1..).zip(["R", "RA", "FA"]) {
+        for piece in in_fragments(&tcp(CLIENT, VIP, flags), id) {
+            assert_eq!(gateway.receive(UP0, piece).len(), 1, "it is forwarded all the same");
+        }
+        for piece in in_fragments(&tcp(&backend, &snat, flags), id) {
+            gateway.receive(FAB0, piece);
+        }
+        assert_eq!(state(&gateway), "established", "{flags}");
+    }
 }
 
 #[test]

@@ -249,8 +249,11 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
             _ => {}
         }
     }
-    // The kernel has entries for multicast groups too, which are no neighbours.
+    // The kernel has entries for groups and broadcasts too, which are no neighbours.
     let ip = ip.filter(|ip| !ip.is_multicast())?;
+    if lladdr.is_some_and(|lladdr| lladdr.0[0] & 1 == 1) {
+        return None;
+    }
     let state = message.header.state;
     // A failed or incomplete entry may still carry the address that no longer answers.
     let valid = !matches!(

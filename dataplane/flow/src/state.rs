@@ -19,7 +19,6 @@ impl Connection {
     const RST: u16 = 8;
     /// The other direction has sent a valid reset.
     const RST_FROM_PEER: u16 = 16;
-    const FLAGS: u16 = 31;
     /// The shift of windows plus one; zero without the option.
     const SCALE_AT: u32 = 6;
     const SCALE: u16 = 0b1111 << Self::SCALE_AT;
@@ -95,11 +94,6 @@ impl Connection {
     #[inline(always)]
     pub const fn is_open(self) -> bool {
         self.0 & (Self::ACK | Self::RST_FROM_PEER) == Self::ACK
-    }
-
-    /// The same flags, window and scale apart.
-    pub(crate) const fn has_flags_of(self, other: Self) -> bool {
-        (self.0 ^ other.0) & Self::FLAGS == 0
     }
 
     /// The record with the shift that a SYN offers (RFC 7323 section 2.2); `None` if it offers none.

@@ -39,11 +39,9 @@ pub(crate) struct Accepted {
 }
 
 impl Accepted {
-    /// Whether it is more than a step of an open connection: the phase may change by it, or the numbers that all later
-    /// segments are compared with.
-    pub(crate) fn changes(&self, before: &Sent, segment: &TcpSegment) -> bool {
-        let begins = segment.flags.intersects(TcpFlags::SYN) && self.own != *before;
-        self.resets || self.refutes || begins || !self.own.connection.has_flags_of(before.connection)
+    /// Whether it changes the phase, or the numbers that all later segments are compared with.
+    pub(crate) fn changes(&self, before: &Sent) -> bool {
+        self.resets || self.refutes || self.own != *before
     }
 }
 
@@ -53,6 +51,15 @@ impl Accepted {
 pub(crate) fn is_next(segment: &TcpSegment, end: u32, acked: u32) -> bool {
     let near = |number: u32, known: u32| number.wrapping_sub(known).wrapping_add(STEP) <= 2 * STEP;
     near(segment.end, end) && near(segment.acknowledgement, acked)
+}
+
+/// Whether acknowledgement and window of a segment are later than those that its direction has sent before. One that was
+/// overtaken takes nothing back, and of equal acknowledgements the larger window counts: no receiver should take back what
+/// it has offered (RFC 9293 section 3.8.6).
+#[inline(always)]
+pub(crate) fn is_newer(segment: &TcpSegment, acked: u32, window: u32) -> bool {
+    let ahead = distance(acked, segment.acknowledgement);
+    ahead > 0 || ahead == 0 && u32::from(segment.window) > window
 }
 
 /// Judges a segment of the direction `side` by what it (`own`) and the other direction (`peer`) have sent; `None` if its
@@ -127,8 +134,11 @@ fn after_syn_ack(own: &Sent, peer: &Sent, segment: &TcpSegment) -> Option<Sent> 
     if !peer.connection.has_sent_syn() || acknowledged > peer.end.wrapping_sub(peer.acked) {
         return None;
     }
-    let connection =
-        own.connection.with_flags(segment.flags).with_scale(segment.window_scale).with_window(segment.window);
+    let connection = own.connection.with_flags(segment.flags).with_scale(segment.window_scale);
+    // RFC 7323 section 2.2: the window of a SYN is never scaled. What comes after it is, so it is stored as that would be.
+    let shift = connection.scale().filter(|_| peer.connection.scale().is_some()).unwrap_or(0);
+    let window = segment.window.div_ceil(1 << shift);
+    let connection = connection.with_window(window);
     Some(Sent { connection, end: segment.end, acked: segment.acknowledgement, ..*own })
 }
 
@@ -151,15 +161,15 @@ fn after_ack(own: &Sent, peer: &Sent, segment: &TcpSegment) -> Option<Accepted> 
     }
     let is_reset = own.connection.is_reset_by_peer();
     let connection = if is_reset { own.connection.without_reset() } else { own.connection };
-    // The later one, so that a copy that was on the way for long does not put the window back; but not one beyond what the
-    // other end has sent, which only a forged segment can have left here.
-    let known = own.connection.has_sent_ack() && distance(peer.end, own.acked) <= 0;
-    let acked = if known { later(own.acked, segment.acknowledgement) } else { segment.acknowledgement };
+    // What was acknowledged beyond what the other end has sent, only a forged segment can have left here.
+    let is_known = own.connection.has_sent_ack() && distance(peer.end, own.acked) <= 0;
+    let is_newer = !is_known || is_newer(segment, own.acked, connection.window());
+    let connection = connection.with_flags(flags);
     Some(Accepted {
         own: Sent {
-            connection: connection.with_flags(flags).with_window(segment.window),
+            connection: if is_newer { connection.with_window(segment.window) } else { connection },
             end: later(own.end, segment.end),
-            acked,
+            acked: if is_newer { segment.acknowledgement } else { own.acked },
             ..*own
         },
         resets: false,
@@ -184,7 +194,7 @@ fn is_acknowledgement_valid(own: &Sent, peer: &Sent, segment: &TcpSegment) -> bo
         let is_exact = outstanding == 0 || peer.is_past_syn && (0..=COPIES).contains(&outstanding);
         return is_exact && distance(own.acked, segment.sequence) >= 0;
     }
-    let window = scaled(own.connection.window().max(segment.window.into()), own, peer);
+    let window = scaled(own.connection.window(), own, peer);
     (0..=window.max(COPIES)).contains(&outstanding)
 }
 
@@ -193,9 +203,10 @@ fn expected_by(receiver: &Sent, sender: &Sent) -> u32 {
     if receiver.connection.has_sent_ack() { earlier(receiver.acked, sender.end) } else { sender.end }
 }
 
-/// A window of `from`, in octets. Scales count only if both ends have offered one (RFC 7323 section 2.2).
+/// A window of `from`, in octets. Scales count only if both ends have offered one, and not for a SYN (RFC 7323 section 2.2).
 fn scaled(window: u32, from: &Sent, to: &Sent) -> i32 {
-    let shift = from.connection.scale().filter(|_| to.connection.scale().is_some()).unwrap_or(0);
+    let is_scaled = from.connection.has_sent_ack() && to.connection.scale().is_some();
+    let shift = from.connection.scale().filter(|_| is_scaled).unwrap_or(0);
     (window << shift).cast_signed()
 }
 

@@ -8,7 +8,7 @@ use flowgate_wire::icmp::{self, Message, Quoted, TranslatedError};
 use flowgate_wire::{Address, Datagram, EtherType, FiveTuple};
 
 use super::context::SlowPath;
-use super::input::{drop_malformed, refused_source};
+use super::input::{drop_malformed, not_routed, refused_source};
 use super::open::may_be_preserved_reply;
 use super::router::{Router, current_next_hop};
 use super::{Context, Family};
@@ -62,8 +62,14 @@ impl Router {
         let probe = flows.probe(&answer);
         // Not prefetched: errors are rare. By the reply's tuple, since the flow is stored under both.
         let found = flows.find_again(&probe, &answer);
-        if found.is_none() && !is_preserved_reply(&answer, slow.context) {
-            return Verdict::Drop(DropReason::NoFlow);
+        if found.is_none() {
+            if !is_preserved_reply(&answer, slow.context) {
+                return Verdict::Drop(DropReason::NoFlow);
+            }
+            // Routed as the kernel would: whose reply it is about, anyone can write.
+            if let Some(reason) = not_routed(datagram.src, datagram.dst, slow) {
+                return Verdict::Drop(reason);
+            }
         }
         let stored = found.as_ref().and_then(|found| current_next_hop(found, &slow.context.tables.routing));
         let dst = found.as_ref().map_or(datagram.dst, |found| found.forwarding.translation.dst);

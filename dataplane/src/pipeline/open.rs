@@ -118,6 +118,10 @@ impl Router {
                 let next_hop = routing.next_hop(id).ok_or(Verdict::Drop(DropReason::NoRoute))?;
                 Ok((id, next_hop))
             }
+            // No neighbour has the address of all.
+            Route::Unknown(neighbour) if routing.is_broadcast(neighbour.addr) => {
+                Err(Verdict::Drop(DropReason::NotForwarded))
+            }
             Route::Unknown(neighbour) => {
                 // On-link, and never resolved so far: not in the tables, so there is no next hop with an id yet.
                 self.requests.push(neighbour, slow.counters);

@@ -265,7 +265,11 @@ pub(super) fn current_next_hop<'a, A: Family>(
 fn track<A: Family>(frame: &[u8], found: &Found<'_, A>, packet: &Packet<A>, slow: &mut SlowPath<'_>) {
     let flows = A::table(slow.context.flows);
     let checksums = slow.checksums;
-    let is_intact = || has_valid_checksum(frame, packet, checksums);
+    // Of a packet in fragments the checksum is not known, and nobody sends the end of a connection so.
+    let is_cut_end = checksums == RxChecksums::Fragmented
+        && packet.tuple.protocol == Protocol::Tcp
+        && packet.tcp_flags.intersects(TcpFlags::RST.union(TcpFlags::FIN));
+    let is_intact = || !is_cut_end && has_valid_checksum(frame, packet, checksums);
     let tracked = match packet.tuple.protocol {
         Protocol::Udp => {
             flows.record_datagram(found, slow.context.now);

@@ -77,16 +77,16 @@ fn rounded(window: u16) -> u32 {
     leading * (rest + 1) + rest
 }
 
-/// A window in octets.
-fn scaled(window: u32, of: &Known, to: &Known) -> i64 {
-    let shift = if to.scale.is_some() { of.scale.unwrap_or(0) } else { 0 };
-    i64::from(window) << shift
+/// The window of an end in octets. That of a SYN counts as it stands there (RFC 7323 section 2.2).
+fn offered(of: &Direction, to: &Direction) -> i64 {
+    let shift = if of.sent.ack && to.known.scale.is_some() { of.known.scale.unwrap_or(0) } else { 0 };
+    i64::from(of.known.window) << shift
 }
 
 fn tcp(side: Side, own: &mut Direction, other: &mut Direction, segment: &Segment) -> Option<Noted> {
     let Flags { syn, ack, fin, rst } = segment.flags;
-    if ack && !syn && !fin && !rst && goes_on(own, segment) {
-        advance(own, segment, segment.acknowledgement);
+    if ack && !syn && !fin && !rst && !own.known.is_reset_by_other && is_near(own, segment) {
+        own.known = advanced(own.known, segment, true);
         return Some(Noted::Plainly);
     }
     if rst {
@@ -105,6 +105,9 @@ fn tcp(side: Side, own: &mut Direction, other: &mut Direction, segment: &Segment
         // The answers take another way.
         (false, true, _) if own.sent.syn && gap(own.known.end, end(segment)).abs() <= 65_536 => {
             if gap(own.known.end, end(segment)) > 0 {
+                if !segment.is_intact {
+                    return None;
+                }
                 own.known.end = end(segment);
             }
             Some(Noted::Plainly)
@@ -114,21 +117,25 @@ fn tcp(side: Side, own: &mut Direction, other: &mut Direction, segment: &Segment
 }
 
 /// Whether it is near to both numbers of its own direction.
-fn goes_on(own: &Direction, segment: &Segment) -> bool {
+fn is_near(own: &Direction, segment: &Segment) -> bool {
     let known = &own.known;
     own.sent.ack
-        && !known.is_reset_by_other
         && gap(known.end, end(segment)).abs() <= 65_536
         && gap(known.acked, segment.acknowledgement).abs() <= 65_536
 }
 
-fn advance(own: &mut Direction, segment: &Segment, acked: u32) {
-    let known = &mut own.known;
+/// What is known after the segment. If what was acknowledged before is plausible, nothing takes it back.
+fn advanced(mut known: Known, segment: &Segment, is_plausible: bool) -> Known {
     if gap(known.end, end(segment)) > 0 {
         known.end = end(segment);
     }
-    known.acked = acked;
-    known.window = rounded(segment.window);
+    let moved = gap(known.acked, segment.acknowledgement);
+    let widens = moved == 0 && u32::from(segment.window) > known.window;
+    if !is_plausible || moved > 0 || widens {
+        known.acked = segment.acknowledgement;
+        known.window = rounded(segment.window);
+    }
+    known
 }
 
 /// The next octet that a receiver waits for; never one that was not sent.
@@ -181,10 +188,12 @@ fn answers(own: &mut Direction, other: &Direction, segment: &Segment) -> Option<
     let acknowledges = other.sent.syn
         && segment.acknowledgement.wrapping_sub(other.known.first)
             <= other.known.end.wrapping_sub(other.known.first);
+    let shift = if other.known.scale.is_some() { segment.scale.unwrap_or(0) } else { 0 };
+    let in_units = (u32::from(segment.window) + (1 << shift) - 1) >> shift;
     let known = Known {
         end: end(segment),
         acked: segment.acknowledgement,
-        window: rounded(segment.window),
+        window: rounded(u16::try_from(in_units).unwrap()),
         scale: segment.scale,
         ..own.known
     };
@@ -198,7 +207,7 @@ fn answers(own: &mut Direction, other: &Direction, segment: &Segment) -> Option<
 
 /// RFC 9293 section 3.10.7.4, first.
 fn is_in_window(own: &Direction, other: &Direction, segment: &Segment) -> bool {
-    let window = scaled(other.known.window, &other.known, &own.known);
+    let window = offered(other, own);
     gap(awaited(other, own), segment.sequence) <= window
         && gap(end(segment), own.known.end) <= window.max(66_000)
 }
@@ -207,8 +216,7 @@ fn is_in_window(own: &Direction, other: &Direction, segment: &Segment) -> bool {
 fn continues(own: &mut Direction, other: &mut Direction, segment: &Segment) -> Option<Noted> {
     let outstanding = gap(segment.acknowledgement, other.known.end);
     let acknowledges = if own.sent.ack {
-        let window = own.known.window.max(u32::from(segment.window));
-        (0..=scaled(window, &own.known, &other.known).max(66_000)).contains(&outstanding)
+        (0..=offered(own, other).max(66_000)).contains(&outstanding)
     } else {
         // The end of the handshake.
         let is_exact = outstanding == 0 || other.packets > 1 && (0..=66_000).contains(&outstanding);
@@ -220,20 +228,19 @@ fn continues(own: &mut Direction, other: &mut Direction, segment: &Segment) -> O
     // One below what was acknowledged ends nothing.
     let ends = segment.flags.fin && gap(awaited(other, own), end(segment)) > 0;
     let refutes = own.known.is_reset_by_other;
-    let is_news = !own.sent.ack || ends && !own.sent.fin || refutes;
+    let is_plausible = own.sent.ack && gap(other.known.end, own.known.acked) <= 0;
+    let mut known = advanced(own.known, segment, is_plausible);
+    let is_news = !own.sent.ack || ends && !own.sent.fin || refutes || known != own.known;
     if is_news && !segment.is_intact {
         return None;
     }
     if refutes {
         (own.sent.rst, other.sent.rst) = (false, false);
-        (own.known.is_reset_by_other, other.known.is_reset_by_other) = (false, false);
+        (known.is_reset_by_other, other.known.is_reset_by_other) = (false, false);
     }
-    let was_plausible = own.sent.ack && gap(other.known.end, own.known.acked) <= 0;
-    let is_old = gap(own.known.acked, segment.acknowledgement) <= 0;
-    let acked = if was_plausible && is_old { own.known.acked } else { segment.acknowledgement };
     own.sent.ack = true;
     own.sent.fin |= ends;
-    advance(own, segment, acked);
+    own.known = known;
     Some(if refutes { Noted::Refuted } else { Noted::Plainly })
 }
 

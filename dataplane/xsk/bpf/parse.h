@@ -25,6 +25,10 @@
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
 
+/* RFC 4861, 4: the first and the last message of neighbour discovery. */
+#define ICMPV6_ROUTER_SOLICITATION 133
+#define ICMPV6_REDIRECT 137
+
 /* What a parser can return besides a reason to pass; the numbers go on after `enum reason`. */
 enum parsed {
 	PARSED = REASON_COUNT, /* a whole packet with ports */
@@ -45,7 +49,8 @@ struct target {
 	__u8 protocol;
 	__u8 fragment_protocol; /* 0 for IPv6 */
 	__u16 vlan;		/* of the tag, host byte order; 0: none */
-	__u32 for_kernel;	/* 1: whatever it is addressed to */
+	__u16 for_kernel;	/* 1: whatever it is addressed to */
+	__u16 hop_limit;	/* of IPv6 */
 };
 
 struct vlan_tag {
@@ -295,6 +300,15 @@ INLINE __u32 walk_extensions(struct xdp_md *ctx, struct part *part, struct targe
 	return REASON_pass_extensions;
 }
 
+/* Neighbour discovery (RFC 4861, 7.1) and MLD (RFC 2710, 3; RFC 3810, 5) by a neighbour, which no router can have forwarded: a
+ * router may probe any address of ours by unicast. */
+INLINE int is_of_link(__u8 type, __u16 hop_limit)
+{
+	if (type >= ICMPV6_ROUTER_SOLICITATION && type <= ICMPV6_REDIRECT)
+		return hop_limit == 255;
+	return ((type >= ICMPV6_MGM_QUERY && type <= ICMPV6_MGM_REDUCTION) || type == ICMPV6_MLD2_REPORT) && hop_limit == 1;
+}
+
 /* As parse_icmpv4(). Neighbour discovery and MLD are ICMPv6 as well and pass. */
 NOINLINE __u32 parse_icmpv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct target *to)
 {
@@ -304,8 +318,7 @@ NOINLINE __u32 parse_icmpv6(struct xdp_md *ctx, __u32 offset, __u32 len, struct 
 		return REASON_pass_malformed;
 	if (icmp->type == ICMPV6_ECHO_REQUEST)
 		return PARSED_ECHO;
-	/* Neighbour discovery, MLD and what else is for one link: a router may probe any address of ours by unicast. */
-	to->for_kernel = icmp->type > ICMPV6_ECHO_REPLY;
+	to->for_kernel = is_of_link(icmp->type, to->hop_limit);
 	/* The four errors of RFC 4443 in a row, of which "packet too big" is the second. */
 	if (icmp->type < ICMPV6_DEST_UNREACH || icmp->type > ICMPV6_PARAMPROB)
 		return REASON_pass_not_l4;
@@ -368,10 +381,12 @@ INLINE __u32 parse_ipv6(struct xdp_md *ctx, void *l3, void *end, struct target *
 
 	copy_ipv6(&to->address, &ip->daddr);
 	copy_ipv6(&to->source, &ip->saddr);
-	if (is_mapped(&to->address) || is_mapped(&to->source)) {
+	/* The maps have IPv4 addresses so. A worker drops what has such a source. */
+	if (is_mapped(&to->address)) {
 		to->for_kernel = 1;
 		return REASON_pass_not_ours;
 	}
+	to->hop_limit = ip->hop_limit;
 	to->protocol = ip->nexthdr;
 	if (LIKELY(has_ports(to->protocol)))
 		return parse_ports(ip + 1, end, len, to);

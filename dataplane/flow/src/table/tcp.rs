@@ -26,7 +26,7 @@ impl<A: FlowAddress> FlowTable<A> {
     }
 
     /// Records a segment in the direction of `found`, if its receiver would act on it. `is_intact` verifies its checksum, and
-    /// is called only for a segment that changes the phase.
+    /// is called only for a segment that is more than a step of an open connection, and changes something.
     pub fn track_segment(
         &self,
         found: &Found<'_, A>,
@@ -42,7 +42,7 @@ impl<A: FlowAddress> FlowTable<A> {
         let Some(accepted) = window::judge(found.side(), &own, &other, segment) else {
             return Tracked::Ignored;
         };
-        if accepted.changes(&own, segment) && !is_intact() {
+        if accepted.changes(&own) && !is_intact() {
             return Tracked::Ignored;
         }
         self.note_handshake(found.side(), own.connection, accepted.own.connection);
@@ -81,18 +81,19 @@ impl<A: FlowAddress> Found<'_, A> {
         const FLAGS: TcpFlags =
             TcpFlags(TcpFlags::SYN.0 | TcpFlags::FIN.0 | TcpFlags::RST.0 | TcpFlags::ACK.0);
         let entry = self.entry;
-        let (connection, end) = (entry.connection(), entry.end());
+        let (connection, end, acked) = (entry.connection(), entry.end(), entry.acked());
         let goes_on = segment.flags.0 & FLAGS.0 == TcpFlags::ACK.0
             && connection.is_open()
-            && window::is_next(segment, end, entry.acked());
+            && window::is_next(segment, end, acked);
         if !goes_on {
             return false;
         }
         // Stored whether they changed or not: the cache line is written anyway, and a branch would cost more.
         let ahead = segment.end.wrapping_sub(end).cast_signed() > 0;
+        let is_newer = window::is_newer(segment, acked, connection.window());
         entry.set_end(if ahead { segment.end } else { end });
-        entry.set_acked(segment.acknowledgement);
-        entry.set_connection(connection.with_window(segment.window));
+        entry.set_acked(if is_newer { segment.acknowledgement } else { acked });
+        entry.set_connection(if is_newer { connection.with_window(segment.window) } else { connection });
         true
     }
 

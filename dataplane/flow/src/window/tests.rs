@@ -40,6 +40,59 @@ impl Known {
     }
 }
 
+/// What both directions have sent at the end of a handshake with the largest windows.
+fn handshake(initial: [u32; 2], scale: u8) -> [Sent; 2] {
+    let syn = TcpSegment {
+        flags: TcpFlags::SYN,
+        sequence: initial[0],
+        end: initial[0].wrapping_add(1),
+        acknowledgement: 0,
+        window: u16::MAX,
+        window_scale: Some(scale),
+    };
+    let nothing = Sent::default();
+    let client = judge(Side::Original, &nothing, &nothing, &syn).unwrap().own;
+    let answer = TcpSegment {
+        flags: TcpFlags::SYN.union(TcpFlags::ACK),
+        sequence: initial[1],
+        end: initial[1].wrapping_add(1),
+        acknowledgement: client.end,
+        ..syn
+    };
+    let server = judge(Side::Reply, &nothing, &client, &answer).unwrap().own;
+    let last = TcpSegment {
+        flags: TcpFlags::ACK,
+        sequence: client.end,
+        end: client.end,
+        acknowledgement: server.end,
+        window: u16::MAX >> scale,
+        window_scale: None,
+    };
+    let client = judge(Side::Original, &client, &server, &last).unwrap().own;
+    [client, server]
+}
+
+#[test]
+fn a_segment_that_was_overtaken_takes_no_acknowledgement_and_no_window_back() {
+    let segment = |acknowledgement, window| TcpSegment {
+        flags: TcpFlags::ACK,
+        sequence: 0,
+        end: 0,
+        acknowledgement,
+        window,
+        window_scale: None,
+    };
+    for (acknowledgement, window, is_later) in
+        [(1001, 0, true), (1000, 9, true), (1000, 8, false), (1000, 0, false), (999, 60_000, false)]
+    {
+        assert_eq!(
+            is_newer(&segment(acknowledgement, window), 1000, 8),
+            is_later,
+            "{acknowledgement} {window}"
+        );
+    }
+}
+
 prop_compose! {
     fn known()(
         initial in any::<[u32; 2]>(),
@@ -112,7 +165,31 @@ proptest! {
         let peer = Sent { connection: known.record(other).connection.with_window(u16::MAX), ..known.record(other) };
         let accepted = judge(Side::Original, &own, &peer, &segment).unwrap();
         prop_assert_eq!((accepted.own.end, accepted.own.acked), (segment.end, segment.acknowledgement));
-        prop_assert!(!accepted.changes(&own, &segment));
+        let is_newer = is_newer(&segment, own.acked, own.connection.window());
+        let connection = if is_newer { own.connection.with_window(7) } else { own.connection };
+        prop_assert_eq!(accepted.own.connection, connection);
+    }
+
+    /// Two ends that have said nothing since the handshake: the windows of their SYNs are not scaled (RFC 7323 section 2.2).
+    #[test]
+    fn blind_ends_miss_an_idle_connection_whatever_its_scale(
+        initial in any::<[u32; 2]>(), scale in 0..15_u8, guess in any::<[u32; 2]>(), side in 0..2_usize
+    ) {
+        let sent = handshake(initial, scale);
+        let own = sent[side];
+        let near = |number: u32, known: u32| number.wrapping_sub(known).wrapping_add(1 << 19) < 1 << 20;
+        prop_assume!(!near(guess[0], own.end) || !near(guess[1], own.acked));
+        for flags in [TcpFlags::ACK, TcpFlags::FIN.union(TcpFlags::ACK)] {
+            let segment = TcpSegment {
+                flags,
+                sequence: guess[0],
+                end: guess[0].wrapping_add(1),
+                acknowledgement: guess[1],
+                window: u16::MAX,
+                window_scale: None,
+            };
+            prop_assert_eq!(judge([Side::Original, Side::Reply][side], &own, &sent[1 - side], &segment), None);
+        }
     }
 
     /// 256 guesses, spread over all numbers as an attacker spreads them.

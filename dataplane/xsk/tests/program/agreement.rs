@@ -112,7 +112,9 @@ impl Recipe {
                 Extra::Fragment { offset, id } => (FRAGMENT, fragment(next, offset, id, &payload)),
             };
         }
-        let packet = v6(self.from.v6, self.to.v6, next, &payload);
+        let mut packet = v6(self.from.v6, self.to.v6, next, &payload);
+        // That of neighbour discovery and of MLD among them.
+        packet[7] = [64, 255, 1, 64][usize::from(self.id % 4)];
         let Some(kind) = self.error else { return packet };
         let to = if self.to_sender { self.from.v6 } else { self.to.v6 };
         v6(OTHER6, to, ICMPV6, &icmp(kind, &packet))
@@ -144,7 +146,7 @@ fn sometimes<T: Clone + std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl S
 
 fn recipe() -> impl Strategy<Value = Recipe> {
     let errors = select(vec![1_u8, 2, 3, 4, 5, 8, 11, 12, 128]);
-    let messages = select(vec![0_u8, 3, 8, 128, 129, 135]);
+    let messages = select(vec![0_u8, 3, 8, 128, 129, 135, 143, 160]);
     let tags = select(vec![
         vec![],
         vec![],

@@ -57,7 +57,8 @@ fn other_ipv6_packets_go_to_the_kernel() {
         rig.passes(what, &frame(to, protocol), "pass_not_ours");
     }
     let mapped = v6(Ipv4Addr::from(OTHER).to_ipv6_mapped(), VIP6, TCP, &l4(TCP, 4000, 80));
-    rig.passes("an IPv4 source in an IPv6 packet", &ethernet(0x86dd, &mapped), "pass_not_ours");
+    // A worker drops it; the kernel would send back what is for a VIP.
+    rig.redirects("an IPv4 source in an IPv6 packet", &ethernet(0x86dd, &mapped), "redirect_vip");
     for (what, next) in [("GRE", 47), ("ESP", 50), ("AH", 51), ("no next header", 59)] {
         let packet = v6(OTHER6, VIP6, next, &[0; 24]);
         rig.passes(what, &ethernet(0x86dd, &packet), "pass_not_l4");

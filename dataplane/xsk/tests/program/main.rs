@@ -200,7 +200,12 @@ fn what_is_for_an_address_of_which_everything_is_ours_goes_to_the_worker_whateve
     redirect("a route that is not at its end", &six(43, &extension(UDP, 0, 1, &l4(UDP, 4000, 53))));
     redirect("an echo request", &six(ICMPV6, &icmp(128, b"?")));
     let pass = |what, packet: &[u8], reason| rig.expect(what, packet, Verdict::Pass, reason);
-    pass("a router that probes its neighbour", &six(ICMPV6, &icmp(135, b"?")), "pass_not_l4");
+    let probe = six(ICMPV6, &icmp(135, b"?"));
+    pass("a router that probes its neighbour", &with(probe.clone(), 14 + 7, &[255]), "pass_not_l4");
+    pass("a listener of a group", &with(six(ICMPV6, &icmp(143, b"?")), 14 + 7, &[1]), "pass_not_l4");
+    // RFC 4861 section 7.1: a router has forwarded it, and would get it back.
+    redirect("a probe from beyond the link", &probe);
+    redirect("another message", &six(ICMPV6, &icmp(160, b"?")));
     pass("the node's own address", &with(tcp((NODE, 80)), 23, &[47]), "pass_not_l4");
     pass("an address of nobody", &with(tcp((OTHER, 80)), 23, &[47]), "pass_not_l4");
     pass("less than its length", &tcp((VIP, 80))[..50], "pass_truncated");

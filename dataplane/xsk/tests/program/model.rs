@@ -2,7 +2,7 @@
 //! the program.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use flowgate_xsk::steering::{StationKey, SteeringSet, VipKey, VlanKey};
 
@@ -220,7 +220,8 @@ fn parse_v6(l3: &[u8], envelope: &mut Envelope) -> Result<Packet, Passed> {
     let packet = Packet {
         kind: Kind::Whole,
         to: v6(&l3[24..40])?,
-        from: v6(&l3[8..24])?,
+        // The maps have IPv4 addresses as v4-mapped ones.
+        from: IpAddr::V6(Ipv6Addr::from(*l3[8..].first_chunk().expect("16 bytes"))).to_canonical(),
         protocol: l3[6],
         to_port: 0,
         from_port: 0,
@@ -229,9 +230,14 @@ fn parse_v6(l3: &[u8], envelope: &mut Envelope) -> Result<Packet, Passed> {
     };
     envelope.to = Some(packet.to);
     let (packet, rest) = extensions(packet, &l3[40..end])?;
-    // Neighbour discovery and its like.
-    if (packet.kind, packet.protocol) == (Kind::Whole, 58) && rest.len() >= 8 && rest[0] > 129 {
-        envelope.to = None;
+    // Neighbour discovery and multicast listeners, from the link.
+    if (packet.kind, packet.protocol) == (Kind::Whole, 58) && rest.len() >= 8 {
+        let hops = match rest[0] {
+            133..=137 => Some(255),
+            130..=132 | 143 => Some(1),
+            _ => None,
+        };
+        envelope.to = envelope.to.filter(|_| hops != Some(l3[7]));
     }
     match (packet.kind, packet.protocol) {
         (Kind::Later, _) => Ok(packet),
@@ -365,6 +371,6 @@ fn v4(bytes: &[u8]) -> IpAddr {
 
 /// v4-mapped addresses do not appear in packets.
 fn v6(bytes: &[u8]) -> Result<IpAddr, Passed> {
-    let address = std::net::Ipv6Addr::from(<[u8; 16]>::try_from(bytes).expect("16 bytes"));
+    let address = Ipv6Addr::from(<[u8; 16]>::try_from(bytes).expect("16 bytes"));
     if address.to_ipv4_mapped().is_some() { Err("pass_not_ours") } else { Ok(address.into()) }
 }
