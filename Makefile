@@ -97,7 +97,7 @@ fuzz: deps
 	$(FUZZ) -p flowgate-control --test control fuzz:: -- --test-threads=1 --nocapture
 	$(FUZZ) -p flowgate-control --lib netlink::fuzz -- --nocapture
 	$(FUZZ) -p flowgate --bin flowgate fuzz -- --test-threads=1 --nocapture
-	HOSTILE_OBJECTS=100000 $(CARGO) test -q -p flowgate-control --test control hostile_objects::hostile
+	HOSTILE_OBJECTS=100000 $(CARGO) test -q -p flowgate-control --test control hostile_objects::
 	@awk -F'[:,]' '{ n++; inputs += $$4 } END { printf "{\"targets\":%d,\"inputs\":%d,\"failures\":0}\n", n, inputs }' target/fuzz.jsonl
 
 # Whole conversations against an independent model, one run a seed; ends with one line of JSON.
