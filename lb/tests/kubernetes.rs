@@ -23,39 +23,45 @@ use support::{FLOWGATE, get, number, one_at_a_time, rows, text};
 /// For what passes through controllers, API and gateway, all on a machine that may be busy with other tests.
 const CLUSTER_LIMIT: Duration = Duration::from_secs(120);
 
+/// On one cluster, since a control plane takes longer to start than most of this.
 #[test]
-fn samples_applied_by_kubectl_are_served_at_cluster_ip_and_node_port() -> Result<()> {
+fn samples_applied_by_kubectl_are_served_and_neither_scaling_nor_a_rolling_update_fails_a_request()
+-> Result<()> {
     let _turn = one_at_a_time();
     let cluster = sample_cluster()?;
-    let pods = running_pods(&cluster, 3)?;
+    samples_are_served_at_cluster_ip_and_node_port(&cluster)?;
+    scaling_up_and_down_under_load_fails_no_request(&cluster)?;
+    cluster.apply_samples()?;
+    a_rolling_update_with_terminating_endpoints_fails_no_request(&cluster)
+}
+
+fn samples_are_served_at_cluster_ip_and_node_port(cluster: &KubernetesCluster) -> Result<()> {
+    let pods = running_pods(cluster, 3)?;
     for target in [SocketAddr::from(NGINX), node_port_address()] {
         let answers = cluster_eventually(&format!("every pod answers at {target}"), || {
             let answered: BTreeSet<_> =
-                (0..40).map(|_| get(client(&cluster), target)).collect::<Result<_>>()?;
+                (0..40).map(|_| get(client(cluster), target)).collect::<Result<_>>()?;
             Ok((answered == pods).then_some(answered))
         })?;
         assert_eq!(answers, pods);
     }
     // A Service whose Endpoints are written by hand reaches the gateway by the controller that mirrors them.
-    let mysql = client(&cluster).enter(|| greeting((flowgate_benches::lab::sample::MYSQL).into()))??;
+    let mysql = client(cluster).enter(|| greeting((flowgate_benches::lab::sample::MYSQL).into()))??;
     assert_eq!(mysql, "mysql");
     assert_eq!(cluster.pods().failures(), Vec::<String>::new());
     Ok(())
 }
 
-#[test]
-fn scaling_up_and_down_under_load_fails_no_request() -> Result<()> {
-    let _turn = one_at_a_time();
-    let cluster = sample_cluster()?;
-    running_pods(&cluster, 3)?;
-    let load = requests(&cluster)?;
-    all_answer(&load, &running_pods(&cluster, 3)?)?;
+fn scaling_up_and_down_under_load_fails_no_request(cluster: &KubernetesCluster) -> Result<()> {
+    running_pods(cluster, 3)?;
+    let load = requests(cluster)?;
+    all_answer(&load, &running_pods(cluster, 3)?)?;
 
     cluster.control_plane().kubectl(&["scale", "deployment", "my-nginx", "--replicas", "8"])?;
-    all_answer(&load, &running_pods(&cluster, 8)?)?;
+    all_answer(&load, &running_pods(cluster, 8)?)?;
 
     cluster.control_plane().kubectl(&["scale", "deployment", "my-nginx", "--replicas", "2"])?;
-    let left = running_pods(&cluster, 2)?;
+    let left = running_pods(cluster, 2)?;
     let before = load.snapshot();
     cluster_eventually("a thousand more requests are answered", || {
         Ok((load.snapshot().exchanges > before.exchanges + 1000).then_some(()))
@@ -70,19 +76,16 @@ fn scaling_up_and_down_under_load_fails_no_request() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_rolling_update_with_terminating_endpoints_fails_no_request() -> Result<()> {
-    let _turn = one_at_a_time();
-    let cluster = sample_cluster()?;
-    let old = running_pods(&cluster, 3)?;
-    let load = requests(&cluster)?;
+fn a_rolling_update_with_terminating_endpoints_fails_no_request(cluster: &KubernetesCluster) -> Result<()> {
+    let old = running_pods(cluster, 3)?;
+    let load = requests(cluster)?;
     all_answer(&load, &old)?;
 
     let plane = cluster.control_plane();
     plane.kubectl(&["set", "image", "deployment/my-nginx", "my-nginx=nginx:2"])?;
     plane.kubectl(&["rollout", "status", "deployment/my-nginx", "--timeout", "120s"])?;
     let new = cluster_eventually("only new pods run", || {
-        let pods = pod_names(&cluster);
+        let pods = pod_names(cluster);
         Ok((pods.len() == 3 && pods.is_disjoint(&old)).then_some(pods))
     })?;
     all_answer(&load, &new)?;
@@ -94,12 +97,21 @@ fn a_rolling_update_with_terminating_endpoints_fails_no_request() -> Result<()> 
     Ok(())
 }
 
+/// On one cluster, as above.
 #[test]
-fn p1002_a_dead_api_server_stops_no_traffic_and_is_followed_again_when_it_is_back() -> Result<()> {
+fn p1002_a_dead_api_server_stops_no_traffic_and_whatever_was_missed_meanwhile_is_made_up_for() -> Result<()> {
     let _turn = one_at_a_time();
     let mut cluster = sample_cluster()?;
-    let pods = running_pods(&cluster, 3)?;
-    let load = requests(&cluster)?;
+    a_dead_api_server_stops_no_traffic_and_is_followed_again_when_it_is_back(&mut cluster)?;
+    cluster.apply_samples()?;
+    a_watch_that_expired_while_the_gateway_was_away_loses_no_change(&mut cluster)
+}
+
+fn a_dead_api_server_stops_no_traffic_and_is_followed_again_when_it_is_back(
+    cluster: &mut KubernetesCluster,
+) -> Result<()> {
+    let pods = running_pods(cluster, 3)?;
+    let load = requests(cluster)?;
     all_answer(&load, &pods)?;
 
     cluster.control_plane_mut().kill_api_server()?;
@@ -116,7 +128,7 @@ fn p1002_a_dead_api_server_stops_no_traffic_and_is_followed_again_when_it_is_bac
 
     cluster.control_plane_mut().start_api_server()?;
     cluster.control_plane().kubectl(&["scale", "deployment", "my-nginx", "--replicas", "5"])?;
-    all_answer(&load, &running_pods(&cluster, 5)?)?;
+    all_answer(&load, &running_pods(cluster, 5)?)?;
     cluster_eventually("the gateway says that it is in step again", || {
         Ok((!cluster.gateway()?.show(&["tables"])?.contains("stale")).then_some(()))
     })?;
@@ -124,11 +136,10 @@ fn p1002_a_dead_api_server_stops_no_traffic_and_is_followed_again_when_it_is_bac
     Ok(())
 }
 
-#[test]
-fn a_watch_that_expired_while_the_gateway_was_away_loses_no_change() -> Result<()> {
-    let _turn = one_at_a_time();
-    let mut cluster = sample_cluster()?;
-    running_pods(&cluster, 3)?;
+fn a_watch_that_expired_while_the_gateway_was_away_loses_no_change(
+    cluster: &mut KubernetesCluster,
+) -> Result<()> {
+    running_pods(cluster, 3)?;
     cluster.gateway()?.wait_for_service("my-nginx")?;
     let gateway = cluster.topology().gateway().clone();
 
@@ -154,7 +165,7 @@ fn a_watch_that_expired_while_the_gateway_was_away_loses_no_change() -> Result<(
     gateway.ip("link set mgmt0 up")?;
 
     cluster_eventually("the gateway serves what is there and nothing else", || {
-        let services = services(&cluster)?;
+        let services = services(cluster)?;
         let has = |name: &str| services.iter().any(|service| service.starts_with(&format!("default/{name}")));
         Ok((has("late") && has("my-nginx") && !has("mysql")).then_some(()))
     })?;
@@ -163,8 +174,8 @@ fn a_watch_that_expired_while_the_gateway_was_away_loses_no_change() -> Result<(
     let address: IpAddr = address.parse().with_context(|| format!("kubectl printed {address:?}"))?;
     // Its endpoints come by another watch than itself.
     cluster_eventually("a pod answers at the Service that was missed", || {
-        let answered = get(client(&cluster), SocketAddr::new(address, 8000));
-        Ok(answered.is_ok_and(|pod| pod_names(&cluster).contains(&pod)).then_some(()))
+        let answered = get(client(cluster), SocketAddr::new(address, 8000));
+        Ok(answered.is_ok_and(|pod| pod_names(cluster).contains(&pod)).then_some(()))
     })
 }
 

@@ -28,6 +28,9 @@ pub(super) const MANAGEMENT: &str = "mgmt0";
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const END_LIMIT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Go's garbage collector would take a good part of the processor while the programs start and fill: let it wait for more
+/// garbage, within bounds.
+const GO_MEMORY: [(&str, &str); 2] = [("GOGC", "400"), ("GOMEMLIMIT", "1GiB")];
 
 /// A running control plane; removed when dropped.
 pub struct ControlPlane {
@@ -214,6 +217,6 @@ fn spawn(namespace: &Namespace, program: &Path, arguments: Vec<String>, log: &Pa
     let output = output.map_err(Error::io(format!("open {}", log.display())))?;
     let errors = output.try_clone().map_err(Error::io(format!("share {}", log.display())))?;
     let mut command = guarded(program);
-    command.args(arguments).stdout(output).stderr(errors);
+    command.args(arguments).envs(GO_MEMORY).stdout(output).stderr(errors);
     namespace.spawn(command)
 }
