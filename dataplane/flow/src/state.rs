@@ -19,6 +19,8 @@ impl Connection {
     const RST: u16 = 8;
     /// The other direction has sent a valid reset.
     const RST_FROM_PEER: u16 = 16;
+    /// This direction has sent a TCP segment that goes on behind its SYN.
+    const PAST_SYN: u16 = 32;
     /// The shift of windows plus one; zero without the option.
     const SCALE_AT: u32 = 6;
     const SCALE: u16 = 0b1111 << Self::SCALE_AT;
@@ -87,6 +89,23 @@ impl Connection {
     /// Whether this direction has sent a SYN.
     pub const fn has_sent_syn(self) -> bool {
         self.has(Self::SYN)
+    }
+
+    /// Whether this direction has sent a FIN, or what SCTP has for it.
+    pub(crate) const fn has_sent_fin(self) -> bool {
+        self.has(Self::FIN)
+    }
+
+    /// The record after a segment behind the SYN.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) const fn past_syn(self) -> Self {
+        Self(self.0 | Self::PAST_SYN)
+    }
+
+    /// Whether this direction has sent anything behind its SYN.
+    pub(crate) const fn is_past_syn(self) -> bool {
+        self.has(Self::PAST_SYN)
     }
 
     /// Whether data and acknowledgements of this direction change nothing but numbers: it has acknowledged the other's

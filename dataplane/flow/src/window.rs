@@ -23,8 +23,6 @@ pub(crate) struct Sent {
     pub(crate) end: u32,
     /// The last acknowledgement number; until there is one, the number after the SYN.
     pub(crate) acked: u32,
-    /// Whether there were more packets than a SYN.
-    pub(crate) is_past_syn: bool,
 }
 
 /// What follows from an acceptable segment.
@@ -164,7 +162,7 @@ fn after_ack(own: &Sent, peer: &Sent, segment: &TcpSegment) -> Option<Accepted> 
     // What was acknowledged beyond what the other end has sent, only a forged segment can have left here.
     let is_known = own.connection.has_sent_ack() && distance(peer.end, own.acked) <= 0;
     let is_newer = !is_known || is_newer(segment, own.acked, connection.window());
-    let connection = connection.with_flags(flags);
+    let connection = connection.with_flags(flags).past_syn();
     Some(Accepted {
         own: Sent {
             connection: if is_newer { connection.with_window(segment.window) } else { connection },
@@ -191,7 +189,8 @@ fn is_acknowledgement_valid(own: &Sent, peer: &Sent, segment: &TcpSegment) -> bo
     if !own.connection.has_sent_ack() {
         // The end of the handshake: nothing of this direction was acknowledged before, and the server has sent its SYN only
         // (or, with TCP Fast Open, data behind it).
-        let is_exact = outstanding == 0 || peer.is_past_syn && (0..=COPIES).contains(&outstanding);
+        let is_exact =
+            outstanding == 0 || peer.connection.is_past_syn() && (0..=COPIES).contains(&outstanding);
         return is_exact && distance(own.acked, segment.sequence) >= 0;
     }
     let window = scaled(own.connection.window(), own, peer);

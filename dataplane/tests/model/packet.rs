@@ -77,6 +77,8 @@ pub(crate) struct Tags {
     pub(crate) reflected: bool,
     /// Whether it echoes a cookie.
     pub(crate) cookie: bool,
+    /// Whether it is the answer to a SHUTDOWN ACK.
+    pub(crate) completes: bool,
 }
 
 /// TCP flags that matter to whoever stands in the middle, and what chunks of SCTP come to.
@@ -242,6 +244,7 @@ fn sctp(bytes: &[u8]) -> Option<Transport> {
             _ => flags.ack = true,
         }
         tags.cookie |= bytes[at] == 10;
+        tags.completes |= bytes[at] == 14;
         tags.reflected |= [6, 14].contains(&bytes[at]) && bytes[at + 1] & 1 == 1;
         if alone {
             tags.announced = word(16);

@@ -16,6 +16,8 @@ pub(crate) struct Known {
     acked: u32,
     window: u32,
     scale: Option<u8>,
+    /// Whether it has sent more than its SYN.
+    spoke: bool,
     /// Whether a reset of the other direction waits to be refuted.
     is_reset_by_other: bool,
 }
@@ -130,6 +132,7 @@ fn advanced(mut known: Known, segment: &Segment, is_plausible: bool) -> Known {
         known.end = end(segment);
     }
     let moved = gap(known.acked, segment.acknowledgement);
+    known.spoke = true;
     let widens = moved == 0 && u32::from(segment.window) > known.window;
     if !is_plausible || moved > 0 || widens {
         known.acked = segment.acknowledgement;
@@ -171,6 +174,7 @@ fn begins(own: &mut Direction, other: &Direction, segment: &Segment) -> Option<N
         acked: first,
         window: rounded(segment.window),
         scale: segment.scale,
+        spoke: false,
         is_reset_by_other: false,
     };
     if (own.sent, own.known) != (sent, known) && !segment.is_intact {
@@ -219,7 +223,7 @@ fn continues(own: &mut Direction, other: &mut Direction, segment: &Segment) -> O
         (0..=offered(own, other).max(66_000)).contains(&outstanding)
     } else {
         // The end of the handshake.
-        let is_exact = outstanding == 0 || other.packets > 1 && (0..=66_000).contains(&outstanding);
+        let is_exact = outstanding == 0 || other.known.spoke && (0..=66_000).contains(&outstanding);
         is_exact && gap(own.known.first, segment.sequence) >= 0
     };
     if !is_in_window(own, other, segment) || !acknowledges {
@@ -276,6 +280,9 @@ fn sctp(side: Side, own: &mut Direction, other: &mut Direction, segment: &Segmen
     let wanted = if tags.reflected { own.known.end } else { other.known.end };
     let confirms = tags.cookie && tags.carried != other.known.end && tags.carried == other.known.first;
     if !confirms && (tags.carried == 0 || tags.carried != wanted) {
+        return None;
+    }
+    if tags.completes && !other.sent.fin {
         return None;
     }
     let refutes = !rst && own.known.is_reset_by_other;

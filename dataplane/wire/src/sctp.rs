@@ -22,6 +22,8 @@ pub struct SctpPacket {
     pub is_tag_reflected: bool,
     /// Whether it echoes the cookie of an INIT ACK.
     pub echoes_cookie: bool,
+    /// Whether it is the SHUTDOWN COMPLETE that answers a SHUTDOWN ACK.
+    pub completes_shutdown: bool,
 }
 
 /// Reads all chunks of a packet; `None` if it is too short for one.
@@ -52,6 +54,7 @@ pub(crate) fn read(packet: &[u8]) -> Option<SctpPacket> {
             }
             SHUTDOWN_COMPLETE => {
                 read.is_tag_reflected |= reflects;
+                read.completes_shutdown = true;
                 TcpFlags::FIN.union(TcpFlags::ACK)
             }
             SHUTDOWN | SHUTDOWN_ACK => TcpFlags::FIN.union(TcpFlags::ACK),

@@ -36,6 +36,10 @@ impl<A: FlowAddress> FlowTable<A> {
         if !(confirms || is_tag_valid(own, peer, packet)) {
             return Tracked::Ignored;
         }
+        // Section 8.5.1 (C): only whoever has sent a SHUTDOWN ACK takes it.
+        if packet.completes_shutdown && !other.has_sent_fin() {
+            return Tracked::Ignored;
+        }
         let resets = packet.flags.intersects(TcpFlags::RST);
         let refutes = !resets && before.is_reset_by_peer();
         let after = if refutes { before.without_reset() } else { before }.with_flags(packet.flags);

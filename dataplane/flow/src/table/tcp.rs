@@ -93,6 +93,7 @@ impl<A: FlowAddress> Found<'_, A> {
         let is_newer = window::is_newer(segment, acked, connection.window());
         entry.set_end(if ahead { segment.end } else { end });
         entry.set_acked(if is_newer { segment.acknowledgement } else { acked });
+        let connection = connection.past_syn();
         entry.set_connection(if is_newer { connection.with_window(segment.window) } else { connection });
         true
     }
@@ -106,10 +107,5 @@ impl<A: FlowAddress> Found<'_, A> {
 }
 
 fn sent<A: FlowAddress>(entry: &Entry<A>) -> Sent {
-    Sent {
-        connection: entry.connection(),
-        end: entry.end(),
-        acked: entry.acked(),
-        is_past_syn: entry.counts().0 > 1,
-    }
+    Sent { connection: entry.connection(), end: entry.end(), acked: entry.acked() }
 }

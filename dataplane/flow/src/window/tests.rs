@@ -25,13 +25,13 @@ impl Known {
         let other = 1 - side;
         let connection = Connection::default()
             .with_flags(TcpFlags::SYN.union(TcpFlags::ACK))
+            .past_syn()
             .with_scale(Some(SHIFT))
             .with_window((self.window[side] >> SHIFT) as u16);
         Sent {
             connection,
             end: self.number(side, self.sent[side]),
             acked: self.number(other, self.acked[side]),
-            is_past_syn: true,
         }
     }
 

@@ -50,6 +50,25 @@ fn opened(check: impl Fn(Talk<'_>)) {
     check(talk);
 }
 
+/// A flood makes a backend repeat its answers, and forged acknowledgements below them prove nothing.
+#[test]
+fn a_repeated_answer_to_a_syn_is_nothing_behind_it() {
+    let table = FlowTable::new(100, KEY).unwrap();
+    let flow = tcp(1, 1, 40_000);
+    table.insert(&flow, Tick(0));
+    let mut talk = Talk::new(&table, &flow);
+    talk.say(Side::Original, SYN);
+    talk.say(Side::Reply, SYN_ACK);
+    let [client, server] = talk.next;
+    let answer = TcpSegment { end: server, ..segment(SYN_ACK, server.wrapping_sub(1), client) };
+    assert_eq!(talk.hear(Side::Reply, &answer), Tracked::Recorded);
+    for below in [1, 1000, 60_000] {
+        let forged = segment(ACK, client, server.wrapping_sub(below));
+        assert_eq!(talk.hear(Side::Original, &forged), Tracked::Ignored, "{below}");
+    }
+    assert_eq!(talk.hear(Side::Original, &segment(ACK, client, server)), Tracked::Recorded);
+}
+
 /// RFC 5961 section 3.2: only the next number that its receiver expects resets a connection at once.
 #[test]
 fn a_reset_counts_with_the_one_number_that_its_receiver_expects() {
@@ -282,6 +301,17 @@ fn an_association_ends_only_by_its_verification_tags() {
     assert_eq!(association.phase(), TcpPhase::HalfClosed);
     let reflected = association.hear(Side::Reply, ABORT, 0x2222, |abort| abort.is_tag_reflected = true);
     assert_eq!((reflected, association.phase()), (Tracked::Recorded, TcpPhase::Reset));
+}
+
+/// RFC 9260 section 8.5.1 (C).
+#[test]
+fn a_shutdown_complete_counts_only_behind_a_shutdown_ack() {
+    let table = FlowTable::new(100, KEY).unwrap();
+    let association = Association::open(&table);
+    let complete = || association.hear(Side::Original, FIN_ACK, 0x2222, |it| it.completes_shutdown = true);
+    assert_eq!((complete(), association.phase()), (Tracked::Ignored, TcpPhase::Established));
+    association.hear(Side::Reply, FIN_ACK, 0x1111, |_| {});
+    assert_eq!((complete(), association.phase()), (Tracked::Recorded, TcpPhase::TimeWait));
 }
 
 #[test]
