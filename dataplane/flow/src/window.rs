@@ -119,7 +119,7 @@ fn after_syn(own: &Sent, peer: &Sent, segment: &TcpSegment) -> Option<Sent> {
         .with_flags(TcpFlags::SYN)
         .with_scale(segment.window_scale)
         .with_window(segment.window);
-    Some(Sent { connection, end: segment.end, acked: first, ..*own })
+    Some(Sent { connection, end: segment.end, acked: first })
 }
 
 /// The server's answer to a SYN, which has to acknowledge it (RFC 9293 section 3.10.7.3). After the client's next segment it
@@ -137,7 +137,7 @@ fn after_syn_ack(own: &Sent, peer: &Sent, segment: &TcpSegment) -> Option<Sent> 
     let shift = connection.scale().filter(|_| peer.connection.scale().is_some()).unwrap_or(0);
     let window = segment.window.div_ceil(1 << shift);
     let connection = connection.with_window(window);
-    Some(Sent { connection, end: segment.end, acked: segment.acknowledgement, ..*own })
+    Some(Sent { connection, end: segment.end, acked: segment.acknowledgement })
 }
 
 /// Without the other direction, whose packets may take another way, only the own numbers can be compared.
@@ -168,7 +168,6 @@ fn after_ack(own: &Sent, peer: &Sent, segment: &TcpSegment) -> Option<Accepted> 
             connection: if is_newer { connection.with_window(segment.window) } else { connection },
             end: later(own.end, segment.end),
             acked: if is_newer { segment.acknowledgement } else { own.acked },
-            ..*own
         },
         resets: false,
         refutes: is_reset,
