@@ -42,16 +42,6 @@ fn from(src: [u8; 4], frame: Vec<u8>) -> Vec<u8> {
 }
 
 #[test]
-fn nothing_comes_from_a_cluster_ip() {
-    // That of another Service, and one that no Service has: two Services would answer one another for ever.
-    for source in ["10.96.0.53:53", "10.96.200.200:53"] {
-        let mut gateway = Gateway::new(&World::new());
-        assert!(gateway.receive(UP0, tcp(source, WEB, "S")).is_empty());
-        assert_eq!(gateway.counters().dropped(DropReason::OwnSource), 1, "{source:?}");
-    }
-}
-
-#[test]
 fn nothing_comes_from_addresses_that_no_host_has() {
     let mut gateway = Gateway::new(&World::new());
     let martians = [

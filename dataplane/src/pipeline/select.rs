@@ -111,11 +111,9 @@ pub fn select_backend<'a>(
 /// Whether a new flow to a Service comes from ourselves. We open no flows, so what we have sent has come back to us, and
 /// translating it once more would make a loop; or somebody forges it.
 fn is_own_source(tables: &Tables, frontend: &Frontend, tuple: &FiveTuple<IpAddr>) -> bool {
-    // The node may be its own client at a NodePort, whose address is the node's (P320), but a VIP sends nothing. Other VIPs
-    // may be hosts (external IPs and load balancer addresses that are those of Nodes), cluster IPs are none.
+    // The node may be its own client at a NodePort, whose address is the node's (P320), but a VIP sends nothing.
     tables.snat.is_source(tuple.src, tuple.src_port)
         || tuple.src == tuple.dst && frontend.kind != FrontendKind::NodePort
-        || tables.services.unmatched(tuple.src).is_some() && !tables.sources.is_node(tuple.src)
 }
 
 impl AffinityContext<'_> {

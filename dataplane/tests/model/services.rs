@@ -146,21 +146,13 @@ pub(crate) fn rule(world: &World, lives: &Lives, bindings: &Bindings, tuple: &Tu
 }
 
 /// Whether the source of a new flow is one that only the gateway itself could have: an address and port of translated flows,
-/// the VIP that it goes to, or a cluster IP.
+/// or the VIP that it goes to.
 pub(crate) fn is_own_source(world: &World, frontend: &FrontendSpec, tuple: &Tuple) -> bool {
     let mut interfaces = (0..).map(InterfaceId).take(world.interfaces.len());
     let src = tuple.src.ip();
     let is_snat = world.snat_ports.contains(tuple.src.port())
         && interfaces.any(|interface| snat_addresses(world, interface, src).contains(&src));
-    is_snat || frontend.kind != FrontendKind::NodePort && src == tuple.dst.ip() || is_cluster_ip(world, src)
-}
-
-/// Whether only a Service could have the address.
-fn is_cluster_ip(world: &World, addr: IpAddr) -> bool {
-    let mut frontends = world.services.iter().flat_map(|service| &service.frontends);
-    let is_used = frontends.any(|frontend| frontend.kind == FrontendKind::ClusterIp && frontend.addr == addr);
-    let is_in_range = world.service_cidrs.iter().any(|range| range.contains(&addr));
-    (is_used || is_in_range) && !is_own_address(world, addr)
+    is_snat || frontend.kind != FrontendKind::NodePort && src == tuple.dst.ip()
 }
 
 /// Whether the address is one of the node's.
