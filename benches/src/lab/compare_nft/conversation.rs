@@ -50,7 +50,7 @@ const DROPPED_LATE: [&str; 8] = [
     "strict source route",
     "source route at its end",
 ];
-const FOLLOWED: &str = "connection tracking of Linux follows a segment that Linux drops afterwards; Flowgate follows what it \
+const FOLLOWED: &str = "connection tracking of Linux follows a packet that Linux drops afterwards; Flowgate follows what it \
     forwards";
 
 /// A client that talks to a Service.
@@ -171,6 +171,9 @@ impl Conversation {
 
     /// What only one of the gateways remembers after a step; `has_passed` tells whether each let it through.
     pub(super) fn remember(&mut self, step: &Step, has_passed: [bool; 2]) {
+        if has_passed == [false; 2] && DROPPED_LATE.contains(&step.kind) {
+            self.revived = Some(FOLLOWED);
+        }
         match &step.content {
             Content::Tcp(segment) => self.remember_tcp(step, segment, has_passed),
             Content::Sctp { .. } if step.revives() && has_passed == [false, true] => {
@@ -190,9 +193,6 @@ impl Conversation {
         let is_strange = step.kind == "SYN in the connection";
         let asks = step.sender == End::Client && segment.flags & SYN > 0 && !is_strange;
         let refuses = step.sender == End::Backend && segment.flags & RST > 0 && segment.sequence == 0;
-        if has_passed == [false; 2] && DROPPED_LATE.contains(&step.kind) {
-            self.revived = Some(FOLLOWED);
-        }
         if refuses {
             self.forgotten = Some(REFUSED);
         } else if step.kind == "reset outside the window" && has_passed[1] {
