@@ -135,8 +135,7 @@ fn after_syn_ack(own: &Sent, peer: &Sent, segment: &TcpSegment) -> Option<Sent> 
     let connection = own.connection.with_flags(segment.flags).with_scale(segment.window_scale);
     // RFC 7323 section 2.2: the window of a SYN is never scaled. What comes after it is, so it is stored as that would be.
     let shift = connection.scale().filter(|_| peer.connection.scale().is_some()).unwrap_or(0);
-    let window = segment.window.div_ceil(1 << shift);
-    let connection = connection.with_window(window);
+    let connection = connection.with_window(segment.window.div_ceil(1 << shift));
     Some(Sent { connection, end: segment.end, acked: segment.acknowledgement })
 }
 
@@ -177,7 +176,7 @@ fn after_ack(own: &Sent, peer: &Sent, segment: &TcpSegment) -> Option<Accepted> 
 /// RFC 9293 section 3.10.7.4, first: whether the segment lies in its receiver's window, or so little before it that it may be
 /// a copy.
 fn is_in_window(own: &Sent, peer: &Sent, segment: &TcpSegment) -> bool {
-    let window = scaled(peer.connection.window(), peer, own);
+    let window = window_of(peer, own);
     distance(expected_by(peer, own), segment.sequence) <= window
         && distance(segment.end, own.end) <= window.max(COPIES)
 }
@@ -192,7 +191,7 @@ fn is_acknowledgement_valid(own: &Sent, peer: &Sent, segment: &TcpSegment) -> bo
             outstanding == 0 || peer.connection.is_past_syn() && (0..=COPIES).contains(&outstanding);
         return is_exact && distance(own.acked, segment.sequence) >= 0;
     }
-    let window = scaled(own.connection.window(), own, peer);
+    let window = window_of(own, peer);
     (0..=window.max(COPIES)).contains(&outstanding)
 }
 
@@ -201,11 +200,11 @@ fn expected_by(receiver: &Sent, sender: &Sent) -> u32 {
     if receiver.connection.has_sent_ack() { earlier(receiver.acked, sender.end) } else { sender.end }
 }
 
-/// A window of `from`, in octets. Scales count only if both ends have offered one, and not for a SYN (RFC 7323 section 2.2).
-fn scaled(window: u32, from: &Sent, to: &Sent) -> i32 {
+/// The window of `from`, in octets. Scales count only if both ends have offered one, and not for a SYN (RFC 7323 section 2.2).
+fn window_of(from: &Sent, to: &Sent) -> i32 {
     let is_scaled = from.connection.has_sent_ack() && to.connection.scale().is_some();
     let shift = from.connection.scale().filter(|_| is_scaled).unwrap_or(0);
-    (window << shift).cast_signed()
+    (from.connection.window() << shift).cast_signed()
 }
 
 /// From one sequence number to another; negative if the other comes first (RFC 9293 section 3.4).
