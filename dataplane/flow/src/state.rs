@@ -140,6 +140,13 @@ impl Connection {
         window_of((self.0 & Self::WINDOW) >> Self::WINDOW_AT)
     }
 
+    /// Whether this record announces a larger window than another of the same direction. Codes grow with their windows, so
+    /// nothing has to be decoded.
+    #[inline(always)]
+    pub(crate) const fn announces_more_than(self, other: Self) -> bool {
+        self.0 & Self::WINDOW > other.0 & Self::WINDOW
+    }
+
     const fn has(self, bits: u16) -> bool {
         self.0 & bits == bits
     }
@@ -257,12 +264,15 @@ mod tests {
 
     #[test]
     fn a_window_in_six_bits_is_never_smaller_and_at_most_a_quarter_larger() {
+        let mut before = Connection::default();
         for window in 0..=u16::MAX {
             let record =
                 Connection::default().with_flags(TcpFlags::SYN).with_scale(Some(7)).with_window(window);
             let (kept, exact) = (record.window(), u32::from(window));
             assert!(kept >= exact && kept <= exact + exact / 4, "{window} became {kept}");
             assert!(record.has_sent_syn() && record.scale() == Some(7));
+            assert_eq!(record.announces_more_than(before), exact > before.window(), "{window}");
+            before = record;
         }
         for exact in [0, 1, 7, u16::MAX] {
             assert_eq!(Connection::default().with_window(exact).window(), exact.into());

@@ -51,13 +51,15 @@ pub(crate) fn is_next(segment: &TcpSegment, end: u32, acked: u32) -> bool {
     near(segment.end, end) && near(segment.acknowledgement, acked)
 }
 
-/// Whether acknowledgement and window of a segment are later than those that its direction has sent before. One that was
-/// overtaken takes nothing back, and of equal acknowledgements the larger window counts: no receiver should take back what
-/// it has offered (RFC 9293 section 3.8.6).
+/// Acknowledgement and record of a direction after a segment of it. A segment that was overtaken takes nothing back, and of
+/// equal acknowledgements the larger window counts: no receiver should take back what it has offered (RFC 9293 section
+/// 3.8.6).
 #[inline(always)]
-pub(crate) fn is_newer(segment: &TcpSegment, acked: u32, window: u32) -> bool {
+pub(crate) fn acknowledged(segment: &TcpSegment, acked: u32, connection: Connection) -> (u32, Connection) {
+    let offered = connection.with_window(segment.window);
     let ahead = distance(acked, segment.acknowledgement);
-    ahead > 0 || ahead == 0 && u32::from(segment.window) > window
+    let is_newer = ahead > 0 || ahead == 0 && offered.announces_more_than(connection);
+    if is_newer { (segment.acknowledgement, offered) } else { (acked, connection) }
 }
 
 /// Judges a segment of the direction `side` by what it (`own`) and the other direction (`peer`) have sent; `None` if its
@@ -160,14 +162,14 @@ fn after_ack(own: &Sent, peer: &Sent, segment: &TcpSegment) -> Option<Accepted> 
     let connection = if is_reset { own.connection.without_reset() } else { own.connection };
     // What was acknowledged beyond what the other end has sent, only a forged segment can have left here.
     let is_known = own.connection.has_sent_ack() && distance(peer.end, own.acked) <= 0;
-    let is_newer = !is_known || is_newer(segment, own.acked, connection.window());
     let connection = connection.with_flags(flags).past_syn();
+    let (acked, connection) = if is_known {
+        acknowledged(segment, own.acked, connection)
+    } else {
+        (segment.acknowledgement, connection.with_window(segment.window))
+    };
     Some(Accepted {
-        own: Sent {
-            connection: if is_newer { connection.with_window(segment.window) } else { connection },
-            end: later(own.end, segment.end),
-            acked: if is_newer { segment.acknowledgement } else { own.acked },
-        },
+        own: Sent { connection, end: later(own.end, segment.end), acked },
         resets: false,
         refutes: is_reset,
     })

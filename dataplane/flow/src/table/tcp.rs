@@ -90,11 +90,10 @@ impl<A: FlowAddress> Found<'_, A> {
         }
         // Stored whether they changed or not: the cache line is written anyway, and a branch would cost more.
         let ahead = segment.end.wrapping_sub(end).cast_signed() > 0;
-        let is_newer = window::is_newer(segment, acked, connection.window());
+        let (acked, connection) = window::acknowledged(segment, acked, connection.past_syn());
         entry.set_end(if ahead { segment.end } else { end });
-        entry.set_acked(if is_newer { segment.acknowledgement } else { acked });
-        let connection = connection.past_syn();
-        entry.set_connection(if is_newer { connection.with_window(segment.window) } else { connection });
+        entry.set_acked(acked);
+        entry.set_connection(connection);
         true
     }
 
