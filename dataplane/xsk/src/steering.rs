@@ -254,6 +254,18 @@ impl Steering {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
+    /// Removes a part of what `next` lacks, which takes a few milliseconds; true if there may be more of it. Once it is
+    /// false, [`remove_stale`](Self::remove_stale) does the rest.
+    pub fn remove_some(&mut self, next: &SteeringSet) -> bool {
+        self.maps.remove_some(next, STEP) == STEP
+    }
+
+    /// Adds a part of what `next` has in addition, as [`remove_some`](Self::remove_some) removes. Once it is false,
+    /// [`add_new`](Self::add_new) does the rest.
+    pub fn add_some(&mut self, next: &SteeringSet) -> bool {
+        self.maps.add_some(next, STEP) == STEP
+    }
+
     /// Adds to the maps what `next` has in addition. To be called after workers know it. Sets that are too small for it
     /// are replaced by [`resize`](Self::resize) and [`switch_to`](Self::switch_to).
     ///
@@ -497,3 +509,6 @@ fn report(interface: &str, ifindex: u32, link: &mut PinnedLink) -> Result<Attach
         messages,
     })
 }
+
+/// Entries that are changed in one go: some 10 ms.
+const STEP: usize = 16_384;

@@ -135,6 +135,48 @@ fn maps_for_what_is_gone_by_the_time_they_are_ready_are_given_up() {
 }
 
 #[test]
+fn very_many_entries_change_in_steps_and_come_to_the_same() {
+    const COUNT: u32 = 20_000;
+    let namespace = Namespace::new();
+    namespace.veth("lb0", "peer0");
+    let mut steering = attach(&namespace, &["lb0"], limits(65_536)).expect("attach");
+    let ifindex = namespace.ifindex("lb0");
+    let (small, big) = (sets_of(1, ifindex), sets_of(COUNT, ifindex));
+    steering.add_new(&big).expect_err("there is no room");
+    assert!(!steering.add_some(&big), "there is still none");
+    assert!(grow(&namespace, &mut steering, &big));
+    steering.add_new(&big).expect("now it fits");
+
+    // All but the own addresses, which are exceptions to the others.
+    let count = |steering: &Steering| {
+        let set = steering.applied();
+        let addresses = [&set.cluster_ips, &set.node_addresses, &set.snat_addresses, &set.echo_addresses];
+        let vips = set.vips.len() + set.reply_sources.len();
+        addresses.map(BTreeSet::len).iter().sum::<usize>() + vips + set.service_cidrs.len() + set.vlans.len()
+    };
+    let all = count(&steering);
+    assert_eq!(all, 8 * COUNT as usize);
+    let mut counts = vec![all];
+    while steering.remove_some(&small) {
+        counts.push(count(&steering));
+    }
+    assert!(counts.len() > 5, "{counts:?}");
+    assert!(counts.windows(2).all(|pair| (1..=all / 5).contains(&(pair[0] - pair[1]))), "{counts:?}");
+    steering.remove_stale(&small).expect("the kernel removes the rest");
+    assert_eq!(steering.applied(), &small);
+
+    let mut counts = vec![count(&steering)];
+    while steering.add_some(&big) {
+        counts.push(count(&steering));
+        assert_eq!(steering.applied().own_addresses, big.own_addresses, "the exceptions come first");
+    }
+    assert!(counts.len() > 5, "{counts:?}");
+    assert!(counts.windows(2).all(|pair| (1..=all / 5).contains(&(pair[1] - pair[0]))), "{counts:?}");
+    steering.add_new(&big).expect("there is room for the rest");
+    assert_eq!(steering.applied(), &big);
+}
+
+#[test]
 fn every_set_grows_while_packets_are_steered_and_none_is_missed() {
     const COUNT: u32 = 7000;
     let namespace = Namespace::new();

@@ -38,6 +38,11 @@ impl MapGrowth {
         self.remove_stale(steering);
     }
 
+    /// Adds a part of what the new generation has in addition; true if there may be more of it.
+    pub(super) fn complete_in_part(&self, steering: &mut Steering) -> bool {
+        steering.add_some(&self.wanted)
+    }
+
     /// Adds to the maps what the new generation has in addition. To be called when the workers know it.
     pub(super) fn complete(&mut self, steering: &mut Steering, now: Instant) {
         self.add_new(steering);

@@ -33,12 +33,23 @@ pub(crate) struct Publishing {
     pub(crate) map_growth: MapGrowth,
     /// Of lines about generations that differ in routes or neighbours only: packets cause these.
     pub(crate) network_changes: LogLimit,
+    /// The generation that is to be published next, while what it lacks is removed from the maps.
+    pub(crate) next: Option<NextGeneration>,
+}
+
+/// A generation that is about to be published.
+#[derive(Debug)]
+pub(crate) struct NextGeneration {
+    tables: Tables,
+    wanted: SteeringSet,
+    /// `answers_echo` and `keeps_unserved` that `wanted` was made with.
+    choices: (bool, bool),
 }
 
 /// A generation, and what the maps should hold for it.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    pub(crate) tables: Tables,
+    tables: Tables,
     wanted: SteeringSet,
 }
 
@@ -65,16 +76,47 @@ impl Publishing {
         self.steering.report().iter().map(|report| Device::named(&report.interface)).collect()
     }
 
-    /// Makes a generation current. What the maps cannot hold passes to the kernel, see [`findings`](Self::findings), and is
-    /// tried again by [`follow_up`](Self::follow_up); everything else is served.
-    pub(crate) fn publish(&mut self, Prepared { tables, wanted }: Prepared, now: Instant) {
+    /// Takes the next generation: to be published by [`withdraw_some`](Self::withdraw_some) until that is false,
+    /// [`publish`](Self::publish), [`extend_some`](Self::extend_some) until that is false, and
+    /// [`complete`](Self::complete). Each of them is short, whatever the maps hold, so that the supervisor does its other
+    /// duties in between.
+    pub(crate) fn take_up(&mut self, Prepared { tables, wanted }: Prepared) {
+        let wanted = self.with_choices(wanted, &tables);
+        self.next = Some(NextGeneration { tables, wanted, choices: self.choices() });
+    }
+
+    /// Removes from the maps a part of what the next generation lacks; true if there may be more of it.
+    pub(crate) fn withdraw_some(&mut self) -> bool {
+        self.next.as_ref().is_some_and(|next| self.steering.remove_some(&next.wanted))
+    }
+
+    /// The generation that [`publish`](Self::publish) makes current.
+    pub(crate) fn next_tables(&self) -> Option<&Tables> {
+        self.next.as_ref().map(|next| &next.tables)
+    }
+
+    /// Makes the next generation current. What the maps cannot hold passes to the kernel, see [`findings`](Self::findings),
+    /// and is tried again by [`follow_up`](Self::follow_up); everything else is served.
+    pub(crate) fn publish(&mut self) {
+        let Some(NextGeneration { tables, mut wanted, choices }) = self.next.take() else { return };
         self.follow_devices(&tables);
         self.vlan_offload.configure(&tables.routing);
-        let wanted = self.with_choices(wanted, &tables);
+        if choices != self.choices() {
+            wanted = self.with_choices(steering_set(&tables), &tables);
+        }
         // The maps must never hold what the workers do not know: a redirected frame cannot be given back to the kernel. So stale
         // entries leave the maps before the tables change, and new ones enter them afterwards.
         self.map_growth.begin(&mut self.steering, wanted);
         self.publisher.publish(tables);
+    }
+
+    /// Adds to the maps a part of what the current generation has in addition; true if there may be more of it.
+    pub(crate) fn extend_some(&mut self) -> bool {
+        self.map_growth.complete_in_part(&mut self.steering)
+    }
+
+    /// Adds to the maps all the rest of the current generation.
+    pub(crate) fn complete(&mut self, now: Instant) {
         self.map_growth.complete(&mut self.steering, now);
     }
 
@@ -96,7 +138,7 @@ impl Publishing {
     /// Which packets of VIPs workers get from now on.
     pub(crate) fn choose(&mut self, pipeline: &PipelineConfig, now: Instant) {
         let keeps_unserved = pipeline.unserved_ports != UnservedPorts::Pass;
-        if (self.answers_echo, self.keeps_unserved) == (pipeline.echo_vips, keeps_unserved) {
+        if self.choices() == (pipeline.echo_vips, keeps_unserved) {
             return;
         }
         (self.answers_echo, self.keeps_unserved) = (pipeline.echo_vips, keeps_unserved);
@@ -104,6 +146,10 @@ impl Publishing {
         let wanted = self.with_choices(steering_set(&tables), &tables);
         self.map_growth.begin(&mut self.steering, wanted);
         self.map_growth.complete(&mut self.steering, now);
+    }
+
+    fn choices(&self) -> (bool, bool) {
+        (self.answers_echo, self.keeps_unserved)
     }
 
     /// Adds what does not follow from the tables.

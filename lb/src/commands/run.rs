@@ -250,6 +250,7 @@ async fn open_appliance(
         vlan_offload: VlanOffload::default(),
         map_growth: MapGrowth::default(),
         network_changes: LogLimit::default(),
+        next: None,
     };
     Ok((Appliance { workers, publishing }, ports.new))
 }
@@ -363,37 +364,34 @@ fn sink(supervisor: SupervisorHandle) -> impl AsyncFnMut(Update) -> anyhow::Resu
     async move |update: Update| {
         let begins = std::mem::take(&mut is_first);
         let prepared = spawn_blocking(move || Prepared::new(update)).await?;
-        let publish = move |appliance: &mut Appliance| {
-            let grace = begins.then(|| appliance.workers.grace());
-            publish(appliance, prepared, grace)
+        supervisor.request(|appliance| appliance.publishing.take_up(prepared)).await?;
+        while supervisor.request(|appliance| appliance.publishing.withdraw_some()).await? {}
+        supervisor.request(move |appliance| publish(appliance, begins)).await??;
+        while supervisor.request(|appliance| appliance.publishing.extend_some()).await? {}
+        let complete = |appliance: &mut Appliance| {
+            appliance.publishing.complete(tokio::time::Instant::now().into_std());
         };
-        supervisor.request(publish).await?
+        Ok(supervisor.request(complete).await?)
     }
 }
 
-fn publish(
-    Appliance { workers, publishing }: &mut Appliance,
-    prepared: Prepared,
-    grace: Option<Duration>,
-) -> anyhow::Result<()> {
-    let Tables { generation, services, .. } = &prepared.tables;
+fn publish(Appliance { workers, publishing }: &mut Appliance, begins: bool) -> anyhow::Result<()> {
+    let Some(Tables { generation, services, .. }) = publishing.next_tables() else { return Ok(()) };
+    let has_other_services = !Arc::ptr_eq(services, &publishing.publisher.current().services);
     let (generation, services, backends) =
         (*generation, services.services().len(), services.backends().len());
-    if let Some(grace) = grace {
+    if begins {
         // From now on the maps name our traffic, but the sockets enter the socket map only when the workers start. Without the
         // grace period such packets would pass to the kernel in between, and be reset.
-        if let Err(error) = publishing.steering.set_grace_period(grace) {
+        if let Err(error) = publishing.steering.set_grace_period(workers.grace()) {
             tracing::error!(%error, "connections may be reset in this moment, since the grace period cannot be set");
         }
     }
-    let now = tokio::time::Instant::now().into_std();
-    let has_other_services =
-        !Arc::ptr_eq(&prepared.tables.services, &publishing.publisher.current().services);
-    publishing.publish(prepared, now);
+    publishing.publish();
     workers.start(&publishing.start_context())?;
     if has_other_services {
         tracing::info!(generation, services, backends, "published");
-    } else if let Some(more) = publishing.network_changes.due(now) {
+    } else if let Some(more) = publishing.network_changes.due(tokio::time::Instant::now().into_std()) {
         tracing::info!(generation, services, backends, more, "published other routes or neighbours");
     }
     Ok(())

@@ -137,6 +137,26 @@ impl Maps {
         errors
     }
 
+    /// Removes at most `max` entries that `next` lacks; returns how many. None of those that go last.
+    pub(super) fn remove_some(&mut self, next: &SteeringSet, max: usize) -> usize {
+        let vips = self.applied.vips.len();
+        let removed = self.sets.remove_some(&self.interfaces, &mut self.applied, next, max);
+        self.is_in_step &= self.applied.vips.len() == vips;
+        removed
+    }
+
+    /// Adds at most `max` entries that `next` has in addition; returns how many. Own addresses come first, and all at once.
+    pub(super) fn add_some(&mut self, next: &SteeringSet, max: usize) -> usize {
+        let (interfaces, applied) = (&self.interfaces[..], &mut self.applied);
+        // Whatever is refused here is refused again when the rest is added, and reported then.
+        let _ = self.own_addresses.add_new(interfaces, &mut applied.own_addresses, &next.own_addresses);
+        let (next, _) = hold_back(&applied.own_addresses, applied, next);
+        let vips = applied.vips.len();
+        let added = self.sets.add_some(interfaces, applied, &next, max);
+        self.is_in_step &= self.applied.vips.len() == vips;
+        added
+    }
+
     /// Adds what `next` has in addition. Returns what is missing, by map.
     pub(super) fn add_new(&mut self, next: &SteeringSet) -> Vec<Shortfall> {
         let (interfaces, applied) = (&self.interfaces[..], &mut self.applied);

@@ -149,6 +149,40 @@ impl<E: Entry> KeySet<E> {
         Err(Shortfall { map: self.name, capacity: self.capacity, missing, first: first.name(), cause })
     }
 
+    /// The same as [`remove_stale`](Self::remove_stale) for at most `max` entries. Returns how many were removed.
+    pub(super) fn remove_some(
+        &mut self,
+        interfaces: &[InterfaceSlots],
+        applied: &mut BTreeSet<E>,
+        next: &BTreeSet<E>,
+        max: usize,
+    ) -> usize {
+        let stale: Vec<E> = applied.difference(next).take(max).copied().collect();
+        let before = applied.len();
+        self.change_all(Operation::Delete, interfaces, stale, |entry| {
+            applied.remove(&entry);
+        });
+        before - applied.len()
+    }
+
+    /// The same as [`add_new`](Self::add_new) for at most `max` entries. Returns how many were added.
+    pub(super) fn add_some(
+        &mut self,
+        interfaces: &[InterfaceSlots],
+        applied: &mut BTreeSet<E>,
+        next: &BTreeSet<E>,
+        max: usize,
+    ) -> usize {
+        let room = (self.capacity as usize).saturating_sub(applied.len());
+        let attached = |entry: &E| entry.to_key(interfaces).is_some();
+        let new = next.difference(applied).copied().filter(attached).take(max.min(room)).collect();
+        let before = applied.len();
+        self.change_all(Operation::Add, interfaces, new, |entry| {
+            applied.insert(entry);
+        });
+        applied.len() - before
+    }
+
     /// Carries out an operation on every entry that it can be carried out on, and calls `done` for each of these.
     fn change_all(
         &self,

@@ -63,6 +63,32 @@ macro_rules! sets {
                 outcomes.into_iter().filter_map(Result::err).collect()
             }
 
+            /// Removes at most `max` of the entries that `next` lacks. Returns how many.
+            pub(super) fn remove_some(
+                &mut self,
+                interfaces: &[InterfaceSlots],
+                applied: &mut SteeringSet,
+                next: &SteeringSet,
+                max: usize,
+            ) -> usize {
+                let mut left = max;
+                $(left -= self.$field.remove_some(interfaces, &mut applied.$field, &next.$field, left);)*
+                max - left
+            }
+
+            /// Adds at most `max` of the entries that `next` has in addition. Returns how many.
+            pub(super) fn add_some(
+                &mut self,
+                interfaces: &[InterfaceSlots],
+                applied: &mut SteeringSet,
+                next: &SteeringSet,
+                max: usize,
+            ) -> usize {
+                let mut left = max;
+                $(left -= self.$field.add_some(interfaces, &mut applied.$field, &next.$field, left);)*
+                max - left
+            }
+
             /// The replacements of those sets that have another size than they should have for `next`.
             pub(super) fn replacements(
                 &self,
