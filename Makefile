@@ -38,8 +38,7 @@ STAGE := .ci/stage
 test: root deps
 	@rm -f target/stages
 	@$(STAGE) gates $(MAKE) --no-print-directory gates
-	@$(STAGE) kubernetes $(MAKE) --no-print-directory kubernetes
-	@$(STAGE) compile $(CARGO) test --workspace $(WITH_LAB) --no-run
+	@CARGO='$(CARGO)' $(STAGE) build .ci/build-tests
 	@$(STAGE) tests .ci/tests
 	@$(STAGE) interleave $(CARGO) test -p flowgate-flow --features interleave --test interleave
 	@$(STAGE) --summary
