@@ -14,7 +14,7 @@ use super::reading::End;
 use super::services;
 use crate::lab::faults::random::Random;
 use crate::lab::topology::{GATEWAY_UPLINK, ipv6_of};
-use crate::lab::wire::{RST, SCTP, SYN, TCP, UDP};
+use crate::lab::wire::{FIN, RST, SCTP, SYN, TCP, UDP};
 
 /// One packet of a conversation.
 #[derive(Debug, Clone)]
@@ -87,6 +87,15 @@ impl Step {
     /// no association, Linux takes it for the beginning of one.
     pub(super) fn revives(&self) -> bool {
         matches!(&self.content, Content::Sctp { chunks, .. } if matches!(chunks.first(), Some(4 | 5 | 8)))
+    }
+
+    /// Whether it ends a connection, or an association by an ABORT or one of the three SHUTDOWNs (RFC 9260 section 3.3).
+    fn ends(&self) -> bool {
+        match &self.content {
+            Content::Tcp(segment) => segment.flags & (FIN | RST) > 0,
+            Content::Sctp { chunks, .. } => matches!(chunks.first(), Some(6..=8 | 14)),
+            _ => false,
+        }
     }
 }
 
@@ -173,6 +182,10 @@ impl Conversation {
     pub(super) fn remember(&mut self, step: &Step, has_passed: [bool; 2]) {
         if has_passed == [false; 2] && DROPPED_LATE.contains(&step.kind) {
             self.revived = Some(FOLLOWED);
+            if step.ends() {
+                // Its timeout is now the shorter one of an end.
+                self.forgotten = Some(FOLLOWED);
+            }
         }
         match &step.content {
             Content::Tcp(segment) => self.remember_tcp(step, segment, has_passed),
