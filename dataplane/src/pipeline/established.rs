@@ -57,7 +57,8 @@ fn track_next<A: Family>(
     context: &Context<'_>,
 ) -> bool {
     match packet.tuple.protocol {
-        Protocol::Tcp => found.record_next(&packet.tcp_segment(frame)),
+        // The flags first: then the compiler leaves out what only a SYN or FIN has, octets of its own and options.
+        Protocol::Tcp => packet.tcp_flags.continues() && found.record_next(&packet.tcp_segment(frame)),
         // P801: UDP has no end of its own, so the removal of the backend and the idle timeout end it.
         Protocol::Udp => {
             let backends = context.tables.services.backends();

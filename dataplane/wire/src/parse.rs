@@ -181,6 +181,12 @@ impl TcpFlags {
         self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0 | Self::FIN.0) == Self::SYN.0
     }
 
+    /// Whether this segment goes on with a connection: ACK without SYN, RST or FIN.
+    #[inline(always)]
+    pub const fn continues(self) -> bool {
+        self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0 | Self::FIN.0) == Self::ACK.0
+    }
+
     /// These flags, but none of the given ones.
     #[inline]
     #[must_use]

@@ -1,6 +1,6 @@
 //! Tracks the segments of TCP connections: which count is decided in [`crate::window`], here both entries are read and written.
 
-use flowgate_wire::{TcpFlags, TcpSegment};
+use flowgate_wire::TcpSegment;
 
 use super::{FlowTable, Found};
 use crate::address::FlowAddress;
@@ -78,13 +78,10 @@ impl<A: FlowAddress> Found<'_, A> {
     /// other: [`FlowTable::track_segment`] decides about it with both directions at hand.
     #[inline(always)]
     pub fn record_next(&self, segment: &TcpSegment) -> bool {
-        const FLAGS: TcpFlags =
-            TcpFlags(TcpFlags::SYN.0 | TcpFlags::FIN.0 | TcpFlags::RST.0 | TcpFlags::ACK.0);
         let entry = self.entry;
         let (connection, end, acked) = (entry.connection(), entry.end(), entry.acked());
-        let goes_on = segment.flags.0 & FLAGS.0 == TcpFlags::ACK.0
-            && connection.is_open()
-            && window::is_next(segment, end, acked);
+        let goes_on =
+            segment.flags.continues() && connection.is_open() && window::is_next(segment, end, acked);
         if !goes_on {
             return false;
         }
