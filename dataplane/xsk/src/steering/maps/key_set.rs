@@ -111,9 +111,7 @@ impl<E: Entry> KeySet<E> {
         next: &BTreeSet<E>,
     ) -> Result<(), SteeringError> {
         let stale: Vec<E> = applied.difference(next).copied().collect();
-        let outcome = self.change_all(Operation::Delete, interfaces, stale, |entry| {
-            applied.remove(&entry);
-        });
+        let outcome = self.change_all(Operation::Delete, interfaces, stale, applied);
         outcome.refused.map_or(Ok(()), |(_, error)| Err(self.failed("change", error)))
     }
 
@@ -132,9 +130,7 @@ impl<E: Entry> KeySet<E> {
         let mut new: Vec<E> = next.difference(applied).copied().filter(attached).collect();
         let room = (self.capacity as usize).saturating_sub(applied.len());
         let beyond = new.split_off(room.min(new.len()));
-        let outcome = self.change_all(Operation::Add, interfaces, new, |entry| {
-            applied.insert(entry);
-        });
+        let outcome = self.change_all(Operation::Add, interfaces, new, applied);
         let cause = |error: io::Error| match error.raw_os_error() {
             // A full hash map answers E2BIG (kernel/bpf/hashtab.c), a full trie ENOSPC (kernel/bpf/lpm_trie.c).
             Some(libc::E2BIG | libc::ENOSPC) => ShortfallCause::Full,
@@ -158,11 +154,7 @@ impl<E: Entry> KeySet<E> {
         max: usize,
     ) -> usize {
         let stale: Vec<E> = applied.difference(next).take(max).copied().collect();
-        let before = applied.len();
-        self.change_all(Operation::Delete, interfaces, stale, |entry| {
-            applied.remove(&entry);
-        });
-        before - applied.len()
+        self.change_all(Operation::Delete, interfaces, stale, applied).changed
     }
 
     /// The same as [`add_new`](Self::add_new) for at most `max` entries. Returns how many were added.
@@ -176,35 +168,40 @@ impl<E: Entry> KeySet<E> {
         let room = (self.capacity as usize).saturating_sub(applied.len());
         let attached = |entry: &E| entry.to_key(interfaces).is_some();
         let new = next.difference(applied).copied().filter(attached).take(max.min(room)).collect();
-        let before = applied.len();
-        self.change_all(Operation::Add, interfaces, new, |entry| {
-            applied.insert(entry);
-        });
-        applied.len() - before
+        self.change_all(Operation::Add, interfaces, new, applied).changed
     }
 
-    /// Carries out an operation on every entry that it can be carried out on, and calls `done` for each of these.
+    /// Carries out an operation on every entry that it can be carried out on, in the map and in `applied`.
     fn change_all(
         &self,
         operation: Operation,
         interfaces: &[InterfaceSlots],
         mut entries: Vec<E>,
-        mut done: impl FnMut(E),
+        applied: &mut BTreeSet<E>,
     ) -> Outcome<E> {
         // Entries without a key are in no map.
         entries.retain(|entry| entry.to_key(interfaces).is_some());
         let keys: Vec<_> = entries.iter().filter_map(|entry| entry.to_key(interfaces)).collect();
-        let mut outcome = Outcome { missing: 0, refused: None };
+        let mut outcome = Outcome { changed: 0, missing: 0, refused: None };
+        let mut note = |changed: &[E]| {
+            for entry in changed {
+                let _ = match operation {
+                    Operation::Add => applied.insert(*entry),
+                    Operation::Delete => applied.remove(entry),
+                };
+            }
+            changed.len()
+        };
         let mut at = 0;
         while at < keys.len() {
             let (changed, result) = E::Key::change(&self.map, operation, &keys[at..]);
-            entries[at..at + changed].iter().copied().for_each(&mut done);
+            outcome.changed += note(&entries[at..at + changed]);
             at += changed;
             let Err(error) = result else { break };
             let Some(&entry) = entries.get(at) else { break };
             let code = error.raw_os_error();
             if operation == Operation::Delete && code == Some(libc::ENOENT) {
-                done(entry);
+                outcome.changed += note(&[entry]);
             } else {
                 // Without room or memory the next ones would be refused as well.
                 let all = matches!(code, Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM));
@@ -225,6 +222,8 @@ impl<E: Entry> KeySet<E> {
 
 /// What became of an operation on many entries.
 struct Outcome<E> {
+    /// How many it was carried out on.
+    changed: usize,
     /// How many were refused.
     missing: usize,
     /// The first one of them, and the kernel's answer.
